@@ -1,0 +1,1 @@
+"""When things happen during training, never how."""

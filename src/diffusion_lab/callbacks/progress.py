@@ -1,0 +1,114 @@
+"""One line that says how far a run is."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+SECONDS_BETWEEN_LINES = 10.0
+
+Advance = Callable[[int], None]
+
+
+class Progress(ProgressBar):
+    """Step, loss, images a second and time left: as a bar on a terminal, as a line every ten seconds in a file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bar: Bar | None = None
+        self._task: Any = None
+        self._started = self._last_line = 0.0
+        self._first_step = 0
+        self._enabled = True
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._started, self._first_step, self._last_line = time.monotonic(), trainer.global_step, 0.0
+        console = Console()
+        if self._enabled and console.is_terminal:
+            columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[text]}")
+            self._bar = Bar(*columns, TimeRemainingColumn(), TextColumn("left"), console=console, refresh_per_second=4)
+            self._task = self._bar.add_task("training", total=trainer.max_steps, text="", completed=trainer.global_step)
+            self._bar.start()
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        now = time.monotonic()
+        pause = 0.5 if self._bar is not None else SECONDS_BETWEEN_LINES
+        if not self._enabled or (now - self._last_line < pause and trainer.global_step < trainer.max_steps):
+            return  # reading the loss waits for the device: not at every step
+        self._last_line = now
+        text = self._text(trainer)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=trainer.global_step, text=text)
+        else:
+            done = trainer.global_step - self._first_step
+            left = (now - self._started) / max(done, 1) * (trainer.max_steps - trainer.global_step)
+            print(
+                f"step {trainer.global_step}/{trainer.max_steps}  {text}  {_clock(left)} left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    @contextmanager
+    def task(self, description: str, total: int) -> Iterator[Advance]:
+        """Progress of something long beside training, such as sampling; yields a function to tell units done."""
+        if self._bar is not None:
+            task = self._bar.add_task(description, total=total, text="")
+            yield lambda units: self._bar.advance(task, units) if self._bar is not None else None
+            self._bar.remove_task(task)
+            return
+        done, last = 0, time.monotonic()
+
+        def advance(units: int) -> None:
+            nonlocal done, last
+            done += units
+            if self._enabled and time.monotonic() - last >= SECONDS_BETWEEN_LINES:
+                last = time.monotonic()
+                print(f"{description}: {100 * done // total}%", file=sys.stderr, flush=True)
+
+        yield advance
+
+    def _text(self, trainer: Trainer) -> str:
+        loss = trainer.callback_metrics.get("loss")
+        rate = trainer.callback_metrics.get("images_per_second")
+        parts = [] if loss is None else [f"loss {float(loss):.4f}"]
+        return "  ".join(parts if rate is None else [*parts, f"{float(rate):,.0f} images/s"])
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+@contextmanager
+def long_task(trainer: Trainer, description: str, total: int) -> Iterator[Advance]:
+    """A line of progress on the trainer's own display, if it has one."""
+    if isinstance(display := trainer.progress_bar_callback, Progress):
+        with display.task(description, total) as advance:
+            yield advance
+    else:
+        yield lambda units: None
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"

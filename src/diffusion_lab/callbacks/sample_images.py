@@ -1,0 +1,71 @@
+"""Pictures of what the network can draw, during training."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning import Callback, Trainer
+from torch import Tensor
+
+from diffusion_lab.callbacks.every import Every
+from diffusion_lab.callbacks.progress import long_task
+from diffusion_lab.lightning_module import DiffusionModule
+from diffusion_lab.pictures import grid, save_animation, save_picture
+
+
+class SampleImages(Callback):
+    """Every n steps and at the end: a grid of samples, and the animation of their denoising, from fixed noise.
+
+    Image k always has seed k, so that the same cell of two pictures shows the same noise. Class-conditional networks
+    show one class a column.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        *,
+        every_n_steps: int,
+        num_images: int = 64,
+        num_columns: int = 8,
+        num_frames: int = 24,
+        guidance_scale: float = 1.0,
+    ) -> None:
+        """folder: where pictures go.  num_frames: of the animation; 0 draws none."""
+        if num_images < 1 or num_columns < 1:
+            raise ValueError(f"num_images and num_columns must be at least 1, got {num_images} and {num_columns}.")
+        self.folder, self.every = Path(folder), Every(every_n_steps)
+        self.num_images, self.num_columns, self.num_frames = num_images, num_columns, num_frames
+        self.guidance_scale = guidance_scale
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: DiffusionModule, *args: Any) -> None:
+        if self.every.due(trainer.global_step):
+            self._draw(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
+        if self.every.left_over(trainer.global_step):
+            self._draw(trainer, pl_module)
+
+    def _draw(self, trainer: Trainer, module: DiffusionModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        num_steps = len(module.sampler.times)
+        shown = {round(frame) for frame in np.linspace(1, num_steps, min(self.num_frames, num_steps))}
+        frames: list[np.ndarray] = []
+        with long_task(trainer, "drawing samples", num_steps) as advance:
+
+            def on_step(done: int, x_t: Tensor, x_0: Tensor) -> None:
+                advance(1)
+                if self.num_frames and done in shown:
+                    frames.append(grid(x_t, self.num_columns))
+
+            images = module.sample(range(self.num_images), guidance_scale=self.guidance_scale, on_step=on_step)
+        picture = grid(images, self.num_columns)
+        name = f"step_{trainer.global_step:07}"
+        save_picture(picture, self.folder / f"{name}.png")
+        if frames:
+            save_animation(frames, self.folder / f"{name}.webp")
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_image"):
+                logger.log_image("samples", [picture], step=trainer.global_step)
+            elif hasattr(logger.experiment, "add_image"):
+                logger.experiment.add_image("samples", picture, trainer.global_step, dataformats="HWC")

@@ -1,0 +1,1 @@
+"""Images: any Hugging Face set -> batches for a step."""

@@ -1,0 +1,1 @@
+"""Numbers about images. Each says in its name how it was made."""

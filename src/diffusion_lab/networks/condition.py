@@ -1,0 +1,62 @@
+"""What a network is told beside the noisy image and the time."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Condition:
+    """label: int64 [B], or None for a network without classes."""
+
+    label: Tensor | None = None
+
+    @staticmethod
+    def cat(first: "Condition", second: "Condition") -> "Condition":
+        """Both conditions in one batch: [2 B]."""
+        if first.label is None or second.label is None:
+            return Condition()
+        return Condition(torch.cat([first.label, second.label]))
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The classes that a network knows.
+
+    num_classes: 0 for an unconditional network.
+    dropout: share of the labels replaced by the null label in training, so that guidance can ask for "no class"
+        (Ho & Salimans 2022, algorithm 1). The null label exists only where labels are dropped.
+    """
+
+    num_classes: int = 0
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.num_classes < 0:
+            raise ValueError(f"num_classes must be at least 0, got {self.num_classes}.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}.")
+        if self.dropout and not self.num_classes:
+            raise ValueError(f"dropout must be 0 where num_classes is 0, got {self.dropout}.")
+
+    @property
+    def null(self) -> int:
+        """The label that means "no class".  Raises ValueError for a network that has none."""
+        if not self.dropout:
+            raise ValueError(
+                "guidance needs a network that was trained with dropped labels "
+                "(conditioning=label, conditioning.dropout above 0); this one has no null label."
+            )
+        return self.num_classes
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of an embedding table for these labels."""
+        return self.num_classes + (self.dropout > 0)
+
+    def drop(self, label: Tensor | None, dropped: Tensor) -> Tensor | None:
+        """Labels [B] with the null label where `dropped` [B] is true; None for an unconditional network."""
+        if not self.num_classes or label is None:
+            return None
+        return label.masked_fill(dropped.to(label.device), self.null) if self.dropout else label

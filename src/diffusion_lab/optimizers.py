@@ -1,0 +1,65 @@
+"""Optimisers with the course of their learning rate."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch.nn import Parameter
+from torch.optim.lr_scheduler import LambdaLR
+
+
+@dataclass(frozen=True)
+class LearningRateCourse:
+    """Linear warm-up, then constant, or falling to 0 along half a cosine.
+
+    num_warmup_steps: 0 is none.  num_decay_steps: the step at which the cosine reaches 0; None keeps the rate constant.
+    """
+
+    num_warmup_steps: int = 0
+    num_decay_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_warmup_steps < 0:
+            raise ValueError(f"num_warmup_steps must be at least 0, got {self.num_warmup_steps}.")
+        if self.num_decay_steps is not None and self.num_decay_steps <= self.num_warmup_steps:
+            raise ValueError(
+                f"num_decay_steps must be above num_warmup_steps={self.num_warmup_steps}, got {self.num_decay_steps}."
+            )
+
+    def __call__(self, step: int) -> float:
+        """The factor on the learning rate in optimiser step `step`, counted from 0."""
+        warmup = min(1.0, (step + 1) / self.num_warmup_steps) if self.num_warmup_steps else 1.0
+        if self.num_decay_steps is None:
+            return warmup
+        done = (step - self.num_warmup_steps) / (self.num_decay_steps - self.num_warmup_steps)
+        return warmup * 0.5 * (1 + math.cos(math.pi * min(max(done, 0.0), 1.0)))
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Adam (Kingma & Ba 2015); weight_decay is decoupled (Loshchilov & Hutter 2019), 0 is plain Adam.
+
+    fused: one pass over all parameters, five times faster than the default loop on a CPU; false for 16-mixed.
+    """
+
+    lr: float = 2e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    fused: bool = True
+    course: LearningRateCourse = LearningRateCourse()
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise ValueError(f"lr must be above 0, got {self.lr}.")
+
+    def __call__(self, parameters: Iterable[Parameter]) -> tuple[torch.optim.Optimizer, LambdaLR]:
+        """The optimiser of `parameters`, and the scheduler to advance once a step."""
+        optimizer = torch.optim.AdamW(
+            parameters,
+            lr=self.lr,
+            betas=(self.betas[0], self.betas[1]),
+            weight_decay=self.weight_decay,
+            fused=self.fused,
+        )
+        return optimizer, LambdaLR(optimizer, self.course)

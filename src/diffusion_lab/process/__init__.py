@@ -1,0 +1,33 @@
+"""Mathematics of noising. Imports torch and nothing else.
+
+Conventions, used everywhere in the package:
+
+- images are float32 `[B, C, H, W]` in [-1, 1]; labels are int64 `[B]`;
+- time `t` is float `[B]` and grows from data (0) to noise; its range belongs to the schedule. It lives on the CPU in
+  float64: whoever needs it on another device asks `GaussianProcess` for coefficients shaped like the images there;
+- `x_t = alpha_t * x_0 + sigma_t * noise`, and `s` is a time before `t`;
+- the T discrete steps of DDPM are the times k / T, k = 1..T. A network that learned on step indices is told k - 1.
+"""
+
+from diffusion_lab.process.gaussian import GaussianProcess
+from diffusion_lab.process.predictions import X0, Epsilon, Prediction, V
+from diffusion_lab.process.schedules import CosineSchedule, LinearSchedule, NoiseSchedule, TableSchedule
+from diffusion_lab.process.times import TimeDistribution, Uniform
+from diffusion_lab.process.variances import FixedLarge, FixedSmall, Variance
+
+__all__ = [
+    "X0",
+    "CosineSchedule",
+    "Epsilon",
+    "FixedLarge",
+    "FixedSmall",
+    "GaussianProcess",
+    "LinearSchedule",
+    "NoiseSchedule",
+    "Prediction",
+    "TableSchedule",
+    "TimeDistribution",
+    "Uniform",
+    "V",
+    "Variance",
+]

@@ -1,0 +1,84 @@
+"""Seeds and positions -> numbers, the same on any layout of processes, batches and devices.
+
+Every number comes from the counter-based generator Philox (Salmon et al. 2011), addressed by what it is for. Nothing
+here reads or moves a global random state, and no state has to be saved to go on where a run stopped.
+"""
+
+from collections.abc import Sequence
+from enum import IntEnum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Purpose(IntEnum):
+    """What a stream is for: the second half of its key, so that no two uses share numbers."""
+
+    ORDER = 0
+    FLIP = 1
+    TIME = 2
+    NOISE = 3
+    LABEL_DROPOUT = 4
+    SAMPLING = 5
+
+
+def stream(seed: int, purpose: Purpose, step: int = 0, position: int = 0) -> np.random.Generator:
+    """The random stream of one address. Any two different addresses give independent streams."""
+    # The lowest two of the four counter words belong to the stream itself: it can draw 2^128 numbers.
+    return np.random.Generator(np.random.Philox(key=[seed, purpose], counter=[0, 0, position, step]))
+
+
+def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
+    """The order of images in one epoch: [size], int64."""
+    return stream(seed, Purpose.ORDER, step=epoch).permutation(size)
+
+
+class Draws:
+    """All randomness of one training step, for the images at `positions` of the global batch."""
+
+    def __init__(self, seed: int, step: int, positions: Sequence[int]) -> None:
+        self.seed, self.step, self.positions = seed, step, list(positions)
+
+    def times(self) -> Tensor:
+        """One number in [0, 1) for each image, to draw its time from: [B], float64."""
+        return self._uniform(Purpose.TIME)
+
+    def flips(self, probability: float) -> Tensor:
+        """Which images to mirror: [B], bool."""
+        return self._uniform(Purpose.FLIP) < probability
+
+    def dropped_labels(self, probability: float) -> Tensor:
+        """Which images to train without their label: [B], bool."""
+        return self._uniform(Purpose.LABEL_DROPOUT) < probability
+
+    def noise(self, like: Tensor) -> Tensor:
+        """Standard normal noise shaped as the images `like` [B, C, H, W], in float32 on their device."""
+        noise = np.empty(like.shape, dtype=np.float32)
+        for row, position in zip(noise, self.positions, strict=True):
+            stream(self.seed, Purpose.NOISE, self.step, position).standard_normal(dtype=np.float32, out=row)
+        return torch.from_numpy(noise).to(like.device, non_blocking=True)
+
+    def _uniform(self, purpose: Purpose) -> Tensor:
+        # One stream a step, number k for position k: cheaper than a stream for each, and as independent of the layout.
+        numbers = stream(self.seed, purpose, self.step).random(max(self.positions) + 1)
+        return torch.from_numpy(numbers[self.positions])
+
+
+class ImageNoise:
+    """All randomness of sampling: each image draws from the stream of its own seed, whatever batch it stands in."""
+
+    def __init__(self, seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> None:
+        """seeds: one for each image.  shape: of one image, [C, H, W]."""
+        if any(seed < 0 for seed in seeds):
+            raise ValueError(f"seeds must be whole numbers of at least 0, got {min(seeds)}.")
+        self.shape = (len(seeds), *shape)
+        self.device = torch.device(device)
+        self._streams = [stream(seed, Purpose.SAMPLING) for seed in seeds]
+
+    def draw(self) -> Tensor:
+        """The next standard normal noise of every image: [B, C, H, W], float32."""
+        noise = np.empty(self.shape, dtype=np.float32)
+        for row, image_stream in zip(noise, self._streams, strict=True):
+            image_stream.standard_normal(dtype=np.float32, out=row)
+        return torch.from_numpy(noise).to(self.device, non_blocking=True)

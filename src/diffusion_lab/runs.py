@@ -1,0 +1,139 @@
+"""Config -> the objects of a run.
+
+Torch and Lightning are imported inside functions, in the order of what they cost: a refused config must not wait.
+"""
+
+import logging
+import re
+import sys
+import typing
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from diffusion_lab.config_check import UserError, refuse, wrong_arguments
+
+if TYPE_CHECKING:
+    from lightning import Trainer
+
+    from diffusion_lab.data.image_datamodule import ImageDataModule
+    from diffusion_lab.lightning_module import DiffusionModule
+
+
+@dataclass(frozen=True)
+class Run:
+    """The objects of one training run."""
+
+    module: "DiffusionModule"
+    datamodule: "ImageDataModule"
+    trainer: "Trainer"
+    folder: Path
+
+
+def build(config: DictConfig) -> Run:
+    """The run that a config describes; everything that can be wrong with it is said before any data is decoded.
+
+    Ordered by what a check costs: the files of the data, then the network (torch), then all the rest (Lightning).
+    Raises UserError.
+    """
+    config = _resolved(config)
+    folder = Path(config.run_folder)
+    heavy = ("callbacks", "logger", "trainer", "metrics", "features")
+    light = {key: node for key, node in config.items() if key not in heavy and key != "data"}
+    problems = list(wrong_arguments(config.data.store, "data.store")) + list(wrong_arguments(light, ""))
+    if problems:
+        refuse([*problems, *wrong_arguments({key: config[key] for key in heavy}, "")])
+    store = _instantiate(config.data.store, "data")
+    try:
+        store.locate()
+    except FileNotFoundError as error:
+        raise UserError(str(error)) from error
+
+    import torch
+
+    torch.manual_seed(config.seed)
+    network = _instantiate(config.model, "model")
+    refuse(list(wrong_arguments({key: config[key] for key in (*heavy, "data")}, "")))
+    module = _build_module(config, network)
+    datamodule = _instantiate(config.data.datamodule, "data")
+    _load_images(datamodule)
+    callbacks = list(_build_callbacks(config))
+    loggers = [_instantiate(node, f"logger.{name}") for name, node in config.logger.items()]
+    OmegaConf.save(config, folder / "config.yaml")
+    trainer = _instantiate(config.trainer, "trainer", callbacks=callbacks, logger=loggers)
+    return Run(module, datamodule, trainer, folder)
+
+
+def _resolved(config: DictConfig) -> DictConfig:
+    try:
+        return typing.cast(
+            DictConfig, OmegaConf.create(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+        )
+    except OmegaConfBaseException as error:
+        raise UserError(" ".join(str(error).split())) from error
+
+
+def _build_module(config: DictConfig, network: Any) -> "DiffusionModule":
+    _quieten()
+    from diffusion_lab.lightning_module import DiffusionModule
+
+    _instantiate(config.schedule, "schedule")  # first by itself, so that its mistakes are said under its own name
+    parts = ("process", "prediction", "objective", "times", "ema", "optimizer", "sampler")
+    objects = {part: _instantiate(config[part], part) for part in parts}
+    module = DiffusionModule(network, objects.pop("process"), **objects)
+    try:
+        module.denoiser(config.guidance_scale)
+    except ValueError as error:
+        raise UserError(f"guidance_scale={config.guidance_scale}: {error}") from error
+    return module
+
+
+def _load_images(datamodule: "ImageDataModule") -> None:
+    try:
+        _ = datamodule.train_images
+    except (ValueError, OSError) as error:
+        raise UserError(str(error)) from error
+
+
+def _build_callbacks(config: DictConfig) -> Iterator[Any]:
+    from diffusion_lab.metrics.features import FeaturesUnavailableError
+
+    for name, node in config.callbacks.items():
+        try:
+            yield _instantiate(node, f"callbacks.{name}")
+        except FeaturesUnavailableError as error:
+            print(f"note: this run goes on without callbacks.{name}: {error}", file=sys.stderr)
+
+
+def _instantiate(node: Any, path: str, **extra: Any) -> Any:
+    """The object that a node describes.  Raises UserError where its constructor refuses a value."""
+    from diffusion_lab.metrics.features import FeaturesUnavailableError
+
+    try:
+        return instantiate(node, _convert_="all", **extra)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, FeaturesUnavailableError):
+            raise cause from None
+        if isinstance(cause, (ValueError, TypeError, OSError)) or type(cause).__name__ == "MisconfigurationException":
+            where = re.search(r"full_key: (\S+)", str(error))
+            raise UserError(f"{where[1] if where else path}: {' '.join(str(cause).split())}") from error
+        raise
+
+
+def _quieten() -> None:
+    """Silences what Lightning says at every start and what does not hold for this framework."""
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # batches are gathers from memory
+    warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
+    warnings.filterwarnings("ignore", message=".*module.s. in eval mode.*")  # the average never trains
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # the run folder holds Hydra's files
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # inside Lightning itself
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,0 +1,83 @@
+"""What a run is about to do, and what it came to, in a few lines on the terminal."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning import Trainer
+
+from diffusion_lab.callbacks.measure_distance import MeasureDistance
+from diffusion_lab.data.image_datamodule import ImageDataModule
+from diffusion_lab.lightning_module import DiffusionModule
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A run's result.  distances: (step, value) of each measurement under distance_name, None where none was taken."""
+
+    steps: int
+    loss: float | None
+    images_per_second: float | None
+    minutes: float
+    distance_name: str | None
+    distances: tuple[tuple[int, float], ...]
+
+    @property
+    def objective(self) -> float | None:
+        return self.distances[-1][1] if self.distances else self.loss
+
+    def as_dict(self) -> dict[str, Any]:
+        """Flat names and numbers; the distance stands under its own name."""
+        content: dict[str, Any] = {"steps": self.steps, "loss": self.loss}
+        if self.distances:
+            content[str(self.distance_name)] = self.distances[-1][1]
+        return {**content, "images_per_second": self.images_per_second, "minutes": self.minutes}
+
+
+def announce(module: DiffusionModule, datamodule: ImageDataModule, trainer: Trainer, folder: Path) -> None:
+    """One line before the first step: what is trained, on what, where it goes."""
+    if trainer.is_global_zero:
+        size = sum(parameter.numel() for parameter in module.network.parameters())
+        print(
+            f"training {size:,} parameters on {len(datamodule.train_images):,} images, {trainer.max_steps:,} steps of "
+            f"{datamodule.batch_size}, {trainer.precision} on {type(trainer.accelerator).__name__}; "
+            f"everything goes to {shown(folder)}",
+            flush=True,
+        )
+
+
+def summarize(trainer: Trainer, *, minutes: float) -> Summary:
+    """The result of a finished fit."""
+    distances = next((c for c in trainer.callbacks if isinstance(c, MeasureDistance)), None)
+    metrics = trainer.callback_metrics
+    return Summary(
+        steps=trainer.global_step,
+        loss=float(metrics["loss"]) if "loss" in metrics else None,
+        images_per_second=float(metrics["images_per_second"]) if "images_per_second" in metrics else None,
+        minutes=minutes,
+        distance_name=distances.metric.name if distances else None,
+        distances=tuple(distances.history) if distances else (),
+    )
+
+
+def show(summary: Summary, folder: Path) -> None:
+    """Where the pictures are, how far training came, how fast it was, and what to try next."""
+    print(f"\ndone: {summary.steps:,} steps in {summary.minutes:.1f} minutes", end="")
+    print(f", {summary.images_per_second:,.0f} images/s while training" if summary.images_per_second else "")
+    for picture in sorted((folder / "samples").glob("*.png"))[-1:]:
+        print(f"  pictures    {shown(picture)} and the animation {picture.with_suffix('.webp').name} beside it")
+    if len(summary.distances) > 1:
+        (first_step, first), (last_step, last) = summary.distances[0], summary.distances[-1]
+        print(f"  distance    {summary.distance_name}: {first:.2f} at step {first_step:,}, {last:.2f} at {last_step:,}")
+    print(f"  all numbers {shown(folder / 'metrics.csv')}")
+    print("try next:")
+    print("  python src/train.py schedule=cosine data=cifar10")
+    print("  python src/train.py -m schedule=linear,cosine model=unet_tiny,unet_small", flush=True)
+
+
+def shown(path: Path) -> str:
+    """A path as short as it can be from here."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

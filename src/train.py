@@ -1,0 +1,32 @@
+"""Trains one diffusion model, or a sweep of them.
+
+python src/train.py experiment=quickstart
+python src/train.py schedule=cosine data=cifar10
+python src/train.py -m schedule=linear,cosine model=unet_tiny,unet_small
+"""
+
+import time
+
+from omegaconf import DictConfig
+
+from diffusion_lab import config_entry, run_tables, runs
+
+
+def train(config: DictConfig) -> float | None:
+    """Compose -> build -> fit -> the number to minimise: the last distance, or loss where none was measured."""
+    run = runs.build(config)
+
+    from diffusion_lab import summary  # Lightning: by now it is loaded
+
+    started = time.monotonic()
+    summary.announce(run.module, run.datamodule, run.trainer, run.folder)
+    run.trainer.fit(run.module, datamodule=run.datamodule)
+    result = summary.summarize(run.trainer, minutes=(time.monotonic() - started) / 60)
+    run_tables.write_summary(run.folder, result.as_dict())
+    if not config_entry.swept():
+        summary.show(result, run.folder)
+    return result.objective
+
+
+if __name__ == "__main__":
+    config_entry.entry("train", train)
