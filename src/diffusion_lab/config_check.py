@@ -57,10 +57,17 @@ def _wrong_call(node: Any, path: str) -> Iterator[str]:
         for name in names:
             if parameters[name].default is inspect.Parameter.empty and name not in node:
                 yield f"{path}.{name} is missing"
-    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    hints = _hints(target)
     for name in names:
         if name in node and name in hints and not _fits(node[name], hints[name]):
             yield f"{path}.{name} must be {_readable(hints[name])}, got {node[name]!s}"
+
+
+def _hints(target: Any) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except NameError:
+        return {}  # some libraries name types there that they import for type checkers alone
 
 
 def _fits(value: Any, hint: Any) -> bool:

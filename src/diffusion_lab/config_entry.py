@@ -122,7 +122,7 @@ def _fastest_cpu_precision() -> str:
     return "bf16-mixed" if re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", flags) else "32-true"
 
 
-def _folder_name(override_dirname: str) -> str:
+def folder_name(override_dirname: str) -> str:
     """A sweep's run by what is swept, without the characters that the override grammar would have to quote."""
     parsed = OverridesParser.create().parse_overrides([word for word in sys.argv[1:] if re.match(r"[\w.+~/@]+=", word)])
     swept_keys = {override.key_or_group for override in parsed if override.is_sweep_override()}
@@ -135,4 +135,4 @@ OmegaConf.register_new_resolver(
     "embedded", lambda name: str(Path(__file__).parent / "data" / "embedded" / name), replace=True
 )
 OmegaConf.register_new_resolver("fastest_cpu_precision", _fastest_cpu_precision, replace=True)
-OmegaConf.register_new_resolver("folder_name", _folder_name, replace=True)
+OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)

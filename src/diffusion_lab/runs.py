@@ -43,7 +43,7 @@ def build(config: DictConfig) -> Run:
     Ordered by what a check costs: the files of the data, then the network (torch), then all the rest (Lightning).
     Raises UserError.
     """
-    config = _resolved(config)
+    config = resolved(config)
     folder = Path(config.run_folder)
     heavy = ("callbacks", "logger", "trainer", "metrics", "features")
     light = {key: node for key, node in config.items() if key not in heavy and key != "data"}
@@ -71,7 +71,8 @@ def build(config: DictConfig) -> Run:
     return Run(module, datamodule, trainer, folder)
 
 
-def _resolved(config: DictConfig) -> DictConfig:
+def resolved(config: DictConfig) -> DictConfig:
+    """The config without interpolations.  Raises UserError where a value is missing or refers to nothing."""
     try:
         return typing.cast(
             DictConfig, OmegaConf.create(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))

@@ -164,8 +164,9 @@ class ImageStore:
     def _resized(self, image: Image.Image) -> Image.Image:
         edge = min(image.size)
         left, top = (image.width - edge) // 2, (image.height - edge) // 2
-        square = (left, top, left + edge, top + edge)
-        return image.resize((self.resolution, self.resolution), Image.Resampling.BICUBIC, box=square)
+        # Cropped first: resizing a box of the image would let its surroundings leak in at the edges.
+        square = image.crop((left, top, left + edge, top + edge))
+        return square.resize((self.resolution, self.resolution), Image.Resampling.BICUBIC)
 
     def _wanted_labels(self, names: tuple[str, ...]) -> Tensor | None:
         if self.classes is None:

@@ -1,0 +1,139 @@
+"""What callbacks leave behind."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import Callback, Trainer
+from lightning.pytorch.loggers import CSVLogger
+from PIL import Image
+from torch import Tensor
+from training import FewImages, fit, small_module, weights
+
+from diffusion_lab.callbacks.checkpoints import SaveLast
+from diffusion_lab.callbacks.measure_distance import MeasureDistance
+from diffusion_lab.callbacks.progress import Progress
+from diffusion_lab.callbacks.sample_images import SampleImages
+from diffusion_lab.callbacks.throughput import Throughput
+from diffusion_lab.metrics.features import Features, to_uint8
+from diffusion_lab.metrics.frechet import FrechetDistance
+from diffusion_lab.networks import Labels
+from diffusion_lab.samplers import DDIM
+
+
+class MeanAndSpread(Features):
+    """Two features: mean level and its deviation."""
+
+    name = "mean_and_spread"
+    num_features = 2
+    channels = (1,)
+
+    def extract(self, pixels: Tensor) -> Tensor:
+        flat = pixels.float().flatten(1)
+        return torch.stack([flat.mean(1), flat.std(1)], dim=1)
+
+
+def measure(folder: Path, **settings: int | list[int]) -> MeasureDistance:
+    sampler = DDIM(small_module().process, num_steps=3)
+    metric = FrechetDistance(MeanAndSpread(), num_samples=30)
+    return MeasureDistance(metric, str(folder), sampler=sampler, batch_size=7, **settings)  # type: ignore[arg-type]
+
+
+def test_grids_and_animations_come_every_n_steps_and_at_the_end(tmp_path: Path) -> None:
+    pictures = SampleImages(str(tmp_path), every_n_steps=2, num_images=6, num_columns=3, num_frames=4)
+    fit(small_module(Labels(3, 0.2)), 5, callbacks=[pictures])
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [f"step_000000{step}.{kind}" for step in (2, 4, 5) for kind in ("png", "webp")]
+    with Image.open(tmp_path / "step_0000005.png") as grid:
+        size = grid.size
+    assert size == (3 * (56 + 2) + 2, 2 * (56 + 2) + 2)  # images of 8 pixels are enlarged seven times
+    with Image.open(tmp_path / "step_0000005.webp") as animation:
+        assert 1 < animation.n_frames <= 4  # type: ignore[attr-defined]  # equal frames are merged
+
+
+def test_the_grid_shows_the_images_that_their_seeds_give(tmp_path: Path) -> None:
+    module = small_module()
+    fit(module, 3, callbacks=[SampleImages(str(tmp_path), every_n_steps=9, num_images=2, num_columns=2)])
+    with Image.open(tmp_path / "step_0000003.png") as grid:
+        shown = torch.tensor(list(grid.convert("L").tobytes()))
+    first = shown.view(60, 118)[2:58:7, 2:58:7]
+    assert torch.equal(first.to(torch.uint8), to_uint8(module.sample([0]))[0, 0])
+
+
+def test_distances_are_measured_when_asked_and_kept_with_the_best_checkpoint(tmp_path: Path) -> None:
+    distances = measure(tmp_path / "checkpoints", every_n_steps=4, also_at=[1])
+    module = small_module()
+    fit(module, 9, callbacks=[distances], logger=CSVLogger(tmp_path, name="", version=""))
+    assert [step for step, _ in distances.history] == [1, 4, 8, 9]
+    best_step = min(distances.history, key=lambda entry: entry[1])[0]
+    state = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
+    assert state["global_step"] == best_step
+    assert "fd_mean_and_spread_30" in (tmp_path / "metrics.csv").read_text().splitlines()[0]
+
+
+def test_a_run_shorter_than_the_interval_measures_only_where_asked(tmp_path: Path) -> None:
+    distances = measure(tmp_path, every_n_steps=100, also_at=[2])
+    fit(small_module(), 5, callbacks=[distances])
+    assert [step for step, _ in distances.history] == [2]
+
+
+def test_the_measured_distance_is_that_of_the_samples_of_seeds_0_to_n(tmp_path: Path) -> None:
+    distances = measure(tmp_path, every_n_steps=5)
+    module = small_module()
+    fit(module, 5, callbacks=[distances])
+    metric = FrechetDistance(MeanAndSpread(), num_samples=30)
+    metric.update(FewImages().load().pixels, reference=True)
+    metric.update(to_uint8(module.sample(range(30), sampler=distances.sampler)), reference=False)
+    assert distances.history[0][1] == pytest.approx(metric.compute().item(), rel=1e-3)
+
+
+def test_the_last_checkpoint_is_written_when_training_is_interrupted(tmp_path: Path) -> None:
+    class Interrupt(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *args: object) -> None:
+            if trainer.global_step == 3:
+                raise RuntimeError("lost power")
+
+    module = small_module()
+    with pytest.raises(RuntimeError, match="lost power"):
+        fit(module, 9, callbacks=[Interrupt(), SaveLast(str(tmp_path), every_n_steps=100)])
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert state["global_step"] == 3
+    assert torch.equal(weights(small_loaded(state)), weights(module.network))
+
+
+def small_loaded(state: dict[str, dict[str, Tensor]]) -> torch.nn.Module:
+    module = small_module()
+    module.load_state_dict(state["state_dict"])
+    return module.network
+
+
+def test_a_checkpoint_that_was_cut_off_leaves_the_one_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit(small_module(), 2, callbacks=[SaveLast(str(tmp_path), every_n_steps=2)])
+    before = (tmp_path / "last.ckpt").read_bytes()
+
+    def cut_off(self: Trainer, path: Path, *args: object) -> None:
+        Path(path).write_bytes(b"half of it")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Trainer, "save_checkpoint", cut_off)
+    with pytest.raises(OSError, match="disk full"):
+        fit(small_module(), 2, callbacks=[SaveLast(str(tmp_path), every_n_steps=2)])
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+
+
+def test_throughput_counts_the_images_of_every_process() -> None:
+    throughput = Throughput(num_steps=3)
+    trainer = fit(small_module(), 6, callbacks=[throughput], accumulate_grad_batches=2)
+    seconds = list(throughput._seconds)
+    assert float(trainer.callback_metrics["images_per_second"]) == pytest.approx(6 * 3 / sum(seconds), rel=1e-4)
+
+
+def test_progress_says_step_loss_and_speed_in_lines_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fit(small_module(), 3, callbacks=[Progress(), Throughput()], enable_progress_bar=True)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("step 3/3  loss ")
+    assert last.endswith(" images/s  0:00:00 left")

@@ -1,0 +1,46 @@
+"""What a training step receives."""
+
+import torch
+from lightning import Trainer
+from training import FewImages
+
+from diffusion_lab.data.image_datamodule import ImageBatch, ImageDataModule
+
+
+def first_batches(count: int, **settings: bool | int) -> list[ImageBatch]:
+    data = ImageDataModule(FewImages(), batch_size=12, seed=3, **settings)  # type: ignore[arg-type]
+    data.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    batches = iter(data.train_dataloader())
+    return [data.on_after_batch_transfer(next(batches), 0) for _ in range(count)]
+
+
+def test_images_arrive_as_float_in_minus_one_to_one_and_every_level_survives() -> None:
+    pixels = FewImages().load().pixels
+    for batch in first_batches(3):
+        assert batch.x_0.dtype == torch.float32
+        levels = ((batch.x_0 + 1) * 127.5).round().to(torch.uint8)
+        assert all(any(torch.equal(image, known) for known in pixels) for image in levels)
+        assert batch.x_0.min() >= -1
+        assert batch.x_0.max() <= 1
+
+
+def test_batches_carry_their_step_and_positions() -> None:
+    batches = first_batches(3)
+    assert [batch.draws.step for batch in batches] == [0, 1, 2]
+    assert all(batch.draws.positions == list(range(12)) for batch in batches)
+
+
+def test_flips_are_drawn_for_each_image() -> None:
+    plain, flipped = first_batches(4), first_batches(4, horizontal_flip=True)
+    mirrored = 0
+    for one, other in zip(plain, flipped, strict=True):
+        for before, after in zip(one.x_0, other.x_0, strict=True):
+            assert torch.equal(after, before) or torch.equal(after, before.flip(-1))
+            mirrored += torch.equal(after, before.flip(-1))
+    assert 12 < mirrored < 36  # of 48
+
+
+def test_workers_do_not_change_what_is_trained_on() -> None:
+    for one, other in zip(first_batches(3), first_batches(3, num_workers=2), strict=True):
+        assert torch.equal(one.x_0, other.x_0)
+        assert torch.equal(one.label, other.label)

@@ -1,0 +1,37 @@
+import math
+
+import pytest
+import torch
+
+from diffusion_lab.networks.embeddings import TimeEmbedding, sinusoidal_embedding
+
+
+def test_time_becomes_sines_then_cosines_at_geometric_frequencies() -> None:
+    time, channels = [0.0, 1.0, 250.0, 999.0, 3999.0], 12
+    frequencies = [10_000 ** (-k / 5) for k in range(6)]  # Ho et al. (2020), code: from 1 to 1 / 10000, both included
+    expected = [[f(t * w) for f in (math.sin, math.cos) for w in frequencies] for t in time]
+    embedding = sinusoidal_embedding(torch.tensor(time), channels)
+    torch.testing.assert_close(embedding, torch.tensor(expected), rtol=0, atol=5e-4)
+
+
+def test_time_is_embedded_in_float32_whatever_its_dtype() -> None:
+    for dtype in (torch.float64, torch.int64):
+        embedding = sinusoidal_embedding(torch.tensor([3, 999], dtype=dtype), 8)
+        assert embedding.dtype == torch.float32
+        assert torch.equal(embedding, sinusoidal_embedding(torch.tensor([3.0, 999.0]), 8))
+
+
+def test_all_thousand_steps_are_told_apart() -> None:
+    embedding = sinusoidal_embedding(torch.arange(1000), 32)
+    distances = torch.cdist(embedding, embedding) + torch.eye(1000)
+    assert float(distances.min()) > 0.5
+
+
+def test_embedding_has_the_channels_that_residual_blocks_expect() -> None:
+    assert TimeEmbedding(8, 36)(torch.tensor([0.0, 3.0, 999.0])).shape == (3, 36)
+
+
+@pytest.mark.parametrize("channels", [2, 7])
+def test_channels_that_cannot_be_halved_are_refused(channels: int) -> None:
+    with pytest.raises(ValueError, match=f"channels must be even and at least 4 to embed the time, got {channels}"):
+        TimeEmbedding(channels, 36)

@@ -1,0 +1,241 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from diffusion_lab.networks import Condition, Labels, UNet
+from diffusion_lab.networks.unet import Attention, Downsample
+
+IMPROVED: dict[str, Any] = {
+    "num_blocks": 3,
+    "attention_resolutions": (16, 8),
+    "head_channels": 64,
+    "scale_shift": True,
+}
+ADM: dict[str, Any] = {
+    "channels": 256,
+    "attention_resolutions": (32, 16, 8),
+    "head_channels": 64,
+    "scale_shift": True,
+    "resize_in_blocks": True,
+}
+ADM_64 = ADM | {"channels": 192, "channel_multipliers": (1, 2, 3, 4), "num_blocks": 3}
+ADM_256 = ADM | {"channel_multipliers": (1, 1, 2, 2, 4, 4)}
+
+SMALL: dict[str, Any] = {
+    "channels": 8,
+    "channel_multipliers": (1, 2),
+    "attention_resolutions": (8, 4),
+    "num_groups": 4,
+    "labels": Labels(4, dropout=0.1),
+}
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"scale_shift": True},
+    {"resize_in_blocks": True},
+    {"head_channels": 4},
+    {"patch_size": 2},
+    {"scale_shift": True, "resize_in_blocks": True, "head_channels": 4, "patch_size": 2},
+]
+every_option = pytest.mark.parametrize("options", OPTIONS, ids=lambda options: ", ".join(options) or "defaults")
+
+
+def small(**options: Any) -> UNet:
+    """A network of 5 -> 3 channels, 16 pixels and four classes, attentive at 8 (or at 4, after patches of 2)."""
+    torch.manual_seed(0)
+    return UNet(5, 3, resolution=16, **SMALL | options)
+
+
+def batch(seed: int = 0) -> tuple[Tensor, Tensor, Condition]:
+    x_t = torch.randn(3, 5, 16, 16, generator=torch.Generator().manual_seed(seed))
+    return x_t, torch.tensor([0.0, 500.0, 999.0]), Condition(torch.tensor([0, 3, 4]))
+
+
+def trained(network: UNet, num_steps: int = 2) -> UNet:
+    """After a few steps of gradient descent on noise: no layer is zero any more."""
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+    for step in range(num_steps):
+        optimizer.zero_grad()
+        (network(*batch(step)) - torch.ones(3, 3, 16, 16)).square().mean().backward()
+        optimizer.step()
+    return network
+
+
+@pytest.mark.parametrize(
+    ("channels", "resolution", "options", "count"),
+    [
+        ((3, 3), 32, {}, 35_746_307),
+        (
+            (1, 1),
+            28,
+            {"channels": 32, "channel_multipliers": (1, 2, 2), "attention_resolutions": (7,), "num_groups": 8},
+            1_623_169,
+        ),
+        ((3, 3), 256, {"channel_multipliers": (1, 1, 2, 2, 4, 4)}, 113_673_219),
+        ((3, 6), 32, IMPROVED, 52_546_438),
+        ((3, 6), 64, IMPROVED | {"channel_multipliers": (1, 2, 3, 4)}, 121_063_942),
+        ((3, 6), 64, ADM_64 | {"labels": Labels(1000)}, 295_904_454),
+        ((3, 6), 128, ADM | {"channel_multipliers": (1, 1, 2, 3, 4), "labels": Labels(1000)}, 421_529_606),
+        ((3, 6), 256, ADM_256 | {"labels": Labels(1000)}, 553_838_086),
+        ((3, 6), 256, ADM_256, 552_814_086),
+        ((3, 6), 512, ADM | {"channel_multipliers": (0.5, 1, 1, 2, 2, 4, 4), "labels": Labels(1000)}, 558_997_638),
+        ((6, 6), 256, ADM_256 | {"channels": 192, "labels": Labels(1000)}, 311_795_910),
+    ],
+    ids=[
+        "DDPM CIFAR-10",
+        "tiny",
+        "DDPM 256",
+        "improved DDPM CIFAR-10",
+        "improved DDPM ImageNet-64",
+        "ADM ImageNet-64",
+        "ADM ImageNet-128",
+        "ADM ImageNet-256",
+        "ADM LSUN",
+        "ADM ImageNet-512",
+        "ADM upsampler",
+    ],
+)
+def test_published_networks_have_as_many_parameters_as_their_authors_code(
+    channels: tuple[int, int], resolution: int, options: dict[str, Any], count: int
+) -> None:
+    with torch.device("meta"):
+        network = UNet(*channels, resolution=resolution, **options)
+    assert sum(parameter.numel() for parameter in network.parameters()) == count
+
+
+@every_option
+def test_an_untrained_network_answers_exactly_0(options: dict[str, Any]) -> None:
+    answer = small(**options)(*batch())
+    assert answer.shape == (3, 3, 16, 16)
+    assert answer.dtype == torch.float32
+    assert torch.equal(answer, torch.zeros(3, 3, 16, 16))
+
+
+@every_option
+def test_every_residual_branch_starts_as_nothing(options: dict[str, Any]) -> None:
+    network = small(**options)
+    branches = [m for name, m in network.named_modules() if name.endswith((".conv_out", ".out"))]
+    assert len(branches) >= 10
+    assert all(not bool(parameter.any()) for branch in branches for parameter in branch.parameters())
+
+
+@every_option
+def test_gradients_reach_every_parameter_after_two_steps(options: dict[str, Any]) -> None:
+    network = trained(small(**options))
+    network.zero_grad()
+    network(*batch(2)).square().mean().backward()
+    unreached = [name for name, p in network.named_parameters() if p.grad is None or not bool(p.grad.any())]
+    assert unreached == []
+
+
+@every_option
+def test_time_label_and_image_each_change_the_answer(options: dict[str, Any]) -> None:
+    network = trained(small(**options)).eval().requires_grad_(False)
+    x_t, time, condition = batch()
+    answer = network(x_t, time, condition)
+    changed = [
+        network(x_t, time + 100, condition),
+        network(x_t, time, Condition(torch.tensor([1, 2, 0]))),
+        network(x_t.flip(-1), time, condition),
+    ]
+    assert all(float((other - answer).abs().amax(dim=(1, 2, 3)).min()) > 1e-4 for other in changed)
+
+
+@every_option
+def test_an_answer_does_not_depend_on_the_rest_of_the_batch(options: dict[str, Any]) -> None:
+    network = trained(small(**options)).eval()
+    x_t, time, condition = batch()
+    assert condition.label is not None
+    together = network(x_t, time, condition)
+    alone = network(x_t[1:2], time[1:2], Condition(condition.label[1:2]))
+    torch.testing.assert_close(together[1:2], alone)
+
+
+def test_the_null_label_has_a_row_only_where_labels_are_dropped() -> None:
+    networks = [small(labels=labels) for labels in (Labels(), Labels(4), Labels(4, dropout=0.1))]
+    rows = [[m.num_embeddings for m in network.modules() if isinstance(m, nn.Embedding)] for network in networks]
+    assert rows == [[], [4], [5]]
+
+
+@pytest.mark.parametrize("label", [None, torch.tensor([0, 1, 2])])
+def test_labels_that_are_missing_or_of_no_use_are_refused(label: Tensor | None) -> None:
+    x_t, time, _ = batch()
+    network = small(labels=Labels() if label is not None else Labels(4, dropout=0.1))
+    wanted = "no label" if label is not None else r"labels in 0\.\.4"
+    with pytest.raises(ValueError, match=f"label must be given to this network as {wanted}, got"):
+        network(x_t, time, Condition(label))
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 16, 16), (3, 5, 8, 16), (3, 5, 16, 32)])
+def test_images_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    _, time, condition = batch()
+    with pytest.raises(ValueError, match=r"x_t must be \[B, 5, 16, 16\], got \[3, "):
+        small()(torch.zeros(shape), time, condition)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"channel_multipliers": (1, 2, 2, 2, 2, 2)}, "resolution must be divisible by 32 .* got 16; .*resolution=32"),
+        ({"patch_size": 3}, r"resolution must be divisible by 6 \(patch_size=3 and 2 levels.* got 16; .*resolution=18"),
+        ({"patch_size": 0}, "patch_size must .* got 0"),
+        ({"channel_multipliers": ()}, "channel_multipliers must "),
+        ({"attention_resolutions": (7,)}, r"attention_resolutions must name sides among \[16, 8\] .* got \[7\]"),
+        ({"num_groups": 3}, "num_groups must divide every level's channels, got num_groups=3 for 8"),
+        ({"head_channels": 5}, "heads must divide every attention level's channels, got 3 for 16"),
+        ({"channels": 7, "num_groups": 7}, "channels must be even and at least 4 to embed the time, got 7"),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small(**options)
+
+
+def test_answers_leave_autocast_in_float32() -> None:
+    network = trained(small()).eval().requires_grad_(False)
+    exact = network(*batch())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        answer = network(*batch())
+    assert answer.dtype == torch.float32
+    torch.testing.assert_close(answer, exact, rtol=0, atol=0.1 * float(exact.std()))
+    assert not torch.equal(answer.bfloat16().float(), answer)
+
+
+def test_dropout_acts_in_training_alone() -> None:
+    network = trained(small(dropout=0.5))
+    assert not torch.equal(network(*batch()), network(*batch()))
+    network.eval()
+    assert torch.equal(network(*batch()), network(*batch()))
+
+
+@pytest.mark.parametrize("num_heads", [1, 4])
+def test_attention_is_the_softmax_of_scaled_products(num_heads: int) -> None:
+    attention = Attention(12, num_heads=num_heads, num_groups=3).double()
+    attention.out = nn.Identity()  # zero at first
+    x = torch.randn(5, 12, 8, 6).double()
+    qkv = attention.qkv(attention.norm(x)).reshape(5, 3, num_heads, 12 // num_heads, 48)
+    q, k, v = qkv[:, 0], qkv[:, 1], qkv[:, 2]
+    weights = (torch.einsum("bhcq,bhck->bhqk", q, k) / (12 // num_heads) ** 0.5).softmax(-1)
+    expected = x + torch.einsum("bhqk,bhck->bhcq", weights, v).reshape(x.shape)
+    torch.testing.assert_close(attention(x, torch.zeros(5, 4)), expected)
+
+
+def test_downsampling_pads_at_the_right_and_the_bottom_alone() -> None:
+    downsample = Downsample(3)
+    corner = torch.zeros(3, 3, 3, 3)
+    corner[range(3), range(3), 0, 0] = 1  # each channel's upper left neighbour
+    downsample.load_state_dict({"conv.weight": corner, "conv.bias": torch.zeros(3)})
+    x = torch.randn(5, 3, 8, 6)
+    torch.testing.assert_close(downsample(x, torch.zeros(5, 4)), x[:, :, ::2, ::2])
+
+
+def test_patches_are_folded_into_channels_and_unfolded_again() -> None:
+    network = small(patch_size=2)
+    assert network.conv_in.weight.shape == (8, 5 * 4, 3, 3)
+    network.conv_out = nn.Conv2d(8, 3 * 4, 1)
+    network.conv_out.load_state_dict({"weight": torch.zeros(12, 8, 1, 1), "bias": torch.arange(12)})
+    answer = network(*batch())
+    for channel in range(3):
+        patch = 4 * channel + torch.tensor([[0.0, 1.0], [2.0, 3.0]])
+        assert torch.equal(answer[:, channel], patch.repeat(8, 8).expand(3, 16, 16))

@@ -1,0 +1,214 @@
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from diffusion_lab.process import CosineSchedule, GaussianProcess, LinearSchedule, NoiseSchedule, TableSchedule
+
+T = 20
+SCHEDULE = CosineSchedule(T)
+PROCESS = GaussianProcess(SCHEDULE)
+NO_NOISE_AT_FIRST = GaussianProcess(LinearSchedule(50, 0.0, 0.98))
+
+processes = st.sampled_from(
+    [PROCESS, GaussianProcess(LinearSchedule(T, 1e-3, 0.4)), GaussianProcess(LinearSchedule(T))]
+)
+increasing_steps = st.lists(st.integers(1, T), min_size=2, unique=True).map(sorted)
+
+
+def times(*steps: int, of: int = T) -> Tensor:
+    return torch.tensor(steps, dtype=torch.float64) / of
+
+
+def assert_same(actual: Tensor, expected: Tensor, tolerance: float = 1e-12) -> None:
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_noisy_image_weighs_image_and_noise() -> None:
+    x_0, noise = torch.randn(3, 2, 8, 6).double(), torch.randn(3, 2, 8, 6).double()
+    x_t = PROCESS.q_sample(x_0, times(0, 7, 20), noise)
+    level = SCHEDULE.alpha_bar[[6, 19]].tolist()
+    assert_same(x_t[0], x_0[0])
+    assert_same(x_t[1], math.sqrt(level[0]) * x_0[1] + math.sqrt(1 - level[0]) * noise[1])
+    assert_same(x_t[2], math.sqrt(level[1]) * x_0[2] + math.sqrt(1 - level[1]) * noise[2])
+
+
+def test_as_many_images_as_columns_still_have_one_time_each() -> None:
+    x_0, noise, t = torch.randn(6, 3, 8, 6), torch.randn(6, 3, 8, 6), times(1, 4, 7, 11, 15, 20)
+    s = times(0, 3, 2, 10, 14, 1)
+    answers = (
+        PROCESS.q_sample(x_0, t, noise),
+        PROCESS.q_step(x_0, s, t, noise),
+        PROCESS.q_posterior(x_0, noise, s, t)[0],
+        PROCESS.q_posterior(x_0, noise, s, t)[1],
+    )
+    for k in range(6):
+        one = slice(k, k + 1)
+        alone = (
+            PROCESS.q_sample(x_0[one], t[one], noise[one]),
+            PROCESS.q_step(x_0[one], s[one], t[one], noise[one]),
+            *PROCESS.q_posterior(x_0[one], noise[one], s[one], t[one]),
+        )
+        for whole, single in zip(answers, alone, strict=True):
+            assert torch.equal(whole[one], single)
+
+
+@pytest.mark.parametrize("t", [times(3), times(1, 2, 3, 4, 5, 6), times(1, 2, 3, 4, 5)[:, None], times(3)[0]])
+def test_any_other_number_of_times_than_images_is_refused(t: Tensor) -> None:
+    x = torch.randn(5, 3, 8, 6)
+    for call in (
+        lambda: PROCESS.coefficients(t, like=x),
+        lambda: PROCESS.q_sample(x, t, x),
+        lambda: PROCESS.q_step(x, t, t, x),
+        lambda: PROCESS.q_posterior(x, x, torch.zeros_like(t), t),
+    ):
+        with pytest.raises(ValueError, match=r"t must hold one time per image, \[5\], got \["):
+            call()
+
+
+def test_noise_of_another_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"noise must be shaped as x_0, \[5, 3, 8, 6\], got \[5, 1, 8, 6\]"):
+        PROCESS.q_sample(torch.randn(5, 3, 8, 6), times(1, 2, 3, 4, 5), torch.randn(5, 1, 8, 6))
+
+
+def test_coefficients_are_ready_to_multiply_images() -> None:
+    for dtype in (torch.float32, torch.float64):
+        alpha_t, sigma_t = PROCESS.coefficients(times(1, 2, 3, 4, 5), like=torch.zeros(5, 3, 8, 6, dtype=dtype))
+        assert (alpha_t.shape, alpha_t.dtype) == ((5, 1, 1, 1), dtype)
+        assert (sigma_t.shape, sigma_t.dtype) == ((5, 1, 1, 1), dtype)
+
+
+def test_neighbouring_steps_shrink_by_the_root_of_one_minus_beta_and_add_beta() -> None:
+    schedule = CosineSchedule(1000)
+    t = times(*range(1, 1001), of=1000)
+    scale, variance = GaussianProcess(schedule).transition(t - 1 / 1000, t)
+    assert_same(scale, (1 - schedule.betas).sqrt())  # Ho et al. (2020), eq. 2
+    torch.testing.assert_close(variance, schedule.betas, rtol=1e-9, atol=0)
+
+
+@given(processes, increasing_steps)
+def test_chained_steps_reach_the_mean_and_variance_of_one_leap(process: GaussianProcess, steps: list[int]) -> None:
+    mean, variance = torch.ones(1).double(), torch.zeros(1).double()
+    for s, t in zip([0, *steps], steps, strict=False):
+        scale, added = process.transition(times(s), times(t))
+        mean, variance = scale * mean, scale**2 * variance + added
+    alpha_t, sigma_t = process.schedule.coefficients(times(steps[-1]))
+    assert_same(mean, alpha_t)
+    assert_same(variance, sigma_t**2)
+
+
+def test_chained_noisy_images_have_the_mean_and_deviation_of_one_leap() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.tensor([0.8, -0.5]).view(2, 1, 1, 1).expand(2, 3, 128, 96)
+    steps = [(0, 0), (1, 3), (5, 4), (6, 9), (12, 10)]
+    for s, t in pairwise(steps):
+        x = PROCESS.q_step(x, times(*s), times(*t), torch.randn(x.shape, generator=generator))
+    alpha_t, sigma_t = PROCESS.schedule.coefficients(times(12, 10))
+    assert x.mean(dim=(1, 2, 3)).tolist() == pytest.approx((alpha_t * torch.tensor([0.8, -0.5])).tolist(), abs=0.01)
+    assert x.std(dim=(1, 2, 3)).tolist() == pytest.approx(sigma_t.tolist(), abs=0.01)
+
+
+def test_posterior_of_neighbouring_steps_is_equation_7_of_ho_et_al() -> None:
+    schedule = LinearSchedule(T, 1e-3, 0.4)
+    beta, alpha_bar = schedule.betas, (1 - schedule.betas).cumprod(0)
+    before = torch.cat([torch.ones(1).double(), alpha_bar[:-1]])
+    on_x_0 = before.sqrt() * beta / (1 - alpha_bar)
+    on_x_t = (1 - beta).sqrt() * (1 - before) / (1 - alpha_bar)
+    variance = (1 - before) / (1 - alpha_bar) * beta
+
+    x_0, x_t = torch.randn(T, 3, 8, 6).double(), torch.randn(T, 3, 8, 6).double()
+    mean, answered = GaussianProcess(schedule).q_posterior(x_0, x_t, times(*range(T)), times(*range(1, T + 1)))
+    assert_same(mean, on_x_0.view(T, 1, 1, 1) * x_0 + on_x_t.view(T, 1, 1, 1) * x_t)
+    assert_same(answered, variance.view(T, 1, 1, 1))
+
+
+@given(processes, increasing_steps)
+def test_posterior_of_any_two_times_is_bayes_rule(process: GaussianProcess, steps: list[int]) -> None:
+    s, t = times(steps[0]), times(steps[-1])
+    alpha_s, sigma_s = process.schedule.coefficients(s)
+    scale, added = process.transition(s, t)
+    precision = 1 / sigma_s**2 + scale**2 / added  # of q(x_s | x_0) q(x_t | x_s) as a function of x_s
+    on_x_0, on_x_t, variance = process.posterior_coefficients(s, t)
+    assert_same(variance, 1 / precision, 1e-9)
+    assert_same(on_x_0, alpha_s / sigma_s**2 / precision, 1e-9)
+    assert_same(on_x_t, scale / added / precision, 1e-9)
+
+
+@given(processes, increasing_steps)
+def test_posterior_leads_from_the_later_marginal_to_the_earlier(process: GaussianProcess, steps: list[int]) -> None:
+    s, t = times(*steps[:-1]), times(*steps[1:])
+    alpha_s, sigma_s = process.schedule.coefficients(s)
+    alpha_t, sigma_t = process.schedule.coefficients(t)
+    on_x_0, on_x_t, variance = process.posterior_coefficients(s, t)
+    assert_same(on_x_0 + on_x_t * alpha_t, alpha_s)
+    assert_same(on_x_t**2 * sigma_t**2 + variance, sigma_s**2)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "second", "last"),
+    [
+        (LinearSchedule(1000), -9.816725, -3.912024),
+        (LinearSchedule(4000, 2.5e-5, 0.005), -11.265782, -5.298318),
+        (CosineSchedule(1000), -10.734083, -0.001003),
+        (CosineSchedule(4000), -12.204537, -0.001001),
+    ],
+    ids=str,
+)
+def test_log_posterior_variances_are_those_of_the_papers(schedule: TableSchedule, second: float, last: float) -> None:
+    # Golden values: Ho et al. (2020), eq. 7, in float64, for the variances of Nichol & Dhariwal (2021) as well.
+    steps = schedule.num_timesteps
+    s, t = times(1, steps - 1, of=steps), times(2, steps, of=steps)
+    log_variance = GaussianProcess(schedule).posterior_coefficients(s, t)[2].log()
+    assert [round(value, 6) for value in log_variance.tolist()] == [second, last]
+
+
+def test_first_step_is_undone_exactly() -> None:
+    x_0, x_t = torch.randn(5, 3, 8, 6), torch.randn(5, 3, 8, 6)
+    mean, variance = PROCESS.q_posterior(x_0, x_t, torch.zeros(5), times(1, 2, 3, 4, 20))
+    torch.testing.assert_close(mean, x_0)
+    assert variance.flatten().tolist() == [0.0] * 5
+
+
+def test_a_first_step_without_noise_is_undone_exactly_too() -> None:
+    x_0 = torch.randn(3, 2, 8, 6)
+    mean, variance = NO_NOISE_AT_FIRST.q_posterior(x_0, x_0, times(0, 0, 1, of=50), times(1, 2, 2, of=50))
+    torch.testing.assert_close(mean, x_0)
+    assert variance.flatten().tolist() == [0.0] * 3
+
+
+def test_posteriors_after_a_first_step_without_noise_are_finite() -> None:
+    s, t = times(*range(50), of=50), times(*range(1, 51), of=50)
+    assert all(bool(value.isfinite().all()) for value in NO_NOISE_AT_FIRST.posterior_coefficients(s, t))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_network_is_told_the_index_of_the_step(dtype: torch.dtype) -> None:
+    time = PROCESS.network_time(times(1, 2, 20), like=torch.zeros(3, 2, 8, 6, dtype=dtype))
+    assert time.dtype == dtype
+    assert time.tolist() == [0, 1, 19]
+
+
+@pytest.mark.parametrize(
+    ("refused", "message"),
+    [
+        ([], "strictly decreasing list of numbers above 0, got"),
+        ([0.25, 0.5], "strictly decreasing list of numbers above 0, got"),
+        ([0.5, 0.5, 0.25], "strictly decreasing list of numbers above 0, got"),
+        ([0.5, 0.25, 0.0], "strictly decreasing list of numbers above 0, got"),
+        ([0.5, 0.26], "t must be one of 0, 1/20, 2/20, ..., 1 .* got 0.26"),
+        ([1.05, 0.5], "t must be one of 0, 1/20, 2/20, ..., 1 .* got 1.05"),
+    ],
+)
+def test_lists_of_times_that_no_sampler_can_walk_are_refused(refused: list[float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PROCESS.validate_times(refused)
+
+
+@pytest.mark.parametrize("schedule", [CosineSchedule(T), LinearSchedule(T)], ids=str)
+def test_lists_of_decreasing_steps_are_accepted(schedule: NoiseSchedule) -> None:
+    GaussianProcess(schedule).validate_times([1.0, 0.95, 0.5, 0.05])
+    GaussianProcess(schedule).validate_times([0.3])

@@ -1,0 +1,102 @@
+"""Every file under conf/ composes, fits the signatures of what it builds, and builds."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from diffusion_lab.config_check import wrong_arguments
+from diffusion_lab.config_entry import CONF
+from diffusion_lab.runs import resolved
+
+CHOICES = [
+    f"{path.parent.name}={path.stem}" for path in sorted(CONF.glob("*/*.yaml")) if not path.stem.startswith("_")
+]
+EXPERIMENTS = [choice for choice in CHOICES if choice.startswith("experiment=")]
+
+
+@pytest.fixture(autouse=True)
+def hydra_here() -> Iterator[None]:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def composed(*overrides: str) -> DictConfig:
+    return resolved(compose("train", overrides=["run_folder=somewhere", *overrides]))
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_each_choice_composes_and_fits_the_signatures(choice: str) -> None:
+    assert list(wrong_arguments(composed(choice), "")) == []
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_each_choice_builds_its_mathematics(choice: str) -> None:
+    config = composed(choice, "data.resolution=32")  # a side that every network can halve
+    with torch.device("meta"):
+        network = instantiate(config.model, _convert_="all")
+    assert network.in_channels == config.data.channels
+    for part in ("process", "prediction", "objective", "times", "sampler", "optimizer", "ema", "variance"):
+        assert instantiate(config[part], _convert_="all") is not None
+
+
+@pytest.mark.parametrize("choice", EXPERIMENTS)
+def test_each_recipe_says_how_to_run_it(choice: str) -> None:
+    name = choice.partition("=")[2]
+    head = (CONF / "experiment" / f"{name}.yaml").read_text().split("defaults:")[0]
+    assert f"python src/train.py experiment={name}" in head
+
+
+@pytest.mark.parametrize(
+    ("overrides", "num_parameters"),
+    [
+        (["data=cifar10", "model=unet_cifar10"], 35_746_307),
+        (["experiment=ddpm_cifar10"], 35_746_307),
+        (["model=unet_tiny"], 1_623_169),
+        # the label's table is the only difference: one row a class, and the null label's where labels are dropped
+        (["model=unet_tiny", "conditioning=label"], 1_623_169 + 11 * 128),
+        (["model=unet_tiny", "conditioning=label", "conditioning.dropout=0"], 1_623_169 + 10 * 128),
+    ],
+)
+def test_networks_have_the_stated_number_of_parameters(overrides: list[str], num_parameters: int) -> None:
+    with torch.device("meta"):
+        network = instantiate(composed(*overrides).model, _convert_="all")
+    assert sum(parameter.numel() for parameter in network.parameters()) == num_parameters
+
+
+def test_the_data_brings_its_network_and_features_and_both_can_be_overridden() -> None:
+    assert composed("data=cifar10").model.channels == 128
+    assert composed("data=cifar10").features._target_.endswith("Inception")
+    assert composed("data=fashion_mini").features._target_.endswith("FashionCNN")
+    other = composed("data=cifar10", "model=unet_small", "features=fashion_cnn")
+    assert other.model.channels == 64
+    assert other.features._target_.endswith("FashionCNN")
+
+
+def test_the_default_prediction_is_the_noise() -> None:
+    assert composed().prediction._target_.endswith(".Epsilon")
+
+
+def test_the_classroom_recipe_has_variances_0_to_098_in_steps_of_002() -> None:
+    schedule = instantiate(composed("experiment=notebook_sneakers").schedule)
+    assert schedule.betas.tolist() == pytest.approx([0.02 * step for step in range(50)], abs=1e-12)
+
+
+def test_run_folders_of_sweeps_can_be_given_as_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusion_lab.config_entry import folder_name
+
+    monkeypatch.setattr("sys.argv", ["train.py", "-m", "schedule=linear,cosine", "data.path=/a/b", "seed=1,2"])
+    name = folder_name("data.path=/a/b,schedule=linear,seed=1")
+    assert name == "schedule-linear_seed-1"
+
+
+def test_conf_holds_one_folder_for_each_group_of_the_command_line() -> None:
+    groups = {path.name for path in Path(CONF).iterdir() if path.is_dir()}
+    wanted = "data schedule model prediction objective times sampler ema optimizer metrics callbacks logger trainer"
+    assert set(f"{wanted} experiment".split()) <= groups

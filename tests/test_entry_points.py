@@ -1,0 +1,178 @@
+"""The commands of the README, in processes of their own, on the embedded data."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+SMALL = [
+    "model=unet_quick",
+    "model.channels=8",
+    "data.batch_size=8",
+    "trainer.max_steps=4",
+    "trainer.log_every_n_steps=2",
+    "callbacks.sample_images.num_images=4",
+    "callbacks.measure_distance.every_n_steps=2",
+    "metrics.num_samples=20",
+    "sampler.num_steps=5",
+]
+
+
+def train(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error::UserWarning", str(ROOT / "src" / "train.py"), *arguments]
+    return subprocess.run(
+        command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A finished run of four steps, started from another folder, and what it said."""
+    folder = tmp_path_factory.mktemp("run")
+    done = train(*SMALL, "conditioning=label", "guidance_scale=2", f"hydra.run.dir={folder}", cwd=folder.parent)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_a_run_leaves_config_metrics_checkpoints_and_pictures(run: tuple[Path, str]) -> None:
+    folder, _ = run
+    rows = table(folder / "metrics.csv")
+    assert [float(row["fd_fashion_cnn_20"]) > 0 for row in rows if row["fd_fashion_cnn_20"]] == [True, True]
+    assert any(row["loss"] for row in rows)
+    assert any(row["images_per_second"] for row in rows)
+    assert any(row["lr-AdamW"] == "0.0002" for row in rows)
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
+    with Image.open(folder / "samples" / "step_0000004.png") as grid:
+        assert grid.size == (4 * (2 * 28 + 2) + 2, 2 * 28 + 4)  # four images, enlarged twice
+    assert "${" not in (folder / "config.yaml").read_text()
+
+
+def test_a_checkpoint_is_plain_enough_to_load_safely(run: tuple[Path, str]) -> None:
+    state = torch.load(run[0] / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["global_step"] == 4
+    assert int(state["state_dict"]["ema.num_updates"]) == 4
+
+
+def test_a_run_ends_with_a_short_summary(run: tuple[Path, str]) -> None:
+    folder, said = run
+    assert re.search(r"done: 4 steps in \d+\.\d minutes, [\d,]+ images/s while training", said)
+    assert re.search(r"distance    fd_fashion_cnn_20: \d+\.\d\d at step 2, \d+\.\d\d at 4", said)
+    assert f"{folder.name}/samples/step_0000004.png" in said
+    assert len(re.findall(r"^  python src/train.py ", said, flags=re.MULTILINE)) == 2
+    content = json.loads((folder / "summary.json").read_text())
+    assert content["steps"] == 4
+
+
+def test_the_commands_that_a_run_suggests_can_be_composed(run: tuple[Path, str]) -> None:
+    for command in re.findall(r"^  python src/train.py (.*)$", run[1], flags=re.MULTILINE):
+        words = [word.partition(",")[0] for word in command.split() if word != "-m"]
+        assert train(*words, "--cfg", "job").returncode == 0
+
+
+def test_the_same_run_again_gives_the_same_weights(run: tuple[Path, str], tmp_path: Path) -> None:
+    again = train(*SMALL, "conditioning=label", "guidance_scale=2", f"hydra.run.dir={tmp_path}")
+    assert again.returncode == 0, again.stderr
+    one, other = (torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in (run[0], tmp_path))
+    assert all(torch.equal(one["state_dict"][key], value) for key, value in other["state_dict"].items())
+
+
+def test_a_sweep_gives_each_run_its_folder_and_ends_with_a_table(tmp_path: Path) -> None:
+    done = train("-m", *SMALL, "schedule=linear,cosine", "prediction=epsilon,v", f"hydra.sweep.dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    folders = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
+    assert folders == [
+        "0_prediction-epsilon_schedule-linear",
+        "1_prediction-v_schedule-linear",
+        "2_prediction-epsilon_schedule-cosine",
+        "3_prediction-v_schedule-cosine",
+    ]
+    assert all((tmp_path / folder / "metrics.csv").is_file() for folder in folders)
+    assert re.search(r"schedule .* prediction .* fd_fashion_cnn_20", done.stdout)
+    rows = table(tmp_path / "sweep.csv")
+    assert [row["schedule"] for row in rows] == ["linear", "linear", "cosine", "cosine"]
+    assert len({row["fd_fashion_cnn_20"] for row in rows}) == 4
+
+
+def test_a_sweep_goes_on_after_a_run_that_is_refused(tmp_path: Path) -> None:
+    done = train("-m", *SMALL, "model.channels=30,8", f"hydra.sweep.dir={tmp_path}")
+    assert done.returncode == 1
+    assert "num_groups must divide every level's channels" in done.stderr.splitlines()[-1]
+    assert (tmp_path / "1_model.channels-8" / "summary.json").is_file()
+
+
+def test_wandb_works_offline_and_metrics_csv_is_there_too(tmp_path: Path) -> None:
+    done = train(*SMALL, "logger=wandb", "logger.wandb.offline=true", f"hydra.run.dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    assert (tmp_path / "metrics.csv").is_file()
+
+
+def test_tensorboard_receives_numbers_and_pictures(tmp_path: Path) -> None:
+    done = train(*SMALL, "logger=tensorboard", f"hydra.run.dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    (events,) = (tmp_path / "tensorboard").glob("events.*")
+    content = events.read_bytes()
+    assert b"samples" in content
+    assert b"fd_fashion_cnn_20" in content
+
+
+def test_a_missing_feature_network_is_said_once_and_training_goes_on(tmp_path: Path) -> None:
+    done = train(
+        *SMALL, "features=inception", "features.weights=/nowhere/inception.pth", f"hydra.run.dir={tmp_path}"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("this run goes on without callbacks.measure_distance") == 1
+    assert done.stderr.index("this run goes on") < done.stderr.index("step 1/4")
+    assert (tmp_path / "checkpoints" / "last.ckpt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["schedule=cosin"], "schedule must be one of cosine, linear, got cosin; did you mean cosine."),
+        (["shedule=cosine"], "shedule is not a setting: accepted are .*; did you mean schedule."),
+        (["model.chanels=3"], "model.chanels is not a setting in model: accepted are .*channels.*did you mean channels."),
+        (["+model.chanels=3"], "model.chanels is not a setting of UNet: accepted are .*; did you mean channels."),
+        (["data=cifar10"], "data.hub_name=uoft-cs/cifar10 is neither in .* nor within reach .* set data.path to .*"),
+        (["data=cifar10", "data.path=EMPTY"], r"data.path must hold .*train-\*.parquet.*EMPTY is empty."),
+        (["data.resolution=30"], "model: resolution must be divisible by 4 .* got 30; try data.resolution=32 .*"),
+        (["data.resolution=abc"], "data.store.resolution must be a whole number, got abc.*"),
+        (["trainer.max_steps=abc"], "trainer.max_steps must be a whole number, got abc."),
+        (["sampler.num_steps=2000"], "sampler: num_steps must be at most the schedule's 1000 steps, got 2000."),
+        (["schedule.num_timesteps=0"], "schedule: num_timesteps must be a whole number of at least 1, got 0."),
+        (["guidance_scale=2"], "guidance_scale=2: guidance needs a network that was trained with dropped labels .*"),
+        (["schedule"], "Error parsing override 'schedule' missing EQUAL .*"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_sentence_before_anything_is_trained(
+    arguments: list[str], sentence: str, tmp_path: Path
+) -> None:
+    (tmp_path / "EMPTY").mkdir()
+    done = train(*arguments, f"hydra.run.dir={tmp_path / 'run'}", cwd=tmp_path, HF_HUB_OFFLINE="1")
+    assert done.returncode == 1
+    assert re.fullmatch(f"error: {sentence}", done.stderr.strip()), done.stderr
+    assert done.stdout == ""
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_names_every_group_and_does_not_wait_for_torch() -> None:
+    started = time.monotonic()
+    done = train("--help")
+    assert done.returncode == 0
+    assert "schedule: cosine, linear" in done.stdout
+    assert time.monotonic() - started < 20  # seconds less without torch; the bound only catches a hang

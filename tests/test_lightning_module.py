@@ -1,0 +1,181 @@
+"""The training and sampling flows, through Lightning."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback, Trainer
+from training import FewImages, fit, small_module, weights
+
+from diffusion_lab.callbacks.checkpoints import SaveLast
+from diffusion_lab.data.image_datamodule import ImageBatch
+from diffusion_lab.lightning_module import DiffusionModule
+from diffusion_lab.networks import Condition, Labels
+from diffusion_lab.randomness import Draws
+
+
+def fitting(module: DiffusionModule) -> bool:
+    return module._trainer is not None and module._trainer.training
+
+
+@pytest.fixture(autouse=True)
+def steps_without_a_trainer_do_not_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = DiffusionModule.log
+    monkeypatch.setattr(DiffusionModule, "log", lambda self, *a, **k: log(self, *a, **k) if fitting(self) else None)
+
+
+def batch(module_seed: int = 0, size: int = 6) -> ImageBatch:
+    generator = torch.Generator().manual_seed(module_seed)
+    x_0 = torch.rand(size, 1, 8, 8, generator=generator) * 2 - 1
+    return ImageBatch(x_0, torch.arange(size) % 3, Draws(5, 7, range(size)))
+
+
+def test_the_first_loss_of_a_network_that_answers_zero_is_the_power_of_the_noise() -> None:
+    module, data = small_module(), batch()
+    loss = module.training_step(data, 0)
+    assert loss.item() == pytest.approx(data.draws.noise(data.x_0).square().mean().item(), rel=1e-6)
+
+
+def test_the_loss_is_that_of_the_formulas_written_out() -> None:
+    module, data = small_module(), batch()
+    with torch.no_grad():
+        for parameter in module.network.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * 0.05)
+    t = (data.draws.times() * 20).floor() / 20 + 1 / 20
+    alpha_bar = torch.cumprod(1 - torch.linspace(1e-3, 0.4, 20, dtype=torch.float64), 0)
+    index = (t * 20).round().long() - 1
+    alpha = alpha_bar[index].sqrt().float()[:, None, None, None]
+    sigma = (1 - alpha_bar[index]).sqrt().float()[:, None, None, None]
+    noise = data.draws.noise(data.x_0)
+    output = module.network(alpha * data.x_0 + sigma * noise, index.float(), Condition())
+    expected = (output - noise).square().mean()
+    assert module.training_step(data, 0).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_training_learns_a_single_image() -> None:
+    module = small_module()
+    fit(module, 150)
+    data = batch()
+    data.x_0 = FewImages().load().pixels[:6].float() / 127.5 - 1
+    assert module.training_step(data, 0).item() < 0.75  # 1.0 before
+
+
+def test_steps_are_the_same_however_batches_are_accumulated() -> None:
+    runs = {}
+    for accumulate in (1, 2, 4):
+        module = small_module()
+        trainer = fit(module, 5, accumulate_grad_batches=accumulate)
+        assert trainer.global_step == 5
+        assert int(module.ema.num_updates) == 5
+        runs[accumulate] = (weights(module.network), weights(module.ema.network))
+    for accumulate in (2, 4):
+        # Adam divides by the gradient's size: rounding of sums shows where a gradient is nearly 0.
+        torch.testing.assert_close(runs[accumulate][0], runs[1][0], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(runs[accumulate][1], runs[1][1], rtol=1e-3, atol=1e-4)
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"data\.batch_size .* divisible by .* 1 \* 5, got 12"):
+        fit(small_module(), 2, accumulate_grad_batches=5)
+
+
+def test_the_average_is_another_network_that_stays_in_evaluation_mode() -> None:
+    module = small_module(dropout=0.5)
+    fit(module, 3)
+    module.train()
+    assert module.network.training
+    assert not any(part.training for part in module.ema.modules())
+    assert not torch.equal(weights(module.network), weights(module.ema.network))
+
+
+def test_training_is_the_same_twice_and_with_sampling_between() -> None:
+    class Peek(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *args: object) -> None:
+            trainer.lightning_module.sample(range(3))
+
+    plain, again, peeked = small_module(), small_module(), small_module()
+    fit(plain, 4)
+    fit(again, 4)
+    fit(peeked, 4, callbacks=[Peek()])
+    assert torch.equal(weights(plain.network), weights(again.network))
+    assert torch.equal(weights(plain.network), weights(peeked.network))
+
+
+def test_a_checkpoint_holds_the_average_and_resumes_at_its_step(tmp_path: Path) -> None:
+    whole, first = small_module(), small_module()
+    fit(whole, 6)
+    fit(first, 4, callbacks=[SaveLast(str(tmp_path), every_n_steps=4)])
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert state["global_step"] == 4
+    average = torch.cat([v.flatten() for k, v in state["state_dict"].items() if k.startswith("ema.network.")])
+    assert torch.equal(average, weights(first.ema.network))
+    resumed = small_module()
+    fit(resumed, 6, ckpt_path=tmp_path / "last.ckpt")
+    assert torch.equal(weights(resumed.network), weights(whole.network))
+    assert torch.equal(weights(resumed.ema.network), weights(whole.ema.network))
+
+
+def test_samples_come_from_the_average_not_from_the_trained_weights() -> None:
+    module = small_module()
+    fit(module, 20)
+    images = module.sample(range(4))
+    with torch.no_grad():
+        for parameter in module.network.parameters():
+            parameter.zero_()
+    assert torch.equal(module.sample(range(4)), images)
+    with torch.no_grad():
+        for parameter in module.ema.network.parameters():
+            parameter.zero_()
+    assert not torch.equal(module.sample(range(4)), images)
+
+
+def test_image_k_does_not_depend_on_its_neighbours() -> None:
+    module = small_module(Labels(3, 0.2))
+    fit(module, 5)
+    together, alone = module.sample(range(5)), module.sample([3])
+    torch.testing.assert_close(together[3:4], alone, rtol=0, atol=1e-5)
+
+
+def test_seeds_choose_classes_in_turn_and_labels_can_be_asked_for() -> None:
+    module = small_module(Labels(3, 0.2))
+    fit(module, 30)
+    asked = module.sample([0, 1, 2, 3], torch.tensor([0, 1, 2, 0]))
+    assert torch.equal(module.sample([0, 1, 2, 3]), asked)
+    assert not torch.equal(module.sample([0, 1, 2, 3], torch.tensor([1, 1, 2, 0])), asked)
+
+
+def test_guidance_without_a_null_label_is_refused() -> None:
+    for labels in (None, Labels(3)):
+        with pytest.raises(ValueError, match="guidance needs a network that was trained with dropped labels"):
+            small_module(labels).denoiser(1.5)
+
+
+def test_gradients_are_clipped_to_the_asked_norm() -> None:
+    module = small_module()
+    seen = []
+    clip = module.configure_gradient_clipping
+
+    def watched(*arguments: Any, **settings: Any) -> None:
+        clip(*arguments, **settings)
+        seen.append(torch.cat([p.grad.flatten() for p in module.network.parameters() if p.grad is not None]).norm())
+
+    module.configure_gradient_clipping = watched  # type: ignore[method-assign, assignment]
+    fit(module, 3, gradient_clip_val=0.01)
+    assert [norm.item() for norm in seen] == pytest.approx([0.01] * 3, rel=1e-3)
+
+
+def test_dropped_labels_are_the_asked_share_of_training() -> None:
+    labels = Labels(3, 0.25)
+    dropped = Draws(0, 0, range(4000)).dropped_labels(labels.dropout)
+    label = labels.drop(torch.zeros(4000, dtype=torch.int64), dropped)
+    assert label is not None
+    assert (label == labels.null).float().mean().item() == pytest.approx(0.25, abs=0.02)
+
+
+def test_two_modules_do_not_share_weights() -> None:
+    module = small_module()
+    other = copy.deepcopy(module)
+    fit(module, 2)
+    assert not torch.equal(weights(module.network), weights(other.network))
