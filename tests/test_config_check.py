@@ -10,7 +10,13 @@ from diffusion_lab.config_check import UserError, refuse, wrong_arguments
 
 class Thing:
     def __init__(
-        self, size: int, scale: float = 1.0, *, kind: Literal["a", "b"] = "a", sides: Sequence[int] = (), on: bool = True
+        self,
+        size: int,
+        scale: float = 1.0,
+        *,
+        kind: Literal["a", "b"] = "a",
+        sides: Sequence[int] = (),
+        on: bool = True,
     ) -> None: ...
 
 
@@ -58,7 +64,9 @@ def test_mistakes_are_found_below_lists_and_groups() -> None:
 
 def test_a_target_that_cannot_be_imported_is_named() -> None:
     (sentence,) = wrong_arguments({"_target_": "diffusion_lab.nothing.Here"}, "model")
-    assert sentence.startswith("model._target_ must name something that can be imported, got diffusion_lab.nothing.Here")
+    assert sentence.startswith(
+        "model._target_ must name something that can be imported, got diffusion_lab.nothing.Here"
+    )
 
 
 def test_all_problems_end_in_one_sentence() -> None:

@@ -14,9 +14,7 @@ from diffusion_lab.config_check import wrong_arguments
 from diffusion_lab.config_entry import CONF
 from diffusion_lab.runs import resolved
 
-CHOICES = [
-    f"{path.parent.name}={path.stem}" for path in sorted(CONF.glob("*/*.yaml")) if not path.stem.startswith("_")
-]
+CHOICES = [f"{path.parent.name}={path.stem}" for path in sorted(CONF.glob("*/*.yaml")) if not path.stem.startswith("_")]
 EXPERIMENTS = [choice for choice in CHOICES if choice.startswith("experiment=")]
 
 

@@ -131,9 +131,7 @@ def test_tensorboard_receives_numbers_and_pictures(tmp_path: Path) -> None:
 
 
 def test_a_missing_feature_network_is_said_once_and_training_goes_on(tmp_path: Path) -> None:
-    done = train(
-        *SMALL, "features=inception", "features.weights=/nowhere/inception.pth", f"hydra.run.dir={tmp_path}"
-    )
+    done = train(*SMALL, "features=inception", "features.weights=/nowhere/inception.pth", f"hydra.run.dir={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("this run goes on without callbacks.measure_distance") == 1
     assert done.stderr.index("this run goes on") < done.stderr.index("step 1/4")
@@ -145,7 +143,10 @@ def test_a_missing_feature_network_is_said_once_and_training_goes_on(tmp_path: P
     [
         (["schedule=cosin"], "schedule must be one of cosine, linear, got cosin; did you mean cosine."),
         (["shedule=cosine"], "shedule is not a setting: accepted are .*; did you mean schedule."),
-        (["model.chanels=3"], "model.chanels is not a setting in model: accepted are .*channels.*did you mean channels."),
+        (
+            ["model.chanels=3"],
+            "model.chanels is not a setting in model: accepted are .*channels.*did you mean channels.",
+        ),
         (["+model.chanels=3"], "model.chanels is not a setting of UNet: accepted are .*; did you mean channels."),
         (["data=cifar10"], "data.hub_name=uoft-cs/cifar10 is neither in .* nor within reach .* set data.path to .*"),
         (["data=cifar10", "data.path=EMPTY"], r"data.path must hold .*train-\*.parquet.*EMPTY is empty."),

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 from lightning import Callback, Trainer
-from training import FewImages, fit, small_module, weights
 
 from diffusion_lab.callbacks.checkpoints import SaveLast
 from diffusion_lab.data.image_datamodule import ImageBatch
 from diffusion_lab.lightning_module import DiffusionModule
 from diffusion_lab.networks import Condition, Labels
 from diffusion_lab.randomness import Draws
+from training import FewImages, fit, small_module, weights
 
 
 def fitting(module: DiffusionModule) -> bool:
@@ -161,7 +161,7 @@ def test_gradients_are_clipped_to_the_asked_norm() -> None:
         clip(*arguments, **settings)
         seen.append(torch.cat([p.grad.flatten() for p in module.network.parameters() if p.grad is not None]).norm())
 
-    module.configure_gradient_clipping = watched  # type: ignore[method-assign, assignment]
+    module.configure_gradient_clipping = watched  # type: ignore[method-assign]
     fit(module, 3, gradient_clip_val=0.01)
     assert [norm.item() for norm in seen] == pytest.approx([0.01] * 3, rel=1e-3)
 

@@ -8,7 +8,6 @@ from lightning import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 from torch import Tensor
-from training import FewImages, fit, small_module, weights
 
 from diffusion_lab.callbacks.checkpoints import SaveLast
 from diffusion_lab.callbacks.measure_distance import MeasureDistance
@@ -19,6 +18,7 @@ from diffusion_lab.metrics.features import Features, to_uint8
 from diffusion_lab.metrics.frechet import FrechetDistance
 from diffusion_lab.networks import Labels
 from diffusion_lab.samplers import DDIM
+from training import FewImages, fit, small_module, weights
 
 
 class MeanAndSpread(Features):

@@ -2,9 +2,9 @@
 
 import torch
 from lightning import Trainer
-from training import FewImages
 
 from diffusion_lab.data.image_datamodule import ImageBatch, ImageDataModule
+from training import FewImages
 
 
 def first_batches(count: int, **settings: bool | int) -> list[ImageBatch]:

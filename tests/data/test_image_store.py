@@ -49,7 +49,7 @@ def test_held_out_images_are_never_trained_on_and_always_the_same() -> None:
 
 def test_classes_keep_their_images_and_their_numbers() -> None:
     images = ImageStore(None, FASHION_MINI, channels=1, resolution=28, classes=["Sneaker", "Bag"]).load()
-    assert images.label.unique().tolist() == [7, 8]
+    assert sorted(set(images.label.tolist())) == [7, 8]
     assert len(images) == 2000
 
 

@@ -1,11 +1,13 @@
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_lab.networks import Condition, Labels, UNet
-from diffusion_lab.networks.unet import Attention, Downsample
+from diffusion_lab.networks.unet import Attention, Downsample, ResidualBlock
 
 IMPROVED: dict[str, Any] = {
     "num_blocks": 3,
@@ -183,7 +185,7 @@ def test_images_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
         ({"channel_multipliers": ()}, "channel_multipliers must "),
         ({"attention_resolutions": (7,)}, r"attention_resolutions must name sides among \[16, 8\] .* got \[7\]"),
         ({"num_groups": 3}, "num_groups must divide every level's channels, got num_groups=3 for 8"),
-        ({"head_channels": 5}, "heads must divide every attention level's channels, got 3 for 16"),
+        ({"head_channels": 5}, "head_channels must divide the channels of levels with attention, got 5 for 16"),
         ({"channels": 7, "num_groups": 7}, "channels must be even and at least 4 to embed the time, got 7"),
     ],
 )
@@ -211,7 +213,7 @@ def test_dropout_acts_in_training_alone() -> None:
 
 @pytest.mark.parametrize("num_heads", [1, 4])
 def test_attention_is_the_softmax_of_scaled_products(num_heads: int) -> None:
-    attention = Attention(12, num_heads=num_heads, num_groups=3).double()
+    attention = Attention(12, head_channels=12 // num_heads, num_groups=3).double()
     attention.out = nn.Identity()  # zero at first
     x = torch.randn(5, 12, 8, 6).double()
     qkv = attention.qkv(attention.norm(x)).reshape(5, 3, num_heads, 12 // num_heads, 48)
@@ -219,6 +221,29 @@ def test_attention_is_the_softmax_of_scaled_products(num_heads: int) -> None:
     weights = (torch.einsum("bhcq,bhck->bhqk", q, k) / (12 // num_heads) ** 0.5).softmax(-1)
     expected = x + torch.einsum("bhqk,bhck->bhcq", weights, v).reshape(x.shape)
     torch.testing.assert_close(attention(x, torch.zeros(5, 4)), expected)
+
+
+def shifted(y: Tensor, told: Tensor) -> Tensor:
+    """Ho et al. (2020), code."""
+    return F.group_norm(y + told, 2)
+
+
+def scaled_and_shifted(y: Tensor, told: Tensor) -> Tensor:
+    """Dhariwal & Nichol (2021), section 3.1, and their code, where the scale is around 1."""
+    scale, shift = told.chunk(2, dim=1)
+    return (1 + scale) * F.group_norm(y, 2) + shift
+
+
+@pytest.mark.parametrize("normalise", [shifted, scaled_and_shifted])
+def test_time_acts_on_the_second_normalisation(normalise: Callable[[Tensor, Tensor], Tensor]) -> None:
+    scale_shift = normalise is scaled_and_shifted
+    block = ResidualBlock(4, 6, embedding_channels=9, dropout=0.0, num_groups=2, scale_shift=scale_shift)
+    block.conv_out = nn.Conv2d(6, 6, 1)  # zero at first
+    x, embedding = torch.randn(5, 4, 8, 10), torch.randn(5, 9)
+    y = block.conv_in(F.silu(block.norm_in(x)))
+    told = block.embedding(F.silu(embedding)).view(5, -1, 1, 1)
+    expected = block.skip(x) + block.conv_out(F.silu(normalise(y, told)))
+    torch.testing.assert_close(block(x, embedding), expected)
 
 
 def test_downsampling_pads_at_the_right_and_the_bottom_alone() -> None:

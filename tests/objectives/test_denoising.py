@@ -5,14 +5,14 @@ from diffusion_lab.objectives import Denoising
 from diffusion_lab.process import X0, CosineSchedule, Epsilon, GaussianProcess, Prediction, V
 
 PROCESS = GaussianProcess(CosineSchedule(10))
-T = torch.tensor([0.1, 0.3, 0.5, 0.8, 1.0], dtype=torch.float64)
+TIMES = torch.tensor([0.1, 0.3, 0.5, 0.8, 1.0], dtype=torch.float64)
 
 
 @pytest.mark.parametrize("prediction", [Epsilon(), X0(), V()], ids=str)
 def test_loss_of_unit_noise_met_by_0_is_1(prediction: Prediction) -> None:
     x_0, noise = torch.randn(2, 5, 3, 80, 60, generator=torch.Generator().manual_seed(0))
-    x_t = PROCESS.q_sample(x_0, T, noise)
-    loss = Denoising(prediction)(torch.zeros_like(x_0), x_0, x_t, noise, T, PROCESS)
+    x_t = PROCESS.q_sample(x_0, TIMES, noise)
+    loss = Denoising(prediction)(torch.zeros_like(x_0), x_0, x_t, noise, TIMES, PROCESS)
     assert loss.shape == (5,)
     assert loss.tolist() == pytest.approx([1.0] * 5, abs=0.05)
 
@@ -20,15 +20,15 @@ def test_loss_of_unit_noise_met_by_0_is_1(prediction: Prediction) -> None:
 @pytest.mark.parametrize("prediction", [Epsilon(), X0(), V()], ids=str)
 def test_loss_is_the_mean_square_of_each_images_own_error(prediction: Prediction) -> None:
     x_0, noise = torch.randn(2, 5, 3, 8, 6)
-    target = prediction.target(x_0, noise, *PROCESS.coefficients(T, like=x_0))
+    target = prediction.target(x_0, noise, *PROCESS.coefficients(TIMES, like=x_0))
     error = torch.tensor([0.0, 1.0, 2.0, 3.0, -4.0]).view(5, 1, 1, 1)
-    loss = Denoising(prediction)(target + error, x_0, PROCESS.q_sample(x_0, T, noise), noise, T, PROCESS)
+    loss = Denoising(prediction)(target + error, x_0, PROCESS.q_sample(x_0, TIMES, noise), noise, TIMES, PROCESS)
     assert loss.tolist() == pytest.approx([0, 1, 4, 9, 16], abs=1e-4)
 
 
 def test_loss_of_bfloat16_answers_is_computed_in_float32() -> None:
     output = torch.full((5, 3, 8, 6), 1 + 2**-7, dtype=torch.bfloat16)
     nothing = torch.zeros_like(output)
-    loss = Denoising(X0())(output, nothing, nothing, nothing, T, PROCESS)
+    loss = Denoising(X0())(output, nothing, nothing, nothing, TIMES, PROCESS)
     assert loss.dtype == torch.float32
     assert loss.tolist() == pytest.approx([(1 + 2**-7) ** 2] * 5, rel=1e-6)  # bfloat16 would round to 1 + 2^-6

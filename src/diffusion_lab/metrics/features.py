@@ -85,9 +85,9 @@ class FashionCNN(Features):
         return features
 
     def _fitted(self, x: Tensor) -> Tensor:
-        if x.shape[-1] == 32:  # 28 padded by 2 on each side
+        if x.shape[-2:] == (32, 32):  # 28 padded by 2 on each side
             return x[:, :, 2:-2, 2:-2]
-        if x.shape[-1] != self.side:
+        if x.shape[-2:] != (self.side, self.side):
             return F.interpolate(x, size=(self.side, self.side), mode="bilinear", antialias=True)
         return x
 

@@ -103,11 +103,13 @@ class ResidualBlock(nn.Module):
 class Attention(nn.Module):
     """Self-attention over all positions: [B, C, H, W] -> the same."""
 
-    def __init__(self, channels: int, *, num_heads: int, num_groups: int) -> None:
+    def __init__(self, channels: int, *, head_channels: int, num_groups: int) -> None:
         super().__init__()
-        if channels % num_heads:
-            raise ValueError(f"heads must divide every attention level's channels, got {num_heads} for {channels}.")
-        self.num_heads = num_heads
+        if head_channels < 1 or channels % head_channels:
+            raise ValueError(
+                f"head_channels must divide the channels of levels with attention, got {head_channels} for {channels}."
+            )
+        self.num_heads = channels // head_channels
         self.norm = normalization(channels, num_groups)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = zero(nn.Conv2d(channels, channels, 1))
@@ -182,8 +184,9 @@ class UNet(nn.Module):
             )
 
         def attention(width: int) -> Attention:
-            num_heads = 1 if head_channels is None else max(width // head_channels, 1)
-            return Attention(width, num_heads=num_heads, num_groups=num_groups)
+            return Attention(
+                width, head_channels=width if head_channels is None else head_channels, num_groups=num_groups
+            )
 
         self.time_embedding = TimeEmbedding(channels, embedding_channels)
         self.label_embedding = (
@@ -253,8 +256,12 @@ class UNet(nn.Module):
 
 def _sides(resolution: int, patch_size: int, num_levels: int, attention_resolutions: Sequence[int]) -> list[int]:
     """The side of each level.  Raises ValueError where the image cannot be halved so often."""
+    if num_levels < 1:
+        raise ValueError("channel_multipliers must hold one number for each level, got none.")
+    if patch_size < 1:
+        raise ValueError(f"patch_size must be at least 1, got {patch_size}.")
     factor = patch_size * 2 ** (num_levels - 1)
-    if num_levels < 1 or patch_size < 1 or resolution % factor:
+    if resolution < 1 or resolution % factor:
         larger = -(-resolution // factor) * factor
         raise ValueError(
             f"resolution must be divisible by {factor} (patch_size={patch_size} and {num_levels} levels, each half the "

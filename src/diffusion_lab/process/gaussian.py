@@ -66,10 +66,9 @@ class GaussianProcess:
         scale, variance = self.transition(s, t)
         # A first step may add no noise at all (beta = 0): x_t is x_0 then, and 0 / 0 has to read "all weight on x_0".
         noisy = sigma_t > 0
-        safe = torch.where(noisy, sigma_t, 1.0) ** 2
-        on_x_0 = torch.where(noisy, alpha_s * variance / safe, alpha_s)
-        on_x_t = torch.where(noisy, scale * sigma_s**2 / safe, 0.0)
-        return on_x_0, on_x_t, torch.where(noisy, variance * sigma_s**2 / safe, 0.0)
+        on_x_0 = torch.where(noisy, alpha_s * variance / sigma_t**2, alpha_s)
+        on_x_t = torch.where(noisy, scale * sigma_s**2 / sigma_t**2, 0.0)
+        return on_x_0, on_x_t, torch.where(noisy, variance * sigma_s**2 / sigma_t**2, 0.0)
 
     def network_time(self, t: Tensor, like: Tensor) -> Tensor:
         """What a network is told about t: [B], on the device and in the dtype of the images `like`."""

@@ -77,8 +77,9 @@ class TableSchedule(NoiseSchedule):
         return alphas[index], sigmas[index]
 
     def nearest(self, t: Tensor) -> Tensor:
-        step = (t.double() * self.num_timesteps).round().clamp(1, self.num_timesteps)
-        return step / self.num_timesteps
+        # Ties go to the even index k - 1, as in the papers' code; 6 decimals first, or float64's last bit breaks them.
+        index = (t.double() * self.num_timesteps - 1).round(decimals=6).round()
+        return (index.clamp(0, self.num_timesteps - 1) + 1) / self.num_timesteps
 
     def quantile(self, u: Tensor) -> Tensor:
         step = (u.double() * self.num_timesteps).floor().clamp(0, self.num_timesteps - 1) + 1

@@ -47,8 +47,7 @@ class DDIM(Sampler):
         variance = self.eta**2 * self.process.posterior_coefficients(s, t)[2]
         # With the noise in x_t written out as (x_t - alpha_t x_0) / sigma_t, a step is one weight on x_0 and one on
         # x_t. Where the first step of a schedule adds no noise, sigma_t is 0 and so is the weight.
-        safe = torch.where(sigma_t > 0, sigma_t, 1.0)
-        kept = torch.where(sigma_t > 0, (sigma_s**2 - variance).clamp(min=0).sqrt() / safe, 0.0)
+        kept = torch.where(sigma_t > 0, (sigma_s**2 - variance).clamp(min=0).sqrt() / sigma_t, 0.0)
         weights = torch.stack([alpha_s - kept * alpha_t, kept, variance.sqrt()], dim=1).tolist()
 
         x_t = noise.draw() * float(sigma_t[0])

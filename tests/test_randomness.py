@@ -1,0 +1,143 @@
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from diffusion_lab.randomness import Draws, ImageNoise, Purpose, permutation, stream
+
+IMAGE = (3, 8, 6)
+
+
+def everything(seed: int, step: int, positions: Sequence[int]) -> list[Tensor]:
+    """All that a training step draws, one row an image."""
+    draws = Draws(seed, step, positions)
+    noise = draws.noise(like=torch.zeros(len(positions), *IMAGE))
+    return [draws.times(), draws.flips(0.5), draws.dropped_labels(0.3), noise]
+
+
+@given(st.permutations(range(7)), st.integers(1, 6), st.integers(0, 2**63), st.integers(0, 10**9))
+def test_draws_do_not_depend_on_how_positions_are_shared_out(
+    positions: list[int], cut: int, seed: int, step: int
+) -> None:
+    whole = everything(seed, step, range(7))
+    parts = zip(everything(seed, step, positions[:cut]), everything(seed, step, positions[cut:]), strict=True)
+    for all_at_once, (first, rest) in zip(whole, parts, strict=True):
+        assert torch.equal(all_at_once[positions], torch.cat([first, rest]))
+
+
+@pytest.mark.parametrize(("seed", "step"), [(0, 1), (1, 0), (1, 1)])
+def test_draws_differ_between_steps_and_between_seeds(seed: int, step: int) -> None:
+    for one, other in zip(everything(0, 0, range(60)), everything(seed, step, range(60)), strict=True):
+        assert not torch.equal(one, other)
+
+
+def test_draws_differ_between_positions() -> None:
+    times, _, _, noise = everything(0, 0, range(60))
+    assert len(set(times.tolist())) == 60
+    assert len(set(noise[:, 0, 0, 0].tolist())) == 60
+
+
+def test_draws_differ_between_purposes() -> None:
+    numbers = {stream(seed=5, purpose=purpose, step=2).random() for purpose in Purpose}
+    assert len(numbers) == len(Purpose)
+
+
+def test_uses_of_one_step_do_not_share_numbers() -> None:
+    draws = Draws(0, 0, range(4096))
+    late, flipped, dropped = (draws.times() < 0.5), draws.flips(0.5), draws.dropped_labels(0.5)
+    for one, other in ((late, flipped), (late, dropped), (flipped, dropped)):
+        assert float((one == other).double().mean()) == pytest.approx(0.5, abs=0.03)
+
+
+def test_draws_are_the_same_when_asked_again() -> None:
+    draws = Draws(0, 0, range(5))
+    assert torch.equal(draws.times(), draws.times())
+    assert torch.equal(draws.noise(torch.zeros(5, *IMAGE)), draws.noise(torch.zeros(5, *IMAGE)))
+
+
+def test_times_are_float64_and_uniform() -> None:
+    times = Draws(3, 7, range(20_000)).times()
+    assert times.dtype == torch.float64
+    assert 0 <= float(times.min()) < 0.001
+    assert 0.999 < float(times.max()) < 1
+    counts = torch.histc(times, 10, 0, 1)
+    assert float((counts - 2000).abs().max()) < 200  # 4.7 standard deviations
+
+
+def test_flips_and_dropped_labels_have_the_probability_asked_for() -> None:
+    draws = Draws(3, 7, range(20_000))
+    assert float(draws.flips(0.5).double().mean()) == pytest.approx(0.5, abs=0.015)
+    assert float(draws.dropped_labels(0.1).double().mean()) == pytest.approx(0.1, abs=0.01)
+    assert not bool(draws.dropped_labels(0.0).any())
+    assert bool(draws.flips(1.0).all())
+
+
+@pytest.mark.parametrize(
+    "noise", [lambda: Draws(3, 7, range(5)).noise(torch.zeros(5, 3, 80, 60)), ImageNoise(range(5), (3, 80, 60)).draw]
+)
+def test_noise_is_standard_normal_in_float32(noise: Callable[[], Tensor]) -> None:
+    numbers = noise()
+    assert numbers.dtype == torch.float32
+    assert numbers.shape == (5, 3, 80, 60)
+    assert float(numbers.mean()) == pytest.approx(0, abs=0.015)  # 4 standard errors
+    assert float(numbers.std()) == pytest.approx(1, abs=0.015)
+    assert float((numbers.abs() < 1).double().mean()) == pytest.approx(0.6827, abs=0.01)
+
+
+def test_noise_for_another_number_of_images_than_positions_is_refused() -> None:
+    with pytest.raises(ValueError, match="argument"):
+        Draws(0, 0, range(4)).noise(torch.zeros(5, *IMAGE))
+
+
+def test_an_image_has_the_same_noise_in_any_batch() -> None:
+    together, reordered, alone = ImageNoise([3, 1, 4], IMAGE), ImageNoise([9, 2, 6, 4], IMAGE), ImageNoise([4], IMAGE)
+    for _ in range(3):
+        expected = alone.draw()[0]
+        assert torch.equal(together.draw()[2], expected)
+        assert torch.equal(reordered.draw()[3], expected)
+
+
+def test_an_image_has_new_noise_at_every_draw_and_for_every_seed() -> None:
+    noise = ImageNoise([0, 1], IMAGE)
+    first, second = noise.draw(), noise.draw()
+    assert float((first == second).double().mean()) < 0.01
+    assert float((first[0] == first[1]).double().mean()) < 0.01
+
+
+def test_sampling_does_not_repeat_the_noise_of_training() -> None:
+    sampling = ImageNoise([7], IMAGE).draw()
+    training = Draws(seed=7, step=0, positions=[0]).noise(torch.zeros(1, *IMAGE))
+    assert float((sampling == training).double().mean()) < 0.01
+
+
+def test_negative_seeds_are_refused() -> None:
+    with pytest.raises(ValueError, match="seeds must be whole numbers of at least 0, got -2"):
+        ImageNoise([3, -2, -1], IMAGE)
+
+
+def test_the_order_of_an_epoch_holds_every_image_once() -> None:
+    orders = [permutation(seed=1, epoch=epoch, size=50) for epoch in (0, 1)]
+    assert [sorted(order.tolist()) for order in orders] == [list(range(50))] * 2
+    assert orders[0].tolist() != orders[1].tolist()
+    assert orders[0].tolist() != permutation(seed=2, epoch=0, size=50).tolist()
+
+
+def test_global_random_states_are_neither_read_nor_moved() -> None:
+    def draw_all() -> list[Tensor]:
+        noise = ImageNoise([3, 1], IMAGE)
+        order = torch.from_numpy(permutation(0, 0, 50))
+        return [*everything(0, 0, range(5)), order, noise.draw(), noise.draw()]
+
+    answers = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        torch_state, numpy_state = torch.get_rng_state(), np.random.get_state(legacy=False)
+        answers.append(draw_all())
+        assert torch.equal(torch.get_rng_state(), torch_state)
+        assert str(np.random.get_state(legacy=False)) == str(numpy_state)
+    assert all(torch.equal(one, other) for one, other in zip(*answers, strict=True))
