@@ -13,6 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
+from diffusion_lab.config_check import UserError
+from diffusion_lab.metrics.features import to_uint8
+from diffusion_lab.runs import load_module
+
 ROOT = Path(__file__).parents[1]
 SMALL = [
     "model=unet_quick",
@@ -177,3 +181,17 @@ def test_help_names_every_group_and_does_not_wait_for_torch() -> None:
     assert done.returncode == 0
     assert "schedule: cosine, linear" in done.stdout
     assert time.monotonic() - started < 20  # seconds less without torch; the bound only catches a hang
+
+
+def test_a_run_folder_gives_back_its_module(run: tuple[Path, str]) -> None:
+    module = load_module(run[0])
+    images = module.sample(range(4), guidance_scale=2)
+    with Image.open(run[0] / "samples" / "step_0000004.png") as grid:
+        shown = torch.tensor(list(grid.convert("L").tobytes())).view(60, -1)[2:58:2, 2:58:2]
+    # The run sampled in bfloat16 where the processor has it, this module samples in float32.
+    assert (to_uint8(images)[0, 0].int() - shown).abs().float().mean() < 4
+
+
+def test_a_folder_without_a_run_is_said_in_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"run must be the folder of a run, got .*: config\.yaml is missing\."):
+        load_module(tmp_path)

@@ -71,6 +71,23 @@ def build(config: DictConfig) -> Run:
     return Run(module, datamodule, trainer, folder)
 
 
+def load_module(folder: Path, checkpoint: str = "last.ckpt") -> "DiffusionModule":
+    """The trained module of a run folder, on the CPU, ready to `sample`.
+
+    Raises UserError where the folder holds no run or no such checkpoint.
+    """
+    import torch
+
+    files = folder / "config.yaml", folder / "checkpoints" / checkpoint
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"run must be the folder of a run, got {folder}: {file.relative_to(folder)} is missing.")
+    config = typing.cast(DictConfig, OmegaConf.load(files[0]))
+    module = _build_module(config, _instantiate(config.model, "model"))
+    module.load_state_dict(torch.load(files[1], map_location="cpu", weights_only=True)["state_dict"])
+    return module
+
+
 def resolved(config: DictConfig) -> DictConfig:
     """The config without interpolations.  Raises UserError where a value is missing or refers to nothing."""
     try:
