@@ -118,6 +118,13 @@ def test_a_sweep_goes_on_after_a_run_that_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "1_model.channels-8" / "summary.json").is_file()
 
 
+def test_the_quick_start_can_be_cut_short(tmp_path: Path) -> None:
+    done = train("experiment=quickstart", "trainer.max_steps=2", "sampler.num_steps=3", f"hydra.run.dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "samples" / "step_0000002.png") as grid:
+        assert grid.size == (10 * 58 + 2, 8 * 58 + 2)  # eighty clothes, one class a column
+
+
 def test_wandb_works_offline_and_metrics_csv_is_there_too(tmp_path: Path) -> None:
     done = train(*SMALL, "logger=wandb", "logger.wandb.offline=true", f"hydra.run.dir={tmp_path}")
     assert done.returncode == 0, done.stderr

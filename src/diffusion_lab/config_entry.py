@@ -135,4 +135,5 @@ OmegaConf.register_new_resolver(
     "embedded", lambda name: str(Path(__file__).parent / "data" / "embedded" / name), replace=True
 )
 OmegaConf.register_new_resolver("fastest_cpu_precision", _fastest_cpu_precision, replace=True)
+OmegaConf.register_new_resolver("share_of", lambda share, steps: int(share * steps), replace=True)
 OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
