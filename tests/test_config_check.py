@@ -31,7 +31,7 @@ def test_right_arguments_are_no_problem() -> None:
 def test_every_wrong_argument_is_named_with_the_accepted_ones() -> None:
     found = problems(size=3, scal=2.0, colour="red")
     assert found[0] == (
-        "thing.scal is not a setting of Thing: accepted are size, scale, kind, sides, on; did you mean scale"
+        "thing.scal is not a setting of Thing: accepted are size, scale, kind, sides, on; perhaps you mean scale"
     )
     assert found[1].startswith("thing.colour is not a setting of Thing")
 

@@ -152,13 +152,13 @@ def test_a_missing_feature_network_is_said_once_and_training_goes_on(tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["schedule=cosin"], "schedule must be one of cosine, linear, got cosin; did you mean cosine."),
-        (["shedule=cosine"], "shedule is not a setting: accepted are .*; did you mean schedule."),
+        (["schedule=cosin"], "schedule must be one of cosine, linear, got cosin; perhaps you mean cosine."),
+        (["shedule=cosine"], "shedule is not a setting: accepted are .*; perhaps you mean schedule."),
         (
             ["model.chanels=3"],
-            "model.chanels is not a setting in model: accepted are .*channels.*did you mean channels.",
+            "model.chanels is not a setting in model: accepted are .*channels.*perhaps you mean channels.",
         ),
-        (["+model.chanels=3"], "model.chanels is not a setting of UNet: accepted are .*; did you mean channels."),
+        (["+model.chanels=3"], "model.chanels is not a setting of UNet: accepted are .*; perhaps you mean channels."),
         (["data=cifar10"], "data.hub_name=uoft-cs/cifar10 is neither in .* nor within reach .* set data.path to .*"),
         (["data=cifar10", "data.path=EMPTY"], r"data.path must hold .*train-\*.parquet.*EMPTY is empty."),
         (["data.resolution=30"], "model: resolution must be divisible by 4 .* got 30; try data.resolution=32 .*"),

@@ -108,4 +108,4 @@ def _readable(hint: Any) -> str:
 def suggestion(word: str, choices: list[str]) -> str:
     """The end of a sentence that names the choice most like `word`, if one is."""
     close = get_close_matches(word, choices, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}" if close else ""
+    return f"; perhaps you mean {close[0]}" if close else ""
