@@ -74,7 +74,7 @@ def test_a_checkpoint_is_plain_enough_to_load_safely(run: tuple[Path, str]) -> N
 def test_a_run_ends_with_a_short_summary(run: tuple[Path, str]) -> None:
     folder, said = run
     assert re.search(r"done: 4 steps in \d+\.\d minutes, [\d,]+ images/s while training", said)
-    assert re.search(r"distance    fd_fashion_cnn_20: \d+\.\d\d at step 2, \d+\.\d\d at 4", said)
+    assert re.search(r"distance    fd_fashion_cnn_20: \d+\.\d\d at step 2, \d+\.\d\d at step 4", said)
     assert f"{folder.name}/samples/step_0000004.png" in said
     assert len(re.findall(r"^  python src/train.py ", said, flags=re.MULTILINE)) == 2
     content = json.loads((folder / "summary.json").read_text())
@@ -130,6 +130,15 @@ def test_wandb_works_offline_and_metrics_csv_is_there_too(tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
     assert (tmp_path / "metrics.csv").is_file()
+
+
+def test_wandb_without_a_key_is_said_in_one_sentence(tmp_path: Path) -> None:
+    nobody = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_API_KEY": "", "WANDB_MODE": "online"}
+    done = train(*SMALL, "logger=wandb", f"hydra.run.dir={tmp_path / 'run'}", **nobody)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: logger.wandb: No API key configured.")
+    assert last.endswith("logger.wandb.offline=true needs no account.")
 
 
 def test_tensorboard_receives_numbers_and_pictures(tmp_path: Path) -> None:

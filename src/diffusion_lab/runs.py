@@ -66,8 +66,9 @@ def build(config: DictConfig) -> Run:
     _load_images(datamodule)
     callbacks = list(_build_callbacks(config))
     loggers = [_instantiate(node, f"logger.{name}") for name, node in config.logger.items()]
-    OmegaConf.save(config, folder / "config.yaml")
     trainer = _instantiate(config.trainer, "trainer", callbacks=callbacks, logger=loggers)
+    _start_loggers(loggers)
+    OmegaConf.save(config, folder / "config.yaml")
     return Run(module, datamodule, trainer, folder)
 
 
@@ -128,6 +129,17 @@ def _build_callbacks(config: DictConfig) -> Iterator[Any]:
             yield _instantiate(node, f"callbacks.{name}")
         except FeaturesUnavailableError as error:
             print(f"note: this run goes on without callbacks.{name}: {error}", file=sys.stderr)
+
+
+def _start_loggers(loggers: list[Any]) -> None:
+    for logger in loggers:
+        try:
+            _ = logger.experiment
+        except Exception as error:
+            if not type(error).__module__.startswith("wandb"):
+                raise
+            reason = " ".join(str(error).split())
+            raise UserError(f"logger.wandb: {reason} logger.wandb.offline=true needs no account.") from error
 
 
 def _instantiate(node: Any, path: str, **extra: Any) -> Any:

@@ -66,9 +66,9 @@ def show(summary: Summary, folder: Path) -> None:
     print(f", {summary.images_per_second:,.0f} images/s while training" if summary.images_per_second else "")
     for picture in sorted((folder / "samples").glob("*.png"))[-1:]:
         print(f"  pictures    {shown(picture)} and the animation {picture.with_suffix('.webp').name} beside it")
-    if len(summary.distances) > 1:
-        (first_step, first), (last_step, last) = summary.distances[0], summary.distances[-1]
-        print(f"  distance    {summary.distance_name}: {first:.2f} at step {first_step:,}, {last:.2f} at {last_step:,}")
+    if summary.distances:
+        ends = dict([summary.distances[0], summary.distances[-1]])
+        print(f"  distance    {summary.distance_name}: " + ", ".join(f"{v:.2f} at step {k:,}" for k, v in ends.items()))
     print(f"  all numbers {shown(folder / 'metrics.csv')}")
     print("try next:")
     print("  python src/train.py schedule=cosine data=cifar10")
