@@ -22,9 +22,10 @@ def train(config: DictConfig) -> float | None:
     summary.announce(run.module, run.datamodule, run.trainer, run.folder)
     run.trainer.fit(run.module, datamodule=run.datamodule)
     result = summary.summarize(run.trainer, minutes=(time.monotonic() - started) / 60)
-    run_tables.write_summary(run.folder, result.as_dict())
-    if not config_entry.swept():
-        summary.show(result, run.folder)
+    if run.trainer.is_global_zero:
+        run_tables.write_summary(run.folder, result.as_dict())
+        if not config_entry.swept():
+            summary.show(result, run.folder)
     return result.objective
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,7 +59,8 @@ def test_a_run_leaves_config_metrics_checkpoints_and_pictures(run: tuple[Path, s
     assert [float(row["fd_fashion_cnn_20"]) > 0 for row in rows if row["fd_fashion_cnn_20"]] == [True, True]
     assert any(row["loss"] for row in rows)
     assert any(row["images_per_second"] for row in rows)
-    assert any(row["lr-AdamW"] == "0.0002" for row in rows)
+    rates = [float(row["lr-AdamW"]) for row in rows if row["lr-AdamW"]]
+    assert rates == pytest.approx([0.0005 * 2 / 100, 0.0005 * 4 / 100])  # two and four steps into the warm-up
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
     with Image.open(folder / "samples" / "step_0000004.png") as grid:
         assert grid.size == (4 * (2 * 28 + 2) + 2, 2 * 28 + 4)  # four images, enlarged twice
@@ -133,7 +135,12 @@ def test_wandb_works_offline_and_metrics_csv_is_there_too(tmp_path: Path) -> Non
 
 
 def test_wandb_without_a_key_is_said_in_one_sentence(tmp_path: Path) -> None:
-    nobody = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_API_KEY": "", "WANDB_MODE": "online"}
+    nobody: dict[str, Any] = {
+        "HOME": str(tmp_path),
+        "NETRC": str(tmp_path / "netrc"),
+        "WANDB_API_KEY": "",
+        "WANDB_MODE": "online",
+    }
     done = train(*SMALL, "logger=wandb", f"hydra.run.dir={tmp_path / 'run'}", **nobody)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
@@ -175,6 +182,7 @@ def test_a_missing_feature_network_is_said_once_and_training_goes_on(tmp_path: P
         (["trainer.max_steps=abc"], "trainer.max_steps must be a whole number, got abc."),
         (["sampler.num_steps=2000"], "sampler: num_steps must be at most the schedule's 1000 steps, got 2000."),
         (["schedule.num_timesteps=0"], "schedule: num_timesteps must be a whole number of at least 1, got 0."),
+        (["seed=-1"], "seed must be a whole number of at least 0, got -1."),
         (["guidance_scale=2"], "guidance_scale=2: guidance needs a network that was trained with dropped labels .*"),
         (["schedule"], "Error parsing override 'schedule' missing EQUAL .*"),
     ],

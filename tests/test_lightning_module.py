@@ -76,6 +76,14 @@ def test_steps_are_the_same_however_batches_are_accumulated() -> None:
         torch.testing.assert_close(runs[accumulate][1], runs[1][1], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize(("precision", "dtype"), [("64-true", torch.float64), ("bf16-true", torch.bfloat16)])
+def test_weights_of_other_precisions_train_and_sample(precision: str, dtype: torch.dtype) -> None:
+    module = small_module(Labels(3, 0.2))
+    fit(module, 3, precision=precision)
+    assert weights(module.network).dtype == dtype
+    assert module.sample(range(2)).isfinite().all()
+
+
 def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
     with pytest.raises(ValueError, match=r"data\.batch_size .* divisible by .* 1 \* 5, got 12"):
         fit(small_module(), 2, accumulate_grad_batches=5)

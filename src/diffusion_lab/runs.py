@@ -44,6 +44,8 @@ def build(config: DictConfig) -> Run:
     Raises UserError.
     """
     config = resolved(config)
+    if not isinstance(config.seed, int) or config.seed < 0:
+        raise UserError(f"seed must be a whole number of at least 0, got {config.seed}.")
     folder = Path(config.run_folder)
     heavy = ("callbacks", "logger", "trainer", "metrics", "features")
     light = {key: node for key, node in config.items() if key not in heavy and key != "data"}

@@ -31,5 +31,6 @@ class TimeEmbedding(nn.Module):
         )
 
     def forward(self, time: Tensor) -> Tensor:
-        embedding: Tensor = self.layers(sinusoidal_embedding(time, self.channels))
+        sinusoids = sinusoidal_embedding(time, self.channels)
+        embedding: Tensor = self.layers(sinusoids.to(next(self.parameters()).dtype))
         return embedding

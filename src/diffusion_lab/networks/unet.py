@@ -224,7 +224,7 @@ class UNet(nn.Module):
         self.conv_out = zero(nn.Conv2d(width, out_channels * patch_size**2, 3, padding=1))
 
     def forward(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        """x_t: [B, in_channels, H, W].  time: [B], as the schedule tells it.  Returns [B, out_channels, H, W], float32.
+        """x_t: [B, in_channels, H, W].  time: [B], as the schedule tells it.  Returns [B, out_channels, H, W].
 
         Raises ValueError for images of another shape, and where labels are missing or given to no use.
         """
@@ -233,7 +233,7 @@ class UNet(nn.Module):
                 f"x_t must be [B, {self.in_channels}, {self.resolution}, {self.resolution}], got {list(x_t.shape)}."
             )
         embedding = self._embedding(time, condition.label)
-        x = self.conv_in(F.pixel_unshuffle(x_t, self.patch_size))
+        x = self.conv_in(F.pixel_unshuffle(x_t.to(self.conv_in.weight.dtype), self.patch_size))
         skips = [x]
         for stage in self.down:
             x = stage(x, embedding)
@@ -241,7 +241,8 @@ class UNet(nn.Module):
         x = self.middle(x, embedding)
         for stage in self.up:
             x = stage(torch.cat([x, skips.pop()], dim=1), embedding)
-        # The answer leaves in float32 even under autocast: bfloat16 has 8 bits, and samplers subtract it from x_t.
+        # The answer leaves in the precision of the weights even under autocast: bfloat16 has 8 bits, and samplers
+        # subtract it from x_t.
         with torch.autocast(x.device.type, enabled=False):
             x = self.conv_out(F.silu(self.norm_out(x.to(self.conv_out.weight.dtype))))
         return F.pixel_shuffle(x, self.patch_size)

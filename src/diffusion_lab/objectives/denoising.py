@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from diffusion_lab.process import GaussianProcess, Prediction
@@ -15,7 +16,7 @@ class Objective(ABC):
     def __call__(
         self, output: Tensor, x_0: Tensor, x_t: Tensor, noise: Tensor, t: Tensor, process: GaussianProcess
     ) -> Tensor:
-        """Loss [B], float32.  output, x_0, x_t, noise: [B, C, H, W].  t: [B]."""
+        """Loss [B], at least float32.  output, x_0, x_t, noise: [B, C, H, W].  t: [B]."""
 
 
 @dataclass(frozen=True)
@@ -31,4 +32,6 @@ class Denoising(Objective):
         self, output: Tensor, x_0: Tensor, x_t: Tensor, noise: Tensor, t: Tensor, process: GaussianProcess
     ) -> Tensor:
         target = self.prediction.target(x_0, noise, *process.coefficients(t, like=x_0))
-        return (output.float() - target).square().mean(dim=(1, 2, 3))
+        # At least float32: squares of bfloat16 errors would keep 8 bits.
+        error = output.to(torch.promote_types(output.dtype, torch.float32)) - target
+        return error.square().mean(dim=(1, 2, 3))
