@@ -116,7 +116,9 @@ def test_a_sweep_gives_each_run_its_folder_and_ends_with_a_table(tmp_path: Path)
 def test_a_sweep_goes_on_after_a_run_that_is_refused(tmp_path: Path) -> None:
     done = train("-m", *SMALL, "model.channels=30,8", f"hydra.sweep.dir={tmp_path}")
     assert done.returncode == 1
-    assert "num_groups must divide every level's channels" in done.stderr.splitlines()[-1]
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: 1 of the sweep's runs were refused; run 0: model: num_groups must divide")
+    assert [row["run"] for row in table(tmp_path / "sweep.csv")] == ["1"]
     assert (tmp_path / "1_model.channels-8" / "summary.json").is_file()
 
 
@@ -125,6 +127,15 @@ def test_the_quick_start_can_be_cut_short(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     with Image.open(tmp_path / "samples" / "step_0000002.png") as grid:
         assert grid.size == (10 * 58 + 2, 8 * 58 + 2)  # eighty clothes, one class a column
+
+
+def test_a_run_shorter_than_the_logging_interval_leaves_its_numbers(tmp_path: Path) -> None:
+    off = ["callbacks.sample_images=null", "callbacks.measure_distance=null", "trainer.log_every_n_steps=50"]
+    done = train(*SMALL[:4], *off, f"hydra.run.dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    (row,) = [row for row in table(tmp_path / "metrics.csv") if row["loss"]]
+    assert row["step"] == "3"
+    assert float(row["images_per_second"]) > 0
 
 
 def test_wandb_works_offline_and_metrics_csv_is_there_too(tmp_path: Path) -> None:
@@ -182,7 +193,11 @@ def test_a_missing_feature_network_is_said_once_and_training_goes_on(tmp_path: P
         (["trainer.max_steps=abc"], "trainer.max_steps must be a whole number, got abc."),
         (["sampler.num_steps=2000"], "sampler: num_steps must be at most the schedule's 1000 steps, got 2000."),
         (["schedule.num_timesteps=0"], "schedule: num_timesteps must be a whole number of at least 1, got 0."),
-        (["seed=-1"], "seed must be a whole number of at least 0, got -1."),
+        (["seed=-1"], r"seed must be a whole number in 0..2\^63 - 1, got -1."),
+        (["data.classes=Sneaker"], "data.store.classes must be a list or null, got Sneaker."),
+        (["conditioning=label", "data.num_classes=9"], "data.num_classes must be above the largest label, 9, got 9."),
+        (["trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val must be at least 0, got -1."),
+        (["optimizer.betas=[2,3]"], r"optimizer: betas must be two numbers in \[0, 1\), got \[2, 3\]."),
         (["guidance_scale=2"], "guidance_scale=2: guidance needs a network that was trained with dropped labels .*"),
         (["schedule"], "Error parsing override 'schedule' missing EQUAL .*"),
     ],

@@ -3,7 +3,7 @@
 import inspect
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any, Literal
 
@@ -85,6 +85,8 @@ def _fits(value: Any, hint: Any) -> bool:
         )
     if hint is type(None):
         return value is None
+    if origin in (Sequence, list, tuple) and not isinstance(value, (list, tuple, ListConfig)):
+        return False
     if isinstance(value, (list, ListConfig)):
         items = [argument for argument in arguments if argument is not Ellipsis]
         return len(items) != 1 or all(_fits(item, items[0]) for item in value)

@@ -33,14 +33,20 @@ def entry(config_name: str, job: Callable[[DictConfig], object]) -> None:
     tracebacks = os.environ.setdefault("DIFFUSION_LAB_TRACEBACKS", os.environ.get("HYDRA_FULL_ERROR", "0"))
     os.environ["HYDRA_FULL_ERROR"] = "1"
 
+    refused: list[str] = []
+
     def run(config: DictConfig) -> object:
         try:
             return job(config)
         except UserError as error:
-            if tracebacks == "1" or swept():
-                raise  # the other runs of a sweep go on; the first error is raised when they have ended
+            if tracebacks == "1":
+                raise
             _forget_run()
-            _end(str(error))
+            if not swept():
+                _end(str(error))
+            refused.append(f"run {HydraConfig.get().job.num}: {error}")  # the other runs of a sweep go on
+            print(f"error: {refused[-1]}", file=sys.stderr)
+            return None
 
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(run)()
@@ -48,6 +54,8 @@ def entry(config_name: str, job: Callable[[DictConfig], object]) -> None:
         if tracebacks == "1":
             raise
         _end(_sentence(error, config_name))
+    if refused:
+        _end(f"{len(refused)} of the sweep's runs were refused; {refused[-1]}")
 
 
 def _end(message: str) -> NoReturn:
@@ -136,4 +144,5 @@ OmegaConf.register_new_resolver(
 )
 OmegaConf.register_new_resolver("fastest_cpu_precision", _fastest_cpu_precision, replace=True)
 OmegaConf.register_new_resolver("share_of", lambda share, steps: int(share * steps), replace=True)
+OmegaConf.register_new_resolver("at_most", min, replace=True)
 OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)

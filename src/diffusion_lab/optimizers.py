@@ -52,6 +52,10 @@ class Adam:
     def __post_init__(self) -> None:
         if not self.lr > 0:
             raise ValueError(f"lr must be above 0, got {self.lr}.")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be two numbers in [0, 1), got {list(self.betas)}.")
+        if self.weight_decay < 0:
+            raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay}.")
 
     def __call__(self, parameters: Iterable[Parameter]) -> tuple[torch.optim.Optimizer, LambdaLR]:
         """The optimiser of `parameters`, and the scheduler to advance once a step."""

@@ -44,8 +44,12 @@ def build(config: DictConfig) -> Run:
     Raises UserError.
     """
     config = resolved(config)
-    if not isinstance(config.seed, int) or config.seed < 0:
-        raise UserError(f"seed must be a whole number of at least 0, got {config.seed}.")
+    if not isinstance(config.seed, int) or not 0 <= config.seed < 2**63:
+        raise UserError(f"seed must be a whole number in 0..2^63 - 1, got {config.seed}.")
+    for name, least in (("gradient_clip_val", 0), ("accumulate_grad_batches", 1)):
+        value = config.trainer.get(name)
+        if isinstance(value, (int, float)) and value < least:
+            raise UserError(f"trainer.{name} must be at least {least}, got {value}.")
     folder = Path(config.run_folder)
     heavy = ("callbacks", "logger", "trainer", "metrics", "features")
     light = {key: node for key, node in config.items() if key not in heavy and key != "data"}
@@ -65,9 +69,9 @@ def build(config: DictConfig) -> Run:
     refuse(list(wrong_arguments({key: config[key] for key in (*heavy, "data")}, "")))
     module = _build_module(config, network)
     datamodule = _instantiate(config.data.datamodule, "data")
-    _load_images(datamodule)
+    _load_images(datamodule, module.labels.num_classes)
     callbacks = list(_build_callbacks(config))
-    loggers = [_instantiate(node, f"logger.{name}") for name, node in config.logger.items()]
+    loggers = [_instantiate(node, f"logger.{name}") for name, node in config.logger.items() if node is not None]
     trainer = _instantiate(config.trainer, "trainer", callbacks=callbacks, logger=loggers)
     _start_loggers(loggers)
     OmegaConf.save(config, folder / "config.yaml")
@@ -116,19 +120,31 @@ def _build_module(config: DictConfig, network: Any) -> "DiffusionModule":
     return module
 
 
-def _load_images(datamodule: "ImageDataModule") -> None:
+def _load_images(datamodule: "ImageDataModule", num_classes: int) -> None:
     try:
-        _ = datamodule.train_images
+        label = datamodule.train_images.label
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
+    if num_classes and len(label) and int(label.max()) >= num_classes:
+        raise UserError(f"data.num_classes must be above the largest label, {int(label.max())}, got {num_classes}.")
 
 
 def _build_callbacks(config: DictConfig) -> Iterator[Any]:
     from diffusion_lab.metrics.features import FeaturesUnavailableError
 
     for name, node in config.callbacks.items():
+        if node is None:
+            continue  # callbacks.sample_images=null switches it off
         try:
-            yield _instantiate(node, f"callbacks.{name}")
+            callback = _instantiate(node, f"callbacks.{name}")
+            features = getattr(getattr(callback, "metric", None), "features", None)
+            if features is not None and config.data.channels not in features.channels:
+                channels = " or ".join(map(str, features.channels))
+                raise UserError(
+                    f"features must suit the images: {features.name} takes {channels} channels, got "
+                    f"data.channels={config.data.channels}; try features=inception."
+                )
+            yield callback
         except FeaturesUnavailableError as error:
             print(f"note: this run goes on without callbacks.{name}: {error}", file=sys.stderr)
 

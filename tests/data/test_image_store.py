@@ -78,6 +78,26 @@ def test_a_folder_of_classes_gives_labels_and_channels_as_asked(tmp_path: Path) 
     assert images.pixels.shape == (3, 1, 4, 4)
 
 
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    levels = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
+    Image.fromarray(levels).save(tmp_path / "train" / "deep.png")
+    image = ImageStore(None, tmp_path, channels=1, resolution=16, label_column=None).load().pixels[0, 0]
+    assert image.flatten().tolist() == list(range(256))
+
+
+# The reader of images leaves a file open that it could not decode.
+@pytest.mark.filterwarnings(
+    "ignore:.*unclosed file.*:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+def test_a_truncated_image_is_said_with_its_place(tmp_path: Path) -> None:
+    folder = pictures(tmp_path, [(40, 40), (40, 40)])
+    whole = folder / "train" / "cat" / "1.png"
+    whole.write_bytes(whole.read_bytes()[:60])
+    with pytest.raises(ValueError, match="holds an image that cannot be read, near number"):
+        ImageStore(None, folder).load()
+
+
 def test_a_missing_folder_is_said_in_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"data\.path must be a folder .*, got .*nowhere\.$"):
         ImageStore(None, tmp_path / "nowhere").locate()

@@ -31,3 +31,11 @@ class Throughput(Callback):
         else:
             rest = list(self._seconds)
         self.log("images_per_second", len(batch) * trainer.world_size * len(rest) / sum(rest))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Lightning logs every log_every_n_steps alone: without this a shorter run would leave no numbers at all.
+        if trainer.global_step % trainer.log_every_n_steps:
+            numbers = {key: float(value) for key, value in trainer.callback_metrics.items()}
+            for logger in trainer.loggers:
+                logger.log_metrics(numbers, step=trainer.global_step - 1)
+                logger.save()

@@ -48,6 +48,8 @@ class ImageDataModule(LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        if num_workers < 0:
+            raise ValueError(f"num_workers must be at least 0, got {num_workers}.")
         self.store, self.batch_size, self.seed = store, batch_size, seed
         self.horizontal_flip, self.num_workers = horizontal_flip, num_workers
         self._train: Images | None = None

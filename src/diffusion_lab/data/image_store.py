@@ -135,8 +135,13 @@ class ImageStore:
 
     def _decode(self, dataset: "Dataset", names: tuple[str, ...]) -> Images:
         pixels = np.empty((len(dataset), self.channels, self.resolution, self.resolution), dtype=np.uint8)
-        for index, image in enumerate(dataset[self.image_column]):
-            pixels[index] = self._square(image)
+        index = 0
+        try:
+            for index, image in enumerate(dataset[self.image_column]):
+                pixels[index] = self._square(image)
+        except OSError as error:
+            source = self.hub_name if self.path is None else self.path
+            raise ValueError(f"{source} holds an image that cannot be read, near number {index}: {error}.") from error
         if self.label_column is None:
             return Images(torch.from_numpy(pixels), torch.zeros(len(dataset), dtype=torch.int64), ())
         label = torch.tensor(dataset[self.label_column][:], dtype=torch.int64)
@@ -144,6 +149,8 @@ class ImageStore:
 
     def _square(self, image: Image.Image) -> np.ndarray:
         side = self.resolution
+        if image.mode.startswith("I;16"):  # Pillow would clip 16 bits at 255 instead of scaling them
+            image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
         if image.mode != MODES[self.channels]:
             image = image.convert(MODES[self.channels])
         if image.size != (side, side):
