@@ -9,11 +9,9 @@ from torch import Tensor
 import diffusion_lab
 from diffusion_lab.data.image_store import Images, ImageStore
 from diffusion_lab.metrics.features import (
-    FASHION_CNN_WEIGHTS,
     FashionCNN,
     FeaturesUnavailableError,
     Inception,
-    sha256,
     to_uint8,
 )
 
@@ -103,9 +101,3 @@ def test_missing_weights_are_reported_with_the_place_that_was_searched(
 ) -> None:
     with pytest.raises(FeaturesUnavailableError, match=f"features.weights must be .*, got {tmp_path / 'nothing.pt'}"):
         features(tmp_path / "nothing.pt")
-
-
-def test_a_file_is_known_by_its_sha256(tmp_path: Path) -> None:
-    (tmp_path / "abc").write_bytes(b"abc")  # FIPS 180-4, the standard's own example
-    assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert sha256(FASHION_CNN_WEIGHTS) != sha256(tmp_path / "abc")

@@ -1,6 +1,5 @@
 """Image -> feature vector. The networks behind the distances."""
 
-import hashlib
 from abc import ABC, abstractmethod
 from pathlib import Path
 
@@ -133,8 +132,3 @@ class Inception(Features):
 
 def _convolution(in_channels: int, out_channels: int) -> list[nn.Module]:
     return [nn.Conv2d(in_channels, out_channels, 3, padding=1), nn.BatchNorm2d(out_channels), nn.ReLU()]
-
-
-def sha256(path: str | Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
