@@ -11,8 +11,18 @@ import pytest
 import diffusion_lab
 
 PACKAGE = Path(diffusion_lab.__file__).parent
-MATHEMATICS = ("process", "objectives", "samplers", "networks", "ema", "denoiser", "optimizers")
-DOORS = ("config_check", "config_entry", "runs", "run_tables")
+MATHEMATICS = (
+    "process",
+    "objectives",
+    "samplers",
+    "networks",
+    "ema",
+    "denoiser",
+    "likelihood",
+    "reconstruction",
+    "optimizers",
+)
+DOORS = ("config_check", "config_entry", "runs", "run_tables", "evaluation_jobs")
 
 
 def modules(prefix: str = "diffusion_lab") -> list[str]:
@@ -57,7 +67,17 @@ def test_only_the_doors_know_hydra(path: Path) -> None:
     assert knows == (path.stem in DOORS)
 
 
-LAYERS = ("process", "networks", "objectives", "denoiser", "samplers", "lightning_module", "callbacks", "runs")
+LAYERS = (
+    "process",
+    "networks",
+    "objectives",
+    "denoiser",
+    "samplers",
+    "likelihood",
+    "lightning_module",
+    "callbacks",
+    "runs",
+)
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)

@@ -8,13 +8,19 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.config_check import wrong_arguments
 from diffusion_lab.config_entry import CONF
 from diffusion_lab.runs import resolved
 
-CHOICES = [f"{path.parent.name}={path.stem}" for path in sorted(CONF.glob("*/*.yaml")) if not path.stem.startswith("_")]
+CHOICES = [f"{path.parent.name}={path.stem}" for path in sorted(CONF.glob("*/*.yaml"))]
+NEEDS = {  # what a choice cannot do without
+    "schedule=custom": ["schedule.betas=[0.1,0.2,0.4]"],
+    # training measures the distance; the other metrics are of evaluation, and may stand beside it
+    **{f"metrics={name}": [f"metrics=[frechet,{name}]"] for name in ("bound", "flow", "reconstruction")},
+}
+NAMES_ELSEWHERE: dict[str, dict[str, str]] = OmegaConf.to_object(OmegaConf.load(CONF / "_names_elsewhere.yaml"))  # type: ignore[assignment]
 EXPERIMENTS = [choice for choice in CHOICES if choice.startswith("experiment=")]
 
 
@@ -31,12 +37,12 @@ def composed(*overrides: str) -> DictConfig:
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_each_choice_composes_and_fits_the_signatures(choice: str) -> None:
-    assert list(wrong_arguments(composed(choice), "")) == []
+    assert list(wrong_arguments(composed(choice, *NEEDS.get(choice, [])), "")) == []
 
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_each_choice_builds_its_mathematics(choice: str) -> None:
-    config = composed(choice, "data.resolution=32")  # a side that every network can halve
+    config = composed(choice, "data.resolution=32", *NEEDS.get(choice, []))  # a side that every network can halve
     with torch.device("meta"):
         network = instantiate(config.model, _convert_="all")
     assert network.in_channels == config.data.channels
@@ -75,6 +81,39 @@ def test_the_data_brings_its_network_and_features_and_both_can_be_overridden() -
     other = composed("data=cifar10", "model=unet_small", "features=fashion_cnn")
     assert other.model.channels == 64
     assert other.features._target_.endswith("FashionCNN")
+
+
+def test_a_schedule_brings_what_suits_it_and_all_can_be_overridden() -> None:
+    config = composed("schedule=edm")
+    brought = [config[key]._target_.rpartition(".")[2] for key in ("prediction", "times", "weighting", "time_grid")]
+    assert brought == ["EDMDenoiser", "LogNormalSigma", "EDMWeighting", "KarrasTimes"]
+    other = composed("schedule=edm", "prediction=v", "times=stratified", "weighting=none", "time_grid=log_snr")
+    overridden = [other[key]._target_.rpartition(".")[2] for key in ("prediction", "times", "weighting", "time_grid")]
+    assert overridden == ["V", "Stratified", "unweighted", "LogSNRTimes"]
+    assert composed("schedule=jsd").prediction._target_.endswith(".V")
+
+
+@pytest.mark.parametrize("choice", [choice for choice in CHOICES if choice.startswith("variance=")])
+@pytest.mark.parametrize("objective", ["hybrid", "simple", "vlb"])
+def test_networks_answer_twice_the_channels_where_the_variance_is_learned(choice: str, objective: str) -> None:
+    config = composed(f"objective={objective}", choice)
+    learned = instantiate(config.variance).learned
+    assert config.model.out_channels == config.data.channels * (2 if learned else 1)
+
+
+def test_samplers_take_no_more_steps_than_a_short_table_has_unless_told() -> None:
+    assert composed("schedule.num_timesteps=10").sampler.num_steps == 10
+    assert composed("schedule=custom", "schedule.betas=[0.1,0.2,0.4]").sampler.num_steps == 3
+    assert composed("schedule=vp", "sampler=ancestral").sampler.num_steps == 1000
+    assert composed("schedule.num_timesteps=10", "sampler.num_steps=20").sampler.num_steps == 20  # refused when built
+
+
+@pytest.mark.parametrize("group", list(NAMES_ELSEWHERE))
+def test_names_of_other_code_are_none_of_ours_and_point_to_ours(group: str) -> None:
+    ours = {choice.partition("=")[2] for choice in CHOICES if choice.startswith(f"{group}=")}
+    for name, meaning in NAMES_ELSEWHERE[group].items():
+        assert name not in ours
+        assert meaning.split()[0].rstrip(",") in ours
 
 
 def test_the_default_prediction_is_the_noise() -> None:

@@ -4,7 +4,17 @@ from torch import Tensor, nn
 
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.networks import Condition
-from diffusion_lab.process import X0, CosineSchedule, Epsilon, GaussianProcess, Prediction, V
+from diffusion_lab.process import (
+    X0,
+    CosineSchedule,
+    EDMDenoiser,
+    EDMSchedule,
+    Epsilon,
+    GaussianProcess,
+    Prediction,
+    V,
+)
+from process.examples import PREDICTIONS
 
 PROCESS = GaussianProcess(CosineSchedule(1000))
 TIMES = torch.tensor([1, 300, 500, 800, 999], dtype=torch.float64) / 1000
@@ -22,18 +32,53 @@ class Given(nn.Module):
         return self.answer
 
 
-@pytest.mark.parametrize("prediction", [Epsilon(), X0(), V()], ids=str)
+@pytest.mark.parametrize("prediction", PREDICTIONS, ids=str)
 def test_a_network_that_meets_its_target_gives_the_clean_image(prediction: Prediction) -> None:
     x_0, noise = torch.randn(2, 5, 3, 8, 6)
-    target = prediction.target(x_0, noise, *PROCESS.coefficients(TIMES, like=x_0))
+    target = prediction.target(x_0, noise, TIMES, PROCESS)
     denoiser = Denoiser(Given(target), PROCESS, prediction)
     estimate = denoiser(PROCESS.q_sample(x_0, TIMES, noise), TIMES, Condition())
     torch.testing.assert_close(estimate.x_0, x_0, rtol=0, atol=2e-3)  # noise at the 999th step is 640 times the image
-    assert estimate.log_variance is None
+    assert estimate.variance_output is None
+
+
+def test_the_second_half_of_an_answer_is_kept_for_the_variance() -> None:
+    x_0, noise = torch.randn(2, 5, 3, 8, 6)
+    said = torch.randn(5, 3, 8, 6).bfloat16()
+    x_t = PROCESS.q_sample(x_0, TIMES, noise)
+    answer = torch.cat([V().target(x_0, noise, TIMES, PROCESS).bfloat16(), said], dim=1)
+    estimate = Denoiser(Given(answer), PROCESS, V())(x_t, TIMES, Condition())
+    alone = Denoiser(Given(answer[:, :3]), PROCESS, V())(x_t, TIMES, Condition())
+    assert torch.equal(estimate.x_0, alone.x_0)
+    assert estimate.variance_output is not None
+    assert estimate.variance_output.dtype == torch.float32
+    assert torch.equal(estimate.variance_output, said.float())
+
+
+def test_between_two_steps_the_network_is_told_a_broken_index_and_its_answer_is_read_there() -> None:
+    x_0, noise = torch.randn(2, 5, 3, 8, 6)
+    t = (TIMES * 1000 - 0.25) / 1000
+    network = Given(V().target(x_0, noise, t, PROCESS.continuous))
+    estimate = Denoiser(network, PROCESS, V())(PROCESS.continuous.q_sample(x_0, t, noise), t, Condition())
+    assert network.told[1].tolist() == pytest.approx([-0.25, 298.75, 498.75, 798.75, 997.75], abs=1e-3)
+    torch.testing.assert_close(estimate.x_0, x_0, rtol=0, atol=1e-4)
+
+
+def test_an_edm_network_is_given_the_scaled_image_and_the_logarithm_of_its_noise() -> None:
+    process = GaussianProcess(EDMSchedule())
+    sigma = torch.tensor([0.002, 0.5, 1.0, 7.0, 80.0], dtype=torch.float64)
+    x_t, answer = torch.randn(2, 5, 3, 8, 6)
+    network = Given(answer)
+    estimate = Denoiser(network, process, EDMDenoiser(0.5))(x_t, sigma, Condition())
+    wide, power = sigma.float().view(5, 1, 1, 1), (sigma**2 + 0.25).float().view(5, 1, 1, 1)
+    torch.testing.assert_close(network.told[0], x_t / power.sqrt())  # Karras et al. (2022), eq. 7 and Table 1
+    torch.testing.assert_close(network.told[1], (sigma.log() / 4).float())
+    torch.testing.assert_close(estimate.x_0, 0.25 / power * x_t + 0.5 * wide / power.sqrt() * answer)
 
 
 def test_the_network_is_told_the_image_the_index_of_the_step_and_the_condition() -> None:
-    x_t, condition, network = torch.randn(5, 3, 8, 6), Condition(torch.tensor([3, 1, 4, 1, 5])), Given(torch.zeros(1))
+    x_t, condition = torch.randn(5, 3, 8, 6), Condition(torch.tensor([3, 1, 4, 1, 5]))
+    network = Given(torch.zeros(5, 3, 8, 6))
     Denoiser(network, PROCESS, Epsilon())(x_t, TIMES, condition)
     assert network.told[0] is x_t
     assert network.told[1].dtype == torch.float32

@@ -27,7 +27,7 @@ SMALL = [
     "trainer.log_every_n_steps=2",
     "callbacks.sample_images.num_images=4",
     "callbacks.measure_distance.every_n_steps=2",
-    "metrics.num_samples=20",
+    "metrics.frechet.num_samples=20",
     "sampler.num_steps=5",
 ]
 
@@ -179,7 +179,10 @@ def test_a_missing_feature_network_is_said_once_and_training_goes_on(tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["schedule=cosin"], "schedule must be one of cosine, linear, got cosin; perhaps you mean cosine."),
+        (
+            ["schedule=cosin"],
+            "schedule must be one of constant, cosine, .*, warmup, got cosin; perhaps you mean cosine.",
+        ),
         (["shedule=cosine"], "shedule is not a setting: accepted are .*; perhaps you mean schedule."),
         (
             ["model.chanels=3"],
@@ -192,6 +195,33 @@ def test_a_missing_feature_network_is_said_once_and_training_goes_on(tmp_path: P
         (["data.resolution=abc"], "data.store.resolution must be a whole number, got abc.*"),
         (["trainer.max_steps=abc"], "trainer.max_steps must be a whole number, got abc."),
         (["sampler.num_steps=2000"], "sampler: num_steps must be at most the schedule's 1000 steps, got 2000."),
+        (
+            ["schedule=scaled_linear"],
+            r"schedule must be one of .*, got scaled_linear; elsewhere that is what is here schedule=quadratic \(.*",
+        ),
+        (["schedule=custom"], "schedule.betas must be given, got nothing."),
+        (
+            ["schedule=custom", "schedule.betas=[0.1,0.5,1.5]"],
+            r"schedule: betas must be in \[0, 1\], got 1.5; CustomSchedule gives it.",
+        ),
+        (
+            ["variance=learned_range", "model.out_channels=1"],
+            "model.out_channels must be 2 for a learned variance, twice the 1 of the image, got 1; or take .*",
+        ),
+        (
+            ["objective=vlb", "schedule=rectified_flow"],
+            "objective=vlb and hybrid need a schedule of steps .* got the continuous RectifiedFlowSchedule.",
+        ),
+        (
+            ["objective=hybrid", "variance=fixed_small"],
+            "objective: variance must be learned_range or learned_diagonal for objective=hybrid, .* got FixedSmall.",
+        ),
+        (
+            ["schedule.zero_terminal_snr=true"],
+            "prediction must be x_0 or v for LinearSchedule, whose last alpha is 0 .*, got epsilon.",
+        ),
+        (["schedule=jsd", "prediction=epsilon"], "prediction must be x_0 or v for JSDSchedule, .*, got epsilon."),
+        (["schedule=vp", "prediction=posterior_mean"], "schedule must be a table of steps .* continuous VPSchedule."),
         (["schedule.num_timesteps=0"], "schedule: num_timesteps must be a whole number of at least 1, got 0."),
         (["seed=-1"], r"seed must be a whole number in 0..2\^63 - 1, got -1."),
         (["data.classes=Sneaker"], "data.store.classes must be a list or null, got Sneaker."),
@@ -214,11 +244,18 @@ def test_a_mistake_is_one_sentence_before_anything_is_trained(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_schedule_that_does_not_end_in_noise_is_warned_of(tmp_path: Path) -> None:
+    done = train(*SMALL, "schedule.num_timesteps=50", f"hydra.run.dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    # alpha_bar of 50 steps of mean variance 0.01 is 0.60
+    assert "warning: schedule does not end in noise: x_T keeps alpha / sigma = 1.2 of the image" in done.stderr
+
+
 def test_help_names_every_group_and_does_not_wait_for_torch() -> None:
     started = time.monotonic()
     done = train("--help")
     assert done.returncode == 0
-    assert "schedule: cosine, linear" in done.stdout
+    assert "schedule: constant, cosine, " in done.stdout
     assert time.monotonic() - started < 20  # seconds less without torch; the bound only catches a hang
 
 

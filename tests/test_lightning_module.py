@@ -1,4 +1,4 @@
-"""The training and sampling flows, through Lightning."""
+"""The training and sampling flows, through Lightning; one training step alone is in test_training_step.py."""
 
 import copy
 from pathlib import Path
@@ -9,57 +9,41 @@ import torch
 from lightning import Callback, Trainer
 
 from diffusion_lab.callbacks.checkpoints import SaveLast
-from diffusion_lab.data.image_datamodule import ImageBatch
-from diffusion_lab.lightning_module import DiffusionModule
-from diffusion_lab.networks import Condition, Labels
+from diffusion_lab.networks import Labels
+from diffusion_lab.process import LinearSchedule, LossSecondMoment
 from diffusion_lab.randomness import Draws
-from training import FewImages, fit, small_module, weights
+from training import fit, small_module, weights
 
 
-def fitting(module: DiffusionModule) -> bool:
-    return module._trainer is not None and module._trainer.training
+def test_times_learn_once_an_optimiser_step_from_all_its_accumulated_batches() -> None:
+    histories = []
+    for accumulate in (1, 2, 4):
+        module = small_module()
+        times = LossSecondMoment(LinearSchedule(20, 1e-3, 0.4), num_kept=2)
+        module.times = times
+        fit(module, 5, accumulate_grad_batches=accumulate)
+        assert int(times.num_met.sum()) == 5 * 12
+        histories.append((times.num_met, times.kept))
+    for num_met, kept in histories[1:]:
+        assert torch.equal(num_met, histories[0][0])
+        torch.testing.assert_close(kept, histories[0][1], rtol=1e-3, atol=1e-4)
 
 
-@pytest.fixture(autouse=True)
-def steps_without_a_trainer_do_not_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    log = DiffusionModule.log
-    monkeypatch.setattr(DiffusionModule, "log", lambda self, *a, **k: log(self, *a, **k) if fitting(self) else None)
-
-
-def batch(module_seed: int = 0, size: int = 6) -> ImageBatch:
-    generator = torch.Generator().manual_seed(module_seed)
-    x_0 = torch.rand(size, 1, 8, 8, generator=generator) * 2 - 1
-    return ImageBatch(x_0, torch.arange(size) % 3, Draws(5, 7, range(size)))
-
-
-def test_the_first_loss_of_a_network_that_answers_zero_is_the_power_of_the_noise() -> None:
-    module, data = small_module(), batch()
-    loss = module.training_step(data, 0)
-    assert loss.item() == pytest.approx(data.draws.noise(data.x_0).square().mean().item(), rel=1e-6)
-
-
-def test_the_loss_is_that_of_the_formulas_written_out() -> None:
-    module, data = small_module(), batch()
-    with torch.no_grad():
-        for parameter in module.network.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * 0.05)
-    t = (data.draws.times() * 20).floor() / 20 + 1 / 20
-    alpha_bar = torch.cumprod(1 - torch.linspace(1e-3, 0.4, 20, dtype=torch.float64), 0)
-    index = (t * 20).round().long() - 1
-    alpha = alpha_bar[index].sqrt().float()[:, None, None, None]
-    sigma = (1 - alpha_bar[index]).sqrt().float()[:, None, None, None]
-    noise = data.draws.noise(data.x_0)
-    output = module.network(alpha * data.x_0 + sigma * noise, index.float(), Condition())
-    expected = (output - noise).square().mean()
-    assert module.training_step(data, 0).item() == pytest.approx(expected.item(), rel=1e-5)
-
-
-def test_training_learns_a_single_image() -> None:
-    module = small_module()
-    fit(module, 150)
-    data = batch()
-    data.x_0 = FewImages().load().pixels[:6].float() / 127.5 - 1
-    assert module.training_step(data, 0).item() < 0.75  # 1.0 before
+def test_the_history_of_the_losses_is_part_of_a_checkpoint(tmp_path: Path) -> None:
+    runs = [small_module() for _ in range(3)]
+    for module in runs:
+        module.times = LossSecondMoment(LinearSchedule(20, 1e-3, 0.4), num_kept=1)
+    whole, first, resumed = runs
+    fit(whole, 12)
+    fit(first, 9, callbacks=[SaveLast(str(tmp_path), every_n_steps=9)])
+    fit(resumed, 12, ckpt_path=tmp_path / "last.ckpt")
+    histories = [module.times for module in (whole, resumed)]
+    assert all(isinstance(times, LossSecondMoment) for times in histories)
+    one, other = (times.state_dict() for times in histories if isinstance(times, LossSecondMoment))
+    assert int(one["num_met"].min()) > 0  # so that the losses have chosen times
+    assert torch.equal(one["kept"], other["kept"])
+    assert torch.equal(one["num_met"], other["num_met"])
+    assert torch.equal(weights(resumed.network), weights(whole.network))
 
 
 def test_steps_are_the_same_however_batches_are_accumulated() -> None:
@@ -176,7 +160,7 @@ def test_gradients_are_clipped_to_the_asked_norm() -> None:
 
 def test_dropped_labels_are_the_asked_share_of_training() -> None:
     labels = Labels(3, 0.25)
-    dropped = Draws(0, 0, range(4000)).dropped_labels(labels.dropout)
+    dropped = Draws(0, 0, range(4000), 4000).dropped_labels(labels.dropout)
     label = labels.drop(torch.zeros(4000, dtype=torch.int64), dropped)
     assert label is not None
     assert (label == labels.null).float().mean().item() == pytest.approx(0.25, abs=0.02)

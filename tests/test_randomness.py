@@ -14,7 +14,7 @@ IMAGE = (3, 8, 6)
 
 def everything(seed: int, step: int, positions: Sequence[int]) -> list[Tensor]:
     """All that a training step draws, one row an image."""
-    draws = Draws(seed, step, positions)
+    draws = Draws(seed, step, positions, batch_size=60)
     noise = draws.noise(like=torch.zeros(len(positions), *IMAGE))
     return [draws.times(), draws.flips(0.5), draws.dropped_labels(0.3), noise]
 
@@ -46,21 +46,28 @@ def test_draws_differ_between_purposes() -> None:
     assert len(numbers) == len(Purpose)
 
 
+def test_a_stream_is_philox_at_the_address_of_its_use() -> None:
+    # A run must give the same numbers in every version: this pins what is written in its key and counter.
+    philox = np.random.Philox(key=[5, 3], counter=[0, 0, 7, 2])
+    assert stream(5, Purpose.NOISE, step=2, position=7).random() == np.random.Generator(philox).random()
+    assert [purpose.value for purpose in Purpose] == list(range(8))
+
+
 def test_uses_of_one_step_do_not_share_numbers() -> None:
-    draws = Draws(0, 0, range(4096))
+    draws = Draws(0, 0, range(4096), 4096)
     late, flipped, dropped = (draws.times() < 0.5), draws.flips(0.5), draws.dropped_labels(0.5)
     for one, other in ((late, flipped), (late, dropped), (flipped, dropped)):
         assert float((one == other).double().mean()) == pytest.approx(0.5, abs=0.03)
 
 
 def test_draws_are_the_same_when_asked_again() -> None:
-    draws = Draws(0, 0, range(5))
+    draws = Draws(0, 0, range(5), 5)
     assert torch.equal(draws.times(), draws.times())
     assert torch.equal(draws.noise(torch.zeros(5, *IMAGE)), draws.noise(torch.zeros(5, *IMAGE)))
 
 
 def test_times_are_float64_and_uniform() -> None:
-    times = Draws(3, 7, range(20_000)).times()
+    times = Draws(3, 7, range(20_000), 20_000).times()
     assert times.dtype == torch.float64
     assert 0 <= float(times.min()) < 0.001
     assert 0.999 < float(times.max()) < 1
@@ -68,8 +75,24 @@ def test_times_are_float64_and_uniform() -> None:
     assert float((counts - 2000).abs().max()) < 200  # 4.7 standard deviations
 
 
+def test_the_shared_time_belongs_to_the_step_and_to_nothing_else() -> None:
+    shared = Draws(3, 7, [0, 5], 12).shared_time()
+    assert shared.shape == ()
+    assert shared.dtype == torch.float64
+    for positions in ([1, 2, 3], [11], range(12)):
+        assert torch.equal(Draws(3, 7, positions, 12).shared_time(), shared)
+    others = [Draws(3, 8, [0], 12).shared_time(), Draws(4, 7, [0], 12).shared_time(), Draws(3, 7, [0], 12).times()[0]]
+    assert len({float(number) for number in (shared, *others)}) == 4
+
+
+def test_shared_times_are_uniform_over_the_steps() -> None:
+    shared = torch.stack([Draws(3, step, [0], 1).shared_time() for step in range(2000)])
+    counts = torch.histc(shared, 10, 0, 1)
+    assert float((counts - 200).abs().max()) < 60  # 4.5 standard deviations
+
+
 def test_flips_and_dropped_labels_have_the_probability_asked_for() -> None:
-    draws = Draws(3, 7, range(20_000))
+    draws = Draws(3, 7, range(20_000), 20_000)
     assert float(draws.flips(0.5).double().mean()) == pytest.approx(0.5, abs=0.015)
     assert float(draws.dropped_labels(0.1).double().mean()) == pytest.approx(0.1, abs=0.01)
     assert not bool(draws.dropped_labels(0.0).any())
@@ -77,7 +100,7 @@ def test_flips_and_dropped_labels_have_the_probability_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    "noise", [lambda: Draws(3, 7, range(5)).noise(torch.zeros(5, 3, 80, 60)), ImageNoise(range(5), (3, 80, 60)).draw]
+    "noise", [lambda: Draws(3, 7, range(5), 5).noise(torch.zeros(5, 3, 80, 60)), ImageNoise(range(5), (3, 80, 60)).draw]
 )
 def test_noise_is_standard_normal_in_float32(noise: Callable[[], Tensor]) -> None:
     numbers = noise()
@@ -90,7 +113,7 @@ def test_noise_is_standard_normal_in_float32(noise: Callable[[], Tensor]) -> Non
 
 def test_noise_for_another_number_of_images_than_positions_is_refused() -> None:
     with pytest.raises(ValueError, match="argument"):
-        Draws(0, 0, range(4)).noise(torch.zeros(5, *IMAGE))
+        Draws(0, 0, range(4), 4).noise(torch.zeros(5, *IMAGE))
 
 
 def test_an_image_has_the_same_noise_in_any_batch() -> None:
@@ -110,8 +133,23 @@ def test_an_image_has_new_noise_at_every_draw_and_for_every_seed() -> None:
 
 def test_sampling_does_not_repeat_the_noise_of_training() -> None:
     sampling = ImageNoise([7], IMAGE).draw()
-    training = Draws(seed=7, step=0, positions=[0]).noise(torch.zeros(1, *IMAGE))
+    training = Draws(seed=7, step=0, positions=[0], batch_size=1).noise(torch.zeros(1, *IMAGE))
     assert float((sampling == training).double().mean()) < 0.01
+
+
+def test_an_image_of_a_set_has_the_same_noise_in_any_batch_of_a_likelihood() -> None:
+    together, alone = ImageNoise.of_images(5, [3, 1, 4], IMAGE), ImageNoise.of_images(5, [4], IMAGE)
+    for _ in range(3):
+        drawn, expected = together.draw(), alone.draw()
+        assert drawn.shape == (3, *IMAGE)
+        assert torch.equal(drawn[2:], expected)
+
+
+def test_noise_of_a_likelihood_differs_by_seed_position_and_from_that_of_sampling() -> None:
+    noise = ImageNoise.of_images(5, [0, 1], IMAGE).draw()
+    others = (ImageNoise.of_images(6, [0, 1], IMAGE).draw(), ImageNoise([5, 5], IMAGE).draw(), noise.flip(0))
+    for other in others:
+        assert float((noise == other).double().mean()) < 0.01
 
 
 def test_negative_seeds_are_refused() -> None:

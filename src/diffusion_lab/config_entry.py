@@ -58,6 +58,14 @@ def entry(config_name: str, job: Callable[[DictConfig], object]) -> None:
         _end(f"{len(refused)} of the sweep's runs were refused; {refused[-1]}")
 
 
+def composed(config_name: str, overrides: list[str]) -> DictConfig:
+    """Another config beside that of the running job.  Raises UserError where it cannot be composed."""
+    try:
+        return hydra.compose(config_name, overrides=overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_sentence(error, config_name).rstrip(".")) from error
+
+
 def _end(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(1)
@@ -79,8 +87,8 @@ def _sentence(error: Exception, config_name: str) -> str:
     """What a person did wrong, in one sentence."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, choice = error.missing_cfg_file.rpartition("/")
-        options = [option for option in error.options if not option.startswith("_")]
-        return f"{group} must be one of {', '.join(options)}, got {choice}{suggestion(choice, options)}."
+        meant = _meaning_here(group, choice) or suggestion(choice, list(error.options))
+        return f"{group} must be one of {', '.join(error.options)}, got {choice}{meant}."
     if isinstance(error, ConfigCompositionException):
         if found := re.match(
             r"Could not (?:override|append to config\.?|delete from config\.?) ?'([^']+)'", str(error)
@@ -89,6 +97,12 @@ def _sentence(error: Exception, config_name: str) -> str:
         if found := re.search(r"Could not override '([^']+)'\.", str(error)):
             return _unknown_key(found[1].split("@")[0], config_name)
     return re.sub(r" See https://hydra\S+ for details", ".", " ".join(str(error).split()))
+
+
+def _meaning_here(group: str, choice: str) -> str:
+    """The end of a sentence that says what a name of other code is called here, if it is one."""
+    meaning = OmegaConf.select(OmegaConf.load(CONF / "_names_elsewhere.yaml"), f"{group}.{choice}")
+    return f"; elsewhere that is what is here {group}={meaning}" if meaning else ""
 
 
 def _unknown_key(key: str, config_name: str) -> str:
@@ -130,6 +144,16 @@ def _fastest_cpu_precision() -> str:
     return "bf16-mixed" if re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", flags) else "32-true"
 
 
+def _all_steps(schedule: DictConfig) -> int:
+    """The number of steps of a table; a thousand, as the papers take, for a continuous schedule."""
+    return len(schedule.betas) if "betas" in schedule else int(schedule.get("num_timesteps", 1000))
+
+
+def _answers(channels: int, variance: DictConfig) -> int:
+    """Channels of a network's answer: the prediction's, and as many again for a learned variance."""
+    return channels * (2 if str(variance["_target_"]).rpartition(".")[2].startswith("Learned") else 1)
+
+
 def folder_name(override_dirname: str) -> str:
     """A sweep's run by what is swept, without the characters that the override grammar would have to quote."""
     parsed = OverridesParser.create().parse_overrides([word for word in sys.argv[1:] if re.match(r"[\w.+~/@]+=", word)])
@@ -145,4 +169,6 @@ OmegaConf.register_new_resolver(
 OmegaConf.register_new_resolver("fastest_cpu_precision", _fastest_cpu_precision, replace=True)
 OmegaConf.register_new_resolver("share_of", lambda share, steps: int(share * steps), replace=True)
 OmegaConf.register_new_resolver("at_most", min, replace=True)
+OmegaConf.register_new_resolver("all_steps", _all_steps, replace=True)
+OmegaConf.register_new_resolver("answers", _answers, replace=True)
 OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)

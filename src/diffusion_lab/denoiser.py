@@ -6,18 +6,19 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from diffusion_lab.networks import Condition
-from diffusion_lab.process import GaussianProcess, Prediction
+from diffusion_lab.process import GaussianProcess, Prediction, split_output
 
 
 @dataclass(frozen=True)
 class Estimate:
     """What a denoiser answers.
 
-    x_0: the expected clean image, [B, C, H, W].  log_variance: of the reverse step, shaped as x_0, if learned.
+    x_0: the expected clean image, [B, C, H, W].  variance_output: what the network says of the reverse variance, shaped
+    as x_0; None unless it learned it. `Variance` reads it, since it means something only for a step from t to s.
     """
 
     x_0: Tensor
-    log_variance: Tensor | None = None
+    variance_output: Tensor | None = None
 
 
 class DenoiserLike(Protocol):
@@ -29,13 +30,14 @@ class DenoiserLike(Protocol):
 
 @dataclass(frozen=True)
 class Denoiser:
-    """Network + process + prediction: (x_t, t, condition) -> Estimate."""
+    """Network + process + prediction: (x_t, t, condition) -> Estimate, at the process's times and between them."""
 
     network: nn.Module
     process: GaussianProcess
     prediction: Prediction
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
-        output = self.network(x_t, self.process.network_time(t, like=x_t), condition)
-        alpha_t, sigma_t = self.process.coefficients(t, like=x_t)
-        return Estimate(self.prediction.to_x_0(output.float(), x_t, alpha_t, sigma_t))
+        around = self.prediction.preconditioning(t, self.process.continuous)
+        x_in, time = around.inputs(x_t)
+        output, variance_output = split_output(self.network(x_in, time, condition).float(), channels=x_t.shape[1])
+        return Estimate(around.x_0(output, x_t), variance_output)

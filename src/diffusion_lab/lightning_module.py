@@ -37,6 +37,9 @@ class DiffusionModule(LightningModule):
         super().__init__()
         self.network, self.process, self.prediction = network, process, prediction
         self.objective, self.times, self.optimizer, self.sampler = objective, times, optimizer, sampler
+        channels, out_channels = int(network.in_channels), int(network.out_channels)  # type: ignore[arg-type]
+        prediction.require(process.schedule)
+        objective.require(process.schedule, channels, out_channels)
         self.ema = ema(network)
 
     @property
@@ -51,9 +54,10 @@ class DiffusionModule(LightningModule):
         t, weight = self.times.sample(draws)  # [B], [B]
         noise = draws.noise(like=x_0)
         x_t = self.process.q_sample(x_0, t, noise)
-        output = self.network(x_t, self.process.network_time(t, like=x_t), Condition(label))
+        x_in, time = self.prediction.preconditioning(t, self.process).inputs(x_t)
+        output = self.network(x_in, time, Condition(label))
         loss = self.objective(output, x_0, x_t, noise, t, self.process)  # [B]
-        self.times.update(t, loss.detach())
+        self.times.update(draws, t, loss)
         mean = (weight.to(loss.device) * loss).mean()
         self.log("loss", mean)
         return mean
@@ -66,6 +70,7 @@ class DiffusionModule(LightningModule):
         # The one hook that runs once per optimiser step, however many batches were accumulated for it.
         super().optimizer_step(*args, **kwargs)
         self.ema.update(self.network)
+        self.times.finish_step()
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None

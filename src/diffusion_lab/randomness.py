@@ -21,6 +21,8 @@ class Purpose(IntEnum):
     NOISE = 3
     LABEL_DROPOUT = 4
     SAMPLING = 5
+    SHARED_TIME = 6
+    LIKELIHOOD = 7
 
 
 def stream(seed: int, purpose: Purpose, step: int = 0, position: int = 0) -> np.random.Generator:
@@ -35,14 +37,18 @@ def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
 
 
 class Draws:
-    """All randomness of one training step, for the images at `positions` of the global batch."""
+    """All randomness of one training step, for the images at `positions` of the global batch of `batch_size`."""
 
-    def __init__(self, seed: int, step: int, positions: Sequence[int]) -> None:
-        self.seed, self.step, self.positions = seed, step, list(positions)
+    def __init__(self, seed: int, step: int, positions: Sequence[int], batch_size: int) -> None:
+        self.seed, self.step, self.positions, self.batch_size = seed, step, list(positions), batch_size
 
     def times(self) -> Tensor:
         """One number in [0, 1) for each image, to draw its time from: [B], float64."""
         return self._uniform(Purpose.TIME)
+
+    def shared_time(self) -> Tensor:
+        """One number in [0, 1) for the whole step, the same on all processes: [], float64."""
+        return torch.tensor(stream(self.seed, Purpose.SHARED_TIME, self.step).random(), dtype=torch.float64)
 
     def flips(self, probability: float) -> Tensor:
         """Which images to mirror: [B], bool."""
@@ -66,15 +72,25 @@ class Draws:
 
 
 class ImageNoise:
-    """All randomness of sampling: each image draws from the stream of its own seed, whatever batch it stands in."""
+    """Noise of images one by one: each draws from a stream of its own, whatever batch it stands in."""
 
     def __init__(self, seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> None:
-        """seeds: one for each image.  shape: of one image, [C, H, W]."""
+        """All randomness of sampling images with these seeds.  shape: of one image, [C, H, W]."""
         if any(seed < 0 for seed in seeds):
             raise ValueError(f"seeds must be whole numbers of at least 0, got {min(seeds)}.")
         self.shape = (len(seeds), *shape)
         self.device = torch.device(device)
         self._streams = [stream(seed, Purpose.SAMPLING) for seed in seeds]
+
+    @classmethod
+    def of_images(
+        cls, seed: int, positions: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu"
+    ) -> "ImageNoise":
+        """All randomness of a likelihood, for the images at `positions` of a set."""
+        noise = cls((), shape, device)
+        noise.shape = (len(positions), *shape)
+        noise._streams = [stream(seed, Purpose.LIKELIHOOD, position=position) for position in positions]
+        return noise
 
     def draw(self) -> Tensor:
         """The next standard normal noise of every image: [B, C, H, W], float32."""

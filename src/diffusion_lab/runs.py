@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING, Any
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from diffusion_lab.config_check import UserError, refuse, wrong_arguments
+
+NEARLY_NOISE = 0.05
+"""The largest alpha / sigma at the end of a schedule that passes without a word: DDPM's is 0.006, EDM's 0.0125."""
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -56,7 +59,7 @@ def build(config: DictConfig) -> Run:
     problems = list(wrong_arguments(config.data.store, "data.store")) + list(wrong_arguments(light, ""))
     if problems:
         refuse([*problems, *wrong_arguments({key: config[key] for key in heavy}, "")])
-    store = _instantiate(config.data.store, "data")
+    store = instantiated(config.data.store, "data")
     try:
         store.locate()
     except FileNotFoundError as error:
@@ -65,14 +68,14 @@ def build(config: DictConfig) -> Run:
     import torch
 
     torch.manual_seed(config.seed)
-    network = _instantiate(config.model, "model")
+    network = instantiated(config.model, "model")
     refuse(list(wrong_arguments({key: config[key] for key in (*heavy, "data")}, "")))
     module = _build_module(config, network)
-    datamodule = _instantiate(config.data.datamodule, "data")
+    datamodule = instantiated(config.data.datamodule, "data")
     _load_images(datamodule, module.labels.num_classes)
     callbacks = list(_build_callbacks(config))
-    loggers = [_instantiate(node, f"logger.{name}") for name, node in config.logger.items() if node is not None]
-    trainer = _instantiate(config.trainer, "trainer", callbacks=callbacks, logger=loggers)
+    loggers = [instantiated(node, f"logger.{name}") for name, node in config.logger.items() if node is not None]
+    trainer = instantiated(config.trainer, "trainer", callbacks=callbacks, logger=loggers)
     _start_loggers(loggers)
     OmegaConf.save(config, folder / "config.yaml")
     return Run(module, datamodule, trainer, folder)
@@ -83,15 +86,23 @@ def load_module(folder: Path, checkpoint: str = "last.ckpt") -> "DiffusionModule
 
     Raises UserError where the folder holds no run or no such checkpoint.
     """
-    import torch
+    return with_weights(saved_config(folder, checkpoint), folder / "checkpoints" / checkpoint)
 
-    files = folder / "config.yaml", folder / "checkpoints" / checkpoint
-    for file in files:
+
+def saved_config(folder: Path, checkpoint: str) -> DictConfig:
+    """The config that a run was trained with.  Raises UserError where the folder holds no run or no such checkpoint."""
+    for file in (folder / "config.yaml", folder / "checkpoints" / checkpoint):
         if not file.is_file():
             raise UserError(f"run must be the folder of a run, got {folder}: {file.relative_to(folder)} is missing.")
-    config = typing.cast(DictConfig, OmegaConf.load(files[0]))
-    module = _build_module(config, _instantiate(config.model, "model"))
-    module.load_state_dict(torch.load(files[1], map_location="cpu", weights_only=True)["state_dict"])
+    return typing.cast(DictConfig, OmegaConf.load(folder / "config.yaml"))
+
+
+def with_weights(config: DictConfig, checkpoint: Path) -> "DiffusionModule":
+    """The module that a resolved config describes, with the weights of a checkpoint, on the CPU."""
+    import torch
+
+    module = _build_module(config, instantiated(config.model, "model"))
+    module.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
     return module
 
 
@@ -101,6 +112,8 @@ def resolved(config: DictConfig) -> DictConfig:
         return typing.cast(
             DictConfig, OmegaConf.create(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
         )
+    except MissingMandatoryValue as error:
+        raise UserError(f"{error.full_key} must be given, got nothing.") from error
     except OmegaConfBaseException as error:
         raise UserError(" ".join(str(error).split())) from error
 
@@ -109,10 +122,22 @@ def _build_module(config: DictConfig, network: Any) -> "DiffusionModule":
     _quieten()
     from diffusion_lab.lightning_module import DiffusionModule
 
-    _instantiate(config.schedule, "schedule")  # first by itself, so that its mistakes are said under its own name
+    schedule = instantiated(config.schedule, "schedule")  # first by itself: its mistakes are said under its own name
+    remaining = schedule.remaining_signal
+    if remaining > NEARLY_NOISE:
+        print(
+            f"warning: schedule does not end in noise: x_T keeps alpha / sigma = {remaining:.2g} of the image, but "
+            "sampling starts from pure noise; more steps or larger variances take it away.",
+            file=sys.stderr,
+        )
+    variance = instantiated(config.variance, "variance")
     parts = ("process", "prediction", "objective", "times", "ema", "optimizer", "sampler")
-    objects = {part: _instantiate(config[part], part) for part in parts}
-    module = DiffusionModule(network, objects.pop("process"), **objects)
+    objects = {part: instantiated(config[part], part) for part in parts}
+    try:
+        variance.require(network.in_channels, network.out_channels)
+        module = DiffusionModule(network, objects.pop("process"), **objects)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     try:
         module.denoiser(config.guidance_scale)
     except ValueError as error:
@@ -136,7 +161,7 @@ def _build_callbacks(config: DictConfig) -> Iterator[Any]:
         if node is None:
             continue  # callbacks.sample_images=null switches it off
         try:
-            callback = _instantiate(node, f"callbacks.{name}")
+            callback = instantiated(node, f"callbacks.{name}")
             features = getattr(getattr(callback, "metric", None), "features", None)
             if features is not None and config.data.channels not in features.channels:
                 channels = " or ".join(map(str, features.channels))
@@ -160,7 +185,7 @@ def _start_loggers(loggers: list[Any]) -> None:
             raise UserError(f"logger.wandb: {reason} logger.wandb.offline=true needs no account.") from error
 
 
-def _instantiate(node: Any, path: str, **extra: Any) -> Any:
+def instantiated(node: Any, path: str, **extra: Any) -> Any:
     """The object that a node describes.  Raises UserError where its constructor refuses a value."""
     from diffusion_lab.metrics.features import FeaturesUnavailableError
 

@@ -42,6 +42,14 @@ def test_two_conditions_become_one_batch() -> None:
     assert Condition.cat(Condition(), Condition()).label is None
 
 
+def test_the_condition_of_some_images_is_theirs_in_the_order_asked_for() -> None:
+    some = Condition(LABEL).select(torch.tensor([3, 2, 2, 0]))
+    assert some.label is not None
+    assert some.label.dtype == torch.int64
+    assert some.label.tolist() == [2, 1, 1, 0]
+    assert Condition().select(torch.tensor([3, 2])).label is None
+
+
 @pytest.mark.parametrize(
     ("num_classes", "dropout", "message"),
     [

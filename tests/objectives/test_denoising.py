@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from diffusion_lab.objectives import Denoising
-from diffusion_lab.process import X0, CosineSchedule, Epsilon, GaussianProcess, Prediction, V
+from diffusion_lab.objectives import Constant, Denoising
+from diffusion_lab.process import X0, CosineSchedule, Epsilon, GaussianProcess, Prediction, V, VPSchedule
+from process.examples import PREDICTIONS
 
 PROCESS = GaussianProcess(CosineSchedule(10))
 TIMES = torch.tensor([0.1, 0.3, 0.5, 0.8, 1.0], dtype=torch.float64)
@@ -17,18 +18,36 @@ def test_loss_of_unit_noise_met_by_0_is_1(prediction: Prediction) -> None:
     assert loss.tolist() == pytest.approx([1.0] * 5, abs=0.05)
 
 
-@pytest.mark.parametrize("prediction", [Epsilon(), X0(), V()], ids=str)
+@pytest.mark.parametrize("prediction", PREDICTIONS, ids=str)
 def test_loss_is_the_mean_square_of_each_images_own_error(prediction: Prediction) -> None:
-    x_0, noise = torch.randn(2, 5, 3, 8, 6)
-    target = prediction.target(x_0, noise, *PROCESS.coefficients(TIMES, like=x_0))
+    x_0, noise = torch.randn(2, 5, 3, 8, 6, dtype=torch.float64)
+    target = prediction.target(x_0, noise, TIMES, PROCESS)
     error = torch.tensor([0.0, 1.0, 2.0, 3.0, -4.0]).view(5, 1, 1, 1)
     loss = Denoising(prediction)(target + error, x_0, PROCESS.q_sample(x_0, TIMES, noise), noise, TIMES, PROCESS)
-    assert loss.tolist() == pytest.approx([0, 1, 4, 9, 16], abs=1e-4)
+    assert loss.tolist() == pytest.approx([0, 1, 4, 9, 16], abs=1e-9)
 
 
 def test_loss_of_bfloat16_answers_is_computed_in_float32() -> None:
     output = torch.full((5, 3, 8, 6), 1 + 2**-7, dtype=torch.bfloat16)
     nothing = torch.zeros_like(output)
-    loss = Denoising(X0())(output, nothing, nothing, nothing, TIMES, PROCESS)
-    assert loss.dtype == torch.float32
-    assert loss.tolist() == pytest.approx([(1 + 2**-7) ** 2] * 5, rel=1e-6)  # bfloat16 would round to 1 + 2^-6
+    for objective in (Denoising(X0()), Denoising(X0(), Constant())):
+        loss = objective(output, nothing, nothing, nothing, TIMES, PROCESS)
+        assert loss.dtype == torch.float32
+        assert loss.tolist() == pytest.approx([(1 + 2**-7) ** 2] * 5, rel=1e-6)  # bfloat16 would round to 1 + 2^-6
+
+
+def test_loss_of_float64_answers_stays_in_float64() -> None:
+    nothing = torch.zeros(5, 3, 8, 6, dtype=torch.float64)
+    assert Denoising(X0(), Constant())(nothing, nothing, nothing, nothing, TIMES, PROCESS).dtype == torch.float64
+
+
+@pytest.mark.parametrize("out_channels", [1, 4, 6])
+def test_a_network_that_answers_more_than_the_image_is_refused(out_channels: int) -> None:
+    message = f"model.out_channels must be 3, .* trains no variance, got {out_channels}; objective=hybrid and vlb train"
+    with pytest.raises(ValueError, match=message):
+        Denoising(Epsilon()).require(CosineSchedule(10), 3, out_channels)
+
+
+def test_a_network_that_answers_an_image_is_accepted_on_any_schedule() -> None:
+    for schedule in (CosineSchedule(10), VPSchedule()):
+        Denoising(Epsilon()).require(schedule, 3, 3)

@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from diffusion_lab.process import CosineSchedule, GaussianProcess, LinearSchedule, NoiseSchedule, TableSchedule
+from diffusion_lab.process import (
+    CosineSchedule,
+    EDMSchedule,
+    GaussianProcess,
+    LinearScaledSchedule,
+    LinearSchedule,
+    NoiseSchedule,
+    TableSchedule,
+)
+from process.examples import CURVES, some_times
 
 T = 20
 SCHEDULE = CosineSchedule(T)
@@ -101,6 +110,13 @@ def test_chained_steps_reach_the_mean_and_variance_of_one_leap(process: Gaussian
     assert_same(variance, sigma_t**2)
 
 
+def test_one_noisy_step_weighs_image_and_noise() -> None:
+    x_s, noise = torch.randn(3, 2, 8, 6).double(), torch.randn(3, 2, 8, 6).double()
+    beta = SCHEDULE.betas[[0, 6, 19]].view(3, 1, 1, 1)
+    x_t = PROCESS.q_step(x_s, times(0, 6, 19), times(1, 7, 20), noise)
+    assert_same(x_t, (1 - beta).sqrt() * x_s + beta.sqrt() * noise)
+
+
 def test_chained_noisy_images_have_the_mean_and_deviation_of_one_leap() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.tensor([0.8, -0.5]).view(2, 1, 1, 1).expand(2, 3, 128, 96)
@@ -152,18 +168,66 @@ def test_posterior_leads_from_the_later_marginal_to_the_earlier(process: Gaussia
     ("schedule", "second", "last"),
     [
         (LinearSchedule(1000), -9.816725, -3.912024),
-        (LinearSchedule(4000, 2.5e-5, 0.005), -11.265782, -5.298318),
+        (LinearScaledSchedule(4000), -11.265782, -5.298318),
         (CosineSchedule(1000), -10.734083, -0.001003),
         (CosineSchedule(4000), -12.204537, -0.001001),
     ],
     ids=str,
 )
-def test_log_posterior_variances_are_those_of_the_papers(schedule: TableSchedule, second: float, last: float) -> None:
-    # Golden values: Ho et al. (2020), eq. 7, in float64, for the variances of Nichol & Dhariwal (2021) as well.
+def test_log_posterior_variances_are_the_published_ones_and_the_first_is_the_second(
+    schedule: TableSchedule, second: float, last: float
+) -> None:
     steps = schedule.num_timesteps
-    s, t = times(1, steps - 1, of=steps), times(2, steps, of=steps)
-    log_variance = GaussianProcess(schedule).posterior_coefficients(s, t)[2].log()
-    assert [round(value, 6) for value in log_variance.tolist()] == [second, last]
+    s, t = times(0, 1, steps - 1, of=steps), times(1, 2, steps, of=steps)
+    log_variance = GaussianProcess(schedule).posterior_log_variance(s, t)
+    assert log_variance.dtype == torch.float64
+    assert [round(value, 6) for value in log_variance.tolist()] == [second, second, last]
+
+
+@given(processes, increasing_steps)
+def test_log_variances_are_the_logarithms_of_the_variances(process: GaussianProcess, steps: list[int]) -> None:
+    s, t = times(*steps[:-1]), times(*steps[1:])
+    assert_same(process.posterior_log_variance(s, t).exp(), process.posterior_coefficients(s, t)[2])
+    assert_same(process.transition_log_variance(s, t).exp(), process.transition(s, t)[1])
+
+
+def test_log_variance_of_a_leap_to_the_clean_image_is_that_of_the_step_after() -> None:
+    expected = PROCESS.posterior_coefficients(times(9, 19), times(10, 20))[2].log()
+    assert_same(PROCESS.posterior_log_variance(times(0, 0), times(9, 19)), expected)
+
+
+def test_log_variance_is_that_of_the_forward_step_where_no_step_follows() -> None:
+    _, sigma_t = SCHEDULE.coefficients(times(20))
+    assert_same(PROCESS.posterior_log_variance(times(0), times(20)), 2 * sigma_t.log())
+    alone = GaussianProcess(LinearSchedule(1, 0.3, 0.3))
+    assert float(alone.posterior_log_variance(times(0), times(1, of=1))) == pytest.approx(math.log(0.3), rel=1e-9)
+    assert float(GaussianProcess(EDMSchedule()).posterior_log_variance(times(0), times(3, of=1))) == pytest.approx(
+        math.log(9)
+    )
+
+
+def test_variances_of_0_have_finite_logarithms_in_float32() -> None:
+    s, t = times(0, 1, of=50), times(1, 2, of=50)
+    for answer in (NO_NOISE_AT_FIRST.posterior_log_variance, NO_NOISE_AT_FIRST.transition_log_variance):
+        assert bool(answer(s, t).float().isfinite().all())
+    assert float(NO_NOISE_AT_FIRST.transition_log_variance(s, t)[0]) == pytest.approx(math.log(1e-30))
+
+
+@pytest.mark.parametrize("process", [GaussianProcess(schedule) for schedule in CURVES], ids=str)
+def test_two_steps_along_a_curve_reach_the_mean_and_variance_of_one_leap(process: GaussianProcess) -> None:
+    s, t = some_times(process.schedule)[:-1], some_times(process.schedule)[1:]
+    scale, variance = process.transition(s, t)
+    alpha_s, sigma_s = process.schedule.coefficients(s)
+    alpha_t, sigma_t = process.schedule.coefficients(t)
+    torch.testing.assert_close(scale * alpha_s, alpha_t, rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(variance + scale**2 * sigma_s**2, sigma_t**2, rtol=1e-9, atol=0)
+    assert bool((variance > 0).all())
+
+
+def test_the_process_between_its_steps_is_that_of_the_interpolated_table() -> None:
+    assert PROCESS.continuous == GaussianProcess(SCHEDULE.continuous)
+    alpha_t, sigma_t = PROCESS.continuous.coefficients(times(7, 8, of=21), like=torch.zeros(2, 3, 8, 6).double())
+    assert_same(alpha_t**2 + sigma_t**2, torch.ones(2, 1, 1, 1).double())
 
 
 def test_first_step_is_undone_exactly() -> None:
@@ -185,13 +249,6 @@ def test_posteriors_after_a_first_step_without_noise_are_finite() -> None:
     assert all(bool(value.isfinite().all()) for value in NO_NOISE_AT_FIRST.posterior_coefficients(s, t))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_network_is_told_the_index_of_the_step(dtype: torch.dtype) -> None:
-    time = PROCESS.network_time(times(1, 2, 20), like=torch.zeros(3, 2, 8, 6, dtype=dtype))
-    assert time.dtype == dtype
-    assert time.tolist() == [0, 1, 19]
-
-
 @pytest.mark.parametrize(
     ("refused", "message"),
     [
@@ -206,6 +263,11 @@ def test_network_is_told_the_index_of_the_step(dtype: torch.dtype) -> None:
 def test_lists_of_times_that_no_sampler_can_walk_are_refused(refused: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PROCESS.validate_times(refused)
+
+
+def test_lists_of_times_beyond_a_curve_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"t must be in \[0, 80\], got 81"):
+        GaussianProcess(EDMSchedule()).validate_times([81.0, 1.0])
 
 
 @pytest.mark.parametrize("schedule", [CosineSchedule(T), LinearSchedule(T)], ids=str)

@@ -1,46 +1,250 @@
+import math
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError
+
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from diffusion_lab.process import X0, CosineSchedule, Epsilon, GaussianProcess, LinearSchedule, Prediction, V
-
-PREDICTIONS = [Epsilon(), X0(), V()]
-
-
-def test_targets_are_those_of_the_papers() -> None:
-    x_0, noise = torch.full((2, 3, 8, 6), 0.5), torch.full((2, 3, 8, 6), -2.0)
-    alpha_t, sigma_t = torch.tensor([0.6, 0.8]).view(2, 1, 1, 1), torch.tensor([0.8, 0.6]).view(2, 1, 1, 1)
-    assert torch.equal(Epsilon().target(x_0, noise, alpha_t, sigma_t), noise)  # Ho et al. (2020), eq. 12
-    assert torch.equal(X0().target(x_0, noise, alpha_t, sigma_t), x_0)
-    v = V().target(x_0, noise, alpha_t, sigma_t)  # Salimans & Ho (2022), appendix D: 0.6 * -2 - 0.8 * 0.5 = -1.6
-    torch.testing.assert_close(v, torch.tensor([-1.6, -1.9]).view(2, 1, 1, 1).expand(2, 3, 8, 6))
-
-
-@pytest.mark.parametrize("prediction", PREDICTIONS, ids=str)
-@given(
-    process=st.sampled_from([GaussianProcess(LinearSchedule(40, 0.0, 0.3)), GaussianProcess(CosineSchedule(40))]),
-    steps=st.lists(st.integers(1, 40), min_size=5, max_size=5),
-    seed=st.integers(0, 2**32),
+from diffusion_lab.process import (
+    X0,
+    CosineSchedule,
+    CustomSchedule,
+    EDMDenoiser,
+    EDMSchedule,
+    Epsilon,
+    FlowVelocity,
+    GaussianProcess,
+    JSDSchedule,
+    LinearSchedule,
+    NoiseSchedule,
+    PosteriorMean,
+    Prediction,
+    RectifiedFlowSchedule,
+    Score,
+    V,
+    VESchedule,
+    VPSchedule,
 )
-def test_a_perfect_answer_stands_for_the_clean_image(
-    prediction: Prediction, process: GaussianProcess, steps: list[int], seed: int
-) -> None:
+from process.examples import CURVES, PREDICTIONS, SCHEDULES, TABLES, accepted, some_times
+
+PAIRS = [
+    pytest.param(prediction, GaussianProcess(schedule), id=f"{prediction}-{schedule}")
+    for prediction in PREDICTIONS
+    for schedule in SCHEDULES
+    if accepted(prediction, schedule)
+]
+# alpha is 0.6 and 0.8, sigma 0.8 and 0.6; the first step takes 0.8^2 of the signal, the second 0.75^2 of the rest
+TWO_STEPS = GaussianProcess(CustomSchedule([0.36, 1 - 0.5625]))
+T_1, T_2 = torch.tensor([0.5], dtype=torch.float64), torch.tensor([1.0], dtype=torch.float64)
+
+
+def images(seed: int = 0) -> tuple[Tensor, Tensor]:
     x_0, noise = torch.randn(2, 5, 3, 8, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    t = torch.tensor(steps, dtype=torch.float64) / 40
+    return x_0, noise
+
+
+def target_of(prediction: Prediction, t: Tensor, process: GaussianProcess) -> float:
+    """For an image of 0.5 and noise of -2."""
+    x_0, noise = torch.full((1, 3, 8, 6), 0.5).double(), torch.full((1, 3, 8, 6), -2.0).double()
+    target = prediction.target(x_0, noise, t, process)
+    assert target.shape == x_0.shape
+    assert torch.equal(target, target[:, :1, :1, :1].expand_as(target))
+    return float(target[0, 0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("prediction", "first", "second"),
+    [
+        (Epsilon(), -2.0, -2.0),  # Ho et al. (2020), eq. 12
+        (X0(), 0.5, 0.5),
+        (V(), 0.8 * -2 - 0.6 * 0.5, 0.6 * -2 - 0.8 * 0.5),  # Salimans & Ho (2022), appendix D
+        (Score(), 2 / 0.6, 2 / 0.8),  # Song & Ermon (2019), eq. 5
+        (FlowVelocity(), -2.5, -2.5),  # Liu et al. (2023), eq. 1
+        # Ho et al. (2020), eq. 7: 0.8 * 0.4375 / 0.64 x_0 + 0.75 * 0.36 / 0.64 x_t
+        (PosteriorMean(), 0.5, 0.8 * 0.4375 / 0.64 * 0.5 + 0.75 * 0.36 / 0.64 * (0.6 * 0.5 - 0.8 * 2)),
+        # Karras et al. (2022), eq. 8, of the noise over the signal: (x_0 - c_skip x_t) / c_out
+        (EDMDenoiser(1.0), 0.6 * 0.5 + 0.8 * 2, 0.8 * 0.5 + 0.6 * 2),
+    ],
+    ids=str,
+)
+def test_targets_are_those_of_the_papers(prediction: Prediction, first: float, second: float) -> None:
+    assert target_of(prediction, T_1, TWO_STEPS) == pytest.approx(first, rel=1e-12)
+    assert target_of(prediction, T_2, TWO_STEPS) == pytest.approx(second, rel=1e-12)
+
+
+def test_score_is_the_gradient_of_the_log_density_of_the_noisy_image() -> None:
+    process, t = GaussianProcess(VPSchedule()), torch.full((5,), 0.3).double()
+    x_0, noise = images()
+    x_t = process.q_sample(x_0, t, noise).requires_grad_()
     alpha_t, sigma_t = process.coefficients(t, like=x_0)
-    target = prediction.target(x_0, noise, alpha_t, sigma_t)
-    x_t = process.q_sample(x_0, t, noise)
-    torch.testing.assert_close(prediction.to_x_0(target, x_t, alpha_t, sigma_t), x_0, rtol=1e-9, atol=1e-9)
+    log_density = -((x_t - alpha_t * x_0) ** 2) / (2 * sigma_t**2)  # of q(x_t | x_0), up to a constant
+    (score,) = torch.autograd.grad(log_density.sum(), x_t)
+    torch.testing.assert_close(Score().target(x_0, noise, t, process), score, rtol=1e-9, atol=1e-9)
+
+
+def test_posterior_mean_is_that_of_the_process_for_every_step() -> None:
+    process = GaussianProcess(CosineSchedule(5))
+    x_0, noise = images()
+    t = process.schedule.nearest(torch.linspace(0.2, 1, 5))
+    mean, _ = process.q_posterior(x_0, process.q_sample(x_0, t, noise), t - 0.2, t)
+    torch.testing.assert_close(PosteriorMean().target(x_0, noise, t, process), mean, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("prediction", "process"), PAIRS)
+@settings(max_examples=5)
+@given(places=st.lists(st.floats(0, 1), min_size=5, max_size=5), seed=st.integers(0, 2**32))
+def test_a_perfect_answer_stands_for_the_clean_image_and_for_the_noise(
+    prediction: Prediction, process: GaussianProcess, places: list[float], seed: int
+) -> None:
+    x_0, noise = images(seed)
+    t = process.schedule.nearest(process.schedule.quantile(torch.tensor(places, dtype=torch.float64)))
+    target, x_t = prediction.target(x_0, noise, t, process), process.q_sample(x_0, t, noise)
+    torch.testing.assert_close(prediction.to_x_0(target, x_t, t, process), x_0, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(prediction.to_noise(target, x_t, t, process), noise, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("prediction", [Epsilon(), X0(), V(), FlowVelocity(), PosteriorMean()], ids=str)
+def test_a_perfect_answer_stands_for_the_clean_image_after_a_first_step_without_noise(prediction: Prediction) -> None:
+    process = GaussianProcess(LinearSchedule(40, 0.0, 0.3))
+    x_0, noise = images()
+    t = torch.tensor([1, 1, 2, 3, 40], dtype=torch.float64) / 40
+    target, x_t = prediction.target(x_0, noise, t, process), process.q_sample(x_0, t, noise)
+    torch.testing.assert_close(prediction.to_x_0(target, x_t, t, process), x_0, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("prediction", "process"), PAIRS)
+def test_error_ratio_is_the_ratio_of_measured_squared_errors(prediction: Prediction, process: GaussianProcess) -> None:
+    x_t, output = images()
+    t = some_times(process.schedule)
+    output.requires_grad_()
+    (made,) = torch.autograd.grad(prediction.to_x_0(output, x_t, t, process).sum(), output)
+    torch.testing.assert_close(prediction.error_ratio(t, process), made[:, 0, 0, 0] ** -2, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("schedule", [TABLES[0], TABLES[3], *CURVES], ids=str)
+def test_error_ratios_of_epsilon_x_0_and_v_are_the_snr_one_and_the_power_over_sigma_squared(
+    schedule: NoiseSchedule,
+) -> None:
+    process, t = GaussianProcess(schedule), some_times(schedule)
+    alpha_t, sigma_t = schedule.coefficients(t)
+    snr = alpha_t**2 / sigma_t**2
+    # (alpha^2 + sigma^2)^2 / sigma^2: SNR + 1 where variance is kept
+    for prediction, expected in ((Epsilon(), snr), (X0(), snr**0), (V(), (alpha_t**2 + sigma_t**2) ** 2 / sigma_t**2)):
+        torch.testing.assert_close(prediction.error_ratio(t, process), expected, rtol=1e-9, atol=1e-12)
+
+
+@given(sigma=st.floats(0.002, 80), sigma_data=st.floats(0.05, 3))
+def test_edm_preconditioning_is_table_1_of_karras_et_al(sigma: float, sigma_data: float) -> None:
+    t = torch.tensor([sigma], dtype=torch.float64)
+    around = EDMDenoiser(sigma_data).preconditioning(t, GaussianProcess(EDMSchedule()))
+    power = sigma**2 + sigma_data**2
+    assert float(around.c_skip) == pytest.approx(sigma_data**2 / power, rel=1e-9)
+    assert float(around.c_out) == pytest.approx(sigma * sigma_data / math.sqrt(power), rel=1e-9)
+    assert float(around.c_in) == pytest.approx(1 / math.sqrt(power), rel=1e-9)
+    assert float(around.c_noise) == pytest.approx(math.log(sigma) / 4, abs=1e-12)
+
+
+def test_edm_data_deviate_by_a_half_unless_said() -> None:
+    assert EDMDenoiser() == EDMDenoiser(0.5)
+
+
+def test_edm_prediction_of_unit_data_is_minus_v_where_variance_is_kept() -> None:
+    for schedule in (CosineSchedule(5), VPSchedule(), CosineSchedule(5).continuous):
+        process, (x_0, noise), t = GaussianProcess(schedule), images(), some_times(schedule)
+        v, edm = (prediction.target(x_0, noise, t, process) for prediction in (V(), EDMDenoiser(1.0)))
+        torch.testing.assert_close(edm, -v, rtol=1e-12, atol=1e-12)
+        around = EDMDenoiser(1.0).preconditioning(t, process)
+        torch.testing.assert_close(around.c_in, torch.ones(5).double(), rtol=1e-12, atol=0)
+        torch.testing.assert_close(around.c_noise, schedule.network_time(t), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+def test_an_edm_network_sees_and_answers_unit_variance(schedule: NoiseSchedule) -> None:
+    t, process = some_times(schedule), GaussianProcess(schedule)
+    alpha_t, sigma_t = schedule.coefficients(t)
+    prediction = EDMDenoiser(0.3)
+    on_x_0, on_noise = prediction.weights(t, process)
+    c_in = prediction.preconditioning(t, process).c_in
+    seen, answered = c_in**2 * (0.09 * alpha_t**2 + sigma_t**2), 0.09 * on_x_0**2 + on_noise**2
+    torch.testing.assert_close(seen, torch.ones_like(t), rtol=1e-12, atol=0)
+    torch.testing.assert_close(answered, torch.ones_like(t), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS[:6], ids=str)
+def test_only_edm_scales_what_the_network_sees(prediction: Prediction) -> None:
+    x_t, _ = images()
+    process = GaussianProcess(CosineSchedule(5))
+    around = prediction.preconditioning(some_times(process.schedule), process)
+    seen, time = around.inputs(x_t.float())
+    assert torch.equal(seen, x_t.float())
+    assert (time.dtype, time.tolist()) == (torch.float32, [0.0, 1.0, 2.0, 3.0, 4.0])
+
+
+def test_an_edm_network_is_given_each_image_over_its_own_deviation() -> None:
+    x_t, _ = images()
+    t = torch.tensor([1e-9, 0.5, 1.0, 7.0, 80.0], dtype=torch.float64)
+    around = EDMDenoiser(1.0).preconditioning(t, GaussianProcess(EDMSchedule(1e-9)))
+    assert float(around.c_in[0]) == 1  # one image that needs no scaling does not spare the others
+    seen, time = around.inputs(x_t.float())
+    torch.testing.assert_close(seen, x_t.float() / (t**2 + 1).sqrt().float().view(5, 1, 1, 1))
+    torch.testing.assert_close(time, (t.log() / 4).float())
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS, ids=str)
-@given(alpha=st.floats(0.1, 3), sigma=st.floats(0, 80))
-def test_a_perfect_answer_stands_for_the_clean_image_when_variance_grows(
-    prediction: Prediction, alpha: float, sigma: float
+def test_coefficients_are_float64_whatever_the_dtype_of_the_times(prediction: Prediction) -> None:
+    process, t = GaussianProcess(CosineSchedule(5)), torch.tensor([0.2, 0.6, 1.0])
+    around = prediction.preconditioning(t, process)
+    coefficients = (around.c_in, around.c_noise, around.c_skip, around.c_out, prediction.error_ratio(t, process))
+    for coefficient in (*prediction.weights(t, process), *coefficients):
+        assert (coefficient.dtype, coefficient.shape) == (torch.float64, (3,))
+
+
+NO_SIGNAL = [JSDSchedule(40), CosineSchedule(40, zero_terminal_snr=True), RectifiedFlowSchedule()]
+
+
+@pytest.mark.parametrize("schedule", [*NO_SIGNAL, JSDSchedule(40).continuous], ids=str)
+@pytest.mark.parametrize(("prediction", "name"), [(Epsilon(), "epsilon"), (Score(), "score")])
+def test_noise_cannot_be_predicted_where_the_last_alpha_is_0(
+    prediction: Prediction, name: str, schedule: NoiseSchedule
 ) -> None:
-    x_0, noise = torch.randn(2, 5, 3, 8, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    alpha_t, sigma_t = torch.full((5, 1, 1, 1), alpha).double(), torch.full((5, 1, 1, 1), sigma).double()
-    target = prediction.target(x_0, noise, alpha_t, sigma_t)
-    answer = prediction.to_x_0(target, alpha_t * x_0 + sigma_t * noise, alpha_t, sigma_t)
-    torch.testing.assert_close(answer, x_0, rtol=1e-9, atol=1e-9)
+    message = f"prediction must be x_0 or v for {type(schedule).__name__}, whose last alpha is 0 .* got {name}"
+    with pytest.raises(ValueError, match=message):
+        prediction.require(schedule)
+
+
+@pytest.mark.parametrize("schedule", [*NO_SIGNAL, *CURVES], ids=str)
+@pytest.mark.parametrize("prediction", [X0(), V(), FlowVelocity(), EDMDenoiser()], ids=str)
+def test_x_0_and_its_mixtures_with_noise_suit_every_schedule(prediction: Prediction, schedule: NoiseSchedule) -> None:
+    prediction.require(schedule)
+    coefficients = prediction.preconditioning(torch.tensor([schedule.t_max]).double(), GaussianProcess(schedule))
+    assert math.isfinite(float(coefficients.c_skip))
+    assert math.isfinite(float(coefficients.c_out))
+
+
+@pytest.mark.parametrize("schedule", [VPSchedule(), VESchedule(), EDMSchedule(), LinearSchedule(1000)], ids=str)
+def test_noise_can_be_predicted_where_some_signal_is_left(schedule: NoiseSchedule) -> None:
+    Epsilon().require(schedule)
+    Score().require(schedule)
+
+
+@pytest.mark.parametrize(
+    ("refused", "message"),
+    [
+        (lambda: Score().require(LinearSchedule(40, 0.0, 0.3)), "must not be score .* first step adds no noise"),
+        (lambda: PosteriorMean().require(VPSchedule()), "must be a table of steps .* continuous VPSchedule"),
+        (lambda: EDMDenoiser(0.0), "sigma_data must be above 0, got 0.0"),
+        (lambda: EDMDenoiser(-1.0), "sigma_data must be above 0, got -1.0"),
+    ],
+)
+def test_predictions_that_cannot_be_made_are_refused(refused: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        refused()
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS, ids=str)
+def test_a_prediction_cannot_be_changed(prediction: Prediction) -> None:
+    with pytest.raises(FrozenInstanceError):
+        prediction.sigma_data = 0.7  # type: ignore[attr-defined]

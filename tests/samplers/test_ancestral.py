@@ -2,10 +2,20 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
-from diffusion_lab.denoiser import DenoiserLike
+from diffusion_lab.denoiser import DenoiserLike, Estimate
 from diffusion_lab.networks import Condition
-from diffusion_lab.process import CosineSchedule, FixedLarge, FixedSmall, GaussianProcess, LinearSchedule, Variance
+from diffusion_lab.process import (
+    CosineSchedule,
+    FixedLarge,
+    FixedSmall,
+    GaussianProcess,
+    LearnedDiagonal,
+    LearnedRange,
+    LinearSchedule,
+    Variance,
+)
 from diffusion_lab.randomness import ImageNoise
 from diffusion_lab.samplers import Ancestral, NoClipping
 from oracles import GaussianOracle, RecordedNoise, walk
@@ -28,7 +38,7 @@ def test_each_step_is_algorithm_2_of_ho_et_al() -> None:
     denoiser, noise = GaussianOracle(PROCESS, 0.3, 0.5), RecordedNoise((5, 3, 8, 6))
     visited, _ = walk(sampler(FixedLarge()), denoiser, noise)
     beta, alpha_bar = SCHEDULE.betas.tolist(), SCHEDULE.alpha_bar.tolist()
-    x_t = math.sqrt(1 - alpha_bar[-1]) * noise.drawn[0]
+    x_t = noise.drawn[0]
     for i, k in enumerate(reversed(range(20))):
         x_0 = denoiser(x_t, torch.full((5,), (k + 1) / 20, dtype=torch.float64), Condition()).x_0
         epsilon = (x_t - math.sqrt(alpha_bar[k]) * x_0) / math.sqrt(1 - alpha_bar[k])
@@ -70,7 +80,7 @@ def test_the_small_variance_narrows_and_the_large_widens_what_is_neither(deviati
 def expected_deviation(deviation: float, *, large: bool) -> float:
     """Of the images: the chain of Ho et al. (2020), eq. 7, is linear in x_t when the denoiser is."""
     alpha_bar = [1.0, *SCHEDULE.alpha_bar.tolist()]
-    variance = 1 - alpha_bar[-1]
+    variance = 1.0
     for k in reversed(range(1, 21)):
         now, before, beta = alpha_bar[k], alpha_bar[k - 1], 1 - alpha_bar[k] / alpha_bar[k - 1]
         gain = math.sqrt(now) * deviation**2 / (now * deviation**2 + 1 - now)
@@ -84,3 +94,46 @@ def test_the_sampler_of_ho_et_al_is_the_default() -> None:
     default = Ancestral(GaussianProcess(CosineSchedule()))
     assert (len(default.times), default.times[0], default.times[-1]) == (1000, 1.0, 0.001)
     assert default.variance == FixedLarge()
+
+
+class Answering:
+    """An exact denoiser that also says something of the variance."""
+
+    def __init__(self, answer: float) -> None:
+        self.answer = answer
+
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
+        x_0 = GaussianOracle(PROCESS, 0.3, 0.5)(x_t, t, condition).x_0
+        return Estimate(x_0, torch.full_like(x_t, self.answer))
+
+
+@pytest.mark.parametrize("num_steps", [1, 7, 20])
+@pytest.mark.parametrize(("answer", "fixed"), [(-1.0, FixedSmall()), (1.0, FixedLarge())], ids=["small", "large"])
+def test_the_ends_of_a_learned_range_are_the_fixed_variances(answer: float, fixed: Variance, num_steps: int) -> None:
+    noise = RecordedNoise((5, 3, 8, 6))
+    learned, _ = walk(Ancestral(PROCESS, num_steps, variance=LearnedRange()), Answering(answer), noise)
+    plain, _ = walk(Ancestral(PROCESS, num_steps, variance=fixed), Answering(answer), RecordedNoise((5, 3, 8, 6)))
+    torch.testing.assert_close(learned, plain, rtol=1e-9, atol=1e-9)
+    assert len(noise.drawn) == num_steps
+
+
+def test_the_middle_of_a_learned_range_is_the_geometric_mean() -> None:
+    small, middle, large = (
+        walk(sampler(LearnedRange()), Answering(answer), RecordedNoise((5, 3, 8, 6)))[0][0] for answer in (-1, 0, 1)
+    )
+    beta, alpha_bar = SCHEDULE.betas[-1], SCHEDULE.alpha_bar
+    ratio = (((1 - alpha_bar[-2]) / (1 - alpha_bar[-1])) ** 0.5).sqrt()  # of the deviations of small and of middle
+    torch.testing.assert_close(middle - small, (large - small) * (ratio - ratio**2) / (1 - ratio**2))
+    assert float((large - small).std()) == pytest.approx(float(beta.sqrt() * (1 - ratio**2)), rel=0.1)
+
+
+def test_a_learned_diagonal_is_the_log_variance_itself() -> None:
+    noise = RecordedNoise((5, 3, 8, 6))
+    found, _ = walk(sampler(LearnedDiagonal()), Answering(math.log(0.09)), noise)
+    plain, _ = walk(sampler(LearnedDiagonal()), Answering(math.log(1e-30)), RecordedNoise((5, 3, 8, 6)))
+    torch.testing.assert_close(found[0] - plain[0], 0.3 * noise.drawn[1], rtol=1e-9, atol=1e-9)
+
+
+def test_a_learned_variance_of_a_denoiser_that_answers_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="variance must be fixed_small or fixed_large"):
+        sampler(LearnedRange()).sample(GaussianOracle(PROCESS), RecordedNoise((5, 3, 8, 6)), Condition())

@@ -20,7 +20,7 @@ def test_each_step_is_equation_12_of_song_et_al(eta: float) -> None:
     sampler = DDIM(PROCESS, num_steps=4, eta=eta, time_grid=LIST, clipping=NoClipping())
     visited, _ = walk(sampler, denoiser, noise)
     level = [1.0, *SCHEDULE.alpha_bar.tolist()]  # alpha in the paper
-    x_t = math.sqrt(1 - level[36]) * noise.drawn[0]
+    x_t = noise.drawn[0]
     for i, (t, s) in enumerate([(36, 28), (28, 16), (16, 4), (4, 0)]):
         x_0 = denoiser(x_t, torch.full((5,), t / 40, dtype=torch.float64), Condition()).x_0
         epsilon = (x_t - math.sqrt(level[t]) * x_0) / math.sqrt(1 - level[t])

@@ -69,6 +69,28 @@ def test_guidance_is_the_same_in_noise_as_in_images(x_t: Tensor, t: Tensor) -> N
     torch.testing.assert_close((x_t - alpha_t * estimate(3.0, x_t, t)) / sigma_t, guided, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("guidance_scale", [0.0, 1.0, 3.0])
+def test_the_reverse_variance_is_that_of_the_network_with_the_label(
+    guidance_scale: float, x_t: Tensor, t: Tensor
+) -> None:
+    def denoiser(x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
+        assert condition.label is not None
+        says = condition.label.double().view(-1, 1, 1, 1).expand_as(x_t)
+        return Estimate(x_t / 2, says)
+
+    found = ClassifierFreeGuidance(denoiser, NULL, guidance_scale)(x_t, t, Condition(LABEL)).variance_output
+    assert found is not None
+    assert torch.equal(found, LABEL.double().view(-1, 1, 1, 1).expand_as(x_t))
+
+
+@pytest.mark.parametrize("guidance_scale", [0.0, 1.0, 3.0])
+def test_a_network_that_says_nothing_of_the_variance_still_says_nothing(
+    guidance_scale: float, x_t: Tensor, t: Tensor
+) -> None:
+    guided = ClassifierFreeGuidance(LabelledDenoiser(), NULL, guidance_scale)
+    assert guided(x_t, t, Condition(LABEL)).variance_output is None
+
+
 @pytest.mark.parametrize(("guidance_scale", "size"), [(0.0, 10), (1.0, 5), (3.0, 10)])
 def test_the_network_is_called_once_a_step_for_both_halves_only_where_both_are_needed(
     guidance_scale: float, size: int

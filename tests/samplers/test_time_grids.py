@@ -1,68 +1,219 @@
-from itertools import pairwise
+"""Each grid against the list of its paper or code; what all grids keep to is in test_time_grid_laws.py."""
 
+import math
+
+import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+import torch
 
-from diffusion_lab.process import LinearSchedule
-from diffusion_lab.samplers import ListedTimes, UniformTimes
+from diffusion_lab.process import (
+    CosineSchedule,
+    EDMSchedule,
+    JSDSchedule,
+    LinearSchedule,
+    NoiseSchedule,
+    RectifiedFlowSchedule,
+    VESchedule,
+    VPSchedule,
+)
+from diffusion_lab.samplers import (
+    KarrasTimes,
+    LeadingTimes,
+    ListedTimes,
+    LogSNRTimes,
+    QuadraticTimes,
+    SectionTimes,
+    TimeGrid,
+    TrailingTimes,
+    UniformTimes,
+)
 
 
-def indices(num_steps: int, num_timesteps: int = 1000) -> list[int]:
+def indices(grid: TimeGrid, num_steps: int | None, num_timesteps: int = 1000) -> list[int]:
     """The step indices k - 1 that are visited, from data to noise as the papers list them."""
-    times = UniformTimes()(LinearSchedule(num_timesteps), num_steps)
+    times = grid(LinearSchedule(num_timesteps), num_steps)
     return [round(t * num_timesteps) - 1 for t in reversed(times)]
 
 
-def test_250_of_1000_steps_are_those_of_nichol_and_dhariwal() -> None:
-    visited = indices(250)
-    assert len(visited) == 250
-    assert (visited[:3], visited[-3:]) == ([0, 4, 8], [991, 995, 999])
-
-
-def test_100_of_1000_steps_are_those_of_nichol_and_dhariwal() -> None:
-    visited = indices(100)
-    assert len(visited) == 100
-    assert (visited[:3], visited[-3:]) == ([0, 10, 20], [979, 989, 999])
+@pytest.mark.parametrize(
+    ("grid", "num_steps", "first", "last"),
+    [
+        (UniformTimes(), 250, [0, 4, 8], [991, 995, 999]),
+        (UniformTimes(), 100, [0, 10, 20], [979, 989, 999]),
+        (LeadingTimes(), 50, [0, 20, 40], [940, 960, 980]),  # "ddim50"
+        (LeadingTimes(), 25, [0, 40, 80], [880, 920, 960]),  # "ddim25"
+        (SectionTimes([10] * 5), 50, [0, 22, 44], [955, 977, 999]),  # "10,10,10,10,10"
+        (TrailingTimes(), 50, [19, 39, 59], [959, 979, 999]),
+    ],
+    ids=["250", "ddim50", "ddim25", "sections", "100", "trailing"],
+)
+def test_respacings_of_1000_steps_are_those_of_the_codes(
+    grid: TimeGrid, num_steps: int, first: list[int], last: list[int]
+) -> None:
+    visited = indices(grid, num_steps)
+    assert len(visited) == num_steps
+    assert (visited[:3], visited[-3:]) == (first, last)
 
 
 @pytest.mark.parametrize("num_steps", [3, 10, 25, 37, 50, 75, 100, 250, 1000])
-def test_all_indices_are_rounded_as_nichol_and_dhariwal_round_them(num_steps: int) -> None:
+def test_all_uniform_indices_are_rounded_as_nichol_and_dhariwal_round_them(num_steps: int) -> None:
     stride = 999 / (num_steps - 1)  # their space_timesteps: strides that end in .5 go to the even index
-    assert indices(num_steps) == [round(stride * i) for i in range(num_steps)]
+    assert indices(UniformTimes(), num_steps) == [round(stride * i) for i in range(num_steps)]
 
 
-def test_as_many_steps_as_the_table_has_are_all_of_them() -> None:
-    assert indices(30, 30) == list(range(30))
+@pytest.mark.parametrize("num_steps", [10, 21, 30, 50, 100, 999, 1000])
+def test_leading_steps_are_those_of_song_et_al(num_steps: int) -> None:
+    # 30 of 1000 stay 30: a range with a step of 33 would give 31 (and 21 would give 22).
+    stride = 1000 // num_steps
+    assert indices(LeadingTimes(), num_steps) == [i * stride for i in range(num_steps)]
 
 
-def test_a_single_step_is_the_last_of_the_table() -> None:
-    assert UniformTimes()(LinearSchedule(30), 1) == (1.0,)
+@pytest.mark.parametrize("num_steps", [10, 30, 50, 1000])
+def test_trailing_steps_are_those_of_lin_et_al(num_steps: int) -> None:
+    expected = np.round(np.arange(1000, 0, -1000 / num_steps)).astype(int) - 1
+    assert indices(TrailingTimes(), num_steps) == expected[::-1].tolist()
 
 
-@given(st.integers(2, 4000), st.data())
-def test_any_number_of_steps_falls_from_the_last_time_to_the_first(num_timesteps: int, data: st.DataObject) -> None:
-    visited = indices(data.draw(st.integers(2, num_timesteps)), num_timesteps)
-    assert (visited[0], visited[-1]) == (0, num_timesteps - 1)
-    assert all(before < after for before, after in pairwise(visited))
+@pytest.mark.parametrize("num_steps", [10, 20, 25])
+def test_quadratic_steps_are_those_of_song_et_al(num_steps: int) -> None:
+    squares = [int(s) for s in np.linspace(0, np.sqrt(0.8 * 1000), num_steps) ** 2]
+    assert indices(QuadraticTimes(), num_steps) == squares
+    assert len(set(squares)) == num_steps
 
 
-@pytest.mark.parametrize("num_steps", [31, 60])
-def test_more_steps_than_the_table_has_are_refused(num_steps: int) -> None:
-    with pytest.raises(ValueError, match=f"num_steps must be at most the schedule's 30 steps, got {num_steps}"):
-        UniformTimes()(LinearSchedule(30), num_steps)
+def test_quadratic_steps_that_would_meet_are_moved_apart() -> None:
+    visited = indices(QuadraticTimes(), 100)
+    squares = [int(s) for s in np.linspace(0, np.sqrt(0.8 * 1000), 100) ** 2]
+    assert visited[:6] == [0, 1, 2, 3, 4, 5]  # 0, 0, 0, 0, 1, 2 as they are
+    assert visited[20:] == squares[20:]
 
 
-@pytest.mark.parametrize("num_steps", [0, -2])
-def test_fewer_than_one_step_is_refused(num_steps: int) -> None:
-    with pytest.raises(ValueError, match=f"num_steps must be at least 1, got {num_steps}"):
-        UniformTimes()(LinearSchedule(30), num_steps)
+def test_the_reach_of_quadratic_steps_is_their_last_index() -> None:
+    assert indices(QuadraticTimes(reach=0.5), 10)[-1] == 500
+    assert indices(QuadraticTimes(reach=1.0), 10)[-1] == 999
+
+
+def test_sections_are_those_of_nichol_and_dhariwal() -> None:
+    assert indices(SectionTimes([4, 3, 1]), None, 20) == [0, 2, 4, 6, 7, 10, 13, 14]
+    assert indices(SectionTimes([2, 1]), 6, 20) == [0, 3, 6, 9, 10, 19]
+
+
+def test_the_levels_of_karras_et_al_to_the_digits_they_are_known() -> None:
+    levels = [80, 57.586, 40.786, 28.375, 19.353, 12.910, 8.4009, 5.3152, 3.2568]
+    levels += [1.9233, 1.0882, 0.5853, 0.2964, 0.1395, 0.0599, 0.0229, 0.0075, 0.0020]
+    found = KarrasTimes()(EDMSchedule(), 18)
+    assert found[:6] == pytest.approx(levels[:6], abs=6e-4)
+    assert found[6:] == pytest.approx(levels[6:], abs=6e-5)
+
+
+@pytest.mark.parametrize("rho", [1.0, 3.0, 7.0])
+@pytest.mark.parametrize("schedule", [EDMSchedule(), VESchedule(), VPSchedule(), RectifiedFlowSchedule()], ids=str)
+def test_the_roots_of_karras_levels_are_even_on_every_schedule(rho: float, schedule: NoiseSchedule) -> None:
+    num_silent = int(schedule == RectifiedFlowSchedule())  # its last time, an infinite level, comes first
+    times = KarrasTimes(rho, sigma_min=0.05, sigma_max=20.0)(schedule, 9 + num_silent)
+    alpha_t, sigma_t = schedule.coefficients(torch.tensor(times[num_silent:], dtype=torch.float64))
+    expected = torch.linspace(20.0 ** (1 / rho), 0.05 ** (1 / rho), 9, dtype=torch.float64) ** rho  # eq. 5
+    torch.testing.assert_close(sigma_t / alpha_t, expected, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("schedule", [EDMSchedule(), VESchedule(), VPSchedule()], ids=str)
+def test_log_snr_steps_are_even_in_log_snr_from_end_to_end(schedule: NoiseSchedule) -> None:
+    times = torch.tensor(LogSNRTimes()(schedule, 9), dtype=torch.float64)
+    found = schedule.log_snr(times)
+    torch.testing.assert_close(found.diff(), found.diff()[:1].expand(8), rtol=1e-7, atol=0)
+    assert times.tolist()[:: len(times) - 1] == pytest.approx([schedule.t_max, schedule.t_min], rel=1e-9)
+
+
+@pytest.mark.parametrize("grid", [KarrasTimes(), LogSNRTimes()], ids=str)
+@pytest.mark.parametrize(
+    "schedule", [JSDSchedule(50), CosineSchedule(50, zero_terminal_snr=True), RectifiedFlowSchedule()], ids=str
+)
+def test_where_no_signal_is_left_the_first_time_is_still_the_last_of_the_schedule(
+    grid: TimeGrid, schedule: NoiseSchedule
+) -> None:
+    times = grid(schedule, 8)
+    assert (times[0], len(times)) == (1.0, 8)
+    # The levels, infinite at that end, start one step before it.
+    before = 0.98 if schedule != RectifiedFlowSchedule() else 0.999
+    assert times[1] == pytest.approx(before, abs=1e-9)
+    assert times[-1] == pytest.approx(schedule.t_min, rel=1e-9)
+    assert grid(schedule, 1) == (1.0,)
+
+
+def test_log_snr_steps_of_a_table_are_its_nearest() -> None:
+    table = LinearSchedule(1000)
+    log_snr = table.log_snr(torch.tensor(LogSNRTimes()(table, 8), dtype=torch.float64))
+    wanted = torch.linspace(float(log_snr[0]), float(log_snr[-1]), 8, dtype=torch.float64)
+    around = table.log_snr(table.steps)
+    for found, at in zip(log_snr.tolist(), wanted.tolist(), strict=True):
+        assert abs(found - at) == pytest.approx(float((around - at).abs().min()), abs=1e-9)
+
+
+def test_a_first_step_without_noise_does_not_take_the_log_snr_steps_with_it() -> None:
+    # Its log-SNR is infinite: no even way leads there, but the grid has to reach the image all the same.
+    found = LogSNRTimes()(LinearSchedule(50, 0.0, 0.98), 6)
+    assert found[0] == 1.0
+    assert found[-1] <= 0.1
+
+
+@pytest.mark.parametrize(
+    ("schedule", "grid", "expected"),
+    [
+        (EDMSchedule(), TrailingTimes(), [80.0, 60.0, 40.0, 20.0]),
+        (RectifiedFlowSchedule(), TrailingTimes(), [1.0, 0.75, 0.5, 0.25]),
+        (RectifiedFlowSchedule(), UniformTimes(), [1.0, 0.667, 0.334, 0.001]),
+        (RectifiedFlowSchedule(), LeadingTimes(), [0.75025, 0.5005, 0.25075, 0.001]),
+        (RectifiedFlowSchedule(), QuadraticTimes(), [0.8, 0.799 * 4 / 9 + 0.001, 0.799 / 9 + 0.001, 0.001]),
+    ],
+    ids=str,
+)
+def test_continuous_schedules_are_cut_between_their_own_ends(
+    schedule: NoiseSchedule, grid: TimeGrid, expected: list[float]
+) -> None:
+    assert grid(schedule, 4) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_single_step_starts_where_its_grid_does() -> None:
+    assert indices(UniformTimes(), 1, 30) == indices(TrailingTimes(), 1, 30) == [29]
+    assert indices(LeadingTimes(), 1, 30) == indices(QuadraticTimes(), 1, 30) == [0]
+    assert KarrasTimes()(EDMSchedule(), 1) == pytest.approx([80.0])
+    assert LogSNRTimes()(VPSchedule(), 1) == pytest.approx([1.0])
 
 
 def test_listed_times_are_visited_as_they_are_listed() -> None:
     assert ListedTimes([0.9, 0.4, 0.1])(LinearSchedule(10), 3) == (0.9, 0.4, 0.1)
+    assert ListedTimes([0.9, 0.4, 0.1])(LinearSchedule(10), None) == (0.9, 0.4, 0.1)
 
 
-def test_another_number_of_steps_than_listed_is_refused() -> None:
-    with pytest.raises(ValueError, match="num_steps must be 3, the number of listed times, got 2"):
-        ListedTimes([0.9, 0.4, 0.1])(LinearSchedule(10), 2)
+@pytest.mark.parametrize(
+    ("grid", "schedule", "num_steps", "message"),
+    [
+        (SectionTimes([10, 10]), EDMSchedule(), 20, "sections need a schedule of steps, got the continuous EDMSch"),
+        (SectionTimes([10, 10]), LinearSchedule(1000), 25, "num_steps must be 20, the sum of counts, or split like"),
+        (SectionTimes([30, 1]), LinearSchedule(20), None, r"counts must be in 1\.\.10, .* of a section, got 30"),
+        (SectionTimes([10, 0]), LinearSchedule(20), None, r"counts must be in 1\.\.10, .* of a section, got 0"),
+        (SectionTimes([0]), LinearSchedule(20), None, "counts must be"),
+        (ListedTimes([0.9, 0.4]), LinearSchedule(10), 3, "num_steps must be 2, the number of listed times, got 3"),
+        (KarrasTimes(sigma_min=90.0), EDMSchedule(), 9, "sigma_min must be above 0 and below sigma_max=80, got 90"),
+        (KarrasTimes(sigma_min=-1.0), EDMSchedule(), 9, "sigma_min must be above 0 and below sigma_max=80, got -1"),
+        (KarrasTimes(sigma_min=0.0), EDMSchedule(), 9, "sigma_min must be above 0 and below sigma_max=80, got 0"),
+    ],
+    ids=str,
+)
+def test_grids_that_do_not_fit_are_refused(
+    grid: TimeGrid, schedule: NoiseSchedule, num_steps: int | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        grid(schedule, num_steps)
+
+
+@pytest.mark.parametrize("reach", [0.0, -0.5, 1.1, math.nan])
+def test_a_reach_that_is_no_share_is_refused(reach: float) -> None:
+    with pytest.raises(ValueError, match=rf"reach must be in \(0, 1\], got {reach}"):
+        QuadraticTimes(reach)
+
+
+@pytest.mark.parametrize("rho", [0.0, -7.0])
+def test_a_root_that_is_none_is_refused(rho: float) -> None:
+    with pytest.raises(ValueError, match=f"rho must be above 0, got {rho}"):
+        KarrasTimes(rho)

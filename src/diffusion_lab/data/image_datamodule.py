@@ -74,7 +74,7 @@ class ImageDataModule(LightningDataModule):
             first_step=trainer.global_step,
         )
         return DataLoader(
-            _Shares(self.train_images, self.seed),
+            _Shares(self.train_images, self.seed, self.batch_size),
             batch_size=None,  # an item is a whole micro-batch: one gather, no Python per image
             sampler=sampler,
             num_workers=self.num_workers,
@@ -93,12 +93,12 @@ class ImageDataModule(LightningDataModule):
 class _Shares(Dataset[ImageBatch]):
     """Micro-batches by their share of a step."""
 
-    def __init__(self, images: Images, seed: int) -> None:
-        self.images, self.seed = images, seed
+    def __init__(self, images: Images, seed: int, batch_size: int) -> None:
+        self.images, self.seed, self.batch_size = images, seed, batch_size
 
     def __getitem__(self, share: Share) -> ImageBatch:
         index = torch.from_numpy(share.index)
-        draws = Draws(self.seed, share.step, share.positions)
+        draws = Draws(self.seed, share.step, share.positions, self.batch_size)
         return ImageBatch(self.images.pixels[index], self.images.label[index], draws)
 
 

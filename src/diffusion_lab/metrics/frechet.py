@@ -31,6 +31,12 @@ def _factor(covariance: Tensor) -> Tensor:
     return vectors * values.clamp(min=0).sqrt()  # type: ignore[no-any-return]
 
 
+def in_short(number: int) -> str:
+    """A number of images as names have it: 50000 -> 50k, 1234 -> 1234."""
+    thousands, rest = divmod(number, 1000)
+    return str(number) if rest or not thousands else f"{thousands}k"
+
+
 class FrechetDistance(Metric):
     """Distance between generated images and a reference; `name` says over which features and how many images.
 
@@ -65,8 +71,7 @@ class FrechetDistance(Metric):
     def name(self) -> str:
         """Such as fid_inception_50k or fd_fashion_cnn_2k."""
         kind = "fid" if self.features.name == "inception" else "fd"
-        thousands, rest = divmod(self.num_samples, 1000)
-        return f"{kind}_{self.features.name}_{self.num_samples if rest else f'{thousands}k'}"
+        return f"{kind}_{self.features.name}_{in_short(self.num_samples)}"
 
     def update(self, pixels: Tensor, *, reference: bool) -> None:
         """Adds images.  pixels: uint8 [B, C, H, W].  reference: whether they are of the set to compare with."""

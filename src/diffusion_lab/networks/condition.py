@@ -12,6 +12,10 @@ class Condition:
 
     label: Tensor | None = None
 
+    def select(self, rows: Tensor) -> "Condition":
+        """The condition of some images of the batch.  rows: int64 [b]."""
+        return Condition(None if self.label is None else self.label[rows.to(self.label.device)])
+
     @staticmethod
     def cat(first: "Condition", second: "Condition") -> "Condition":
         """Both conditions in one batch: [2 B]."""

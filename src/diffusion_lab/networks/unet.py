@@ -168,7 +168,8 @@ class UNet(nn.Module):
         super().__init__()
         widths = [int(channels * multiplier) for multiplier in channel_multipliers]
         sides = _sides(resolution, patch_size, len(widths), attention_resolutions)
-        self.resolution, self.in_channels, self.patch_size = resolution, in_channels, patch_size
+        self.resolution, self.in_channels, self.out_channels = resolution, in_channels, out_channels
+        self.patch_size = patch_size
         self.labels = labels or Labels()
         embedding_channels = 4 * channels
 

@@ -9,25 +9,88 @@ Conventions, used everywhere in the package:
 - the T discrete steps of DDPM are the times k / T, k = 1..T. A network that learned on step indices is told k - 1.
 """
 
+from diffusion_lab.process.continuous_schedules import EDMSchedule, RectifiedFlowSchedule, VESchedule, VPSchedule
+from diffusion_lab.process.discrete_schedules import (
+    ConstantSchedule,
+    CosineSchedule,
+    CustomSchedule,
+    JSDSchedule,
+    LinearScaledSchedule,
+    LinearSchedule,
+    QuadraticSchedule,
+    SigmoidBetaSchedule,
+    SigmoidSchedule,
+    WarmupSchedule,
+)
 from diffusion_lab.process.gaussian import GaussianProcess
-from diffusion_lab.process.predictions import X0, Epsilon, Prediction, V
-from diffusion_lab.process.schedules import CosineSchedule, LinearSchedule, NoiseSchedule, TableSchedule
-from diffusion_lab.process.times import TimeDistribution, Uniform
-from diffusion_lab.process.variances import FixedLarge, FixedSmall, Variance
+from diffusion_lab.process.predictions import (
+    X0,
+    EDMDenoiser,
+    Epsilon,
+    FlowVelocity,
+    PosteriorMean,
+    Preconditioning,
+    Prediction,
+    Score,
+    V,
+)
+from diffusion_lab.process.schedules import NoiseSchedule
+from diffusion_lab.process.tables import Interpolated, TableSchedule
+from diffusion_lab.process.times import (
+    LogitNormal,
+    LogNormalSigma,
+    LossSecondMoment,
+    Stratified,
+    TimeDistribution,
+    Uniform,
+)
+from diffusion_lab.process.variances import (
+    FixedLarge,
+    FixedSmall,
+    LearnedDiagonal,
+    LearnedRange,
+    Variance,
+    split_output,
+)
 
 __all__ = [
     "X0",
+    "ConstantSchedule",
     "CosineSchedule",
+    "CustomSchedule",
+    "EDMDenoiser",
+    "EDMSchedule",
     "Epsilon",
     "FixedLarge",
     "FixedSmall",
+    "FlowVelocity",
     "GaussianProcess",
+    "Interpolated",
+    "JSDSchedule",
+    "LearnedDiagonal",
+    "LearnedRange",
+    "LinearScaledSchedule",
     "LinearSchedule",
+    "LogNormalSigma",
+    "LogitNormal",
+    "LossSecondMoment",
     "NoiseSchedule",
+    "PosteriorMean",
+    "Preconditioning",
     "Prediction",
+    "QuadraticSchedule",
+    "RectifiedFlowSchedule",
+    "Score",
+    "SigmoidBetaSchedule",
+    "SigmoidSchedule",
+    "Stratified",
     "TableSchedule",
     "TimeDistribution",
     "Uniform",
     "V",
+    "VESchedule",
+    "VPSchedule",
     "Variance",
+    "WarmupSchedule",
+    "split_output",
 ]

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from diffusion_lab.process.schedules import NoiseSchedule
 
+SMALLEST = 1e-30
+"""Variances below it have no finite logarithm in float32's range of exponents."""
+
 
 @dataclass(frozen=True)
 class GaussianProcess:
@@ -16,10 +19,15 @@ class GaussianProcess:
 
     schedule: NoiseSchedule
 
+    @property
+    def continuous(self) -> "GaussianProcess":
+        """The process at every time between those of its schedule."""
+        return GaussianProcess(self.schedule.continuous)
+
     def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """alpha_t and sigma_t, ready to multiply images `like` [B, C, H, W]: [B, 1, 1, 1].  t: [B]."""
         alpha_t, sigma_t = self.schedule.coefficients(t)
-        return self._widen(alpha_t, like), self._widen(sigma_t, like)
+        return self.widen(alpha_t, like), self.widen(sigma_t, like)
 
     def q_sample(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Noisy image x_t = alpha_t x_0 + sigma_t noise (Ho et al. 2020, eq. 4; Kingma et al. 2021, eq. 1).
@@ -38,7 +46,7 @@ class GaussianProcess:
         x_s, noise: [B, C, H, W].  s, t: [B].  Returns x_t: [B, C, H, W].
         """
         scale, variance = self.transition(s, t)
-        return self._widen(scale, x_s) * x_s + self._widen(variance.sqrt(), x_s) * noise
+        return self.widen(scale, x_s) * x_s + self.widen(variance.sqrt(), x_s) * noise
 
     def transition(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and variance of q(x_t | x_s), in float64, shaped as t (Kingma et al. 2021, eq. 20 and 21).
@@ -53,8 +61,8 @@ class GaussianProcess:
     def q_posterior(self, x_0: Tensor, x_t: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Mean [B, C, H, W] and variance [B, 1, 1, 1] of q(x_s | x_t, x_0), s < t (Ho et al. 2020, eq. 6 and 7)."""
         on_x_0, on_x_t, variance = self.posterior_coefficients(s, t)
-        mean = self._widen(on_x_0, x_0) * x_0 + self._widen(on_x_t, x_t) * x_t
-        return mean, self._widen(variance, x_0)
+        mean = self.widen(on_x_0, x_0) * x_0 + self.widen(on_x_t, x_t) * x_t
+        return mean, self.widen(variance, x_0)
 
     def posterior_coefficients(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Weights of x_0 and x_t in the posterior mean, and its variance, in float64, shaped as t.
@@ -70,9 +78,20 @@ class GaussianProcess:
         on_x_t = torch.where(noisy, scale * sigma_s**2 / sigma_t**2, 0.0)
         return on_x_0, on_x_t, torch.where(noisy, variance * sigma_s**2 / sigma_t**2, 0.0)
 
-    def network_time(self, t: Tensor, like: Tensor) -> Tensor:
-        """What a network is told about t: [B], on the device and in the dtype of the images `like`."""
-        return self.schedule.network_time(t).to(like.device, like.dtype)
+    def transition_log_variance(self, s: Tensor, t: Tensor) -> Tensor:
+        """Logarithm of the variance of q(x_t | x_s), float64, shaped as t: log beta for neighbouring steps."""
+        return self.transition(s, t)[1].clamp(min=SMALLEST).log()
+
+    def posterior_log_variance(self, s: Tensor, t: Tensor) -> Tensor:
+        """Logarithm of the posterior's variance, float64, shaped as t; where s is 0, that of the step after.
+
+        The variance itself is 0 there, and its logarithm is needed: the rule is that of Ho et al. (2020), code.
+        """
+        first = s == 0
+        after = torch.where(first, self.schedule.following(t), t)
+        variance = self.posterior_coefficients(torch.where(first, t, s), after)[2]
+        alone = first & (after == t)  # no step follows
+        return torch.where(alone, self.transition(s, t)[1], variance).clamp(min=SMALLEST).log()
 
     def validate_times(self, times: Sequence[float]) -> None:
         """Raises ValueError unless times fall strictly, are above 0, and belong to the schedule."""
@@ -81,8 +100,12 @@ class GaussianProcess:
         self.schedule.coefficients(torch.tensor(times, dtype=torch.float64))
 
     @staticmethod
-    def _widen(value: Tensor, like: Tensor) -> Tensor:
-        # The one place where [B] becomes [B, 1, 1, 1]: left to broadcasting, B would pair with the width when equal.
+    def widen(value: Tensor, like: Tensor) -> Tensor:
+        """One number for each image, ready to multiply images: [B] -> [B, 1, 1, 1], as `like` in device and dtype.
+
+        Raises ValueError for any other shape.
+        """
+        # The one place where this is done: left to broadcasting, B would pair with the width when they are equal.
         if value.shape != like.shape[:1]:
             raise ValueError(f"t must hold one time per image, [{like.shape[0]}], got {list(value.shape)}.")
         return value.to(like.device, like.dtype).view(-1, *[1] * (like.ndim - 1))

@@ -1,16 +1,16 @@
-"""Noise schedules: time -> (alpha_t, sigma_t)."""
+"""What a noise schedule is: time -> (alpha_t, sigma_t), and back from log-SNR."""
 
-import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 
 class NoiseSchedule(ABC):
-    """How signal fades: alpha_t and sigma_t of x_t = alpha_t x_0 + sigma_t noise (Kingma et al. 2021, eq. 1)."""
+    """How signal fades: alpha_t and sigma_t of x_t = alpha_t x_0 + sigma_t noise (Kingma et al. 2021, eq. 1).
+
+    Every answer is float64, shaped as the question.
+    """
 
     @property
     @abstractmethod
@@ -22,130 +22,65 @@ class NoiseSchedule(ABC):
     def t_max(self) -> float:
         """The time of pure noise, where sampling starts."""
 
+    @property
+    @abstractmethod
+    def continuous(self) -> "NoiseSchedule":
+        """The schedule at every time between its own: itself, unless it is a table."""
+
     @abstractmethod
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha_t and sigma_t in float64, shaped as t; t = 0 answers (1, 0).  Raises ValueError for t out of range."""
+        """alpha_t and sigma_t; t = 0 answers (1, 0).  Raises ValueError for t out of range."""
+
+    @abstractmethod
+    def at_log_snr(self, log_snr: Tensor) -> Tensor:
+        """The time above 0 whose log-SNR is nearest to this one."""
 
     @abstractmethod
     def nearest(self, t: Tensor) -> Tensor:
-        """The nearest times above 0 at which this schedule is defined, shaped as t, float64."""
+        """The nearest times above 0 at which this schedule is defined."""
 
     @abstractmethod
     def quantile(self, u: Tensor) -> Tensor:
-        """Maps u, uniform in [0, 1), to a time above 0, uniform over this schedule's times; float64, shaped as u."""
+        """Maps u, uniform in [0, 1), to a time above 0, uniform over this schedule's times."""
 
     @abstractmethod
     def network_time(self, t: Tensor) -> Tensor:
-        """What a network is told about t: float64, shaped as t."""
+        """What a network is told about t."""
 
+    def previous(self, t: Tensor) -> Tensor:
+        """The time one step before t.  Raises ValueError for a schedule without steps."""
+        raise ValueError(
+            f"schedule must be a table of steps (linear, cosine, ...), got the continuous {type(self).__name__}."
+        )
 
-class TableSchedule(NoiseSchedule):
-    """T discrete steps with variances `betas` (Ho et al. 2020, eq. 2 to 4), at the times k / T, k = 1..T."""
+    def following(self, t: Tensor) -> Tensor:
+        """The time one step after t; t itself at the end, and where there are no steps."""
+        return t.double()
 
-    num_timesteps: int
+    def log_snr(self, t: Tensor) -> Tensor:
+        """log(alpha_t^2 / sigma_t^2): falls from infinity at t = 0 (Kingma et al. 2021, section 3.1)."""
+        alpha_t, sigma_t = self.coefficients(t)
+        return 2 * (alpha_t.log() - sigma_t.log())
 
-    @property
-    @abstractmethod
-    def betas(self) -> Tensor:
-        """Variance added by each step: [T] in [0, 1], float64."""
+    def prior_deviation(self, t: Tensor) -> Tensor:
+        """Deviation of the noise that sampling from t starts with, as in the papers' code.
 
-    @property
-    def t_min(self) -> float:
-        return 1 / self.num_timesteps
-
-    @property
-    def t_max(self) -> float:
-        return 1.0
-
-    @cached_property
-    def _log_alpha_bar(self) -> Tensor:
-        # A sum of logarithms: 1 - alpha_bar keeps all its digits near the data, where a product of 1 - beta cancels.
-        return torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-self.betas).cumsum(0)])  # [T + 1]
-
-    @cached_property
-    def _tables(self) -> tuple[Tensor, Tensor]:
-        return (self._log_alpha_bar / 2).exp(), (-torch.expm1(self._log_alpha_bar)).sqrt()  # [T + 1] each
+        1 where alpha^2 + sigma^2 = 1 (Ho et al. 2020, algorithm 2), else sigma_t (Karras et al. 2022, algorithm 1).
+        """
+        alpha_t, sigma_t = self.coefficients(t)
+        return torch.where((alpha_t**2 + sigma_t**2 - 1).abs() < 1e-9, 1.0, sigma_t)
 
     @property
-    def alpha_bar(self) -> Tensor:
-        """Signal level alpha_t^2 after each step: [T], float64 (Ho et al. 2020, below eq. 4)."""
-        return self._log_alpha_bar[1:].exp()
-
-    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        index = self._index(t)
-        alphas, sigmas = self._tables
-        return alphas[index], sigmas[index]
-
-    def nearest(self, t: Tensor) -> Tensor:
-        # Ties go to the even index k - 1, as in the papers' code; 6 decimals first, or float64's last bit breaks them.
-        index = (t.double() * self.num_timesteps - 1).round(decimals=6).round()
-        return (index.clamp(0, self.num_timesteps - 1) + 1) / self.num_timesteps
-
-    def quantile(self, u: Tensor) -> Tensor:
-        step = (u.double() * self.num_timesteps).floor().clamp(0, self.num_timesteps - 1) + 1
-        return step / self.num_timesteps
-
-    def network_time(self, t: Tensor) -> Tensor:
-        return (self._index(t) - 1).double()
-
-    def _index(self, t: Tensor) -> Tensor:
-        step = t.double().cpu() * self.num_timesteps
-        index = step.round()
-        # float32 times of a 4000-step table are off by up to 2.4e-4 of a step.
-        on_grid = (step - index).abs() < 1e-3
-        if not bool((on_grid & (index >= 0) & (index <= self.num_timesteps)).all()):
-            wrong = t.flatten()[~(on_grid & (index >= 0) & (index <= self.num_timesteps)).flatten()][0].item()
-            raise ValueError(
-                f"t must be one of 0, 1/{self.num_timesteps}, 2/{self.num_timesteps}, ..., 1 "
-                f"for a schedule with num_timesteps={self.num_timesteps}, got {wrong}."
-            )
-        return index.long()
+    def remaining_signal(self) -> float:
+        """Alpha / sigma at t_max: what sampling from pure noise takes for 0."""
+        alpha_t, sigma_t = self.coefficients(torch.tensor(self.t_max, dtype=torch.float64))
+        return float(alpha_t / sigma_t)
 
 
-def _require_steps(num_timesteps: int) -> None:
-    if not isinstance(num_timesteps, int) or num_timesteps < 1:
-        raise ValueError(f"num_timesteps must be a whole number of at least 1, got {num_timesteps}.")
-
-
-@dataclass(frozen=True)
-class LinearSchedule(TableSchedule):
-    """Variances growing linearly (Ho et al. 2020, section 4)."""
-
-    num_timesteps: int = 1000
-    beta_start: float = 1e-4
-    beta_end: float = 0.02
-
-    def __post_init__(self) -> None:
-        _require_steps(self.num_timesteps)
-        for name, beta in (("beta_start", self.beta_start), ("beta_end", self.beta_end)):
-            if not 0 <= beta <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {beta}.")
-
-    @cached_property
-    def betas(self) -> Tensor:
-        return torch.linspace(self.beta_start, self.beta_end, self.num_timesteps, dtype=torch.float64)
-
-
-@dataclass(frozen=True)
-class CosineSchedule(TableSchedule):
-    """Signal level falling as a squared cosine (Nichol & Dhariwal 2021, eq. 17).
-
-    offset: keeps sigma_t above 0 near the data.  max_beta: bounds the last steps, where the curve reaches 0.
-    """
-
-    num_timesteps: int = 1000
-    offset: float = 0.008
-    max_beta: float = 0.999
-
-    def __post_init__(self) -> None:
-        _require_steps(self.num_timesteps)
-        if not 0 <= self.offset < 1:
-            raise ValueError(f"offset must be in [0, 1), got {self.offset}.")
-        if not 0 < self.max_beta <= 1:
-            raise ValueError(f"max_beta must be in (0, 1], got {self.max_beta}.")
-
-    @cached_property
-    def betas(self) -> Tensor:
-        t = torch.arange(self.num_timesteps + 1, dtype=torch.float64) / self.num_timesteps  # [T + 1]
-        signal = torch.cos((t + self.offset) / (1 + self.offset) * math.pi / 2) ** 2
-        return (1 - signal[1:] / signal[:-1]).clamp(max=self.max_beta)
+def within(t: Tensor, t_max: float) -> Tensor:
+    """T in float64 on the CPU.  Raises ValueError unless all of it is in [0, t_max], up to float32's rounding."""
+    t = t.double().cpu()
+    inside = (t >= 0) & (t <= t_max * (1 + 1e-6))
+    if not bool(inside.all()):
+        raise ValueError(f"t must be in [0, {t_max:g}], got {t[~inside].flatten()[0].item()}.")
+    return t.clamp(max=t_max)

@@ -30,4 +30,6 @@ class ClassifierFreeGuidance:
         # One pass over both halves: the same arithmetic at half the number of calls.
         both = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), Condition.cat(condition, without))
         conditional, unconditional = both.x_0.chunk(2)
-        return Estimate(torch.lerp(unconditional, conditional, self.guidance_scale))
+        # The reverse variance is that of the network as it was trained, with the label.
+        variance_output = None if both.variance_output is None else both.variance_output.chunk(2)[0]
+        return Estimate(torch.lerp(unconditional, conditional, self.guidance_scale), variance_output)

@@ -1,0 +1,97 @@
+"""Loss weights by noise level, each on the squared error of x_0; `Denoising` converts them for each prediction."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class Weighting(ABC):
+    """Signal-to-noise ratio alpha_t^2 / sigma_t^2 -> weight of the squared error of x_0."""
+
+    @abstractmethod
+    def __call__(self, snr: Tensor) -> Tensor:
+        """snr: [B], float64, in [0, infinity].  Returns [B], float64."""
+
+
+def unweighted() -> None:
+    """No weighting: every error of what is predicted alike."""
+
+
+@dataclass(frozen=True)
+class Constant(Weighting):
+    """Every error of x_0 alike."""
+
+    def __call__(self, snr: Tensor) -> Tensor:
+        return torch.ones_like(snr)
+
+
+@dataclass(frozen=True)
+class MinSNR(Weighting):
+    """min(SNR, gamma) (Hang et al. 2023, section 3.3)."""
+
+    gamma: float = 5.0
+
+    def __post_init__(self) -> None:
+        _require_positive("gamma", self.gamma)
+
+    def __call__(self, snr: Tensor) -> Tensor:
+        return snr.clamp(max=self.gamma)
+
+
+@dataclass(frozen=True)
+class SoftMinSNR(Weighting):
+    """SNR gamma / (SNR + gamma): min-SNR without its corner (Crowson et al. 2024, section 3.3)."""
+
+    gamma: float = 4.0
+
+    def __post_init__(self) -> None:
+        _require_positive("gamma", self.gamma)
+
+    def __call__(self, snr: Tensor) -> Tensor:
+        return 1 / (1 / snr + 1 / self.gamma)
+
+
+@dataclass(frozen=True)
+class TruncatedSNR(Weighting):
+    """max(SNR, 1) (Salimans & Ho 2022, section 4)."""
+
+    def __call__(self, snr: Tensor) -> Tensor:
+        return snr.clamp(min=1)
+
+
+@dataclass(frozen=True)
+class P2(Weighting):
+    """SNR / (k + SNR)^gamma: less where the content is settled already (Choi et al. 2022, eq. 8)."""
+
+    k: float = 1.0
+    gamma: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require_positive("k", self.k)
+        if self.gamma < 0:
+            raise ValueError(f"gamma must be at least 0, got {self.gamma}.")
+
+    def __call__(self, snr: Tensor) -> Tensor:
+        # Two forms of one formula: the second is a number where SNR is infinite.
+        near = snr ** (1 - self.gamma) / (self.k / snr + 1) ** self.gamma
+        return torch.where(snr < 1, snr / (self.k + snr) ** self.gamma, near)
+
+
+@dataclass(frozen=True)
+class EDMWeighting(Weighting):
+    """SNR + 1 / sigma_data^2: unit weight on what an EDM network answers (Karras et al. 2022, Table 1)."""
+
+    sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        _require_positive("sigma_data", self.sigma_data)
+
+    def __call__(self, snr: Tensor) -> Tensor:
+        return snr + self.sigma_data**-2
+
+
+def _require_positive(name: str, value: float) -> None:
+    if value <= 0:
+        raise ValueError(f"{name} must be above 0, got {value}.")

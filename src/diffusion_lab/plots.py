@@ -1,0 +1,77 @@
+"""Curves -> picture files and the tables behind them."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusion_lab.pictures import grid
+from diffusion_lab.process import GaussianProcess, NoiseSchedule
+
+matplotlib.use("Agg")  # files alone: no display is asked for
+
+from matplotlib import pyplot
+
+
+def save_bound(terms: Sequence[float], steps: Sequence[float], path: Path) -> None:
+    """The bound term by term, as CSV and, beside it, as PNG (as figure 2 of Nichol & Dhariwal 2021).
+
+    terms: L_0, ..., L_{T-1}, L_T, bits per dimension.  steps: the T times.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["term", "t", "bits_per_dimension"])
+        writer.writerows(
+            [f"L_{k}", t, term] for k, (t, term) in enumerate(zip([*steps, steps[-1]], terms, strict=True))
+        )
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    axes.plot(steps, terms[:-1])
+    axes.set(xlabel="t", ylabel="bits/dim", yscale="log", title=f"the bound by step: {sum(terms):.3f} bits/dim in all")
+    axes.grid(alpha=0.3)
+    figure.savefig(path.with_suffix(".png"), dpi=150)
+    pyplot.close(figure)
+
+
+def save_schedules(schedules: dict[str, NoiseSchedule], times: dict[str, Tensor], image: Tensor, path: Path) -> None:
+    """alpha, sigma and log-SNR of schedules over their range, and one image noised along each, as PNG.
+
+    times: of the noised images, growing, [n] for each name.  image: [C, H, W] in [-1, 1].
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure = pyplot.figure(figsize=(12, 3.6 + 1.3 * len(schedules)), layout="constrained")
+    rows = figure.add_gridspec(1 + len(schedules), 3, height_ratios=[3.4, *[1.3] * len(schedules)])
+    panels = [figure.add_subplot(rows[0, k]) for k in range(3)]
+    for axes, title, scale in zip(panels, ("alpha", "sigma", "log-SNR"), ("linear", "log", "linear"), strict=True):
+        axes.set(title=title, xlabel="t / t_max", yscale=scale)
+        axes.grid(alpha=0.3)
+    panels[2].set_ylim(-20, 20)
+    for number, (name, schedule) in enumerate(schedules.items()):
+        t = schedule.nearest(torch.linspace(schedule.t_min, schedule.t_max, 1000, dtype=torch.float64))
+        for panel, value in zip(panels, (*schedule.coefficients(t), schedule.log_snr(t)), strict=True):
+            panel.plot(t / schedule.t_max, value, label=name, linestyle=("-", "--", ":", "-.")[number % 4])
+        axes = figure.add_subplot(rows[1 + number, :])
+        strip = _noised(schedule, times[name], image)
+        axes.imshow(strip)
+        width = strip.shape[1] / len(times[name])
+        axes.set_xticks(
+            [(k + 0.5) * width for k in range(len(times[name]))], [f"{t:.3g}" for t in times[name].tolist()]
+        )
+        axes.set_yticks([])
+        axes.set_ylabel(name, rotation=0, ha="right", va="center")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=8)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _noised(schedule: NoiseSchedule, t: Tensor, image: Tensor) -> np.ndarray:
+    """One row of x_t at the times t, each over sqrt(alpha^2 + sigma^2), so that all can be looked at."""
+    x_0 = image.expand(len(t), *image.shape)
+    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0)).expand_as(x_0)
+    process = GaussianProcess(schedule)
+    alpha_t, sigma_t = process.coefficients(t, like=x_0)
+    return grid(process.q_sample(x_0, t, noise) / torch.hypot(alpha_t, sigma_t), num_columns=len(t))

@@ -1,0 +1,43 @@
+import pytest
+import torch
+from torch import Tensor
+
+from diffusion_lab.metrics.mean_over_images import MeanOverImages
+
+
+class ThreeTerms:
+    name = "bits_bound"
+    num_terms = 3
+
+    def __call__(self, denoiser: object, x_0: Tensor, condition: object, noise: object) -> Tensor:
+        return x_0
+
+
+def test_mean_is_that_of_all_images_however_they_came() -> None:
+    terms = torch.randn(7, 3, dtype=torch.float64)
+    metric = MeanOverImages(ThreeTerms())
+    metric.update(terms[:5])
+    metric.update(terms[5:])
+    assert float(metric.compute()) == pytest.approx(float(terms.sum(1).mean()), rel=1e-12)
+    assert metric.terms.tolist() == pytest.approx(terms.mean(0).tolist(), rel=1e-12)
+
+
+@pytest.mark.parametrize(("count", "name"), [(7, "bits_bound_test_7"), (2000, "bits_bound_test_2k")])
+def test_the_name_says_of_which_split_and_how_many_images(count: int, name: str) -> None:
+    metric = MeanOverImages(ThreeTerms(), split="test")
+    metric.update(torch.zeros(count, 3))
+    metric.compute()
+    assert metric.name == name
+
+
+def test_no_image_has_no_mean() -> None:
+    with (
+        pytest.raises(ValueError, match="bits_bound needs at least 1 image, got 0"),
+        pytest.warns(UserWarning, match="before the ``update`` method"),
+    ):
+        MeanOverImages(ThreeTerms()).compute()
+
+
+def test_a_number_of_images_below_1_is_refused() -> None:
+    with pytest.raises(ValueError, match="num_images must be at least 1, or null for all, got 0"):
+        MeanOverImages(ThreeTerms(), num_images=0)

@@ -1,0 +1,282 @@
+"""The bound, term by term, against the formulas of Ho et al. (2020) written a second time on torch.distributions."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.distributions import Normal, kl_divergence
+
+from diffusion_lab.networks import Condition
+from diffusion_lab.objectives import Variational, bound_term, prior_term
+from diffusion_lab.objectives.variational import discretized_log_likelihood, gaussian_divergence
+from diffusion_lab.process import (
+    X0,
+    CosineSchedule,
+    EDMSchedule,
+    Epsilon,
+    FixedLarge,
+    FixedSmall,
+    GaussianProcess,
+    JSDSchedule,
+    LearnedDiagonal,
+    LearnedRange,
+    LinearSchedule,
+    NoiseSchedule,
+    PosteriorMean,
+    Prediction,
+    RectifiedFlowSchedule,
+    TableSchedule,
+    V,
+    Variance,
+    VESchedule,
+    VPSchedule,
+)
+from oracles import GaussianOracle
+from process.examples import CURVES
+
+T = 9
+SCHEDULE = LinearSchedule(T, 1e-2, 0.5)
+PROCESS = GaussianProcess(SCHEDULE)
+LEVELS = (torch.arange(256).double() / 127.5) - 1
+VARIANCES: list[Variance] = [FixedSmall(), FixedLarge(), LearnedRange(), LearnedDiagonal()]
+
+
+def grey_levels(*shape: int) -> Tensor:
+    """Random 8-bit images, both end levels among them."""
+    levels = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0))
+    levels[:, 0, 0, :3] = torch.tensor([0, 255, 1])
+    return levels.double() / 127.5 - 1
+
+
+def cdf(gaussian: Normal, x: Tensor) -> Tensor:
+    below: Tensor = gaussian.cdf(x)  # type: ignore[no-untyped-call]
+    return below
+
+
+def bits_by_hand(x_0: Tensor, x_t: Tensor, noise_hat: Tensor, answer: Tensor, variance: Variance, k: int) -> Tensor:
+    """Term k = 1..T of the bound for a predicted noise, bits per dimension: [] (Ho et al. 2020, section 3)."""
+    beta = torch.linspace(1e-2, 0.5, T, dtype=torch.float64)
+    alpha_bar = torch.cat([torch.ones(1).double(), (1 - beta).cumprod(0)])
+    tilde = beta * (1 - alpha_bar[:-1]) / (1 - alpha_bar[1:])
+    small, large = torch.cat([tilde[1:2], tilde[1:]])[k - 1], beta[k - 1]
+    log_variance = {
+        FixedSmall: small.log(),
+        FixedLarge: (small if k == 1 else large).log(),
+        LearnedRange: (answer + 1) / 2 * large.log() + (1 - answer) / 2 * small.log(),
+        LearnedDiagonal: answer,
+    }[type(variance)]
+    deviation = (log_variance / 2).exp().expand_as(x_0)
+    # Ho et al. (2020), eq. 11
+    mean = (x_t - beta[k - 1] / (1 - alpha_bar[k]).sqrt() * noise_hat) / (1 - beta[k - 1]).sqrt()
+    if k == 1:
+        upper = torch.where(x_0 == 1, 1.0, cdf(Normal(mean, deviation), x_0 + 1 / 255))  # eq. 13
+        lower = torch.where(x_0 == -1, 0.0, cdf(Normal(mean, deviation), x_0 - 1 / 255))
+        return -(upper - lower).log2().mean()
+    on_x_0 = alpha_bar[k - 1].sqrt() * beta[k - 1] / (1 - alpha_bar[k])  # eq. 7
+    on_x_t = (1 - beta[k - 1]).sqrt() * (1 - alpha_bar[k - 1]) / (1 - alpha_bar[k])
+    true = Normal(on_x_0 * x_0 + on_x_t * x_t, tilde[k - 1].sqrt().expand_as(x_0))
+    return kl_divergence(true, Normal(mean, deviation)).mean() / math.log(2)
+
+
+@pytest.mark.parametrize("variance", VARIANCES, ids=str)
+@pytest.mark.parametrize("prediction", [Epsilon(), X0(), V(), PosteriorMean()], ids=str)
+def test_every_term_is_that_of_ho_et_al_and_their_mean_over_all_steps_is_the_bound(
+    variance: Variance, prediction: Prediction
+) -> None:
+    x_0 = grey_levels(T, 3, 8, 6)
+    noise, noise_hat, answer = torch.randn(3, T, 3, 8, 6, dtype=torch.float64)
+    x_t = PROCESS.q_sample(x_0, SCHEDULE.steps, noise)
+    alpha_t, sigma_t = PROCESS.coefficients(SCHEDULE.steps, like=x_0)
+    output = prediction.target((x_t - sigma_t * noise_hat) / alpha_t, noise_hat, SCHEDULE.steps, PROCESS)
+    if variance.learned:
+        output = torch.cat([output, answer], dim=1)
+    loss = Variational(prediction, variance)(output, x_0, x_t, noise, SCHEDULE.steps, PROCESS)
+    terms = [bits_by_hand(x_0[k], x_t[k], noise_hat[k], answer[k], variance, k + 1) for k in range(T)]
+    assert loss.shape == (T,)
+    torch.testing.assert_close(loss, T * torch.stack(terms), rtol=1e-8, atol=1e-8)
+    assert float(loss.mean()) == pytest.approx(float(sum(terms)), rel=1e-8)
+
+
+def test_terms_in_float32_are_those_in_float64() -> None:
+    process = GaussianProcess(CosineSchedule(1000))
+    t = torch.tensor([1, 2, 300, 999, 1000], dtype=torch.float64) / 1000
+    x_0, noise = grey_levels(5, 3, 8, 6), torch.randn(5, 3, 8, 6, dtype=torch.float64)
+    x_t, estimate = process.q_sample(x_0, t, noise), x_0 + 0.03 * torch.randn(5, 3, 8, 6, dtype=torch.float64)
+    answers = []
+    for dtype in (torch.float32, torch.float64):
+        images = [image.to(dtype) for image in (x_0, estimate, x_t)]
+        s = process.schedule.previous(t)
+        log_variance = FixedSmall().log_variance(process, s, t, like=images[0], output=None)
+        answers.append(bound_term(images[0], images[1], images[2], log_variance, s, t, process))
+        assert answers[-1].dtype == dtype
+    torch.testing.assert_close(answers[0].double(), answers[1], rtol=1e-3, atol=1e-7)
+
+
+def test_losses_of_bfloat16_answers_are_computed_in_float32() -> None:
+    x_0, noise = grey_levels(T, 3, 8, 6).float(), torch.randn(T, 3, 8, 6)
+    x_t = PROCESS.q_sample(x_0, SCHEDULE.steps, noise)
+    half = torch.randn(T, 6, 8, 6).bfloat16()
+    losses = [
+        Variational(V(), LearnedRange())(output, x_0, x_t, noise, SCHEDULE.steps, PROCESS)
+        for output in (half, half.float())
+    ]
+    assert losses[0].dtype == torch.float32
+    assert torch.equal(*losses)
+
+
+@pytest.mark.parametrize(
+    "schedule", [LinearSchedule(50), CosineSchedule(40), VPSchedule(), EDMSchedule(0.002, 50.1), VESchedule()]
+)
+def test_prior_term_is_the_divergence_of_the_last_noisy_image_from_what_sampling_starts_with(
+    schedule: NoiseSchedule,
+) -> None:
+    process, x_0 = GaussianProcess(schedule), grey_levels(5, 3, 8, 6)
+    alpha_t, sigma_t = schedule.coefficients(torch.tensor([schedule.t_max], dtype=torch.float64))
+    start = 1.0 if isinstance(schedule, TableSchedule | VPSchedule) else float(sigma_t)
+    last = Normal(alpha_t * x_0, sigma_t.expand_as(x_0))
+    expected = kl_divergence(last, Normal(torch.zeros_like(x_0), torch.full_like(x_0, start))) / math.log(2)
+    torch.testing.assert_close(prior_term(x_0, process), expected.mean(dim=(1, 2, 3)), rtol=1e-10, atol=1e-15)
+
+
+def test_prior_term_is_0_where_no_signal_is_left() -> None:
+    for schedule in (JSDSchedule(9), RectifiedFlowSchedule(), CosineSchedule(9, zero_terminal_snr=True)):
+        assert prior_term(grey_levels(5, 3, 8, 6), GaussianProcess(schedule)).tolist() == [0.0] * 5
+
+
+@given(st.floats(-3, 3), st.floats(-9, 3), st.floats(-9, 3))
+def test_divergence_is_that_of_two_gaussians(between: float, log_variance_q: float, log_variance_p: float) -> None:
+    q, p = (torch.tensor([value], dtype=torch.float64) for value in (log_variance_q, log_variance_p))
+    answered = gaussian_divergence(torch.tensor([between], dtype=torch.float64), q, p)
+    expected = kl_divergence(Normal(torch.tensor([between]).double(), (q / 2).exp()), Normal(0.0, (p / 2).exp()))
+    torch.testing.assert_close(answered, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_the_divergence_of_a_gaussian_from_nearly_itself_keeps_its_digits() -> None:
+    nothing, nearly = torch.zeros(1).double(), torch.full((1,), 1e-7).double()
+    assert float(gaussian_divergence(nothing, nothing, nothing)) == 0
+    assert float(gaussian_divergence(nothing, nearly, nothing)) == pytest.approx(2.5e-15, rel=0.1)
+
+
+@given(mean=st.floats(-3, 3), log_deviation=st.floats(-6, 1))
+def test_probabilities_of_the_256_levels_sum_to_1(mean: float, log_deviation: float) -> None:
+    log_likelihood = discretized_log_likelihood(LEVELS, torch.tensor(mean).double(), torch.tensor(log_deviation))
+    assert float(log_likelihood.exp().sum()) == pytest.approx(1, abs=1e-5)
+
+
+@given(st.integers(0, 255), st.floats(-1.2, 1.2), st.floats(-4, 1))
+def test_likelihood_of_a_level_is_the_gaussian_between_its_half_levels(
+    level: int, mean: float, log_deviation: float
+) -> None:
+    x = LEVELS[level : level + 1]
+    gaussian = Normal(torch.tensor([mean], dtype=torch.float64), math.exp(log_deviation))
+    upper = torch.ones(1).double() if level == 255 else cdf(gaussian, x + 1 / 255)
+    lower = torch.zeros(1).double() if level == 0 else cdf(gaussian, x - 1 / 255)
+    answered = discretized_log_likelihood(x, gaussian.mean, torch.tensor([log_deviation], dtype=torch.float64))
+    assert float(answered.exp()) == pytest.approx(float(upper - lower), rel=1e-6, abs=1e-14)
+
+
+def test_likelihood_far_from_the_mean_is_the_gaussian_tail() -> None:
+    x, mean, deviation = LEVELS[100:101], torch.tensor([0.6]).double(), 0.01
+    nearest = (0.6 - (float(x) + 1 / 255)) / deviation
+    tail = -(nearest**2) / 2 - math.log(
+        nearest * math.sqrt(2 * math.pi)
+    )  # of the distribution beyond, to 1 / nearest^2
+    answered = discretized_log_likelihood(x, mean, torch.tensor([math.log(deviation)]).double())
+    assert float(answered) == pytest.approx(tail, abs=2e-3)
+    assert float(answered) < -3000
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("log_deviation", [-14.0, -7.0, -5.0, -3.0, 0.0, 3.0, 17.0])
+@pytest.mark.parametrize("mean", [-1e4, -100.0, -3.0, -1.0, 0.0, 0.3, 1.0, 3.0, 100.0, 1e4])
+def test_likelihoods_and_their_gradients_are_finite_at_all_levels_for_any_gaussian(
+    mean: float, log_deviation: float, dtype: torch.dtype
+) -> None:
+    means = torch.full((256,), mean, dtype=dtype, requires_grad=True)
+    log_deviations = torch.full((256,), log_deviation, dtype=dtype, requires_grad=True)
+    log_likelihood = discretized_log_likelihood(LEVELS.to(dtype), means, log_deviations)
+    assert bool(log_likelihood.isfinite().all())
+    assert bool((log_likelihood <= 0).all())
+    for gradient in torch.autograd.grad(log_likelihood.sum(), (means, log_deviations)):
+        assert bool(gradient.isfinite().all())
+
+
+@pytest.mark.parametrize(("mean", "log_deviation"), [(0.3, -4.9), (-1.5, -4.9), (0.9, -6.1), (3.0, -6.1), (30.0, -6.1)])
+def test_gradients_of_likelihoods_in_float32_are_those_in_float64(mean: float, log_deviation: float) -> None:
+    # -4.9 and -6.1 are the first steps of linear 1000 and cosine 4000.
+    gradients = []
+    for dtype in (torch.float32, torch.float64):
+        means = torch.full((256,), mean, dtype=dtype, requires_grad=True)
+        value = discretized_log_likelihood(LEVELS.to(dtype), means, torch.full((256,), log_deviation, dtype=dtype))
+        gradients.append(torch.autograd.grad(value.sum(), means)[0].double())
+    scale = float(gradients[1].abs().max())
+    assert float((gradients[0] - gradients[1]).abs().max()) < 1e-3 * scale
+
+
+def test_the_bound_of_gaussian_data_and_its_exact_denoiser_has_its_closed_form() -> None:
+    mean, deviation = 0.1, 0.2
+    x_0, noise = uncorrelated(2, 1, 3, 80, 60)
+    x_0 = mean + deviation * x_0
+    alpha_bar = SCHEDULE.alpha_bar
+    before = torch.cat([torch.ones(1).double(), alpha_bar[:-1]])
+    # Of x_0 given x_t, and of x_{t-1} given both; its first value is the decoder's
+    left = deviation**2 * (1 - alpha_bar) / (alpha_bar * deviation**2 + 1 - alpha_bar)
+    small = SCHEDULE.betas * (1 - before) / (1 - alpha_bar)
+    on_x_0 = before.sqrt() * SCHEDULE.betas / (1 - alpha_bar)
+    expected = 0.5 * on_x_0[1:] ** 2 * left[1:] / small[1:] / math.log(2)  # L_1, ..., L_{T-1}
+    # Of a Gaussian much wider than a level; x_0 between levels, which eq. 13 does not mind
+    decoder = 0.5 * math.log(2 * math.pi * small[1]) + left[0] / (2 * small[1]) - math.log(2 / 255)
+    power = alpha_bar[-1] * (mean**2 + deviation**2)
+    prior = 0.5 * (power - alpha_bar[-1] - (1 - alpha_bar[-1]).log())
+
+    terms = []
+    for k in range(T):
+        t = SCHEDULE.steps[k : k + 1]
+        s, x_t = SCHEDULE.previous(t), PROCESS.q_sample(x_0, t, noise)
+        estimate = GaussianOracle(PROCESS, mean, deviation)(x_t, t, Condition()).x_0
+        log_variance = FixedSmall().log_variance(PROCESS, s, t, like=x_0, output=None)
+        terms.append(float(bound_term(x_0, estimate, x_t, log_variance, s, t, PROCESS)))
+    assert terms[1:] == pytest.approx(expected.tolist(), rel=1e-9)
+    assert float(prior_term(x_0, PROCESS)) == pytest.approx(float(prior) / math.log(2), rel=1e-9)
+    whole = sum(terms) + float(prior_term(x_0, PROCESS))
+    closed_form = float(expected.sum()) + float(decoder + prior) / math.log(2)
+    assert whole == pytest.approx(closed_form, abs=1e-4)
+
+
+def uncorrelated(*shape: int) -> Tensor:
+    """Normal draws, float64, whose sample means are 0, powers 1 and products 0: averages of squares are exact."""
+    drawn = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).flatten(1)
+    drawn = drawn - drawn.mean(dim=1, keepdim=True)
+    white: Tensor = torch.linalg.solve(torch.linalg.cholesky(drawn.cov(correction=0)), drawn)
+    return white.view(shape)
+
+
+@pytest.mark.parametrize("schedule", [*CURVES, SCHEDULE.continuous], ids=str)
+def test_a_chain_without_steps_has_no_bound(schedule: NoiseSchedule) -> None:
+    message = f"objective=vlb and hybrid need a schedule of steps .* got the continuous {type(schedule).__name__}"
+    with pytest.raises(ValueError, match=message):
+        Variational(Epsilon(), FixedSmall()).require(schedule, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("variance", "out_channels", "message"),
+    [
+        (FixedSmall(), 6, "out_channels must be 3 for a fixed variance, got 6"),
+        (FixedLarge(), 4, "out_channels must be 3 for a fixed variance, got 4"),
+        (LearnedRange(), 3, "out_channels must be 6 for a learned variance, twice the 3 of the image, got 3"),
+        (LearnedDiagonal(), 9, "out_channels must be 6 for a learned variance, twice the 3 of the image, got 9"),
+    ],
+)
+def test_networks_that_do_not_answer_what_the_variance_needs_are_refused(
+    variance: Variance, out_channels: int, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Variational(Epsilon(), variance).require(SCHEDULE, 3, out_channels)
+
+
+@pytest.mark.parametrize("variance", VARIANCES, ids=str)
+def test_networks_that_answer_what_the_variance_needs_are_accepted(variance: Variance) -> None:
+    Variational(Epsilon(), variance).require(SCHEDULE, 3, 6 if variance.learned else 3)

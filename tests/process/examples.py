@@ -1,0 +1,66 @@
+"""A small schedule of every kind, and every prediction, for laws that hold for all of them."""
+
+import torch
+from torch import Tensor
+
+from diffusion_lab.process import (
+    X0,
+    ConstantSchedule,
+    CosineSchedule,
+    CustomSchedule,
+    EDMDenoiser,
+    EDMSchedule,
+    Epsilon,
+    FlowVelocity,
+    Interpolated,
+    JSDSchedule,
+    LinearScaledSchedule,
+    LinearSchedule,
+    NoiseSchedule,
+    PosteriorMean,
+    Prediction,
+    QuadraticSchedule,
+    RectifiedFlowSchedule,
+    Score,
+    SigmoidBetaSchedule,
+    SigmoidSchedule,
+    TableSchedule,
+    V,
+    VESchedule,
+    VPSchedule,
+    WarmupSchedule,
+)
+
+TABLES: list[TableSchedule] = [
+    LinearSchedule(40, 1e-3, 0.3),
+    LinearScaledSchedule(40),
+    QuadraticSchedule(40, 1e-3, 0.3),
+    CosineSchedule(40),
+    SigmoidSchedule(40),
+    SigmoidBetaSchedule(40, 1e-3, 0.3),
+    ConstantSchedule(40, 0.1),
+    JSDSchedule(40),
+    WarmupSchedule(40, 1e-3, 0.2, 0.25),
+    CustomSchedule([0.01, 0.3, 0.02, 0.1, 0.5]),
+    LinearSchedule(40, 1e-3, 0.3, zero_terminal_snr=True),
+]
+CURVES: list[NoiseSchedule] = [EDMSchedule(), RectifiedFlowSchedule(), VPSchedule(), VESchedule()]
+BETWEEN = [Interpolated(table) for table in TABLES]
+SCHEDULES: list[NoiseSchedule] = [*TABLES, *CURVES, *BETWEEN]
+
+PREDICTIONS: list[Prediction] = [
+    Epsilon(), X0(), V(), Score(), FlowVelocity(), PosteriorMean(), EDMDenoiser(), EDMDenoiser(1.3)
+]  # fmt: skip
+
+
+def accepted(prediction: Prediction, schedule: NoiseSchedule) -> bool:
+    try:
+        prediction.require(schedule)
+    except ValueError:
+        return False
+    return True
+
+
+def some_times(schedule: NoiseSchedule, number: int = 5) -> Tensor:
+    """Times from the first to the last, spread evenly: [number]."""
+    return schedule.nearest(torch.linspace(schedule.t_min, schedule.t_max, number, dtype=torch.float64))

@@ -1,0 +1,184 @@
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from diffusion_lab.process import (
+    EDMSchedule,
+    LinearSchedule,
+    NoiseSchedule,
+    RectifiedFlowSchedule,
+    VESchedule,
+    VPSchedule,
+)
+from process.examples import CURVES
+
+CURVE = pytest.mark.parametrize("schedule", CURVES, ids=str)
+
+
+def at(*t: float) -> Tensor:
+    return torch.tensor(t, dtype=torch.float64)
+
+
+def points(schedule: NoiseSchedule) -> Tensor:
+    return torch.linspace(schedule.t_min, schedule.t_max, 1001, dtype=torch.float64)
+
+
+@given(st.floats(0.002, 80))
+def test_edm_noise_grows_as_time_on_an_image_that_stays(t: float) -> None:
+    alpha_t, sigma_t = EDMSchedule().coefficients(at(t))
+    assert (alpha_t.tolist(), sigma_t.tolist()) == ([1.0], [t])
+
+
+@given(st.floats(1e-6, 1))
+def test_rectified_flow_is_a_straight_line(t: float) -> None:
+    alpha_t, sigma_t = RectifiedFlowSchedule().coefficients(at(t))
+    assert (alpha_t.tolist(), sigma_t.tolist()) == ([1 - t], [t])
+
+
+@given(st.floats(1e-5, 1), st.floats(0.01, 1), st.floats(2, 40))
+def test_vp_signal_is_the_exponential_of_the_integral_of_beta(t: float, low: float, high: float) -> None:
+    beta = low + (torch.arange(1000).double() + 0.5) / 1000 * t * (high - low)  # midpoints: exact for a linear beta
+    integral = float(beta.mean()) * t
+    alpha_t, sigma_t = VPSchedule(low, high).coefficients(at(t))
+    assert float(alpha_t) == pytest.approx(math.exp(-integral / 2), rel=1e-9)  # Song et al. (2021), eq. 29
+    assert float(sigma_t) == pytest.approx(math.sqrt(-math.expm1(-integral)), rel=1e-9)
+
+
+def test_vp_at_time_1_is_the_limit_of_ddpms_linear_table() -> None:
+    alpha_t, _ = VPSchedule().coefficients(at(1.0))
+    assert float(alpha_t) == pytest.approx(math.exp(-0.5 * (0.1 + 20) / 2), rel=1e-12)
+    table = LinearSchedule(1000).alpha_bar[-1].sqrt()
+    assert float(alpha_t) == pytest.approx(float(table), rel=0.05)
+
+
+@given(st.floats(1e-5, 1))
+def test_ve_noise_grows_geometrically(t: float) -> None:
+    alpha_t, sigma_t = VESchedule().coefficients(at(t))
+    assert float(alpha_t) == 1
+    assert math.log(float(sigma_t)) == pytest.approx((1 - t) * math.log(0.01) + t * math.log(50), rel=1e-9, abs=1e-12)
+
+
+def test_vp_signal_and_noise_have_unit_power_together() -> None:
+    alpha_t, sigma_t = VPSchedule().coefficients(points(VPSchedule()))
+    torch.testing.assert_close(alpha_t**2 + sigma_t**2, torch.ones(1001).double(), rtol=0, atol=1e-14)
+
+
+def test_vp_noise_near_the_data_keeps_all_its_digits() -> None:
+    _, sigma_t = VPSchedule().coefficients(at(1e-12))
+    assert float(sigma_t) ** 2 == pytest.approx(1e-13, rel=1e-9)
+
+
+@CURVE
+def test_signal_to_noise_ratio_falls_everywhere(schedule: NoiseSchedule) -> None:
+    alpha_t, sigma_t = schedule.coefficients(points(schedule))
+    assert bool(((alpha_t / sigma_t).diff() < 0).all())
+    assert bool((schedule.log_snr(points(schedule)).diff() < 0).all())
+
+
+@CURVE
+@given(place=st.floats(0, 1))
+def test_log_snr_leads_back_to_its_time(schedule: NoiseSchedule, place: float) -> None:
+    t = schedule.quantile(at(place))
+    answered = schedule.at_log_snr(schedule.log_snr(t))
+    torch.testing.assert_close(answered, t, rtol=1e-9, atol=1e-12)
+
+
+@CURVE
+def test_log_snrs_beyond_the_curve_lead_to_its_ends(schedule: NoiseSchedule) -> None:
+    answered = schedule.at_log_snr(at(4000.0, 100.0, -100.0, -4000.0))
+    assert answered.tolist() == pytest.approx([schedule.t_min] * 2 + [schedule.t_max] * 2, rel=1e-12)
+
+
+@CURVE
+def test_the_clean_image_stands_at_time_0(schedule: NoiseSchedule) -> None:
+    alpha_t, sigma_t = schedule.coefficients(torch.zeros(5))
+    assert alpha_t.tolist() == [1.0] * 5
+    assert sigma_t.tolist() == [0.0] * 5
+
+
+@pytest.mark.parametrize(
+    ("schedule", "t_min", "t_max"),
+    [
+        (EDMSchedule(), 0.002, 80.0),
+        (EDMSchedule(0.01, 50.0), 0.01, 50.0),
+        (RectifiedFlowSchedule(), 1e-3, 1.0),
+        (RectifiedFlowSchedule(0.02), 0.02, 1.0),
+        (VPSchedule(), 1e-3, 1.0),
+        (VPSchedule(first=1e-5), 1e-5, 1.0),
+        (VESchedule(), 1e-5, 1.0),
+        (VESchedule(first=1e-4), 1e-4, 1.0),
+    ],
+    ids=str,
+)
+def test_the_range_of_time_belongs_to_the_schedule(schedule: NoiseSchedule, t_min: float, t_max: float) -> None:
+    assert (schedule.t_min, schedule.t_max) == (t_min, t_max)
+    assert schedule.quantile(at(0.0, 0.5, 1.0)).tolist() == pytest.approx([t_min, (t_min + t_max) / 2, t_max])
+    assert schedule.nearest(at(-1.0, 0.0, 0.3, 100.0)).tolist() == [t_min, t_min, 0.3, t_max]
+
+
+@CURVE
+@pytest.mark.parametrize("wrong", [-0.01, 81.0, math.nan, math.inf])
+def test_times_out_of_range_are_refused(schedule: NoiseSchedule, wrong: float) -> None:
+    with pytest.raises(ValueError, match=rf"t must be in \[0, {schedule.t_max:g}\], got {wrong}"):
+        schedule.coefficients(at(0.5, wrong))
+
+
+@CURVE
+def test_the_last_time_rounded_to_float32_is_still_in_range(schedule: NoiseSchedule) -> None:
+    rounded = torch.tensor([schedule.t_max * (1 + 1e-7)], dtype=torch.float64)
+    assert float(schedule.coefficients(rounded)[1]) == float(schedule.coefficients(at(schedule.t_max))[1])
+    with pytest.raises(ValueError, match="t must be in"):
+        schedule.coefficients(rounded * (1 + 1e-5))
+
+
+def test_networks_are_told_what_the_papers_tell_them() -> None:
+    assert EDMSchedule().network_time(at(1.0, 80.0)).tolist() == pytest.approx([0.0, math.log(80) / 4])
+    assert RectifiedFlowSchedule().network_time(at(0.25, 1.0)).tolist() == pytest.approx([250, 1000])
+    assert VPSchedule().network_time(at(0.25, 1.0)).tolist() == pytest.approx([249.75, 999])
+    sigma = math.sqrt(0.01 * 50)
+    assert VESchedule().network_time(at(0.5, 1.0)).tolist() == pytest.approx([math.log(sigma / 2), math.log(25)])
+
+
+@CURVE
+def test_answers_are_float64_and_shaped_as_the_times(schedule: NoiseSchedule) -> None:
+    t = torch.tensor([[0.1, 0.5, 1.0], [0.2, 0.3, 0.9]])
+    answers = (
+        *schedule.coefficients(t),
+        schedule.nearest(t),
+        schedule.quantile(t),
+        schedule.network_time(t),
+        schedule.at_log_snr(t),
+        schedule.following(t),
+    )
+    assert [(answer.shape, answer.dtype) for answer in answers] == [((2, 3), torch.float64)] * 7
+
+
+@CURVE
+def test_a_curve_has_no_steps_to_go_back_and_is_its_own_continuation(schedule: NoiseSchedule) -> None:
+    with pytest.raises(ValueError, match=rf"table of steps \(linear, .*got the continuous {type(schedule).__name__}"):
+        schedule.previous(at(0.5))
+    assert schedule.continuous is schedule
+    assert schedule.following(at(0.5)).tolist() == [0.5]
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: EDMSchedule(0.0, 80.0), "sigma_min and sigma_max must be above 0 and grow, got 0.0 and 80.0"),
+        (lambda: EDMSchedule(80.0, 0.002), "sigma_min and sigma_max must be above 0 and grow, got 80.0 and 0.002"),
+        (lambda: EDMSchedule(1.0, math.inf), "sigma_min and sigma_max must be above 0 and grow, got 1.0 and inf"),
+        (lambda: VESchedule(1.0, 1.0), "sigma_min and sigma_max must be above 0 and grow, got 1.0 and 1.0"),
+        (lambda: VESchedule(first=1.0), r"first must be in \(0, 1\), got 1.0"),
+        (lambda: VPSchedule(-0.1, 20.0), "beta_min and beta_max must be above 0 and grow, got -0.1 and 20.0"),
+        (lambda: VPSchedule(first=0.0), r"first must be in \(0, 1\), got 0.0"),
+        (lambda: RectifiedFlowSchedule(0.0), r"first must be in \(0, 1\), got 0.0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(build: Callable[[], NoiseSchedule], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()

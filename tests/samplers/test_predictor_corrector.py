@@ -1,0 +1,127 @@
+"""Predictor-corrector sampling against algorithms 1, 4 and 5 of Song et al. (2021), with the norms of each image."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffusion_lab.denoiser import Estimate
+from diffusion_lab.networks import Condition
+from diffusion_lab.process import (
+    EDMSchedule,
+    FixedLarge,
+    FixedSmall,
+    GaussianProcess,
+    LearnedRange,
+    LinearSchedule,
+    Variance,
+)
+from diffusion_lab.samplers import Ancestral, ListedTimes, NoClipping, PredictorCorrector
+from oracles import GaussianOracle, MixtureOracle, RecordedNoise, walk
+
+TABLE = LinearSchedule(12, 0.01, 0.5)
+VP, EDM = GaussianProcess(TABLE), GaussianProcess(EDMSchedule())
+SHAPE = (5, 3, 8, 6)
+
+
+def score(oracle: MixtureOracle, x_t: Tensor, t: float) -> Tensor:
+    x_t = x_t.clone().requires_grad_()
+    log_density = oracle.log_density(x_t, torch.full((len(x_t),), t, dtype=torch.float64))
+    return torch.autograd.grad(log_density.sum(), x_t)[0]
+
+
+def corrected(x: Tensor, g: Tensor, z: Tensor, snr: float, alpha: float) -> Tensor:
+    """Algorithms 4 (alpha = 1) and 5, inner loop, one image at a time."""
+    images = []
+    for image, image_g, image_z in zip(x, g, z, strict=True):
+        epsilon = 2 * alpha * float(snr * image_z.square().sum().sqrt() / image_g.square().sum().sqrt()) ** 2
+        images.append(image + epsilon * image_g + math.sqrt(2 * epsilon) * image_z)
+    return torch.stack(images)
+
+
+@pytest.mark.parametrize(("num_corrections", "snr"), [(0, 0.16), (1, 0.16), (2, 0.05)])
+def test_along_variance_preserving_steps_it_is_algorithm_5(num_corrections: int, snr: float) -> None:
+    oracle, noise = MixtureOracle(VP), RecordedNoise(SHAPE)
+    sampler = PredictorCorrector(VP, num_corrections=num_corrections, snr=snr, num_steps=12, clipping=NoClipping())
+    visited, _ = walk(sampler, oracle, noise)
+    fresh = iter(noise.drawn)
+    x = next(fresh)
+    for i, k in enumerate(range(12, 0, -1)):
+        beta = float(TABLE.betas[k - 1])
+        for _ in range(num_corrections):  # in the order of the paper's code: first corrected, then predicted
+            x = corrected(x, score(oracle, x, k / 12), next(fresh), snr, 1 - beta)
+        x = (x + beta * score(oracle, x, k / 12)) / math.sqrt(1 - beta)  # its ancestral sampling, eq. 4
+        x = x + math.sqrt(beta) * next(fresh) if k > 1 else x
+        torch.testing.assert_close(visited[i], x, rtol=1e-9, atol=1e-9)
+    assert not list(fresh)
+
+
+@pytest.mark.parametrize("variance", [FixedLarge(), FixedSmall()], ids=["reverse diffusion", "ancestral"])
+def test_along_exploding_noise_it_is_algorithm_4(variance: Variance) -> None:
+    levels = [50.0, 12.0, 4.0, 1.0, 0.3, 0.1]
+    oracle, noise = MixtureOracle(EDM), RecordedNoise(SHAPE)
+    sampler = PredictorCorrector(
+        EDM, 6, variance=variance, time_grid=ListedTimes(levels), clipping=NoClipping(), num_corrections=2
+    )
+    visited, _ = walk(sampler, oracle, noise)
+    fresh = iter(noise.drawn)
+    x = levels[0] * next(fresh)
+    for i, (sigma, after) in enumerate(zip(levels, [*levels[1:], 0.0], strict=True)):
+        for _ in range(2):
+            x = corrected(x, score(oracle, x, sigma), next(fresh), 0.16, 1.0)
+        added = sigma**2 - after**2
+        x = x + added * score(oracle, x, sigma)
+        if after > 0:
+            spread = math.sqrt(added) if variance == FixedLarge() else math.sqrt(after**2 * added / sigma**2)
+            x = x + spread * next(fresh)
+        torch.testing.assert_close(visited[i], x, rtol=1e-9, atol=1e-9)
+    assert not list(fresh)
+
+
+def test_an_image_with_more_noise_in_it_has_its_own_step_size() -> None:
+    # Averaged over the batch, the norms would move every other image when one of them changes.
+    oracle = MixtureOracle(EDM)
+    sampler = PredictorCorrector(EDM, 2, time_grid=ListedTimes([5.0, 1.0]), clipping=NoClipping())
+
+    class Louder(RecordedNoise):
+        def draw(self) -> Tensor:
+            noise = super().draw()
+            return torch.cat([9 * noise[:1], noise[1:]])
+
+    plain = sampler.sample(oracle, RecordedNoise(SHAPE), Condition())
+    louder = sampler.sample(oracle, Louder(SHAPE), Condition())
+    assert torch.equal(plain[1:], louder[1:])
+    assert not torch.equal(plain[:1], louder[:1])
+
+
+def test_without_corrections_it_is_ancestral_sampling_of_the_same_variance() -> None:
+    for variance in (FixedLarge(), FixedSmall()):
+        predicted, _ = walk(
+            PredictorCorrector(VP, 12, 0, variance=variance), GaussianOracle(VP, 0.3, 0.5), RecordedNoise(SHAPE)
+        )
+        ancestral, _ = walk(Ancestral(VP, variance=variance), GaussianOracle(VP, 0.3, 0.5), RecordedNoise(SHAPE))
+        torch.testing.assert_close(predicted, ancestral, rtol=1e-9, atol=1e-9)
+
+
+def test_the_predictor_reads_a_learned_variance_at_the_corrected_image() -> None:
+    oracle = GaussianOracle(VP, 0.3, 0.5)
+
+    def denoiser(x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
+        return Estimate(oracle(x_t, t, condition).x_0, torch.ones_like(x_t))
+
+    learned, _ = walk(PredictorCorrector(VP, 12, variance=LearnedRange()), denoiser, RecordedNoise(SHAPE))
+    large, _ = walk(PredictorCorrector(VP, 12, variance=FixedLarge()), oracle, RecordedNoise(SHAPE))
+    torch.testing.assert_close(learned, large, rtol=1e-9, atol=1e-9)
+
+
+def test_the_papers_snr_is_the_default() -> None:
+    assert PredictorCorrector(VP, 12).snr == 0.16
+    assert PredictorCorrector(VP, 12).num_corrections == 1
+
+
+def test_corrections_that_cannot_be_made_are_refused() -> None:
+    with pytest.raises(ValueError, match="num_corrections must be at least 0, got -1"):
+        PredictorCorrector(VP, 12, num_corrections=-1)
+    with pytest.raises(ValueError, match="snr must be above 0, got 0"):
+        PredictorCorrector(VP, 12, snr=0.0)

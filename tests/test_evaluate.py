@@ -1,0 +1,138 @@
+"""`src/evaluate.py` and `src/show_schedule.py` on a small run, in processes of their own."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+TINY = [
+    "model=unet_quick", "model.channels=8", "data.batch_size=8", "trainer.max_steps=2", "schedule.num_timesteps=8",
+    "callbacks.sample_images=null", "callbacks.measure_distance=null", "trainer.precision=32-true",
+]  # fmt: skip
+READ = ["metrics.bound.split=train", "metrics.bound.num_images=10", "num_pictures=0"]
+
+
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error::UserWarning", str(ROOT / "src" / script), *arguments]
+    return subprocess.run(command, env={**os.environ}, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps on eight steps of noise, with a learned variance."""
+    folder = tmp_path_factory.mktemp("trained")
+    done = run("train.py", *TINY, "schedule=cosine", "objective=hybrid", f"hydra.run.dir={folder}")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def numbers(folder: Path) -> dict[str, float]:
+    content: dict[str, float] = json.loads((folder / "summary.json").read_text())
+    return content
+
+
+def test_one_call_gives_all_numbers_and_pictures(trained: Path, tmp_path: Path) -> None:
+    done = run(
+        "evaluate.py", f"run={trained}", "metrics=[frechet,bound,reconstruction]", "metrics.frechet.num_samples=20",
+        "metrics.bound.split=train", "metrics.bound.num_images=10", "metrics.reconstruction.split=train",
+        "metrics.reconstruction.num_images=10", "num_pictures=16", f"hydra.run.dir={tmp_path}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = numbers(tmp_path)
+    assert set(found) == {"fd_fashion_cnn_20", "bits_bound_train_10", "reconstruction_rmse_train_10", "minutes"}
+    assert re.search(r"^bits_bound_train_10  \d+\.\d{4}$", done.stdout, flags=re.MULTILINE)
+    with (tmp_path / "bits_bound_train_10.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["term"] for row in rows] == [f"L_{k}" for k in range(9)]
+    assert sum(float(row["bits_per_dimension"]) for row in rows) == pytest.approx(found["bits_bound_train_10"])
+    for picture, least in (("bits_bound_train_10.png", 500), ("samples.png", 8 * 58)):
+        with Image.open(tmp_path / picture) as image:
+            assert image.width > least
+
+
+def test_numbers_do_not_depend_on_batches_or_processes(trained: Path, tmp_path: Path) -> None:
+    settings = [f"run={trained}", "metrics=[bound,frechet]", "metrics.frechet.num_samples=21", *READ]
+    layouts = {"one": [], "batches": ["batch_size=3"], "processes": ["trainer.devices=2", "batch_size=4"]}
+    found = {}
+    for name, layout in layouts.items():
+        done = run("evaluate.py", *settings, *layout, "trainer.precision=32-true", f"hydra.run.dir={tmp_path / name}")
+        assert done.returncode == 0, done.stderr
+        found[name] = numbers(tmp_path / name)
+    for other in ("batches", "processes"):
+        assert found[other]["bits_bound_train_10"] == pytest.approx(found["one"]["bits_bound_train_10"], rel=1e-5)
+        assert found[other]["fd_fashion_cnn_21"] == pytest.approx(found["one"]["fd_fashion_cnn_21"], rel=1e-3)
+
+
+def test_a_sweep_of_samplers_ends_with_a_table(trained: Path, tmp_path: Path) -> None:
+    done = run(
+        "evaluate.py", "-m", f"run={trained}", "sampler=ddim,ancestral", "sampler.num_steps=2,4", "num_pictures=0",
+        "metrics.frechet.num_samples=20", f"hydra.sweep.dir={tmp_path}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["sampler"], row["sampler.num_steps"]) for row in rows] == [
+        ("ddim", "2"), ("ddim", "4"), ("ancestral", "2"), ("ancestral", "4"),
+    ]  # fmt: skip
+    assert all(float(row["fd_fashion_cnn_20"]) > 0 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], r"run must be the folder of a run \(run=logs/train/\.\.\.\), got nothing\."),
+        (["run=/nowhere"], r"run must be the folder of a run, got /nowhere: config\.yaml is missing\."),
+        (["run=TRAINED", "checkpoint=best.ckpt"], r"run must be .*: checkpoints/best\.ckpt is missing\."),
+        (
+            ["run=TRAINED", "sampler=ddim", "sampler.num_steps=9"],
+            r"sampler: num_steps must be at most .* 8 steps, got 9\.",
+        ),
+        (["run=TRAINED", "sampler.num_stepz=9"], r"sampler\.num_stepz is not a setting in sampler: .*num_steps\."),
+        (["run=TRAINED", "sampler=ddim", "sampler.eta=2"], r"sampler: eta must be in \[0, 1\], got 2\."),
+        (
+            ["run=TRAINED", "metrics=reconstruction", "sampler=ddim", "sampler.eta=0.5"],
+            r"metrics\.reconstruction\.quantity: sampler must be ddim with eta 0 to encode images, got eta=0\.5\.",
+        ),
+        (["run=TRAINED", "metrics=bound"], r"data\.path=.* cannot be read as images with a split 'test': .*"),
+        (["run=TRAINED", "batch_size=0"], r"batch_size must be at least 1, got 0\."),
+        (["run=TRAINED", "metrics=fidd"], r"metrics must be one of bound, flow, frechet, reconstruction, got fidd.*"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_sentence(trained: Path, arguments: list[str], sentence: str, tmp_path: Path) -> None:
+    words = [word.replace("TRAINED", str(trained)) for word in arguments]
+    done = run("evaluate.py", *words, f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.returncode == 1
+    assert re.fullmatch(f"error: {sentence}", done.stderr.strip().splitlines()[-1]), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_schedules_are_drawn_beside_each_other(tmp_path: Path) -> None:
+    done = run("show_schedule.py", "schedule=linear,jsd,edm", "schedule.num_timesteps=20", f"hydra.run.dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^linear .*num_timesteps=20.*alpha / sigma at the end: 2\.11$", done.stdout, flags=re.MULTILINE)
+    assert re.search(r"^jsd .*alpha / sigma at the end: 0$", done.stdout, flags=re.MULTILINE)
+    with Image.open(tmp_path / "schedules.png") as picture:
+        assert picture.size[0] > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["schedule=linear", "beside=[cosin]"], "schedule must be one of .*, got cosin; perhaps you mean cosine.*"),
+        (["image=10000"], r"image must be in 0\.\.9999, got 10000\."),
+        (["schedule=custom", "schedule.betas=[0.5,2]"], r"schedule: betas must be in \[0, 1\], got 2; .*"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_schedule_that_cannot_be_drawn_is_one_sentence(arguments: list[str], sentence: str, tmp_path: Path) -> None:
+    done = run("show_schedule.py", *arguments, f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.returncode == 1
+    assert re.fullmatch(f"error: {sentence}", done.stderr.strip()), done.stderr
