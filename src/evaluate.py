@@ -10,12 +10,12 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from diffusion_lab import config_entry, evaluation_jobs, run_tables
+from diffusion_lab import config_entry, run_evaluations, run_tables
 
 
 def evaluate(config: DictConfig) -> float:
     """Run folder -> averaged denoiser -> sampler -> table of metrics.  Returns the first number."""
-    job = evaluation_jobs.load_evaluation(config)
+    job = run_evaluations.load_evaluation(config)
     started = time.monotonic()
     with job.fabric.autocast():
         numbers = [job.evaluation.measure(metric) for metric in job.metrics]
@@ -24,7 +24,7 @@ def evaluate(config: DictConfig) -> float:
     return numbers[0]
 
 
-def _write(job: evaluation_jobs.EvaluationJob, config: DictConfig, numbers: dict[str, float], started: float) -> None:
+def _write(job: run_evaluations.EvaluationJob, config: DictConfig, numbers: dict[str, float], started: float) -> None:
     from diffusion_lab import pictures, plots
 
     folder = Path(config.output_folder)

@@ -22,7 +22,7 @@ MATHEMATICS = (
     "reconstruction",
     "optimizers",
 )
-DOORS = ("config_check", "config_entry", "runs", "run_tables", "evaluation_jobs")
+DOORS = ("config_check", "config_entry", "runs", "run_tables", "run_evaluations")
 
 
 def modules(prefix: str = "diffusion_lab") -> list[str]:

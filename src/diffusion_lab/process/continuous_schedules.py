@@ -43,6 +43,24 @@ class ContinuousSchedule(NoiseSchedule):
         return self.t_min + (self.t_max - self.t_min) * u.double()
 
 
+class UnitTimeSchedule(ContinuousSchedule):
+    """Time in (0, 1].  first: the smallest time visited."""
+
+    first: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.first < 1:
+            raise ValueError(f"first must be in (0, 1), got {self.first}.")
+
+    @property
+    def t_min(self) -> float:
+        return self.first
+
+    @property
+    def t_max(self) -> float:
+        return 1.0
+
+
 @dataclass(frozen=True)
 class EDMSchedule(ContinuousSchedule):
     """alpha = 1, sigma = t: time is the noise level itself (Karras et al. 2022, section 3)."""
@@ -72,24 +90,13 @@ class EDMSchedule(ContinuousSchedule):
 
 
 @dataclass(frozen=True)
-class RectifiedFlowSchedule(ContinuousSchedule):
+class RectifiedFlowSchedule(UnitTimeSchedule):
     """alpha = 1 - t, sigma = t: straight lines from image to noise (Liu et al. 2023, eq. 1).
 
     first: the smallest time visited; between it and 0 the noise is below a grey level.
     """
 
     first: float = 1e-3
-
-    def __post_init__(self) -> None:
-        _require_first(self.first)
-
-    @property
-    def t_min(self) -> float:
-        return self.first
-
-    @property
-    def t_max(self) -> float:
-        return 1.0
 
     def network_time(self, t: Tensor) -> Tensor:
         return 1000 * t.double()  # the range that the sinusoids of a DDPM network are made for
@@ -102,7 +109,7 @@ class RectifiedFlowSchedule(ContinuousSchedule):
 
 
 @dataclass(frozen=True)
-class VPSchedule(ContinuousSchedule):
+class VPSchedule(UnitTimeSchedule):
     """Variance-preserving SDE with beta(t) growing linearly (Song et al. 2021, eq. 32 and 33).
 
     first: the smallest time visited (appendix C: 1e-3 to sample, 1e-5 to train and for likelihoods).
@@ -114,15 +121,7 @@ class VPSchedule(ContinuousSchedule):
 
     def __post_init__(self) -> None:
         _require_growing("beta", self.beta_min, self.beta_max)
-        _require_first(self.first)
-
-    @property
-    def t_min(self) -> float:
-        return self.first
-
-    @property
-    def t_max(self) -> float:
-        return 1.0
+        super().__post_init__()
 
     def network_time(self, t: Tensor) -> Tensor:
         return 999 * t.double()  # Song et al. (2021), code
@@ -139,7 +138,7 @@ class VPSchedule(ContinuousSchedule):
 
 
 @dataclass(frozen=True)
-class VESchedule(ContinuousSchedule):
+class VESchedule(UnitTimeSchedule):
     """Variance-exploding SDE: alpha = 1, sigma growing geometrically (Song et al. 2021, eq. 30).
 
     first: the smallest time visited (appendix C: 1e-5).
@@ -151,15 +150,7 @@ class VESchedule(ContinuousSchedule):
 
     def __post_init__(self) -> None:
         _require_growing("sigma", self.sigma_min, self.sigma_max)
-        _require_first(self.first)
-
-    @property
-    def t_min(self) -> float:
-        return self.first
-
-    @property
-    def t_max(self) -> float:
-        return 1.0
+        super().__post_init__()
 
     def network_time(self, t: Tensor) -> Tensor:
         return (self.coefficients(t)[1] / 2).log()  # c_noise of Karras et al. (2022), Table 1
@@ -174,8 +165,3 @@ class VESchedule(ContinuousSchedule):
 def _require_growing(name: str, low: float, high: float) -> None:
     if not 0 < low < high < math.inf:
         raise ValueError(f"{name}_min and {name}_max must be above 0 and grow, got {low} and {high}.")
-
-
-def _require_first(first: float) -> None:
-    if not 0 < first < 1:
-        raise ValueError(f"first must be in (0, 1), got {first}.")
