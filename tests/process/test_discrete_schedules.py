@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import fields
 from decimal import Decimal
 
 import pytest
@@ -151,7 +152,16 @@ def test_schedules_are_those_of_ho_et_al_unless_said() -> None:
     grown = WarmupSchedule().betas
     assert int((grown < 0.02).sum()) == 99  # the hundredth has arrived
     assert [float(grown[0]), float(grown[-1]), len(grown)] == [1e-4, 0.02, 1000]
-    assert JSDSchedule().num_timesteps == 1000
+
+
+@pytest.mark.parametrize("schedule", [table for table in TABLES if not isinstance(table, CustomSchedule)], ids=str)
+def test_a_table_has_1000_steps_unless_said_and_its_end_is_asked_for_by_name(schedule: TableSchedule) -> None:
+    kind = type(schedule)
+    assert kind().num_timesteps == 1000
+    assert not kind().zero_terminal_snr
+    settings = [value.default for value in fields(kind) if value.name != "zero_terminal_snr"]
+    with pytest.raises(TypeError, match="positional argument"):
+        kind(*settings, False)
 
 
 def test_a_custom_schedule_has_exactly_the_given_variances() -> None:

@@ -137,3 +137,15 @@ def test_a_learned_diagonal_is_the_log_variance_itself() -> None:
 def test_a_learned_variance_of_a_denoiser_that_answers_none_is_refused() -> None:
     with pytest.raises(ValueError, match="variance must be fixed_small or fixed_large"):
         sampler(LearnedRange()).sample(GaussianOracle(PROCESS), RecordedNoise((5, 3, 8, 6)), Condition())
+
+
+def test_cosine_in_few_steps_forgets_everything_in_the_first_and_still_recovers_the_data() -> None:
+    # The last signal level of 4000 cosine steps is 1.5e-10: the first of 50 steps has variance 1 to six digits, and an
+    # error of the noise divided by its root would be 81,000 times as large.
+    process = GaussianProcess(CosineSchedule(4000))
+    chain = Ancestral(process, num_steps=50, variance=FixedSmall(), clipping=NoClipping())
+    t, s = chain.steps()
+    assert float(process.transition(s, t)[1][0]) == pytest.approx(1, abs=1e-6)
+    images = chain.sample(GaussianOracle(process, 0.3, 0.5), ImageNoise(range(40), (3, 24, 16)), Condition())
+    assert float(images.mean()) == pytest.approx(0.3, abs=0.01)
+    assert 0.4 < float(images.std()) < 0.5  # the small variance narrows what is wider than a point
