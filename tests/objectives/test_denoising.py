@@ -1,8 +1,17 @@
 import pytest
 import torch
 
-from diffusion_lab.objectives import Constant, Denoising
-from diffusion_lab.process import X0, CosineSchedule, Epsilon, GaussianProcess, Prediction, V, VPSchedule
+from diffusion_lab.objectives import Constant, Denoising, EDMWeighting, MinSNR, TruncatedSNR, Weighting
+from diffusion_lab.process import (
+    X0,
+    CosineSchedule,
+    Epsilon,
+    GaussianProcess,
+    LinearSchedule,
+    Prediction,
+    V,
+    VPSchedule,
+)
 from process.examples import PREDICTIONS
 
 PROCESS = GaussianProcess(CosineSchedule(10))
@@ -51,3 +60,11 @@ def test_a_network_that_answers_more_than_the_image_is_refused(out_channels: int
 def test_a_network_that_answers_an_image_is_accepted_on_any_schedule() -> None:
     for schedule in (CosineSchedule(10), VPSchedule()):
         Denoising(Epsilon()).require(schedule, 3, 3)
+
+
+@pytest.mark.parametrize("weighting", [TruncatedSNR(), EDMWeighting()], ids=str)
+def test_a_weight_without_end_at_a_first_step_without_noise_is_refused(weighting: Weighting) -> None:
+    with pytest.raises(ValueError, match=r"weighting must be none, constant, min_snr .* adds no noise, got"):
+        Denoising(Epsilon(), weighting).require(LinearSchedule(50, 0.0, 0.98), 3, 3)
+    Denoising(Epsilon(), MinSNR()).require(LinearSchedule(50, 0.0, 0.98), 3, 3)
+    Denoising(Epsilon(), weighting).require(LinearSchedule(50), 3, 3)

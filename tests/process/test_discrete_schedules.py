@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import fields
 from decimal import Decimal
+from typing import Any
 
 import pytest
 import torch
@@ -156,7 +157,7 @@ def test_schedules_are_those_of_ho_et_al_unless_said() -> None:
 
 @pytest.mark.parametrize("schedule", [table for table in TABLES if not isinstance(table, CustomSchedule)], ids=str)
 def test_a_table_has_1000_steps_unless_said_and_its_end_is_asked_for_by_name(schedule: TableSchedule) -> None:
-    kind = type(schedule)
+    kind: Any = type(schedule)
     assert kind().num_timesteps == 1000
     assert not kind().zero_terminal_snr
     settings = [value.default for value in fields(kind) if value.name != "zero_terminal_snr"]
@@ -233,6 +234,7 @@ def test_only_jsd_and_zero_terminal_snr_end_without_signal(schedule: TableSchedu
         (lambda: ConstantSchedule(5, 1.0), "betas must be below 1 before the last step, got 1"),
         (lambda: JSDSchedule(40, zero_terminal_snr=True), "zero_terminal_snr must be false .* last alpha is 0 already"),
         (lambda: CustomSchedule([0.1], zero_terminal_snr=True), "zero_terminal_snr must be false for one step"),
+        (lambda: CustomSchedule([0.1, 0.0], zero_terminal_snr=True), "and where no step after the first adds noise"),
     ],
 )
 def test_settings_out_of_range_are_refused(build: Callable[[], NoiseSchedule], message: str) -> None:

@@ -204,3 +204,12 @@ class Fixed(Draws):
 
     def times(self) -> Tensor:
         return self.numbers
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_is_not_remembered(loss: float) -> None:
+    times = LossSecondMoment(CosineSchedule(4), num_kept=1)
+    draws = Draws(seed=0, step=0, positions=range(5), batch_size=5)
+    times.update(draws, torch.tensor([1, 2, 3, 4, 4]).double() / 4, torch.tensor([1.0, 1.0, 1.0, 1.0, loss]))
+    times.finish_step()
+    assert times.probabilities.tolist() == pytest.approx([0.25] * 4)

@@ -60,3 +60,11 @@ class Denoising(Objective):
                 f"model.out_channels must be {channels}, those of the image, for an objective that trains no variance, "
                 f"got {out_channels}; objective=hybrid and vlb train a learned variance."
             )
+        if self.weighting is None:
+            return
+        first = torch.tensor([schedule.t_min], dtype=torch.float64)
+        if not bool(self._weight(self.weighting, first, GaussianProcess(schedule)).isfinite()):
+            raise ValueError(
+                "weighting must be none, constant, min_snr or soft_min_snr for a schedule whose first step adds "
+                f"no noise, got {self.weighting}."
+            )

@@ -28,8 +28,11 @@ class TableSchedule(NoiseSchedule):
             raise ValueError(f"betas must be in [0, 1], got {float(wrong[0]):g}; {type(self).__name__} gives it.")
         if bool((curve[:-1] == 1).any()):
             raise ValueError("betas must be below 1 before the last step, got 1: no signal would be left to the rest.")
-        if self.zero_terminal_snr and (self.num_timesteps < 2 or curve[-1] == 1):
-            raise ValueError("zero_terminal_snr must be false for one step, and where the last alpha is 0 already.")
+        if self.zero_terminal_snr and (curve[-1] == 1 or not bool(curve[1:].any())):
+            raise ValueError(
+                "zero_terminal_snr must be false for one step, where the last alpha is 0 already, "
+                "and where no step after the first adds noise."
+            )
 
     @cached_property
     def betas(self) -> Tensor:

@@ -148,6 +148,7 @@ class LossSecondMoment(TimeDistribution, nn.Module):
             return
         rows = _from_all_processes(torch.cat(self._of_this_step), self.kept.device)
         self._of_this_step = []
+        rows = rows[rows[:, 2].isfinite()]  # one loss that is no number would leave no probability a number
         kept, num_met = self.kept.cpu(), self.num_met.cpu()  # one copy each way, not one for every image
         index = self.schedule.network_time(rows[:, 1]).long().tolist()
         for k, loss in zip(index, rows[:, 2].tolist(), strict=True):
