@@ -3,24 +3,38 @@
 python src/train.py experiment=quickstart
 python src/train.py schedule=cosine data=cifar10
 python src/train.py -m schedule=linear,cosine model=unet_tiny,unet_small
+python src/train.py resume=last
 """
 
+import sys
 import time
 
 from omegaconf import DictConfig
 
-from diffusion_lab import config_entry, run_tables, runs
+from diffusion_lab import config_entry, run_resume, run_tables, runs
 
 
 def train(config: DictConfig) -> float | None:
     """Compose -> build -> fit -> the number to minimise: the last distance, or loss where none was measured."""
-    run = runs.build(config)
+    start = run_resume.start(config)
+    if start.is_done:
+        return run_resume.show_done(start)
+    run = runs.build(start.config, first_step=start.step)
+    run_resume.require_fit(start, run)
+    runs.save_config(start.config, run)
+    run_resume.remember(start, run)
 
     from diffusion_lab import summary  # Lightning: by now it is loaded
+    from diffusion_lab.callbacks.stop_on_signal import StoppedBySignal
 
     started = time.monotonic()
-    summary.announce(run.module, run.datamodule, run.trainer, run.folder)
-    run.trainer.fit(run.module, datamodule=run.datamodule)
+    summary.announce(run.module, run.datamodule, run.trainer, run.folder, start.step)
+    try:
+        run.trainer.fit(run.module, datamodule=run.datamodule, ckpt_path=start.checkpoint)
+    except StoppedBySignal as stop:
+        if run.trainer.is_global_zero:
+            summary.show_how_to_resume(run.folder, stop.step)
+        sys.exit(128 + stop.number)  # as the shell tells of a signal: never taken for success
     result = summary.summarize(run.trainer, minutes=(time.monotonic() - started) / 60)
     if run.trainer.is_global_zero:
         run_tables.write_summary(run.folder, result.as_dict())
@@ -30,4 +44,4 @@ def train(config: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    config_entry.entry("train", train)
+    config_entry.entry("train", train, run_resume.prepare_command_line)

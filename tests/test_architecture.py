@@ -22,7 +22,7 @@ MATHEMATICS = (
     "reconstruction",
     "optimizers",
 )
-DOORS = ("config_check", "config_entry", "runs", "run_tables", "run_evaluations")
+DOORS = ("config_check", "config_entry", "runs", "run_tables", "run_evaluations", "run_resume")
 
 
 def modules(prefix: str = "diffusion_lab") -> list[str]:

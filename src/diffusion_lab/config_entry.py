@@ -26,7 +26,9 @@ ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
 
 
-def entry(config_name: str, job: Callable[[DictConfig], object]) -> None:
+def entry(
+    config_name: str, job: Callable[[DictConfig], object], prepare_command_line: Callable[[], None] = lambda: None
+) -> None:
     """Runs `job` on the composed config of `conf/<config_name>.yaml`, as one run or as each run of a sweep."""
     # Hydra prints errors in its own way and ends the process; asked for full errors it raises them instead. Whether the
     # person asked for tracebacks is kept beside, for the processes that this one may start.
@@ -49,6 +51,7 @@ def entry(config_name: str, job: Callable[[DictConfig], object]) -> None:
             return None
 
     try:
+        prepare_command_line()
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(run)()
     except (UserError, HydraException, OmegaConfBaseException) as error:
         if tracebacks == "1":
@@ -74,7 +77,7 @@ def _end(message: str) -> NoReturn:
 def _forget_run() -> None:
     """Removes the folder of a run that was refused, unless there is more in it than Hydra's own notes."""
     folder = Path(HydraConfig.get().runtime.output_dir)
-    if all(path.name == ".hydra" or path.suffix == ".log" for path in folder.iterdir()):
+    if all(path.name in (".hydra", "wandb_id") or path.suffix == ".log" for path in folder.iterdir()):
         shutil.rmtree(folder)
 
 
@@ -107,8 +110,11 @@ def _meaning_here(group: str, choice: str) -> str:
 
 def _unknown_key(key: str, config_name: str) -> str:
     """The sentence for a key that the config does not have."""
-    parent, _, name = key.rpartition(".")
     node = _composed_without(key, config_name)
+    parent, _, name = key.rpartition(".")
+    while parent and _at(node, parent) is None:
+        parent, _, name = parent.rpartition(".")
+    key = f"{parent}.{name}" if parent else name
     choices = [str(choice) for choice in node] if isinstance(node := _at(node, parent), DictConfig) else []
     accepted = sorted(choice for choice in choices if choice not in META)
     if not parent:

@@ -41,6 +41,7 @@ class DiffusionModule(LightningModule):
         prediction.require(process.schedule)
         objective.require(process.schedule, channels, out_channels)
         self.ema = ema(network)
+        self._losses: list[Tensor] = []
 
     @property
     def labels(self) -> Labels:
@@ -55,11 +56,12 @@ class DiffusionModule(LightningModule):
         noise = draws.noise(like=x_0)
         x_t = self.process.q_sample(x_0, t, noise)
         x_in, time = self.prediction.preconditioning(t, self.process).inputs(x_t)
-        output = self.network(x_in, time, Condition(label))
+        with draws.dropout(x_0.device):
+            output = self.network(x_in, time, Condition(label))
         loss = self.objective(output, x_0, x_t, noise, t, self.process)  # [B]
         self.times.update(draws, t, loss)
         mean = (weight.to(loss.device) * loss).mean()
-        self.log("loss", mean)
+        self._losses.append(mean.detach())
         return mean
 
     def configure_optimizers(self) -> Any:
@@ -71,6 +73,18 @@ class DiffusionModule(LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.ema.update(self.network)
         self.times.finish_step()
+        self._log_step()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Lightning counts batches and would go on in the middle of a step, at the old rates; here the step says all. So
+        # a run may go on with another accumulation, and a fork with other rates.
+        if step := checkpoint["global_step"]:
+            _stand_after(step, self.trainer.accumulate_grad_batches, checkpoint["loops"]["fit_loop"])
+        for state in checkpoint["optimizer_states"]:
+            for group in state["param_groups"]:
+                group.update(self.optimizer.settings(step))
+        for state in checkpoint["lr_schedulers"]:
+            state["base_lrs"] = [self.optimizer.lr for _ in state["base_lrs"]]
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -82,6 +96,14 @@ class DiffusionModule(LightningModule):
             self.log("gradient_norm", nn.utils.clip_grad_norm_(self.network.parameters(), limit))
         else:
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def _log_step(self) -> None:
+        """Logs what the step came to over all processes and accumulated batches, under the number of steps done."""
+        loss = self.trainer.strategy.reduce(torch.stack(self._losses).mean(), reduce_op="mean")
+        self._losses.clear()
+        rate, step = self.trainer.optimizers[0].param_groups[0]["lr"], self.global_step + 1
+        exact = {"learning_rate": rate, "step": step}
+        self.log_dict({"loss": loss} | {key: torch.tensor(float(exact[key]), dtype=torch.float64) for key in exact})
 
     def denoiser(self, guidance_scale: float = 1.0) -> DenoiserLike:
         """The averaged network as an estimator of clean images; guidance_scale 1 is none.
@@ -118,3 +140,13 @@ class DiffusionModule(LightningModule):
     def _precision(self) -> AbstractContextManager[Any]:
         # Sampling runs in the precision of training; outside a trainer, in that of the weights.
         return self.trainer.precision_plugin.forward_context() if self._trainer is not None else nullcontext()
+
+
+def _stand_after(step: int, accumulate: int, fit_loop: dict[str, Any]) -> None:
+    """Sets Lightning's loops to the moment at which the last batch of `step` ends, in the one epoch that there is."""
+    num_batches = step * accumulate
+    batches = {"ready": num_batches, "started": num_batches, "processed": num_batches, "completed": num_batches - 1}
+    epoch = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+    fit_loop["epoch_loop.batch_progress"].update(total=dict(batches), current=dict(batches), is_last_batch=False)
+    fit_loop["epoch_progress"].update(total=dict(epoch), current=dict(epoch))
+    fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] = step - 1

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import Parameter
@@ -59,11 +60,17 @@ class Adam:
 
     def __call__(self, parameters: Iterable[Parameter]) -> tuple[torch.optim.Optimizer, LambdaLR]:
         """The optimiser of `parameters`, and the scheduler to advance once a step."""
+        betas = (self.betas[0], self.betas[1])
         optimizer = torch.optim.AdamW(
-            parameters,
-            lr=self.lr,
-            betas=(self.betas[0], self.betas[1]),
-            weight_decay=self.weight_decay,
-            fused=self.fused,
+            parameters, lr=self.lr, betas=betas, weight_decay=self.weight_decay, fused=self.fused
         )
         return optimizer, LambdaLR(optimizer, self.course)
+
+    def settings(self, step: int) -> dict[str, Any]:
+        """What the optimiser's parameter group holds before optimiser step `step`, counted from 0."""
+        return {
+            "lr": self.lr * self.course(step),
+            "initial_lr": self.lr,
+            "betas": (self.betas[0], self.betas[1]),
+            "weight_decay": self.weight_decay,
+        }

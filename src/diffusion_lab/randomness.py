@@ -4,7 +4,8 @@ Every number comes from the counter-based generator Philox (Salmon et al. 2011),
 here reads or moves a global random state, and no state has to be saved to go on where a run stopped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from enum import IntEnum
 
 import numpy as np
@@ -23,6 +24,7 @@ class Purpose(IntEnum):
     SAMPLING = 5
     SHARED_TIME = 6
     LIKELIHOOD = 7
+    DROPOUT = 8
 
 
 def stream(seed: int, purpose: Purpose, step: int = 0, position: int = 0) -> np.random.Generator:
@@ -64,6 +66,17 @@ class Draws:
         for row, position in zip(noise, self.positions, strict=True):
             stream(self.seed, Purpose.NOISE, self.step, position).standard_normal(dtype=np.float32, out=row)
         return torch.from_numpy(noise).to(like.device, non_blocking=True)
+
+    @contextmanager
+    def dropout(self, device: torch.device) -> Iterator[None]:
+        """Gives a network's dropout its own random numbers: of this step, and of where its batch stands in the step.
+
+        Dropout can only draw from the global random state; that is set here, and put back at the end.
+        """
+        seed = int(stream(self.seed, Purpose.DROPOUT, self.step, self.positions[0]).integers(2**63))
+        with torch.random.fork_rng([device] if device.type == "cuda" else [], device_type="cuda"):
+            torch.manual_seed(seed)
+            yield
 
     def _uniform(self, purpose: Purpose) -> Tensor:
         # One stream a step, number k for position k: cheaper than a stream for each, and as independent of the layout.

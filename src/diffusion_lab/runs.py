@@ -40,9 +40,10 @@ class Run:
     folder: Path
 
 
-def build(config: DictConfig) -> Run:
+def build(config: DictConfig, *, first_step: int = 0) -> Run:
     """The run that a config describes; everything that can be wrong with it is said before any data is decoded.
 
+    first_step: how many steps a resumed run has done; its numbers up to there are kept.
     Ordered by what a check costs: the files of the data, then the network (torch), then all the rest (Lightning).
     Raises UserError.
     """
@@ -76,8 +77,7 @@ def build(config: DictConfig) -> Run:
     callbacks = list(_build_callbacks(config))
     loggers = [instantiated(node, f"logger.{name}") for name, node in config.logger.items() if node is not None]
     trainer = instantiated(config.trainer, "trainer", callbacks=callbacks, logger=loggers)
-    _start_loggers(loggers)
-    OmegaConf.save(config, folder / "config.yaml")
+    _start_loggers(loggers, first_step)
     return Run(module, datamodule, trainer, folder)
 
 
@@ -99,10 +99,18 @@ def saved_config(folder: Path, checkpoint: str) -> DictConfig:
 
 def with_weights(config: DictConfig, checkpoint: Path) -> "DiffusionModule":
     """The module that a resolved config describes, with the weights of a checkpoint, on the CPU."""
-    import torch
+    from diffusion_lab import checkpoint_files
 
     module = _build_module(config, instantiated(config.model, "model"))
-    module.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
+    try:
+        module.load_state_dict(checkpoint_files.read_run(checkpoint)["state_dict"])
+    except checkpoint_files.DamagedCheckpointError as error:
+        raise UserError(str(error)) from error
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{checkpoint} does not fit the network that config.yaml beside it describes: {reason}"
+        ) from error
     return module
 
 
@@ -174,8 +182,18 @@ def _build_callbacks(config: DictConfig) -> Iterator[Any]:
             print(f"note: this run goes on without callbacks.{name}: {error}", file=sys.stderr)
 
 
-def _start_loggers(loggers: list[Any]) -> None:
+def save_config(config: DictConfig, run: Run) -> None:
+    """Writes `config.yaml`, from which the run is loaded and resumed."""
+    if run.trainer.is_global_zero:
+        partial = run.folder / "config.partial"
+        OmegaConf.save(resolved(config), partial)
+        partial.replace(run.folder / "config.yaml")  # a kill leaves the old one or the new
+
+
+def _start_loggers(loggers: list[Any], first_step: int) -> None:
     for logger in loggers:
+        if hasattr(logger, "continue_after"):
+            logger.continue_after(first_step)
         try:
             _ = logger.experiment
         except Exception as error:

@@ -1,5 +1,7 @@
 """What a run is about to do, and what it came to, in a few lines on the terminal."""
 
+import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,14 +36,17 @@ class Summary:
         return {**content, "images_per_second": self.images_per_second, "minutes": self.minutes}
 
 
-def announce(module: DiffusionModule, datamodule: ImageDataModule, trainer: Trainer, folder: Path) -> None:
-    """One line before the first step: what is trained, on what, where it goes."""
+def announce(
+    module: DiffusionModule, datamodule: ImageDataModule, trainer: Trainer, folder: Path, first_step: int = 0
+) -> None:
+    """One line before the first step: what is trained, on what, from which step on, where it goes."""
     if trainer.is_global_zero:
         size = sum(parameter.numel() for parameter in module.network.parameters())
         print(
             f"training {size:,} parameters on {len(datamodule.train_images):,} images, {trainer.max_steps:,} steps of "
             f"{datamodule.batch_size}, {trainer.precision} on {type(trainer.accelerator).__name__}; "
-            f"everything goes to {shown(folder)}",
+            + (f"{first_step:,} of them are done; " if first_step else "")
+            + f"everything goes to {shown(folder)}",
             flush=True,
         )
 
@@ -73,6 +78,18 @@ def show(summary: Summary, folder: Path) -> None:
     print("try next:")
     print("  python src/train.py schedule=cosine data=cifar10")
     print("  python src/train.py -m schedule=linear,cosine model=unet_tiny,unet_small", flush=True)
+
+
+def show_how_to_resume(folder: Path, step: int) -> None:
+    """What was kept of a run that ended early, and the command that goes on with it."""
+    where = shown(folder)
+    kept = f"{step:,} steps are kept" if step else "no step was done"
+    print(f"stopped: {kept}; to go on: python src/train.py resume={_as_word(where)}", file=sys.stderr, flush=True)
+
+
+def _as_word(path: str) -> str:
+    """A path as the shell and Hydra take it."""
+    return path if re.fullmatch(r"[\w./+-]+", path) else f"'\"{path}\"'"
 
 
 def shown(path: Path) -> str:

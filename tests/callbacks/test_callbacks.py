@@ -4,12 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 from torch import Tensor
 
-from diffusion_lab.callbacks.checkpoints import SaveLast
 from diffusion_lab.callbacks.measure_distance import MeasureDistance
 from diffusion_lab.callbacks.progress import Progress
 from diffusion_lab.callbacks.sample_images import SampleImages
@@ -18,7 +16,7 @@ from diffusion_lab.metrics.features import Features, to_uint8
 from diffusion_lab.metrics.frechet import FrechetDistance
 from diffusion_lab.networks import Labels
 from diffusion_lab.samplers import DDIM
-from training import FewImages, fit, small_module, weights
+from training import FewImages, fit, small_module
 
 
 class MeanAndSpread(Features):
@@ -85,42 +83,6 @@ def test_the_measured_distance_is_that_of_the_samples_of_seeds_0_to_n(tmp_path: 
     metric.update(FewImages().load().pixels, reference=True)
     metric.update(to_uint8(module.sample(range(30), sampler=distances.sampler)), reference=False)
     assert distances.history[0][1] == pytest.approx(metric.compute().item(), rel=1e-3)
-
-
-def test_the_last_checkpoint_is_written_when_training_is_interrupted(tmp_path: Path) -> None:
-    class Interrupt(Callback):
-        def on_train_batch_end(self, trainer: Trainer, *args: object) -> None:
-            if trainer.global_step == 3:
-                raise RuntimeError("lost power")
-
-    module = small_module()
-    with pytest.raises(RuntimeError, match="lost power"):
-        fit(module, 9, callbacks=[Interrupt(), SaveLast(str(tmp_path), every_n_steps=100)])
-    state = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    assert state["global_step"] == 3
-    assert torch.equal(weights(small_loaded(state)), weights(module.network))
-
-
-def small_loaded(state: dict[str, dict[str, Tensor]]) -> torch.nn.Module:
-    module = small_module()
-    module.load_state_dict(state["state_dict"])
-    return module.network
-
-
-def test_a_checkpoint_that_was_cut_off_leaves_the_one_before_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fit(small_module(), 2, callbacks=[SaveLast(str(tmp_path), every_n_steps=2)])
-    before = (tmp_path / "last.ckpt").read_bytes()
-
-    def cut_off(self: Trainer, path: Path, *args: object) -> None:
-        Path(path).write_bytes(b"half of it")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(Trainer, "save_checkpoint", cut_off)
-    with pytest.raises(OSError, match="disk full"):
-        fit(small_module(), 2, callbacks=[SaveLast(str(tmp_path), every_n_steps=2)])
-    assert (tmp_path / "last.ckpt").read_bytes() == before
 
 
 def test_throughput_counts_the_images_of_every_process() -> None:

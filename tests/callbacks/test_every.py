@@ -19,6 +19,14 @@ def test_a_run_that_ends_between_two_acts_has_one_left_over() -> None:
     assert not Every(4).left_over(0)
 
 
+def test_what_was_due_where_a_resumed_run_begins_was_done_before() -> None:
+    every = Every(4)
+    every.start_at(8)
+    assert [step for step in [8, 8, 9, 12] if every.due(step)] == [12]
+    every.start_at(9)
+    assert not every.left_over(9)
+
+
 def test_a_distance_of_no_steps_is_refused() -> None:
     with pytest.raises(ValueError, match="every_n_steps must be at least 1, got 0"):
         Every(0)

@@ -15,6 +15,10 @@ class Every:
         self.num_steps, self.also_at = num_steps, frozenset(also_at)
         self._last = 0
 
+    def start_at(self, step: int) -> None:
+        """Tells that a run begins after `step`: what was due there was done before it stopped."""
+        self._last = step
+
     def due(self, step: int) -> bool:
         """Whether to act after optimiser step number `step`, counted from 1."""
         if step == self._last or not (step % self.num_steps == 0 or step in self.also_at):

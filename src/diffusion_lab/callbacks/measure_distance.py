@@ -7,7 +7,6 @@ from typing import Any
 
 from lightning import Callback, Trainer
 
-from diffusion_lab.callbacks.checkpoints import save_checkpoint
 from diffusion_lab.callbacks.every import Every
 from diffusion_lab.callbacks.progress import long_task
 from diffusion_lab.lightning_module import DiffusionModule
@@ -44,6 +43,9 @@ class MeasureDistance(Callback):
         self.seconds = 0.0
         """Spent measuring so far."""
 
+    def on_train_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
+        self.every.start_at(trainer.global_step)
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: DiffusionModule, *args: Any) -> None:
         if self.every.due(trainer.global_step):
             self._measure(trainer, pl_module)
@@ -76,7 +78,7 @@ class MeasureDistance(Callback):
         for logger in trainer.loggers:
             logger.log_metrics({metric.name: distance}, step=trainer.global_step)
         if distance <= min(value for _, value in self.history):
-            save_checkpoint(trainer, self.folder / "best.ckpt")
+            trainer.save_checkpoint(self.folder / "best.ckpt")
 
     def _add_reference(self, trainer: Trainer) -> None:
         if int(self.metric.reference_count):

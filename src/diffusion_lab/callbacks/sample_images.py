@@ -37,6 +37,9 @@ class SampleImages(Callback):
         self.num_images, self.num_columns, self.num_frames = num_images, num_columns, num_frames
         self.guidance_scale = guidance_scale
 
+    def on_train_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
+        self.every.start_at(trainer.global_step)
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: DiffusionModule, *args: Any) -> None:
         if self.every.due(trainer.global_step):
             self._draw(trainer, pl_module)

@@ -37,5 +37,5 @@ class Throughput(Callback):
         if trainer.global_step % trainer.log_every_n_steps:
             numbers = {key: float(value) for key, value in trainer.callback_metrics.items()}
             for logger in trainer.loggers:
-                logger.log_metrics(numbers, step=trainer.global_step - 1)
+                logger.log_metrics(numbers, step=trainer.global_step)
                 logger.save()

@@ -1,0 +1,244 @@
+"""Going on with a run: its config comes from its folder, and its state from its newest whole checkpoint.
+
+resume=RUN continues the run where it is; with fork=true a new run begins from its state, and may differ in everything.
+"""
+
+import fnmatch
+import json
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from diffusion_lab.config_check import UserError
+from diffusion_lab.config_entry import ROOT, composed
+from diffusion_lab.runs import Run, resolved
+
+KeyPath = tuple[Any, ...]
+
+WITHOUT_EFFECT = (
+    *("run_folder", "resume", "fork", "forked_from", "logger.*"),
+    *("trainer.max_steps", "trainer.max_time", "trainer.log_every_n_steps", "trainer.enable_*", "trainer.profiler"),
+    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
+    *("trainer.accumulate_grad_batches", "data.num_workers", "data.datamodule.num_workers"),
+    *(f"data{part}.{name}" for part in ("", ".store", ".datamodule.store") for name in ("path", "cache_folder")),
+    *("callbacks.progress.*", "callbacks.throughput.*", "callbacks.sample_images.*", "callbacks.save_last.*"),
+    *("callbacks.*.every_n_steps", "callbacks.*.also_at", "callbacks.*.folder", "callbacks.*.batch_size"),
+)
+"""Settings that change when a run ends, where it runs and what is written on the way, but no step and no number."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins.
+
+    checkpoint: the file with its state, None at step 0.  step: how many steps are done.  continues: in its own folder.
+    """
+
+    config: DictConfig
+    checkpoint: Path | None = None
+    step: int = 0
+    continues: bool = False
+
+    @property
+    def is_done(self) -> bool:
+        """Whether no step is left."""
+        return self.continues and 0 < self.config.trainer.max_steps <= self.step
+
+
+def prepare_command_line() -> None:
+    """Puts what a resumed run was started with before what is given now, and its folder in place of a new one.
+
+    Hydra then composes the run as it was, with the changes.  Raises UserError where there is no such run.
+    """
+    words = sys.argv[1:]
+    found = [match[1] for word in words if (match := re.fullmatch(r"resume=(.+)", word)) and match[1] != "null"]
+    if not found or os.environ.get("DIFFUSION_LAB_RESUMED") == found[-1]:
+        return
+    if any(word in ("-m", "--multirun") for word in words):
+        raise UserError(f"resume continues one run at a time, got a sweep of resume={found[-1]}.")
+    folder = _located(found[-1])
+    others = [word for word in words if not word.startswith("resume=")]
+    given = {_key(word) for word in others}
+    kept = [word for word in _words_of(folder) if _key(word) not in given]
+    sys.argv[1:] = [*kept, *others, f"resume={_quoted(folder)}"]
+    if not _forked(others):
+        sys.argv += [f"hydra.run.dir={_quoted(folder)}", "hydra.output_subdir=null"]
+    # Processes that this one starts inherit the prepared command line.
+    os.environ["DIFFUSION_LAB_RESUMED"] = _quoted(folder)
+
+
+def start(config: DictConfig) -> Start:
+    """What the command line describes: a new run, or the rest of an old one.
+
+    Raises UserError where settings beside `resume` would change the result of the steps that are left.
+    """
+    if not config.resume:
+        return Start(config)
+    folder = Path(config.resume)
+    run_folder = Path(config.run_folder)
+    now = _flat(_plain(config))
+    before = _flat(_plain(composed("train", [*_words_of(folder), f"run_folder={_quoted(run_folder)}"])))
+    saved = _flat(_relocated(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")), run_folder))
+    changed = {key for key in now.keys() | before.keys() if now.get(key) != before.get(key)}
+    wanted = {key: value for key, value in saved.items() if key not in changed or key in now}
+    wanted |= {key: now[key] for key in changed if key in now}
+    if not config.fork:
+        _refuse_changes(saved, wanted)
+    new = OmegaConf.create(_nested(wanted | {("resume",): None, ("fork",): False}))
+    if config.fork:
+        new.forked_from = str(folder)
+    checkpoint, step = _newest(folder)
+    return Start(new, checkpoint, step, continues=not config.fork)
+
+
+def require_fit(start: Start, run: Run) -> None:
+    """Raises UserError unless the state to go on from fits what is trained."""
+    from diffusion_lab import checkpoint_files
+
+    if start.checkpoint is None:
+        return
+    state = checkpoint_files.read_run(start.checkpoint, mmap=True)["state_dict"]
+    saved = {key: tuple(value.shape) for key, value in state.items()}
+    own = {key: tuple(value.shape) for key, value in run.module.state_dict().items()}
+    differing = sorted(key for key in saved.keys() | own.keys() if saved.get(key) != own.get(key))
+    if differing:
+        first = differing[0]
+        raise UserError(
+            f"fork must keep what has a state (model, conditioning, ema, times): {len(differing)} tensors differ from "
+            f"those in {start.checkpoint}, {first} has shape {saved.get(first)} there and {own.get(first)} here."
+        )
+
+
+def show_done(start: Start) -> float | None:
+    """Says that no step is left; the number that the run came to."""
+    folder = Path(start.config.run_folder)
+    print(
+        f"nothing left to do: {folder} has done its {start.step:,} steps; "
+        f"trainer.max_steps above {start.step} trains it on."
+    )
+    summary = folder / "summary.json"
+    content = json.loads(summary.read_text()) if summary.is_file() else {}
+    return content.get("objective", content.get("loss"))
+
+
+def remember(start: Start, run: Run) -> None:
+    """Keeps what a resumed run was started with, so that it can be resumed again."""
+    if not start.continues or not run.trainer.is_global_zero:
+        return
+    words = [word for word in HydraConfig.get().overrides.task if not re.match(r"(resume|fork)=", word)]
+    path = run.folder / ".hydra" / "overrides.yaml"
+    path.parent.mkdir(exist_ok=True)
+    OmegaConf.save(OmegaConf.create(words), path)
+
+
+def _located(name: str) -> Path:
+    """The folder of a run: as it is, below logs/train, or that of the last run."""
+    runs = ROOT / "logs" / "train"
+    if name == "last":
+        folders = [config.parent for depth in ("*", "*/*") for config in runs.glob(f"{depth}/config.yaml")]
+        if not folders:
+            raise UserError(f"resume=last finds no run in {runs}.")
+        return max(folders, key=_last_written)
+    wanted = Path(name.strip("'\"")).expanduser()
+    for folder in (Path.cwd() / wanted, ROOT / wanted, runs / wanted):
+        if (folder / "config.yaml").is_file():
+            return folder.resolve()
+    raise UserError(f"resume must be the folder of a run, or last, got {name}: it holds no config.yaml.")
+
+
+def _last_written(folder: Path) -> float:
+    files = [path.stat().st_mtime for path in folder.glob("checkpoints/*.ckpt")]
+    return max(files, default=(folder / "config.yaml").stat().st_mtime)
+
+
+def _words_of(folder: Path) -> list[str]:
+    """What a run was started with."""
+    path = folder / ".hydra" / "overrides.yaml"
+    words = [str(word) for word in OmegaConf.load(path)] if path.is_file() else []
+    return [word for word in words if not re.match(r"(resume|fork)=", word)]
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+~").partition("=")[0]
+
+
+def _forked(words: list[str]) -> bool:
+    return any(re.fullmatch(r"fork=(true|yes|on|1)", word, re.IGNORECASE) for word in words)
+
+
+def _refuse_changes(saved: dict[KeyPath, Any], wanted: dict[KeyPath, Any]) -> None:
+    changed = {key for key in saved.keys() | wanted.keys() if saved.get(key) != wanted.get(key)}
+    differing: dict[str, str] = {}
+    for key in sorted(changed, key=lambda key: (len(key), key)):
+        name = ".".join(map(str, key))
+        # What stands in a config twice, as a schedule does in process.schedule, is said once.
+        copied = any(name.endswith(f".{shorter}") for shorter in differing)
+        if not copied and not any(fnmatch.fnmatch(name, pattern) for pattern in WITHOUT_EFFECT):
+            differing[name] = f"{name} (was {saved.get(key)}, got {wanted.get(key)})"
+    if differing:
+        more = f" and {len(differing) - 8} more" if len(differing) > 8 else ""
+        raise UserError(
+            "resume must leave everything that changes the result as it was, but these differ: "
+            f"{', '.join(list(differing.values())[:8])}{more}; fork=true starts a run of its own from there."
+        )
+
+
+def _newest(folder: Path) -> tuple[Path | None, int]:
+    from diffusion_lab import checkpoint_files  # torch: only where there is something to go on from
+
+    try:
+        path = checkpoint_files.newest(folder / "checkpoints")
+    except checkpoint_files.DamagedCheckpointError as error:
+        raise UserError(f"resume finds no whole checkpoint: {error}") from error
+    if path is None:
+        print(f"note: {folder} has no checkpoint yet; the run starts from its first step.", file=sys.stderr)
+        return None, 0
+    return path, int(checkpoint_files.read_run(path, mmap=True)["global_step"])
+
+
+def _plain(config: DictConfig) -> Any:
+    return OmegaConf.to_container(resolved(config))
+
+
+def _flat(node: Any, path: KeyPath = ()) -> dict[KeyPath, Any]:
+    """A nested config as {keys on the way: value}; lists and empty nodes are values."""
+    if not isinstance(node, dict) or not node:
+        return {path: node}
+    return {name: value for key, child in node.items() for name, value in _flat(child, (*path, key)).items()}
+
+
+def _nested(flat: dict[KeyPath, Any]) -> dict[Any, Any]:
+    nested: dict[Any, Any] = {}
+    for (*parents, name), value in flat.items():
+        node = nested
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = value
+    return nested
+
+
+def _relocated(saved: Any, folder: Path) -> Any:
+    """The saved config with the run's folder where it is now, in every path that leads into it."""
+    before, after = str(saved["run_folder"]), str(folder)
+
+    def moved(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: moved(child) for key, child in node.items()}
+        if isinstance(node, list):
+            return [moved(child) for child in node]
+        inside = isinstance(node, str) and (node == before or node.startswith(before + os.sep))
+        return after + node[len(before) :] if inside else node
+
+    return moved(saved)
+
+
+def _quoted(path: Path) -> str:
+    """A path as a value of Hydra's override grammar."""
+    escaped = str(path).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
