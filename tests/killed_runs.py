@@ -43,8 +43,18 @@ class Layout:
     num_processes: int = 1
 
 
-def train(folder: Path, layout: Layout, *, die_in_write: int | None = None, num_steps: int = NUM_STEPS) -> None:
-    """Trains up to `num_steps`, from the newest checkpoint in `folder`, logging each step.
+@dataclass(frozen=True)
+class Recipe:
+    """What a run does. Dropout is drawn for each batch, so that it alone changes with the layout."""
+
+    num_steps: int = NUM_STEPS
+    dropout: float = 0.1
+    precision: str = "32-true"
+    lr: float = 1e-2
+
+
+def train(folder: Path, layout: Layout, *, recipe: Recipe = Recipe(), die_in_write: int | None = None) -> None:
+    """Trains from the newest checkpoint in `folder`, logging each step.
 
     die_in_write: the process kills itself in the middle of writing its n-th checkpoint, counted from 0.
     """
@@ -54,18 +64,17 @@ def train(folder: Path, layout: Layout, *, die_in_write: int | None = None, num_
     path = checkpoint_files.newest(folder)
     logger = MetricsFile(str(folder))
     logger.continue_after(0 if path is None else checkpoint_files.read(path)["global_step"])
-    # Dropout draws by the position in the global batch, which the layout of processes changes.
-    dropout = 0.1 if layout.num_processes == 1 else 0.0
-    module = small_module(Labels(3, dropout=0.2), dropout=dropout)
+    module = small_module(Labels(3, dropout=0.2), dropout=recipe.dropout, lr=recipe.lr)
     module.times = LossSecondMoment(LinearSchedule(20, 1e-3, 0.4), num_kept=1)
     store = NumberOfImages(layout.size)
     datamodule = ImageDataModule(store, batch_size=12, seed=3, horizontal_flip=True, num_workers=layout.num_workers)
     options: dict[str, Any] = {"strategy": "ddp_fork"} if layout.num_processes > 1 else {}
     trainer = Trainer(
-        accelerator="cpu", devices=layout.num_processes, max_epochs=-1, max_steps=num_steps, logger=logger,
-        log_every_n_steps=1, enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
-        gradient_clip_val=1.0, accumulate_grad_batches=layout.accumulate, plugins=[WholeCheckpoints()],
-        callbacks=[SaveLast(str(folder), every_n_steps=3)], **options,
+        max_steps=recipe.num_steps, precision=recipe.precision, accumulate_grad_batches=layout.accumulate,
+        callbacks=[SaveLast(str(folder), every_n_steps=3)], logger=logger, log_every_n_steps=1,
+        accelerator="cpu", devices=layout.num_processes, max_epochs=-1, gradient_clip_val=1.0,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        plugins=[WholeCheckpoints()], **options,
     )  # fmt: skip
     trainer.fit(module, datamodule=datamodule, ckpt_path=path)
 

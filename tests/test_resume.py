@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from killed_runs import NUM_STEPS, Layout, outcome, run
+from killed_runs import NUM_STEPS, Layout, Recipe, outcome, run
 
 
 def assert_same(one: Any, other: Any) -> None:
@@ -69,7 +69,7 @@ def test_killed_while_a_checkpoint_is_written_goes_on_from_the_one_before(tmp_pa
 
 def test_a_run_that_was_stopped_between_two_saves_repeats_the_steps_since(tmp_path: Path) -> None:
     whole_run(tmp_path / "whole", Layout())
-    assert run(tmp_path / "shorter", Layout(), num_steps=8)
+    assert run(tmp_path / "shorter", Layout(), recipe=Recipe(num_steps=8))
     assert run(tmp_path / "shorter", Layout())
     assert_same_run(tmp_path / "shorter", tmp_path / "whole")
 
