@@ -179,7 +179,7 @@ def test_the_relative_width_is_the_deviation_of_the_steps_as_a_share_of_training
 
 def test_the_exponents_of_the_papers_two_widths() -> None:
     exponents = [PowerFunctionDecay(width).exponent for width in (0.05, 0.1)]
-    assert exponents == pytest.approx([16.97, 6.94], abs=0.005)  # Karras et al. (2024), section 3.1
+    assert exponents == pytest.approx([16.97, 6.94], abs=0.005)  # Karras et al. (2024), section 3.2
 
 
 @pytest.mark.parametrize(

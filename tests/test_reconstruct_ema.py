@@ -48,7 +48,7 @@ def test_evaluation_measures_the_reconstructed_average(trained: Path, tmp_path: 
     assert "length 0.1 at step 60, of 12 averages; 0.00% of its profile is missed" in made.stdout
     settings = [
         "metrics=reconstruction", "metrics.reconstruction.split=train", "metrics.reconstruction.num_images=10",
-        "num_pictures=0", "sampler.num_steps=4", "trainer.precision=32-true", f"run={trained}",
+        "num_pictures=4", "sampler.num_steps=4", "trainer.precision=32-true", f"run={trained}",
     ]  # fmt: skip
     one = run("evaluate.py", *settings, "checkpoint=ema_0.100.ckpt", f"hydra.run.dir={tmp_path / 'one'}")
     assert one.returncode == 0, one.stderr
@@ -59,6 +59,8 @@ def test_evaluation_measures_the_reconstructed_average(trained: Path, tmp_path: 
     assert made_again == pytest.approx(main, rel=1e-5)
     assert abs(narrow - main) > 1e-4 * main
     assert abs(raw - narrow) > 1e-4 * main
+    pictures = {(tmp_path / folder / "samples.png").read_bytes() for folder in folders[1:]}
+    assert len(pictures) == 3
 
 
 def error(folder: Path) -> float:

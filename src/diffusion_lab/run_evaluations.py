@@ -75,7 +75,9 @@ def _require_averages(config: DictConfig, checkpoint: Path) -> None:
     """A reconstructed checkpoint holds one average under all names."""
     import torch
 
-    if config.weights is not None and "reconstructed" in torch.load(checkpoint, weights_only=True, mmap=True):
+    if config.weights is not None and "reconstructed" in torch.load(
+        checkpoint, map_location="cpu", weights_only=True, mmap=True
+    ):
         raise UserError(
             f"weights must be left out for checkpoint={config.checkpoint}, which holds nothing but the reconstructed "
             f"average, got {config.weights}."
