@@ -120,7 +120,13 @@ def test_a_run_that_saved_no_averages_is_refused(trained: Path, tmp_path: Path) 
 def test_a_reconstructed_checkpoint_has_no_other_weights_to_choose(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "run")
     reconstruct(tmp_path / "run", length=0.1)
-    done = run("evaluate.py", f"run={tmp_path / 'run'}", "checkpoint=ema_0.100.ckpt", "weights=raw")
+    done = run(
+        "evaluate.py",
+        f"run={tmp_path / 'run'}",
+        "checkpoint=ema_0.100.ckpt",
+        "weights=raw",
+        f"hydra.run.dir={tmp_path / 'new'}",
+    )
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1] == (
         "error: weights must be left out for checkpoint=ema_0.100.ckpt, which holds nothing but the reconstructed "
