@@ -17,6 +17,8 @@ MATHEMATICS = (
     "samplers",
     "networks",
     "ema",
+    "power_ema",
+    "snapshots",
     "denoiser",
     "likelihood",
     "reconstruction",

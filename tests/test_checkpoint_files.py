@@ -41,6 +41,7 @@ def test_a_write_that_fails_leaves_the_file_before_it(tmp_path: Path, monkeypatc
     with pytest.raises(OSError, match="disk full"):
         write(state(4), tmp_path / "last.ckpt")
     assert read(tmp_path / "last.ckpt")["global_step"] == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
 
 
 def test_a_file_is_on_the_disk_before_it_takes_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,6 +93,19 @@ def test_a_schedule_brings_what_suits_it_and_all_can_be_overridden() -> None:
     assert composed("schedule=jsd").prediction._target_.endswith(".V")
 
 
+def test_power_averages_bring_the_callback_that_saves_them_fifty_times_a_run() -> None:
+    assert composed("ema=power").callbacks.save_averages.every_n_steps == 1000 // 50
+    assert composed("ema=power", "trainer.max_steps=30").callbacks.save_averages.every_n_steps == 1
+    assert composed("ema=power", "trainer.max_steps=-1").callbacks.save_averages.every_n_steps == 5000
+    assert "save_averages" not in composed("ema=several").callbacks
+
+
+@pytest.mark.parametrize("choice", [choice for choice in CHOICES if choice.startswith("ema=")])
+def test_the_average_that_is_sampled_is_main_whatever_the_rule(choice: str) -> None:
+    ema = instantiate(composed(choice).ema, _convert_="all")(torch.nn.Linear(2, 2))
+    assert ema.network is ema.networks["main"]
+
+
 @pytest.mark.parametrize("choice", [choice for choice in CHOICES if choice.startswith("variance=")])
 @pytest.mark.parametrize("objective", ["hybrid", "simple", "vlb"])
 def test_networks_answer_twice_the_channels_where_the_variance_is_learned(choice: str, objective: str) -> None:

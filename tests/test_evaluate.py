@@ -102,6 +102,7 @@ def test_a_sweep_of_samplers_ends_with_a_table(trained: Path, tmp_path: Path) ->
         ),
         (["run=TRAINED", "metrics=bound"], r"data\.path=.* cannot be read as images with a split 'test': .*"),
         (["run=TRAINED", "batch_size=0"], r"batch_size must be at least 1, got 0\."),
+        (["run=TRAINED", "weights=slow"], r"weights must be main or raw, got slow\."),
         (["run=TRAINED", "metrics=fidd"], r"metrics must be one of bound, flow, frechet, reconstruction, got fidd.*"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -9,6 +9,7 @@ import torch
 from lightning import Callback, Trainer
 
 from diffusion_lab.callbacks.checkpoints import SaveLast
+from diffusion_lab.ema import EMA, ConstantDecay, PowerFunctionDecay
 from diffusion_lab.networks import Labels
 from diffusion_lab.process import LinearSchedule, LossSecondMoment
 from diffusion_lab.randomness import Draws
@@ -60,6 +61,18 @@ def test_steps_are_the_same_however_batches_are_accumulated() -> None:
         torch.testing.assert_close(runs[accumulate][1], runs[1][1], rtol=1e-3, atol=1e-4)
 
 
+def test_every_average_is_the_same_however_batches_are_accumulated() -> None:
+    runs = []
+    for accumulate in (1, 2, 4):
+        module = small_module()
+        module.ema = EMA(module.network, {"main": PowerFunctionDecay(0.1), "constant": ConstantDecay(0.5)})
+        fit(module, 5, accumulate_grad_batches=accumulate, precision="64-true")
+        assert module.ema.num_updates == 5
+        runs.append([weights(network) for network in module.ema.networks.values()])
+    for averages in runs[1:]:
+        torch.testing.assert_close(averages, runs[0], rtol=0, atol=1e-7)  # float64, but the noise of images is float32
+
+
 @pytest.mark.parametrize(("precision", "dtype"), [("64-true", torch.float64), ("bf16-true", torch.bfloat16)])
 def test_weights_of_other_precisions_train_and_sample(precision: str, dtype: torch.dtype) -> None:
     module = small_module(Labels(3, 0.2))
@@ -101,7 +114,7 @@ def test_a_checkpoint_holds_the_average_and_resumes_at_its_step(tmp_path: Path) 
     fit(first, 4, callbacks=[SaveLast(str(tmp_path), every_n_steps=4)])
     state = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert state["global_step"] == 4
-    average = torch.cat([v.flatten() for k, v in state["state_dict"].items() if k.startswith("ema.network.")])
+    average = torch.cat([v.flatten() for k, v in state["state_dict"].items() if k.startswith("ema.networks.main.")])
     assert torch.equal(average, weights(first.ema.network))
     resumed = small_module()
     fit(resumed, 6, ckpt_path=tmp_path / "last.ckpt")
@@ -121,6 +134,24 @@ def test_samples_come_from_the_average_not_from_the_trained_weights() -> None:
         for parameter in module.ema.network.parameters():
             parameter.zero_()
     assert not torch.equal(module.sample(range(4)), images)
+
+
+def test_any_average_and_the_trained_weights_can_be_sampled_by_name() -> None:
+    module = small_module(dropout=0.5)
+    module.ema = EMA(module.network, {"main": PowerFunctionDecay(0.1), "slow": ConstantDecay(0.9)})
+    fit(module, 20)
+    main, slow, raw = (module.sample(range(4), weights=name) for name in ("main", "slow", "raw"))
+    assert torch.equal(module.sample(range(4)), main)
+    assert not torch.equal(main, slow)
+    module.ema.networks["main"].load_state_dict(module.network.state_dict())
+    assert torch.equal(module.sample(range(4)), raw)  # without dropout
+    assert module.network.training
+    assert all(parameter.requires_grad for parameter in module.network.parameters())
+
+
+def test_weights_of_an_unknown_name_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"weights must be main or raw, got slow\."):
+        small_module().sample(range(2), weights="slow")
 
 
 def test_image_k_does_not_depend_on_its_neighbours() -> None:

@@ -45,7 +45,7 @@ def small_module(labels: Labels | None = None, dropout: float = 0.0, lr: float =
         prediction=Epsilon(),
         objective=Denoising(Epsilon()),
         times=Uniform(process.schedule),
-        ema=lambda trained: EMA(trained, RampedDecay(0.99)),
+        ema=lambda trained: EMA(trained, {"main": RampedDecay(0.99)}),
         optimizer=Adam(lr=lr),
         sampler=DDIM(process, num_steps=4),
     )

@@ -24,11 +24,14 @@ def write(checkpoint: dict[str, Any], path: Path) -> None:
     """Writes beside `path`, makes sure that it is on the disk, then renames: a kill leaves the old file or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        torch.save(checkpoint, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)  # half a file on a full disk
     _sync_folder(path.parent)
 
 

@@ -160,6 +160,11 @@ def _answers(channels: int, variance: DictConfig) -> int:
     return channels * (2 if str(variance["_target_"]).rpartition(".")[2].startswith("Learned") else 1)
 
 
+def _interval(count: int, steps: int) -> int:
+    """Steps between `count` moments of a run, and 5000 in a run without an end."""
+    return max(1, steps // count) if steps > 0 else 5000
+
+
 def folder_name(override_dirname: str) -> str:
     """A sweep's run by what is swept, without the characters that the override grammar would have to quote."""
     parsed = OverridesParser.create().parse_overrides([word for word in sys.argv[1:] if re.match(r"[\w.+~/@]+=", word)])
@@ -174,6 +179,7 @@ OmegaConf.register_new_resolver(
 )
 OmegaConf.register_new_resolver("fastest_cpu_precision", _fastest_cpu_precision, replace=True)
 OmegaConf.register_new_resolver("share_of", lambda share, steps: int(share * steps), replace=True)
+OmegaConf.register_new_resolver("interval", _interval, replace=True)
 OmegaConf.register_new_resolver("at_most", min, replace=True)
 OmegaConf.register_new_resolver("all_steps", _all_steps, replace=True)
 OmegaConf.register_new_resolver("answers", _answers, replace=True)

@@ -1,11 +1,20 @@
-"""The averaged copy of a network, and the rules by which its decay grows."""
+"""Averaged copies of a network, and the rules by which their decays grow."""
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+RAW = "raw"
+"""What the trained network is called beside its averages."""
+
+LARGEST_WIDTH = 0.288
+"""Of a power-function average: at 1 / sqrt(12) = 0.2887 all steps weigh the same."""
 
 
 class Decay(ABC):
@@ -45,36 +54,107 @@ class RampedDecay(Decay):
         return min(self.max_decay, (1 + num_updates) / (10 + num_updates))
 
 
+@dataclass(frozen=True)
+class HalfLifeDecay(Decay):
+    """A step's weight halves every half_life_images of training (Karras et al. 2022, appendix F.2).
+
+    batch_size: images a step, over all processes.  rampup_ratio: the half-life is at most this share of the images seen
+    so far, so that short runs are not held back by their first weights; None lets it be whole from the start.
+    """
+
+    half_life_images: float
+    batch_size: int
+    rampup_ratio: float | None = 0.05
+
+    def __post_init__(self) -> None:
+        for name in ("half_life_images", "batch_size", "rampup_ratio"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value}.")
+
+    def __call__(self, num_updates: int) -> float:
+        half_life = self.half_life_images
+        if self.rampup_ratio is not None:
+            half_life = min(half_life, num_updates * self.batch_size * self.rampup_ratio)
+        return 0.5 ** (self.batch_size / half_life) if half_life else 0.0
+
+
+@dataclass(frozen=True)
+class PowerFunctionDecay(Decay):
+    """(1 - 1 / t)^(exponent + 1) at step t: step i then weighs as i^exponent (Karras et al. 2024, eq. 127).
+
+    relative_width: standard deviation of the steps under their weights, as a share of the training so far (sigma_rel).
+    Whatever the length of the run, the average keeps this shape; the first weights leave it at the first step.
+    """
+
+    relative_width: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.relative_width <= LARGEST_WIDTH:
+            raise ValueError(f"relative_width must be in (0, {LARGEST_WIDTH}], got {self.relative_width}.")
+
+    @cached_property
+    def exponent(self) -> float:
+        """The largest root of (g + 2)^2 (g + 3) = (g + 1) / relative_width^2 (Karras et al. 2024, eq. 126)."""
+        ratio = self.relative_width**-2
+        return float(np.roots((1.0, 7.0, 16.0 - ratio, 12.0 - ratio)).real.max())
+
+    def __call__(self, num_updates: int) -> float:
+        step = num_updates + 1
+        return float((1 - 1 / step) ** (self.exponent + 1))
+
+
 def _require_decay(name: str, decay: float) -> None:
     if not 0 <= decay < 1:
         raise ValueError(f"{name} must be in [0, 1), got {decay}.")
 
 
 class EMA(nn.Module):
-    """A second network that follows the trained one. It is only ever read: it never trains and never drops out.
+    """Networks that follow the trained one, each by its own rule. They are only ever read: none trains or drops out.
 
-    Parameters are averaged; buffers are copied.
+    Parameters are averaged; buffers are copied. The first average is the one that is sampled.
     """
 
-    num_updates: Tensor
-
-    def __init__(self, network: nn.Module, decay: Decay) -> None:
+    def __init__(self, network: nn.Module, decays: Mapping[str, Decay]) -> None:
+        """decays: the rule of each average, by the average's name.  Raises ValueError where there is none."""
         super().__init__()
-        self.network = copy.deepcopy(network).requires_grad_(False)
-        self.decay = decay
-        self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
+        _require_averages(decays)
+        self.decays = dict(decays)
+        self.networks = nn.ModuleDict({name: copy.deepcopy(network).requires_grad_(False) for name in decays})
+        self.num_updates = 0  # not a tensor: reading one would make every step wait for the device
         self.eval()
+
+    @property
+    def network(self) -> nn.Module:
+        """The average that is sampled."""
+        return self.networks[next(iter(self.decays))]
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Moves the average towards the weights of `network`, by one update."""
-        weight = 1 - self.decay(int(self.num_updates))
-        averages: list[Tensor] = list(self.network.parameters())
+        """Moves the averages towards the weights of `network`, by one update."""
         parameters: list[Tensor] = list(network.parameters())
-        torch._foreach_lerp_(averages, parameters, weight)
-        for average, buffer in zip(self.network.buffers(), network.buffers(), strict=True):
-            average.copy_(buffer)
+        for name, decay in self.decays.items():
+            averages: list[Tensor] = list(self.networks[name].parameters())
+            torch._foreach_lerp_(averages, parameters, 1 - decay(self.num_updates))
+            for average, buffer in zip(self.networks[name].buffers(), network.buffers(), strict=True):
+                average.copy_(buffer)
         self.num_updates += 1
 
     def train(self, mode: bool = True) -> "EMA":
         return super().train(False)
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.num_updates)  # checkpoints that load safely hold tensors and plain values alone
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.num_updates = int(state)
+
+
+def _require_averages(decays: Mapping[str, Decay]) -> None:
+    if not decays:
+        raise ValueError(f"ema.decays must name at least one average, got {decays}.")
+    for name, decay in decays.items():
+        if not str(name).isidentifier() or name == RAW or hasattr(nn.ModuleDict(), name):
+            raise ValueError(f"ema.decays must name averages by plain words other than {RAW}, got {name}.")
+        if not isinstance(decay, Decay):
+            raise ValueError(f"ema.decays.{name} must be a decay, got {decay}.")

@@ -21,7 +21,7 @@ class Evaluation:
     """What is evaluated, and how.
 
     seed: of all noise; image k is the same for any batch_size and any number of processes.
-    rank, world_size: of this process and of all.
+    rank, world_size: of this process and of all.  weights: see `DiffusionModule.sampled_network`.
     """
 
     module: DiffusionModule
@@ -31,10 +31,12 @@ class Evaluation:
     guidance_scale: float = 1.0
     rank: int = 0
     world_size: int = 1
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}.")
+        self.module.sampled_network(self.weights)
 
     def measure(self, metric: FrechetDistance | MeanOverImages) -> float:
         """The number of all processes together; its name is the metric's."""
@@ -60,7 +62,7 @@ class Evaluation:
     def _read(self, metric: MeanOverImages) -> None:
         """Measures the images of a split one by one."""
         images, device = self.store.load(metric.split), self.module.device
-        denoiser = self.module.denoiser()
+        denoiser = self.module.denoiser(weights=self.weights)
         for batch in self._batches(min(metric.num_images or len(images), len(images)), "reading images"):
             part = slice(batch.start, batch.stop)
             x_0 = images.pixels[part].to(device).float() / 127.5 - 1
@@ -69,7 +71,8 @@ class Evaluation:
             metric.update(metric.quantity(denoiser, x_0, condition, noise))
 
     def _samples(self, numbers: range) -> Tensor:
-        return self.module.sample([self.seed + k for k in numbers], guidance_scale=self.guidance_scale)
+        seeds = [self.seed + k for k in numbers]
+        return self.module.sample(seeds, guidance_scale=self.guidance_scale, weights=self.weights)
 
     def _batches(self, num_images: int, description: str) -> Iterator[range]:
         """The share of 0..num_images-1 that falls to this process, cut into batches: no padding, no repeats."""

@@ -1,5 +1,6 @@
 """The training flow, image to loss, and the sampling flow, noise to image, of one network and its average."""
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from diffusion_lab.data.image_datamodule import ImageBatch
 from diffusion_lab.denoiser import Denoiser, DenoiserLike
-from diffusion_lab.ema import EMA
+from diffusion_lab.ema import EMA, RAW
 from diffusion_lab.networks import Condition, Labels
 from diffusion_lab.objectives import Objective
 from diffusion_lab.optimizers import Adam
@@ -105,12 +106,23 @@ class DiffusionModule(LightningModule):
         exact = {"learning_rate": rate, "step": step}
         self.log_dict({"loss": loss} | {key: torch.tensor(float(exact[key]), dtype=torch.float64) for key in exact})
 
-    def denoiser(self, guidance_scale: float = 1.0) -> DenoiserLike:
-        """The averaged network as an estimator of clean images; guidance_scale 1 is none.
+    def sampled_network(self, weights: str | None = None) -> nn.Module:
+        """The average of a name, or `raw`: the trained network as it is now. None is the first average.
 
-        Raises ValueError where guidance is asked of a network without a null label.
+        Raises ValueError where no average has the name.
         """
-        denoiser = Denoiser(self.ema.network, self.process, self.prediction)
+        if weights == RAW:
+            return copy.deepcopy(self.network).requires_grad_(False).eval()  # the trained one may be dropping out
+        if weights is not None and weights not in self.ema.networks:
+            raise ValueError(f"weights must be {' or '.join([*self.ema.networks, RAW])}, got {weights}.")
+        return self.ema.network if weights is None else self.ema.networks[weights]
+
+    def denoiser(self, guidance_scale: float = 1.0, weights: str | None = None) -> DenoiserLike:
+        """An averaged network as an estimator of clean images; guidance_scale 1 is none.
+
+        weights: see `sampled_network`.  Raises ValueError where guidance is asked of a network without a null label.
+        """
+        denoiser = Denoiser(self.sampled_network(weights), self.process, self.prediction)
         if guidance_scale == 1:
             return denoiser
         return ClassifierFreeGuidance(denoiser, self.labels.null, guidance_scale)
@@ -122,12 +134,13 @@ class DiffusionModule(LightningModule):
         *,
         sampler: Sampler | None = None,
         guidance_scale: float = 1.0,
+        weights: str | None = None,
         on_step: OnStep | None = None,
     ) -> Tensor:
         """Images of the averaged network, one for each seed: [B, C, H, W] in [-1, 1].
 
         label: int64 [B]; None is seed k -> class k modulo their number. Unused by an unconditional network.
-        sampler: the module's own if None.  on_step: see `samplers.OnStep`.
+        sampler: the module's own if None.  weights: see `sampled_network`.  on_step: see `samplers.OnStep`.
         """
         if label is None:
             label = torch.tensor([seed % max(self.labels.num_classes, 1) for seed in seeds])
@@ -135,7 +148,8 @@ class DiffusionModule(LightningModule):
         shape = (self.network.in_channels, self.network.resolution, self.network.resolution)
         noise = ImageNoise(seeds, shape, self.device)  # type: ignore[arg-type]
         with self._precision():
-            return (sampler or self.sampler).sample(self.denoiser(guidance_scale), noise, condition, on_step)
+            denoiser = self.denoiser(guidance_scale, weights)
+            return (sampler or self.sampler).sample(denoiser, noise, condition, on_step)
 
     def _precision(self) -> AbstractContextManager[Any]:
         # Sampling runs in the precision of training; outside a trainer, in that of the weights.

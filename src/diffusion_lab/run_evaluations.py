@@ -48,6 +48,7 @@ def load_evaluation(config: DictConfig) -> EvaluationJob:
     from diffusion_lab.evaluation import Evaluation
     from diffusion_lab.metrics.features import FeaturesUnavailableError
 
+    _require_averages(config, folder / "checkpoints" / config.checkpoint)
     module = with_weights(trained, folder / "checkpoints" / config.checkpoint)
     try:
         store.locate()
@@ -57,7 +58,7 @@ def load_evaluation(config: DictConfig) -> EvaluationJob:
     layout = ("accelerator", "devices", "num_nodes", "strategy", "precision")
     fabric = Fabric(**{key: config.trainer[key] for key in layout if key in config.trainer})
     fabric.launch()
-    place = {"rank": fabric.global_rank, "world_size": fabric.world_size}
+    place = {"rank": fabric.global_rank, "world_size": fabric.world_size, "weights": config.weights}
     try:
         evaluation = Evaluation(
             module.to(fabric.device), store, config.seed, config.batch_size, trained.guidance_scale, **place
@@ -68,6 +69,19 @@ def load_evaluation(config: DictConfig) -> EvaluationJob:
     except ValueError as error:
         raise UserError(str(error)) from error
     return EvaluationJob(evaluation, metrics, fabric)
+
+
+def _require_averages(config: DictConfig, checkpoint: Path) -> None:
+    """A reconstructed checkpoint holds one average under all names."""
+    import torch
+
+    if config.weights is not None and "reconstructed" in torch.load(
+        checkpoint, map_location="cpu", weights_only=True, mmap=True
+    ):
+        raise UserError(
+            f"weights must be left out for checkpoint={config.checkpoint}, which holds nothing but the reconstructed "
+            f"average, got {config.weights}."
+        )
 
 
 def _put_in_place(trained: DictConfig, config: DictConfig) -> None:

@@ -89,9 +89,9 @@ def load_module(folder: Path, checkpoint: str = "last.ckpt") -> "DiffusionModule
     return with_weights(saved_config(folder, checkpoint), folder / "checkpoints" / checkpoint)
 
 
-def saved_config(folder: Path, checkpoint: str) -> DictConfig:
+def saved_config(folder: Path, *checkpoints: str) -> DictConfig:
     """The config that a run was trained with.  Raises UserError where the folder holds no run or no such checkpoint."""
-    for file in (folder / "config.yaml", folder / "checkpoints" / checkpoint):
+    for file in (folder / "config.yaml", *(folder / "checkpoints" / checkpoint for checkpoint in checkpoints)):
         if not file.is_file():
             raise UserError(f"run must be the folder of a run, got {folder}: {file.relative_to(folder)} is missing.")
     return typing.cast(DictConfig, OmegaConf.load(folder / "config.yaml"))
@@ -101,7 +101,7 @@ def with_weights(config: DictConfig, checkpoint: Path) -> "DiffusionModule":
     """The module that a resolved config describes, with the weights of a checkpoint, on the CPU."""
     from diffusion_lab import checkpoint_files
 
-    module = _build_module(config, instantiated(config.model, "model"))
+    module = untrained_module(config)
     try:
         module.load_state_dict(checkpoint_files.read_run(checkpoint)["state_dict"])
     except checkpoint_files.DamagedCheckpointError as error:
@@ -112,6 +112,11 @@ def with_weights(config: DictConfig, checkpoint: Path) -> "DiffusionModule":
             f"{checkpoint} does not fit the network that config.yaml beside it describes: {reason}"
         ) from error
     return module
+
+
+def untrained_module(config: DictConfig) -> "DiffusionModule":
+    """The module that a resolved config describes, on the CPU."""
+    return _build_module(config, instantiated(config.model, "model"))
 
 
 def resolved(config: DictConfig) -> DictConfig:
