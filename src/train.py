@@ -10,17 +10,21 @@ import time
 from omegaconf import DictConfig
 
 from diffusion_lab import config_entry, run_tables, runs
+from diffusion_lab.config_check import UserError
 
 
 def train(config: DictConfig) -> float | None:
     """Compose -> build -> fit -> the number to minimise: the last distance, or loss where none was measured."""
     run = runs.build(config)
 
-    from diffusion_lab import summary  # Lightning: by now it is loaded
+    from diffusion_lab import step_guard, summary  # torch and Lightning: by now they are loaded
 
     started = time.monotonic()
     summary.announce(run.module, run.datamodule, run.trainer, run.folder)
-    run.trainer.fit(run.module, datamodule=run.datamodule)
+    try:
+        run.trainer.fit(run.module, datamodule=run.datamodule)
+    except step_guard.DivergedError as error:
+        raise UserError(str(error)) from error
     result = summary.summarize(run.trainer, minutes=(time.monotonic() - started) / 60)
     if run.trainer.is_global_zero:
         run_tables.write_summary(run.folder, result.as_dict())

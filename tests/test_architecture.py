@@ -21,6 +21,7 @@ MATHEMATICS = (
     "likelihood",
     "reconstruction",
     "optimizers",
+    "step_guard",
 )
 DOORS = ("config_check", "config_entry", "runs", "run_tables", "run_evaluations")
 
