@@ -12,14 +12,14 @@ from diffusion_lab.lightning_module import DiffusionModule
 
 
 class PlantedNaN(Callback):
-    """One pixel of the last image of the last batch of a step is no number."""
+    """One pixel of the first batch of a step is no number."""
 
     def __init__(self, steps: Sequence[int], rank: int = 0) -> None:
         self.steps, self.rank = steps, rank
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: ImageBatch, batch_idx: int) -> None:
-        last = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if batch.draws.step in self.steps and trainer.global_rank == self.rank and last:
+        first = batch_idx % trainer.accumulate_grad_batches == 0
+        if batch.draws.step in self.steps and trainer.global_rank == self.rank and first:
             batch.x_0[-1, 0, 3, 2] = float("nan")
 
 

@@ -129,6 +129,7 @@ def test_a_step_of_a_fused_optimizer_does_not_wait_for_the_device(fused: bool, c
     with Waits() as waits:
         guard.checked(weight.mean(), weight, step=0)
         guard.admit(optimizer, weight.detach().norm())
+        assert guard.applied.shape == ()
     assert waits.count == count
 
 

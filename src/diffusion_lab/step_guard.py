@@ -35,6 +35,30 @@ class Look:
     tripped: bool
 
 
+@dataclass(frozen=True)
+class _Step:
+    """What this process knows of a step: tensors [] on the device, read later.
+
+    nothing: 0, or NaN where a loss of this process was not finite.
+    """
+
+    number: int
+    told: bool
+    waiting: Tensor
+    refused: Tensor
+    nothing: Tensor | None
+
+    @property
+    def reason(self) -> Tensor:
+        """Of `Reason`: [], int64."""
+        reason = self.refused.long() * Reason.GRADIENT_NOT_FINITE
+        if self.nothing is not None:
+            reason = reason.masked_fill(self.refused & self.nothing.isnan(), Reason.LOSS_NOT_FINITE)
+        if self.told:
+            reason = torch.full_like(reason, Reason.TOLD_TO_SKIP)
+        return reason.masked_fill(self.waiting, Reason.WAITING_FOR_A_RESTORE)
+
+
 class StepGuard(nn.Module):
     """Decides on the device, without waiting for it, whether a step is applied.
 
@@ -62,22 +86,21 @@ class StepGuard(nn.Module):
         for name in ("streak", "num_refused", "num_restores"):
             self.register_buffer(name, torch.zeros((), dtype=torch.int64))
         self._step = 0
-        self._broken_loss: Tensor | None = None
+        self._nothing: Tensor | None = None
         self._refused: Tensor | None = None
-        self._recent: deque[tuple[int, Tensor]] = deque(maxlen=patience)
+        self._recent: deque[_Step] = deque(maxlen=patience)
 
     def checked(self, mean: Tensor, loss: Tensor, step: int) -> Tensor:
         """The mean loss [], or NaN where step number `step` is not to be applied.  loss: of this process's images, [B].
 
-        The NaN goes backward into every gradient, and with the sum of gradients to every process.
+        The NaN goes backward into every gradient, and with the sum of gradients to every process: a step that is to be
+        skipped takes the same road as one that failed.
         """
         self._step = step
-        broken = ~(loss.detach().isfinite().all() & mean.detach().isfinite())
-        # Kept over the batches of an accumulated step.
-        self._broken_loss = broken if self._broken_loss is None else self._broken_loss | broken
-        if self._told_to_skip(step):
-            return mean * float("nan")
-        return mean * torch.ones_like(mean.detach()).masked_fill_(broken, float("nan"))
+        nothing = _nothing(loss.detach()).sum() + _nothing(mean.detach())
+        # Added up over the batches of an accumulated step.
+        self._nothing = nothing if self._nothing is None else self._nothing + nothing
+        return mean * (float("nan") if self._told_to_skip(step) else 1 + nothing)
 
     @torch.no_grad()
     def admit(self, optimizer: Optimizer, gradient_norm: Tensor) -> None:
@@ -85,16 +108,13 @@ class StepGuard(nn.Module):
 
         Fused optimizers read the answer on the device; for others this waits for the device, once a step.
         """
-        broken, waiting = ~gradient_norm.isfinite(), self.streak >= self.patience
-        reason = broken.long() if self._broken_loss is None else broken.long() + (broken & self._broken_loss)
-        refused = broken | waiting
-        if self._told_to_skip(self._step):
-            refused, reason = torch.ones_like(refused), torch.full_like(reason, Reason.TOLD_TO_SKIP)
-        else:
+        waiting, told = self.streak >= self.patience, self._told_to_skip(self._step)
+        refused = waiting | _nothing(gradient_norm).isnan()
+        if not told:
             self.streak.add_(1).mul_(refused)
         self.num_refused.add_(refused)
-        self._recent.append((self._step, reason.masked_fill(waiting, Reason.WAITING_FOR_A_RESTORE)))
-        self._refused, self._broken_loss = refused, None
+        self._recent.append(_Step(self._step, told, waiting, refused, self._nothing))
+        self._refused, self._nothing = refused, None
         _withhold(optimizer, refused)
 
     @property
@@ -112,8 +132,8 @@ class StepGuard(nn.Module):
 
         Waits for the device and for the other processes.
         """
-        steps = [step for step, _ in self._recent]
-        state = torch.stack([self.streak, *(reason for _, reason in self._recent)])
+        steps = [step.number for step in self._recent]
+        state = torch.stack([self.streak, *(step.reason for step in self._recent)])
         self._recent.clear()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             # A loss is seen by one process alone; all else is the same on each.
@@ -129,6 +149,11 @@ class StepGuard(nn.Module):
 
     def _told_to_skip(self, step: int) -> bool:
         return any(first <= step <= last for first, last in self._skipped)
+
+
+def _nothing(x: Tensor) -> Tensor:
+    """0 where x is finite, else NaN."""
+    return x * 0
 
 
 def _withhold(optimizer: Optimizer, refused: Tensor) -> None:

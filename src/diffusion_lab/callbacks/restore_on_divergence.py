@@ -48,10 +48,11 @@ class RestoreOnDivergence(Callback):
             self._go_back(trainer, module)
 
     def _report(self, trainer: Trainer, look: Look) -> None:
-        steps = ", ".join(f"{step} ({reason})" for step, reason in look.refused)
-        _warn(f"not applied: step {steps}; the images are in {self.folder / 'refused_steps.csv'}")
+        path = self.folder / "refused_steps.csv"
+        if unasked := [f"{step} ({reason})" for step, reason in look.refused if reason is not Reason.TOLD_TO_SKIP]:
+            _warn(f"not applied: step {', '.join(unasked)}; the images are in {path}")
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "refused_steps.csv").open("a", newline="") as file:
+        with path.open("a", newline="") as file:
             writer = csv.writer(file)
             if not file.tell():
                 writer.writerow(["step", "reason", "images"])
