@@ -53,7 +53,7 @@ class _Step:
         """Of `Reason`: [], int64."""
         reason = self.refused.long() * Reason.GRADIENT_NOT_FINITE
         if self.nothing is not None:
-            reason = reason.masked_fill(self.refused & self.nothing.isnan(), Reason.LOSS_NOT_FINITE)
+            reason = reason.masked_fill(self.nothing.isnan(), Reason.LOSS_NOT_FINITE)
         if self.told:
             reason = torch.full_like(reason, Reason.TOLD_TO_SKIP)
         return reason.masked_fill(self.waiting, Reason.WAITING_FOR_A_RESTORE)

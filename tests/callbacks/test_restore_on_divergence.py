@@ -44,6 +44,15 @@ class Keep(Callback):
             shutil.copy(self.folder / "checkpoints" / "last.ckpt", self.folder / "kept.ckpt")
 
 
+class SaveOnce(Callback):
+    def __init__(self, path: Path, step: int) -> None:
+        self.path, self.step = path, step
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            save_checkpoint(trainer, self.path)
+
+
 def saving(folder: Path) -> list[Callback]:
     """Checkpoints after 5, 10, ... steps: a row that starts at step 5 meets a look before a checkpoint."""
     return [RestoreOnDivergence(str(folder)), SaveLast(str(folder / "checkpoints"), every_n_steps=5)]
@@ -52,7 +61,8 @@ def saving(folder: Path) -> list[Callback]:
 def test_a_restored_run_ends_as_one_that_was_told_to_skip_all_since_the_checkpoint(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    restored = fit(guarded(), 18, callbacks=[PlantedNaN([6, 7, 8]), Keep(tmp_path, 5), *saving(tmp_path)])
+    older = SaveOnce(tmp_path / "checkpoints" / "best.ckpt", 2)
+    restored = fit(guarded(), 18, callbacks=[PlantedNaN([6, 7, 8]), Keep(tmp_path, 5), older, *saving(tmp_path)])
     told = fit(guarded(skip_steps=[[5, 8]]), 18, ckpt_path=tmp_path / "kept.ckpt")
     own = ("ema.", "guard.")  # the average of a skipped range is not restored but goes on
     one, other = (
@@ -83,15 +93,6 @@ def test_a_checkpoint_written_among_refused_steps_is_passed_over(tmp_path: Path)
     assert int(state["ema.num_updates"]) == 5 + 15 - 12  # from previous.ckpt: last.ckpt was of step 10, refused step 9
 
 
-class SaveOnce(Callback):
-    def __init__(self, path: Path, step: int) -> None:
-        self.path, self.step = path, step
-
-    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        if trainer.global_step == self.step:
-            save_checkpoint(trainer, self.path)
-
-
 def test_a_run_gives_up_with_the_last_good_state_after_max_restores(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,6 +109,7 @@ def test_a_run_gives_up_with_the_last_good_state_after_max_restores(
         "trainer.gradient_clip_val or trainer.precision=32-true."
     )
     assert capsys.readouterr().err.count("restored previous.ckpt") == 2
+    assert "\n8,waiting for a restore," in (tmp_path / "refused_steps.csv").read_text()
     before, after = (torch.load(path, weights_only=True)["state_dict"] for path in (good, last))
     learnt = [key for key in before if not key.startswith("guard.")]
     assert same({key: before[key] for key in learnt}, {key: after[key] for key in learnt})
