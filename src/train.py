@@ -8,10 +8,12 @@ python src/train.py resume=last
 
 import sys
 import time
+from pathlib import Path
 
 from omegaconf import DictConfig
 
 from diffusion_lab import config_entry, run_resume, run_tables, runs
+from diffusion_lab.config_check import UserError
 
 
 def train(config: DictConfig) -> float | None:
@@ -25,22 +27,30 @@ def train(config: DictConfig) -> float | None:
     run_resume.remember(start, run)
 
     from diffusion_lab import summary  # Lightning: by now it is loaded
-    from diffusion_lab.callbacks.stop_on_signal import StoppedBySignal
 
     started = time.monotonic()
     summary.announce(run.module, run.datamodule, run.trainer, run.folder, start.step)
-    try:
-        run.trainer.fit(run.module, datamodule=run.datamodule, ckpt_path=start.checkpoint)
-    except StoppedBySignal as stop:
-        if run.trainer.is_global_zero:
-            summary.show_how_to_resume(run.folder, stop.step)
-        sys.exit(128 + stop.number)  # as the shell tells of a signal: never taken for success
+    _fit(run, start.checkpoint)
     result = summary.summarize(run.trainer, minutes=(time.monotonic() - started) / 60)
     if run.trainer.is_global_zero:
         run_tables.write_summary(run.folder, result.as_dict())
         if not config_entry.swept():
             summary.show(result, run.folder)
     return result.objective
+
+
+def _fit(run: runs.Run, checkpoint: Path | None) -> None:
+    from diffusion_lab import step_guard, summary
+    from diffusion_lab.callbacks.stop_on_signal import StoppedBySignal
+
+    try:
+        run.trainer.fit(run.module, datamodule=run.datamodule, ckpt_path=checkpoint)
+    except step_guard.DivergedError as error:
+        raise UserError(str(error).rstrip(".")) from error
+    except StoppedBySignal as stop:
+        if run.trainer.is_global_zero:
+            summary.show_how_to_resume(run.folder, stop.step)
+        sys.exit(128 + stop.number)  # as the shell tells of a signal: never taken for success
 
 
 if __name__ == "__main__":

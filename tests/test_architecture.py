@@ -23,6 +23,7 @@ MATHEMATICS = (
     "likelihood",
     "reconstruction",
     "optimizers",
+    "step_guard",
 )
 DOORS = ("config_check", "config_entry", "runs", "run_tables", "run_evaluations", "run_resume")
 

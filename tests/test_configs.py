@@ -46,7 +46,7 @@ def test_each_choice_builds_its_mathematics(choice: str) -> None:
     with torch.device("meta"):
         network = instantiate(config.model, _convert_="all")
     assert network.in_channels == config.data.channels
-    for part in ("process", "prediction", "objective", "times", "sampler", "optimizer", "ema", "variance"):
+    for part in ("process", "prediction", "objective", "times", "sampler", "optimizer", "ema", "guard", "variance"):
         assert instantiate(config[part], _convert_="all") is not None
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 
 
 class DamagedCheckpointError(ValueError):

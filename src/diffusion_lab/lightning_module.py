@@ -18,6 +18,7 @@ from diffusion_lab.optimizers import Adam
 from diffusion_lab.process import GaussianProcess, Prediction, TimeDistribution
 from diffusion_lab.randomness import ImageNoise
 from diffusion_lab.samplers import ClassifierFreeGuidance, OnStep, Sampler
+from diffusion_lab.step_guard import StepGuard
 
 
 class DiffusionModule(LightningModule):
@@ -34,6 +35,7 @@ class DiffusionModule(LightningModule):
         ema: Callable[[nn.Module], EMA],
         optimizer: Adam,
         sampler: Sampler,
+        guard: StepGuard | None = None,
     ) -> None:
         super().__init__()
         self.network, self.process, self.prediction = network, process, prediction
@@ -41,7 +43,7 @@ class DiffusionModule(LightningModule):
         channels, out_channels = int(network.in_channels), int(network.out_channels)  # type: ignore[arg-type]
         prediction.require(process.schedule)
         objective.require(process.schedule, channels, out_channels)
-        self.ema = ema(network)
+        self.ema, self.guard = ema(network), guard or StepGuard()
         self._losses: list[Tensor] = []
 
     @property
@@ -61,7 +63,7 @@ class DiffusionModule(LightningModule):
             output = self.network(x_in, time, Condition(label))
         loss = self.objective(output, x_0, x_t, noise, t, self.process)  # [B]
         self.times.update(draws, t, loss)
-        mean = (weight.to(loss.device) * loss).mean()
+        mean = self.guard.checked((weight.to(loss.device) * loss).mean(), loss, draws.step)
         self._losses.append(mean.detach())
         return mean
 
@@ -73,7 +75,7 @@ class DiffusionModule(LightningModule):
         # The one hook that runs once per optimiser step, however many batches were accumulated for it.
         super().optimizer_step(*args, **kwargs)
         self.ema.update(self.network)
-        self.times.finish_step()
+        self.times.finish_step(self.guard.applied)
         self._log_step()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -92,11 +94,18 @@ class DiffusionModule(LightningModule):
     ) -> None:
         # Lightning refuses to clip under autocast with a fused optimiser, because one that also scales its gradients
         # (float16) unscales them inside the step. Without a scaler nothing stands in the way.
-        if gradient_clip_algorithm in (None, "norm") and getattr(self.trainer.precision_plugin, "scaler", None) is None:
-            limit = gradient_clip_val or float("inf")
-            self.log("gradient_norm", nn.utils.clip_grad_norm_(self.network.parameters(), limit))
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            # The scaler refuses steps by a rule of its own, which the guard neither sees nor counts.
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        parameters = [parameter for parameter in self.network.parameters() if parameter.grad is not None]
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])  # type: ignore[misc]
+        if gradient_clip_algorithm in (None, "norm"):
+            nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val or float("inf"), norm)
         else:
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        self.log("gradient_norm", norm)
+        self.guard.admit(optimizer, norm)
 
     def _log_step(self) -> None:
         """Logs what the step came to over all processes and accumulated batches, under the number of steps done."""

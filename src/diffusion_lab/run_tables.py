@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from rich.table import Table
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
-    """What a run came to, for tables of many runs: `summary.json`."""
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    """What a run came to, for tables of many runs: `summary.json`. A number that is not finite is null there."""
+    content = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in summary.items()}
+    (folder / "summary.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 class SweepTable(Callback):

@@ -144,7 +144,7 @@ def _build_module(config: DictConfig, network: Any) -> "DiffusionModule":
             file=sys.stderr,
         )
     variance = instantiated(config.variance, "variance")
-    parts = ("process", "prediction", "objective", "times", "ema", "optimizer", "sampler")
+    parts = ("process", "prediction", "objective", "times", "ema", "optimizer", "sampler", "guard")
     objects = {part: instantiated(config[part], part) for part in parts}
     try:
         variance.require(network.in_channels, network.out_channels)

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from diffusion_lab import checkpoint_files
 from diffusion_lab.callbacks.every import Every
 from diffusion_lab.callbacks.stop_on_signal import StoppedBySignal
+from diffusion_lab.lightning_module import DiffusionModule
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -38,8 +39,9 @@ class SaveLast(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.every.start_at(trainer.global_step)
 
-    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
-        if self.every.due(trainer.global_step):
+    def on_train_batch_start(self, trainer: Trainer, pl_module: DiffusionModule, *args: Any) -> None:
+        # While steps are refused, the two last checkpoints are those to go back to.
+        if self.every.due(trainer.global_step) and not pl_module.guard.in_streak:
             self._save(trainer)
 
     def on_before_optimizer_step(self, trainer: Trainer, *args: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning import Callback, Trainer
 
+from diffusion_lab import checkpoint_files
 from diffusion_lab.callbacks.every import Every
 from diffusion_lab.callbacks.progress import long_task
 from diffusion_lab.lightning_module import DiffusionModule
@@ -78,7 +79,7 @@ class MeasureDistance(Callback):
         for logger in trainer.loggers:
             logger.log_metrics({metric.name: distance}, step=trainer.global_step)
         if distance <= min(value for _, value in self.history):
-            trainer.save_checkpoint(self.folder / "best.ckpt")
+            trainer.save_checkpoint(self.folder / checkpoint_files.BEST)
 
     def _add_reference(self, trainer: Trainer) -> None:
         if int(self.metric.reference_count):

@@ -40,8 +40,11 @@ class TimeDistribution(ABC):
     def update(self, draws: TimeDraws, t: Tensor, loss: Tensor) -> None:  # noqa: B027 (most have nothing to learn)
         """Tells the distribution the losses [B] met at times [B]."""
 
-    def finish_step(self) -> None:  # noqa: B027
-        """Learns from all losses of the step, those of other processes too: called by each once an optimiser step."""
+    def finish_step(self, applied: Tensor | bool = True) -> None:  # noqa: B027
+        """Learns from all losses of the step, those of other processes too: called by each once an optimiser step.
+
+        applied: bool [], the same on every process; nothing is learned from a step that was not.
+        """
 
 
 @dataclass(frozen=True)
@@ -143,11 +146,11 @@ class LossSecondMoment(TimeDistribution, nn.Module):
         position = torch.tensor(draws.positions, dtype=torch.float64)
         self._of_this_step.append(torch.stack([position, t.double().cpu(), loss.detach().double().cpu()], dim=1))
 
-    def finish_step(self) -> None:
-        if not self._of_this_step:
+    def finish_step(self, applied: Tensor | bool = True) -> None:
+        mine, self._of_this_step = self._of_this_step, []
+        if not mine or not bool(applied):
             return
-        rows = _from_all_processes(torch.cat(self._of_this_step), self.kept.device)
-        self._of_this_step = []
+        rows = _from_all_processes(torch.cat(mine), self.kept.device)
         rows = rows[rows[:, 2].isfinite()]  # one loss that is no number would leave no probability a number
         kept, num_met = self.kept.cpu(), self.num_met.cpu()  # one copy each way, not one for every image
         index = self.schedule.network_time(rows[:, 1]).long().tolist()

@@ -1,0 +1,171 @@
+"""Runs that go back to a checkpoint, and runs that give up."""
+
+import csv
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback, Trainer
+
+from diffusion_lab.callbacks.checkpoints import SaveLast
+from diffusion_lab.callbacks.restore_on_divergence import RestoreOnDivergence
+from diffusion_lab.data.image_datamodule import ImageBatch
+from diffusion_lab.lightning_module import DiffusionModule
+from diffusion_lab.optimizers import Adam, LearningRateCourse
+from diffusion_lab.process import LinearSchedule, LossSecondMoment
+from diffusion_lab.step_guard import DivergedError, StepGuard
+from planted import PlantedNaN, learned, same
+from training import FewImages, fit, small_module, weights
+
+ROOT = Path(__file__).parents[2]
+
+
+def guarded(**settings: Any) -> DiffusionModule:
+    """A small module whose learning rate and times tell how far a run is; it gives up on three steps in a row."""
+    module = small_module()
+    module.guard = StepGuard(patience=3, **settings)
+    module.optimizer = Adam(lr=1e-2, course=LearningRateCourse(num_warmup_steps=40))
+    module.times = LossSecondMoment(LinearSchedule(20, 1e-3, 0.4), num_kept=1)
+    return module
+
+
+class Keep(Callback):
+    """Copies the checkpoint that was written after a step."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self.folder, self.step = folder, step
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step + 1:
+            shutil.copy(self.folder / "checkpoints" / "last.ckpt", self.folder / "kept.ckpt")
+
+
+class SaveOnce(Callback):
+    def __init__(self, path: Path, step: int) -> None:
+        self.path, self.step = path, step
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+
+
+def saving(folder: Path) -> list[Callback]:
+    """Checkpoints after 5, 10, ... steps: a row that starts at step 5 meets a look before a checkpoint."""
+    return [RestoreOnDivergence(str(folder)), SaveLast(str(folder / "checkpoints"), every_n_steps=5)]
+
+
+def test_a_restored_run_ends_as_one_that_was_told_to_skip_all_since_the_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    older = SaveOnce(tmp_path / "checkpoints" / "best.ckpt", 2)
+    restored = fit(guarded(), 18, callbacks=[PlantedNaN([6, 7, 8]), Keep(tmp_path, 5), older, *saving(tmp_path)])
+    told = fit(guarded(skip_steps=[[5, 8]]), 18, ckpt_path=tmp_path / "kept.ckpt")
+    own = ("ema.", "guard.")  # the average of a skipped range is not restored but goes on
+    one, other = (
+        {key: value for key, value in learned(run).items() if not key.startswith(own)} for run in (restored, told)
+    )
+    assert same(one, other)
+    assert restored.optimizers[0].param_groups[0]["lr"] == told.optimizers[0].param_groups[0]["lr"]
+    module = restored.lightning_module
+    assert (int(module.guard.num_restores), int(module.guard.num_refused), int(module.guard.streak)) == (1, 3, 0)
+    assert int(module.ema.num_updates) == 5 + 18 - 9
+    assert (
+        "3 steps in a row had a loss or a gradient that is not finite: restored last.ckpt, and skipped what followed "
+        "it, steps 5 to 8 (restore 1 of 3)." in capsys.readouterr().err
+    )
+
+
+def test_a_checkpoint_written_among_refused_steps_is_passed_over(tmp_path: Path) -> None:
+    among = SaveOnce(tmp_path / "checkpoints" / "best.ckpt", 11)
+    fit(guarded(), 15, callbacks=[PlantedNaN([9, 10, 11]), among, *saving(tmp_path)])
+    state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert int(state["guard.num_restores"]) == 1
+    assert int(state["ema._extra_state"]) == 5 + 15 - 12  # after 10 steps nothing was saved: the tenth was refused
+
+
+def test_a_run_gives_up_with_the_last_good_state_after_max_restores(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, last = tmp_path / "checkpoints" / "previous.ckpt", tmp_path / "checkpoints" / "last.ckpt"
+    save = [SaveOnce(good, 5), SaveLast(str(last.parent), every_n_steps=1000)]
+    with pytest.raises(DivergedError) as error:
+        fit(
+            guarded(max_restores=2), 100,
+            callbacks=[PlantedNaN(range(5, 100)), RestoreOnDivergence(str(tmp_path)), *save],
+        )  # fmt: skip
+    assert str(error.value) == (
+        "training diverged: 3 steps in a row had a loss or a gradient that is not finite after guard.max_restores=2 "
+        f"returns to a checkpoint; the last good one is {good}, of step 5; try a lower optimizer.lr, a lower "
+        "trainer.gradient_clip_val or trainer.precision=32-true."
+    )
+    assert capsys.readouterr().err.count("restored previous.ckpt") == 2
+    assert "\n8,waiting for a restore," in (tmp_path / "refused_steps.csv").read_text()
+    before, after = (torch.load(path, weights_only=True)["state_dict"] for path in (good, last))
+    learnt = [key for key in before if not key.startswith("guard.")]
+    assert same({key: before[key] for key in learnt}, {key: after[key] for key in learnt})
+    assert int(after["guard.streak"]) == 0
+
+
+def test_a_run_without_a_good_checkpoint_gives_up(tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match="before there was a checkpoint to go back to; try a lower"):
+        fit(guarded(), 9, callbacks=[PlantedNaN(range(9)), *saving(tmp_path)])
+
+
+def test_a_run_that_was_gone_on_with_elsewhere_goes_back_to_where_it_came_from(tmp_path: Path) -> None:
+    fit(guarded(), 5, callbacks=saving(tmp_path / "first"))
+    path = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    module = guarded()
+    fit(module, 9, callbacks=[PlantedNaN([5, 6, 7]), *saving(tmp_path / "second")], ckpt_path=path)
+    assert int(module.guard.num_restores) == 1
+    first = torch.load(path, weights_only=True)["state_dict"]
+    assert torch.equal(weights(module.network), torch.cat([first[f"network.{n}"].flatten() for n, _ in named(module)]))
+
+
+def named(module: DiffusionModule) -> list[tuple[str, Any]]:
+    return list(module.network.named_parameters())
+
+
+class Shown(Callback):
+    """The images of each step, before anything is planted in them."""
+
+    def __init__(self) -> None:
+        self.of_step: dict[int, list[torch.Tensor]] = {}
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: ImageBatch, batch_idx: int) -> None:
+        self.of_step.setdefault(batch.draws.step, []).append(((batch.x_0 + 1) * 127.5).round().to(torch.uint8))
+
+
+def test_refused_steps_are_listed_with_the_images_of_their_whole_batch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = Shown()
+    callbacks = [shown, PlantedNaN([4]), RestoreOnDivergence(str(tmp_path))]  # step 4 meets two epochs
+    fit(guarded(skip_steps=[7]), 8, callbacks=callbacks, accumulate_grad_batches=2)
+    with (tmp_path / "refused_steps.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["step"], row["reason"]) for row in rows] == [("4", "loss not finite"), ("7", "told to skip")]
+    for row in rows:
+        index = [int(k) for k in row["images"].split()]
+        assert torch.equal(FewImages().load().pixels[index], torch.cat(shown.of_step[int(row["step"])]))
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        f"warning: not applied: step 4 (loss not finite); the images are in {tmp_path / 'refused_steps.csv'}."
+    ]
+
+
+def test_a_diverged_run_ends_the_command_with_one_sentence(tmp_path: Path) -> None:
+    small = [
+        "model=unet_quick", "model.channels=8", "data.batch_size=4", "trainer.max_steps=12", "guard.patience=2",
+        "guard.max_restores=0", "callbacks.save_last.every_n_steps=1000", "callbacks.measure_distance=null",
+        "callbacks.sample_images=null", "optimizer.lr=1e35", f"hydra.run.dir={tmp_path}",
+    ]  # fmt: skip
+    command = [sys.executable, "-W", "error::UserWarning", str(ROOT / "src" / "train.py"), *small]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: training diverged: 2 steps in a row had a loss or")
+    assert "Traceback" not in done.stderr
+    assert "loss not finite" in (tmp_path / "refused_steps.csv").read_text()
