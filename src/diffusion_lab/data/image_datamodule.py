@@ -8,7 +8,8 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from diffusion_lab.data.image_store import Images, ImageStore
+from diffusion_lab.data.image_store import ImageStore
+from diffusion_lab.data.images import Images
 from diffusion_lab.data.step_sampler import Share, StepSampler
 from diffusion_lab.randomness import Draws
 
@@ -56,7 +57,7 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def train_images(self) -> Images:
-        """The training set, decoded at the first call."""
+        """The training set, opened at the first call; decoded then, if no run decoded it before."""
         if self._train is None:
             self._train = self.store.load("train")
         return self._train
@@ -97,9 +98,8 @@ class _Shares(Dataset[ImageBatch]):
         self.images, self.seed, self.batch_size = images, seed, batch_size
 
     def __getitem__(self, share: Share) -> ImageBatch:
-        index = torch.from_numpy(share.index)
         draws = Draws(self.seed, share.step, share.positions, self.batch_size)
-        return ImageBatch(self.images.pixels[index], self.images.label[index], draws)
+        return ImageBatch(self.images.gather(share.index), self.images.label[share.index], draws)
 
 
 def _unchanged(batch: Any) -> Any:
