@@ -4,6 +4,7 @@ The library `datasets` takes more than a second to import: only what opens a set
 """
 
 import errno
+import gc
 import hashlib
 import json
 import logging
@@ -101,12 +102,17 @@ class ImageSource:
                 name, config or None, split=split, cache_dir=None if work_folder is None else str(work_folder)
             )
         except Exception as error:  # damaged files raise anything, from pyarrow's errors to KeyError
-            cause = _first_cause(error)
-            if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-                raise cause from error  # the cache's trouble, not the set's
-            setting = "data.hub_name" if self.path is None else "data.path"
-            reason = " ".join(str(cause).split()) or type(cause).__name__
-            raise ValueError(f"{setting}={self} cannot be read as images with a split {split!r}: {reason}") from error
+            refusal = self._refusal(_first_cause(error), split)
+        # Not raised above: the error would keep pyarrow's reader alive, whose threads then never end with the process.
+        gc.collect()
+        raise refusal
+
+    def _refusal(self, cause: BaseException, split: str) -> Exception:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            return OSError(cause.errno, cause.strerror)  # the cache's trouble, not the set's
+        setting = "data.hub_name" if self.path is None else "data.path"
+        reason = " ".join(str(cause).split()) or type(cause).__name__
+        return ValueError(f"{setting}={self} cannot be read as images with a split {split!r}: {reason}")
 
     def _require_columns(self, dataset: "Dataset") -> None:
         columns = dataset.column_names
