@@ -59,12 +59,14 @@ def _image(config: DictConfig) -> "Tensor":
     """The training image that a config names, [C, H, W] in [-1, 1].  Raises UserError."""
     store = runs.instantiated(runs.resolved(config).data.store, "data")
     try:
-        pixels = store.load("train").pixels
+        images = store.load("train")
     except (FileNotFoundError, ValueError) as error:
         raise UserError(str(error)) from error
-    if not 0 <= config.image < len(pixels):
-        raise UserError(f"image must be in 0..{len(pixels) - 1}, got {config.image}.")
-    image: Tensor = pixels[config.image].float() / 127.5 - 1
+    import torch
+
+    if not 0 <= config.image < len(images):
+        raise UserError(f"image must be in 0..{len(images) - 1}, got {config.image}.")
+    image: Tensor = images.gather(torch.tensor([config.image]))[0].float() / 127.5 - 1
     return image
 
 

@@ -11,7 +11,8 @@ import math
 import torch
 import torch.nn.functional as F
 
-from diffusion_lab.data.image_store import Images, ImageStore
+from diffusion_lab.data.image_store import ImageStore
+from diffusion_lab.data.images import Images
 from diffusion_lab.metrics.features import FASHION_CNN_WEIGHTS, FashionCNN
 from diffusion_lab.randomness import permutation
 
@@ -32,7 +33,7 @@ def accuracy(network: FashionCNN, images: Images) -> float:
     network.eval()
     correct = sum(
         int((network.classifier(network(pixels)).argmax(1) == label).sum())
-        for pixels, label in zip(torch.split(images.pixels, 500), torch.split(images.label, 500), strict=True)
+        for pixels, label in zip(images.batches(500), torch.split(images.label, 500), strict=True)
     )
     return correct / len(images)
 
@@ -59,7 +60,7 @@ def main() -> None:
             module.train()
         order = torch.from_numpy(permutation(seed=0, epoch=epoch, size=len(train)))
         for index in torch.split(order[: num_batches * 128], 128):
-            features = network.layers(augmented(train.pixels[index], generator)).mean(dim=(2, 3))
+            features = network.layers(augmented(train.gather(index), generator)).mean(dim=(2, 3))
             loss = F.cross_entropy(network.classifier(features), train.label[index], label_smoothing=0.05)
             optimizer.zero_grad()
             torch.autograd.backward(loss)

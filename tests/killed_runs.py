@@ -13,7 +13,7 @@ from lightning import Trainer
 from diffusion_lab import checkpoint_files
 from diffusion_lab.callbacks.checkpoints import SaveLast, WholeCheckpoints
 from diffusion_lab.data.image_datamodule import ImageDataModule
-from diffusion_lab.data.image_store import Images
+from diffusion_lab.data.images import Images
 from diffusion_lab.loggers import MetricsFile
 from diffusion_lab.networks import Labels
 from diffusion_lab.process import LinearSchedule, LossSecondMoment

@@ -17,6 +17,8 @@ from diffusion_lab.runs import resolved
 CHOICES = [f"{path.parent.name}={path.stem}" for path in sorted(CONF.glob("*/*.yaml"))]
 NEEDS = {  # what a choice cannot do without
     "schedule=custom": ["schedule.betas=[0.1,0.2,0.4]"],
+    "data=folder": ["data.path=somewhere"],
+    "data=class_folders": ["data.path=somewhere"],
     # training measures the distance; the other metrics are of evaluation, and may stand beside it
     **{f"metrics={name}": [f"metrics=[frechet,{name}]"] for name in ("bound", "flow", "reconstruction")},
 }
@@ -150,3 +152,10 @@ def test_conf_holds_one_folder_for_each_group_of_the_command_line() -> None:
     groups = {path.name for path in Path(CONF).iterdir() if path.is_dir()}
     wanted = "data schedule model prediction objective times sampler ema optimizer metrics callbacks logger trainer"
     assert set(f"{wanted} experiment".split()) <= groups
+
+
+def test_a_folder_of_classes_counts_them(tmp_path: Path) -> None:
+    for place in ("train/cat", "train/dog", "test/cat", ".hidden"):
+        (tmp_path / place).mkdir(parents=True)
+    assert composed("data=class_folders", f"data.path={tmp_path}").data.num_classes == 2
+    assert composed("data=class_folders", f"data.path={tmp_path / 'train'}").data.num_classes == 2

@@ -9,7 +9,8 @@ from lightning import Callback, Trainer
 from torch import nn
 
 from diffusion_lab.data.image_datamodule import ImageDataModule
-from diffusion_lab.data.image_store import Images, ImageStore
+from diffusion_lab.data.image_store import ImageStore
+from diffusion_lab.data.images import Images
 from diffusion_lab.ema import EMA, RampedDecay
 from diffusion_lab.lightning_module import DiffusionModule
 from diffusion_lab.networks import Labels, UNet

@@ -165,6 +165,16 @@ def _interval(count: int, steps: int) -> int:
     return max(1, steps // count) if steps > 0 else 5000
 
 
+def _num_class_folders(path: str) -> int:
+    """How many folders of images, one a class, a set has: in its train folder if there is one."""
+    folder = Path(path).expanduser()
+    if (folder / "train").is_dir():
+        folder /= "train"
+    if not folder.is_dir():
+        return 0  # said later, with what was looked for
+    return sum(child.is_dir() and not child.name.startswith(".") for child in folder.iterdir())
+
+
 def folder_name(override_dirname: str) -> str:
     """A sweep's run by what is swept, without the characters that the override grammar would have to quote."""
     parsed = OverridesParser.create().parse_overrides([word for word in sys.argv[1:] if re.match(r"[\w.+~/@]+=", word)])
@@ -183,4 +193,5 @@ OmegaConf.register_new_resolver("interval", _interval, replace=True)
 OmegaConf.register_new_resolver("at_most", min, replace=True)
 OmegaConf.register_new_resolver("all_steps", _all_steps, replace=True)
 OmegaConf.register_new_resolver("answers", _answers, replace=True)
+OmegaConf.register_new_resolver("num_class_folders", _num_class_folders, replace=True)
 OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)

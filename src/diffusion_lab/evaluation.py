@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -55,17 +56,17 @@ class Evaluation:
         """Shows a distance its samples, and the training images."""
         for batch in self._batches(metric.num_samples, "sampling"):
             metric.update(to_uint8(self._samples(batch)), reference=False)
-        pixels = self.store.load("train").pixels
-        for batch in self._batches(len(pixels), "reading the training images"):
-            metric.update(pixels[batch.start : batch.stop].to(self.module.device), reference=True)
+        images = self.store.load("train")
+        for batch in self._batches(len(images), "reading the training images"):
+            metric.update(images.gather(np.array(batch)).to(self.module.device), reference=True)
 
     def _read(self, metric: MeanOverImages) -> None:
         """Measures the images of a split one by one."""
         images, device = self.store.load(metric.split), self.module.device
         denoiser = self.module.denoiser(weights=self.weights)
         for batch in self._batches(min(metric.num_images or len(images), len(images)), "reading images"):
-            part = slice(batch.start, batch.stop)
-            x_0 = images.pixels[part].to(device).float() / 127.5 - 1
+            part = np.array(batch)
+            x_0 = images.gather(part).to(device).float() / 127.5 - 1
             condition = Condition(images.label[part].to(device) if self.module.labels.num_classes else None)
             noise = ImageNoise.of_images(self.seed, batch, x_0.shape[1:], device)
             metric.update(metric.quantity(denoiser, x_0, condition, noise))

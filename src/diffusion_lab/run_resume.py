@@ -98,13 +98,19 @@ def start(config: DictConfig) -> Start:
 
 
 def require_fit(start: Start, run: Run) -> None:
-    """Raises UserError unless the state to go on from fits what is trained."""
+    """Raises UserError unless the state to go on from fits what is trained, and on the same images."""
     from diffusion_lab import checkpoint_files
 
     if start.checkpoint is None:
         return
-    state = checkpoint_files.read_run(start.checkpoint, mmap=True)["state_dict"]
-    saved = {key: tuple(value.shape) for key, value in state.items()}
+    checkpoint = checkpoint_files.read_run(start.checkpoint, mmap=True)
+    data, trained_on = start.config.data, checkpoint.get("ImageDataModule", {}).get("fingerprint")
+    if start.continues and trained_on != run.datamodule.train_images.fingerprint:
+        raise UserError(
+            f"resume must find the images that the run was trained on, but {data.path or data.hub_name} holds others "
+            "now: their decoded content differs; fork=true starts a run of its own from there."
+        )
+    saved = {key: tuple(value.shape) for key, value in checkpoint["state_dict"].items()}
     own = {key: tuple(value.shape) for key, value in run.module.state_dict().items()}
     differing = sorted(key for key in saved.keys() | own.keys() if saved.get(key) != own.get(key))
     if differing:

@@ -15,7 +15,7 @@ def first_batches(count: int, **settings: bool | int) -> list[ImageBatch]:
 
 
 def test_images_arrive_as_float_in_minus_one_to_one_and_every_level_survives() -> None:
-    pixels = FewImages().load().pixels
+    pixels = FewImages().load().gather(torch.arange(50))
     for batch in first_batches(3):
         assert batch.x_0.dtype == torch.float32
         levels = ((batch.x_0 + 1) * 127.5).round().to(torch.uint8)

@@ -7,16 +7,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 import diffusion_lab
 from diffusion_lab.data.image_store import ImageStore
+from diffusion_lab.data.images import Images
 
 FASHION_MINI = Path(diffusion_lab.__file__).parent / "data" / "embedded" / "fashion_mini"
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+def every(images: Images) -> Tensor:
+    """All pixels of a small set."""
+    return images.gather(torch.arange(len(images)))
 
 
 def pictures(folder: Path, sizes: list[tuple[int, int]], mode: str = "RGB") -> Path:
@@ -30,20 +32,21 @@ def pictures(folder: Path, sizes: list[tuple[int, int]], mode: str = "RGB") -> P
 
 def test_the_embedded_set_holds_a_thousand_images_of_each_of_ten_clothes() -> None:
     images = ImageStore(None, FASHION_MINI, channels=1, resolution=28).load()
-    assert images.pixels.shape == (10_000, 1, 28, 28)
-    assert images.pixels.dtype == torch.uint8
+    assert (images.channels, images.resolution) == (1, 28)
+    assert every(images).shape == (10_000, 1, 28, 28)
+    assert every(images).dtype == torch.uint8
     assert images.label.bincount().tolist() == [1000] * 10
     assert images.class_names[7:] == ("Sneaker", "Bag", "Ankle boot")
-    assert images.pixels.float().mean().item() == pytest.approx(73.16, abs=0.01)
+    assert every(images).float().mean().item() == pytest.approx(73.16, abs=0.01)
 
 
 def test_held_out_images_are_never_trained_on_and_always_the_same() -> None:
     store = ImageStore(None, FASHION_MINI, channels=1, resolution=28, num_held_out=1000)
     train, held_out = store.load("train"), store.load("held_out")
     assert (len(train), len(held_out)) == (9000, 1000)
-    assert torch.equal(held_out.pixels, store.load("held_out").pixels)
-    together = torch.cat([train.pixels, held_out.pixels]).flatten(1)
-    whole = ImageStore(None, FASHION_MINI, channels=1, resolution=28).load().pixels.flatten(1)
+    assert torch.equal(every(held_out), every(store.load("held_out")))
+    together = torch.cat([every(train), every(held_out)]).flatten(1)
+    whole = every(ImageStore(None, FASHION_MINI, channels=1, resolution=28).load()).flatten(1)
     assert sorted(map(bytes, together.numpy())) == sorted(map(bytes, whole.numpy()))
 
 
@@ -53,11 +56,33 @@ def test_classes_keep_their_images_and_their_numbers() -> None:
     assert len(images) == 2000
 
 
+def test_a_largest_number_of_images_is_a_fixed_random_part_of_what_is_left(tmp_path: Path) -> None:
+    settings = {"channels": 1, "resolution": 28, "num_held_out": 1000, "classes": ["Sneaker", "Bag"]}
+    whole = ImageStore(None, FASHION_MINI, **settings)  # type: ignore[arg-type]
+    few = ImageStore(None, FASHION_MINI, **settings, max_images=100)  # type: ignore[arg-type]
+    images = every(few.load())
+    assert len(images) == 100
+    assert torch.equal(images, every(few.load()))
+    assert 30 < int((few.load().label == 7).sum()) < 70
+    everything = set(map(bytes, every(whole.load()).flatten(1).numpy()))
+    assert {bytes(image) for image in images.flatten(1).numpy()} <= everything
+    assert torch.equal(every(few.load("held_out")), every(whole.load("held_out")))  # the part of train alone is cut
+    assert len(ImageStore(None, FASHION_MINI, channels=1, resolution=28, max_images=20_000).load()) == 10_000
+
+
+def test_what_is_held_out_does_not_depend_on_the_classes_that_are_kept() -> None:
+    settings = {"channels": 1, "resolution": 28, "num_held_out": 1000}
+    of_all = ImageStore(None, FASHION_MINI, **settings).load("held_out")  # type: ignore[arg-type]
+    of_bags = ImageStore(None, FASHION_MINI, **settings, classes=["Bag"]).load("held_out")  # type: ignore[arg-type]
+    assert torch.equal(every(of_bags), every(of_all.select((of_all.label == 8).nonzero().squeeze(1))))
+    assert 60 < len(of_bags) < 140
+
+
 def test_padding_puts_the_image_in_the_middle_of_black() -> None:
-    small = ImageStore(None, FASHION_MINI, channels=1, resolution=28).load()
-    padded = ImageStore(None, FASHION_MINI, channels=1, resolution=32, fit="pad").load()
-    assert torch.equal(padded.pixels[:, :, 2:-2, 2:-2], small.pixels)
-    assert padded.pixels.sum() == small.pixels.sum()
+    small = every(ImageStore(None, FASHION_MINI, channels=1, resolution=28).load())
+    padded = every(ImageStore(None, FASHION_MINI, channels=1, resolution=32, fit="pad").load())
+    assert torch.equal(padded[:, :, 2:-2, 2:-2], small)
+    assert padded.sum() == small.sum()
 
 
 def test_resizing_takes_the_middle_square(tmp_path: Path) -> None:
@@ -65,7 +90,7 @@ def test_resizing_takes_the_middle_square(tmp_path: Path) -> None:
     wide[:, 20:40] = (200, 100, 50)
     (tmp_path / "train").mkdir()
     Image.fromarray(wide).save(tmp_path / "train" / "wide.png")
-    image = ImageStore(None, tmp_path, resolution=10, label_column=None).load().pixels[0]
+    image = ImageStore(None, tmp_path, resolution=10, label_column=None).load().gather(torch.arange(1))[0]
     assert image.shape == (3, 10, 10)
     assert image[:, 5, 5].tolist() == [200, 100, 50]
     assert image[:, 5, 0].tolist() == [200, 100, 50]
@@ -75,27 +100,18 @@ def test_a_folder_of_classes_gives_labels_and_channels_as_asked(tmp_path: Path) 
     images = ImageStore(None, pictures(tmp_path, [(9, 7), (8, 8), (5, 6)]), channels=1, resolution=4).load()
     assert images.class_names == ("ant", "cat")
     assert sorted(images.label.tolist()) == [0, 0, 1]
-    assert images.pixels.shape == (3, 1, 4, 4)
+    assert every(images).shape == (3, 1, 4, 4)
 
 
-def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
-    (tmp_path / "train").mkdir()
-    levels = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
-    Image.fromarray(levels).save(tmp_path / "train" / "deep.png")
-    image = ImageStore(None, tmp_path, channels=1, resolution=16, label_column=None).load().pixels[0, 0]
-    assert image.flatten().tolist() == list(range(256))
-
-
-# The reader of images leaves a file open that it could not decode.
-@pytest.mark.filterwarnings(
-    "ignore:.*unclosed file.*:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
-)
-def test_a_truncated_image_is_said_with_its_place(tmp_path: Path) -> None:
-    folder = pictures(tmp_path, [(40, 40), (40, 40)])
-    whole = folder / "train" / "cat" / "1.png"
-    whole.write_bytes(whole.read_bytes()[:60])
-    with pytest.raises(ValueError, match="holds an image that cannot be read, near number"):
-        ImageStore(None, folder).load()
+def test_folders_may_hold_images_flat_or_by_split(tmp_path: Path) -> None:
+    for place, level in (("flat", 1), ("split/train", 2), ("split/test", 3)):
+        (tmp_path / place).mkdir(parents=True)
+        Image.new("L", (4, 4), level).save(tmp_path / place / "one.png")
+    flat, split = (ImageStore(None, tmp_path / name, resolution=4, label_column=None) for name in ("flat", "split"))
+    levels = [int(images.gather(torch.arange(1)).max()) for images in (flat.load(), split.load(), split.load("test"))]
+    assert levels == [1, 2, 3]
+    with pytest.raises(ValueError, match="cannot be read as images with a split 'test'"):
+        flat.load("test")
 
 
 def test_a_missing_folder_is_said_in_one_sentence(tmp_path: Path) -> None:
@@ -142,9 +158,11 @@ def test_padding_to_a_smaller_side_is_refused() -> None:
     ("arguments", "sentence"),
     [
         ({"channels": 2}, r"channels must be 1 \(grey\) or 3 \(RGB\), got 2\."),
-        ({"fit": "stretch"}, r"fit must be one of pad, resize, got stretch\."),
+        ({"fit": "stretch"}, r"fit must be one of pad, resize, adm, got stretch\."),
         ({"resolution": 0}, r"resolution must be at least 1, got 0\."),
         ({"num_held_out": -1}, r"num_held_out must be at least 0, got -1\."),
+        ({"max_images": 0}, r"max_images must be at least 1 or null, got 0\."),
+        ({"on_error": "ignore"}, r"on_error must be one of skip, raise, got ignore\."),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments: dict[str, int], sentence: str) -> None:

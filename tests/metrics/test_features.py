@@ -1,4 +1,4 @@
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import diffusion_lab
-from diffusion_lab.data.image_store import Images, ImageStore
+from diffusion_lab.data.image_store import ImageStore
 from diffusion_lab.metrics.features import (
     FashionCNN,
     FeaturesUnavailableError,
@@ -18,12 +18,17 @@ from diffusion_lab.metrics.features import (
 FASHION_MINI = Path(diffusion_lab.__file__).parent / "data" / "embedded" / "fashion_mini"
 
 
+@dataclass(frozen=True)
+class Clothes:
+    pixels: Tensor
+    label: Tensor
+
+
 @pytest.fixture(scope="module")
-def clothes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Images]:
+def clothes() -> Clothes:
     """The first thousand images that ship with the package: grey, 28 x 28."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-        yield ImageStore(None, FASHION_MINI, channels=1, resolution=28).load().select(torch.arange(1000))
+    images, first = ImageStore(None, FASHION_MINI, channels=1, resolution=28).load(), torch.arange(1000)
+    return Clothes(images.gather(first), images.label[first])
 
 
 @pytest.fixture(scope="module")
@@ -50,31 +55,31 @@ def test_images_that_are_not_finite_are_refused(wrong: float) -> None:
         to_uint8(images)
 
 
-def test_the_shipped_network_knows_clothes_it_never_trained_on(network: FashionCNN, clothes: Images) -> None:
+def test_the_shipped_network_knows_clothes_it_never_trained_on(network: FashionCNN, clothes: Clothes) -> None:
     logits = network.classifier(network(clothes.pixels))
     assert float((logits.argmax(1) == clothes.label).double().mean()) >= 0.93
 
 
-def test_features_are_float32_one_row_an_image(network: FashionCNN, clothes: Images) -> None:
+def test_features_are_float32_one_row_an_image(network: FashionCNN, clothes: Clothes) -> None:
     features = network(clothes.pixels[:5])
     assert (features.shape, features.dtype, features.requires_grad) == ((5, 128), torch.float32, False)
     assert bool((features >= 0).all())
     torch.testing.assert_close(network(clothes.pixels[3:4]), features[3:4], rtol=1e-4, atol=1e-5)
 
 
-def test_padding_to_32_pixels_does_not_change_the_features(network: FashionCNN, clothes: Images) -> None:
+def test_padding_to_32_pixels_does_not_change_the_features(network: FashionCNN, clothes: Clothes) -> None:
     padded = F.pad(clothes.pixels[:50], (2, 2, 2, 2))
     assert padded.shape == (50, 1, 32, 32)
     assert torch.equal(network(padded), network(clothes.pixels[:50]))
 
 
-def test_images_of_other_sides_are_resized(network: FashionCNN, clothes: Images) -> None:
+def test_images_of_other_sides_are_resized(network: FashionCNN, clothes: Clothes) -> None:
     doubled = clothes.pixels.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
     logits = network.classifier(network(doubled))
     assert float((logits.argmax(1) == clothes.label).double().mean()) >= 0.85
 
 
-def test_features_stay_in_evaluation_mode_and_out_of_autocast(network: FashionCNN, clothes: Images) -> None:
+def test_features_stay_in_evaluation_mode_and_out_of_autocast(network: FashionCNN, clothes: Clothes) -> None:
     exact = network(clothes.pixels[:5])
     network.train()
     with torch.autocast("cpu", dtype=torch.bfloat16):

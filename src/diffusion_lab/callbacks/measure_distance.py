@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning import Callback, Trainer
 
 from diffusion_lab import checkpoint_files
@@ -84,9 +85,8 @@ class MeasureDistance(Callback):
     def _add_reference(self, trainer: Trainer) -> None:
         if int(self.metric.reference_count):
             return
-        pixels = trainer.datamodule.train_images.pixels
-        share = _share(trainer, len(pixels))
-        for part in pixels[share.start : share.stop].split(500):
+        images = trainer.datamodule.train_images
+        for part in images.select(np.array(_share(trainer, len(images)), dtype=np.int64)).batches(500):
             self.metric.update(part.to(self.metric.device), reference=True)
 
 

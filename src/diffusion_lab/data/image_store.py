@@ -1,52 +1,44 @@
-"""Any Hugging Face image set, by hub name or from a local folder -> uint8 images and labels in memory."""
+"""Any Hugging Face image set, by hub name or from a local folder -> uint8 images and labels, decoded once."""
 
+import csv
+import hashlib
+import json
 import os
-import socket
-import urllib.request
+import re
+import shutil
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlparse
+from typing import Literal
 
 import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
 
+from diffusion_lab.data import decoding
+from diffusion_lab.data.building import Damage, Decoder, close_gaps, decode
+from diffusion_lab.data.decoding import Preparation
+from diffusion_lab.data.image_cache import DAMAGED, LABELS, PIXELS, Entry, ImageCache, Meta
+from diffusion_lab.data.image_source import ImageSource, file_name
+from diffusion_lab.data.images import Images, content_fingerprint
 from diffusion_lab.randomness import permutation
 
-if TYPE_CHECKING:  # the library takes half a second to import: a refused command should not wait for it
-    from datasets import Dataset
+__all__ = ["ImageStore", "Images"]
 
-MODES = {1: "L", 3: "RGB"}
-FITS = ("pad", "resize")
-
-
-@dataclass(frozen=True)
-class Images:
-    """A decoded set.  pixels: uint8 [N, C, H, W].  label: int64 [N].  class_names: empty for a set without classes."""
-
-    pixels: Tensor
-    label: Tensor
-    class_names: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.label)
-
-    def select(self, index: Tensor) -> "Images":
-        """The images at `index` [M], in that order."""
-        return Images(self.pixels[index], self.label[index], self.class_names)
+ON_ERROR = ("skip", "raise")
 
 
 class ImageStore:
-    """Where a set's images are, and how they become squares of one size.
+    """Where a set's images are, how they become squares of one size, and which of them are used.
 
-    hub_name: name on the Hugging Face hub, used where `path` is None.  path: local folder in the same layout.
-    image_column, label_column: their names in the set; label_column None gives label 0 to all.
-    fit: "pad" puts the image in the middle of black; "resize" crops the middle square and resizes it with antialiasing.
+    hub_name: NAME or NAME:CONFIG on the Hugging Face hub, used where `path` is None.  path: local folder of parquet
+    files or images.  image_column, label_column: their names in the set; label_column None gives label 0 to all.
+    channels, resolution, fit, resample: see `Preparation`.  on_error: "skip" leaves damaged images out and counts them.
+    cache_folder: of decoded sets; None is DIFFUSION_LAB_CACHE, or ~/.cache/diffusion_lab.
+
+    What is used is chosen in this order, always the same for any seed:
+    num_held_out: random images of the train split that are set aside as split "held_out".
     classes: names of the only classes to keep; None keeps all.
-    num_held_out: images of the train split that are set aside, always the same ones, as split "held_out".
+    max_images: of the train split, a random part of what is left; None keeps all.
     """
 
     def __init__(
@@ -58,153 +50,127 @@ class ImageStore:
         label_column: str | None = "label",
         channels: int = 3,
         resolution: int = 32,
-        fit: Literal["pad", "resize"] = "resize",
-        classes: Sequence[str] | None = None,
+        fit: Literal["pad", "resize", "adm"] = "resize",
+        resample: Literal["bicubic", "lanczos", "box"] = "bicubic",
+        on_error: Literal["skip", "raise"] = "skip",
+        cache_folder: str | os.PathLike[str] | None = None,
         num_held_out: int = 0,
+        classes: Sequence[str] | None = None,
+        max_images: int | None = None,
     ) -> None:
-        if channels not in MODES:
-            raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {channels}.")
-        if fit not in FITS:
-            raise ValueError(f"fit must be one of {', '.join(FITS)}, got {fit}.")
-        if resolution < 1:
-            raise ValueError(f"resolution must be at least 1, got {resolution}.")
+        if on_error not in ON_ERROR:
+            raise ValueError(f"on_error must be one of {', '.join(ON_ERROR)}, got {on_error}.")
         if num_held_out < 0:
             raise ValueError(f"num_held_out must be at least 0, got {num_held_out}.")
-        self.hub_name, self.path = hub_name, None if path is None else Path(path).expanduser()
-        self.image_column, self.label_column = image_column, label_column
-        self.channels, self.resolution, self.fit = channels, resolution, fit
-        self.classes, self.num_held_out = None if classes is None else tuple(classes), num_held_out
+        if max_images is not None and max_images < 1:
+            raise ValueError(f"max_images must be at least 1 or null, got {max_images}.")
+        local = None if path is None else Path(path).expanduser()
+        self.source = ImageSource(hub_name, local, image_column, label_column)
+        self.preparation = Preparation(channels, resolution, fit, resample)
+        self.on_error, self.cache = on_error, ImageCache(None if cache_folder is None else Path(cache_folder))
+        self.num_held_out, self.max_images = num_held_out, max_images
+        self.classes = None if classes is None else tuple(classes)
 
     def locate(self) -> None:
         """Raises FileNotFoundError, saying what was looked for and how to get it, unless the set is within reach."""
-        if self.path is not None:
-            if not self.path.is_dir():
-                raise FileNotFoundError(f"data.path must be a folder of images or parquet files, got {self.path}.")
-            if not any(file.is_file() for file in self.path.rglob("*")):
-                raise FileNotFoundError(
-                    f"data.path must hold images or parquet files (train-*.parquet, test-*.parquet), "
-                    f"but {self.path} is empty."
-                )
-        elif self.hub_name is None:
-            raise FileNotFoundError("data.path must name a folder of images or parquet files, got nothing.")
-        elif not _hub_in_reach():
-            self._require_cached()
+        self.source.locate()
 
     def load(self, split: str = "train") -> Images:
         """The images of "train", of "held_out" (a part of train), or of any other split that the set has.
 
         Raises ValueError where the set has no such split, columns or classes; FileNotFoundError where it is missing.
         """
-        dataset = self._open("train" if split == "held_out" else split)
-        names = getattr(dataset.features[self.label_column], "names", None) if self.label_column else None
-        wanted = self._wanted_labels(tuple(names or ()))
-        images = self._decode(dataset, tuple(names or ()))
-        if self.num_held_out and split in ("train", "held_out"):
-            images = images.select(self._part(len(images), split))
-        elif split == "held_out":
+        if split == "held_out" and not self.num_held_out:
             raise ValueError("data.num_held_out must be above 0 to ask for held-out images, got 0.")
-        return images if wanted is None else images.select(torch.isin(images.label, wanted).nonzero().squeeze(1))
+        images = self._whole("train" if split == "held_out" else split)
+        if self.num_held_out and split in ("train", "held_out"):
+            images = self._part(images, split)
+        if self.classes is not None:
+            images = images.select(np.flatnonzero(np.isin(images.label.numpy(), self._wanted(images.class_names))))
+        if split == "train" and self.max_images is not None and self.max_images < len(images):
+            order = permutation(seed=0, epoch=1, size=len(images))  # the same for all runs, as what is held out
+            images = images.select(np.sort(order[: self.max_images]))
+        return images
 
-    def _part(self, size: int, split: str) -> Tensor:
-        if self.num_held_out >= size:
-            raise ValueError(f"data.num_held_out must be under the set's {size} images, got {self.num_held_out}.")
-        order = permutation(seed=0, epoch=0, size=size)  # not the run's seed: runs must agree on what is held out
-        kept = order[self.num_held_out :] if split == "train" else order[: self.num_held_out]
-        return torch.from_numpy(np.sort(kept))
-
-    def _open(self, split: str) -> "Dataset":
+    def _whole(self, split: str) -> Images:
+        """All images of a split that are not damaged, from the cache."""
         self.locate()
-        import datasets
+        entry = self.cache.entry(self._key(split), lambda folder: self._build(split, folder))
+        if entry.meta.num_damaged:
+            self._tell(entry)
+        return entry.images()
 
-        datasets.disable_progress_bars()
-        source = str(self.hub_name if self.path is None else self.path)
-        try:
-            dataset = datasets.load_dataset(source, split=split)
-        except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-            setting = "data.hub_name" if self.path is None else "data.path"
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{setting}={source} cannot be read as images with a split {split!r}: {reason}") from error
-        wanted = [self.image_column] + ([self.label_column] if self.label_column else [])
-        for column in wanted:
-            if column not in dataset.column_names:
-                raise ValueError(
-                    f"data.image_column and data.label_column must be among {dataset.column_names} "
-                    f"for {source}, got {column}."
-                )
-        return dataset
+    def _key(self, split: str) -> str:
+        """A name that is another one for other files, columns, preparation or decoding."""
+        columns = [self.source.image_column, self.source.label_column]
+        parts = [self.source.identity(split), split, columns, asdict(self.preparation), decoding.VERSION]
+        name = re.sub(r"[^A-Za-z0-9_.]+", "-", Path(str(self.source)).name).strip("-.")[:40]
+        digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
+        return f"{name}-{split}-{self.preparation.resolution}-{digest}"
 
-    def _decode(self, dataset: "Dataset", names: tuple[str, ...]) -> Images:
-        pixels = np.empty((len(dataset), self.channels, self.resolution, self.resolution), dtype=np.uint8)
-        index = 0
-        try:
-            for index, image in enumerate(dataset[self.image_column]):
-                pixels[index] = self._square(image)
-        except OSError as error:
-            source = self.hub_name if self.path is None else self.path
-            raise ValueError(f"{source} holds an image that cannot be read, near number {index}: {error}.") from error
-        if self.label_column is None:
-            return Images(torch.from_numpy(pixels), torch.zeros(len(dataset), dtype=torch.int64), ())
-        label = torch.tensor(dataset[self.label_column][:], dtype=torch.int64)
-        return Images(torch.from_numpy(pixels), label, names)
-
-    def _square(self, image: Image.Image) -> np.ndarray:
-        side = self.resolution
-        if image.mode.startswith("I;16"):  # Pillow would clip 16 bits at 255 instead of scaling them
-            image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-        if image.mode != MODES[self.channels]:
-            image = image.convert(MODES[self.channels])
-        if image.size != (side, side):
-            image = self._padded(image) if self.fit == "pad" else self._resized(image)
-        return np.asarray(image).reshape(side, side, self.channels).transpose(2, 0, 1)
-
-    def _padded(self, image: Image.Image) -> Image.Image:
-        side = self.resolution
-        if max(image.size) > side:
+    def _build(self, split: str, folder: Path) -> Meta:
+        """Decodes a split into a fresh folder."""
+        work_folder = folder / "datasets"
+        rows = self.source.open(split, work_folder)
+        size, decoder = len(rows.label), Decoder(rows.dataset, self.preparation, folder / PIXELS)
+        damaged = decode(decoder, f"preparing {self.source} ({split})", self._refuse_damage)
+        if 2 * len(damaged) > size:
             raise ValueError(
-                f"data.resolution must be at least the images' side to pad them, {max(image.size)}, got {side}; "
-                "try data.fit=resize."
+                f"{self.source} holds {len(damaged):,} images of {size:,} that cannot be read, more than half; the "
+                f"first is number {damaged[0].number}: {damaged[0].reason}."
             )
-        canvas = Image.new(image.mode, (side, side))
-        canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-        return canvas
+        kept = close_gaps(folder / PIXELS, self.preparation.shape, size, damaged)
+        label = rows.label[kept].astype("<i8")
+        label.tofile(folder / LABELS)
+        names = [file_name(rows.dataset, damage.number) for damage in damaged]
+        _list_damage(folder, damaged, names)
+        shape = (len(kept), *self.preparation.shape)
+        fingerprint = content_fingerprint(np.memmap(folder / PIXELS, np.uint8, "r", shape=shape), label)
+        origin = {"source": str(self.source), "split": split, **asdict(self.preparation)}
+        first = f"number {damaged[0].number}: {damaged[0].reason}" if damaged else ""
+        shutil.rmtree(work_folder, ignore_errors=True)
+        return Meta(shape, rows.class_names, fingerprint, len(damaged), first, origin)
 
-    def _resized(self, image: Image.Image) -> Image.Image:
-        edge = min(image.size)
-        left, top = (image.width - edge) // 2, (image.height - edge) // 2
-        # Cropped first: resizing a box of the image would let its surroundings leak in at the edges.
-        square = image.crop((left, top, left + edge, top + edge))
-        return square.resize((self.resolution, self.resolution), Image.Resampling.BICUBIC)
+    def _refuse_damage(self, damaged: list[Damage]) -> None:
+        if damaged and self.on_error == "raise":
+            raise ValueError(self._refusal(f"{damaged[0].number}: {damaged[0].reason}"))
 
-    def _wanted_labels(self, names: tuple[str, ...]) -> Tensor | None:
-        if self.classes is None:
-            return None
-        if not self.classes or any(name not in names for name in self.classes):
-            raise ValueError(f"data.classes must be among {', '.join(names)}, got {', '.join(self.classes)}.")
-        return torch.tensor([names.index(name) for name in self.classes])
+    def _refusal(self, first: str) -> str:
+        return (
+            f"{self.source} holds an image that cannot be read, near number {first}; "
+            "data.on_error=skip leaves such images out."
+        )
 
-    def _require_cached(self) -> None:
-        # The libraries would retry an unreachable hub for 24 seconds; told that they are offline, they look in their
-        # cache at once. Both read the variable when first imported.
-        os.environ["HF_HUB_OFFLINE"] = "1"
-        import datasets
+    def _tell(self, entry: Entry) -> None:
+        """Of damaged images in a set that was built, now or earlier."""
+        if self.on_error == "raise":
+            raise ValueError(self._refusal(entry.meta.first_damage.removeprefix("number ")))
+        print(
+            f"warning: {self.source} holds {entry.meta.num_damaged:,} images that cannot be read; the other "
+            f"{entry.meta.shape[0]:,} are used; {entry.folder / DAMAGED} lists them.",
+            file=sys.stderr,
+        )
 
-        try:
-            datasets.load_dataset_builder(self.hub_name)
-        except (ConnectionError, OSError, ValueError) as error:
-            raise FileNotFoundError(
-                f"data.hub_name={self.hub_name} is neither in the local cache nor within reach (no network?): run once "
-                "with network, or set data.path to a folder that holds its files (train-*.parquet, test-*.parquet)."
-            ) from error
+    def _part(self, images: Images, split: str) -> Images:
+        if self.num_held_out >= len(images):
+            raise ValueError(
+                f"data.num_held_out must be under the set's {len(images)} images, got {self.num_held_out}."
+            )
+        order = permutation(seed=0, epoch=0, size=len(images))  # not the run's seed: runs must agree
+        kept = order[self.num_held_out :] if split == "train" else order[: self.num_held_out]
+        return images.select(np.sort(kept))
+
+    def _wanted(self, names: tuple[str, ...]) -> list[int]:
+        """The numbers of the classes to keep."""
+        classes = self.classes or ()
+        if not classes or any(name not in names for name in classes):
+            raise ValueError(f"data.classes must be among {', '.join(names)}, got {', '.join(classes)}.")
+        return [names.index(name) for name in classes]
 
 
-def _hub_in_reach(timeout: float = 2.0) -> bool:
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        return False
-    if urllib.request.getproxies():
-        return True  # behind a proxy a direct connection says nothing
-    endpoint: Any = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    try:
-        socket.create_connection((endpoint.hostname, endpoint.port or 443), timeout).close()
-    except OSError:
-        return False
-    return True
+def _list_damage(folder: Path, damaged: list[Damage], names: list[str]) -> None:
+    if damaged:
+        with (folder / DAMAGED).open("w", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(("number", "file", "reason"))
+            table.writerows((damage.number, name, damage.reason) for damage, name in zip(damaged, names, strict=True))
