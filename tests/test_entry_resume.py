@@ -107,6 +107,16 @@ def test_what_would_change_the_result_is_refused_by_name(run: Path, words: list[
     assert torch.load(run / "checkpoints" / "last.ckpt")["global_step"] == 3
 
 
+def test_other_images_than_before_are_refused(run: Path) -> None:
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt")
+    assert len(checkpoint["ImageDataModule"]["fingerprint"]) == 64
+    checkpoint["ImageDataModule"]["fingerprint"] = "of others"
+    torch.save(checkpoint, run / "checkpoints" / "last.ckpt")
+    done = train(f"resume={run}", "trainer.max_steps=9")
+    assert done.returncode == 1
+    assert "fashion_mini holds others now: their decoded content differs" in last_line(done)
+
+
 def test_mistakes_are_said_in_one_sentence(run: Path, tmp_path: Path) -> None:
     missing = train("resume=logs/train/nowhere")
     assert last_line(missing) == (

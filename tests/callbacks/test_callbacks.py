@@ -1,6 +1,9 @@
 """What callbacks leave behind."""
 
+import re
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from diffusion_lab.callbacks.measure_distance import MeasureDistance
 from diffusion_lab.callbacks.progress import Progress
 from diffusion_lab.callbacks.sample_images import SampleImages
 from diffusion_lab.callbacks.throughput import Throughput
+from diffusion_lab.data.images import Images
 from diffusion_lab.metrics.features import Features, to_uint8
 from diffusion_lab.metrics.frechet import FrechetDistance
 from diffusion_lab.networks import Labels
@@ -85,11 +89,29 @@ def test_the_measured_distance_is_that_of_the_samples_of_seeds_0_to_n(tmp_path: 
     assert distances.history[0][1] == pytest.approx(metric.compute().item(), rel=1e-3)
 
 
-def test_throughput_counts_the_images_of_every_process() -> None:
+def test_throughput_counts_the_images_of_every_process_and_the_time_that_batches_were_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gather = Images.gather
+
+    def slow(self: Images, index: Any) -> Tensor:
+        time.sleep(0.05)
+        return gather(self, index)
+
+    monkeypatch.setattr(Images, "gather", slow)
     throughput = Throughput(num_steps=3)
     trainer = fit(small_module(), 6, callbacks=[throughput], accumulate_grad_batches=2)
-    seconds = list(throughput._seconds)
-    assert float(trainer.callback_metrics["images_per_second"]) == pytest.approx(6 * 3 / sum(seconds), rel=1e-4)
+    training, waiting = sum(throughput._training), sum(throughput._waiting)
+    assert waiting == pytest.approx(3 * 0.05, abs=0.05)
+    numbers = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    assert numbers["images_per_second"] == pytest.approx(6 * 3 / (training + waiting), rel=1e-4)
+    assert numbers["data_wait"] == pytest.approx(waiting / (training + waiting), rel=1e-4)
+
+
+def test_the_speed_leaves_out_the_first_batch() -> None:
+    throughput = Throughput()
+    fit(small_module(), 5, callbacks=[throughput])
+    assert len(throughput._training) == 4
 
 
 def test_progress_says_step_loss_and_speed_in_lines_where_there_is_no_terminal(
@@ -98,4 +120,4 @@ def test_progress_says_step_loss_and_speed_in_lines_where_there_is_no_terminal(
     fit(small_module(), 3, callbacks=[Progress(), Throughput()], enable_progress_bar=True)
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("step 3/3  loss ")
-    assert last.endswith(" images/s  0:00:00 left")
+    assert re.search(r" [\d,]+ images/s  \d+\.\d% waiting for data  0:00:00 left$", last)

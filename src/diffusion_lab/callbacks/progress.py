@@ -90,7 +90,9 @@ class Progress(ProgressBar):
         loss = trainer.callback_metrics.get("loss")
         rate = trainer.callback_metrics.get("images_per_second")
         parts = [] if loss is None else [f"loss {float(loss):.4f}"]
-        return "  ".join(parts if rate is None else [*parts, f"{float(rate):,.0f} images/s"])
+        waiting = trainer.callback_metrics.get("data_wait")
+        parts += [] if rate is None else [f"{float(rate):,.0f} images/s"]
+        return "  ".join(parts if waiting is None else [*parts, f"{100 * float(waiting):.1f}% waiting for data"])
 
     def _stop(self) -> None:
         if self._bar is not None:

@@ -10,14 +10,19 @@ from diffusion_lab.data.image_datamodule import ImageBatch
 
 
 class Throughput(Callback):
-    """Logs images_per_second over all processes: the mean of the last steps, without sampling and measuring."""
+    """Logs images_per_second, over all processes, and data_wait, the share of the time that batches were waited for.
+
+    Means over the last batches, without sampling and measuring.
+    """
 
     def __init__(self, num_steps: int = 50) -> None:
-        """num_steps: length of the mean."""
+        """num_steps: length of the means, in batches."""
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
-        self._seconds: deque[float] = deque(maxlen=num_steps)
-        self._started = 0.0
+        self._training: deque[float] = deque(maxlen=num_steps)
+        self._waiting: deque[float] = deque(maxlen=num_steps)
+        self._started = self._waited = 0.0
+        self._num_batches = 0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._started = time.perf_counter()
@@ -25,12 +30,16 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: ImageBatch, batch_idx: int
     ) -> None:
-        self._seconds.append(time.perf_counter() - self._started)
-        if len(self._seconds) > 1 and batch_idx < self._seconds.maxlen:  # type: ignore[operator]
-            rest = list(self._seconds)[1:]  # the very first step also prepares kernels
-        else:
-            rest = list(self._seconds)
-        self.log("images_per_second", len(batch) * trainer.world_size * len(rest) / sum(rest))
+        if self._num_batches == 1:  # the very first batch also prepared kernels
+            self._training.clear()
+            self._waiting.clear()
+        self._num_batches += 1
+        self._training.append(time.perf_counter() - self._started)
+        before, self._waited = self._waited, trainer.datamodule.seconds_waited
+        self._waiting.append(self._waited - before)
+        waiting, seconds = sum(self._waiting), sum(self._training) + sum(self._waiting)
+        speed = len(batch) * trainer.world_size * len(self._training) / seconds
+        self.log_dict({"images_per_second": speed, "data_wait": waiting / seconds})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Lightning logs every log_every_n_steps alone: without this a shorter run would leave no numbers at all.

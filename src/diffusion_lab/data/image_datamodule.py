@@ -1,5 +1,7 @@
 """Batches of a step, for Lightning."""
 
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,6 +55,8 @@ class ImageDataModule(LightningDataModule):
         self.store, self.batch_size, self.seed = store, batch_size, seed
         self.horizontal_flip, self.num_workers = horizontal_flip, num_workers
         self._train: Images | None = None
+        self.seconds_waited = 0.0
+        """Spent in training waiting for batches."""
 
     @property
     def train_images(self) -> Images:
@@ -65,7 +69,7 @@ class ImageDataModule(LightningDataModule):
         """Which images the steps of a checkpoint were trained on."""
         return {"fingerprint": self.train_images.fingerprint}
 
-    def train_dataloader(self) -> DataLoader[ImageBatch]:
+    def train_dataloader(self) -> "_Watched":
         trainer = self.trainer
         assert trainer is not None
         sampler = StepSampler(
@@ -77,7 +81,7 @@ class ImageDataModule(LightningDataModule):
             accumulate=trainer.accumulate_grad_batches,
             first_step=trainer.global_step,
         )
-        return DataLoader(
+        loader = DataLoader(
             _Shares(self.train_images, self.seed, self.batch_size),
             batch_size=None,  # an item is a whole micro-batch: one gather, no Python per image
             sampler=sampler,
@@ -85,6 +89,7 @@ class ImageDataModule(LightningDataModule):
             collate_fn=_unchanged,
             persistent_workers=self.num_workers > 0,
         )
+        return _Watched(loader, self)
 
     def on_after_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> ImageBatch:
         x_0 = batch.x_0
@@ -94,6 +99,21 @@ class ImageDataModule(LightningDataModule):
             mirrored = batch.draws.flips(0.5).nonzero().squeeze(1).to(x_0.device)
             x_0.index_copy_(0, mirrored, x_0.index_select(0, mirrored).flip(-1))
         return replace(batch, x_0=x_0.float().div_(127.5).sub_(1))
+
+
+class _Watched(Iterable[ImageBatch]):
+    """A loader whose batches are waited for by the clock."""
+
+    def __init__(self, loader: DataLoader[ImageBatch], datamodule: ImageDataModule) -> None:
+        self.loader, self.datamodule = loader, datamodule
+
+    def __iter__(self) -> Iterator[ImageBatch]:
+        batches = iter(self.loader)
+        while True:
+            started = time.perf_counter()
+            batch = next(batches)
+            self.datamodule.seconds_waited += time.perf_counter() - started
+            yield batch
 
 
 class _Shares(Dataset[ImageBatch]):
