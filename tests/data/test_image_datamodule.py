@@ -1,9 +1,10 @@
 """What a training step receives."""
 
+import pytest
 import torch
 from lightning import Trainer
 
-from diffusion_lab.data.image_datamodule import ImageBatch, ImageDataModule
+from diffusion_lab.data.image_datamodule import ImageBatch, ImageDataModule, mirror
 from training import FewImages
 
 
@@ -38,6 +39,15 @@ def test_flips_are_drawn_for_each_image() -> None:
             assert torch.equal(after, before) or torch.equal(after, before.flip(-1))
             mirrored += torch.equal(after, before.flip(-1))
     assert 12 < mirrored < 36  # of 48
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 4, 6), (5, 1, 3, 5)])  # rows of whole words, and of odd bytes
+def test_mirroring_turns_over_the_chosen_images_alone(shape: tuple[int, ...]) -> None:
+    images = torch.arange(torch.tensor(shape).prod().item()).to(torch.uint8).view(shape)
+    turned = images.clone()
+    mirror(turned, torch.tensor([True, False, False, True, True]))
+    for k, chosen in enumerate([1, 0, 0, 1, 1]):
+        assert torch.equal(turned[k], images[k].flip(-1) if chosen else images[k])
 
 
 def test_workers_do_not_change_what_is_trained_on() -> None:

@@ -54,7 +54,10 @@ class StepSampler(Sampler[Share]):
     def _index(self, step: int, positions: range) -> np.ndarray:
         number = step * self.batch_size + np.arange(positions.start, positions.stop)
         epoch, place = np.divmod(number, self.size)
-        return np.array([self._order(int(e))[p] for e, p in zip(epoch, place, strict=True)], dtype=np.int64)
+        index = np.empty(len(number), dtype=np.int64)
+        for e in range(epoch[0], epoch[-1] + 1):
+            index[epoch == e] = self._order(e)[place[epoch == e]]
+        return index
 
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._epochs:
