@@ -1,5 +1,6 @@
 """Small runs in processes of their own, that can be killed at any moment and resumed."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -114,9 +115,9 @@ def run(folder: Path, layout: Layout, *, kill_after: float | None = None, **argu
     process.start()
     ready.wait()
     process.join(kill_after)
-    if process.exitcode is None:
+    with contextlib.suppress(ProcessLookupError):  # where one of its processes died, the others may still wait for it
         os.killpg(process.pid, signal.SIGKILL)  # type: ignore[arg-type]
-        process.join()
+    process.join()
     return process.exitcode == 0
 
 
