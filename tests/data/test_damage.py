@@ -4,6 +4,7 @@ import csv
 import io
 import random
 import struct
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,7 +94,21 @@ def test_eighty_damaged_images_among_whole_ones_are_counted_and_no_other_is_lost
         rows = left_out(folder)
         assert [int(row["number"]) for row in rows] == sorted(places)
         assert all(row["reason"] and row["file"] == f"{row['number']}.png" for row in rows)
-        assert f"{folder} holds 5 images that cannot be read; the other 7 are used" in capsys.readouterr().err
+        assert matching(loaded(folder)) == matching(images)
+        said = capsys.readouterr().err
+        assert said.count(f"{folder} holds 5 images that cannot be read; the other 7 are used") == 2
+        assert "is built again" not in said
+
+
+def test_broken_notes_in_whole_images_are_not_worth_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    for k in range(SIZE):
+        notes = b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"
+        Image.fromarray(PIXELS[k]).save(tmp_path / "set" / f"{k:02}.png", exif=notes)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert matching(loaded(tmp_path / "set", label_column=None)) == list(range(SIZE))
+    assert [str(warning.message) for warning in caught] == []
 
 
 def test_a_damaged_jpeg_costs_no_neighbour(tmp_path: Path) -> None:
@@ -161,6 +176,7 @@ def test_the_first_damaged_image_ends_the_run_where_that_is_asked_for(tmp_path: 
     sentence = r"holds an image that cannot be read, near number 1: it is no image .*; data\.on_error=skip leaves"
     with pytest.raises(ValueError, match=sentence):
         loaded(folder, on_error="raise")
+    assert not list((tmp_path / "cache" / "images").glob("*/"))  # it ended there, not after the whole set
     assert len(loaded(folder)) == 2
     with pytest.raises(ValueError, match=sentence):
         loaded(folder, on_error="raise")  # from the cache, too

@@ -108,7 +108,7 @@ class ImageSource:
         raise refusal
 
     def _refusal(self, cause: BaseException, split: str) -> Exception:
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
             return OSError(cause.errno, cause.strerror)  # the cache's trouble, not the set's
         setting = "data.hub_name" if self.path is None else "data.path"
         reason = " ".join(str(cause).split()) or type(cause).__name__
