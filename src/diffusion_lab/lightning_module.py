@@ -55,7 +55,7 @@ class DiffusionModule(LightningModule):
         noise = draws.noise(like=x_0)
         x_t = self.process.q_sample(x_0, t, noise)
         x_in, time = self.prediction.preconditioning(t, self.process).inputs(x_t)
-        output = self.network(x_in, time, Condition(label))
+        output = self.network(x_in, time, Condition(label, batch.augmentation))
         loss = self.objective(output, x_0, x_t, noise, t, self.process)  # [B]
         self.times.update(draws, t, loss)
         mean = (weight.to(loss.device) * loss).mean()
