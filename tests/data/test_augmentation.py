@@ -74,8 +74,9 @@ def test_quarter_turns_are_those_of_the_pixels(quarters: int) -> None:
 
 def test_shifts_by_whole_pixels_move_pixels() -> None:
     x_0 = noise(2, 3, 8, 16)
-    shifted = distort(x_0, right=1.5, down=-1.0)  # eighths of 16 and of 8 pixels
-    torch.testing.assert_close(shifted[..., :-1, 3:], x_0[..., 1:, :-3], rtol=0, atol=1e-5)
+    right, up = distort(x_0, right=1.5), distort(x_0, down=-1.0)  # eighths of 16 and of 8 pixels
+    torch.testing.assert_close(right[..., 3:], x_0[..., :-3], rtol=0, atol=1e-5)
+    torch.testing.assert_close(up[..., :-1, :], x_0[..., 1:, :], rtol=0, atol=1e-5)
 
 
 def test_an_image_goes_on_as_its_mirror_image_without_end() -> None:
