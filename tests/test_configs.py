@@ -85,6 +85,15 @@ def test_the_data_brings_its_network_and_features_and_both_can_be_overridden() -
     assert other.features._target_.endswith("FashionCNN")
 
 
+def test_an_augmentation_brings_the_network_that_is_told_and_mirrors_alone() -> None:
+    plain, augmented = composed("data=cifar10"), composed("data=cifar10", "augmentation=edm")
+    assert plain.data.horizontal_flip
+    assert plain.data.datamodule.augmentation is None
+    assert not augmented.data.horizontal_flip
+    assert augmented.model.num_augmentation_channels == 9
+    assert instantiate(augmented.data.datamodule).augmentation.probability == 0.12
+
+
 def test_a_schedule_brings_what_suits_it_and_all_can_be_overridden() -> None:
     config = composed("schedule=edm")
     brought = [config[key]._target_.rpartition(".")[2] for key in ("prediction", "times", "weighting", "time_grid")]

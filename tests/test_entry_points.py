@@ -227,6 +227,10 @@ def test_a_missing_feature_network_is_said_once_and_training_goes_on(tmp_path: P
         (["data.classes=Sneaker"], "data.store.classes must be a list or null, got Sneaker."),
         (["conditioning=label", "data.num_classes=9"], "data.num_classes must be above the largest label, 9, got 9."),
         (["trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val must be at least 0, got -1."),
+        (
+            ["augmentation=edm", "model.num_augmentation_channels=0"],
+            "model.num_augmentation_channels must be 9, or the network would draw what the augmentation did, got 0.",
+        ),
         (["optimizer.betas=[2,3]"], r"optimizer: betas must be two numbers in \[0, 1\), got \[2, 3\]."),
         (["guidance_scale=2"], "guidance_scale=2: guidance needs a network that was trained with dropped labels .*"),
         (["schedule"], "Error parsing override 'schedule' missing EQUAL .*"),
@@ -242,6 +246,14 @@ def test_a_mistake_is_one_sentence_before_anything_is_trained(
     assert re.fullmatch(f"error: {sentence}", done.stderr.strip()), done.stderr
     assert done.stdout == ""
     assert not (tmp_path / "run").exists()
+
+
+def test_an_augmented_run_trains_and_gives_back_its_network(tmp_path: Path) -> None:
+    changes = ["augmentation=edm", "augmentation.probability=0.5", "trainer=debug", "trainer.max_steps=2"]
+    done = train(*SMALL, *changes, f"hydra.run.dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    network = load_module(tmp_path).network
+    assert network.num_augmentation_channels == 9
 
 
 def test_a_schedule_that_does_not_end_in_noise_is_warned_of(tmp_path: Path) -> None:

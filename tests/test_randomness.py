@@ -50,7 +50,7 @@ def test_a_stream_is_philox_at_the_address_of_its_use() -> None:
     # A run must give the same numbers in every version: this pins what is written in its key and counter.
     philox = np.random.Philox(key=[5, 3], counter=[0, 0, 7, 2])
     assert stream(5, Purpose.NOISE, step=2, position=7).random() == np.random.Generator(philox).random()
-    assert [purpose.value for purpose in Purpose] == list(range(9))
+    assert [purpose.value for purpose in Purpose] == list(range(10))
 
 
 def test_uses_of_one_step_do_not_share_numbers() -> None:
@@ -64,6 +64,25 @@ def test_draws_are_the_same_when_asked_again() -> None:
     draws = Draws(0, 0, range(5), 5)
     assert torch.equal(draws.times(), draws.times())
     assert torch.equal(draws.noise(torch.zeros(5, *IMAGE)), draws.noise(torch.zeros(5, *IMAGE)))
+
+
+def test_an_augmentation_draws_for_the_whole_batch_whatever_the_share() -> None:
+    whole, share = (Draws(3, 7, positions, 12).augmentation(5, 2) for positions in (range(12), [4, 2]))
+    assert [numbers.shape for numbers in whole] == [(12, 5), (12, 2)]
+    assert all(torch.equal(one, other) for one, other in zip(whole, share, strict=True))
+    for other in (Draws(3, 8, range(12), 12), Draws(4, 7, range(12), 12)):
+        assert not any(torch.equal(one, two) for one, two in zip(whole, other.augmentation(5, 2), strict=True))
+
+
+def test_an_augmentation_draws_uniform_and_standard_normal_numbers() -> None:
+    uniform, normal = Draws(3, 7, [0], 20_000).augmentation(1, 1)
+    assert uniform.dtype == normal.dtype == torch.float64
+    assert 0 <= float(uniform.min()) < 0.001
+    assert 0.999 < float(uniform.max()) < 1
+    counts = torch.histc(uniform, 10, 0, 1)
+    assert float((counts - 2000).abs().max()) < 200  # 4.7 standard deviations
+    assert float(normal.mean()) == pytest.approx(0, abs=0.03)
+    assert float((normal.abs() < 1).double().mean()) == pytest.approx(0.6827, abs=0.015)
 
 
 def test_times_are_float64_and_uniform() -> None:

@@ -51,6 +51,17 @@ def test_the_first_loss_of_a_network_that_answers_zero_is_the_power_of_the_noise
     assert loss.item() == pytest.approx(data.draws.noise(data.x_0).square().mean().item(), rel=1e-6)
 
 
+def test_the_network_is_told_of_the_augmentation() -> None:
+    module, data = small_module(), batch()
+    told: list[Tensor | None] = []
+    module.network.register_forward_pre_hook(lambda _, inputs: told.append(inputs[2].augmentation))
+    module.training_step(data, 0)
+    data.augmentation = torch.randn(6, 9)
+    with pytest.raises(ValueError, match="num_augmentation_channels=0"):  # and refuses what it cannot use
+        module.training_step(data, 0)
+    assert told == [None, data.augmentation]
+
+
 def test_the_loss_is_that_of_the_formulas_written_out() -> None:
     module, data = small_module(), batch()
     with torch.no_grad():

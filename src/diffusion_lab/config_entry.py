@@ -120,7 +120,7 @@ def _unknown_key(key: str, config_name: str) -> str:
     if not parent:
         accepted = sorted({*accepted, *(path.name for path in CONF.iterdir() if path.is_dir())} - {"hydra"})
     where = f" in {parent}" if parent else ""
-    return f"{key} is not a setting{where}: accepted are {', '.join(accepted)}{suggestion(name, accepted)}."
+    return f"{key} is not a setting{where}: accepted are {', '.join(accepted) or 'none'}{suggestion(name, accepted)}."
 
 
 def _composed_without(key: str, config_name: str) -> DictConfig:

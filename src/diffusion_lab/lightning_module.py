@@ -60,7 +60,7 @@ class DiffusionModule(LightningModule):
         x_t = self.process.q_sample(x_0, t, noise)
         x_in, time = self.prediction.preconditioning(t, self.process).inputs(x_t)
         with draws.dropout(x_0.device):
-            output = self.network(x_in, time, Condition(label))
+            output = self.network(x_in, time, Condition(label, batch.augmentation))
         loss = self.objective(output, x_0, x_t, noise, t, self.process)  # [B]
         self.times.update(draws, t, loss)
         mean = self.guard.checked((weight.to(loss.device) * loss).mean(), loss, draws.step)

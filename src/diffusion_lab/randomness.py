@@ -25,6 +25,7 @@ class Purpose(IntEnum):
     SHARED_TIME = 6
     LIKELIHOOD = 7
     DROPOUT = 8
+    AUGMENTATION = 9
 
 
 def stream(seed: int, purpose: Purpose, step: int = 0, position: int = 0) -> np.random.Generator:
@@ -59,6 +60,15 @@ class Draws:
     def dropped_labels(self, probability: float) -> Tensor:
         """Which images to train without their label: [B], bool."""
         return self._uniform(Purpose.LABEL_DROPOUT) < probability
+
+    def augmentation(self, num_uniform: int, num_normal: int) -> tuple[Tensor, Tensor]:
+        """Numbers in [0, 1) and standard normal numbers for every position of the global batch, float64.
+
+        Returns [batch_size, num_uniform] and [batch_size, num_normal].
+        """
+        numbers = stream(self.seed, Purpose.AUGMENTATION, self.step)
+        uniform, normal = numbers.random((self.batch_size, num_uniform)), (self.batch_size, num_normal)
+        return torch.from_numpy(uniform), torch.from_numpy(numbers.standard_normal(normal))
 
     def noise(self, like: Tensor) -> Tensor:
         """Standard normal noise shaped as the images `like` [B, C, H, W], in float32 on their device."""

@@ -73,6 +73,7 @@ def build(config: DictConfig, *, first_step: int = 0) -> Run:
     refuse(list(wrong_arguments({key: config[key] for key in (*heavy, "data")}, "")))
     module = _build_module(config, network)
     datamodule = instantiated(config.data.datamodule, "data")
+    _require_told(network, datamodule)
     _load_images(datamodule, module.labels.num_classes)
     callbacks = list(_build_callbacks(config))
     loggers = [instantiated(node, f"logger.{name}") for name, node in config.logger.items() if node is not None]
@@ -156,6 +157,17 @@ def _build_module(config: DictConfig, network: Any) -> "DiffusionModule":
     except ValueError as error:
         raise UserError(f"guidance_scale={config.guidance_scale}: {error}") from error
     return module
+
+
+def _require_told(network: Any, datamodule: "ImageDataModule") -> None:
+    if datamodule.augmentation is None:
+        return  # a network that could be told is told of no augmentation
+    told, known = datamodule.augmentation.num_channels, getattr(network, "num_augmentation_channels", 0)
+    if known != told:
+        raise UserError(
+            f"model.num_augmentation_channels must be {told}, or the network would draw what the augmentation did, got "
+            f"{known}."
+        )
 
 
 def _load_images(datamodule: "ImageDataModule", num_classes: int) -> None:

@@ -1,15 +1,18 @@
 """What a training step receives."""
 
+from typing import Any
+
 import pytest
 import torch
 from lightning import Trainer
 
+from diffusion_lab.data.augmentation import EDMAugmentation
 from diffusion_lab.data.image_datamodule import ImageBatch, ImageDataModule, mirror
 from training import FewImages
 
 
-def first_batches(count: int, **settings: bool | int) -> list[ImageBatch]:
-    data = ImageDataModule(FewImages(), batch_size=12, seed=3, **settings)  # type: ignore[arg-type]
+def first_batches(count: int, **settings: Any) -> list[ImageBatch]:
+    data = ImageDataModule(FewImages(), batch_size=12, seed=3, **settings)
     data.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     batches = iter(data.train_dataloader())
     return [data.on_after_batch_transfer(next(batches), 0) for _ in range(count)]
@@ -48,6 +51,23 @@ def test_mirroring_turns_over_the_chosen_images_alone(shape: tuple[int, ...]) ->
     mirror(turned, torch.tensor([True, False, False, True, True]))
     for k, chosen in enumerate([1, 0, 0, 1, 1]):
         assert torch.equal(turned[k], images[k].flip(-1) if chosen else images[k])
+
+
+def test_augmented_images_arrive_with_what_was_done_to_them() -> None:
+    augmentation = EDMAugmentation(0.5)
+    plain, augmented = first_batches(2), first_batches(2, augmentation=augmentation)
+    assert [batch.augmentation for batch in plain] == [None, None]
+    for one, other in zip(plain, augmented, strict=True):
+        images, label = augmentation(one.x_0, one.draws)
+        assert not torch.equal(images, one.x_0)
+        assert torch.equal(other.x_0, images)
+        assert other.augmentation is not None
+        assert torch.equal(other.augmentation, label)
+
+
+def test_mirroring_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"horizontal_flip must be false where augmentation mirrors .* got true"):
+        first_batches(1, augmentation=EDMAugmentation(), horizontal_flip=True)
 
 
 def test_workers_do_not_change_what_is_trained_on() -> None:

@@ -50,6 +50,22 @@ def test_the_condition_of_some_images_is_theirs_in_the_order_asked_for() -> None
     assert Condition().select(torch.tensor([3, 2])).label is None
 
 
+def test_what_was_done_to_the_images_stays_with_them() -> None:
+    done = torch.arange(10.0).view(5, 2)
+    some = Condition(LABEL, done).select(torch.tensor([3, 0])).augmentation
+    assert some is not None
+    assert some.tolist() == [[6, 7], [0, 1]]
+    both = Condition.cat(Condition(None, done), Condition(None, -done)).augmentation
+    assert both is not None
+    assert torch.equal(both, torch.cat([done, -done]))
+
+
+@pytest.mark.parametrize("name", ["label", "augmentation"])
+def test_a_part_that_one_condition_alone_has_is_not_lost(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be given in both conditions or in none, got it in one"):
+        Condition.cat(Condition(**{name: LABEL}), Condition())
+
+
 @pytest.mark.parametrize(
     ("num_classes", "dropout", "message"),
     [

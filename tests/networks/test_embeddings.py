@@ -31,6 +31,26 @@ def test_embedding_has_the_channels_that_residual_blocks_expect() -> None:
     assert TimeEmbedding(8, 36)(torch.tensor([0.0, 3.0, 999.0])).shape == (3, 36)
 
 
+def test_an_augmentation_is_added_to_the_sinusoids_by_a_linear_map() -> None:
+    embed, time, told = TimeEmbedding(8, 36, num_augmentation_channels=3), torch.tensor([0.0, 3.0]), torch.randn(2, 3)
+    expected = embed.layers(sinusoidal_embedding(time, 8) + told @ embed.augmentation.weight.mT)
+    torch.testing.assert_close(embed(time, told), expected)
+    assert torch.equal(embed(time, torch.zeros(2, 3)), embed(time))
+
+
+@pytest.mark.parametrize(("known", "told"), [(0, 3), (9, 3)])
+def test_an_augmentation_of_another_length_is_refused(known: int, told: int) -> None:
+    embed = TimeEmbedding(8, 36, num_augmentation_channels=known)
+    message = f"augmentation must be told in num_augmentation_channels={known} numbers an image, got {told}"
+    with pytest.raises(ValueError, match=message):
+        embed(torch.tensor([0.0, 3.0]), torch.zeros(2, told))
+
+
+def test_a_negative_length_of_the_augmentation_is_refused() -> None:
+    with pytest.raises(ValueError, match="num_augmentation_channels must be at least 0, got -1"):
+        TimeEmbedding(8, 36, num_augmentation_channels=-1)
+
+
 @pytest.mark.parametrize("channels", [2, 7])
 def test_channels_that_cannot_be_halved_are_refused(channels: int) -> None:
     with pytest.raises(ValueError, match=f"channels must be even and at least 4 to embed the time, got {channels}"):

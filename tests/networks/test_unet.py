@@ -169,6 +169,22 @@ def test_labels_that_are_missing_or_of_no_use_are_refused(label: Tensor | None) 
         network(x_t, time, Condition(label))
 
 
+def test_a_network_that_knows_augmentations_has_one_bias_free_map_more() -> None:
+    num_parameters = [sum(p.numel() for p in small(num_augmentation_channels=n).parameters()) for n in (0, 9)]
+    assert num_parameters[1] - num_parameters[0] == 9 * 8
+
+
+def test_an_augmentation_changes_the_answer_of_its_image_and_0_is_none() -> None:
+    network = trained(small(num_augmentation_channels=9)).eval().requires_grad_(False)
+    x_t, time, condition = batch()
+    answer, told = network(x_t, time, condition), torch.zeros(3, 9)
+    assert torch.equal(network(x_t, time, Condition(condition.label, told)), answer)
+    told[1, 4] = 1.0
+    changed = (network(x_t, time, Condition(condition.label, told)) - answer).abs().amax(dim=(1, 2, 3))
+    assert float(changed[1]) > 1e-4
+    torch.testing.assert_close(changed[[0, 2]], torch.zeros(2))
+
+
 @pytest.mark.parametrize("shape", [(3, 4, 16, 16), (3, 5, 8, 16), (3, 5, 16, 32)])
 def test_images_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     _, time, condition = batch()

@@ -53,6 +53,19 @@ def test_scale_0_is_the_unconditional_estimate(x_t: Tensor, t: Tensor) -> None:
     assert torch.equal(estimate(0, x_t, t), plain(torch.full((5,), NULL), x_t, t))
 
 
+def test_both_halves_are_told_of_the_augmentation(x_t: Tensor, t: Tensor) -> None:
+    told: list[Tensor | None] = []
+
+    def denoiser(x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
+        told.append(condition.augmentation)
+        return Estimate(x_t)
+
+    augmentation = torch.randn(5, 9)
+    ClassifierFreeGuidance(denoiser, NULL, 2.0)(x_t, t, Condition(LABEL, augmentation))
+    assert told[0] is not None
+    assert torch.equal(told[0], torch.cat([augmentation, augmentation]))
+
+
 @pytest.mark.parametrize("guidance_scale", [0.5, 3.0])
 def test_other_scales_walk_on_along_the_difference(guidance_scale: float, x_t: Tensor, t: Tensor) -> None:
     with_label, without = plain(LABEL, x_t, t), plain(torch.full((5,), NULL), x_t, t)

@@ -10,6 +10,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from diffusion_lab.data.augmentation import Augmentation
 from diffusion_lab.data.image_store import ImageStore
 from diffusion_lab.data.images import Images
 from diffusion_lab.data.step_sampler import Share, StepSampler
@@ -20,13 +21,15 @@ from diffusion_lab.randomness import Draws
 class ImageBatch:
     """The share of a step that falls to this process.
 
-    x_0: uint8 [B, C, H, W] as loaded; float32 in [-1, 1], flipped, once on the device.  label: int64 [B].
+    x_0: uint8 [B, C, H, W] as loaded; float32 in [-1, 1], flipped or augmented, once on the device.  label: int64 [B].
     draws: all randomness of the step for these images.
+    augmentation: what was done to each image, float32 [B, num_channels], once on the device; None without augmentation.
     """
 
     x_0: Tensor
     label: Tensor
     draws: Draws
+    augmentation: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.label)
@@ -43,18 +46,29 @@ class ImageDataModule(LightningDataModule):
     """The training split of any image set, in the order and with the randomness that (seed, step) fix.
 
     batch_size: images a step, over all processes and accumulated batches.  horizontal_flip: mirror half of the images.
+    augmentation: distorts the images and says how; it mirrors them itself.
     """
 
     def __init__(
-        self, store: ImageStore, *, batch_size: int, seed: int, horizontal_flip: bool = False, num_workers: int = 0
+        self,
+        store: ImageStore,
+        *,
+        batch_size: int,
+        seed: int,
+        horizontal_flip: bool = False,
+        num_workers: int = 0,
+        augmentation: Augmentation | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         if num_workers < 0:
             raise ValueError(f"num_workers must be at least 0, got {num_workers}.")
+        if horizontal_flip and augmentation is not None:
+            raise ValueError("horizontal_flip must be false where augmentation mirrors the images itself, got true.")
         self.store, self.batch_size, self.seed = store, batch_size, seed
         self.horizontal_flip, self.num_workers = horizontal_flip, num_workers
+        self.augmentation = augmentation
         self._train: Images | None = None
         self.seconds_waited = 0.0
         """Spent in training waiting for batches."""
@@ -95,7 +109,11 @@ class ImageDataModule(LightningDataModule):
     def on_after_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> ImageBatch:
         if self.horizontal_flip:
             mirror(batch.x_0, batch.draws.flips(0.5))
-        return replace(batch, x_0=batch.x_0.float().div_(127.5).sub_(1))
+        x_0 = batch.x_0.float().div_(127.5).sub_(1)
+        if self.augmentation is None:
+            return replace(batch, x_0=x_0)
+        x_0, augmentation = self.augmentation(x_0, batch.draws)
+        return replace(batch, x_0=x_0, augmentation=augmentation)
 
 
 def mirror(images: Tensor, mirrored: Tensor) -> None:

@@ -8,20 +8,37 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Condition:
-    """label: int64 [B], or None for a network without classes."""
+    """label: int64 [B], or None for a network without classes.
+
+    augmentation: what was done to the images before they became noisy, float [B, num_augmentation_channels]; None means
+        nothing, as 0 does.
+    """
 
     label: Tensor | None = None
+    augmentation: Tensor | None = None
 
     def select(self, rows: Tensor) -> "Condition":
         """The condition of some images of the batch.  rows: int64 [b]."""
-        return Condition(None if self.label is None else self.label[rows.to(self.label.device)])
+        return Condition(_rows(self.label, rows), _rows(self.augmentation, rows))
 
     @staticmethod
     def cat(first: "Condition", second: "Condition") -> "Condition":
-        """Both conditions in one batch: [2 B]."""
-        if first.label is None or second.label is None:
-            return Condition()
-        return Condition(torch.cat([first.label, second.label]))
+        """Both conditions in one batch: [2 B].  Raises ValueError where one alone has a part that it would lose."""
+        return Condition(
+            _cat("label", first.label, second.label), _cat("augmentation", first.augmentation, second.augmentation)
+        )
+
+
+def _rows(part: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if part is None else part[rows.to(part.device)]
+
+
+def _cat(name: str, first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    if first is None and second is None:
+        return None
+    if first is None or second is None:
+        raise ValueError(f"{name} must be given in both conditions or in none, got it in one.")
+    return torch.cat([first, second])
 
 
 @dataclass(frozen=True)

@@ -145,6 +145,7 @@ class UNet(nn.Module):
     resize_in_blocks: sides change inside residual blocks (ADM) instead of in strided convolutions (DDPM).
     labels: the classes it is told, if any.
     patch_size: side of the squares of pixels that are folded into channels first and unfolded last; 1 is none.
+    num_augmentation_channels: numbers that it is told of an image's augmentation; 0 is none.
     """
 
     def __init__(
@@ -164,12 +165,13 @@ class UNet(nn.Module):
         resize_in_blocks: bool = False,
         labels: Labels | None = None,
         patch_size: int = 1,
+        num_augmentation_channels: int = 0,
     ) -> None:
         super().__init__()
         widths = [int(channels * multiplier) for multiplier in channel_multipliers]
         sides = _sides(resolution, patch_size, len(widths), attention_resolutions)
         self.resolution, self.in_channels, self.out_channels = resolution, in_channels, out_channels
-        self.patch_size = patch_size
+        self.patch_size, self.num_augmentation_channels = patch_size, num_augmentation_channels
         self.labels = labels or Labels()
         embedding_channels = 4 * channels
 
@@ -189,7 +191,7 @@ class UNet(nn.Module):
                 width, head_channels=width if head_channels is None else head_channels, num_groups=num_groups
             )
 
-        self.time_embedding = TimeEmbedding(channels, embedding_channels)
+        self.time_embedding = TimeEmbedding(channels, embedding_channels, num_augmentation_channels)
         self.label_embedding = (
             nn.Embedding(self.labels.num_rows, embedding_channels) if self.labels.num_classes else None
         )
@@ -227,13 +229,14 @@ class UNet(nn.Module):
     def forward(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """x_t: [B, in_channels, H, W].  time: [B], as the schedule tells it.  Returns [B, out_channels, H, W].
 
-        Raises ValueError for images of another shape, and where labels are missing or given to no use.
+        Raises ValueError for images of another shape, and where labels are missing, or given to no use as an
+        augmentation can be.
         """
         if x_t.shape[1:] != (self.in_channels, self.resolution, self.resolution):
             raise ValueError(
                 f"x_t must be [B, {self.in_channels}, {self.resolution}, {self.resolution}], got {list(x_t.shape)}."
             )
-        embedding = self._embedding(time, condition.label)
+        embedding = self._embedding(time, condition)
         x = self.conv_in(F.pixel_unshuffle(x_t.to(self.conv_in.weight.dtype), self.patch_size))
         skips = [x]
         for stage in self.down:
@@ -248,8 +251,9 @@ class UNet(nn.Module):
             x = self.conv_out(F.silu(self.norm_out(x.to(self.conv_out.weight.dtype))))
         return F.pixel_shuffle(x, self.patch_size)
 
-    def _embedding(self, time: Tensor, label: Tensor | None) -> Tensor:
-        embedding: Tensor = self.time_embedding(time)
+    def _embedding(self, time: Tensor, condition: Condition) -> Tensor:
+        embedding: Tensor = self.time_embedding(time, condition.augmentation)
+        label = condition.label
         if (label is None) != (self.label_embedding is None):
             wanted = f"labels in 0..{self.labels.num_rows - 1}" if self.label_embedding is not None else "no label"
             raise ValueError(f"label must be given to this network as {wanted}, got {label}.")

@@ -1,6 +1,6 @@
 """Guidance: denoisers that wrap a denoiser."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ class ClassifierFreeGuidance:
             return self.denoiser(x_t, t, condition)
         if condition.label is None:
             raise ValueError("label must be given where guidance_scale is not 1, got None.")
-        without = Condition(torch.full_like(condition.label, self.null_label))
+        without = replace(condition, label=torch.full_like(condition.label, self.null_label))
         # One pass over both halves: the same arithmetic at half the number of calls.
         both = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), Condition.cat(condition, without))
         conditional, unconditional = both.x_0.chunk(2)
