@@ -48,4 +48,4 @@ clean: ## remove caches and .venv
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 clean-logs: ## remove all runs
-	rm -rf logs/train logs/evaluate logs/show_schedule logs/reconstruct_ema
+	rm -rf logs/train logs/evaluate logs/show_schedule logs/reconstruct_ema logs/inspect_data

@@ -1,0 +1,80 @@
+"""Reports what is in an image set: sizes, classes, values, constant images, and images that are there twice.
+
+python src/inspect_data.py data=cifar10
+python src/inspect_data.py data=fashion_mini near_duplicates.max_ratio=0.5 num_pairs=200
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from diffusion_lab import config_entry, runs
+from diffusion_lab.config_check import UserError, refuse, wrong_arguments
+
+if TYPE_CHECKING:
+    from diffusion_lab.data.inspection_report import Split
+
+
+def inspect_data(config: DictConfig) -> None:
+    """Config -> images of one split, and of another -> what is in them, as numbers and pictures."""
+    for name in ("num_rows", "num_pairs"):
+        if not isinstance(config[name], int) or config[name] < 1:
+            raise UserError(f"{name} must be a whole number of at least 1, got {config[name]}.")
+    node = runs.resolved(
+        OmegaConf.create({key: config[key] for key in ("data", "augmentation", "near_duplicates", "seed")})
+    )
+    refuse([*wrong_arguments(node.data.store, "data"), *wrong_arguments(node.near_duplicates, "near_duplicates")])
+    search = runs.instantiated(node.near_duplicates, "near_duplicates")
+    store = runs.instantiated(node.data.store, "data")
+    split, other = _loaded(store, config.split), _other(store, config)
+
+    from diffusion_lab import pictures
+    from diffusion_lab.data import inspection, inspection_report, inspection_sheets
+
+    try:
+        inspected = inspection.inspect(split.images, other.images if other else None, search)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    folder = Path(config.output_folder)
+    found = inspection_report.pairs(inspected, split, other)
+    content = inspection_report.as_dict(inspected, split, other, search)
+    inspection_report.write_numbers(content, found, folder)
+    sheet = inspection_sheets.contact_sheet(split.images, config.num_rows, config.seed)
+    pictures.save_picture(sheet, folder / "contact_sheet.png")
+    if found:
+        pictures.save_picture(inspection_sheets.duplicate_sheet(found, config.num_pairs), folder / "duplicates.png")
+    inspection_report.show(content)
+    print(f"everything is in {folder}", flush=True)
+
+
+def _loaded(store: Any, name: str) -> "Split":
+    from diffusion_lab.data.inspection_report import Split
+
+    try:
+        images = store.load(name)
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(str(error)) from error
+    if not len(images):
+        raise UserError(f"split must name images, but {name} holds none.")
+    return Split(name, images)
+
+
+def _other(store: Any, config: DictConfig) -> "Split | None":
+    """The split to compare with; `auto` is the test split, if the set has one and it is not inspected itself."""
+    if config.against is None or (config.against == "auto" and config.split == "test"):
+        return None
+    if config.against != "auto":
+        if config.against == config.split:
+            raise UserError(f"against must be another split than split={config.split}, got {config.against}.")
+        return _loaded(store, config.against)
+    try:
+        return _loaded(store, "test")
+    except UserError as error:
+        print(f"note: nothing to look for images of {config.split} in: {error}", file=sys.stderr)
+        return None
+
+
+if __name__ == "__main__":
+    config_entry.entry("inspect_data", inspect_data)
