@@ -199,6 +199,10 @@ def test_a_missing_feature_network_is_said_once_and_training_goes_on(tmp_path: P
             ["schedule=scaled_linear"],
             r"schedule must be one of .*, got scaled_linear; elsewhere that is what is here schedule=quadratic \(.*",
         ),
+        (
+            ["data.batch_size=10", "trainer.accumulate_grad_batches=3"],
+            r"data.batch_size is the global batch and must be divisible by processes \* .*, 1 \* 3, got 10.",
+        ),
         (["schedule=custom"], "schedule.betas must be given, got nothing."),
         (
             ["schedule=custom", "schedule.betas=[0.1,0.5,1.5]"],

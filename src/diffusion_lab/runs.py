@@ -78,6 +78,7 @@ def build(config: DictConfig, *, first_step: int = 0) -> Run:
     callbacks = list(_build_callbacks(config))
     loggers = [instantiated(node, f"logger.{name}") for name, node in config.logger.items() if node is not None]
     trainer = instantiated(config.trainer, "trainer", callbacks=callbacks, logger=loggers)
+    _require_even_shares(datamodule, trainer)
     _start_loggers(loggers, first_step)
     return Run(module, datamodule, trainer, folder)
 
@@ -197,6 +198,17 @@ def _build_callbacks(config: DictConfig) -> Iterator[Any]:
             yield callback
         except FeaturesUnavailableError as error:
             print(f"note: this run goes on without callbacks.{name}: {error}", file=sys.stderr)
+
+
+def _require_even_shares(datamodule: "ImageDataModule", trainer: "Trainer") -> None:
+    from diffusion_lab.data.step_sampler import require_even_shares
+
+    try:
+        require_even_shares(
+            datamodule.batch_size, trainer.num_devices * trainer.num_nodes, trainer.accumulate_grad_batches
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def save_config(config: DictConfig, run: Run) -> None:

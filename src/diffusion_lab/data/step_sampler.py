@@ -32,11 +32,7 @@ class StepSampler(Sampler[Share]):
     ) -> None:  # fmt: skip
         if size < 1:
             raise ValueError(f"the training set must hold at least 1 image, got {size}.")
-        if batch_size < 1 or batch_size % (world_size * accumulate):
-            raise ValueError(
-                "data.batch_size is the global batch and must be divisible by processes * accumulated batches, "
-                f"{world_size} * {accumulate}, got {batch_size}."
-            )
+        require_even_shares(batch_size, world_size, accumulate)
         self.size, self.batch_size, self.seed = size, batch_size, seed
         self.rank, self.world_size, self.accumulate, self.first_step = rank, world_size, accumulate, first_step
         self._epochs: dict[int, np.ndarray] = {}
@@ -65,3 +61,12 @@ class StepSampler(Sampler[Share]):
             self._epochs = {e: order for e, order in self._epochs.items() if e >= epoch - 1}
             self._epochs[epoch] = permutation(self.seed, epoch, self.size)
         return self._epochs[epoch]
+
+
+def require_even_shares(batch_size: int, world_size: int, accumulate: int) -> None:
+    """Raises ValueError unless every micro-batch of every process can have the same number of images."""
+    if batch_size < 1 or batch_size % (world_size * accumulate):
+        raise ValueError(
+            "data.batch_size is the global batch and must be divisible by processes * accumulated batches, "
+            f"{world_size} * {accumulate}, got {batch_size}."
+        )
