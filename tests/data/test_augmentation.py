@@ -147,8 +147,13 @@ def test_each_transformation_happens_with_its_probability(probability: float) ->
     assert shares == pytest.approx(dict.fromkeys(shares, probability), abs=0.01)  # 4.4 standard errors
     assert torch.equal(some.stretch != 0, some.direction != 0)
     assert torch.equal(some.right != 0, some.down != 0)
-    alone = ((some.zoom != 0) & (some.angle == 0) & (some.stretch == 0) & (some.right == 0)).double().mean()
-    assert float(alone) == pytest.approx(probability * (1 - probability) ** 3, abs=0.01)
+
+
+def test_which_transformations_happen_is_drawn_for_each_alone() -> None:
+    some = drawn(20_000, 0.5)
+    happen = torch.stack([some.flip_x, some.flip_y, some.zoom, some.angle, some.stretch, some.right]) != 0
+    correlations = torch.corrcoef(happen.double()) - torch.eye(6)
+    assert float(correlations.abs().max()) < 0.03  # 4.2 standard errors
 
 
 def test_strengths_are_standard_normal_and_angles_uniform_and_none_follows_another() -> None:
