@@ -38,8 +38,9 @@ def state(folder: Path, name: str = "last.ckpt") -> dict[str, torch.Tensor]:
 
 
 def numbers(folder: Path) -> list[dict[str, str]]:
-    """All that was logged but the speed."""
-    return [{key: row[key] for key in row if key != "images_per_second"} for row in table(folder / "metrics.csv")]
+    """All that was logged but what the clock says."""
+    rows = table(folder / "metrics.csv")
+    return [{key: row[key] for key in row if key not in ("images_per_second", "data_wait")} for row in rows]
 
 
 def last_line(done: subprocess.CompletedProcess[str]) -> str:
