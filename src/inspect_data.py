@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 def inspect_data(config: DictConfig) -> None:
     """Config -> images of one split, and of another -> what is in them, as numbers and pictures."""
-    for name in ("num_rows", "num_pairs"):
-        if not isinstance(config[name], int) or config[name] < 1:
-            raise UserError(f"{name} must be a whole number of at least 1, got {config[name]}.")
+    _check(config)
     node = runs.resolved(
         OmegaConf.create({key: config[key] for key in ("data", "augmentation", "near_duplicates", "seed")})
     )
@@ -49,6 +47,21 @@ def inspect_data(config: DictConfig) -> None:
     print(f"everything is in {folder}", flush=True)
 
 
+def _check(config: DictConfig) -> None:
+    """What can be said before torch is imported and any image is decoded."""
+    for name in ("num_rows", "num_pairs"):
+        if type(config[name]) is not int or config[name] < 1:
+            raise UserError(f"{name} must be a whole number of at least 1, got {config[name]}.")
+    if type(config.seed) is not int or not 0 <= config.seed < 2**63:
+        raise UserError(f"seed must be a whole number in 0..2^63 - 1, got {config.seed}.")
+    if config.split is None:
+        raise UserError("split must name a part of the set, as train does, got null.")
+    if config.against == config.split:
+        raise UserError(f"against must be another split than split={config.split}, got {config.against}.")
+    if config.near_duplicates is None:
+        raise UserError("near_duplicates must hold settings, got null; near_duplicates.max_compared=0 looks for none.")
+
+
 def _loaded(store: Any, name: str) -> "Split":
     from diffusion_lab.data.inspection_report import Split
 
@@ -66,8 +79,6 @@ def _other(store: Any, config: DictConfig) -> "Split | None":
     if config.against is None or (config.against == "auto" and config.split == "test"):
         return None
     if config.against != "auto":
-        if config.against == config.split:
-            raise UserError(f"against must be another split than split={config.split}, got {config.against}.")
         return _loaded(store, config.against)
     try:
         return _loaded(store, "test")

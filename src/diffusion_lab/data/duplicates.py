@@ -81,6 +81,8 @@ class NearDuplicates:
             raise ValueError(f"neighbour must be in 1..{NUM_PARTS // 2}, got {self.neighbour}.")
         if self.max_compared < 0:
             raise ValueError(f"max_compared must be at least 0, got {self.max_compared}.")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be in 0..2^63 - 1, got {self.seed}.")
 
     def choice(self, size: int) -> np.ndarray:
         """The numbers of the images to compare in a set of `size`, in random order: [at most max_compared], int64."""

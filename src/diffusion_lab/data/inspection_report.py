@@ -98,8 +98,9 @@ def write_numbers(content: dict[str, Any], found: Sequence[Found], folder: Path)
 
 def show(content: dict[str, Any]) -> None:
     """The numbers of a report as tables on the terminal."""
-    console = Console()
-    wide = Console(width=None if console.is_terminal else 120, highlight=False)
+    # Names of classes are shown as they are: rich would take "[a]" for a style and ":b:" for a picture.
+    width = None if Console().is_terminal else 120
+    wide = Console(width=width, highlight=False, markup=False, emoji=False)
     size = f"{content['channels']} x {content['height']} x {content['width']}"
     wide.print(f"{content['split']}: {content['num_images']:,} images of {size}")
     wide.print(_values_table(content["values"]))

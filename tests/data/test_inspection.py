@@ -1,0 +1,214 @@
+"""What an inspection says of sets whose content is known, as numbers, files and sheets."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from diffusion_lab.data.duplicates import NearDuplicates, Pair
+from diffusion_lab.data.images import Images
+from diffusion_lab.data.inspection import class_counts, inspect
+from diffusion_lab.data.inspection_report import Found, Split, as_dict, pairs, show, write_numbers
+from diffusion_lab.data.inspection_sheets import contact_sheet, duplicate_sheet
+
+SHAPE = (3, 12, 10)
+
+
+def pixels(count: int, seed: int = 0, shape: tuple[int, int, int] = SHAPE) -> Tensor:
+    """Pictures of noise, no two of them alike: uint8 [count, *shape] in 20..200."""
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randint(20, 201, (count, *shape), dtype=torch.uint8, generator=draw)
+
+
+def images(content: Tensor, names: tuple[str, ...] = ()) -> Images:
+    """A set whose labels go round the names."""
+    return Images(content, torch.arange(len(content)) % max(1, len(names)), names)
+
+
+def reported(split: Split, other: Split | None = None, search: NearDuplicates | None = None) -> dict[str, object]:
+    search = search or NearDuplicates()
+    inspected = inspect(split.images, other.images if other else None, search)
+    return as_dict(inspected, split, other, search)
+
+
+def test_sizes_and_values_are_those_of_all_pixels() -> None:
+    content = pixels(600)
+    content[:, 1] = 0
+    content[599, 0, 3:7] = 255
+    found = inspect(images(content))
+    assert (found.num_images, found.channels, found.height, found.width) == (600, 3, 12, 10)
+    for channel, values in zip(content.numpy().swapaxes(0, 1), found.values, strict=True):
+        assert (values.smallest, values.largest) == (channel.min(), channel.max())
+        assert values.mean == pytest.approx(channel.mean(), abs=1e-9)
+        assert values.std == pytest.approx(channel.std(), abs=1e-9)
+        assert values.share_0 == pytest.approx((channel == 0).mean(), abs=1e-12)
+        assert values.share_255 == pytest.approx((channel == 255).mean(), abs=1e-12)
+    assert [values.share_0 for values in found.values] == [0, 1, 0]
+
+
+def test_images_of_one_colour_are_constant() -> None:
+    content = pixels(300)
+    content[280] = 77
+    content[5] = torch.tensor([10, 20, 30])[:, None, None]
+    content[6, :2] = 40
+    assert inspect(images(content)).constant == (5, 280)
+
+
+def test_classes_are_counted_with_those_that_are_empty_or_without_a_name() -> None:
+    label = torch.tensor([2, 0, 2, 2, 3])
+    assert class_counts(Images(pixels(5), label, ("a", "b", "c", "d"))) == {"a": 1, "b": 0, "c": 3, "d": 1}
+    assert class_counts(Images(pixels(5), label, ("a", "b", "c"))) == {"a": 1, "b": 0, "c": 3, "3": 1}
+    assert class_counts(Images(pixels(5), label)) == {"0": 1, "2": 3, "3": 1}
+    assert class_counts(Images(pixels(5), torch.zeros(5, dtype=torch.int64))) == {}
+
+
+def test_copies_of_the_same_bytes_are_named_once_and_are_not_near_too() -> None:
+    content = pixels(400)
+    content[300] = content[399] = content[2]
+    content[50] = content[40]
+    content[350] = content[340] + 1
+    found = inspect(images(content)).duplicates
+    assert found.same_bytes == (Pair(2, 300), Pair(2, 399), Pair(40, 50))
+    assert [(pair.first, pair.second, pair.kind) for pair in found.near] == [(340, 350, "near")]
+    assert found.num_compared == 400
+
+
+def test_images_of_another_set_are_found_by_their_numbers_in_both() -> None:
+    mine, theirs = pixels(300), pixels(80, seed=1)
+    theirs[70], theirs[71] = mine[290], mine[290]
+    theirs[5], theirs[6] = mine[200].flip(-1) + 1, mine[100] + 1
+    mine[101] = mine[100]
+    theirs[50] = theirs[49]
+    found = inspect(images(mine), images(theirs)).overlap
+    assert found is not None
+    assert found.same_bytes == (Pair(290, 70), Pair(290, 71))
+    assert {(pair.first, pair.second, pair.kind) for pair in found.near} in (
+        {(200, 5, "mirrored"), (first, 6, "near")}
+        for first in (100, 101)  # the same bytes: either may be named
+    )
+    assert (found.num_others, found.num_others_compared, found.num_compared) == (80, 80, 300)
+
+
+def test_near_duplicates_are_looked_for_among_the_chosen_images_alone() -> None:
+    search = NearDuplicates(max_compared=100, seed=5)
+    chosen = sorted(search.choice(300).tolist())
+    left_out = sorted(set(range(300)) - set(chosen))
+    content = pixels(300)
+    content[chosen[90]] = content[chosen[3]] + 1
+    content[left_out[90]] = content[left_out[3]] + 1
+    content[left_out[50]] = content[left_out[10]]
+    found = inspect(images(content), images(content[:250]), search)
+    assert found.duplicates.num_compared == 100
+    assert [(pair.first, pair.second) for pair in found.duplicates.near] == [(chosen[3], chosen[90])]
+    assert found.duplicates.same_bytes == (Pair(left_out[10], left_out[50]),)
+    assert found.overlap is not None
+    assert (found.overlap.num_others, found.overlap.num_others_compared) == (250, 100)
+    assert inspect(images(content), None, NearDuplicates(max_compared=0)).duplicates.near == ()
+
+
+def test_the_reduced_pictures_of_large_images_belong_to_their_numbers() -> None:
+    content = pixels(520, shape=(1, 40, 36)) // 8
+    content += torch.nn.functional.interpolate(pixels(520, seed=1, shape=(1, 5, 4)), (40, 36), mode="nearest") // 2
+    content[510] = content[4].flip(-1) + 1
+    near = inspect(images(content)).duplicates.near
+    assert [(pair.first, pair.second, pair.kind) for pair in near] == [(4, 510, "mirrored")]
+    few = NearDuplicates(max_compared=1)  # a batch of 256 then holds no image that is compared
+    assert inspect(images(content), None, few).duplicates.num_compared == 1
+
+
+def test_sets_that_cannot_be_inspected_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"a set must hold at least 1 image to be inspected, got none\."):
+        inspect(images(pixels(0)))
+    with pytest.raises(ValueError, match=r"must be of one shape to be compared, got \(3, 12, 10\) and \(3, 12, 9\)\."):
+        inspect(images(pixels(4)), images(pixels(4, shape=(3, 12, 9))))
+
+
+def test_a_report_counts_copies_near_pairs_and_pairs_of_two_classes(tmp_path: Path) -> None:
+    mine, theirs = pixels(100), pixels(30, seed=1)
+    mine[21], mine[31] = mine[20], mine[20]
+    mine[62], theirs[7], theirs[8] = mine[50] // 4, mine[90], mine[91] + 1
+    split, other = Split("train", images(mine, ("a", "b"))), Split("test", images(theirs, ("a", "b")))
+    inspected = inspect(split.images, other.images)
+    content, found = as_dict(inspected, split, other, NearDuplicates()), pairs(inspected, split, other)
+    write_numbers(content, found, tmp_path)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["duplicates"] == {
+        "same_bytes": 2, "same_bytes_groups": 1, "near_pairs": 1, "pairs_of_two_classes": 2, "num_compared": 100,
+    }  # fmt: skip
+    assert report["overlap"] == {
+        "split": "test", "num_images": 30, "same_bytes": 1, "near": 1, "near_pairs": 1, "num_compared": 30,
+    }  # fmt: skip
+    assert (report["split"], report["num_images"], report["class_counts"]) == ("train", 100, {"a": 50, "b": 50})
+    assert report["near_duplicates"]["max_ratio"] == 0.4
+    with (tmp_path / "duplicates.csv").open() as file:
+        header, *rows = csv.reader(file)
+    assert ",".join(header) == "kind,split,image,class,other_split,other_image,other_class,correlation,ratio"
+    assert [" ".join(row[:7]) for row in rows] == [
+        "same_bytes train 20 a train 21 b", "same_bytes train 20 a train 31 b", "near train 50 a train 62 a",
+        "same_bytes train 90 a test 7 b", "near train 91 b test 8 a",
+    ]  # fmt: skip
+    assert rows[0][7:] == ["1.0000", "0.0000"]
+    assert 0 < float(rows[2][8]) < 0.4
+
+
+def test_an_image_near_to_two_is_counted_once() -> None:
+    mine, theirs = pixels(100), pixels(30, seed=1)
+    mine[4] = mine[60].flip(-1) + 2
+    theirs[3] = mine[60] + 1
+    content = reported(Split("train", images(mine)), Split("test", images(theirs)))
+    overlap = content["overlap"]
+    assert isinstance(overlap, dict)
+    assert (overlap["near"], overlap["near_pairs"]) == (1, 2)
+
+
+def test_the_terminal_says_what_was_left_out_and_names_classes_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("[/red]", "a:smile:", *map(str, range(40)))
+    split, other = Split("train", images(pixels(60), names)), Split("test", images(pixels(50, seed=1), names))
+    show(reported(split, other, NearDuplicates(max_compared=40)))
+    said = capsys.readouterr().out
+    assert "train: 60 images of 3 x 12 x 10" in said
+    assert "near pairs were looked for among 40 of the 60 images of train alone" in said
+    assert "near pairs were looked for among 40 of the 50 images of test alone" in said
+    assert "of 50 images of test, 0 are also in train, and 0 nearly" in said
+    rows = [[word.strip() for word in line.split("│")[1:-1]] for line in said.splitlines() if line.startswith("│")]
+    assert rows[3:5] == [["[/red]", "2", "3.33%"], ["a:smile:", "2", "3.33%"]]
+    assert rows[-1] == ["and 12 more", "1 to 2", ""]
+    show(reported(split))
+    assert "alone" not in capsys.readouterr().out
+
+
+def test_a_contact_sheet_shows_each_class_in_a_column_of_its_own() -> None:
+    shades = torch.tensor([40, 120, 220], dtype=torch.uint8)
+    label = torch.tensor([0, 1, 1, 2, 2, 2, 2, 2])
+    content = shades[label][:, None, None, None].expand(8, 1, 14, 14)
+    sheet = contact_sheet(Images(content, label, ("a", "b", "c")), num_rows=3, seed=0)
+    assert sheet.shape == (16 + 3 * 58 + 2, 3 * 58 + 2, 3)
+    middles = sheet[16 + 2 + 28 :: 58, 2 + 28 :: 58, 0]
+    assert middles.tolist() == [[40, 120, 220], [0, 120, 220], [0, 0, 220]]
+    assert sheet[:16].max() == 255
+
+
+def test_a_contact_sheet_without_classes_has_ten_columns_and_other_images_for_another_seed() -> None:
+    plain = images(pixels(70, shape=(1, 28, 28)))
+    sheet = contact_sheet(plain, num_rows=3, seed=0)
+    assert sheet.shape == (3 * 58 + 2, 10 * 58 + 2, 3)
+    assert np.array_equal(sheet, contact_sheet(plain, num_rows=3, seed=0))
+    assert not np.array_equal(sheet, contact_sheet(plain, num_rows=3, seed=1))
+
+
+def test_a_sheet_of_duplicates_shows_pairs_from_the_nearest_to_the_least_near() -> None:
+    shades = torch.arange(0, 250, 10, dtype=torch.uint8)
+    split = Split("train", images(shades[:, None, None, None].expand(25, 1, 28, 28)))
+    found = [Found(Pair(k, 24, "near", 0.9, ratio=0.01 * (10 - k)), split, split) for k in range(9)]
+    cell = (2 * 16 + 60, 118)
+    sheet = duplicate_sheet(found, num_pairs=60)
+    assert sheet.shape == (2 * cell[0], 6 * cell[1], 3)
+    assert sheet[60, 30 :: cell[1], 0].tolist() == [80, 70, 60, 50, 40, 30]
+    assert sheet[60, 88 :: cell[1], 0].tolist() == [240] * 6
+    few = duplicate_sheet(found, num_pairs=3)
+    assert few.shape == (cell[0], 6 * cell[1], 3)
+    assert few[60, 30 :: cell[1], 0].tolist() == [80, 40, 0, 0, 0, 0]
