@@ -6,13 +6,14 @@ python src/train.py -m schedule=linear,cosine model=unet_tiny,unet_small
 python src/train.py resume=last
 """
 
+import errno
 import sys
 import time
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from diffusion_lab import config_entry, run_resume, run_tables, runs
+from diffusion_lab import config_entry, run_folder, run_resume, run_tables, runs
 from diffusion_lab.config_check import UserError
 
 
@@ -21,16 +22,15 @@ def train(config: DictConfig) -> float | None:
     start = run_resume.start(config)
     if start.is_done:
         return run_resume.show_done(start)
-    run = runs.build(start.config, first_step=start.step)
+    run = runs.build(start.config)
     run_resume.require_fit(start, run)
-    runs.save_config(start.config, run)
-    run_resume.remember(start, run)
 
     from diffusion_lab import summary  # Lightning: by now it is loaded
 
     started = time.monotonic()
-    summary.announce(run.module, run.datamodule, run.trainer, run.folder, start.step)
-    _fit(run, start.checkpoint)
+    with run_folder.held(run, start) as checkpoint:
+        summary.announce(run.module, run.datamodule, run.trainer, run.folder, start.step)
+        _fit(run, checkpoint)
     result = summary.summarize(run.trainer, minutes=(time.monotonic() - started) / 60)
     if run.trainer.is_global_zero:
         run_tables.write_summary(run.folder, result.as_dict())
@@ -51,6 +51,13 @@ def _fit(run: runs.Run, checkpoint: Path | None) -> None:
         if run.trainer.is_global_zero:
             summary.show_how_to_resume(run.folder, stop.step)
         sys.exit(128 + stop.number)  # as the shell tells of a signal: never taken for success
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        raise UserError(
+            f"{run.folder} cannot be written to any more: {error.strerror}; the last checkpoint there is whole, and "
+            f"resume={run.folder} goes on from it once there is space."
+        ) from error
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ MATHEMATICS = (
     "optimizers",
     "step_guard",
 )
-DOORS = ("config_check", "config_entry", "runs", "run_tables", "run_evaluations", "run_resume")
+DOORS = ("config_check", "config_entry", "runs", "run_tables", "run_evaluations", "run_resume", "run_folder")
 
 
 def modules(prefix: str = "diffusion_lab") -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from omegaconf import OmegaConf
 
 from test_entry_points import ROOT, SMALL, table, train
@@ -84,6 +85,10 @@ def test_a_fork_goes_on_in_a_run_of_its_own_at_its_own_rate(stopped: Path, tmp_p
     assert str(stopped) not in (tmp_path / "fork" / "config.yaml").read_text().replace(f"forked_from: {stopped}", "")
     assert sorted(path.name for path in stopped.rglob("*")) == before
 
+    checkpoint = torch.load(tmp_path / "fork" / "checkpoints" / "previous.ckpt")
+    assert checkpoint["global_step"] == 3  # its own from the start: a fork that is killed early has lost nothing
+    assert checkpoint["callbacks"] == {}  # and counts no distance of the other run as its own
+
     larger = train(f'resume="{stopped}"', "fork=true", "model.channels=16", f"hydra.run.dir={tmp_path / 'larger'}")
     assert larger.returncode == 1
     assert last_line(larger).startswith("error: fork must keep what has a state (model, conditioning, ema, times)")
@@ -96,6 +101,9 @@ def test_a_fork_goes_on_in_a_run_of_its_own_at_its_own_rate(stopped: Path, tmp_p
         (["optimizer.lr=0.1"], "these differ: optimizer.lr (was 0.0005, got 0.1); fork=true starts a run of its own"),
         (["seed=1", "data.batch_size=16"], "data.batch_size (was 8, got 16), "),
         (["schedule=cosine"], "schedule._target_ (was diffusion_lab.process.LinearSchedule, got "),
+        (["fork=no", "optimizer.lr=0.1"], "fork must be true or false, got no."),
+        (["trainer.max_steps=abc"], "trainer.max_steps must be a whole number, got abc."),
+        (["hydra.run.dir=elsewhere"], "hydra.run.dir goes with fork=true alone"),
         (["optimizer.learning=0.1"], "optimizer.learning is not a setting in optimizer"),
     ],
     ids=lambda words: words if isinstance(words, str) else words[0],
@@ -116,6 +124,14 @@ def test_other_images_than_before_are_refused(run: Path) -> None:
     done = train(f"resume={run}", "trainer.max_steps=9")
     assert done.returncode == 1
     assert "fashion_mini holds others now: their decoded content differs" in last_line(done)
+    assert numbers(run)[-1]["step"] == "3"  # a refusal leaves the folder as it was
+
+
+def test_a_folder_that_another_run_is_in_is_left_alone(run: Path) -> None:
+    with FileLock(run / ".lock"):
+        done = train(f"resume={run}", "trainer.max_steps=9")
+    assert done.returncode == 1
+    assert last_line(done) == f"error: {run} is being trained in by another process; wait for its end, or stop it."
 
 
 def test_mistakes_are_said_in_one_sentence(run: Path, tmp_path: Path) -> None:
@@ -123,6 +139,8 @@ def test_mistakes_are_said_in_one_sentence(run: Path, tmp_path: Path) -> None:
     assert last_line(missing) == (
         "error: resume must be the folder of a run, or last, got logs/train/nowhere: it holds no config.yaml."
     )
+    nothing = train("resume=")
+    assert last_line(nothing) == "error: resume must be the folder of a run, or last, got nothing."
     sweep = train("-m", f"resume={run}", "seed=1,2")
     assert last_line(sweep).startswith("error: resume continues one run at a time")
     for name in ("last.ckpt", "previous.ckpt"):
@@ -130,7 +148,10 @@ def test_mistakes_are_said_in_one_sentence(run: Path, tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes()[:1000])
     damaged = train(f"resume={run}", "trainer.max_steps=9")
     assert last_line(damaged).startswith("error: resume finds no whole checkpoint: ")
-    assert all(done.returncode == 1 for done in (missing, sweep, damaged))
+    (run / "config.yaml").write_text("{")
+    broken = train(f"resume={run}")
+    assert last_line(broken).startswith(f"error: resume cannot read {run / 'config.yaml'}: ")
+    assert all(done.returncode == 1 for done in (missing, nothing, sweep, damaged, broken))
 
 
 def test_a_run_that_is_told_to_stop_says_how_to_resume_it_and_does_not_report_success(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def newest(folder: Path) -> Path | None:
             print(f"warning: {reason} Going on from {path.name}.", file=sys.stderr)
         return path
     if reasons:
-        raise DamagedCheckpointError(" ".join(reasons))
+        raise DamagedCheckpointError(" ".join(f"{reason.rstrip('.')};" for reason in reasons).rstrip(";"))
     return None
 
 

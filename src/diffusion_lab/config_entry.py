@@ -37,7 +37,11 @@ def entry(
 
     refused: list[str] = []
 
+    begun = False
+
     def run(config: DictConfig) -> object:
+        nonlocal begun
+        begun = True
         try:
             return job(config)
         except UserError as error:
@@ -57,6 +61,17 @@ def entry(
         if tracebacks == "1":
             raise
         _end(_sentence(error, config_name))
+    except OSError as error:
+        if begun or tracebacks == "1":
+            raise
+        _end(f"hydra.run.dir must be a folder that can be written to: {error.strerror}, got {error.filename}.")
+    except KeyboardInterrupt:  # before training, which ends by itself between two steps
+        if tracebacks == "1":
+            raise
+        if begun:
+            _forget_run()
+        print("interrupted.", file=sys.stderr)
+        sys.exit(130)
     if refused:
         _end(f"{len(refused)} of the sweep's runs were refused; {refused[-1]}")
 
@@ -77,7 +92,7 @@ def _end(message: str) -> NoReturn:
 def _forget_run() -> None:
     """Removes the folder of a run that was refused, unless there is more in it than Hydra's own notes."""
     folder = Path(HydraConfig.get().runtime.output_dir)
-    if all(path.name in (".hydra", "wandb_id") or path.suffix == ".log" for path in folder.iterdir()):
+    if all(path.name in (".hydra", ".lock", "wandb_id") or path.suffix == ".log" for path in folder.iterdir()):
         shutil.rmtree(folder)
 
 

@@ -83,6 +83,7 @@ class DiffusionModule(LightningModule):
         # a run may go on with another accumulation, and a fork with other rates.
         if step := checkpoint["global_step"]:
             _stand_after(step, self.trainer.accumulate_grad_batches, checkpoint["loops"]["fit_loop"])
+        checkpoint["callbacks"].pop("Timer", None)  # trainer.max_time is the time of one job
         for state in checkpoint["optimizer_states"]:
             for group in state["param_groups"]:
                 group.update(self.optimizer.settings(step))

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from diffusion_lab.config_check import UserError
 from diffusion_lab.config_entry import ROOT, composed
@@ -48,7 +49,8 @@ class Start:
     @property
     def is_done(self) -> bool:
         """Whether no step is left."""
-        return self.continues and 0 < self.config.trainer.max_steps <= self.step
+        max_steps = self.config.trainer.max_steps
+        return self.continues and isinstance(max_steps, int) and 0 < max_steps <= self.step
 
 
 def prepare_command_line() -> None:
@@ -57,17 +59,20 @@ def prepare_command_line() -> None:
     Hydra then composes the run as it was, with the changes.  Raises UserError where there is no such run.
     """
     words = sys.argv[1:]
-    found = [match[1] for word in words if (match := re.fullmatch(r"resume=(.+)", word)) and match[1] != "null"]
+    found = [match[1] for word in words if (match := re.fullmatch(r"\+*resume=(.*)", word)) and match[1] != "null"]
     if not found or os.environ.get("DIFFUSION_LAB_RESUMED") == found[-1]:
         return
     if any(word in ("-m", "--multirun") for word in words):
         raise UserError(f"resume continues one run at a time, got a sweep of resume={found[-1]}.")
     folder = _located(found[-1])
-    others = [word for word in words if not word.startswith("resume=")]
+    others = [word for word in words if _key(word) != "resume"]
     given = {_key(word) for word in others}
-    kept = [word for word in _words_of(folder) if _key(word) not in given]
+    # A setting that was added stays added, so that it can be changed.
+    kept = [word for word in _words_of(folder) if _key(word) not in given or re.match(r"\+[^=]*\.", word)]
     sys.argv[1:] = [*kept, *others, f"resume={_quoted(folder)}"]
-    if not _forked(others):
+    if not any(re.fullmatch(r"\+*fork=true", word, re.IGNORECASE) for word in others):
+        if "hydra.run.dir" in given:
+            raise UserError("hydra.run.dir goes with fork=true alone: resume goes on in the run's own folder.")
         sys.argv += [f"hydra.run.dir={_quoted(folder)}", "hydra.output_subdir=null"]
     # Processes that this one starts inherit the prepared command line.
     os.environ["DIFFUSION_LAB_RESUMED"] = _quoted(folder)
@@ -80,11 +85,13 @@ def start(config: DictConfig) -> Start:
     """
     if not config.resume:
         return Start(config)
+    if not isinstance(config.fork, bool):
+        raise UserError(f"fork must be true or false, got {config.fork}.")
     folder = Path(config.resume)
     run_folder = Path(config.run_folder)
     now = _flat(_plain(config))
     before = _flat(_plain(composed("train", [*_words_of(folder), f"run_folder={_quoted(run_folder)}"])))
-    saved = _flat(_relocated(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")), run_folder))
+    saved = _flat(_relocated(_loaded(folder / "config.yaml", dict), run_folder))
     changed = {key for key in now.keys() | before.keys() if now.get(key) != before.get(key)}
     wanted = {key: value for key, value in saved.items() if key not in changed or key in now}
     wanted |= {key: now[key] for key in changed if key in now}
@@ -133,16 +140,6 @@ def show_done(start: Start) -> float | None:
     return content.get("objective", content.get("loss"))
 
 
-def remember(start: Start, run: Run) -> None:
-    """Keeps what a resumed run was started with, so that it can be resumed again."""
-    if not start.continues or not run.trainer.is_global_zero:
-        return
-    words = [word for word in HydraConfig.get().overrides.task if not re.match(r"(resume|fork)=", word)]
-    path = run.folder / ".hydra" / "overrides.yaml"
-    path.parent.mkdir(exist_ok=True)
-    OmegaConf.save(OmegaConf.create(words), path)
-
-
 def _located(name: str) -> Path:
     """The folder of a run: as it is, below logs/train, or that of the last run."""
     runs = ROOT / "logs" / "train"
@@ -151,6 +148,8 @@ def _located(name: str) -> Path:
         if not folders:
             raise UserError(f"resume=last finds no run in {runs}.")
         return max(folders, key=_last_written)
+    if not name:
+        raise UserError("resume must be the folder of a run, or last, got nothing.")
     wanted = Path(name.strip("'\"")).expanduser()
     for folder in (Path.cwd() / wanted, ROOT / wanted, runs / wanted):
         if (folder / "config.yaml").is_file():
@@ -166,7 +165,7 @@ def _last_written(folder: Path) -> float:
 def _words_of(folder: Path) -> list[str]:
     """What a run was started with."""
     path = folder / ".hydra" / "overrides.yaml"
-    words = [str(word) for word in OmegaConf.load(path)] if path.is_file() else []
+    words = [str(word) for word in _loaded(path, list)] if path.is_file() else []
     return [word for word in words if not re.match(r"(resume|fork)=", word)]
 
 
@@ -174,8 +173,15 @@ def _key(word: str) -> str:
     return word.lstrip("+~").partition("=")[0]
 
 
-def _forked(words: list[str]) -> bool:
-    return any(re.fullmatch(r"fork=(true|yes|on|1)", word, re.IGNORECASE) for word in words)
+def _loaded(path: Path, kind: type) -> Any:
+    """The content of a run's YAML file.  Raises UserError where it was damaged."""
+    try:
+        content: Any = OmegaConf.to_container(OmegaConf.load(path))
+    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"resume cannot read {path}: {' '.join(str(error).split())[:200]}") from error
+    if type(content) is not kind or (type(content) is dict and "run_folder" not in content):
+        raise UserError(f"resume cannot read {path}: it is not what a run wrote.")
+    return content
 
 
 def _refuse_changes(saved: dict[KeyPath, Any], wanted: dict[KeyPath, Any]) -> None:
@@ -245,6 +251,6 @@ def _relocated(saved: Any, folder: Path) -> Any:
 
 
 def _quoted(path: Path) -> str:
-    """A path as a value of Hydra's override grammar."""
-    escaped = str(path).replace("\\", "\\\\").replace('"', '\\"')
+    """A path as a value of Hydra's override grammar, in which a backslash counts only before a quote."""
+    escaped = re.sub(r'(\\+)(?="|$)', r"\1\1", str(path)).replace('"', '\\"')
     return f'"{escaped}"'

@@ -40,10 +40,9 @@ class Run:
     folder: Path
 
 
-def build(config: DictConfig, *, first_step: int = 0) -> Run:
+def build(config: DictConfig) -> Run:
     """The run that a config describes; everything that can be wrong with it is said before any data is decoded.
 
-    first_step: how many steps a resumed run has done; its numbers up to there are kept.
     Ordered by what a check costs: the files of the data, then the network (torch), then all the rest (Lightning).
     Raises UserError.
     """
@@ -79,7 +78,6 @@ def build(config: DictConfig, *, first_step: int = 0) -> Run:
     loggers = [instantiated(node, f"logger.{name}") for name, node in config.logger.items() if node is not None]
     trainer = instantiated(config.trainer, "trainer", callbacks=callbacks, logger=loggers)
     _require_even_shares(datamodule, trainer)
-    _start_loggers(loggers, first_step)
     return Run(module, datamodule, trainer, folder)
 
 
@@ -209,27 +207,6 @@ def _require_even_shares(datamodule: "ImageDataModule", trainer: "Trainer") -> N
         )
     except ValueError as error:
         raise UserError(str(error)) from error
-
-
-def save_config(config: DictConfig, run: Run) -> None:
-    """Writes `config.yaml`, from which the run is loaded and resumed."""
-    if run.trainer.is_global_zero:
-        partial = run.folder / "config.partial"
-        OmegaConf.save(resolved(config), partial)
-        partial.replace(run.folder / "config.yaml")  # a kill leaves the old one or the new
-
-
-def _start_loggers(loggers: list[Any], first_step: int) -> None:
-    for logger in loggers:
-        if hasattr(logger, "continue_after"):
-            logger.continue_after(first_step)
-        try:
-            _ = logger.experiment
-        except Exception as error:
-            if not type(error).__module__.startswith("wandb"):
-                raise
-            reason = " ".join(str(error).split())
-            raise UserError(f"logger.wandb: {reason} logger.wandb.offline=true needs no account.") from error
 
 
 def instantiated(node: Any, path: str, **extra: Any) -> Any:

@@ -11,9 +11,12 @@ from lightning import Callback, Trainer
 
 from diffusion_lab import checkpoint_files
 from diffusion_lab.callbacks.every import Every
+from diffusion_lab.callbacks.stop_on_signal import StoppedBySignal
 from diffusion_lab.data.step_sampler import StepSampler
 from diffusion_lab.lightning_module import DiffusionModule
 from diffusion_lab.step_guard import DivergedError, Look, Reason
+
+TABLE = "refused_steps.csv"
 
 
 class RestoreOnDivergence(Callback):
@@ -31,6 +34,8 @@ class RestoreOnDivergence(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         self._every = Every(pl_module.guard.patience)
+        if trainer.is_global_zero:
+            _drop_rows_from(trainer.global_step, self.folder / TABLE)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: DiffusionModule, *args: Any) -> None:
         assert self._every is not None
@@ -41,6 +46,12 @@ class RestoreOnDivergence(Callback):
         if self._every is not None and self._every.left_over(trainer.global_step):
             self._look(trainer, pl_module)
 
+    def on_exception(self, trainer: Trainer, pl_module: DiffusionModule, exception: BaseException) -> None:
+        if isinstance(exception, StoppedBySignal):  # all processes are here
+            look = pl_module.guard.look()
+            if look.refused and trainer.is_global_zero:
+                self._report(trainer, look)
+
     def _look(self, trainer: Trainer, module: DiffusionModule) -> None:
         look = module.guard.look()
         if look.refused and trainer.is_global_zero:
@@ -49,7 +60,7 @@ class RestoreOnDivergence(Callback):
             self._go_back(trainer, module)
 
     def _report(self, trainer: Trainer, look: Look) -> None:
-        path = self.folder / "refused_steps.csv"
+        path = self.folder / TABLE
         if unasked := [f"{step} ({reason})" for step, reason in look.refused if reason is not Reason.TOLD_TO_SKIP]:
             _warn(f"not applied: step {', '.join(unasked)}; the images are in {path}")
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -119,6 +130,14 @@ def _rows(trainer: Trainer, refused: tuple[tuple[int, Reason], ...]) -> Iterator
     for step, reason in refused:
         whole = StepSampler(len(data.train_images), batch_size=data.batch_size, seed=data.seed, first_step=step)
         yield [step, reason, " ".join(map(str, next(iter(whole)).index))]
+
+
+def _drop_rows_from(step: int, path: Path) -> None:
+    """Leaves out the steps that a resumed run does again."""
+    if path.is_file():
+        head, *rows = path.read_text().splitlines(keepends=True)
+        kept = [row for row in rows if row.partition(",")[0].isdigit() and int(row.partition(",")[0]) < step]
+        path.write_text("".join([head, *kept]))
 
 
 def _warn(sentence: str) -> None:

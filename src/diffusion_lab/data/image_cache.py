@@ -65,7 +65,7 @@ class ImageCache:
         if found := _whole(folder / key):
             return found
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            _made(folder)
             with _locked(folder / f"{key}.lock", key):
                 return _whole(folder / key) or _built(folder, key, build)
         except FileNotFoundError:
@@ -75,6 +75,13 @@ class ImageCache:
                 f"data.cache_folder must be a folder that can be written to with enough space, got {folder}: "
                 f"{error.strerror or error}; DIFFUSION_LAB_CACHE names another too."
             ) from error
+
+
+def _made(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # such as below /proc: not the set's own
+        raise PermissionError(error.errno, "it cannot be made") from error
 
 
 def default_folder() -> Path:
