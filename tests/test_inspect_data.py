@@ -41,14 +41,14 @@ def size(path: Path) -> tuple[int, int]:
         return picture.size
 
 
-def test_a_folder_of_images_is_reported_in_numbers_and_pictures(tmp_path: Path) -> None:
+def test_splits_of_a_folder_are_reported_in_numbers_and_pictures(tmp_path: Path) -> None:
     write_images(tmp_path / "set")
-    folder = tmp_path / "run"
     done = run(
-        "data=class_folders", f"data.path={tmp_path / 'set'}", "data.resolution=16", "num_rows=5",
-        f"hydra.run.dir={folder}",
+        "-m", "data=class_folders", f"data.path={tmp_path / 'set'}", "data.resolution=16", "num_rows=5",
+        "split=train,test", f"hydra.sweep.dir={tmp_path}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    folder, of_test = tmp_path / "0", tmp_path / "1"
     report = json.loads((folder / "report.json").read_text())
     assert (report["num_images"], report["class_counts"]) == (32, {"cat": 16, "dog": 16})
     assert (report["channels"], report["height"], report["width"]) == (3, 16, 16)
@@ -66,6 +66,8 @@ def test_a_folder_of_images_is_reported_in_numbers_and_pictures(tmp_path: Path) 
     assert size(folder / "duplicates.png") == (6 * (2 * tile + 2), 32 + tile + 2)
     assert "of 8 images of test, 1 are also in train, and 0 nearly" in done.stdout
     assert done.stderr == ""
+    assert json.loads((of_test / "report.json").read_text())["overlap"] is None
+    assert not (of_test / "duplicates.png").exists()
 
 
 def test_the_embedded_set_has_no_test_split_and_says_how_many_were_compared(tmp_path: Path) -> None:

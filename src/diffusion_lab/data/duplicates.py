@@ -103,7 +103,7 @@ class NearDuplicates:
         return sorted(self._pairs(others, pictures, same=False), key=lambda pair: pair.ratio)
 
     def _pairs(self, rows: Tensor, columns: Tensor, *, same: bool) -> Iterator[Pair]:
-        if len(columns) < 2 + same or not len(rows):
+        if len(columns) < 2 + same:
             return  # without a further picture there is nothing to be nearer than
         for row, column in _neighbours(rows, columns, self.neighbour, self.max_ratio + SLACK, same=same):
             correlation, mirrored = _correlations(rows[row], columns[column])  # [R, K]
