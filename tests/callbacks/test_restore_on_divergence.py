@@ -1,7 +1,9 @@
 """Runs that go back to a checkpoint, and runs that give up."""
 
 import csv
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ from lightning import Callback, Trainer
 
 from diffusion_lab.callbacks.checkpoints import SaveLast
 from diffusion_lab.callbacks.restore_on_divergence import RestoreOnDivergence
+from diffusion_lab.callbacks.stop_on_signal import StopOnSignal, StoppedBySignal
 from diffusion_lab.data.image_datamodule import ImageBatch
 from diffusion_lab.lightning_module import DiffusionModule
 from diffusion_lab.optimizers import Adam, LearningRateCourse
@@ -169,3 +172,23 @@ def test_a_diverged_run_ends_the_command_with_one_sentence(tmp_path: Path) -> No
     assert done.stderr.splitlines()[-1].startswith("error: training diverged: 2 steps in a row had a loss or")
     assert "Traceback" not in done.stderr
     assert "loss not finite" in (tmp_path / "refused_steps.csv").read_text()
+
+
+def test_refused_steps_are_listed_once_whatever_stopped_the_run_and_where_it_went_on(tmp_path: Path) -> None:
+    class Signal(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+            if trainer.global_step == 8:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def run(max_steps: int, *callbacks: Callback, **settings: Any) -> None:
+        fit(guarded(skip_steps=[1, 6, 7]), max_steps, callbacks=[*callbacks, *saving(tmp_path)], **settings)
+
+    def listed() -> list[str]:
+        with (tmp_path / "refused_steps.csv").open() as file:
+            return [row["step"] for row in csv.DictReader(file)]
+
+    with pytest.raises(StoppedBySignal):
+        run(20, Signal(), StopOnSignal())  # before it looks at steps 6 and 7
+    assert listed() == ["1", "6", "7"]
+    run(10, ckpt_path=tmp_path / "checkpoints" / "previous.ckpt")  # from step 5 on: they come again
+    assert listed() == ["1", "6", "7"]
