@@ -48,8 +48,8 @@ def load_evaluation(config: DictConfig) -> EvaluationJob:
     from diffusion_lab.evaluation import Evaluation
     from diffusion_lab.metrics.features import FeaturesUnavailableError
 
+    module = with_weights(trained, folder / "checkpoints" / config.checkpoint)  # says so where the file is damaged
     _require_averages(config, folder / "checkpoints" / config.checkpoint)
-    module = with_weights(trained, folder / "checkpoints" / config.checkpoint)
     try:
         store.locate()
         metrics = [instantiated(node, f"metrics.{name}") for name, node in trained.metrics.items()]
@@ -64,8 +64,7 @@ def load_evaluation(config: DictConfig) -> EvaluationJob:
             module.to(fabric.device), store, config.seed, config.batch_size, trained.guidance_scale, **place
         )
         for metric in metrics:
-            if hasattr(metric, "split"):
-                store.load(metric.split)  # a split that is not there is said before hours of sampling
+            store.load(getattr(metric, "split", "train"))  # what is not there is said before hours of sampling
     except ValueError as error:
         raise UserError(str(error)) from error
     return EvaluationJob(evaluation, metrics, fabric)
