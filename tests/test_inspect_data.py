@@ -92,6 +92,7 @@ def test_the_embedded_set_has_no_test_split_and_says_how_many_were_compared(tmp_
         ("seed=-1", r"seed must be a whole number in 0\.\.2\^63 - 1, got -1\."),
         ("near_duplicates=null", r"near_duplicates must hold settings, got null; .*"),
         ("near_duplicates.max_ratio=2", r"near_duplicates: max_ratio must be in \(0, 1\), got 2\."),
+        ("near_duplicates.neighbour=few", r"near_duplicates\.neighbour must be a whole number, got few\."),
         ("data.label_column=klass", r"data\.image_column and data\.label_column must be .*, got klass; .*"),
     ],
     ids=lambda value: value if "\\" not in value else "",
