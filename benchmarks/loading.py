@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from diffusion_lab.data.image_datamodule import ImageDataModule
+from diffusion_lab.data.image_datamodule import ImageDataModule, mirror
 from diffusion_lab.data.image_store import ImageStore
 
 BATCH_SIZE = 128
@@ -71,9 +71,8 @@ def gathered(store: ImageStore) -> Iterator[Tensor]:
     drawn = [batch.draws for batch in islice(data.train_dataloader(), 64)]
     orders = np.random.default_rng(0).integers(0, len(images), (64, BATCH_SIZE))
     for index, draws in cycle(zip(orders, drawn, strict=True)):
-        mirrored = draws.flips(0.5).nonzero().squeeze(1)
         x_0 = images.gather(index)
-        x_0.index_copy_(0, mirrored, x_0.index_select(0, mirrored).flip(-1))
+        mirror(x_0, draws.flips(0.5))
         yield x_0.float().div_(127.5).sub_(1)
 
 

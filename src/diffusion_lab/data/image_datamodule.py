@@ -84,7 +84,7 @@ class ImageDataModule(LightningDataModule):
         """Which images the steps of a checkpoint were trained on."""
         return {"fingerprint": self.train_images.fingerprint}
 
-    def train_dataloader(self) -> "_Watched":
+    def train_dataloader(self) -> "_Batches":
         trainer = self.trainer
         assert trainer is not None
         sampler = StepSampler(
@@ -96,15 +96,7 @@ class ImageDataModule(LightningDataModule):
             accumulate=trainer.accumulate_grad_batches,
             first_step=trainer.global_step,
         )
-        loader = DataLoader(
-            _Shares(self.train_images, self.seed, self.batch_size),
-            batch_size=None,  # an item is a whole micro-batch: one gather, no Python per image
-            sampler=sampler,
-            num_workers=self.num_workers,
-            collate_fn=_unchanged,
-            persistent_workers=self.num_workers > 0,
-        )
-        return _Watched(loader, self)
+        return _Batches(_Shares(self.train_images, self.seed, self.batch_size), sampler, self)
 
     def on_after_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> ImageBatch:
         if self.horizontal_flip:
@@ -126,14 +118,19 @@ def mirror(images: Tensor, mirrored: Tensor) -> None:
     images.view(len(images), -1).view(word).index_copy_(0, rows, turned.view(word))
 
 
-class _Watched(Iterable[ImageBatch]):
-    """A loader whose batches are waited for by the clock."""
+class _Batches(Iterable[ImageBatch]):
+    """Micro-batches in the sampler's order, waited for by the clock; loaded by workers if there are any."""
 
-    def __init__(self, loader: DataLoader[ImageBatch], datamodule: ImageDataModule) -> None:
-        self.loader, self.datamodule = loader, datamodule
+    def __init__(self, shares: "_Shares", sampler: StepSampler, datamodule: ImageDataModule) -> None:
+        self.shares, self.sampler, self.datamodule = shares, sampler, datamodule
 
     def __iter__(self) -> Iterator[ImageBatch]:
-        batches = iter(self.loader)
+        # A DataLoader without workers would take as long as half a gather. An item is a whole micro-batch.
+        num_workers = self.datamodule.num_workers
+        batches: Iterator[ImageBatch] = map(self.shares.__getitem__, self.sampler)
+        if num_workers:
+            loader = DataLoader(self.shares, None, sampler=self.sampler, num_workers=num_workers, collate_fn=_unchanged)
+            batches = iter(loader)
         while True:
             started = time.perf_counter()
             batch = next(batches)
@@ -149,7 +146,7 @@ class _Shares(Dataset[ImageBatch]):
 
     def __getitem__(self, share: Share) -> ImageBatch:
         draws = Draws(self.seed, share.step, share.positions, self.batch_size)
-        return ImageBatch(self.images.gather(share.index), self.images.label[share.index], draws)
+        return ImageBatch(self.images.gather(share.index), self.images.label[torch.from_numpy(share.index)], draws)
 
 
 def _unchanged(batch: Any) -> Any:

@@ -50,6 +50,8 @@ class StepSampler(Sampler[Share]):
     def _index(self, step: int, positions: range) -> np.ndarray:
         number = step * self.batch_size + np.arange(positions.start, positions.stop)
         epoch, place = np.divmod(number, self.size)
+        if epoch[0] == epoch[-1]:
+            return self._order(epoch[0])[place]
         index = np.empty(len(number), dtype=np.int64)
         for e in range(epoch[0], epoch[-1] + 1):
             index[epoch == e] = self._order(e)[place[epoch == e]]
