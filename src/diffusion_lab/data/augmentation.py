@@ -74,7 +74,7 @@ class Distortions:
     flip_x, flip_y: 1 mirrors left and right, top and bottom.  zoom: enlarges by 2^(0.2 zoom).
     angle: turns counter-clockwise, in radians.
     stretch, direction: enlarges by 2^(0.2 stretch) along the direction, in radians clockwise from the right, and
-        shrinks as much across it.
+        shrinks as much across it; half of the directions are 0.
     right, down: shifts, in eighths of the side.
     """
 
@@ -91,17 +91,18 @@ class Distortions:
     def drawn(cls, draws: Draws, probability: float) -> "Distortions":
         """Those of a step's images (Karras et al. 2022, table 6)."""
         # Worked out for the whole global batch: vectorised functions may round otherwise in a batch of another length.
-        uniform, normal = draws.augmentation(num_uniform=9, num_normal=4)
+        uniform, normal = draws.augmentation(num_uniform=10, num_normal=4)
         flip_y, zoomed, turned, stretched, shifted = (uniform[:, :5] < probability).double().unbind(1)
         coins = (uniform[:, 5:7] < 0.5).double()
-        angles = math.pi * (2 * uniform[:, 7:] - 1)
+        angles = math.pi * (2 * uniform[:, 7:9] - 1)
+        oblique = (uniform[:, 9] < 0.5).double()  # the others along the sides, as in the paper's code
         whole = (
             coins[:, 0],
             flip_y * coins[:, 1],
             zoomed * normal[:, 0],
             turned * angles[:, 0],
             stretched * normal[:, 1],
-            stretched * angles[:, 1],
+            stretched * oblique * angles[:, 1],
             shifted * normal[:, 2],
             shifted * normal[:, 3],
         )
