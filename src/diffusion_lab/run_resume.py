@@ -22,6 +22,9 @@ from diffusion_lab.runs import Run, resolved
 
 KeyPath = tuple[Any, ...]
 
+SUMMARY = ("steps", "loss", "images_per_second", "minutes")
+"""What summary.json holds of every run, beside a distance where one was measured."""
+
 WITHOUT_EFFECT = (
     *("run_folder", "resume", "fork", "forked_from", "logger.*"),
     *("trainer.max_steps", "trainer.max_time", "trainer.log_every_n_steps", "trainer.enable_*", "trainer.profiler"),
@@ -136,8 +139,9 @@ def show_done(start: Start) -> float | None:
         f"trainer.max_steps above {start.step} trains it on."
     )
     summary = folder / "summary.json"
-    content = json.loads(summary.read_text()) if summary.is_file() else {}
-    return content.get("objective", content.get("loss"))
+    content: dict[str, float | None] = json.loads(summary.read_text()) if summary.is_file() else {}
+    distances = [value for name, value in content.items() if name not in SUMMARY]  # under a name that tells how
+    return distances[-1] if distances else content.get("loss")
 
 
 def _located(name: str) -> Path:
