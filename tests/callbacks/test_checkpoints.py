@@ -114,6 +114,7 @@ def test_a_run_goes_on_at_the_rates_of_its_optimizer(tmp_path: Path) -> None:
     saved(small_module(), tmp_path, 3)
     slower = small_module(lr=1e-4)
     trainer = saved(slower, tmp_path, 4, ckpt_path=tmp_path / "last.ckpt")
+    assert float(trainer.callback_metrics["learning_rate"]) == 1e-4  # of the very first step
     assert trainer.optimizers[0].param_groups[0]["lr"] == 1e-4
     assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 4
 
