@@ -14,12 +14,13 @@ help: ## list the targets
 
 install: $(READY) ## build .venv with pinned versions of everything
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt tests/peers.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: PYTHON must be Python 3.11 or newer, got $$($(PYTHON) --version 2>&1)."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/peers --requirement tests/peers.txt
 	@touch $@
 
 train: $(READY) ## train the quick start: clothes out of noise, in minutes on two CPU cores
@@ -48,4 +49,4 @@ clean: ## remove caches and .venv
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 clean-logs: ## remove all runs
-	rm -rf logs/train logs/evaluate logs/show_schedule logs/reconstruct_ema logs/inspect_data
+	rm -rf logs/train logs/evaluate logs/sample logs/images logs/compare logs/show_schedule logs/reconstruct_ema logs/inspect_data

@@ -1,42 +1,85 @@
-"""Measures a trained run: the distance of its samples to the data, bits per dimension.
+"""Measures trained runs: distances of their samples, bits per dimension.
 
 python src/evaluate.py run=logs/train/RUN
-python src/evaluate.py run=logs/train/RUN sampler=ddim sampler.num_steps=10
-python src/evaluate.py run=logs/train/RUN 'metrics=[bound,flow]'
+python src/evaluate.py run=logs/train/RUN 'metrics=[fid,kid,is,precision_recall,nll]' num_samples=50000
+python src/evaluate.py 'run=logs/train/*' sampler=ddim sampler.num_steps=50
+python src/evaluate.py -m run=logs/train/RUN sampler=ddim,ancestral sampler.num_steps=10,50
 """
 
-import time
+import resource
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from diffusion_lab import config_entry, run_evaluations, run_tables
+from diffusion_lab.config_check import UserError
+
+if TYPE_CHECKING:
+    from diffusion_lab.evaluation import Number
+    from diffusion_lab.run_evaluations import Measured
 
 
-def evaluate(config: DictConfig) -> float:
+def evaluate(config: DictConfig) -> float | None:
     """Run folder -> averaged denoiser -> sampler -> table of metrics.  Returns the first number."""
-    job = run_evaluations.load_evaluation(config)
-    started = time.monotonic()
-    with job.fabric.autocast():
-        numbers = [job.evaluation.measure(metric) for metric in job.metrics]
-        if job.fabric.is_global_zero:
-            _write(job, config, dict(zip((metric.name for metric in job.metrics), numbers, strict=True)), started)
-    return numbers[0]
+    targets = run_evaluations.targets(config)
+    fabric = run_evaluations.launch(config)
+    output, results = Path(config.output_folder), []
+    for number, measured in enumerate(run_evaluations.each(config, targets, fabric)):
+        folder = output if len(targets) == 1 else output / f"{number}_{measured.target.name}"
+        with fabric.autocast():
+            results.append(_measure(measured, config, folder))
+        if fabric.is_global_zero:
+            _write(results[-1], measured, folder)
+    if len(targets) > 1 and fabric.is_global_zero:
+        run_tables.show_table([output], output, "runs", swept=["run"], allowed=config.allow)
+    return results[0][0].value
 
 
-def _write(job: run_evaluations.EvaluationJob, config: DictConfig, numbers: dict[str, float], started: float) -> None:
-    from diffusion_lab import pictures, plots
+def _measure(measured: "Measured", config: DictConfig, folder: Path) -> list["Number"]:
+    """All numbers of a checkpoint, and the files of its images; finished batches are kept until all is done."""
+    from diffusion_lab.image_files import ImageFiles
 
-    folder = Path(config.output_folder)
-    for metric in job.metrics:
-        if hasattr(metric, "terms") and len(metric.terms) > 1:
-            plots.save_bound(metric.terms.tolist(), metric.quantity.steps.tolist(), folder / f"{metric.name}.csv")
-    if config.num_pictures:
-        images = job.evaluation.pictures(config.num_pictures)
-        pictures.save_picture(pictures.grid(images, num_columns=8), folder / "samples.png")
-    run_tables.write_summary(folder, {**numbers, "minutes": (time.monotonic() - started) / 60})
-    for name, number in numbers.items():
-        print(f"{name}  {number:.4f}")
+    evaluation = measured.evaluation
+    drawn = evaluation.images
+    drawn.folder = run_evaluations.work_folder(config, drawn)
+    files = ImageFiles(folder, num_pictures=config.num_pictures, png=config.save_png, npz=config.save_npz)
+    files.prepare()
+    try:
+        if measured.metrics or config.save_npz or config.save_png:
+            numbers = evaluation.measure(measured.metrics, files.look)
+        else:  # what is measured of data alone needs no samples
+            numbers = []
+            evaluation.draw(config.num_pictures, files.look)
+        numbers += [evaluation.mean(metric, images) for metric, images in measured.means]
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    files.finish(drawn.shape)
+    run_evaluations.leave(config, drawn)
+    return numbers
+
+
+def _write(numbers: list["Number"], measured: "Measured", folder: Path) -> None:
+    from diffusion_lab import plots
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for metric, _ in measured.means:
+        if (steps := getattr(metric.quantity, "steps", None)) is not None:
+            plots.save_bound(metric.terms.tolist(), steps.tolist(), folder / f"{metric.name}.csv")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    record = {
+        "run": str(measured.target.folder),
+        "checkpoint": measured.target.checkpoint.name,
+        "step": measured.step,
+        "numbers": [asdict(number) for number in numbers],
+        "seconds": measured.evaluation.seconds,
+        "peak_memory_gb": peak,
+    }
+    run_tables.write_metrics(folder, record)
+    minutes = sum(measured.evaluation.seconds.values()) / 60
+    run_tables.write_summary(folder, {number.name: number.value for number in numbers} | {"minutes": minutes})
+    run_tables.show_numbers(record)
     print(f"everything is in {folder}", flush=True)
 
 

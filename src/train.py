@@ -34,6 +34,8 @@ def train(config: DictConfig) -> float | None:
     result = summary.summarize(run.trainer, minutes=(time.monotonic() - started) / 60)
     if run.trainer.is_global_zero:
         run_tables.write_summary(run.folder, result.as_dict())
+        if result.numbers:
+            run_tables.write_metrics(run.folder, result.record(run.folder))
         if not config_entry.swept():
             summary.show(result, run.folder)
     return result.objective

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from diffusion_lab.data.image_store import ImageStore
 from diffusion_lab.data.images import Images
-from diffusion_lab.metrics.features import FASHION_CNN_WEIGHTS, FashionCNN
+from diffusion_lab.features import FASHION_CNN_WEIGHTS, FashionCNN
 from diffusion_lab.randomness import permutation
 
 

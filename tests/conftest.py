@@ -1,7 +1,12 @@
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+# At the end: where something is in both places, the environment's own comes first.
+sys.path.append(str(Path(sys.prefix, "peers")))
 
 # derandomize: the suite answers the same on every run. No deadline: a busy machine is not a failure.
 settings.register_profile("suite", derandomize=True, deadline=None, database=None, max_examples=40)

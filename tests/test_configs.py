@@ -20,7 +20,7 @@ NEEDS = {  # what a choice cannot do without
     "data=folder": ["data.path=somewhere"],
     "data=class_folders": ["data.path=somewhere"],
     # training measures the distance; the other metrics are of evaluation, and may stand beside it
-    **{f"metrics={name}": [f"metrics=[frechet,{name}]"] for name in ("bound", "flow", "reconstruction")},
+    **{f"metrics={name}": [f"metrics=[fid,{name}]"] for name in ("bound", "nll", "flow", "reconstruction")},
 }
 NAMES_ELSEWHERE: dict[str, dict[str, str]] = OmegaConf.to_object(OmegaConf.load(CONF / "_names_elsewhere.yaml"))  # type: ignore[assignment]
 EXPERIMENTS = [choice for choice in CHOICES if choice.startswith("experiment=")]
@@ -138,6 +138,19 @@ def test_names_of_other_code_are_none_of_ours_and_point_to_ours(group: str) -> N
     for name, meaning in NAMES_ELSEWHERE[group].items():
         assert name not in ours
         assert meaning.split()[0].rstrip(",") in ours
+
+
+def test_training_measures_the_first_metric() -> None:
+    targets = {
+        name: composed(f"metrics={name}").callbacks.measure_distance.metric._target_.rpartition(".")[2]
+        for name in ("fid", "kid", "[precision_recall,fid]")
+    }
+    assert list(targets.values()) == ["FrechetDistance", "KernelDistance", "PrecisionRecall"]
+
+
+def test_metrics_that_bring_features_of_their_own_leave_the_others_theirs() -> None:
+    metrics = composed("metrics=[fid,cmmd]", "features=inception").metrics
+    assert [metrics[name].features._target_.rpartition(".")[2] for name in ("fid", "cmmd")] == ["Inception", "CLIP"]
 
 
 def test_the_default_prediction_is_the_noise() -> None:

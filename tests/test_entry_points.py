@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from diffusion_lab.config_check import UserError
-from diffusion_lab.metrics.features import to_uint8
+from diffusion_lab.features import to_uint8
 from diffusion_lab.runs import load_module
 
 ROOT = Path(__file__).parents[1]
@@ -27,7 +27,7 @@ SMALL = [
     "trainer.log_every_n_steps=2",
     "callbacks.sample_images.num_images=4",
     "callbacks.measure_distance.every_n_steps=2",
-    "metrics.frechet.num_samples=20",
+    "num_samples=20",
     "sampler.num_steps=5",
 ]
 
@@ -56,7 +56,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_a_run_leaves_config_metrics_checkpoints_and_pictures(run: tuple[Path, str]) -> None:
     folder, _ = run
     rows = table(folder / "metrics.csv")
-    assert [float(row["fd_fashion_cnn_20"]) > 0 for row in rows if row["fd_fashion_cnn_20"]] == [True, True]
+    assert [float(row["fd_fashion_cnn_20_train"]) > 0 for row in rows if row["fd_fashion_cnn_20_train"]] == [True, True]
     assert any(row["loss"] for row in rows)
     assert any(row["images_per_second"] for row in rows)
     rates = [float(row["learning_rate"]) for row in rows if row["learning_rate"]]
@@ -76,7 +76,7 @@ def test_a_checkpoint_is_plain_enough_to_load_safely(run: tuple[Path, str]) -> N
 def test_a_run_ends_with_a_short_summary(run: tuple[Path, str]) -> None:
     folder, said = run
     assert re.search(r"done: 4 steps in \d+\.\d minutes, [\d,]+ images/s while training", said)
-    assert re.search(r"distance    fd_fashion_cnn_20: \d+\.\d\d at step 2, \d+\.\d\d at step 4", said)
+    assert re.search(r"distance    fd_fashion_cnn_20_train: \d+\.\d\d at step 2, \d+\.\d\d at step 4", said)
     assert f"{folder.name}/samples/step_0000004.png" in said
     assert len(re.findall(r"^  python src/train.py ", said, flags=re.MULTILINE)) == 2
     content = json.loads((folder / "summary.json").read_text())
@@ -107,10 +107,10 @@ def test_a_sweep_gives_each_run_its_folder_and_ends_with_a_table(tmp_path: Path)
         "3_prediction-v_schedule-cosine",
     ]
     assert all((tmp_path / folder / "metrics.csv").is_file() for folder in folders)
-    assert re.search(r"schedule .* prediction .* fd_fashion_cnn_20", done.stdout)
+    assert re.search(r"schedule .* prediction .* fd_fashion_cnn_20_train", done.stdout)
     rows = table(tmp_path / "sweep.csv")
     assert [row["schedule"] for row in rows] == ["linear", "linear", "cosine", "cosine"]
-    assert len({row["fd_fashion_cnn_20"] for row in rows}) == 4
+    assert len({row["fd_fashion_cnn_20_train"] for row in rows}) == 4
 
 
 def test_a_sweep_goes_on_after_a_run_that_is_refused(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_tensorboard_receives_numbers_and_pictures(tmp_path: Path) -> None:
     (events,) = (tmp_path / "tensorboard").glob("events.*")
     content = events.read_bytes()
     assert b"samples" in content
-    assert b"fd_fashion_cnn_20" in content
+    assert b"fd_fashion_cnn_20_train" in content
 
 
 def test_a_missing_feature_network_is_said_once_and_training_goes_on(tmp_path: Path) -> None:

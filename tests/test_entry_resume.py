@@ -33,6 +33,9 @@ def run(stopped: Path, tmp_path: Path) -> Path:
     return shutil.copytree(stopped, tmp_path / "run")
 
 
+OF_THE_CLOCK = ("images_per_second", "data_wait", "measuring_seconds", "measuring_share")
+
+
 def state(folder: Path, name: str = "last.ckpt") -> dict[str, torch.Tensor]:
     weights: dict[str, torch.Tensor] = torch.load(folder / "checkpoints" / name)["state_dict"]
     return weights
@@ -41,7 +44,7 @@ def state(folder: Path, name: str = "last.ckpt") -> dict[str, torch.Tensor]:
 def numbers(folder: Path) -> list[dict[str, str]]:
     """All that was logged but what the clock says."""
     rows = table(folder / "metrics.csv")
-    return [{key: row[key] for key in row if key not in ("images_per_second", "data_wait")} for row in rows]
+    return [{key: row[key] for key in row if key not in OF_THE_CLOCK} for row in rows]
 
 
 def last_line(done: subprocess.CompletedProcess[str]) -> str:

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from diffusion_lab.data.image_store import ImageStore
+from diffusion_lab.features import FashionCNN, to_uint8
 from diffusion_lab.metrics.copies import nearest_distances
-from diffusion_lab.metrics.features import FashionCNN, to_uint8
 from diffusion_lab.runs import load_module
 
 ROOT = Path(__file__).parents[1]

@@ -165,6 +165,26 @@ def _fastest_cpu_precision() -> str:
     return "bf16-mixed" if re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", flags) else "32-true"
 
 
+def _fastest_precision() -> str:
+    """bf16-mixed where there is a GPU, else that of `_fastest_cpu_precision`."""
+    return "bf16-mixed" if any(Path("/dev").glob("nvidia[0-9]*")) else _fastest_cpu_precision()
+
+
+def _processes_here() -> int | str:
+    """How many processes torchrun or srun started on this machine; "auto", all GPUs, where none did."""
+    if count := os.environ.get("LOCAL_WORLD_SIZE"):
+        return int(count)
+    tasks = re.match(r"\d+", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))  # such as 2(x3)
+    return int(tasks[0]) if tasks and "SLURM_PROCID" in os.environ else "auto"
+
+
+def _num_nodes() -> int:
+    """Of the job that torchrun or srun started; 1 where none did."""
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        return int(os.environ["WORLD_SIZE"]) // int(os.environ["LOCAL_WORLD_SIZE"])
+    return int(os.environ.get("SLURM_STEP_NUM_NODES", 1)) if "SLURM_PROCID" in os.environ else 1
+
+
 def _all_steps(schedule: DictConfig) -> int:
     """The number of steps of a table; a thousand, as the papers take, for a continuous schedule."""
     return len(schedule.betas) if "betas" in schedule else int(schedule.get("num_timesteps", 1000))
@@ -203,9 +223,13 @@ OmegaConf.register_new_resolver(
     "embedded", lambda name: str(Path(__file__).parent / "data" / "embedded" / name), replace=True
 )
 OmegaConf.register_new_resolver("fastest_cpu_precision", _fastest_cpu_precision, replace=True)
+OmegaConf.register_new_resolver("fastest_precision", _fastest_precision, replace=True)
+OmegaConf.register_new_resolver("processes_here", _processes_here, replace=True)
+OmegaConf.register_new_resolver("num_nodes", _num_nodes, replace=True)
 OmegaConf.register_new_resolver("share_of", lambda share, steps: int(share * steps), replace=True)
 OmegaConf.register_new_resolver("interval", _interval, replace=True)
 OmegaConf.register_new_resolver("at_most", min, replace=True)
+OmegaConf.register_new_resolver("first", lambda group: next(iter(group.values())), replace=True)
 OmegaConf.register_new_resolver("all_steps", _all_steps, replace=True)
 OmegaConf.register_new_resolver("answers", _answers, replace=True)
 OmegaConf.register_new_resolver("num_class_folders", _num_class_folders, replace=True)

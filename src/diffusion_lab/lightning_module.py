@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from diffusion_lab.data.image_datamodule import ImageBatch
 from diffusion_lab.denoiser import Denoiser, DenoiserLike
 from diffusion_lab.ema import EMA, RAW
+from diffusion_lab.fingerprints import describe
 from diffusion_lab.networks import Condition, Labels
 from diffusion_lab.objectives import Objective
 from diffusion_lab.optimizers import Adam
@@ -126,6 +127,13 @@ class DiffusionModule(LightningModule):
         if weights is not None and weights not in self.ema.networks:
             raise ValueError(f"weights must be {' or '.join([*self.ema.networks, RAW])}, got {weights}.")
         return self.ema.network if weights is None else self.ema.networks[weights]
+
+    def weights_protocol(self, weights: str | None = None) -> dict[str, Any]:
+        """What the protocol of a number says of the weights of `sampled_network`."""
+        if weights == RAW:
+            return {"kind": RAW}
+        name = weights or next(iter(self.ema.networks))
+        return {"kind": "ema", "name": name, "decay": describe(self.ema.decays[name])}
 
     def denoiser(self, guidance_scale: float = 1.0, weights: str | None = None) -> DenoiserLike:
         """An averaged network as an estimator of clean images; guidance_scale 1 is none.

@@ -4,19 +4,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from diffusion_lab.metrics.features import to_uint8
+from diffusion_lab.features import to_uint8
 
 
 def grid(images: Tensor, num_columns: int, tile: int = 56) -> np.ndarray:
-    """One picture of all images, uint8 [height, width, 3].  images: [B, C, H, W] in [-1, 1].
+    """One picture of all images, uint8 [height, width, 3].  images: [B, C, H, W], uint8, or in [-1, 1].
 
     tile: small images are enlarged by a whole factor to at least about this side, so that they can be looked at.
     """
-    pixels = to_uint8(images.cpu())
+    pixels = images.cpu() if images.dtype == torch.uint8 else to_uint8(images.cpu())
     factor = max(1, round(tile / pixels.shape[-1]))
     pixels = pixels.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
     picture: np.ndarray = make_grid(pixels, nrow=num_columns, padding=2).permute(1, 2, 0).numpy()

@@ -37,6 +37,35 @@ def save_bound(terms: Sequence[float], steps: Sequence[float], path: Path) -> No
     pyplot.close(figure)
 
 
+def save_lines(panels: dict[str, dict[str, list[tuple[float, float]]]], xlabel: str, path: Path) -> None:
+    """Lines of points (x, y), one panel for each number, as PNG; x in powers of ten, y too where it spans one.
+
+    panels: by the number's name, the points of each line by its name, growing in x.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    num_columns = min(3, len(panels))
+    num_rows = -(-len(panels) // num_columns)
+    figure, axes = pyplot.subplots(
+        num_rows, num_columns, figsize=(5.2 * num_columns, 3.8 * num_rows), layout="constrained", squeeze=False
+    )
+    for panel in axes.flat[len(panels) :]:
+        panel.set_visible(False)
+    for panel, (name, lines) in zip(axes.flat, panels.items(), strict=False):
+        for label, points in lines.items():
+            panel.plot(*zip(*points, strict=True), marker="o", label=label)
+        values = [y for points in lines.values() for _, y in points]
+        wide = min(values) > 0 and max(values) > max(1, 10 * min(values))  # shares stay as they are
+        panel.set(title=name, xlabel=xlabel, xscale="log", yscale="log" if wide else "linear")
+        ticks = sorted({x for points in lines.values() for x, _ in points})
+        panel.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks], minor=False)
+        panel.minorticks_off()
+        panel.grid(alpha=0.3)
+        if any(lines):
+            panel.legend()
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
 def save_schedules(schedules: dict[str, NoiseSchedule], times: dict[str, Tensor], image: Tensor, path: Path) -> None:
     """alpha, sigma and log-SNR of schedules over their range, and one image noised along each, as PNG.
 

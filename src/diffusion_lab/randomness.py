@@ -26,6 +26,7 @@ class Purpose(IntEnum):
     LIKELIHOOD = 7
     DROPOUT = 8
     AUGMENTATION = 9
+    SAMPLED_LABEL = 10
 
 
 def stream(seed: int, purpose: Purpose, step: int = 0, position: int = 0) -> np.random.Generator:

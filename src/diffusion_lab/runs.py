@@ -132,7 +132,7 @@ def resolved(config: DictConfig) -> DictConfig:
 
 
 def _build_module(config: DictConfig, network: Any) -> "DiffusionModule":
-    _quieten()
+    quieten()
     from diffusion_lab.lightning_module import DiffusionModule
 
     schedule = instantiated(config.schedule, "schedule")  # first by itself: its mistakes are said under its own name
@@ -179,7 +179,7 @@ def _load_images(datamodule: "ImageDataModule", num_classes: int) -> None:
 
 
 def _build_callbacks(config: DictConfig) -> Iterator[Any]:
-    from diffusion_lab.metrics.features import FeaturesUnavailableError
+    from diffusion_lab.features import FeaturesUnavailableError
 
     for name, node in config.callbacks.items():
         if node is None:
@@ -211,7 +211,7 @@ def _require_even_shares(datamodule: "ImageDataModule", trainer: "Trainer") -> N
 
 def instantiated(node: Any, path: str, **extra: Any) -> Any:
     """The object that a node describes.  Raises UserError where its constructor refuses a value."""
-    from diffusion_lab.metrics.features import FeaturesUnavailableError
+    from diffusion_lab.features import FeaturesUnavailableError
 
     try:
         return instantiate(node, _convert_="all", **extra)
@@ -221,13 +221,16 @@ def instantiated(node: Any, path: str, **extra: Any) -> Any:
             raise cause from None
         if isinstance(cause, (ValueError, TypeError, OSError)) or type(cause).__name__ == "MisconfigurationException":
             where = re.search(r"full_key: (\S+)", str(error))
-            raise UserError(f"{where[1] if where else path}: {' '.join(str(cause).split())}") from error
+            key = where[1] if where else path
+            shown = key if key.startswith(path) else f"{path}.{key}"  # a node by itself names its own keys alone
+            raise UserError(f"{shown}: {' '.join(str(cause).split())}") from error
         raise
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Silences what Lightning says at every start and what does not hold for this framework."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # batches are gathers from memory
+    warnings.filterwarnings("ignore", message=".*srun. command is available.*")  # a run of one process is as good
     warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
     warnings.filterwarnings("ignore", message=".*module.s. in eval mode.*")  # the average never trains
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # the run folder holds Hydra's files

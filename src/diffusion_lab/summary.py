@@ -2,20 +2,26 @@
 
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning import Trainer
 
 from diffusion_lab.callbacks.measure_distance import MeasureDistance
+from diffusion_lab.checkpoint_files import LAST
 from diffusion_lab.data.image_datamodule import ImageDataModule
+from diffusion_lab.evaluation import Number
 from diffusion_lab.lightning_module import DiffusionModule
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A run's result.  distances: (step, value) of each measurement under distance_name, None where none was taken."""
+    """A run's result.
+
+    distances: (step, value) of each measurement under distance_name, None where none was taken.
+    numbers: all of the last one, with their protocol.  measuring_seconds: spent on all of them.
+    """
 
     steps: int
     loss: float | None
@@ -23,6 +29,8 @@ class Summary:
     minutes: float
     distance_name: str | None
     distances: tuple[tuple[int, float], ...]
+    numbers: tuple[Number, ...] = ()
+    measuring_seconds: float = 0.0
 
     @property
     def objective(self) -> float | None:
@@ -34,6 +42,16 @@ class Summary:
         if self.distances:
             content[str(self.distance_name)] = self.distances[-1][1]
         return {**content, "images_per_second": self.images_per_second, "minutes": self.minutes}
+
+    def record(self, folder: Path) -> dict[str, Any]:
+        """The measured numbers with their protocol, as evaluations write them."""
+        return {
+            "run": str(folder),
+            "checkpoint": LAST,
+            "step": self.steps,
+            "numbers": [asdict(number) for number in self.numbers],
+            "seconds": {"measuring": self.measuring_seconds},
+        }
 
 
 def announce(
@@ -60,8 +78,10 @@ def summarize(trainer: Trainer, *, minutes: float) -> Summary:
         loss=float(metrics["loss"]) if "loss" in metrics else None,
         images_per_second=float(metrics["images_per_second"]) if "images_per_second" in metrics else None,
         minutes=minutes,
-        distance_name=distances.metric.name if distances else None,
+        distance_name=distances.numbers[0].name if distances and distances.numbers else None,
         distances=tuple(distances.history) if distances else (),
+        numbers=tuple(distances.numbers) if distances else (),
+        measuring_seconds=distances.seconds if distances else 0.0,
     )
 
 
@@ -74,6 +94,9 @@ def show(summary: Summary, folder: Path) -> None:
     if summary.distances:
         ends = dict([summary.distances[0], summary.distances[-1]])
         print(f"  distance    {summary.distance_name}: " + ", ".join(f"{v:.2f} at step {k:,}" for k, v in ends.items()))
+        if summary.minutes:
+            share = summary.measuring_seconds / 60 / summary.minutes
+            print(f"              measuring took {summary.measuring_seconds:.0f} s, {share:.0%} of the run")
     print(f"  all numbers {shown(folder / 'metrics.csv')}")
     print("try next:")
     print("  python src/train.py schedule=cosine data=cifar10")

@@ -1,5 +1,6 @@
 """What callbacks leave behind."""
 
+import csv
 import re
 import time
 from pathlib import Path
@@ -16,11 +17,14 @@ from diffusion_lab.callbacks.progress import Progress
 from diffusion_lab.callbacks.sample_images import SampleImages
 from diffusion_lab.callbacks.throughput import Throughput
 from diffusion_lab.data.images import Images
-from diffusion_lab.metrics.features import Features, to_uint8
-from diffusion_lab.metrics.frechet import FrechetDistance
+from diffusion_lab.features import Features, to_uint8
+from diffusion_lab.metrics.feature_set import FeatureSet
+from diffusion_lab.metrics.frechet import FrechetDistance, frechet_distance
+from diffusion_lab.metrics.mean_over_images import MeanOverImages
 from diffusion_lab.networks import Labels
 from diffusion_lab.samplers import DDIM
-from training import FewImages, fit, small_module
+from test_evaluation import Brightness
+from training import FewImages, fit, small_module, weights
 
 
 class MeanAndSpread(Features):
@@ -29,16 +33,21 @@ class MeanAndSpread(Features):
     name = "mean_and_spread"
     num_features = 2
     channels = (1,)
+    resize = "none"
 
-    def extract(self, pixels: Tensor) -> Tensor:
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()), requires_grad=False)
+
+    def extract(self, pixels: Tensor) -> dict[str, Tensor]:
         flat = pixels.float().flatten(1)
-        return torch.stack([flat.mean(1), flat.std(1)], dim=1)
+        return {"pooled": torch.stack([flat.mean(1), flat.std(1)], dim=1)}
 
 
 def measure(folder: Path, **settings: int | list[int]) -> MeasureDistance:
     sampler = DDIM(small_module().process, num_steps=3)
-    metric = FrechetDistance(MeanAndSpread(), num_samples=30)
-    return MeasureDistance(metric, str(folder), sampler=sampler, batch_size=7, **settings)  # type: ignore[arg-type]
+    metric = FrechetDistance(MeanAndSpread())
+    return MeasureDistance(metric, str(folder), sampler=sampler, num_samples=30, batch_size=7, **settings)  # type: ignore[arg-type]
 
 
 def test_grids_and_animations_come_every_n_steps_and_at_the_end(tmp_path: Path) -> None:
@@ -83,10 +92,53 @@ def test_the_measured_distance_is_that_of_the_samples_of_seeds_0_to_n(tmp_path: 
     distances = measure(tmp_path, every_n_steps=5)
     module = small_module()
     fit(module, 5, callbacks=[distances])
-    metric = FrechetDistance(MeanAndSpread(), num_samples=30)
-    metric.update(FewImages().load().gather(torch.arange(50)), reference=True)
-    metric.update(to_uint8(module.sample(range(30), sampler=distances.sampler)), reference=False)
-    assert distances.history[0][1] == pytest.approx(metric.compute().item(), rel=1e-3)
+    samples = to_uint8(module.sample(range(30), sampler=distances.sampler))
+    sets = [FeatureSet.of(MeanAndSpread()(p)["pooled"]) for p in (samples, FewImages().load().gather(torch.arange(50)))]
+    assert distances.history[0][1] == pytest.approx(float(frechet_distance(*sets)), rel=1e-3)
+
+
+def test_metrics_of_no_samples_and_too_few_samples_are_refused(tmp_path: Path) -> None:
+    sampler, metric = DDIM(small_module().process, num_steps=3), FrechetDistance(MeanAndSpread())
+    mean: Any = MeanOverImages(Brightness(), "train")
+    for first, num_samples, sentence in (
+        (mean, 30, "metrics must begin with one of sets of images .*, got MeanOverImages"),
+        (metric, 1, "num_samples must be at least 2, got 1"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            MeasureDistance(first, str(tmp_path), sampler=sampler, num_samples=num_samples, every_n_steps=1)
+
+
+def test_measuring_says_how_long_it_took_and_with_which_protocol(tmp_path: Path) -> None:
+    distances = measure(tmp_path, every_n_steps=2)
+    fit(
+        small_module(),
+        4,
+        callbacks=[distances],
+        logger=CSVLogger(tmp_path, name="", version=""),
+        precision="bf16-mixed",
+    )
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["measuring_seconds"]]
+    assert sum(float(row["measuring_seconds"]) for row in rows) == pytest.approx(distances.seconds, rel=0.01)
+    assert 0 < float(rows[-1]["measuring_share"]) < 1
+    (number,) = distances.numbers
+    assert number.name == "fd_mean_and_spread_30_train"
+    fingerprint = number.fingerprint
+    assert (fingerprint["num_samples"], fingerprint["batch_size"], fingerprint["precision"]) == (30, 7, "bf16-mixed")
+    assert fingerprint["weights"] == {
+        "kind": "ema",
+        "name": "main",
+        "decay": {"name": "RampedDecay", "max_decay": 0.99},
+    }
+    assert fingerprint["reference"]["fingerprint"] == FewImages().load().fingerprint
+    assert fingerprint["sampler"]["num_steps"] == 3
+
+
+def test_a_measurement_moves_no_random_state_of_training(tmp_path: Path) -> None:
+    measured, plain = small_module(), small_module()
+    fit(measured, 4, callbacks=[measure(tmp_path, every_n_steps=1)])
+    fit(plain, 4)
+    assert torch.equal(weights(measured.network), weights(plain.network))
 
 
 def test_throughput_counts_the_images_of_every_process_and_the_time_that_batches_were_waited_for(

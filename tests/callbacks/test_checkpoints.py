@@ -19,7 +19,7 @@ from training import fit, small_module, weights
 
 def saved(module: DiffusionModule, folder: Path, max_steps: int, *callbacks: Callback, **settings: Any) -> Trainer:
     """Trains, saving every third step."""
-    chosen = [*callbacks, SaveLast(str(folder), every_n_steps=3)]
+    chosen = [*callbacks, SaveLast(str(folder), every_n_steps=3, keep_every_n_steps=settings.pop("keep", None))]
     return fit(module, max_steps, callbacks=chosen, plugins=[WholeCheckpoints()], **settings)
 
 
@@ -49,6 +49,20 @@ def test_the_last_two_checkpoints_are_kept(tmp_path: Path) -> None:
     assert step(tmp_path / "last.ckpt") == 8  # written at the end
     assert step(tmp_path / "previous.ckpt") == 6
     assert sorted(os.listdir(tmp_path)) == ["last.ckpt", "previous.ckpt"]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_checkpoints_that_are_asked_for_stay(accumulate: int, tmp_path: Path) -> None:
+    saved(small_module(), tmp_path, 8, keep=2, accumulate_grad_batches=accumulate)
+    names = [f"step_000000{number}.ckpt" for number in (2, 4, 6, 8)]
+    assert sorted(os.listdir(tmp_path)) == ["last.ckpt", "previous.ckpt", *names]
+    assert [step(tmp_path / name) for name in names] == [2, 4, 6, 8]
+    assert (step(tmp_path / "previous.ckpt"), step(tmp_path / "last.ckpt")) == (6, 8)
+
+
+def test_an_interval_that_means_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="keep_every_n_steps must be at least 1, or null, got 0"):
+        SaveLast(str(tmp_path), every_n_steps=3, keep_every_n_steps=0)
 
 
 def test_what_was_trained_before_an_error_is_kept(tmp_path: Path) -> None:

@@ -5,48 +5,27 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pytorch_fid.fid_score import calculate_frechet_distance
 from torch import Tensor
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 
-from diffusion_lab.metrics.features import FashionCNN, Features
-from diffusion_lab.metrics.frechet import FrechetDistance, frechet_distance
-
-
-class Pixels(Features):
-    """Features that are the pixels themselves, so that every sum of them is exact."""
-
-    name = "pixels"
-    num_features = 12
-    channels = (1,)
-
-    def extract(self, pixels: Tensor) -> Tensor:
-        return pixels.flatten(1).float()
-
-
-class StandInForInception(Pixels):
-    name = "inception"
+from diffusion_lab.metrics.feature_set import FeatureSet
+from diffusion_lab.metrics.frechet import FrechetDistance, SpatialFrechetDistance, frechet_distance
+from diffusion_lab.metrics.metric import full_name
+from stand_ins import Spatial, StandIn
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def random_pixels(size: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 200 + 40 * seed, (size, 1, 4, 3), dtype=torch.uint8, generator=generator)
+def gaussian(mean: Tensor, covariance: Tensor) -> FeatureSet:
+    """A set of which the moments alone are known."""
+    return FeatureSet(1000, mean, covariance)
 
 
-def moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    return features.mean(0), features.T.cov()
-
-
-def measured(reference: list[Tensor], samples: list[Tensor]) -> float:
-    metric = FrechetDistance(Pixels(), num_samples=2000)
-    for pixels in reference:
-        metric.update(pixels, reference=True)
-    for pixels in samples:
-        metric.update(pixels, reference=False)
-    return float(metric.compute())
+def distance(one: FeatureSet, other: FeatureSet) -> float:
+    return float(frechet_distance(one, other))
 
 
 @given(st.lists(st.tuples(*[st.floats(-2, 2), st.floats(0, 3)] * 2), min_size=1, max_size=6))
@@ -54,25 +33,27 @@ def test_distance_of_independent_gaussians_is_that_of_their_means_and_deviations
     dimensions: list[tuple[float, float, float, float]],
 ) -> None:
     mean_1, deviation_1, mean_2, deviation_2 = torch.tensor(dimensions, dtype=torch.float64).T
-    distance = frechet_distance(mean_1, (deviation_1**2).diag(), mean_2, (deviation_2**2).diag())
+    found = distance(gaussian(mean_1, (deviation_1**2).diag()), gaussian(mean_2, (deviation_2**2).diag()))
     expected = (mean_1 - mean_2).square().sum() + (deviation_1 - deviation_2).square().sum()
-    assert float(distance) == pytest.approx(float(expected), rel=1e-5, abs=1e-5)
+    assert found == pytest.approx(float(expected), rel=1e-5, abs=1e-5)
 
 
 def test_distance_of_commuting_covariances_is_that_of_their_roots() -> None:
     basis = torch.linalg.qr(random(7, 7))[0]
     roots_1, roots_2 = torch.arange(1, 8).double(), torch.tensor([3.0, 0.5, 2.0, 5.0, 1.0, 4.0, 0.1]).double()
     covariances = [basis @ (roots**2).diag() @ basis.T for roots in (roots_1, roots_2)]
-    distance = frechet_distance(torch.zeros(7).double(), covariances[0], torch.ones(7).double(), covariances[1])
-    assert float(distance) == pytest.approx(7 + float((roots_1 - roots_2).square().sum()), rel=1e-9)
+    means = torch.zeros(7).double(), torch.ones(7).double()
+    found = distance(*(gaussian(*moments) for moments in zip(means, covariances, strict=True)))
+    assert found == pytest.approx(7 + float((roots_1 - roots_2).square().sum()), rel=1e-9)
 
 
 @pytest.mark.parametrize("size", [9, 300])
-def test_distance_of_a_set_to_itself_is_0(size: int) -> None:
-    mean, covariance = moments(random(size, 20))
-    assert float(frechet_distance(mean, covariance, mean, covariance)) == pytest.approx(0, abs=1e-6)
-    pixels = random_pixels(size)
-    assert measured([pixels], [pixels]) == pytest.approx(0, abs=1e-6)
+def test_distance_of_a_set_to_itself_is_0_and_never_less(size: int) -> None:
+    for seed in range(6):
+        whole = FeatureSet.of(random(size, 20, seed=seed).float())
+        assert 0 <= distance(whole, whole) < 1e-12
+        known = gaussian(whole.mean, whole.covariance)
+        assert 0 <= distance(known, known) < 1e-6
 
 
 @pytest.mark.parametrize(("size_1", "size_2"), [(9, 13), (13, 9), (9, 300), (300, 9), (300, 200)])
@@ -83,87 +64,94 @@ def test_distance_of_fewer_images_than_features_is_exact(size_1: int, size_2: in
     overlap = torch.linalg.svdvals(roots_1 @ roots_2.T).sum()
     expected = (features_1.mean(0) - features_2.mean(0)).square().sum()
     expected += roots_1.square().sum() + roots_2.square().sum() - 2 * overlap
-    distance = frechet_distance(*moments(features_1), *moments(features_2))
-    assert float(distance) == pytest.approx(float(expected), rel=2e-7)
+    sets = (FeatureSet.of(features_1), FeatureSet.of(features_2))
+    assert distance(*sets) == pytest.approx(float(expected), rel=1e-12)
+    # Moments alone are enough up to the root of their rounding.
+    assert distance(*(gaussian(s.mean, s.covariance) for s in sets)) == pytest.approx(float(expected), rel=2e-7)
 
 
 def test_distance_without_any_spread_is_that_of_the_means() -> None:
     nothing, origin = torch.zeros(4, 4).double(), torch.zeros(4).double()
-    assert float(frechet_distance(origin, nothing, origin + 3, nothing)) == pytest.approx(36, rel=1e-9)
+    assert distance(gaussian(origin, nothing), gaussian(origin + 3, nothing)) == pytest.approx(36, rel=1e-9)
 
 
-def test_distance_is_that_of_torch_fidelity_on_the_same_features() -> None:
-    reference, samples = random_pixels(300), random_pixels(200, seed=1)
-    theirs = [fid_features_to_statistics(pixels.flatten(1).double()) for pixels in (samples, reference)]
-    expected = fid_statistics_to_metric(*theirs, verbose=False)[KEY_METRIC_FID]
-    assert expected > 100
-    assert measured([reference], [samples]) == pytest.approx(expected, rel=1e-6)
+@pytest.mark.filterwarnings("ignore:The `disp` argument is deprecated")  # in pytorch-fid
+@pytest.mark.parametrize(("size_1", "size_2", "dimensions"), [(300, 200, 12), (70, 66, 64)])
+def test_distance_is_that_of_torch_fidelity_and_pytorch_fid(size_1: int, size_2: int, dimensions: int) -> None:
+    """With far more images than features, and with hardly more."""
+    one, other = random(size_1, dimensions).float(), (1.5 * random(size_2, dimensions, seed=1) + 0.2).float()
+    found = FrechetDistance(StandIn()).measure(FeatureSet.of(one), FeatureSet.of(other))["fd"]
+    theirs = [fid_features_to_statistics(features.double()) for features in (one, other)]
+    assert found == pytest.approx(fid_statistics_to_metric(*theirs, verbose=False)[KEY_METRIC_FID], rel=1e-6)
+    statistics = [(np.mean(rows, axis=0), np.cov(rows, rowvar=False)) for rows in (one.numpy(), other.numpy())]
+    assert found == pytest.approx(calculate_frechet_distance(*statistics[0], *statistics[1]), rel=1e-5)
 
 
-def test_distance_does_not_depend_on_how_images_are_batched() -> None:
-    reference, samples = random_pixels(2000), random_pixels(1500, seed=1)
-    whole = measured([reference], [samples])
-    parts = measured([reference[:64], reference[64:128], reference[128:]], [samples[:7], samples[7:900], samples[900:]])
-    assert whole == parts  # to the last bit: sums of whole numbers below 2^53
+def test_moments_are_float64() -> None:
+    """In float32 the covariance of features far from 0 would be rounding alone."""
+    rows = 1000 + 0.01 * random(500, 3).float()
+    features = FeatureSet.of(rows)
+    assert torch.allclose(features.covariance, rows.double().T.cov(), rtol=1e-9, atol=0)
+    assert torch.allclose(features.mean, rows.double().mean(0), rtol=1e-12, atol=0)
 
 
-def test_distance_of_shared_out_images_is_that_of_all_of_them() -> None:
-    reference, samples = random_pixels(300), random_pixels(200, seed=1)
-    processes = [FrechetDistance(Pixels(), num_samples=2000) for _ in range(2)]
-    for rank, metric in enumerate(processes):
-        metric.update(reference[rank::2], reference=True)
-        metric.update(samples[rank::2], reference=False)
-    processes[0].merge_state(processes[1])
-    assert float(processes[0].compute()) == measured([reference], [samples])
+def test_the_root_is_real_of_a_nearly_singular_covariance() -> None:
+    features = FeatureSet.of(torch.cat([random(200, 5), 1e-9 * random(200, 5, seed=1)], dim=1))
+    factor = gaussian(features.mean, features.covariance).factor
+    torch.testing.assert_close(factor @ factor.T, features.covariance, rtol=1e-6, atol=1e-12)
 
 
-def test_sums_are_float64() -> None:
-    metric = FrechetDistance(Pixels(), num_samples=2000)
-    metric.update(torch.full((70_000, 1, 4, 3), 255, dtype=torch.uint8), reference=True)
-    assert metric.reference_product.dtype == torch.float64
-    assert metric.reference_product.unique().tolist() == [70_000 * 255**2]  # type: ignore[no-untyped-call]
+def test_some_features_of_a_larger_set_do_not_stand_for_all_of_it() -> None:
+    whole, other = FeatureSet.of(random(300, 20)), FeatureSet.of(random(200, 20, seed=1))
+    sampled = FeatureSet(300, whole.mean, whole.covariance, whole.require_rows()[:9])
+    assert distance(sampled, other) == pytest.approx(distance(whole, other), rel=1e-12)
+
+
+def test_moments_are_all_that_it_asks_for() -> None:
+    assert not FrechetDistance.needs_rows
+    origin, spread = torch.zeros(3).double(), torch.eye(3).double()
+    near, far = gaussian(origin, spread), gaussian(origin + 2, spread)
+    assert FrechetDistance(StandIn()).measure(near, far) == {"fd": pytest.approx(12, rel=1e-9)}
+
+
+def test_spatial_features_have_a_distance_of_their_own() -> None:
+    assert SpatialFrechetDistance.output == "spatial"
+    one, other = FeatureSet.of(random(9, 4)), FeatureSet.of(random(9, 4, seed=1))
+    found = SpatialFrechetDistance(Spatial()).measure(one, other)
+    assert found == {"sfd": pytest.approx(distance(one, other), rel=1e-12)}
+    with pytest.raises(
+        ValueError, match="features must have the output 'spatial' for SpatialFrechetDistance, got stand"
+    ):
+        SpatialFrechetDistance(StandIn())
+
+
+def test_sets_of_unlike_features_are_refused() -> None:
+    with pytest.raises(ValueError, match="features must be alike in both sets, got 4 and 5"):
+        frechet_distance(FeatureSet.of(random(9, 4)), FeatureSet.of(random(9, 5)))
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_a_set_needs_two_images(size: int) -> None:
+    with pytest.raises(ValueError, match=f"a set must hold at least 2 images to have a covariance, got {size}"):
+        FeatureSet.of(random(size, 4))
+
+
+def test_features_of_single_images_are_asked_for_only_where_they_are_known() -> None:
+    with pytest.raises(ValueError, match="features of single images must be known, got their mean and covariance"):
+        gaussian(torch.zeros(2), torch.eye(2)).require_rows()
 
 
 @pytest.mark.parametrize(
-    ("features", "num_samples", "name"),
+    ("kind", "features", "size", "reference", "name"),
     [
-        (FashionCNN(None), 2000, "fd_fashion_cnn_2k"),
-        (FashionCNN(None), 2048, "fd_fashion_cnn_2048"),
-        (Pixels(), 500, "fd_pixels_500"),
-        (StandInForInception(), 50_000, "fid_inception_50k"),
-        (StandInForInception(), 10_001, "fid_inception_10001"),
+        ("fd", "inception", 50_000, "train", "fid_inception_50k_train"),
+        ("sfd", "inception", 10_001, "test", "sfid_inception_10001_test"),
+        ("fd", "fashion_cnn", 2_000, "train", "fd_fashion_cnn_2k_train"),
+        ("kid_std", "dinov2", 2_048, "train", "kid_std_dinov2_2048_train"),
+        ("is", "inception", 500, None, "is_inception_500"),
     ],
 )
-def test_the_name_says_which_features_and_how_many_images(features: Features, num_samples: int, name: str) -> None:
-    assert FrechetDistance(features, num_samples).name == name
-
-
-@pytest.mark.parametrize(("num_reference", "num_generated", "kind"), [(9, 1, "sample"), (1, 9, "reference")])
-def test_fewer_than_two_images_have_no_distance(num_reference: int, num_generated: int, kind: str) -> None:
-    with pytest.raises(ValueError, match=f"fd_pixels_2k needs at least 2 {kind} images, got 1"):
-        measured([random_pixels(num_reference)], [random_pixels(num_generated)])
-
-
-@pytest.mark.parametrize("num_samples", [1, 0, -5])
-def test_asking_for_fewer_than_two_images_is_refused(num_samples: int) -> None:
-    with pytest.raises(ValueError, match=f"num_samples must be at least 2, got {num_samples}"):
-        FrechetDistance(Pixels(), num_samples)
-
-
-def test_forgetting_the_samples_keeps_the_reference() -> None:
-    reference, early, late = random_pixels(300), random_pixels(100), random_pixels(200, seed=1)
-    metric = FrechetDistance(Pixels(), num_samples=2000)
-    metric.update(reference, reference=True)
-    metric.update(early, reference=False)
-    first = float(metric.compute())
-    metric.reset_samples()
-    metric.update(late, reference=False)
-    assert first == measured([reference], [early])
-    assert float(metric.compute()) == measured([reference], [late])
-    assert int(metric.sample_count) == 200
-
-
-def test_the_order_of_reference_and_samples_does_not_matter() -> None:
-    one, other = random_pixels(300), random_pixels(200, seed=1)
-    assert measured([one], [other]) == pytest.approx(measured([other], [one]), rel=1e-9)
-    assert not np.isclose(measured([one], [other]), 0)
+def test_the_name_says_which_features_how_many_images_and_beside_what(
+    kind: str, features: str, size: int, reference: str | None, name: str
+) -> None:
+    assert full_name(kind, features, size, reference) == name

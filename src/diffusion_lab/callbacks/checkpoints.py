@@ -32,8 +32,12 @@ class SaveLast(Checkpoint):
     run has nothing to repeat and nothing is missing.
     """
 
-    def __init__(self, folder: str, *, every_n_steps: int) -> None:
+    def __init__(self, folder: str, *, every_n_steps: int, keep_every_n_steps: int | None = None) -> None:
+        """keep_every_n_steps: these checkpoints also stay, as step_NUMBER.ckpt; None keeps none."""
+        if keep_every_n_steps is not None and keep_every_n_steps < 1:
+            raise ValueError(f"keep_every_n_steps must be at least 1, or null, got {keep_every_n_steps}.")
         self.folder, self.every = Path(folder), Every(every_n_steps)
+        self.keep_every_n_steps, self._saved = keep_every_n_steps, 0
         self._begun: int | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -41,7 +45,9 @@ class SaveLast(Checkpoint):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: DiffusionModule, *args: Any) -> None:
         # While steps are refused, the two last checkpoints are those to go back to.
-        if self.every.due(trainer.global_step) and not pl_module.guard.in_streak:
+        step = trainer.global_step
+        due = self.every.due(step) or (self._stays(step) and step != self._saved)  # once, however many batches it has
+        if due and not pl_module.guard.in_streak:
             self._save(trainer)
 
     def on_before_optimizer_step(self, trainer: Trainer, *args: Any) -> None:
@@ -67,3 +73,9 @@ class SaveLast(Checkpoint):
         if trainer.is_global_zero:
             checkpoint_files.keep_previous(self.folder)
         trainer.save_checkpoint(self.folder / checkpoint_files.LAST)
+        self._saved = trainer.global_step
+        if trainer.is_global_zero and self._stays(trainer.global_step):
+            checkpoint_files.keep(self.folder / checkpoint_files.LAST, f"step_{trainer.global_step:07}.ckpt")
+
+    def _stays(self, step: int) -> bool:
+        return self.keep_every_n_steps is not None and step > 0 and step % self.keep_every_n_steps == 0

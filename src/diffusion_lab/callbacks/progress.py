@@ -2,8 +2,8 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from lightning import LightningModule, Trainer
@@ -12,9 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-SECONDS_BETWEEN_LINES = 10.0
-
-Advance = Callable[[int], None]
+from diffusion_lab.display import SECONDS_BETWEEN_LINES, Advance, clock, show_lines
 
 
 class Progress(ProgressBar):
@@ -56,7 +54,7 @@ class Progress(ProgressBar):
             done = trainer.global_step - self._first_step
             left = (now - self._started) / max(done, 1) * (trainer.max_steps - trainer.global_step)
             print(
-                f"step {trainer.global_step}/{trainer.max_steps}  {text}  {_clock(left)} left",
+                f"step {trainer.global_step}/{trainer.max_steps}  {text}  {clock(left)} left",
                 file=sys.stderr,
                 flush=True,
             )
@@ -68,23 +66,15 @@ class Progress(ProgressBar):
         self._stop()
 
     @contextmanager
-    def task(self, description: str, total: int) -> Iterator[Advance]:
+    def task(self, description: str, total: int, unit: str) -> Iterator[Advance]:
         """Progress of something long beside training, such as sampling; yields a function to tell units done."""
         if self._bar is not None:
             task = self._bar.add_task(description, total=total, text="")
             yield lambda units: self._bar.advance(task, units) if self._bar is not None else None
             self._bar.remove_task(task)
             return
-        done, last = 0, time.monotonic()
-
-        def advance(units: int) -> None:
-            nonlocal done, last
-            done += units
-            if self._enabled and time.monotonic() - last >= SECONDS_BETWEEN_LINES:
-                last = time.monotonic()
-                print(f"{description}: {100 * done // total}%", file=sys.stderr, flush=True)
-
-        yield advance
+        with show_lines(description, total, unit) if self._enabled else nullcontext(lambda units: None) as advance:
+            yield advance
 
     def _text(self, trainer: Trainer) -> str:
         loss = trainer.callback_metrics.get("loss")
@@ -101,16 +91,10 @@ class Progress(ProgressBar):
 
 
 @contextmanager
-def long_task(trainer: Trainer, description: str, total: int) -> Iterator[Advance]:
+def long_task(trainer: Trainer, description: str, total: int, unit: str = "images") -> Iterator[Advance]:
     """A line of progress on the trainer's own display, if it has one."""
     if isinstance(display := trainer.progress_bar_callback, Progress):
-        with display.task(description, total) as advance:
+        with display.task(description, total, unit) as advance:
             yield advance
     else:
         yield lambda units: None
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"

@@ -3,21 +3,23 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from lightning import Callback, Trainer
-from torch import Tensor
 
 from diffusion_lab.callbacks.every import Every
 from diffusion_lab.callbacks.progress import long_task
 from diffusion_lab.lightning_module import DiffusionModule
 from diffusion_lab.pictures import grid, save_animation, save_picture
+from diffusion_lab.processes import Processes
+from diffusion_lab.sampling import SampledImages, draw_with_frames
+
+BATCH_SIZE = 16
 
 
 class SampleImages(Callback):
     """Every n steps and at the end: a grid of samples, and the animation of their denoising, from fixed noise.
 
     Image k always has seed k, so that the same cell of two pictures shows the same noise. Class-conditional networks
-    show one class a column.
+    show one class a column. Every process draws its share.
     """
 
     def __init__(
@@ -49,24 +51,18 @@ class SampleImages(Callback):
             self._draw(trainer, pl_module)
 
     def _draw(self, trainer: Trainer, module: DiffusionModule) -> None:
+        images = SampledImages(module, guidance_scale=self.guidance_scale, batch_size=BATCH_SIZE)
+        batches = Processes.of_this_job().share(images.batches(range(self.num_images)))
+        num_steps = len(module.sampler.times)
+        with long_task(trainer, "drawing samples", num_steps * len(batches), "steps") as advance:
+            drawn, frames = draw_with_frames(images, batches, self.num_frames, advance)
         if not trainer.is_global_zero:
             return
-        num_steps = len(module.sampler.times)
-        shown = {round(frame) for frame in np.linspace(1, num_steps, min(self.num_frames, num_steps))}
-        frames: list[np.ndarray] = []
-        with long_task(trainer, "drawing samples", num_steps) as advance:
-
-            def on_step(done: int, x_t: Tensor, x_0: Tensor) -> None:
-                advance(1)
-                if self.num_frames and done in shown:
-                    frames.append(grid(x_t, self.num_columns))
-
-            images = module.sample(range(self.num_images), guidance_scale=self.guidance_scale, on_step=on_step)
-        picture = grid(images, self.num_columns)
+        picture = grid(drawn, self.num_columns)
         name = f"step_{trainer.global_step:07}"
         save_picture(picture, self.folder / f"{name}.png")
         if frames:
-            save_animation(frames, self.folder / f"{name}.webp")
+            save_animation([grid(frame, self.num_columns) for frame in frames], self.folder / f"{name}.webp")
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):
                 logger.log_image("samples", [picture], step=trainer.global_step)

@@ -56,6 +56,11 @@ class ImageCache:
 
     folder: Path | None = None
 
+    @property
+    def references(self) -> Path:
+        """Where statistics of sets are kept."""
+        return (self.folder or default_folder()).expanduser() / "references"
+
     def entry(self, key: str, build: Callable[[Path], Meta]) -> Entry:
         """The set named `key`, built now unless it is there and whole.
 

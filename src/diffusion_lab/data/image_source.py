@@ -75,6 +75,21 @@ class ImageSource:
             digest.update(json.dumps([str(file), status.st_size, status.st_mtime_ns]).encode())
         return digest.hexdigest()
 
+    def splits(self) -> list[str]:
+        """The names of the set's splits, without decoding anything.  Raises as `open`."""
+        self.locate()
+        import datasets
+
+        name, _, config = str(self).partition(":") if self.path is None else (str(self.path), "", "")
+        try:
+            builder = datasets.load_dataset_builder(name, config or None)
+        except Exception as error:  # as in `_loaded`
+            refusal = self._refusal(_first_cause(error), "train")
+        else:
+            return [str(split) for split in builder.info.splits or builder.config.data_files]
+        gc.collect()
+        raise refusal
+
     def open(self, split: str, work_folder: Path) -> Rows:
         """The images and labels of a split.  work_folder: for what `datasets` unpacks from a local folder.
 

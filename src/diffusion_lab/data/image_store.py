@@ -75,6 +75,10 @@ class ImageStore:
         """Raises FileNotFoundError, saying what was looked for and how to get it, unless the set is within reach."""
         self.source.locate()
 
+    def splits(self) -> list[str]:
+        """The splits that can be loaded.  Raises as `load`."""
+        return [*self.source.splits(), *(["held_out"] if self.num_held_out else [])]
+
     def load(self, split: str = "train") -> Images:
         """The images of "train", of "held_out" (a part of train), or of any other split that the set has.
 

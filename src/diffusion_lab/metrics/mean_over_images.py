@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from diffusion_lab.metrics.frechet import in_short
+from diffusion_lab.metrics.metric import in_short
 
 
 class Quantity(Protocol):
@@ -18,7 +18,7 @@ class Quantity(Protocol):
 
     @property
     def num_terms(self) -> int:
-        """Terms that add up to the quantity."""
+        """Terms that add up to the quantity; one that has several may also have `steps`, their times."""
 
     def __call__(self, denoiser: Any, x_0: Tensor, condition: Any, noise: Any) -> Tensor:
         """The terms of images x_0 [B, C, H, W] under a denoiser: [B, num_terms].  noise: a source for each."""
@@ -37,8 +37,11 @@ class MeanOverImages(Metric):
     sums: Tensor
     count: Tensor
 
-    def __init__(self, quantity: Quantity, split: str = "test", num_images: int | None = None) -> None:
-        """quantity: such as a `VariationalBound`.  num_images: the split's first ones; None is all."""
+    def __init__(self, quantity: Quantity, split: str | None = None, num_images: int | None = None) -> None:
+        """quantity: such as a `VariationalBound`.  split: None leaves it open, to be set before the first image.
+
+        num_images: the split's first ones; None is all.
+        """
         super().__init__()
         if num_images is not None and num_images < 1:
             raise ValueError(f"num_images must be at least 1, or null for all, got {num_images}.")

@@ -8,12 +8,7 @@ from torch import Tensor
 
 import diffusion_lab
 from diffusion_lab.data.image_store import ImageStore
-from diffusion_lab.metrics.features import (
-    FashionCNN,
-    FeaturesUnavailableError,
-    Inception,
-    to_uint8,
-)
+from diffusion_lab.features import FashionCNN, to_uint8
 
 FASHION_MINI = Path(diffusion_lab.__file__).parent / "data" / "embedded" / "fashion_mini"
 
@@ -56,34 +51,34 @@ def test_images_that_are_not_finite_are_refused(wrong: float) -> None:
 
 
 def test_the_shipped_network_knows_clothes_it_never_trained_on(network: FashionCNN, clothes: Clothes) -> None:
-    logits = network.classifier(network(clothes.pixels))
+    logits = network(clothes.pixels)["logits"]
     assert float((logits.argmax(1) == clothes.label).double().mean()) >= 0.93
 
 
 def test_features_are_float32_one_row_an_image(network: FashionCNN, clothes: Clothes) -> None:
-    features = network(clothes.pixels[:5])
+    features = network(clothes.pixels[:5])["pooled"]
     assert (features.shape, features.dtype, features.requires_grad) == ((5, 128), torch.float32, False)
     assert bool((features >= 0).all())
-    torch.testing.assert_close(network(clothes.pixels[3:4]), features[3:4], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(network(clothes.pixels[3:4])["pooled"], features[3:4], rtol=1e-4, atol=1e-5)
 
 
 def test_padding_to_32_pixels_does_not_change_the_features(network: FashionCNN, clothes: Clothes) -> None:
     padded = F.pad(clothes.pixels[:50], (2, 2, 2, 2))
     assert padded.shape == (50, 1, 32, 32)
-    assert torch.equal(network(padded), network(clothes.pixels[:50]))
+    assert torch.equal(network(padded)["pooled"], network(clothes.pixels[:50])["pooled"])
 
 
 def test_images_of_other_sides_are_resized(network: FashionCNN, clothes: Clothes) -> None:
     doubled = clothes.pixels.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-    logits = network.classifier(network(doubled))
+    logits = network(doubled)["logits"]
     assert float((logits.argmax(1) == clothes.label).double().mean()) >= 0.85
 
 
 def test_features_stay_in_evaluation_mode_and_out_of_autocast(network: FashionCNN, clothes: Clothes) -> None:
-    exact = network(clothes.pixels[:5])
+    exact = network(clothes.pixels[:5])["pooled"]
     network.train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        features = network(clothes.pixels[:5])
+        features = network(clothes.pixels[:5])["pooled"]
     assert not any(module.training for module in network.modules())
     assert not any(parameter.requires_grad for parameter in network.parameters())
     assert torch.equal(features, exact)
@@ -98,11 +93,3 @@ def test_images_that_are_not_uint8_are_refused(network: FashionCNN, pixels: Tens
 def test_images_of_three_channels_are_refused(network: FashionCNN) -> None:
     with pytest.raises(ValueError, match=r"fashion_cnn takes images of \(1,\) channels, got 3"):
         network(torch.zeros(5, 3, 28, 28, dtype=torch.uint8))
-
-
-@pytest.mark.parametrize("features", [FashionCNN, Inception])
-def test_missing_weights_are_reported_with_the_place_that_was_searched(
-    features: type[FashionCNN | Inception], tmp_path: Path
-) -> None:
-    with pytest.raises(FeaturesUnavailableError, match=f"features.weights must be .*, got {tmp_path / 'nothing.pt'}"):
-        features(tmp_path / "nothing.pt")

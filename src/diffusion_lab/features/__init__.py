@@ -1,0 +1,19 @@
+"""Image -> features: the frozen networks through which numbers about images see them."""
+
+from diffusion_lab.features.efficient_net import EfficientNet
+from diffusion_lab.features.fashion_cnn import FASHION_CNN_WEIGHTS, FashionCNN
+from diffusion_lab.features.features import Features, FeaturesUnavailableError, to_uint8
+from diffusion_lab.features.inception import Inception
+from diffusion_lab.features.vision_transformers import CLIP, DINOv2
+
+__all__ = [
+    "CLIP",
+    "FASHION_CNN_WEIGHTS",
+    "DINOv2",
+    "EfficientNet",
+    "FashionCNN",
+    "Features",
+    "FeaturesUnavailableError",
+    "Inception",
+    "to_uint8",
+]

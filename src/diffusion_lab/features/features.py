@@ -1,0 +1,58 @@
+"""What all networks of features share: bytes in, named outputs, float32."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+
+class FeaturesUnavailableError(FileNotFoundError):
+    """A feature network's weights are neither here nor within reach; the message says where they were looked for."""
+
+
+class Features(nn.Module, ABC):
+    """uint8 images [B, C, H, W] -> named outputs, float32.  Frozen, always in evaluation mode.
+
+    outputs: which of these it has: "pooled" [B, num_features], what distances are taken over; "logits"
+    [B, num_classes]; "spatial" [B, S], features that keep where things are.
+    channels: of images that it takes.  resize: its rule of bringing images to its own size, in words.
+    weights_sha256: of the file of its weights; None for an untrained network.
+    """
+
+    name: str
+    num_features: int
+    channels: tuple[int, ...]
+    outputs: tuple[str, ...] = ("pooled",)
+    resize: str
+    weights_sha256: str | None = None
+
+    @abstractmethod
+    def extract(self, pixels: Tensor) -> dict[str, Tensor]:
+        """All outputs of uint8 images, by name."""
+
+    @torch.no_grad()
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        if pixels.dtype != torch.uint8:
+            raise ValueError(f"pixels must be uint8, got {pixels.dtype}: quantise images with to_uint8 first.")
+        if pixels.shape[1] not in self.channels:
+            raise ValueError(f"{self.name} takes images of {self.channels} channels, got {pixels.shape[1]}.")
+        # Half precision moves features by half a percent, and TF32, cuDNN's default for float32, by a tenth of that.
+        with (
+            torch.autocast(pixels.device.type, enabled=False),
+            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
+        ):
+            return {name: output.float() for name, output in self.extract(pixels).items()}
+
+    def train(self, mode: bool = True) -> "Features":
+        return super().train(False)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Images in [-1, 1] as grey levels: rounded and clamped, so that a level survives the way there and back.
+
+    images: float [B, C, H, W].  Returns uint8 of the same shape.
+    Raises ValueError for values that are not finite: they would be counted as black.
+    """
+    if not bool(torch.isfinite(images).all()):
+        raise ValueError("images must be finite, got NaN or infinity: the network or its sampler has diverged.")
+    return images.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,38 @@
+"""How sure a classifier is of single images, and how unsure of all of them."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from diffusion_lab.metrics.feature_set import FeatureSet
+from diffusion_lab.metrics.metric import Metric
+
+
+@dataclass(frozen=True)
+class InceptionScore(Metric):
+    """exp of the mean divergence between an image's classes and all images' (Salimans et al. 2016), by torch-fidelity.
+
+    Mean and deviation over num_splits parts of the samples in an order that is always the same.
+    """
+
+    num_splits: int = 10
+
+    output: ClassVar[str] = "logits"
+    needs_reference: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_splits < 1:
+            raise ValueError(f"num_splits must be at least 1, got {self.num_splits}.")
+
+    @property
+    def min_images(self) -> int:
+        return max(2, self.num_splits)
+
+    def measure(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
+        from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
+
+        logits = samples.require_rows()
+        if len(logits) < self.num_splits:
+            raise ValueError(f"samples must hold at least num_splits={self.num_splits} images, got {len(logits)}.")
+        found = isc_features_to_metric(logits, splits=self.num_splits)
+        return {"is": found[KEY_METRIC_ISC_MEAN], "is_std": found[KEY_METRIC_ISC_STD]}

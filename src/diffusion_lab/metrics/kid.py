@@ -1,0 +1,32 @@
+"""Kernel distance between two sets of images; over Inception's features it is the KID."""
+
+from dataclasses import dataclass
+
+from diffusion_lab.metrics.feature_set import FeatureSet
+from diffusion_lab.metrics.metric import Metric
+
+
+@dataclass(frozen=True)
+class KernelDistance(Metric):
+    """Unbiased squared MMD under the kernel (x'y / D + 1)^3 (Binkowski et al. 2018), by torch-fidelity.
+
+    Mean and deviation over num_subsets random pairs of subsets, the same for every process and every run.
+    subset_size: at most; fewer where a set holds fewer.
+    """
+
+    num_subsets: int = 100
+    subset_size: int = 1000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in (("num_subsets", 1), ("subset_size", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+
+    def measure(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
+        from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
+
+        rows = samples.require_rows(), reference.require_rows()
+        size = min(self.subset_size, *map(len, rows))
+        found = kid_features_to_metric(*rows, kid_subsets=self.num_subsets, kid_subset_size=size, verbose=False)
+        return {"kid": found[KEY_METRIC_KID_MEAN], "kid_std": found[KEY_METRIC_KID_STD]}

@@ -1,0 +1,55 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from diffusion_lab.metrics.feature_set import FeatureSet
+from diffusion_lab.metrics.inception_score import InceptionScore
+from stand_ins import StandIn
+
+
+def score(logits: Tensor, num_splits: int = 1) -> dict[str, float]:
+    samples = FeatureSet.of(logits)
+    return InceptionScore(StandIn(), num_splits).measure(samples, samples)
+
+
+def test_sure_of_every_image_and_of_all_classes_alike_scores_their_number() -> None:
+    logits = 100 * torch.eye(5).repeat(20, 1)
+    assert score(logits)["is"] == pytest.approx(5, rel=1e-6)
+
+
+def test_always_the_same_class_scores_1_and_so_does_no_idea() -> None:
+    assert score(torch.tensor([[9.0, 0, 0]]).repeat(20, 1))["is"] == pytest.approx(1, rel=1e-9)
+    assert score(torch.zeros(20, 5))["is"] == pytest.approx(1, rel=1e-9)
+
+
+def test_half_sure_of_two_classes_is_the_divergence_by_hand() -> None:
+    p = 0.9
+    logits = torch.tensor([[p, 1 - p], [1 - p, p]]).log().repeat(10, 1)
+    divergence = p * math.log(2 * p) + (1 - p) * math.log(2 * (1 - p))
+    assert score(logits)["is"] == pytest.approx(math.exp(divergence), rel=1e-6)
+
+
+def test_it_sees_logits_and_no_reference() -> None:
+    assert (InceptionScore.output, InceptionScore.needs_reference) == ("logits", False)
+
+
+def test_it_needs_an_image_a_part() -> None:
+    assert InceptionScore(StandIn(), 10).min_images == 10
+    with pytest.raises(ValueError, match="samples must hold at least num_splits=10 images, got 9"):
+        score(torch.zeros(9, 5), 10)
+    with pytest.raises(ValueError, match="num_splits must be at least 1, got 0"):
+        InceptionScore(StandIn(), 0)
+
+
+def test_the_order_of_the_parts_is_always_the_same() -> None:
+    logits = torch.randn(50, 5, generator=torch.Generator().manual_seed(0))
+    found = []
+    for seed in (1, 2):  # the global states are none of its business
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        found.append(score(logits, 5))
+    assert found[0] == found[1]
+    assert found[0]["is_std"] > 0
