@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,15 @@ def test_a_number_that_is_not_finite_is_null_in_the_summary(tmp_path: Path) -> N
     text = (tmp_path / "summary.json").read_text()
     assert "NaN" not in text  # which JSON does not know
     assert json.loads(text) == {"steps": 4, "loss": None, "minutes": 0.5, "distance": None}
+
+
+def test_numbers_say_by_which_commit_they_were_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured(tmp_path / "a", 1.0)
+    commit = json.loads((tmp_path / "a" / "metrics.json").read_text())["commit"]
+    assert commit is None or re.fullmatch(r"\S*[0-9a-f]{40}\+?", commit)
+    monkeypatch.setenv("PATH", "")  # no git
+    measured(tmp_path / "b", 1.0)
+    assert json.loads((tmp_path / "b" / "metrics.json").read_text())["commit"] is None
 
 
 def test_a_sweep_has_a_row_a_run_with_exact_numbers_in_its_file(tmp_path: Path) -> None:

@@ -156,7 +156,10 @@ class Evaluation:
     def _numbers(self, metrics: Sequence[Metric], samples: FeatureSets) -> Iterator[Number]:
         """Every process computes some metrics, none waits idly, and each number is what one process says, for all."""
         processes = Processes.of_this_job()
-        mine = {j: self._value(metrics[j], samples) for j in range(len(metrics)) if self._is_mine(j, len(metrics))}
+        mine: dict[int, dict[str, float]] = {}
+        with processes.together():
+            for j in filter(lambda j: self._is_mine(j, len(metrics)), range(len(metrics))):
+                mine[j] = self._value(metrics[j], samples)
         said = processes.everyone(mine)
         for j, metric in enumerate(metrics):
             found = next(values[j] for values in said if j in values)
@@ -194,7 +197,7 @@ class Evaluation:
     def _timed(self, part: str) -> Iterator[None]:
         started = time.perf_counter()
         yield
-        if torch.cuda.is_available():
+        if self.images.module.device.type == "cuda":
             torch.cuda.synchronize()
         self.seconds[part] += time.perf_counter() - started
 

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import re
+import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +30,16 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> None:
 def write_metrics(folder: Path, record: dict[str, Any]) -> None:
     """Numbers with their protocol: `metrics.json`.  record["numbers"]: each with name, value and fingerprint."""
     numbers = [number | {"value": _finite(number["value"])} for number in record["numbers"]]
-    _write(folder / METRICS, record | {"numbers": numbers})
+    _write(folder / METRICS, record | {"numbers": numbers, "commit": _commit()})
+
+
+def _commit() -> str | None:
+    """Of this code, with a plus where it was changed since; None where it is no checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty=+"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
