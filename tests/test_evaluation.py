@@ -108,6 +108,8 @@ def test_time_is_counted_by_what_it_went_to(tmp_path: Path) -> None:
     job.measure(every_metric(Spatial()))
     assert set(job.seconds) == {"sampling", "features", "statistics"}
     assert all(seconds > 0 for seconds in job.seconds.values())
+    job.mean(MeanOverImages(Brightness(), "train"), FewImages().load())
+    assert job.seconds["means over images"] > 0
 
 
 def test_the_fingerprint_says_all_that_a_number_depends_on(tmp_path: Path) -> None:

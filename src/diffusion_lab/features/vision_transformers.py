@@ -39,7 +39,7 @@ class VisionTransformer(Features):
             import transformers
         except ImportError as error:
             raise FeaturesUnavailableError(
-                f"features={self.name} needs the library transformers: pip install 'diffusion-lab[features]'."
+                f"features={self.name} needs the library transformers: pip install -e '.[features]'."
             ) from error
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
