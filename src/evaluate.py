@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from diffusion_lab import config_entry, run_evaluations, run_tables
+from diffusion_lab import config_entry, run_evaluations, run_results, run_tables
 from diffusion_lab.config_check import UserError
 
 if TYPE_CHECKING:
@@ -76,12 +76,12 @@ def _write(numbers: list["Number"], measured: "Measured", folder: Path) -> None:
         "seconds": measured.evaluation.seconds,
         "peak_memory_gb": peak,
     }
-    run_tables.write_metrics(folder, record)
+    run_results.write_metrics(folder, record)
     minutes = sum(measured.evaluation.seconds.values()) / 60
-    run_tables.write_summary(folder, {number.name: number.value for number in numbers} | {"minutes": minutes})
-    run_tables.show_numbers(record)
+    run_results.write_summary(folder, {number.name: number.value for number in numbers} | {"minutes": minutes})
+    run_results.show_numbers(record)
     print(f"everything is in {folder}", flush=True)
 
 
 if __name__ == "__main__":
-    config_entry.entry("evaluate", evaluate)
+    config_entry.entry("evaluate", evaluate, keeps_status=True)

@@ -96,4 +96,4 @@ def _animate(images: "SampledImages", batches: list[range], path: Path, config: 
 
 
 if __name__ == "__main__":
-    config_entry.entry("sample", sample)
+    config_entry.entry("sample", sample, keeps_status=True)

@@ -7,14 +7,15 @@ python src/train.py resume=last
 """
 
 import errno
-import sys
+import signal
 import time
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from diffusion_lab import config_entry, run_folder, run_resume, run_tables, runs
+from diffusion_lab import config_entry, run_folder, run_results, run_resume, runs, signals
 from diffusion_lab.config_check import UserError
+from diffusion_lab.signals import StoppedBySignal
 
 
 def train(config: DictConfig) -> float | None:
@@ -27,15 +28,15 @@ def train(config: DictConfig) -> float | None:
 
     from diffusion_lab import summary  # Lightning: by now it is loaded
 
-    started = time.monotonic()
-    with run_folder.held(run, start) as checkpoint:
-        summary.announce(run.module, run.datamodule, run.trainer, run.folder, start.step)
-        _fit(run, checkpoint)
+    started, checkpoint = time.monotonic(), run_folder.begun(run, start)
+    summary.announce(run.module, run.datamodule, run.trainer, run.folder, start.step)
+    _fit(run, checkpoint)
+    signals.install(signal.SIG_IGN)  # all that is left to do is to write it down
     result = summary.summarize(run.trainer, minutes=(time.monotonic() - started) / 60)
     if run.trainer.is_global_zero:
-        run_tables.write_summary(run.folder, result.as_dict())
+        run_results.write_summary(run.folder, result.as_dict())
         if result.numbers:
-            run_tables.write_metrics(run.folder, result.record(run.folder))
+            run_results.write_metrics(run.folder, result.record(run.folder))
         if not config_entry.swept():
             summary.show(result, run.folder)
     return result.objective
@@ -43,24 +44,33 @@ def train(config: DictConfig) -> float | None:
 
 def _fit(run: runs.Run, checkpoint: Path | None) -> None:
     from diffusion_lab import step_guard, summary
-    from diffusion_lab.callbacks.stop_on_signal import StoppedBySignal
 
     try:
         run.trainer.fit(run.module, datamodule=run.datamodule, ckpt_path=checkpoint)
     except step_guard.DivergedError as error:
         raise UserError(str(error).rstrip(".")) from error
     except StoppedBySignal as stop:
-        if run.trainer.is_global_zero:
-            summary.show_how_to_resume(run.folder, stop.step)
-        sys.exit(128 + stop.number)  # as the shell tells of a signal: never taken for success
+        if run.trainer.is_global_zero and not stop.asks_for_another_start:
+            summary.show_how_to_resume(run.folder, stop.step or 0)
+        raise
     except OSError as error:
+        _end_others(run)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
         raise UserError(
             f"{run.folder} cannot be written to any more: {error.strerror}; the last checkpoint there is whole, and "
             f"resume={run.folder} goes on from it once there is space."
         ) from error
+    except Exception:
+        _end_others(run)
+        raise
+
+
+def _end_others(run: runs.Run) -> None:
+    """Ends the processes that Lightning started beside this one, which would wait for it for ever."""
+    if hasattr(run.trainer.strategy.launcher, "procs"):
+        run.trainer.strategy.launcher.kill(signal.SIGKILL)
 
 
 if __name__ == "__main__":
-    config_entry.entry("train", train, run_resume.prepare_command_line)
+    config_entry.entry("train", train, run_resume.prepare_command_line, keeps_status=True)

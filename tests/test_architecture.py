@@ -25,7 +25,17 @@ MATHEMATICS = (
     "optimizers",
     "step_guard",
 )
-DOORS = ("config_check", "config_entry", "runs", "run_tables", "run_evaluations", "run_resume", "run_folder")
+DOORS = (
+    "config_check",
+    "config_entry",
+    "runs",
+    "run_tables",
+    "run_evaluations",
+    "run_resume",
+    "run_folder",
+    "sweeps",
+    "sweep_jobs",
+)
 
 
 def modules(prefix: str = "diffusion_lab") -> list[str]:

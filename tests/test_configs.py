@@ -162,14 +162,6 @@ def test_the_classroom_recipe_has_variances_0_to_098_in_steps_of_002() -> None:
     assert schedule.betas.tolist() == pytest.approx([0.02 * step for step in range(50)], abs=1e-12)
 
 
-def test_run_folders_of_sweeps_can_be_given_as_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffusion_lab.config_entry import folder_name
-
-    monkeypatch.setattr("sys.argv", ["train.py", "-m", "schedule=linear,cosine", "data.path=/a/b", "seed=1,2"])
-    name = folder_name("data.path=/a/b,schedule=linear,seed=1")
-    assert name == "schedule-linear_seed-1"
-
-
 def test_conf_holds_one_folder_for_each_group_of_the_command_line() -> None:
     groups = {path.name for path in Path(CONF).iterdir() if path.is_dir()}
     wanted = "data schedule model prediction objective times sampler ema optimizer metrics callbacks logger trainer"

@@ -101,15 +101,15 @@ def test_a_sweep_gives_each_run_its_folder_and_ends_with_a_table(tmp_path: Path)
     assert done.returncode == 0, done.stderr
     folders = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
     assert folders == [
-        "0_prediction-epsilon_schedule-linear",
-        "1_prediction-v_schedule-linear",
-        "2_prediction-epsilon_schedule-cosine",
-        "3_prediction-v_schedule-cosine",
+        "schedule-cosine_prediction-epsilon",
+        "schedule-cosine_prediction-v",
+        "schedule-linear_prediction-epsilon",
+        "schedule-linear_prediction-v",
     ]
     assert all((tmp_path / folder / "metrics.csv").is_file() for folder in folders)
     assert re.search(r"schedule .* prediction .* fd_fashion_cnn_20_train", done.stdout)
     rows = table(tmp_path / "sweep.csv")
-    assert [row["schedule"] for row in rows] == ["linear", "linear", "cosine", "cosine"]
+    assert [row["schedule"] for row in rows] == ["cosine", "cosine", "linear", "linear"]
     assert len({row["fd_fashion_cnn_20_train"] for row in rows}) == 4
 
 
@@ -117,9 +117,13 @@ def test_a_sweep_goes_on_after_a_run_that_is_refused(tmp_path: Path) -> None:
     done = train("-m", *SMALL, "model.channels=30,8", f"hydra.sweep.dir={tmp_path}")
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("error: 1 of the sweep's runs were refused; run 0: model: num_groups must divide")
-    assert [row["run"] for row in table(tmp_path / "sweep.csv")] == ["1"]
-    assert (tmp_path / "1_model.channels-8" / "summary.json").is_file()
+    assert last.startswith("error: 1 of the sweep's 2 runs failed; the same command runs what is missing. model.chan")
+    assert "model.channels-30: model: num_groups must divide" in last
+    rows = table(tmp_path / "sweep.csv")
+    assert [(row["model.channels"], row["state"], row["step"]) for row in rows] == [
+        ("8", "finished", "4"), ("30", "failed", ""),
+    ]  # fmt: skip
+    assert (tmp_path / "model.channels-8" / "summary.json").is_file()
 
 
 def test_the_quick_start_can_be_cut_short(tmp_path: Path) -> None:

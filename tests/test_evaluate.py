@@ -82,7 +82,7 @@ def test_a_sweep_of_samplers_ends_with_a_table(trained: Path, tmp_path: Path) ->
     with (tmp_path / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["sampler"], row["sampler.num_steps"]) for row in rows] == [
-        ("ddim", "2"), ("ddim", "4"), ("ancestral", "2"), ("ancestral", "4"),
+        ("ancestral", "2"), ("ancestral", "4"), ("ddim", "2"), ("ddim", "4"),
     ]  # fmt: skip
     assert all(float(row["fd_fashion_cnn_20_train"]) > 0 for row in rows)
 
@@ -191,7 +191,7 @@ def test_processes_that_others_started_share_the_work(trained: Path, tmp_path: P
         command = [*starter, *job, *words, f"hydra.run.dir={tmp_path / name}"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert (done.returncode == 0) == (name == "shared"), done.stderr
-    assert "trainer must be of the 2 processes that were started, got one: say trainer=ddp." in done.stderr
+    assert "trainer must be of the 2 processes that torchrun started here, got one: trainer=ddp." in done.stderr
     alone = run("evaluate.py", *job[1:], f"hydra.run.dir={tmp_path / 'alone'}")
     assert alone.returncode == 0, alone.stderr
     found, expected = (numbers(tmp_path / name)["fd_fashion_cnn_25_train"] for name in ("shared", "alone"))

@@ -48,7 +48,7 @@ def test_splits_of_a_folder_are_reported_in_numbers_and_pictures(tmp_path: Path)
         "split=train,test", f"hydra.sweep.dir={tmp_path}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    folder, of_test = tmp_path / "0_split-train", tmp_path / "1_split-test"
+    folder, of_test = tmp_path / "split-train", tmp_path / "split-test"
     report = json.loads((folder / "report.json").read_text())
     assert (report["num_images"], report["class_counts"]) == (32, {"cat": 16, "dog": 16})
     assert (report["channels"], report["height"], report["width"]) == (3, 16, 16)

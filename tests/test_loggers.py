@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from diffusion_lab.loggers import MetricsFile, WandbRun
 
 
@@ -42,9 +44,46 @@ def test_a_resumed_run_may_log_a_number_for_the_first_time(tmp_path: Path) -> No
     assert lines(tmp_path) == ["distance,loss,step", ",0.5,2", "3.0,0.25,4"]
 
 
-def test_a_run_keeps_its_identity_on_weights_and_biases(tmp_path: Path) -> None:
-    one, again = (WandbRun(str(tmp_path / "one"), project="p", offline=True) for _ in range(2))
-    other = WandbRun(str(tmp_path / "other"), project="p", offline=True)
-    assert one.version == again.version
-    assert one.version != other.version
-    assert [path.name for path in (tmp_path / "one").iterdir()] == ["wandb_id"]
+class Recorder:
+    """Stands in for wandb's own run."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, dict[str, float]]] = []
+
+    def log(self, row: dict[str, float], step: int) -> None:
+        self.rows.append((step, {key: value for key, value in row.items() if key != "trainer/global_step"}))
+
+
+def told(folder: Path, *rows: tuple[int, dict[str, float]], monkeypatch: pytest.MonkeyPatch) -> tuple[str, Recorder]:
+    """The identity that a start of a run has on Weights & Biases, and what it tells there."""
+    recorder, begun = Recorder(), dict[str, str]()
+
+    def init(**settings: str) -> Recorder:
+        begun.update(settings)
+        return recorder
+
+    monkeypatch.setattr("wandb.init", init)
+    logger = WandbRun(str(folder), project="p", offline=True)
+    for step, row in rows:
+        logger.log_metrics(row, step)
+    return begun["id"], recorder
+
+
+def test_a_run_keeps_its_identity_on_weights_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = (1, {"loss": 1.0})
+    one, again, other = (told(tmp_path / name, row, monkeypatch=monkeypatch)[0] for name in ("one", "one", "other"))
+    assert one == again
+    assert one != other
+
+
+def test_steps_that_are_done_again_are_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [(k, {"loss": 1.0 / k}) for k in range(1, 5)]
+    told(tmp_path, *rows, (4, {"distance": 7.0}), monkeypatch=monkeypatch)
+    again = [
+        *rows[2:],
+        (4, {"distance": 7.0}),
+        (4, {"share": 0.1}),
+        (5, {"loss": 0.2}),
+    ]  # from the checkpoint of step 2
+    _, recorder = told(tmp_path, *again, monkeypatch=monkeypatch)
+    assert recorder.rows == [(4, {"share": 0.1}), (5, {"loss": 0.2})]

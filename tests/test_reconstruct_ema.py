@@ -54,7 +54,7 @@ def test_evaluation_measures_the_reconstructed_average(trained: Path, tmp_path: 
     assert one.returncode == 0, one.stderr
     several = run("evaluate.py", "-m", *settings, "weights=main,narrow,raw", f"hydra.sweep.dir={tmp_path}")
     assert several.returncode == 0, several.stderr
-    folders = ("one", "0_weights-main", "1_weights-narrow", "2_weights-raw")
+    folders = ("one", "weights-main", "weights-narrow", "weights-raw")
     made_again, main, narrow, raw = (error(tmp_path / folder) for folder in folders)
     assert made_again == pytest.approx(main, rel=1e-5)
     assert abs(narrow - main) > 1e-4 * main

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from diffusion_lab.run_tables import rows_below, show_sweep, show_table, write_metrics, write_summary
+from diffusion_lab.run_results import write_metrics, write_summary
+from diffusion_lab.run_tables import rows_below, show_table
+from diffusion_lab.sweep_table import show_sweep
 
 
 def measured(
@@ -61,17 +63,19 @@ def test_a_sweep_has_a_row_a_run_with_exact_numbers_in_its_file(tmp_path: Path) 
     assert show_sweep(sweep(tmp_path))
     rows = table(tmp_path, "sweep")
     assert [(row["run"], row["sampler"], row["sampler.num_steps"]) for row in rows] == [
-        ("0", "ddim", "10"), ("1", "ddim", "50"), ("2", "ancestral", "10"), ("3", "ancestral", "50"),
+        ("0_x", "ddim", "10"), ("1_x", "ddim", "50"), ("2_x", "ancestral", "10"), ("3_x", "ancestral", "50"),
     ]  # fmt: skip
     assert float(rows[3]["fd_stand_in_50_train"]) == 1234.5 / 50 + 3
     lines = (tmp_path / "sweep.md").read_text().splitlines()
-    assert lines[0] == "| run | sampler | sampler.num_steps | fd_stand_in_50_train |"  # nothing that is always the same
+    shown = "sampler | sampler.num_steps | state | step | fd_stand_in_50_train | images_per_second | hours"
+    assert lines[0] == f"| {shown} |"  # nothing else that is always the same
     assert len(lines) == 6
 
 
 def test_numbers_are_drawn_against_the_steps_of_sampling_and_of_training(tmp_path: Path) -> None:
     show_sweep(sweep(tmp_path / "a"))
-    assert [path.name for path in (tmp_path / "a").glob("*.png")] == ["against_sampling_steps.png"]
+    drawn = sorted(path.name for path in (tmp_path / "a").glob("*.png"))
+    assert drawn == ["against_sampler.png", "against_sampling_steps.png"]
     with Image.open(tmp_path / "a" / "against_sampling_steps.png") as picture:
         assert min(picture.size) > 400
     for number, step in enumerate((100, 200)):
@@ -138,7 +142,9 @@ def test_numbers_that_came_out_the_same_are_shown_too(tmp_path: Path) -> None:
     for number in range(2):
         measured(tmp_path / f"{number}_x", 3.25, overrides=(f"seed={100 * number}",), seed=100 * number)
     assert show_sweep(tmp_path)
-    assert (tmp_path / "sweep.md").read_text().splitlines()[0] == "| run | seed | fd_stand_in_50_train |"
+    assert (tmp_path / "sweep.md").read_text().splitlines()[0] == (
+        "| seed | state | step | fd_stand_in_50_train | images_per_second | hours |"
+    )
 
 
 def test_nothing_measured_is_no_table(tmp_path: Path) -> None:

@@ -7,19 +7,23 @@ import os
 import re
 import shutil
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from diffusion_lab import job, layout, run_status, sweeps
+from diffusion_lab.attempt import attempt
 from diffusion_lab.config_check import META, UserError, suggestion
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,53 +31,83 @@ CONF = ROOT / "conf"
 
 
 def entry(
-    config_name: str, job: Callable[[DictConfig], object], prepare_command_line: Callable[[], None] = lambda: None
+    config_name: str,
+    command: Callable[[DictConfig], object],
+    prepare_command_line: Callable[[], None] = lambda: None,
+    *,
+    keeps_status: bool = False,
 ) -> None:
-    """Runs `job` on the composed config of `conf/<config_name>.yaml`, as one run or as each run of a sweep."""
+    """Runs `command` on the composed config of `conf/<config_name>.yaml`, as one run or as each run of a sweep.
+
+    keeps_status: each run has a status file in its folder, and a sweep ends with a table of all.
+    """
     # Hydra prints errors in its own way and ends the process; asked for full errors it raises them instead. Whether the
     # person asked for tracebacks is kept beside, for the processes that this one may start.
     tracebacks = os.environ.setdefault("DIFFUSION_LAB_TRACEBACKS", os.environ.get("HYDRA_FULL_ERROR", "0"))
     os.environ["HYDRA_FULL_ERROR"] = "1"
-
-    refused: list[str] = []
 
     begun = False
 
     def run(config: DictConfig) -> object:
         nonlocal begun
         begun = True
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        is_own = not swept() and run_status.read(folder) is None  # nobody waits for it
         try:
-            return job(config)
+            return attempt(folder, lambda: command(config)) if keeps_status else command(config)
         except UserError as error:
+            if is_own:
+                _forget_run(folder)
             if tracebacks == "1":
                 raise
-            _forget_run()
             if not swept():
                 _end(str(error))
-            refused.append(f"run {HydraConfig.get().job.num}: {error}")  # the other runs of a sweep go on
-            print(f"error: {refused[-1]}", file=sys.stderr)
-            return None
+            print(f"error: {folder.name}: {error}", file=sys.stderr)  # the other runs of a sweep go on
+            raise sweeps.RunFailedError(f"{folder.name}: {error}") from error
+        except Exception as error:
+            if not swept():
+                raise
+            traceback.print_exc()  # Hydra keeps it to itself until the sweep is over
+            raise sweeps.RunFailedError(f"{folder.name}: {type(error).__name__}: {error}") from error
 
+    failure = None
     try:
         prepare_command_line()
+        _leave_files_to_the_first()
+        layout.share_cores()
+        _prefer_own_search()
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(run)()
     except (UserError, HydraException, OmegaConfBaseException) as error:
         if tracebacks == "1":
             raise
-        _end(_sentence(error, config_name))
+        failure = _sentence(error, config_name)
     except OSError as error:
         if begun or tracebacks == "1":
             raise
-        _end(f"hydra.run.dir must be a folder that can be written to: {error.strerror}, got {error.filename}.")
+        failure = f"hydra.run.dir must be a folder that can be written to: {error.strerror}, got {error.filename}."
     except KeyboardInterrupt:  # before training, which ends by itself between two steps
         if tracebacks == "1":
             raise
-        if begun:
-            _forget_run()
         print("interrupted.", file=sys.stderr)
         sys.exit(130)
-    if refused:
-        _end(f"{len(refused)} of the sweep's runs were refused; {refused[-1]}")
+    except sweeps.RunFailedError as error:
+        failure = None if keeps_status else str(error)
+    if keeps_status and not failure:
+        failure = sweeps.end()
+    if failure:
+        _end(failure)
+
+
+def _leave_files_to_the_first() -> None:
+    """Of many processes that srun or torchrun started, one alone writes Hydra's notes."""
+    if job.num_started() > 1 and job.rank() > 0:
+        sys.argv += ["hydra.output_subdir=null", "hydra/job_logging=stdout"]
+
+
+def _prefer_own_search() -> None:
+    """Hydra's own plugin for Optuna, where it is installed, has a preset of the name of ours, and Hydra mixes them."""
+    Plugins.instance()
+    ConfigStore.instance().repo.get("hydra", {}).get("sweeper", {}).pop("optuna.yaml", None)
 
 
 def composed(config_name: str, overrides: list[str]) -> DictConfig:
@@ -89,10 +123,10 @@ def _end(message: str) -> NoReturn:
     sys.exit(1)
 
 
-def _forget_run() -> None:
-    """Removes the folder of a run that was refused, unless there is more in it than Hydra's own notes."""
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    if all(path.name in (".hydra", ".lock", "wandb_id") or path.suffix == ".log" for path in folder.iterdir()):
+def _forget_run(folder: Path) -> None:
+    """Removes the folder of a run that was refused, unless there is more in it than notes of its start."""
+    notes = (".hydra", run_status.LOCK, run_status.STATUS, "wandb_id")
+    if job.rank() == 0 and all(path.name in notes or path.suffix == ".log" for path in folder.iterdir()):
         shutil.rmtree(folder)
 
 
@@ -170,21 +204,6 @@ def _fastest_precision() -> str:
     return "bf16-mixed" if any(Path("/dev").glob("nvidia[0-9]*")) else _fastest_cpu_precision()
 
 
-def _processes_here() -> int | str:
-    """How many processes torchrun or srun started on this machine; "auto", all GPUs, where none did."""
-    if count := os.environ.get("LOCAL_WORLD_SIZE"):
-        return int(count)
-    tasks = re.match(r"\d+", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))  # such as 2(x3)
-    return int(tasks[0]) if tasks and "SLURM_PROCID" in os.environ else "auto"
-
-
-def _num_nodes() -> int:
-    """Of the job that torchrun or srun started; 1 where none did."""
-    if "LOCAL_WORLD_SIZE" in os.environ:
-        return int(os.environ["WORLD_SIZE"]) // int(os.environ["LOCAL_WORLD_SIZE"])
-    return int(os.environ.get("SLURM_STEP_NUM_NODES", 1)) if "SLURM_PROCID" in os.environ else 1
-
-
 def _all_steps(schedule: DictConfig) -> int:
     """The number of steps of a table; a thousand, as the papers take, for a continuous schedule."""
     return len(schedule.betas) if "betas" in schedule else int(schedule.get("num_timesteps", 1000))
@@ -210,22 +229,14 @@ def _num_class_folders(path: str) -> int:
     return sum(child.is_dir() and not child.name.startswith(".") for child in folder.iterdir())
 
 
-def folder_name(override_dirname: str) -> str:
-    """A sweep's run by what is swept, without the characters that the override grammar would have to quote."""
-    parsed = OverridesParser.create().parse_overrides([word for word in sys.argv[1:] if re.match(r"[\w.+~/@]+=", word)])
-    swept_keys = {override.key_or_group for override in parsed if override.is_sweep_override()}
-    words = [word for word in override_dirname.split(",") if word.partition("=")[0].lstrip("+") in swept_keys]
-    return re.sub(r"[^A-Za-z0-9_.+-]+", "-", "_".join(words)).strip("-")[:120] or "run"
-
-
 OmegaConf.register_new_resolver("root", lambda *parts: str(ROOT.joinpath(*parts)), replace=True)
 OmegaConf.register_new_resolver(
     "embedded", lambda name: str(Path(__file__).parent / "data" / "embedded" / name), replace=True
 )
 OmegaConf.register_new_resolver("fastest_cpu_precision", _fastest_cpu_precision, replace=True)
 OmegaConf.register_new_resolver("fastest_precision", _fastest_precision, replace=True)
-OmegaConf.register_new_resolver("processes_here", _processes_here, replace=True)
-OmegaConf.register_new_resolver("num_nodes", _num_nodes, replace=True)
+OmegaConf.register_new_resolver("processes_here", lambda: layout.processes_here() or "auto", replace=True)
+OmegaConf.register_new_resolver("num_nodes", layout.num_nodes, replace=True)
 OmegaConf.register_new_resolver("share_of", lambda share, steps: int(share * steps), replace=True)
 OmegaConf.register_new_resolver("interval", _interval, replace=True)
 OmegaConf.register_new_resolver("at_most", min, replace=True)
@@ -233,4 +244,6 @@ OmegaConf.register_new_resolver("first", lambda group: next(iter(group.values())
 OmegaConf.register_new_resolver("all_steps", _all_steps, replace=True)
 OmegaConf.register_new_resolver("answers", _answers, replace=True)
 OmegaConf.register_new_resolver("num_class_folders", _num_class_folders, replace=True)
-OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
+OmegaConf.register_new_resolver("job_name", job.name, replace=True)
+OmegaConf.register_new_resolver("sweep_folder", sweeps.folder_of_sweep, replace=True)
+OmegaConf.register_new_resolver("run_folder_name", sweeps.folder_of_run, replace=True)

@@ -1,14 +1,17 @@
 """Where a run's numbers go, so that a resumed run continues them."""
 
-import contextlib
 import csv
+import json
 import os
 import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
+from lightning.pytorch.utilities import rank_zero_only
 
 NAME = "metrics.csv"
 
@@ -43,21 +46,89 @@ class MetricsFile(CSVLogger):
 
 
 class WandbRun(WandbLogger):
-    """A run on Weights & Biases that keeps its identity when it is resumed; it is kept in the run folder."""
+    """A run on Weights & Biases that stays one run when it is stopped and goes on: what it said of a step stands.
 
-    def __init__(self, folder: str, *, project: str, offline: bool = False) -> None:
-        super().__init__(save_dir=folder, project=project, offline=offline, id=_identity(Path(folder)), resume="allow")
+    Its identity and the last step that it told of are kept in the run folder.
+    """
+
+    def __init__(self, folder: str, *, project: str, group: str | None = None, offline: bool = False) -> None:
+        """group: what the run is one of, such as a sweep."""
+        super().__init__(save_dir=folder, project=project, group=group, offline=offline)
+        self._path = Path(folder) / "wandb_id"
+        self._before = self._told = _Told()
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        if self._experiment is None:
+            import wandb
+
+            wandb.finish()  # an earlier run of this process
+            self._told = _Told.read(self._path)
+            self._wandb_init["id"] = self._id = self._told.identity
+            self._before = self._told
+            self._told.write(self._path)
+        return WandbLogger.experiment.fget(self)
+
+    def describe(self, config: Any) -> None:
+        """Tells what the run is: its whole config."""
+        self.experiment.config.update(config, allow_val_change=True)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        if step is None:
+            super().log_metrics(metrics)
+            return
+        experiment = self.experiment
+        new = self._before.new(metrics, step)  # steps that are done again come to the same
+        if new:
+            experiment.log({**new, "trainer/global_step": step}, step=step)
+            self._told = self._told.after(new, step)
+            self._told.write(self._path)
+
+    @rank_zero_only
+    def log_numbers(self, numbers: Sequence[Any], step: int) -> None:
+        """Tells measured numbers with their protocol, as a table."""
+        rows = [[step, number.name, number.value, json.dumps(number.fingerprint)] for number in numbers]
+        self.log_table("numbers", columns=["step", "name", "value", "fingerprint"], data=rows, step=step)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        if self._experiment is not None:
+            self._experiment.finish(exit_code=0 if status == "success" else 1)
 
 
-def _identity(folder: Path) -> str:
-    path, identity = folder / "wandb_id", secrets.token_hex(4)
-    proposal = folder / f"wandb_id.{identity}"
-    folder.mkdir(parents=True, exist_ok=True)
-    proposal.write_text(identity)
-    with contextlib.suppress(FileExistsError):  # of several processes the first one chooses
-        path.hardlink_to(proposal)
-    proposal.unlink()
-    return path.read_text()
+@dataclass(frozen=True)
+class _Told:
+    """What a run on Weights & Biases has told: the last step, and the names that it had numbers of then."""
+
+    identity: str = field(default_factory=lambda: secrets.token_hex(4))
+    step: int = -1
+    names: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, path: Path) -> "_Told":
+        try:
+            identity, step, *names = path.read_text().split("\n")
+            return cls(identity, int(step), tuple(names))
+        except (OSError, ValueError):
+            return cls()
+
+    def write(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text("\n".join([self.identity, str(self.step), *self.names]))
+        partial.replace(path)
+
+    def new(self, metrics: Mapping[str, Any], step: int) -> dict[str, Any]:
+        """What has not been told of a step."""
+        if step != self.step:
+            return dict(metrics) if step > self.step else {}
+        return {name: value for name, value in metrics.items() if name not in self.names}
+
+    def after(self, metrics: Mapping[str, Any], step: int) -> "_Told":
+        names = self.names if step == self.step else ()
+        return _Told(self.identity, step, (*names, *metrics))
 
 
 def _rows_until(path: Path, step: int) -> tuple[list[str], list[dict[str, str]]]:

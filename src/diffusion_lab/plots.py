@@ -1,6 +1,7 @@
 """Curves -> picture files and the tables behind them."""
 
 import csv
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,6 +65,46 @@ def save_lines(panels: dict[str, dict[str, list[tuple[float, float]]]], xlabel: 
             panel.legend()
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
+
+
+def save_against(panels: dict[str, list[tuple[str, float]]], xlabel: str, path: Path) -> None:
+    """Points (setting, number), one panel for each number, as PNG; the line goes through the means.
+
+    Settings that are numbers stand at their places, in powers of ten where they span some; others side by side.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    num_columns = min(3, len(panels))
+    num_rows = -(-len(panels) // num_columns)
+    figure, axes = pyplot.subplots(
+        num_rows, num_columns, figsize=(5.2 * num_columns, 3.8 * num_rows), layout="constrained", squeeze=False
+    )
+    for panel in axes.flat[len(panels) :]:
+        panel.set_visible(False)
+    for panel, (name, points) in zip(axes.flat, panels.items(), strict=False):
+        settings = list(dict.fromkeys(setting for setting, _ in points))
+        places = _places(settings)
+        means = {s: float(np.mean([y for setting, y in points if setting == s])) for s in settings}
+        line = sorted((places[s], means[s]) for s in settings)
+        panel.plot(*zip(*line, strict=True), color="C0", alpha=0.6, linestyle="-" if _numbers(settings) else ":")
+        panel.scatter([places[setting] for setting, _ in points], [y for _, y in points], color="C0", zorder=3)
+        wide = _numbers(settings) and min(places.values()) > 0 and max(places.values()) > 20 * min(places.values())
+        panel.set(title=name, xlabel=xlabel, xscale="log" if wide else "linear")
+        panel.set_xticks(list(places.values()), settings, minor=False)
+        panel.minorticks_off()
+        panel.margins(x=0.15)
+        panel.grid(alpha=0.3)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def _places(settings: list[str]) -> dict[str, float]:
+    if _numbers(settings):
+        return {setting: float(setting) for setting in settings}
+    return {setting: float(place) for place, setting in enumerate(settings)}
+
+
+def _numbers(settings: list[str]) -> bool:
+    return all(re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", setting) for setting in settings)
 
 
 def save_schedules(schedules: dict[str, NoiseSchedule], times: dict[str, Tensor], image: Tensor, path: Path) -> None:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.config_check import UserError, refuse, wrong_arguments
-from diffusion_lab.runs import instantiated, quieten, resolved, saved_config, with_weights
+from diffusion_lab.layout import environment
+from diffusion_lab.runs import instantiated, quieten, require_layout, resolved, saved_config, with_weights
 
 if TYPE_CHECKING:
     from lightning import Fabric
@@ -95,12 +96,14 @@ def launch(config: DictConfig) -> "Fabric":
     from lightning import Fabric
 
     quieten()
-    layout = ("accelerator", "devices", "num_nodes", "strategy", "precision")
+    require_layout(config.trainer)
+    settings = ("accelerator", "devices", "num_nodes", "strategy", "precision")
     try:
-        fabric = Fabric(**{key: config.trainer[key] for key in layout if key in config.trainer})
+        fabric = Fabric(
+            **{key: config.trainer[key] for key in settings if key in config.trainer}, plugins=[environment()]
+        )
     except Exception as error:  # a refused layout is an error of many kinds
         raise UserError(f"trainer: {' '.join(str(error).split()).rstrip('.!')}.") from error
-    _require_one_job(fabric.world_size)
     fabric.launch()
     if config.trainer.precision == "32-true":
         _round_as_float32()
@@ -113,13 +116,6 @@ def _round_as_float32() -> None:
 
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
-
-
-def _require_one_job(world_size: int) -> None:
-    """Processes that torchrun or srun started, but that would not know of each other, would all do the same work."""
-    started = max(int(os.environ.get(name) or 1) for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
-    if started > 1 and world_size == 1:
-        raise UserError(f"trainer must be of the {started} processes that were started, got one: say trainer=ddp.")
 
 
 def load(config: DictConfig, target: Target, fabric: "Fabric") -> Measured:

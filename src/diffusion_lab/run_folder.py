@@ -1,56 +1,41 @@
-"""A run's folder while it trains: held by one run at a time, with all from which it is loaded and resumed."""
+"""What a run's folder holds from its first step on: all from which it is loaded and resumed."""
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.config_check import UserError
-from diffusion_lab.run_resume import Start
+from diffusion_lab.run_resume import WORDS, Start
 from diffusion_lab.runs import Run, resolved
 
-LOCK = ".lock"
 
+def begun(run: Run, start: Start) -> Path | None:
+    """Writes down what a run is, before its first step; the checkpoint to begin from.
 
-@contextmanager
-def held(run: Run, start: Start) -> Iterator[Path | None]:
-    """Opens the folder, and keeps other runs out of it to the end; yields the checkpoint to begin from.
-
-    Of several processes the first does it for all.  Raises UserError where another run is in the folder.
+    Of several processes the first does it for all.
     """
     forked = start.checkpoint is not None and not start.continues
     checkpoint = run.folder / "checkpoints" / "last.ckpt" if forked else start.checkpoint
-    if not run.trainer.is_global_zero:
-        yield checkpoint
-        return
-    lock = FileLock(run.folder / LOCK)  # it belongs to the process: where that dies, the system lets go of it
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"{run.folder} is being trained in by another process; wait for its end, or stop it.") from None
-    try:
-        _start_loggers(run.trainer.loggers, start.step if start.continues else 0)
+    if run.trainer.is_global_zero:
+        _start_loggers(run.trainer.loggers, start.config, start.step if start.continues else 0)
         _save_config(start.config, run.folder)
-        if start.continues:
-            _keep_words(run.folder)
+        _keep_words(run.folder)
         if forked and start.checkpoint is not None and checkpoint is not None:
             _begin_fork(start.checkpoint, checkpoint)
-        yield checkpoint
-    finally:
-        lock.release()
+    return checkpoint
 
 
-def _start_loggers(loggers: list[Any], steps_done: int) -> None:
+def _start_loggers(loggers: list[Any], config: DictConfig, steps_done: int) -> None:
     for logger in loggers:
         if hasattr(logger, "continue_after"):
             logger.continue_after(steps_done)
         try:
             _ = logger.experiment
+            if hasattr(logger, "describe"):
+                logger.describe(OmegaConf.to_container(resolved(config)))
         except Exception as error:
             if not type(error).__module__.startswith("wandb"):
                 raise
@@ -65,11 +50,9 @@ def _save_config(config: DictConfig, folder: Path) -> None:
 
 
 def _keep_words(folder: Path) -> None:
-    """Keeps what a resumed run was started with, so that it can be resumed again."""
+    """Keeps what a run was started with, so that it can be resumed: Hydra's own note is of the last command given."""
     words = [word for word in HydraConfig.get().overrides.task if not re.match(r"\+*(resume|fork)=", word)]
-    path = folder / ".hydra" / "overrides.yaml"
-    path.parent.mkdir(exist_ok=True)
-    OmegaConf.save(OmegaConf.create(words), path)
+    OmegaConf.save(OmegaConf.create(words), folder / WORDS)
 
 
 def _begin_fork(source: Path, target: Path) -> None:

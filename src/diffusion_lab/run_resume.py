@@ -16,19 +16,24 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from diffusion_lab import job
 from diffusion_lab.config_check import UserError
 from diffusion_lab.config_entry import ROOT, composed
 from diffusion_lab.runs import Run, resolved
+from diffusion_lab.sweeps import quoted
 
 KeyPath = tuple[Any, ...]
+
+WORDS = "overrides.yaml"
+"""The command line of a run, beside its config.yaml."""
 
 SUMMARY = ("steps", "loss", "images_per_second", "minutes")
 """What summary.json holds of every run, beside a distance where one was measured."""
 
 WITHOUT_EFFECT = (
-    *("run_folder", "resume", "fork", "forked_from", "logger.*"),
+    *("run_folder", "resume", "fork", "forked_from", "logger.*", "sweep.*"),
     *("trainer.max_steps", "trainer.max_time", "trainer.log_every_n_steps", "trainer.enable_*", "trainer.profiler"),
-    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
+    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.plugins"),
     *("trainer.accumulate_grad_batches", "data.num_workers", "data.datamodule.num_workers"),
     *(f"data{part}.{name}" for part in ("", ".store", ".datamodule.store") for name in ("path", "cache_folder")),
     *("callbacks.progress.*", "callbacks.throughput.*", "callbacks.sample_images.*", "callbacks.save_last.*"),
@@ -72,39 +77,44 @@ def prepare_command_line() -> None:
     given = {_key(word) for word in others}
     # A setting that was added stays added, so that it can be changed.
     kept = [word for word in _words_of(folder) if _key(word) not in given or re.match(r"\+[^=]*\.", word)]
-    sys.argv[1:] = [*kept, *others, f"resume={_quoted(folder)}"]
+    sys.argv[1:] = [*kept, *others, f"resume={quoted(str(folder))}"]
     if not any(re.fullmatch(r"\+*fork=true", word, re.IGNORECASE) for word in others):
         if "hydra.run.dir" in given:
             raise UserError("hydra.run.dir goes with fork=true alone: resume goes on in the run's own folder.")
-        sys.argv += [f"hydra.run.dir={_quoted(folder)}", "hydra.output_subdir=null"]
+        sys.argv += [f"hydra.run.dir={quoted(str(folder))}", "hydra.output_subdir=null"]
     # Processes that this one starts inherit the prepared command line.
-    os.environ["DIFFUSION_LAB_RESUMED"] = _quoted(folder)
+    os.environ["DIFFUSION_LAB_RESUMED"] = quoted(str(folder))
 
 
 def start(config: DictConfig) -> Start:
     """What the command line describes: a new run, or the rest of an old one.
 
-    Raises UserError where settings beside `resume` would change the result of the steps that are left.
+    A command whose folder holds its run already goes on with it, as after a kill or in a job that was queued again.
+    Raises UserError where settings would change the result of the steps that are left.
     """
-    if not config.resume:
-        return Start(config)
     if not isinstance(config.fork, bool):
         raise UserError(f"fork must be true or false, got {config.fork}.")
-    folder = Path(config.resume)
     run_folder = Path(config.run_folder)
+    is_there = (run_folder / "config.yaml").is_file()
+    if not config.resume and not is_there:
+        return Start(config)
+    fork = config.fork and not is_there  # a fork that was queued again goes on where it was
+    folder = Path(config.resume) if config.resume and not is_there else run_folder
     now = _flat(_plain(config))
-    before = _flat(_plain(composed("train", [*_words_of(folder), f"run_folder={_quoted(run_folder)}"])))
+    before = _flat(_plain(composed("train", [*_words_of(folder), f"run_folder={quoted(str(run_folder))}"])))
     saved = _flat(_relocated(_loaded(folder / "config.yaml", dict), run_folder))
     changed = {key for key in now.keys() | before.keys() if now.get(key) != before.get(key)}
     wanted = {key: value for key, value in saved.items() if key not in changed or key in now}
     wanted |= {key: now[key] for key in changed if key in now}
-    if not config.fork:
-        _refuse_changes(saved, wanted)
+    if not fork:
+        _refuse_changes(saved, wanted, resumed=bool(config.resume))
     new = OmegaConf.create(_nested(wanted | {("resume",): None, ("fork",): False}))
     if config.fork:
-        new.forked_from = str(folder)
+        new.forked_from = str(config.resume)
     checkpoint, step = _newest(folder)
-    return Start(new, checkpoint, step, continues=not config.fork)
+    if config.resume and checkpoint is None and job.rank() == 0:
+        print(f"note: {folder} has no checkpoint yet; the run starts from its first step.", file=sys.stderr)
+    return Start(new, checkpoint, step, continues=not fork)
 
 
 def require_fit(start: Start, run: Run) -> None:
@@ -168,8 +178,8 @@ def _last_written(folder: Path) -> float:
 
 def _words_of(folder: Path) -> list[str]:
     """What a run was started with."""
-    path = folder / ".hydra" / "overrides.yaml"
-    words = [str(word) for word in _loaded(path, list)] if path.is_file() else []
+    paths = [path for path in (folder / WORDS, folder / ".hydra" / WORDS) if path.is_file()]
+    words = [str(word) for word in _loaded(paths[0], list)] if paths else []
     return [word for word in words if not re.match(r"(resume|fork)=", word)]
 
 
@@ -188,7 +198,7 @@ def _loaded(path: Path, kind: type) -> Any:
     return content
 
 
-def _refuse_changes(saved: dict[KeyPath, Any], wanted: dict[KeyPath, Any]) -> None:
+def _refuse_changes(saved: dict[KeyPath, Any], wanted: dict[KeyPath, Any], *, resumed: bool) -> None:
     changed = {key for key in saved.keys() | wanted.keys() if saved.get(key) != wanted.get(key)}
     differing: dict[str, str] = {}
     for key in sorted(changed, key=lambda key: (len(key), key)):
@@ -199,9 +209,15 @@ def _refuse_changes(saved: dict[KeyPath, Any], wanted: dict[KeyPath, Any]) -> No
             differing[name] = f"{name} (was {saved.get(key)}, got {wanted.get(key)})"
     if differing:
         more = f" and {len(differing) - 8} more" if len(differing) > 8 else ""
+        shown = f"{', '.join(list(differing.values())[:8])}{more}"
+        if resumed:
+            raise UserError(
+                "resume must leave everything that changes the result as it was, but these differ: "
+                f"{shown}; fork=true starts a run of its own from there."
+            )
         raise UserError(
-            "resume must leave everything that changes the result as it was, but these differ: "
-            f"{', '.join(list(differing.values())[:8])}{more}; fork=true starts a run of its own from there."
+            f"hydra.run.dir must be a folder of its own for each run, but {wanted['run_folder',]} holds one from which "
+            f"these differ: {shown}."
         )
 
 
@@ -213,7 +229,6 @@ def _newest(folder: Path) -> tuple[Path | None, int]:
     except checkpoint_files.DamagedCheckpointError as error:
         raise UserError(f"resume finds no whole checkpoint: {error}") from error
     if path is None:
-        print(f"note: {folder} has no checkpoint yet; the run starts from its first step.", file=sys.stderr)
         return None, 0
     return path, int(checkpoint_files.read_run(path, mmap=True)["global_step"])
 
@@ -252,9 +267,3 @@ def _relocated(saved: Any, folder: Path) -> Any:
         return after + node[len(before) :] if inside else node
 
     return moved(saved)
-
-
-def _quoted(path: Path) -> str:
-    """A path as a value of Hydra's override grammar, in which a backslash counts only before a quote."""
-    escaped = re.sub(r'(\\+)(?="|$)', r"\1\1", str(path)).replace('"', '\\"')
-    return f'"{escaped}"'

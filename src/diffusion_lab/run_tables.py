@@ -1,66 +1,22 @@
-"""What runs came to: a summary and the measured numbers in each folder, and one table of many."""
+"""One table of what many runs came to, and plots of it."""
 
 import csv
 import itertools
 import json
-import math
 import re
-import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
 from diffusion_lab.fingerprints import UnlikeNumbersError, covered_by, differences, require_alike
 
 SUMMARY, METRICS = "summary.json", "metrics.json"
-
-
-def write_summary(folder: Path, summary: dict[str, Any]) -> None:
-    """What a run came to, for tables of many runs: `summary.json`. A number that is not finite is null there."""
-    _write(folder / SUMMARY, {key: _finite(value) for key, value in summary.items()})
-
-
-def write_metrics(folder: Path, record: dict[str, Any]) -> None:
-    """Numbers with their protocol: `metrics.json`.  record["numbers"]: each with name, value and fingerprint."""
-    numbers = [number | {"value": _finite(number["value"])} for number in record["numbers"]]
-    _write(folder / METRICS, record | {"numbers": numbers, "commit": _commit()})
-
-
-def _commit() -> str | None:
-    """Of this code, with a plus where it was changed since; None where it is no checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty=+"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def show_numbers(record: Mapping[str, Any]) -> None:
-    """A table of the numbers of one evaluation, of its time and its memory."""
-    table = Table("number", "value", title=f"{record['run']}, {record['checkpoint']}, step {record['step']:,}")
-    for number in record["numbers"]:
-        table.add_row(number["name"], f"{number['value']:.6g}")
-    table.add_section()
-    for part, seconds in record["seconds"].items():
-        table.add_row(f"seconds in {part}", f"{seconds:,.1f}")
-    table.add_row("peak memory, GB", f"{record['peak_memory_gb']:.2f}")
-    _print(table)
 
 
 @dataclass
@@ -90,21 +46,6 @@ class Row:
         return cls(folder, _overrides(job), values, fingerprints, run, step)
 
 
-class SweepTable(Callback):
-    """Hydra callback: at the end of a multirun, one line for each run."""
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        folder = Path(config.hydra.sweep.dir)
-        show_sweep(folder, config.get("allow", ()))
-
-
-def show_sweep(folder: Path, allowed: Iterable[str] = ()) -> bool:
-    """`show_table` of a sweep's runs, of which all that was swept may differ."""
-    rows = rows_below(folder)
-    swept = [key for key in _keys(rows) if len({row.overrides.get(key) for row in rows}) > 1]
-    return show_table([folder], folder, "sweep", swept=swept, allowed=allowed)
-
-
 def show_table(
     folders: Sequence[Path], output: Path, name: str, *, swept: Iterable[str] = (), allowed: Iterable[str] = ()
 ) -> bool:
@@ -116,10 +57,16 @@ def show_table(
     rows = [row for folder in folders for row in rows_below(folder)]
     if not rows:
         return True
-    refusals = _leave_out_unlike(rows, [*covered_by(swept), *allowed])
+    alike = keep_alike(rows, [*covered_by(swept), *allowed], folders)
+    write_table([cells(row, rows) for row in rows], output, name, always=["run", *names(rows)])
+    plot_steps(rows, output)
+    return alike
+
+
+def keep_alike(rows: list[Row], allowed: Sequence[str], folders: Sequence[Path]) -> bool:
+    """Leaves out the numbers that must not stand beside each other, with a sentence each; whether there were none."""
+    refusals = _leave_out_unlike(rows, list(allowed))
     _warn_of_shared_images(rows)
-    _write_table(rows, output, name)
-    _plot(rows, output)
     for refusal in refusals:
         print(f"error: {refusal}: python src/compare.py 'numbers=[{','.join(map(str, folders))}]'.", file=sys.stderr)
     return not refusals
@@ -128,12 +75,13 @@ def show_table(
 def rows_below(top: Path) -> list[Row]:
     """The measured folders at or below a folder, in the order of their numbers."""
     found = {path.parent for file in (SUMMARY, METRICS) for path in top.rglob(file)}
-    return [Row.read(folder, top) for folder in sorted(found, key=lambda folder: _order(folder.relative_to(top)))]
+    return [Row.read(folder, top) for folder in sorted(found, key=lambda folder: in_order(folder.relative_to(top)))]
 
 
-def _order(path: Path) -> list[tuple[int, str]]:
-    numbers = (part.partition("_")[0] for part in path.parts)
-    return [(int(n) if n.isdigit() else -1, part) for n, part in zip(numbers, path.parts, strict=True)]
+def in_order(path: Path) -> list[tuple[float, str]]:
+    """A sorting key in which 2 comes before 10, and 1e-4 before 0.001."""
+    pieces = re.split(r"(?<![\w.])(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", str(path))
+    return [(float(piece), "") if number % 2 else (-1.0, piece) for number, piece in enumerate(pieces)]
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -143,21 +91,21 @@ def _json(path: Path) -> dict[str, Any]:
 def _overrides(folder: Path) -> dict[str, str]:
     path = folder / ".hydra" / "overrides.yaml"
     words = [str(word) for word in OmegaConf.load(path)] if path.is_file() else []
-    return dict(word.partition("=")[::2] for word in words)
+    return {key: value for key, _, value in (word.partition("=") for word in words) if not key.startswith("sweep.")}
 
 
-def _keys(rows: Sequence[Row]) -> list[str]:
+def keys(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(key for row in rows for key in row.overrides))
 
 
-def _names(rows: Sequence[Row]) -> list[str]:
+def names(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row.fingerprints))
 
 
 def _leave_out_unlike(rows: list[Row], allowed: list[str]) -> list[str]:
     """Removes the numbers that must not stand beside each other; why, a sentence each."""
     refusals = []
-    for name in _names(rows):
+    for name in names(rows):
         owners = {str(row.folder): row.fingerprints[name] for row in rows if name in row.fingerprints}
         try:
             require_alike(name, owners, allowed)
@@ -171,7 +119,7 @@ def _leave_out_unlike(rows: list[Row], allowed: list[str]) -> list[str]:
 
 def _warn_of_shared_images(rows: Sequence[Row]) -> None:
     """Image k of seed s has noise seed s + k: sets of near seeds are nearly one set."""
-    for name in _names(rows):
+    for name in names(rows):
         for one, other in itertools.combinations([row for row in rows if name in row.fingerprints], 2):
             prints = one.fingerprints[name], other.fingerprints[name]
             if one.run != other.run or list(differences(prints)) != ["seed"]:
@@ -186,30 +134,32 @@ def _warn_of_shared_images(rows: Sequence[Row]) -> None:
                 break
 
 
-def _write_table(rows: Sequence[Row], output: Path, name: str) -> None:
-    exact = [_cells(row, rows) for row in rows]
+def write_table(
+    exact: list[dict[str, Any]], output: Path, name: str, *, always: Sequence[str], hidden: Sequence[str] = ()
+) -> None:
+    """Writes rows to output/NAME.csv as they are, and to .md and the terminal in short.
+
+    always: columns that are shown also where they are the same in all rows.  hidden: those in the first file alone.
+    """
     columns = list(dict.fromkeys(key for row in exact for key in row))
     output.mkdir(parents=True, exist_ok=True)
     with (output / f"{name}.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(exact)
-    cells = [{column: _short(value) for column, value in row.items()} for row in exact]
-    # What is the same in all runs tells them apart in the file at most.
-    always = ["run", *_names(rows)]
+    cells = [{column: _short(value) for column, value in row.items() if value is not None} for row in exact]
     varying = [column for column in columns if len({row.get(column) for row in cells}) > 1 or column in always]
-    shown = varying if len(cells) > 1 else columns
-    shown = [column for column in shown if "_std_" not in column]
+    shown = [
+        column for column in (varying if len(cells) > 1 else columns) if "_std_" not in column and column not in hidden
+    ]
     lines = [shown, ["---"] * len(shown), *([row.get(column, "") for column in shown] for row in cells)]
     (output / f"{name}.md").write_text("\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")
-    _print_lines([lines[0], *lines[2:]], f"{len(rows)} runs in {output}")
+    print_lines([lines[0], *lines[2:]], f"{len(exact)} runs in {output}")
 
 
-def _cells(row: Row, rows: Sequence[Row]) -> dict[str, Any]:
+def cells(row: Row, rows: Sequence[Row]) -> dict[str, Any]:
     """A row: which it is, what was asked of it, and what it came to."""
-    first: dict[str, Any] = {"run": row.folder.name.partition("_")[0]}
-    if not re.fullmatch(r"\d+_.*", row.folder.name):
-        first["run"] = str(row.folder)
+    first: dict[str, Any] = {"run": str(row.folder)}
     if len({other.run for other in rows}) > 1:
         first["trained"] = row.run
     if len({other.training_step for other in rows}) > 1 and row.training_step is not None:
@@ -221,10 +171,10 @@ def _short(value: Any) -> str:
     return f"{value:,.4g}" if isinstance(value, float) else str(value)
 
 
-def _plot(rows: Sequence[Row], output: Path) -> None:
+def plot_steps(rows: Sequence[Row], output: Path) -> None:
     """Every number against the steps of sampling and of training, where these vary."""
     for axis, label in (("sampling_steps", "steps of the sampler"), ("training_step", "training step")):
-        panels = {name: _lines(rows, name, axis) for name in _names(rows) if "_std_" not in name}
+        panels = {name: _lines(rows, name, axis) for name in names(rows) if "_std_" not in name}
         several = {name: lines for name, lines in panels.items() if any(len(dict(p)) > 1 for p in lines.values())}
         if several:
             from diffusion_lab import plots
@@ -235,7 +185,7 @@ def _plot(rows: Sequence[Row], output: Path) -> None:
 def _lines(rows: Sequence[Row], name: str, axis: str) -> dict[str, list[tuple[float, float]]]:
     """Points of one number, a line for all that differs in anything but the axis."""
     own = [row for row in rows if isinstance(row.values.get(name), float) and name in row.fingerprints]
-    varying = [key for key in _keys(own) if len({row.overrides.get(key) for row in own}) > 1]
+    varying = [key for key in keys(own) if len({row.overrides.get(key) for row in own}) > 1]
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in own:
         sampler = row.fingerprints[name].get("sampler") or {}
@@ -258,8 +208,8 @@ def _apart(key: str, axis: str) -> bool:
     )
 
 
-def _print_lines(lines: list[list[str]], title: str) -> None:
-    """A table whose first line is its head; turned on its side where it is wider than long."""
+def print_lines(lines: list[list[str]], title: str) -> None:
+    """Prints a table whose first line is its head; turned on its side where it is wider than long."""
     if len(lines[0]) > max(9, len(lines)):
         lines = [list(column) for column in zip(*lines, strict=True)]
     table = Table(title=title)
@@ -267,9 +217,10 @@ def _print_lines(lines: list[list[str]], title: str) -> None:
         table.add_column(head, overflow="fold")
     for line in lines[1:]:
         table.add_row(*line)
-    _print(table)
+    print_table(table)
 
 
-def _print(table: Table) -> None:
+def print_table(table: Table) -> None:
+    """Prints a table, in a file as wide as it takes."""
     console = Console()
     Console(width=None if console.is_terminal else 160).print(table)

@@ -18,6 +18,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from diffusion_lab import layout
 from diffusion_lab.config_check import UserError, refuse, wrong_arguments
 
 NEARLY_NOISE = 0.05
@@ -53,6 +54,7 @@ def build(config: DictConfig) -> Run:
         value = config.trainer.get(name)
         if isinstance(value, (int, float)) and value < least:
             raise UserError(f"trainer.{name} must be at least {least}, got {value}.")
+    require_layout(config.trainer)
     folder = Path(config.run_folder)
     heavy = ("callbacks", "logger", "trainer", "metrics", "features")
     light = {key: node for key, node in config.items() if key not in heavy and key != "data"}
@@ -158,6 +160,16 @@ def _build_module(config: DictConfig, network: Any) -> "DiffusionModule":
     return module
 
 
+def require_layout(trainer: DictConfig) -> None:
+    """Raises UserError unless a trainer is of the processes that were started."""
+    node = OmegaConf.to_container(trainer, resolve=True)
+    assert isinstance(node, dict)
+    try:
+        layout.require(node.get("devices", 1), node.get("num_nodes", 1), node.get("strategy"))
+    except layout.LayoutError as error:
+        raise UserError(str(error)) from error
+
+
 def _require_told(network: Any, datamodule: "ImageDataModule") -> None:
     if datamodule.augmentation is None:
         return  # a network that could be told is told of no augmentation
@@ -235,5 +247,6 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*module.s. in eval mode.*")  # the average never trains
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # the run folder holds Hydra's files
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # inside Lightning itself
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")  # of 1 x 1 convolutions
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

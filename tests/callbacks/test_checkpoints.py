@@ -12,8 +12,9 @@ from lightning import Callback, LightningModule, Trainer
 
 from diffusion_lab import checkpoint_files
 from diffusion_lab.callbacks.checkpoints import SaveLast, WholeCheckpoints
-from diffusion_lab.callbacks.stop_on_signal import StopOnSignal, StoppedBySignal
+from diffusion_lab.callbacks.stop_on_signal import StopOnSignal
 from diffusion_lab.lightning_module import DiffusionModule
+from diffusion_lab.signals import StoppedBySignal
 from training import fit, small_module, weights
 
 

@@ -9,8 +9,8 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from diffusion_lab import checkpoint_files
 from diffusion_lab.callbacks.every import Every
-from diffusion_lab.callbacks.stop_on_signal import StoppedBySignal
 from diffusion_lab.lightning_module import DiffusionModule
+from diffusion_lab.signals import StoppedBySignal
 
 
 class WholeCheckpoints(TorchCheckpointIO):

@@ -89,6 +89,8 @@ class MeasureDistance(Callback):
         spent = {"measuring_seconds": now - started, "measuring_share": self.seconds / (now - self._started)}
         for logger in trainer.loggers:
             logger.log_metrics({n.name: n.value for n in self.numbers} | spent, step=trainer.global_step)
+            if hasattr(logger, "log_numbers"):
+                logger.log_numbers(self.numbers, step=trainer.global_step)
         if value <= min(earlier for _, earlier in self.history):
             trainer.save_checkpoint(self.folder / checkpoint_files.BEST)
 

@@ -11,9 +11,9 @@ from lightning import Callback, Trainer
 
 from diffusion_lab import checkpoint_files
 from diffusion_lab.callbacks.every import Every
-from diffusion_lab.callbacks.stop_on_signal import StoppedBySignal
 from diffusion_lab.data.step_sampler import StepSampler
 from diffusion_lab.lightning_module import DiffusionModule
+from diffusion_lab.signals import StoppedBySignal
 from diffusion_lab.step_guard import DivergedError, Look, Reason
 
 TABLE = "refused_steps.csv"

@@ -1,43 +1,43 @@
-"""Ctrl-C and SIGTERM end a run between two steps, where nothing is lost."""
+"""Ctrl-C, SIGTERM and SIGUSR1 end a run between two steps, where nothing is lost."""
 
 import signal
 import sys
-import threading
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from torch.distributed import ReduceOp
+from torch import distributed as dist
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class StoppedBySignal(Exception):  # noqa: N818 - nothing went wrong
-    """Training was asked to end.  step: how many steps are done.  number: of the signal."""
-
-    def __init__(self, step: int, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}")
-        self.step, self.number = step, number
+from diffusion_lab import signals
+from diffusion_lab.signals import StoppedBySignal
 
 
 class StopOnSignal(Callback):
-    """Raises StoppedBySignal before the step that follows a signal, on all processes before the same one.
+    """Raises StoppedBySignal before a step that follows a signal, on all processes before the same one.
 
-    Lightning's own handlers would end the run in the middle of an update (Ctrl-C), or after a batch that may be one of
-    several accumulated ones (SIGTERM). A second Ctrl-C ends it at once.
+    Lightning's own handlers would end the run in the middle of an update (Ctrl-C), save in one (SIGUSR1), or wait for
+    processes that are elsewhere (SIGTERM). A second Ctrl-C ends it at once.
     """
 
     def __init__(self) -> None:
         self._received = 0
         self._before: dict[int, Any] = {}
+        self._asked: _Asked | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if threading.current_thread() is threading.main_thread():  # signals reach no other
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._received = 0
+        self._before = signals.install(self._note, signal.SIGINT)
+        if trainer.world_size > 1:
+            self._asked = _Asked()
+            # Lightning asks after every batch too, and waits for the answer, and so for the device.
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if batch_idx % trainer.accumulate_grad_batches == 0 and (number := self._received_by_any(trainer)):
-            raise StoppedBySignal(trainer.global_step, number)
+        if batch_idx % trainer.accumulate_grad_batches:
+            return
+        number = self._received if self._asked is None else self._asked.of_all(self._received)
+        if number:
+            raise StoppedBySignal(number, trainer.global_step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restore()
@@ -50,15 +50,29 @@ class StopOnSignal(Callback):
             raise KeyboardInterrupt
         if not self._received and number == signal.SIGINT:
             print("\nstopping after this step; Ctrl-C again ends at once.", file=sys.stderr, flush=True)
-        self._received = number
-
-    def _received_by_any(self, trainer: Trainer) -> int:
-        if trainer.world_size == 1:
-            return self._received
-        received = torch.tensor(self._received, device=trainer.strategy.root_device)
-        return int(trainer.strategy.reduce(received, reduce_op=ReduceOp.MAX))
+        self._received = self._received or number  # a SIGTERM after a SIGUSR1 is the same end drawing near
 
     def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
+        signals.restore(self._before)
+        self._before, self._asked = {}, None
+
+
+class _Asked:
+    """The processes tell each other of signals while a step runs, and know at the next: no step waits for it.
+
+    Over a group of their own on the CPU, so that a GPU is not waited for either.
+    """
+
+    def __init__(self) -> None:
+        self._group: Any = dist.new_group(backend="gloo")
+        self._said = torch.zeros((), dtype=torch.int64)
+        self._work: Any = None
+
+    def of_all(self, received: int) -> int:
+        """The largest number that a process said when it was last asked; what this one says now counts at the next."""
+        if self._work is not None:
+            self._work.wait()
+        number = int(self._said)
+        self._said = torch.tensor(received)
+        self._work = dist.all_reduce(self._said, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return number

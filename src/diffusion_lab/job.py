@@ -1,0 +1,79 @@
+"""The job that this process is a part of, as Slurm, torchrun or Lightning tell it in the environment.
+
+Nothing but the standard library is imported here: a job is known before torch is loaded.
+"""
+
+import os
+import subprocess
+from datetime import datetime
+from pathlib import Path
+
+
+def in_step() -> bool:
+    """Whether srun started this process, and not a shell of the job."""
+    return "SLURM_STEP_ID" in os.environ and "SLURM_PROCID" in os.environ
+
+
+def by_torchrun() -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def rank() -> int:
+    """Of this process among those of its run, whoever started them; 0 for one alone."""
+    if in_step():
+        return int(os.environ["SLURM_PROCID"])
+    for name in ("RANK", "SUBMITIT_LOCAL_GLOBALID", "LOCAL_RANK"):  # of torchrun, submitit and Lightning's one machine
+        if name in os.environ:
+            return int(os.environ[name])
+    return 0
+
+
+def num_started() -> int:
+    """How many processes torchrun or srun started for this run; 1 where neither did."""
+    if by_torchrun():
+        return int(os.environ["WORLD_SIZE"])
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) if in_step() else 1
+
+
+def slurm_id() -> str | None:
+    """Of the Slurm job, 17 or, in an array, 17_3; None outside of Slurm."""
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
+        return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def name() -> str:
+    """A name for what the job writes, the same in all of its processes and after each of its restarts.
+
+    slurm_17, with .2 for the third command that its script gives to srun; or torchrun's; or the moment of the start.
+    """
+    if identity := slurm_id():
+        step = int(os.environ.get("SLURM_STEP_ID", 0)) if in_step() else 0
+        return f"slurm_{identity}" + (f".{step}" if step else "")
+    if by_torchrun():
+        run_id = os.environ["TORCHELASTIC_RUN_ID"]
+        # Without an identity of its own the run has torchrun itself: it is the parent of all workers of a machine.
+        return f"torchrun_{run_id}" if run_id != "none" else f"torchrun_{os.getppid()}_{ticks(os.getppid())}"
+    return datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+
+
+def ticks(pid: int) -> int | None:
+    """When a process began, in the kernel's ticks: another one with its number has others. None where none runs."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else int(fields[19])
+
+
+def requeue() -> str | None:
+    """Asks Slurm to start this job again from its top; why it will not, in a sentence, or None where it will."""
+    identity = slurm_id()
+    if identity is None:
+        return "there is no Slurm job to start again"
+    try:
+        done = subprocess.run(["scontrol", "requeue", identity], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"scontrol requeue {identity}: {error}"
+    return None if done.returncode == 0 else f"scontrol requeue {identity}: {' '.join(done.stderr.split())}"

@@ -1,0 +1,213 @@
+"""A sweep: its folder, the folder of each of its runs, and what is left to do in them.
+
+Every run of a sweep is a command of its own in a folder that is named by what is swept. So the same sweep given again
+finds what is there.
+"""
+
+import fnmatch
+import hashlib
+import math
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+
+from diffusion_lab import run_status, run_tables, sweep_table
+from diffusion_lab.config_check import UserError
+from diffusion_lab.run_status import FAILED, FINISHED, Queue, Status
+
+LAYOUT = (
+    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "data.num_workers"),
+    *("sweep.*", "logger", "logger.*", "hydra*"),
+)
+"""Settings that say where and how a run is done, and not what it is."""
+
+
+class RunFailedError(Exception):
+    """A run of a sweep came to no result."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run of a sweep.  words: its overrides.  status: what is known of it.
+
+    is_done: it has its result.  is_busy: a job or a process works on it, or will.  allowed: fields in which the numbers
+    of its table may differ.
+    """
+
+    words: tuple[str, ...]
+    folder: Path
+    status: Status | None
+    is_done: bool
+    trainer: DictConfig | None = None
+    allowed: tuple[str, ...] = ()
+
+    @property
+    def is_busy(self) -> bool:
+        return self.status is not None and not self.status.is_over
+
+    @property
+    def standing(self) -> str:
+        """What will be done with it."""
+        if self.is_done:
+            return "is there"
+        if self.status is None:
+            return "starts"
+        if self.is_busy:
+            return f"is {self.status.state}"
+        begun = (self.folder / "checkpoints" / "last.ckpt").is_file()
+        why = f", failed: {self.status.reason}" if self.status.state == FAILED else ""
+        return ("goes on" if begun else "starts again") + why
+
+
+_launched: dict[Path, Planned] = {}
+"""The runs of the sweep that this process starts, by their folders."""
+
+
+def plan(config: DictConfig, job_overrides: Sequence[Sequence[str]], loader: Any) -> list[Planned]:
+    """What there is of a sweep's runs.  config, loader: the sweep's, of Hydra.  Raises UserError."""
+    queue, planned = Queue(), []
+    for words in map(tuple, job_overrides):
+        run = loader.load_sweep_config(config, list(words))
+        folder = Path(str(run.hydra.sweep.dir)).resolve() / str(run.hydra.sweep.subdir)
+        status = run_status.settled(folder, queue)
+        is_done = _is_done(folder, words, run, status)
+        planned.append(Planned(words, folder, status, is_done, run.get("trainer"), tuple(run.get("allow", ()))))
+    folders = [run.folder for run in planned]
+    twice = sorted({folder.name for folder in folders if folders.count(folder) > 1})
+    if twice:
+        raise UserError(f"a sweep must give each run a folder of its own, got {twice[0]} twice.")
+    _launched.update((run.folder, run) for run in planned)
+    return planned
+
+
+def end() -> str | None:
+    """Shows the table of the sweep that this process started; a sentence on the runs that came to no result, if any."""
+    reasons = {}
+    for run in _launched.values():
+        status = run_status.read(run.folder)
+        if status is None or status.state != FINISHED:
+            reasons[run.folder.name] = "it was never started" if status is None else status.reason or status.state
+    for run in list(_launched.values())[:1]:
+        sweep_table.show_sweep(run.folder.parent, run.allowed)
+    if not reasons:
+        return None
+    name, reason = list(reasons.items())[-1]
+    count = f"{len(reasons)} of the sweep's {len(_launched)} runs failed"
+    return f"{count}; the same command runs what is missing. {name}: {reason.rstrip('.')}."
+
+
+def _is_done(folder: Path, words: Sequence[str], config: DictConfig, status: Status | None) -> bool:
+    if status is None or status.state != FINISHED or _meaning(words) != _meaning(_words_before(folder)):
+        return False
+    # An evaluation is of the checkpoint that it saw.
+    if "checkpoint" not in config or OmegaConf.is_missing(config, "run"):
+        return True
+    from diffusion_lab import run_evaluations
+
+    try:
+        return all(target.checkpoint.stat().st_mtime < status.since for target in run_evaluations.targets(config))
+    except UserError:
+        return False  # said by the run itself
+
+
+def _words_before(folder: Path) -> list[str]:
+    path = folder / ".hydra" / "overrides.yaml"
+    return [str(word) for word in OmegaConf.load(path)] if path.is_file() else []
+
+
+def _meaning(words: Sequence[str]) -> set[str]:
+    """The words that say what a run is."""
+    return {word for word in words if not any(fnmatch.fnmatch(_key(word), pattern) for pattern in LAYOUT)}
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+~").partition("=")[0]
+
+
+def show_plan(planned: Sequence[Planned], folder: Path) -> None:
+    """One line for each run, before anything is done."""
+    done = sum(run.is_done for run in planned)
+    title = f"{len(planned)} runs in {folder}" + (f", {done} of them are there" if done else "")
+    run_tables.print_lines([["run", "now"], *([run.folder.name, run.standing] for run in planned)], title)
+
+
+def returned(run: Planned) -> JobReturn:
+    """What a sweeper is told of a run that is over."""
+    status = run_status.read(run.folder)
+    answer = JobReturn(overrides=list(run.words))
+    if status is not None and status.state == FINISHED:
+        answer.status, answer.return_value = JobStatus.COMPLETED, status.result
+    else:
+        reason = status.reason if status is not None else "it was never started"
+        answer.status, answer.return_value = JobStatus.FAILED, RunFailedError(f"{run.folder.name}: {reason}")
+    return answer
+
+
+def named(words: Sequence[str], folder: Path) -> list[str]:
+    """The words of a run, with the name of its sweep."""
+    return [*(word for word in words if _key(word) != "sweep.name"), f"sweep.name={quoted(folder.name)}"]
+
+
+def quoted(text: str) -> str:
+    """A text as a value of Hydra's override grammar, in which a backslash counts only before a quote."""
+    escaped = re.sub(r'(\\+)(?="|$)', r"\1\1", text).replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def is_result(value: Any) -> bool:
+    """Whether a run's answer is a number that others can be compared with."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def folder_of_sweep(name: str | None, params: DictConfig | None) -> str:
+    """The name of a sweep's folder: the given one, or what is swept, of what, and a digest of all else that was said.
+
+    params: hydra.sweeper.params, which some sweepers sweep as well.
+    """
+    if name:
+        return _plain(str(name))
+    parsed = _parsed()
+    keys = [*_swept(parsed), *(str(key) for key in params or ())]
+    fixed = [word.input_line or "" for word in parsed if word.key_or_group not in keys]
+    of = [_plain(Path(word.partition("=")[2]).name) for word in fixed if _key(word) in ("experiment", "run")]
+    meaning = sorted(_meaning(fixed))
+    digest = [_digest(" ".join(meaning))] if meaning else []
+    return "-".join([*of, "_".join(map(_plain, keys)) or "one", *digest])
+
+
+def folder_of_run(words: Sequence[str], params: DictConfig | None) -> str:
+    """The name of a run's folder in its sweep: what is swept and the value of each."""
+    keys = {*_swept(_parsed()), *(str(key) for key in params or ())}
+    swept = [str(word).lstrip("+").replace("=", "-", 1) for word in words if _key(str(word)) in keys]
+    return _plain("_".join(swept)) or "run"
+
+
+def _parsed() -> list[Override]:
+    words = [word for word in sys.argv[1:] if re.match(r"[\w.+~/@-]+=", word) and not re.match(r"\+*hydra\b", word)]
+    try:
+        return OverridesParser.create().parse_overrides(words)
+    except OverrideParseException:
+        return []  # said by Hydra in its own place
+
+
+def _swept(parsed: Sequence[Override]) -> list[str]:
+    return [word.key_or_group for word in parsed if word.is_sweep_override()]
+
+
+def _plain(text: str, longest: int = 120) -> str:
+    """A text as a file name that the override grammar takes as it is; one that had to change ends in a digest."""
+    plain = re.sub(r"[^A-Za-z0-9_.+-]+", "-", text).strip("-")
+    return plain if plain == text and len(plain) <= longest else f"{plain[: longest - 5]}-{_digest(text)[:4]}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:6]

@@ -1,0 +1,81 @@
+"""How the runs of a sweep are started: hydra/launcher=in_turn, local_parallel or slurm.
+
+Hydra finds launchers in this package alone. All three tell what they find before they start anything, run only what is
+missing, and believe the status file of a run, not the scheduler. Torch and Lightning are not imported here.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from diffusion_lab import slurm_jobs, sweep_jobs, sweeps
+from diffusion_lab.sweeps import Planned
+
+
+class InTurn(BasicLauncher):
+    """One run after the other, in this process."""
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        assert self.config is not None
+        assert self.hydra_context is not None
+        folder, planned = _planned(self.config, job_overrides, self.hydra_context)
+        sweep_jobs.refuse_processes(planned)
+        returned = []
+        for number, run in enumerate(planned, initial_job_idx):
+            if run.is_done:
+                returned.append(sweeps.returned(run))
+            else:
+                returned += super().launch([sweeps.named(run.words, folder)], number)
+        return [_finite(job) for job in returned]
+
+
+class LocalParallel(Launcher):
+    """Some runs at once on this machine, each a process of its own."""
+
+    def __init__(self, num_at_once: int, num_threads: int | None) -> None:
+        self.num_at_once, self.num_threads = num_at_once, num_threads
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.config, self.hydra_context = config, hydra_context
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        folder, planned = _planned(self.config, job_overrides, self.hydra_context)
+        sweep_jobs.run_here(planned, folder, self.num_at_once, self.num_threads)
+        return [_finite(sweeps.returned(run)) for run in planned]
+
+
+class Slurm(Launcher):
+    """One array of Slurm jobs, which this process waits for."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings: Any = OmegaConf.to_container(OmegaConf.create(settings), resolve=True)
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.config, self.hydra_context = config, hydra_context
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        folder, planned = _planned(self.config, job_overrides, self.hydra_context)
+        slurm_jobs.run_on_slurm(planned, folder, self.settings)
+        return [_finite(sweeps.returned(run)) for run in planned]
+
+
+def _planned(
+    config: DictConfig, job_overrides: Sequence[Sequence[str]], context: HydraContext
+) -> tuple[Path, list[Planned]]:
+    folder = Path(str(config.hydra.sweep.dir)).resolve()
+    planned = sweeps.plan(config, job_overrides, context.config_loader)
+    sweeps.show_plan(planned, folder)
+    return folder, planned
+
+
+def _finite(job: JobReturn) -> JobReturn:
+    """A number that is not finite is none: sweepers that compare numbers would end the whole sweep over it."""
+    if job.status is JobStatus.COMPLETED and not sweeps.is_result(job.return_value):
+        job.return_value = None
+    return job
