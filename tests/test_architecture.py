@@ -26,15 +26,8 @@ MATHEMATICS = (
     "step_guard",
 )
 DOORS = (
-    "config_check",
-    "config_entry",
-    "runs",
-    "run_tables",
-    "run_evaluations",
-    "run_resume",
-    "run_folder",
-    "sweeps",
-    "sweep_jobs",
+    *("config_check", "config_entry", "runs", "run_tables", "run_evaluations", "run_resume", "run_folder"),
+    *("sweeps", "sweep_jobs", "slurm_jobs"),
 )
 
 
