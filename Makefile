@@ -7,7 +7,7 @@ CPUS := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 WORKERS := $(shell [ $(CPUS) -gt 4 ] && echo 4 || echo $(CPUS))
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-full lint format types clean clean-logs
+.PHONY: help install train test test-full test-cluster lint format types clean clean-logs
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ test: $(READY) ## run the suite (minutes, no network)
 test-full: $(READY) ## run the suite and all that takes longer, the whole quick start among it
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 	$(BIN)/python -m pytest -m full -n 0 --timeout 3600
+
+test-cluster: $(READY) ## run the commands on a real Slurm of this one machine, which it installs where it can
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster -n 0 -rs tests/cluster
 
 lint: $(READY) ## check style and format
 	$(BIN)/ruff check .

@@ -70,10 +70,11 @@ def entry(
             traceback.print_exc()  # Hydra keeps it to itself until the sweep is over
             raise sweeps.RunFailedError(f"{folder.name}: {type(error).__name__}: {error}") from error
 
-    failure = None
+    failure = run_failure = None
     try:
         prepare_command_line()
         _leave_files_to_the_first()
+        sweeps.remember_command_line()
         layout.share_cores()
         _prefer_own_search()
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(run)()
@@ -91,11 +92,10 @@ def entry(
         print("interrupted.", file=sys.stderr)
         sys.exit(130)
     except sweeps.RunFailedError as error:
-        failure = None if keeps_status else str(error)
-    if keeps_status and not failure:
-        failure = sweeps.end()
-    if failure:
-        _end(failure)
+        run_failure = str(error)
+    failures = sweeps.end() if keeps_status else None
+    if said := failure or failures or run_failure:
+        _end(said)
 
 
 def _leave_files_to_the_first() -> None:

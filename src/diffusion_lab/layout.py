@@ -18,8 +18,11 @@ def processes_here() -> int | None:
     """How many processes torchrun, srun or submitit started on this machine; None where Lightning is to."""
     if job.by_torchrun():
         return int(os.environ["LOCAL_WORLD_SIZE"])
-    if job.in_step():  # such as 2(x3), 2 on each of three nodes
-        return int(re.match(r"\d+", os.environ["SLURM_STEP_TASKS_PER_NODE"])[0])  # type: ignore[index]
+    if job.in_step():
+        counts = os.environ["SLURM_STEP_TASKS_PER_NODE"]  # such as 2(x3), 2 on each of three nodes
+        if not (same := re.fullmatch(r"(\d+)(\(x\d+\))?", counts)):
+            raise LayoutError(f"srun must start as many tasks on each node (--ntasks-per-node), got {counts}.")
+        return int(same[1])
     if _by_submitit_here():
         return int(os.environ["SUBMITIT_LOCAL_NTASKS"])
     return None
@@ -81,12 +84,23 @@ def environment() -> "ClusterEnvironment":
     if job.by_torchrun():
         return TorchElasticEnvironment()
     if job.in_step():
+        _tell_of_the_step()
         return SLURMEnvironment(auto_requeue=False)
     if _by_submitit_here() and "MASTER_ADDR" not in os.environ:
         from submitit.helpers import TorchDistributedEnvironment
 
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False)  # Lightning chooses by the local rank
     return LightningEnvironment()
+
+
+def _tell_of_the_step() -> None:
+    """Lightning reads what Slurm says of the whole job, and would refuse, or wait in, a step that is a part of it."""
+    step = int(os.environ["SLURM_STEP_ID"])
+    os.environ["SLURM_NTASKS_PER_NODE"] = str(processes_here())
+    os.environ["SLURM_NNODES"] = str(num_nodes())
+    os.environ["SLURM_NODELIST"] = os.environ.get("SLURM_STEP_NODELIST", os.environ.get("SLURM_NODELIST", "127.0.0.1"))
+    # Two steps of a job may be there at once, and jobs of neighbouring numbers on one node.
+    os.environ.setdefault("MASTER_PORT", str(15000 + (int(os.environ["SLURM_JOB_ID"]) + 997 * step) % 10000))
 
 
 def _by_submitit_here() -> bool:

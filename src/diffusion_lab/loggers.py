@@ -53,7 +53,7 @@ class WandbRun(WandbLogger):
 
     def __init__(self, folder: str, *, project: str, group: str | None = None, offline: bool = False) -> None:
         """group: what the run is one of, such as a sweep."""
-        super().__init__(save_dir=folder, project=project, group=group, offline=offline)
+        super().__init__(save_dir=folder, name=Path(folder).name, project=project, group=group, offline=offline)
         self._path = Path(folder) / "wandb_id"
         self._before = self._told = _Told()
 

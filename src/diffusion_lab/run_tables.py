@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from diffusion_lab.fingerprints import UnlikeNumbersError, covered_by, differences, require_alike
 
@@ -91,7 +92,8 @@ def _json(path: Path) -> dict[str, Any]:
 def _overrides(folder: Path) -> dict[str, str]:
     path = folder / ".hydra" / "overrides.yaml"
     words = [str(word) for word in OmegaConf.load(path)] if path.is_file() else []
-    return {key: value for key, _, value in (word.partition("=") for word in words) if not key.startswith("sweep.")}
+    pairs = (word.lstrip("+").partition("=") for word in words)
+    return {key: value for key, _, value in pairs if not key.startswith("sweep.")}
 
 
 def keys(rows: Sequence[Row]) -> list[str]:
@@ -212,11 +214,11 @@ def print_lines(lines: list[list[str]], title: str) -> None:
     """Prints a table whose first line is its head; turned on its side where it is wider than long."""
     if len(lines[0]) > max(9, len(lines)):
         lines = [list(column) for column in zip(*lines, strict=True)]
-    table = Table(title=title)
+    table = Table(title=Text(title))
     for head in lines[0]:
-        table.add_column(head, overflow="fold")
+        table.add_column(Text(head), overflow="fold")
     for line in lines[1:]:
-        table.add_row(*line)
+        table.add_row(*map(Text, line))  # what stands in brackets is no markup
     print_table(table)
 
 

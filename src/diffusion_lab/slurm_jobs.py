@@ -17,7 +17,7 @@ from diffusion_lab import job, run_status
 from diffusion_lab.config_check import UserError
 from diffusion_lab.signals import StoppedBySignal
 from diffusion_lab.sweep_jobs import Report, script, single, wait
-from diffusion_lab.sweeps import Planned
+from diffusion_lab.sweeps import Planned, queue
 
 
 def run_on_slurm(planned: Sequence[Planned], folder: Path, settings: dict[str, Any]) -> None:
@@ -40,8 +40,7 @@ def _submit(left: Sequence[Planned], folder: Path, parameters: dict[str, Any]) -
     import submitit
 
     for run in left:
-        run.folder.mkdir(parents=True, exist_ok=True)
-        run_status.queue(run.folder)
+        queue(run)
     try:
         with _without_this_job():
             executor = submitit.SlurmExecutor(folder / ".submitit" / "%j")

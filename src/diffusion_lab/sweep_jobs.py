@@ -16,7 +16,7 @@ from diffusion_lab import job, run_status
 from diffusion_lab.config_check import UserError
 from diffusion_lab.run_status import FINISHED, Queue
 from diffusion_lab.signals import StoppedBySignal
-from diffusion_lab.sweeps import Planned, named, quoted
+from diffusion_lab.sweeps import Planned, named, queue, quoted
 
 OUTPUT = "output.log"
 
@@ -71,7 +71,7 @@ def run_here(planned: Sequence[Planned], folder: Path, num_at_once: int, num_thr
         raise UserError(f"hydra.launcher.num_at_once must be at least 1, got {num_at_once}.")
     left = [run for run in planned if not run.is_done and not run.is_busy]
     for run in left:
-        run_status.queue(run.folder)
+        queue(run)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     shares = max(1, min(num_at_once, len(left)))
     slots: list[_Child | None] = [None] * num_at_once
@@ -96,7 +96,6 @@ def run_here(planned: Sequence[Planned], folder: Path, num_at_once: int, num_thr
 
 
 def _started(run: Planned, folder: Path, slot: int, num_slots: int, threads: int) -> "subprocess.Popen[bytes]":
-    run.folder.mkdir(parents=True, exist_ok=True)
     own = max(1, threads // _count(1 if run.trainer is None else run.trainer.get("devices", 1)))
     environment = {**os.environ, "OMP_NUM_THREADS": str(own)}
     gpus = _gpus()
@@ -154,8 +153,8 @@ def wait(planned: Sequence[Planned], report: Report) -> None:
     """Until every run is over, and its job too: one that failed for its job's end may be about to start again."""
     pause = 0.5
     while True:
-        queue = Queue()
-        waiting = [run for run in planned if not _is_over(run, queue)]
+        jobs = Queue()
+        waiting = [run for run in planned if not _is_over(run, jobs)]
         report.tell()
         if not waiting:
             return

@@ -77,7 +77,8 @@ def _cells(row: Row, status: Status | None, folder: Path, rows: Sequence[Row], s
         "hours": None if status is None else status.hours(_last_sign(row.folder)),
         "reason": None if status is None or status.reason is None else status.reason[:120],
     }
-    asked = {key: value for key, value in cells.items() if key not in row.values and key not in ("run", "trained")}
+    told = ("run", "trained", *(["training_step"] if "steps" in row.values else []))
+    asked = {key: value for key, value in cells.items() if key not in row.values and key not in told}
     trained = {"trained": cells["trained"]} if "run" in swept else {}
     return {"run": str(row.folder.relative_to(folder)), **trained, **asked, **result}
 

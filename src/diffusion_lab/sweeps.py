@@ -7,6 +7,7 @@ finds what is there.
 import fnmatch
 import hashlib
 import math
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -29,6 +30,9 @@ LAYOUT = (
     *("sweep.*", "logger", "logger.*", "hydra*"),
 )
 """Settings that say where and how a run is done, and not what it is."""
+
+
+WORDS_OF_SWEEP = "DIFFUSION_LAB_SWEEP"
 
 
 class RunFailedError(Exception):
@@ -91,6 +95,8 @@ def plan(config: DictConfig, job_overrides: Sequence[Sequence[str]], loader: Any
 
 def end() -> str | None:
     """Shows the table of the sweep that this process started; a sentence on the runs that came to no result, if any."""
+    if not any(run_status.read(run.folder) for run in _launched.values()):
+        return None  # none was started
     reasons = {}
     for run in _launched.values():
         status = run_status.read(run.folder)
@@ -138,6 +144,14 @@ def show_plan(planned: Sequence[Planned], folder: Path) -> None:
     done = sum(run.is_done for run in planned)
     title = f"{len(planned)} runs in {folder}" + (f", {done} of them are there" if done else "")
     run_tables.print_lines([["run", "now"], *([run.folder.name, run.standing] for run in planned)], title)
+
+
+def queue(run: Planned) -> None:
+    """Makes the folder of a run that is about to be started, with its words and its status."""
+    notes = run.folder / ".hydra"
+    notes.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(OmegaConf.create(list(run.words)), notes / "overrides.yaml")
+    run_status.queue(run.folder)
 
 
 def returned(run: Planned) -> JobReturn:
@@ -191,8 +205,15 @@ def folder_of_run(words: Sequence[str], params: DictConfig | None) -> str:
     return _plain("_".join(swept)) or "run"
 
 
+def remember_command_line() -> None:
+    """Lets processes that others start for the runs of a sweep know what is swept: their own command says nothing."""
+    if any(word in ("-m", "--multirun") for word in sys.argv[1:]):
+        os.environ[WORDS_OF_SWEEP] = "\n".join(sys.argv[1:])
+
+
 def _parsed() -> list[Override]:
-    words = [word for word in sys.argv[1:] if re.match(r"[\w.+~/@-]+=", word) and not re.match(r"\+*hydra\b", word)]
+    given = os.environ.get(WORDS_OF_SWEEP, "").split("\n")
+    words = [word for word in given if re.match(r"[\w.+~/@-]+=", word) and not re.match(r"\+*hydra\b", word)]
     try:
         return OverridesParser.create().parse_overrides(words)
     except OverrideParseException:

@@ -1,7 +1,7 @@
 """A real Slurm on this one machine, for the tests of this folder: two nodes, accounting, preemption, time limits.
 
 All of it listens on the loopback interface and lives in one folder. It needs root and Debian's packages, which it
-installs where they are missing. By hand:  python tests/cluster/slurm.py FOLDER  starts it and waits for Ctrl-C.
+installs where they are missing. By hand:  python tests/cluster/slurm.py  starts it and waits for Ctrl-C.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -245,19 +245,22 @@ def _free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def running(folder: Path) -> Iterator[Slurm]:
+def running() -> Iterator[Slurm]:
     """A cluster for as long as it is entered."""
-    slurm = Slurm(folder)
-    try:
-        slurm.start()
-        yield slurm
-    finally:
-        slurm.stop()
+    with tempfile.TemporaryDirectory(prefix="slurm") as folder:
+        os.chmod(folder, 0o755)  # munge serves no socket in a place that others cannot reach
+        slurm = Slurm(Path(folder))
+        try:
+            slurm.start()
+            yield slurm
+        finally:
+            slurm.stop()
 
 
 if __name__ == "__main__":
     require()
-    with running(Path(sys.argv[1])) as cluster:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with running() as cluster:
         print(f"export SLURM_CONF={cluster.conf}", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             signal.pause()
