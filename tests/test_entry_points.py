@@ -112,6 +112,55 @@ def test_a_sweep_gives_each_run_its_folder_and_ends_with_a_table(tmp_path: Path)
     assert [row["schedule"] for row in rows] == ["cosine", "cosine", "linear", "linear"]
     assert len({row["fd_fashion_cnn_20_train"] for row in rows}) == 4
 
+    before = {folder: (tmp_path / folder / "status.json").read_text() for folder in folders}
+    (tmp_path / folders[2] / "status.json").unlink()
+    words = ["schedule=linear,cosine,quadratic", "prediction=epsilon,v", f"hydra.sweep.dir={tmp_path}"]
+    again = train("-m", *SMALL, *words)
+    assert again.returncode == 0, again.stderr
+    assert "6 runs in" in again.stdout
+    assert [again.stdout.count(f" {word} ") for word in ("is there", "starts")] == [3, 3]
+    after = {folder: (tmp_path / folder / "status.json").read_text() for folder in folders}
+    assert [folder for folder in folders if after[folder] != before[folder]] == [folders[2]]
+    assert table(tmp_path / "sweep.csv")[:2] == rows[:2]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["trainer.devices=2"], "hydra/launcher=local_parallel, which give each run its own processes, or trainer.dev"),
+        (
+            ["hydra/launcher=slurm", "hydra.launcher.partitoin=x"],
+            "is not a setting in hydra.launcher: accepted are acc",
+        ),
+        (["hydra/launcher=slurm", "hydra.launcher.time=soon"], "time must be a whole number of at least 1, got soon."),
+        (["hydra/launcher=local_parallel", "hydra.launcher.num_at_once=0"], "number of at least 1, got 0."),
+        (
+            ["hydra/sweeper=optuna", "hydra.sweeper.num_trials=0"],
+            "num_trials must be a whole number of at least 1, got",
+        ),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_refused_in_one_sentence(words: list[str], sentence: str, tmp_path: Path) -> None:
+    done = train("-m", *SMALL, "seed=1,2", *words, f"hydra.sweep.dir={tmp_path}")
+    assert done.returncode == 1
+    assert sentence in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("*/config.yaml"))
+
+
+def test_a_command_given_again_in_its_folder_goes_on_and_another_is_refused(run: tuple[Path, str]) -> None:
+    words = [*SMALL, "conditioning=label", "guidance_scale=2", f"hydra.run.dir={run[0]}"]
+    done = train(*words)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"nothing left to do: {run[0]} has done its 4 steps")
+    other = train(*words, "optimizer.lr=0.5")
+    assert other.returncode == 1
+    assert other.stderr.splitlines()[-1] == (
+        f"error: hydra.run.dir must be a folder of its own for each run, but {run[0]} holds one from which these "
+        "differ: optimizer.lr (was 0.0005, got 0.5)."
+    )
+    assert (run[0] / "summary.json").is_file()
+
 
 def test_a_sweep_goes_on_after_a_run_that_is_refused(tmp_path: Path) -> None:
     done = train("-m", *SMALL, "model.channels=30,8", f"hydra.sweep.dir={tmp_path}")

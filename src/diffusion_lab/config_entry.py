@@ -165,7 +165,7 @@ def _unknown_key(key: str, config_name: str) -> str:
         parent, _, name = parent.rpartition(".")
     key = f"{parent}.{name}" if parent else name
     choices = [str(choice) for choice in node] if isinstance(node := _at(node, parent), DictConfig) else []
-    accepted = sorted(choice for choice in choices if choice not in META)
+    accepted = sorted(choice for choice in choices if choice not in META and not choice.startswith("_"))
     if not parent:
         accepted = sorted({*accepted, *(path.name for path in CONF.iterdir() if path.is_dir())} - {"hydra"})
     where = f" in {parent}" if parent else ""
@@ -180,7 +180,7 @@ def _composed_without(key: str, config_name: str) -> DictConfig:
         GlobalHydra.instance().clear()
         try:
             with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-                return hydra.compose(config_name, overrides=candidates)
+                return hydra.compose(config_name, overrides=candidates, return_hydra_config=key.startswith("hydra."))
         except (HydraException, OmegaConfBaseException):
             continue  # a second mistake beside the first: the config without any override still names the keys
     return OmegaConf.create()

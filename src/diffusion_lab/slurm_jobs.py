@@ -61,7 +61,7 @@ def _submit(left: Sequence[Planned], folder: Path, parameters: dict[str, Any]) -
 def _reason(error: Exception) -> str:
     said = getattr(error, "stderr", None) or str(error)
     said = said.decode(errors="replace") if isinstance(said, bytes) else said
-    return " ".join(said.split()).rstrip(".")[-500:] + "."
+    return " ".join(said.split()).rstrip(".?")[-500:] + "."
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,9 @@ def run_here(planned: Sequence[Planned], folder: Path, num_at_once: int, num_thr
 
     num_threads: of each run; None shares the cores. Each run has GPUs of its own where there are enough.
     """
-    if num_at_once < 1:
-        raise UserError(f"hydra.launcher.num_at_once must be at least 1, got {num_at_once}.")
+    for name, value in {"num_at_once": num_at_once, "num_threads": num_threads or 1}.items():
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"hydra.launcher.{name} must be a whole number of at least 1, got {value}.")
     left = [run for run in planned if not run.is_done and not run.is_busy]
     for run in left:
         queue(run)

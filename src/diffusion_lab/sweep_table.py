@@ -35,7 +35,7 @@ def show_sweep(folder: Path, allowed: Iterable[str] = ()) -> bool:
         folder,
         SWEEP,
         always=["run", "state", "step", *run_tables.names(rows), "images_per_second", "hours"],
-        hidden=["run"] if told_apart else [],
+        hidden=["run"] * told_apart + [name for name in exact[0] if all(row.get(name) is None for row in exact)],
     )
     run_tables.plot_steps(rows, folder)
     _plot(rows, swept, folder)
@@ -70,14 +70,14 @@ def _cells(row: Row, status: Status | None, folder: Path, rows: Sequence[Row], s
     values = {**row.values, **so_far}
     result = {
         "state": None if status is None else status.state,
-        "step": values.get("step", values.get("steps")),
+        "step": values.get("step", values.get("steps", row.training_step)),
         "loss": values.get("loss"),
         **{name: values[name] for name in values if name in measured or name not in (*LOGGED, "steps", "minutes")},
         "images_per_second": values.get("images_per_second"),
         "hours": None if status is None else status.hours(_last_sign(row.folder)),
         "reason": None if status is None or status.reason is None else status.reason[:120],
     }
-    told = ("run", "trained", *(["training_step"] if "steps" in row.values else []))
+    told = ("run", "trained", "training_step")
     asked = {key: value for key, value in cells.items() if key not in row.values and key not in told}
     trained = {"trained": cells["trained"]} if "run" in swept else {}
     return {"run": str(row.folder.relative_to(folder)), **trained, **asked, **result}

@@ -6,7 +6,6 @@ finds what is there.
 
 import fnmatch
 import hashlib
-import math
 import os
 import re
 import sys
@@ -155,14 +154,13 @@ def queue(run: Planned) -> None:
 
 
 def returned(run: Planned) -> JobReturn:
-    """What a sweeper is told of a run that is over."""
+    """What a sweeper is told of a run that is over: its number, or None where it came to none or failed.
+
+    A failure that was told as such would end the sweep; what failed is said at its end.
+    """
     status = run_status.read(run.folder)
-    answer = JobReturn(overrides=list(run.words))
-    if status is not None and status.state == FINISHED:
-        answer.status, answer.return_value = JobStatus.COMPLETED, status.result
-    else:
-        reason = status.reason if status is not None else "it was never started"
-        answer.status, answer.return_value = JobStatus.FAILED, RunFailedError(f"{run.folder.name}: {reason}")
+    answer = JobReturn(overrides=list(run.words), status=JobStatus.COMPLETED)
+    answer.return_value = status.result if status is not None and status.state == FINISHED else None
     return answer
 
 
@@ -175,11 +173,6 @@ def quoted(text: str) -> str:
     """A text as a value of Hydra's override grammar, in which a backslash counts only before a quote."""
     escaped = re.sub(r'(\\+)(?="|$)', r"\1\1", text).replace('"', '\\"')
     return f'"{escaped}"'
-
-
-def is_result(value: Any) -> bool:
-    """Whether a run's answer is a number that others can be compared with."""
-    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def folder_of_sweep(name: str | None, params: DictConfig | None) -> str:
@@ -201,8 +194,11 @@ def folder_of_sweep(name: str | None, params: DictConfig | None) -> str:
 def folder_of_run(words: Sequence[str], params: DictConfig | None) -> str:
     """The name of a run's folder in its sweep: what is swept and the value of each."""
     keys = {*_swept(_parsed()), *(str(key) for key in params or ())}
-    swept = [str(word).lstrip("+").replace("=", "-", 1) for word in words if _key(str(word)) in keys]
-    return _plain("_".join(swept)) or "run"
+    swept = [str(word) for word in words if _key(str(word)) in keys]
+    shown = "_".join(
+        f"{_key(word)}-{word.partition('=')[2].rpartition('/')[2]}" for word in swept
+    )  # paths by their ends
+    return _plain(shown, told="_".join(swept) if any("/" in word for word in swept) else None) or "run"
 
 
 def remember_command_line() -> None:
@@ -224,10 +220,15 @@ def _swept(parsed: Sequence[Override]) -> list[str]:
     return [word.key_or_group for word in parsed if word.is_sweep_override()]
 
 
-def _plain(text: str, longest: int = 120) -> str:
-    """A text as a file name that the override grammar takes as it is; one that had to change ends in a digest."""
+def _plain(text: str, longest: int = 120, told: str | None = None) -> str:
+    """A text as a file name that the override grammar takes as it is; one that had to change ends in a digest.
+
+    told: all that it stands for, where it is less.
+    """
     plain = re.sub(r"[^A-Za-z0-9_.+-]+", "-", text).strip("-")
-    return plain if plain == text and len(plain) <= longest else f"{plain[: longest - 5]}-{_digest(text)[:4]}"
+    if told is None and plain == text and len(plain) <= longest:
+        return plain
+    return f"{plain[: longest - 5]}-{_digest(told or text)[:4]}"
 
 
 def _digest(text: str) -> str:

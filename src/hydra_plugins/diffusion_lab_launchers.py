@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab import slurm_jobs, sweep_jobs, sweeps
+from diffusion_lab import run_status, slurm_jobs, sweep_jobs, sweeps
 from diffusion_lab.sweeps import Planned
 
 
@@ -26,13 +26,12 @@ class InTurn(BasicLauncher):
         assert self.hydra_context is not None
         folder, planned = _planned(self.config, job_overrides, self.hydra_context)
         sweep_jobs.refuse_processes(planned)
-        returned = []
+        returned: list[JobReturn] = []
         for number, run in enumerate(planned, initial_job_idx):
-            if run.is_done:
-                returned.append(sweeps.returned(run))
-            else:
-                returned += super().launch([sweeps.named(run.words, folder)], number)
-        return [_finite(job) for job in returned]
+            answers = [] if run.is_done else super().launch([sweeps.named(run.words, folder)], number)
+            keeps_status = run_status.read(run.folder) is not None
+            returned += [sweeps.returned(run)] if keeps_status else answers
+        return returned
 
 
 class LocalParallel(Launcher):
@@ -47,7 +46,7 @@ class LocalParallel(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         folder, planned = _planned(self.config, job_overrides, self.hydra_context)
         sweep_jobs.run_here(planned, folder, self.num_at_once, self.num_threads)
-        return [_finite(sweeps.returned(run)) for run in planned]
+        return [sweeps.returned(run) for run in planned]
 
 
 class Slurm(Launcher):
@@ -62,7 +61,7 @@ class Slurm(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         folder, planned = _planned(self.config, job_overrides, self.hydra_context)
         slurm_jobs.run_on_slurm(planned, folder, self.settings)
-        return [_finite(sweeps.returned(run)) for run in planned]
+        return [sweeps.returned(run) for run in planned]
 
 
 def _planned(
@@ -72,10 +71,3 @@ def _planned(
     planned = sweeps.plan(config, job_overrides, context.config_loader)
     sweeps.show_plan(planned, folder)
     return folder, planned
-
-
-def _finite(job: JobReturn) -> JobReturn:
-    """A number that is not finite is none: sweepers that compare numbers would end the whole sweep over it."""
-    if job.status is JobStatus.COMPLETED and not sweeps.is_result(job.return_value):
-        job.return_value = None
-    return job
