@@ -99,8 +99,8 @@ def entry(
 
 
 def _leave_files_to_the_first() -> None:
-    """Of many processes that srun or torchrun started, one alone writes Hydra's notes."""
-    if job.num_started() > 1 and job.rank() > 0:
+    """Of the processes of a run, whoever started them, one alone writes Hydra's notes and log."""
+    if job.rank() > 0:
         sys.argv += ["hydra.output_subdir=null", "hydra/job_logging=stdout"]
 
 

@@ -17,6 +17,7 @@ from cluster.conftest import (
     same_weights,
     sbatch,
     start,
+    status,
     steps,
     wait,
     wait_for_end,
@@ -35,19 +36,34 @@ def ended(*words: str) -> str:
     return lines[0]
 
 
-def test_an_evaluation_on_two_nodes_comes_to_the_numbers_of_one_process(slurm: Slurm, tmp_path: Path) -> None:
-    trained = tmp_path / "run"
+def test_an_evaluation_on_two_nodes_that_is_queued_again_comes_to_the_numbers_of_one_process(
+    slurm: Slurm, tmp_path: Path
+) -> None:
+    trained, spread = tmp_path / "run", tmp_path / "spread"
     run("train", *BARE, f"hydra.run.dir={trained}")
-    words = (f"run={trained}", "num_samples=45", "batch_size=10", "num_pictures=0", "metrics=[fid,kid]")
+    long = "sampler.num_steps=100"
+    words = (f"run={trained}", "num_samples=45", "batch_size=5", "num_pictures=0", "metrics=[fid,kid]", long)
+    ddp = ("trainer=ddp", "trainer.accelerator=cpu", f"work_folder={tmp_path / 'work'}")
+    identity = sbatch(
+        slurm,
+        "evaluate",
+        *words,
+        *ddp,
+        f"hydra.run.dir={spread}",
+        tasks=2,
+        output=tmp_path / "out",
+        more=("--nodes=2",),
+    )
+    wait("a batch of images", lambda: any(path.is_file() for path in (tmp_path / "work").rglob("*")))
+    slurm.ask("scancel", "--signal=USR1", identity)
     alone = start("evaluate", *words, f"hydra.run.dir={tmp_path / 'alone'}")
-    spread = ["srun", "--nodes=2", "--ntasks-per-node=2", "--chdir=/", f"--output={tmp_path / 'out'}"]
-    ddp = ("trainer=ddp", "trainer.accelerator=cpu")
-    subprocess.run([*spread, *command("evaluate", *words, *ddp, f"hydra.run.dir={tmp_path / 'spread'}")], check=True)
+    wait("the next start", lambda: len(status(spread)["starts"]) == 2)
+    wait_for_end(spread)
     said_by(alone)
     one, other = (json.loads((tmp_path / name / "metrics.json").read_text())["numbers"] for name in ("alone", "spread"))
     assert [number["name"] for number in one] == [number["name"] for number in other]
     assert [n["value"] for n in one] == pytest.approx([n["value"] for n in other], rel=1e-9)
-    assert [path.name for path in (tmp_path / "spread").glob("*.log")] == ["evaluate.log"]
+    assert [path.name for path in spread.glob("*.log")] == ["evaluate.log"]
 
 
 def test_two_processes_train_the_same_whoever_starts_them(slurm: Slurm, tmp_path: Path) -> None:
