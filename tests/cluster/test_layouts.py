@@ -41,8 +41,8 @@ def test_an_evaluation_on_two_nodes_that_is_queued_again_comes_to_the_numbers_of
 ) -> None:
     trained, spread = tmp_path / "run", tmp_path / "spread"
     run("train", *BARE, f"hydra.run.dir={trained}")
-    long = "sampler.num_steps=100"
-    words = (f"run={trained}", "num_samples=45", "batch_size=5", "num_pictures=0", "metrics=[fid,kid]", long)
+    long = "sampler.num_steps=40"
+    words = (f"run={trained}", "num_samples=36", "batch_size=4", "num_pictures=0", "metrics=[fid,kid]", long)
     ddp = ("trainer=ddp", "trainer.accelerator=cpu", f"work_folder={tmp_path / 'work'}")
     identity = sbatch(
         slurm,
