@@ -57,6 +57,19 @@ def test_a_folder_is_named_by_the_job_the_array_and_the_later_steps(monkeypatch:
     assert job.slurm_id() == "16_4"
 
 
+@pytest.mark.parametrize(
+    ("shell", "step", "named"),
+    [("interactive", {}, False), ("interactive", {"SLURM_STEP_ID": "3", "SLURM_PROCID": "0"}, True),
+     ("bash", {"SLURM_STEP_ID": "0", "SLURM_PROCID": "0"}, False), ("train", {}, True)],
+)  # fmt: skip
+def test_what_is_typed_into_a_shell_of_a_job_has_a_folder_of_its_own(
+    shell: str, step: dict[str, str], named: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after salloc, or srun --pty bash: many commands, one job."""
+    within(monkeypatch, {"SLURM_JOB_ID": "17", "SLURM_JOB_NAME": shell, **step})
+    assert job.name().startswith("slurm_17") == named
+
+
 def test_processes_of_one_torchrun_have_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
     within(monkeypatch, TORCHRUN)
     assert job.name() == job.name()

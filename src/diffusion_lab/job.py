@@ -48,7 +48,7 @@ def name() -> str:
 
     slurm_17, with .2 for the third command that its script gives to srun; or torchrun's; or the moment of the start.
     """
-    if identity := slurm_id():
+    if (identity := slurm_id()) and not _typed_in_a_job():
         step = int(os.environ.get("SLURM_STEP_ID", 0)) if in_step() else 0
         return f"slurm_{identity}" + (f".{step}" if step else "")
     if by_torchrun():
@@ -56,6 +56,13 @@ def name() -> str:
         # Without an identity of its own the run has torchrun itself: it is the parent of all workers of a machine.
         return f"torchrun_{run_id}" if run_id != "none" else f"torchrun_{os.getppid()}_{ticks(os.getppid())}"
     return datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+
+
+def _typed_in_a_job() -> bool:
+    """Whether somebody gave this command to a shell inside a job, who may give it many others."""
+    shell = os.environ.get("SLURM_JOB_NAME")
+    by_salloc, by_srun = shell == "interactive" and not in_step(), shell in ("sh", "bash", "zsh", "fish")
+    return num_started() == 1 and (by_salloc or by_srun)
 
 
 def ticks(pid: int) -> int | None:

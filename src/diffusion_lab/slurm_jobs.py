@@ -1,5 +1,6 @@
 """The runs of a sweep as an array of Slurm jobs."""
 
+import operator
 import os
 import re
 import runpy
@@ -45,9 +46,8 @@ def _submit(left: Sequence[Planned], folder: Path, parameters: dict[str, Any]) -
         with _without_this_job():
             executor = submitit.SlurmExecutor(folder / ".submitit" / "%j")
             executor.update_parameters(**parameters)
-            jobs = executor.map_array(
-                lambda work: work(), [Command(script(), single(run, folder), run.folder) for run in left]
-            )
+            commands = [Command(script(), single(run, folder), run.folder) for run in left]
+            jobs = executor.map_array(operator.call, commands)
     except (RuntimeError, ValueError, OSError, subprocess.SubprocessError, submitit.core.utils.FailedJobError) as error:
         for run in left:
             run_status.failed(run.folder, "it was not submitted")
