@@ -11,7 +11,7 @@ from filelock import FileLock
 
 from diffusion_lab import attempt as module
 from diffusion_lab import run_status
-from diffusion_lab.attempt import attempt
+from diffusion_lab.attempt import ForeignFolderError, attempt
 from diffusion_lab.config_check import UserError
 from diffusion_lab.run_status import Status
 
@@ -118,6 +118,17 @@ def test_a_folder_in_use_is_left_as_it_is(tmp_path: Path) -> None:
     with FileLock(tmp_path / ".lock"), pytest.raises(UserError, match="is being worked in by another process"):
         attempt(tmp_path, lambda: 1.0)
     assert not (tmp_path / "status.json").exists()
+
+
+def test_a_folder_of_another_run_keeps_its_status(tmp_path: Path) -> None:
+    attempt(tmp_path, lambda: 2.5)
+    before = status(tmp_path)
+    with pytest.raises(ForeignFolderError):
+        attempt(tmp_path, raising(ForeignFolderError("holds another")))
+    assert status(tmp_path) == before
+    with pytest.raises(ForeignFolderError):
+        attempt(tmp_path / "new", raising(ForeignFolderError("holds another")))
+    assert run_status.read(tmp_path / "new") is None
 
 
 def test_of_several_processes_the_first_keeps_the_status_and_each_tells_its_failure(

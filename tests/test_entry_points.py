@@ -132,7 +132,10 @@ def test_a_sweep_gives_each_run_its_folder_and_ends_with_a_table(tmp_path: Path)
             ["hydra/launcher=slurm", "hydra.launcher.partitoin=x"],
             "is not a setting in hydra.launcher: accepted are acc",
         ),
-        (["hydra/launcher=slurm", "hydra.launcher.time=soon"], "time must be a whole number of at least 1, got soon."),
+        (
+            ["hydra/launcher=slurm", "hydra.launcher.time=soon"],
+            "hydra.launcher.time must be minutes, or as 12:00:00 or 2-00:00:00, got soon.",
+        ),
         (["hydra/launcher=local_parallel", "hydra.launcher.num_at_once=0"], "number of at least 1, got 0."),
         (
             ["hydra/sweeper=optuna", "hydra.sweeper.num_trials=0"],
@@ -160,6 +163,7 @@ def test_a_command_given_again_in_its_folder_goes_on_and_another_is_refused(run:
         "differ: optimizer.lr (was 0.0005, got 0.5)."
     )
     assert (run[0] / "summary.json").is_file()
+    assert json.loads((run[0] / "status.json").read_text())["state"] == "finished"  # the run that is there is
 
 
 def test_a_sweep_goes_on_after_a_run_that_is_refused(tmp_path: Path) -> None:

@@ -82,8 +82,8 @@ def planned(folder: Path, *words: str) -> list[Planned]:
 
 
 def started(folder: Path, *words: str) -> Path:
-    (folder / ".hydra").mkdir(parents=True)
-    (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {word}\n" for word in words))
+    folder.mkdir(parents=True)
+    (folder / "overrides.yaml").write_text("".join(f"- {word}\n" for word in words))
     run_status.begin(folder)
     return folder
 

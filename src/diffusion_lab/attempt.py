@@ -18,20 +18,30 @@ from diffusion_lab.signals import StoppedBySignal
 Result = TypeVar("Result")
 
 
+class ForeignFolderError(UserError):
+    """The folder is that of another run, which must be left as it is."""
+
+
 def attempt(folder: Path, work: Callable[[], Result]) -> Result:
     """What `work` answers; the status file in `folder` says what became of it.
 
     A signal ends the process between two steps: with SIGUSR1 a Slurm job is queued again, else the exit status is as
-    the shell tells of a signal, never that of a success.  Raises UserError where another command works in the folder.
+    the shell tells of a signal, never that of a success.  Raises ForeignFolderError where another command works in the
+    folder.
     """
     if job.rank() > 0:
         return _beside_the_first(folder, work)
     try:
         with run_status.held(folder):
+            before = run_status.read(folder)
             run_status.begin(folder)
-            return _watched(folder, work)
+            try:
+                return _watched(folder, work)
+            except ForeignFolderError:
+                run_status.put_back(folder, before)
+                raise
     except run_status.BusyError as error:
-        raise UserError(str(error)) from None
+        raise ForeignFolderError(str(error)) from None
 
 
 def _watched(folder: Path, work: Callable[[], Result]) -> Result:

@@ -23,11 +23,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_lab import job, layout, run_status, sweeps
-from diffusion_lab.attempt import attempt
+from diffusion_lab.attempt import ForeignFolderError, attempt
 from diffusion_lab.config_check import META, UserError, suggestion
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
+
+WORDS = "overrides.yaml"
+"""The command line of a run, in its folder."""
 
 
 def entry(
@@ -54,9 +57,13 @@ def entry(
         folder = Path(HydraConfig.get().runtime.output_dir)
         is_own = not swept() and run_status.read(folder) is None  # nobody waits for it
         try:
-            return attempt(folder, lambda: command(config)) if keeps_status else command(config)
+            if not keeps_status:
+                return command(config)
+            result = attempt(folder, lambda: command(config))
+            keep_words(folder)
+            return result
         except UserError as error:
-            if is_own:
+            if is_own and not isinstance(error, ForeignFolderError):
                 _forget_run(folder)
             if tracebacks == "1":
                 raise
@@ -121,6 +128,13 @@ def composed(config_name: str, overrides: list[str]) -> DictConfig:
 def _end(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(1)
+
+
+def keep_words(folder: Path) -> None:
+    """Keeps what a run was started with, so that it can be resumed: Hydra's own note is of the last command given."""
+    if job.rank() == 0:
+        words = [word for word in HydraConfig.get().overrides.task if not re.match(r"\+*(resume|fork)=", word)]
+        OmegaConf.save(OmegaConf.create(words), folder / WORDS)
 
 
 def _forget_run(folder: Path) -> None:

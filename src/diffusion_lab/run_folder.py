@@ -1,14 +1,13 @@
 """What a run's folder holds from its first step on: all from which it is loaded and resumed."""
 
-import re
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.config_check import UserError
-from diffusion_lab.run_resume import WORDS, Start
+from diffusion_lab.config_entry import keep_words
+from diffusion_lab.run_resume import Start
 from diffusion_lab.runs import Run, resolved
 
 
@@ -22,7 +21,7 @@ def begun(run: Run, start: Start) -> Path | None:
     if run.trainer.is_global_zero:
         _start_loggers(run.trainer.loggers, start.config, start.step if start.continues else 0)
         _save_config(start.config, run.folder)
-        _keep_words(run.folder)
+        keep_words(run.folder)
         if forked and start.checkpoint is not None and checkpoint is not None:
             _begin_fork(start.checkpoint, checkpoint)
     return checkpoint
@@ -47,12 +46,6 @@ def _save_config(config: DictConfig, folder: Path) -> None:
     partial = folder / "config.partial"
     OmegaConf.save(resolved(config), partial)
     partial.replace(folder / "config.yaml")  # a kill leaves the old one or the new
-
-
-def _keep_words(folder: Path) -> None:
-    """Keeps what a run was started with, so that it can be resumed: Hydra's own note is of the last command given."""
-    words = [word for word in HydraConfig.get().overrides.task if not re.match(r"\+*(resume|fork)=", word)]
-    OmegaConf.save(OmegaConf.create(words), folder / WORDS)
 
 
 def _begin_fork(source: Path, target: Path) -> None:

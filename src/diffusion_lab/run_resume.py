@@ -17,15 +17,13 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from diffusion_lab import job
+from diffusion_lab.attempt import ForeignFolderError
 from diffusion_lab.config_check import UserError
-from diffusion_lab.config_entry import ROOT, composed
+from diffusion_lab.config_entry import ROOT, WORDS, composed
 from diffusion_lab.runs import Run, resolved
 from diffusion_lab.sweeps import quoted
 
 KeyPath = tuple[Any, ...]
-
-WORDS = "overrides.yaml"
-"""The command line of a run, beside its config.yaml."""
 
 SUMMARY = ("steps", "loss", "images_per_second", "minutes")
 """What summary.json holds of every run, beside a distance where one was measured."""
@@ -215,7 +213,7 @@ def _refuse_changes(saved: dict[KeyPath, Any], wanted: dict[KeyPath, Any], *, re
                 "resume must leave everything that changes the result as it was, but these differ: "
                 f"{shown}; fork=true starts a run of its own from there."
             )
-        raise UserError(
+        raise ForeignFolderError(
             f"hydra.run.dir must be a folder of its own for each run, but {wanted['run_folder',]} holds one from which "
             f"these differ: {shown}."
         )

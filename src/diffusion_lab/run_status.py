@@ -132,6 +132,14 @@ def begin(folder: Path) -> None:
     _write(folder, Status(RUNNING, start.began, starts=(*(known.starts if known else ()), start)))
 
 
+def put_back(folder: Path, status: Status | None) -> None:
+    """Makes a start undone that had nothing to do with the run in the folder.  status: of before."""
+    if status is None:
+        (folder / STATUS).unlink(missing_ok=True)
+    else:
+        _write(folder, status)
+
+
 def requeued(folder: Path, reason: str) -> None:
     """Says that the job is to start again."""
     _end(folder, REQUEUED, reason=reason)

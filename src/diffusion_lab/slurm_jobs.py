@@ -104,11 +104,14 @@ def _without_this_job() -> Iterator[None]:
 def _sbatch(trainer: DictConfig | None, settings: dict[str, Any]) -> dict[str, Any]:
     """The options of sbatch for the plain words of conf/hydra/launcher/slurm.yaml.  Raises UserError."""
     words = dict(settings)
-    for name in ("time", "signal_before", "num_at_once"):
+    for name in ("signal_before", "num_at_once"):
         if not isinstance(words[name], int) or words[name] < 1:
             raise UserError(f"hydra.launcher.{name} must be a whole number of at least 1, got {words[name]}.")
+    if not re.fullmatch(r"[1-9]\d*|(\d+-)?\d+(:\d+){0,2}", str(words["time"])) or str(words["time"]) == "0":
+        raise UserError(f"hydra.launcher.time must be minutes, or as 12:00:00 or 2-00:00:00, got {words['time']}.")
     nodes, tasks, gpus = _layout(trainer, words["nodes"], words["gpus"])
     others = {
+        "time": words["time"],
         "signal": f"USR1@{words['signal_before']}",
         "requeue" if words["requeue"] else "no-requeue": True,
         "mem": words["memory"],
@@ -118,7 +121,6 @@ def _sbatch(trainer: DictConfig | None, settings: dict[str, Any]) -> dict[str, A
         "job_name": words["name"],
         "partition": words["partition"],
         "account": words["account"],
-        "time": words["time"],
         "nodes": nodes,
         "ntasks_per_node": tasks,
         "gpus_per_node": gpus or None,

@@ -125,7 +125,7 @@ def _is_done(folder: Path, words: Sequence[str], config: DictConfig, status: Sta
 
 
 def _words_before(folder: Path) -> list[str]:
-    path = folder / ".hydra" / "overrides.yaml"
+    path = folder / "overrides.yaml"
     return [str(word) for word in OmegaConf.load(path)] if path.is_file() else []
 
 
