@@ -129,6 +129,9 @@ def test_a_folder_of_another_run_keeps_its_status(tmp_path: Path) -> None:
     with pytest.raises(ForeignFolderError):
         attempt(tmp_path / "new", raising(ForeignFolderError("holds another")))
     assert run_status.read(tmp_path / "new") is None
+    with pytest.raises(ForeignFolderError):
+        attempt(tmp_path, raising(ForeignFolderError("holds another")), in_sweep=True)
+    assert status(tmp_path).reason == "holds another"  # the sweep looks there
 
 
 def test_of_several_processes_the_first_keeps_the_status_and_each_tells_its_failure(

@@ -136,6 +136,7 @@ def test_a_sweep_gives_each_run_its_folder_and_ends_with_a_table(tmp_path: Path)
             ["hydra/launcher=slurm", "hydra.launcher.time=soon"],
             "hydra.launcher.time must be minutes, or as 12:00:00 or 2-00:00:00, got soon.",
         ),
+        (["hydra/launcher=slurm", "hydra.launcher.more=3"], "more must be options: {exclude: n7}, got 3."),
         (["hydra/launcher=local_parallel", "hydra.launcher.num_at_once=0"], "number of at least 1, got 0."),
         (
             ["hydra/sweeper=optuna", "hydra.sweeper.num_trials=0"],

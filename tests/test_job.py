@@ -92,6 +92,7 @@ def test_the_layout_is_that_of_the_started_processes(
 @pytest.mark.parametrize(
     ("environment", "devices", "nodes", "strategy", "message"),
     [
+        ({}, 0, 1, "ddp", "trainer.devices must be at least 1, got 0"),
         ({}, 1, 2, "ddp", "trainer.num_nodes=2 needs a process on each node"),
         (
             {},

@@ -121,7 +121,7 @@ def test_hours_are_of_all_starts_and_one_that_was_killed_counts_to_its_last_sign
     assert Status("failed", 20000.0, starts=starts).hours(last_sign=7200.0 + 1800.0) == 1.5
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"state": "running"}', '{"state": 1, "starts": [{}]}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"state": "running"}', '{"state": 1, "starts": [{}]}'])
 def test_a_damaged_status_is_none(content: str, tmp_path: Path) -> None:
     (tmp_path / "status.json").write_text(content)
     assert run_status.read(tmp_path) is None

@@ -92,6 +92,24 @@ def test_words_of_the_command_line_are_what_optuna_draws_from(word: str, expecte
     assert repr(_distribution(OverridesParser.create().parse_overrides([word])[0])) == expected
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["lr=interval(1e-2,1e-4)"], "lr cannot be searched in .*low"),
+        (["lr=tag(log,interval(0,1))"], "lr cannot be searched in .*low > 0"),
+        (["schedule=linear,jsd"], "must search what it searched before in .*, or under another sweep.name"),
+    ],
+)
+def test_a_search_in_what_cannot_be_is_refused(words: list[str], message: str, tmp_path: Path) -> None:
+    sampler = OmegaConf.create({"_target_": "optuna.samplers.TPESampler"})
+    sweeper = Search(sampler, seed=0, num_trials=4, num_at_once=1, params=None)
+    sweeper.folder, sweeper.launcher = tmp_path, Launcher(lambda lr: 1.0)  # type: ignore[assignment]
+    study = sweeper._study()
+    study.tell(study.ask({"schedule": optuna.distributions.CategoricalDistribution(["linear", "cosine"])}), 1.0)
+    with pytest.raises(UserError, match=message):
+        sweeper.sweep(words)
+
+
 def test_a_search_of_nothing_is_refused(tmp_path: Path) -> None:
     sweeper = Search(None, seed=0, num_trials=1, num_at_once=1, params=None)
     with pytest.raises(UserError, match="must be told what to search"):

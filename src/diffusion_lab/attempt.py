@@ -22,8 +22,10 @@ class ForeignFolderError(UserError):
     """The folder is that of another run, which must be left as it is."""
 
 
-def attempt(folder: Path, work: Callable[[], Result]) -> Result:
+def attempt(folder: Path, work: Callable[[], Result], *, in_sweep: bool = False) -> Result:
     """What `work` answers; the status file in `folder` says what became of it.
+
+    in_sweep: a refusal of this folder is told in it, since the sweep looks there; else it stays as it was.
 
     A signal ends the process between two steps: with SIGUSR1 a Slurm job is queued again, else the exit status is as
     the shell tells of a signal, never that of a success.  Raises ForeignFolderError where another command works in the
@@ -38,7 +40,8 @@ def attempt(folder: Path, work: Callable[[], Result]) -> Result:
             try:
                 return _watched(folder, work)
             except ForeignFolderError:
-                run_status.put_back(folder, before)
+                if not in_sweep and (before is None or before.state != run_status.QUEUED):
+                    run_status.put_back(folder, before)
                 raise
     except run_status.BusyError as error:
         raise ForeignFolderError(str(error)) from None

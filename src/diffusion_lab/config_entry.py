@@ -59,7 +59,7 @@ def entry(
         try:
             if not keeps_status:
                 return command(config)
-            result = attempt(folder, lambda: command(config))
+            result = attempt(folder, lambda: command(config), in_sweep=swept())
             keep_words(folder)
             return result
         except UserError as error:

@@ -41,6 +41,9 @@ def require(devices: Any, nodes: Any, strategy: Any) -> None:
         raise LayoutError(f"trainer.strategy must be one whose processes are commands, such as ddp, got {strategy}.")
     here = processes_here()
     count = len(devices) if isinstance(devices, list) else devices
+    for name, number in {"devices": count, "num_nodes": nodes}.items():
+        if number == 0:
+            raise LayoutError(f"trainer.{name} must be at least 1, got {number}.")
     if here is None:
         if nodes != 1 and "NODE_RANK" not in os.environ:
             raise LayoutError(

@@ -81,7 +81,7 @@ def read(folder: Path) -> Status | None:
         return Status(**content, launcher=launcher and Start(**launcher), starts=starts)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError):  # damaged, or of another version
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # damaged, or of another version
         return None
 
 

@@ -107,6 +107,12 @@ def _sbatch(trainer: DictConfig | None, settings: dict[str, Any]) -> dict[str, A
     for name in ("signal_before", "num_at_once"):
         if not isinstance(words[name], int) or words[name] < 1:
             raise UserError(f"hydra.launcher.{name} must be a whole number of at least 1, got {words[name]}.")
+    for name in ("nodes", "gpus", "cpus"):
+        if not (words[name] is None or (isinstance(words[name], int) and words[name] >= (name != "gpus"))):
+            raise UserError(f"hydra.launcher.{name} must be a whole number, or null, got {words[name]}.")
+    for name, kind, shown in (("setup", list, "a list of shell commands"), ("more", dict, "options: {exclude: n7}")):
+        if not isinstance(words[name] or kind(), kind):
+            raise UserError(f"hydra.launcher.{name} must be {shown}, got {words[name]}.")
     if not re.fullmatch(r"[1-9]\d*|(\d+-)?\d+(:\d+){0,2}", str(words["time"])) or str(words["time"]) == "0":
         raise UserError(f"hydra.launcher.time must be minutes, or as 12:00:00 or 2-00:00:00, got {words['time']}.")
     nodes, tasks, gpus = _layout(trainer, words["nodes"], words["gpus"])
@@ -138,7 +144,7 @@ def _layout(trainer: DictConfig | None, nodes: int | None, gpus: int | None) -> 
     layout: dict[str, Any] = {"devices": 1, "num_nodes": 1, "accelerator": "cpu"} | dict(trainer or {})
     devices, accelerator = layout["devices"], layout["accelerator"]
     asked = len(devices) if OmegaConf.is_list(devices) else devices
-    if not isinstance(asked, int) or asked < 0:  # as many as will be started
+    if not isinstance(asked, int) or asked <= 0:  # as many as will be started
         return nodes or layout["num_nodes"], gpus or 1, gpus
     if gpus and accelerator != "cpu" and asked != gpus:
         raise UserError(f"hydra.launcher.gpus must be trainer.devices={asked}, one for each process, got {gpus}.")

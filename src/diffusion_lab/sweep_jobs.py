@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from diffusion_lab import job, run_status
 from diffusion_lab.config_check import UserError
-from diffusion_lab.run_status import FINISHED, Queue
+from diffusion_lab.run_status import FINISHED, QUEUED, Queue
 from diffusion_lab.signals import StoppedBySignal
 from diffusion_lab.sweeps import Planned, named, queue, quoted
 
@@ -42,9 +42,9 @@ def _count(devices: Any) -> int:
     if OmegaConf.is_list(devices):
         return len(devices)
     if isinstance(devices, int) and devices >= 0:
-        return devices
+        return max(1, devices)  # none is refused by the run itself
     if isinstance(devices, str) and devices.isdigit():
-        return int(devices)
+        return max(1, int(devices))
     return max(1, len(_gpus()))
 
 
@@ -112,8 +112,8 @@ def _started(run: Planned, folder: Path, slot: int, num_slots: int, threads: int
 
 def _note_end(child: _Child) -> None:
     """A process that was killed could not say so."""
-    status = run_status.read(child.run.folder)
-    if status is None or not status.is_over:
+    status = run_status.settled(child.run.folder)
+    if status is None or status.state == QUEUED:  # one that runs does so in another process, which was there before
         code = child.process.returncode
         run_status.failed(child.run.folder, f"its process ended with status {code}; {OUTPUT} says more")
 

@@ -147,6 +147,9 @@ def show_plan(planned: Sequence[Planned], folder: Path) -> None:
 
 def queue(run: Planned) -> None:
     """Makes the folder of a run that is about to be started, with its words and its status."""
+    status = run_status.settled(run.folder)
+    if status is not None and not status.is_over:
+        return  # the same sweep was given twice at once
     notes = run.folder / ".hydra"
     notes.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(OmegaConf.create(list(run.words)), notes / "overrides.yaml")

@@ -51,7 +51,13 @@ class Search(Sweeper):
         words = [f"{key}={value}" for key, value in (self.params or {}).items()] + arguments
         parsed = OverridesParser.create().parse_overrides(words)
         fixed = [word.input_line or "" for word in parsed if not word.is_sweep_override()]
-        space = {_name(word): _distribution(word) for word in parsed if word.is_sweep_override()}
+        space = {}
+        for word in parsed:
+            if word.is_sweep_override():
+                try:
+                    space[_name(word)] = _distribution(word)
+                except ValueError as error:
+                    raise UserError(f"{_name(word)} cannot be searched in {word.value()}: {error}") from error
         if not space:
             raise UserError("hydra/sweeper=optuna must be told what to search (optimizer.lr=interval(1e-4,1e-2)).")
         study = self._study()
@@ -76,7 +82,13 @@ class Search(Sweeper):
     def _round(self, study: Any, space: dict[str, Any], fixed: Sequence[str], count: int, done: int) -> None:
         from optuna.trial import TrialState
 
-        trials = [study.ask(space) for _ in range(count)]
+        try:
+            trials = [study.ask(space) for _ in range(count)]
+        except ValueError as error:
+            raise UserError(
+                f"hydra/sweeper=optuna must search what it searched before in {self.folder}, or under another "
+                f"sweep.name: {error}"
+            ) from error
         drawn = [[*fixed, *(f"{name}={value}" for name, value in trial.params.items())] for trial in trials]
         different = {tuple(words): words for words in drawn}  # few choices are soon drawn twice
         returned = dict(zip(different, self.launcher.launch(list(different.values()), done), strict=True))
