@@ -4,6 +4,7 @@ import csv
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -43,15 +44,8 @@ def save_lines(panels: dict[str, dict[str, list[tuple[float, float]]]], xlabel: 
 
     panels: by the number's name, the points of each line by its name, growing in x.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    num_columns = min(3, len(panels))
-    num_rows = -(-len(panels) // num_columns)
-    figure, axes = pyplot.subplots(
-        num_rows, num_columns, figsize=(5.2 * num_columns, 3.8 * num_rows), layout="constrained", squeeze=False
-    )
-    for panel in axes.flat[len(panels) :]:
-        panel.set_visible(False)
-    for panel, (name, lines) in zip(axes.flat, panels.items(), strict=False):
+    figure, axes = _grid_of_panels(len(panels))
+    for panel, (name, lines) in zip(axes, panels.items(), strict=True):
         for label, points in lines.items():
             panel.plot(*zip(*points, strict=True), marker="o", label=label)
         values = [y for points in lines.values() for _, y in points]
@@ -63,6 +57,7 @@ def save_lines(panels: dict[str, dict[str, list[tuple[float, float]]]], xlabel: 
         panel.grid(alpha=0.3)
         if any(lines):
             panel.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
 
@@ -72,15 +67,8 @@ def save_against(panels: dict[str, list[tuple[str, float]]], xlabel: str, path: 
 
     Settings that are numbers stand at their places, in powers of ten where they span some; others side by side.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    num_columns = min(3, len(panels))
-    num_rows = -(-len(panels) // num_columns)
-    figure, axes = pyplot.subplots(
-        num_rows, num_columns, figsize=(5.2 * num_columns, 3.8 * num_rows), layout="constrained", squeeze=False
-    )
-    for panel in axes.flat[len(panels) :]:
-        panel.set_visible(False)
-    for panel, (name, points) in zip(axes.flat, panels.items(), strict=False):
+    figure, axes = _grid_of_panels(len(panels))
+    for panel, (name, points) in zip(axes, panels.items(), strict=True):
         settings = list(dict.fromkeys(setting for setting, _ in points))
         places = _places(settings)
         means = {s: float(np.mean([y for setting, y in points if setting == s])) for s in settings}
@@ -90,11 +78,26 @@ def save_against(panels: dict[str, list[tuple[str, float]]], xlabel: str, path: 
         wide = _numbers(settings) and min(places.values()) > 0 and max(places.values()) > 20 * min(places.values())
         panel.set(title=name, xlabel=xlabel, xscale="log" if wide else "linear")
         panel.set_xticks(list(places.values()), settings, minor=False)
+        if sum(map(len, settings)) > 50:
+            panel.tick_params("x", rotation=20)
         panel.minorticks_off()
         panel.margins(x=0.15)
         panel.grid(alpha=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
+
+
+def _grid_of_panels(count: int) -> tuple[Any, list[Any]]:
+    """A figure of so many panels, three a row at most."""
+    num_columns = min(3, count)
+    num_rows = -(-count // num_columns)
+    figure, axes = pyplot.subplots(
+        num_rows, num_columns, figsize=(5.2 * num_columns, 3.8 * num_rows), layout="constrained", squeeze=False
+    )
+    for panel in axes.flat[count:]:
+        panel.set_visible(False)
+    return figure, list(axes.flat[:count])
 
 
 def _places(settings: list[str]) -> dict[str, float]:

@@ -117,7 +117,7 @@ def _plot(rows: Sequence[Row], swept: Sequence[str], folder: Path) -> None:
         panels = {}
         for name in run_tables.names(rows):
             points = [
-                (row.overrides.get(key, "as it was"), row.values[name])
+                (row.run if key == "run" else row.overrides.get(key, "as it was"), row.values[name])
                 for row in rows
                 if isinstance(row.values.get(name), float)
             ]
