@@ -68,10 +68,7 @@ def main() -> None:
         "ddim": ours(DDIM(process, NUM_STEPS, time_grid=LeadingTimes())),
         "diffusers DDIMScheduler": theirs(DDIMScheduler(clip_sample=True)),
     }
-    network = UNet(
-        3, 3, resolution=32, channels=128, channel_multipliers=(1, 2, 2, 2), num_blocks=2, attention_resolutions=(16,),
-        num_groups=32,
-    ).eval()  # fmt: skip
+    network = UNet(3, 3, resolution=32).eval()  # unet_cifar10
     x_t, t = torch.randn(SHAPE), torch.zeros(SHAPE[0])
 
     @torch.no_grad()

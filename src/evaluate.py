@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from diffusion_lab import config_entry, run_evaluations, run_results, run_tables
+from diffusion_lab import config_entry, run_evaluations, run_images, run_results, run_tables
 from diffusion_lab.config_check import UserError
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 def evaluate(config: DictConfig) -> float | None:
     """Run folder -> averaged denoiser -> sampler -> table of metrics.  Returns the first number."""
-    targets = run_evaluations.targets(config)
-    fabric = run_evaluations.launch(config)
+    targets = run_images.targets(config)
+    fabric = run_images.launch(config)
     output, results = Path(config.output_folder), []
     for number, measured in enumerate(run_evaluations.each(config, targets, fabric)):
         folder = output if len(targets) == 1 else output / f"{number}_{measured.target.name}"
@@ -43,7 +43,7 @@ def _measure(measured: "Measured", config: DictConfig, folder: Path) -> list["Nu
 
     evaluation = measured.evaluation
     drawn = evaluation.images
-    drawn.folder = run_evaluations.work_folder(config, drawn)
+    drawn.folder = run_images.work_folder(config, drawn)
     files = ImageFiles(folder, num_pictures=config.num_pictures, png=config.save_png, npz=config.save_npz)
     files.prepare()
     try:
@@ -56,7 +56,7 @@ def _measure(measured: "Measured", config: DictConfig, folder: Path) -> list["Nu
     except ValueError as error:
         raise UserError(str(error)) from error
     files.finish(drawn.shape)
-    run_evaluations.leave(config, drawn)
+    run_images.leave(config, drawn)
     return numbers
 
 

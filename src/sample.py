@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab import config_entry, run_evaluations
+from diffusion_lab import config_entry, run_images
 from diffusion_lab.config_check import UserError
 
 if TYPE_CHECKING:
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 def sample(config: DictConfig) -> None:
     """Run folder + seeds -> a grid, and image files."""
-    target, *others = run_evaluations.targets(config)
+    target, *others = run_images.targets(config)
     if others:
         raise UserError(f"run must be one run, and checkpoint one of its files, got {1 + len(others)} of them.")
     rows = _seeds(config)
-    fabric = run_evaluations.launch(config)
-    images, step = run_evaluations.load_images(config, target, fabric)
+    fabric = run_images.launch(config)
+    images, step = run_images.load_images(config, target, fabric)
     with fabric.autocast():
         _draw(config, images, rows)
     if fabric.is_global_zero:
@@ -53,9 +53,8 @@ def _draw(config: DictConfig, images: "SampledImages", rows: list[range]) -> Non
     from diffusion_lab.display import show
     from diffusion_lab.image_files import ImageFiles
     from diffusion_lab.processes import Processes
-    from diffusion_lab.run_evaluations import work_folder
 
-    images.folder = work_folder(config, images)
+    images.folder = run_images.work_folder(config, images)
     batches = [batch for row in rows for batch in images.batches(row)]
     processes = Processes.of_this_job()
     mine = processes.share(batches)
@@ -75,7 +74,7 @@ def _draw(config: DictConfig, images: "SampledImages", rows: list[range]) -> Non
     except ValueError as error:
         raise UserError(str(error)) from error
     files.finish(images.shape)
-    run_evaluations.leave(config, images)
+    run_images.leave(config, images)
 
 
 def _animate(images: "SampledImages", batches: list[range], path: Path, config: DictConfig) -> None:

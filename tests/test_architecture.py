@@ -20,6 +20,7 @@ MATHEMATICS = (
     "power_ema",
     "snapshots",
     "denoiser",
+    "noisy_classifier",
     "likelihood",
     "reconstruction",
     "optimizers",
@@ -27,7 +28,7 @@ MATHEMATICS = (
 )
 DOORS = (
     *("config_check", "config_entry", "runs", "run_tables", "run_evaluations", "run_resume", "run_folder"),
-    *("sweeps", "sweep_jobs", "slurm_jobs"),
+    *("sweeps", "sweep_jobs", "slurm_jobs", "run_training", "run_images", "run_building"),
 )
 
 
@@ -78,9 +79,12 @@ LAYERS = (
     "networks",
     "objectives",
     "denoiser",
+    "noisy_classifier",
     "samplers",
     "likelihood",
+    "training_module",
     "lightning_module",
+    "classifier_module",
     "callbacks",
     "runs",
 )

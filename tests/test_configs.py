@@ -19,6 +19,8 @@ NEEDS = {  # what a choice cannot do without
     "schedule=custom": ["schedule.betas=[0.1,0.2,0.4]"],
     "data=folder": ["data.path=somewhere"],
     "data=class_folders": ["data.path=somewhere"],
+    "low_resolution=area": ["low_resolution.resolution=14"],
+    "low_resolution=noised": ["low_resolution.resolution=14"],
     # training measures the distance; the other metrics are of evaluation, and may stand beside it
     **{f"metrics={name}": [f"metrics=[fid,{name}]"] for name in ("bound", "nll", "flow", "reconstruction")},
 }

@@ -17,6 +17,7 @@ from PIL import Image
 from diffusion_lab.config_check import UserError
 from diffusion_lab.features import to_uint8
 from diffusion_lab.runs import load_module
+from diffusion_lab.samplers import Guidance, Strength
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -335,7 +336,7 @@ def test_help_names_every_group_and_does_not_wait_for_torch() -> None:
 
 def test_a_run_folder_gives_back_its_module(run: tuple[Path, str]) -> None:
     module = load_module(run[0])
-    images = module.sample(range(4), guidance_scale=2)
+    images = module.sample(range(4), guidance=Guidance(Strength(2)))
     with Image.open(run[0] / "samples" / "step_0000004.png") as grid:
         shown = torch.tensor(list(grid.convert("L").tobytes())).view(60, -1)[2:58:2, 2:58:2]
     # The run sampled in bfloat16 where the processor has it, this module samples in float32.

@@ -10,9 +10,10 @@ from lightning import Callback, Trainer
 
 from diffusion_lab.callbacks.checkpoints import SaveLast
 from diffusion_lab.ema import EMA, ConstantDecay, PowerFunctionDecay
-from diffusion_lab.networks import Labels
+from diffusion_lab.networks import Condition, Labels
 from diffusion_lab.process import LinearSchedule, LossSecondMoment
 from diffusion_lab.randomness import Draws
+from diffusion_lab.samplers import Guidance, Strength
 from training import fit, small_module, weights
 
 
@@ -164,15 +165,15 @@ def test_image_k_does_not_depend_on_its_neighbours() -> None:
 def test_seeds_choose_classes_in_turn_and_labels_can_be_asked_for() -> None:
     module = small_module(Labels(3, 0.2))
     fit(module, 30)
-    asked = module.sample([0, 1, 2, 3], torch.tensor([0, 1, 2, 0]))
+    asked = module.sample([0, 1, 2, 3], Condition(torch.tensor([0, 1, 2, 0])))
     assert torch.equal(module.sample([0, 1, 2, 3]), asked)
-    assert not torch.equal(module.sample([0, 1, 2, 3], torch.tensor([1, 1, 2, 0])), asked)
+    assert not torch.equal(module.sample([0, 1, 2, 3], Condition(torch.tensor([1, 1, 2, 0]))), asked)
 
 
 def test_guidance_without_a_null_label_is_refused() -> None:
     for labels in (None, Labels(3)):
         with pytest.raises(ValueError, match="guidance needs a network that was trained with dropped labels"):
-            small_module(labels).denoiser(1.5)
+            small_module(labels).sample(range(2), guidance=Guidance(Strength(1.5)))
 
 
 def test_gradients_are_clipped_to_the_asked_norm() -> None:

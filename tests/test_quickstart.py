@@ -13,6 +13,7 @@ from diffusion_lab.data.image_store import ImageStore
 from diffusion_lab.features import FashionCNN, to_uint8
 from diffusion_lab.metrics.copies import nearest_distances
 from diffusion_lab.runs import load_module
+from diffusion_lab.samplers import Guidance, Strength
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.full
@@ -32,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def samples(folder: Path) -> torch.Tensor:
     """500 samples, 50 of each class, as uint8."""
-    return to_uint8(load_module(folder).sample(range(500), guidance_scale=1.5))
+    return to_uint8(load_module(folder).sample(range(500), guidance=Guidance(Strength(1.5))))
 
 
 def test_the_distance_falls_to_a_tenth_of_what_it_is_after_200_steps(folder: Path) -> None:

@@ -121,9 +121,9 @@ def test_labels_are_every_class_as_often_or_one_or_drawn() -> None:
     assert torch.equal(one.draw(range(6))[2], every[2])
     assert not torch.equal(one.draw(range(6))[0], every[0])
     assert one.protocol()["label"] == 2
-    labels = images(classes=True, label=RANDOM)._labels(range(300))
+    labels = images(classes=True, label=RANDOM).labels(range(300))
     assert labels is not None
-    assert torch.equal(labels[100:110], images(classes=True, label=RANDOM)._labels(range(100, 110)))  # type: ignore[arg-type]
+    assert torch.equal(labels[100:110], images(classes=True, label=RANDOM).labels(range(100, 110)))  # type: ignore[arg-type]
     assert torch.bincount(labels).tolist() == pytest.approx([100, 100, 100], abs=30)
 
 

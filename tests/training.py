@@ -13,7 +13,7 @@ from diffusion_lab.data.image_store import ImageStore
 from diffusion_lab.data.images import Images
 from diffusion_lab.ema import EMA, RampedDecay
 from diffusion_lab.lightning_module import DiffusionModule
-from diffusion_lab.networks import Labels, UNet
+from diffusion_lab.networks import Blocks, Labels, UNet
 from diffusion_lab.objectives import Denoising
 from diffusion_lab.optimizers import Adam
 from diffusion_lab.process import Epsilon, GaussianProcess, LinearSchedule, Uniform
@@ -38,7 +38,7 @@ def small_module(labels: Labels | None = None, dropout: float = 0.0, lr: float =
     process = GaussianProcess(LinearSchedule(20, 1e-3, 0.4))
     network = UNet(
         1, 1, resolution=8, channels=8, channel_multipliers=(1, 2), num_blocks=1, attention_resolutions=(4,),
-        num_groups=4, labels=labels, dropout=dropout,
+        blocks=Blocks(num_groups=4, dropout=dropout), labels=labels,
     )  # fmt: skip
     return DiffusionModule(
         network,

@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_lab import job, layout, run_status, sweeps
@@ -144,6 +144,11 @@ def _forget_run(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
+def command_name() -> str:
+    """Of the config that is composed, and of the file in src/ that runs."""
+    return str(HydraConfig.get().job.config_name)
+
+
 def swept() -> bool:
     """Whether this run is one of a sweep."""
     return HydraConfig.get().mode is RunMode.MULTIRUN
@@ -228,6 +233,22 @@ def _answers(channels: int, variance: DictConfig) -> int:
     return channels * (2 if str(variance["_target_"]).rpartition(".")[2].startswith("Learned") else 1)
 
 
+def _label_rows(labels: DictConfig) -> int | None:
+    """Rows of a table of label embeddings: one a class, and the null label's; none without classes."""
+    return labels.num_classes + (labels.dropout > 0) if labels.num_classes else None
+
+
+def _adm_multipliers(resolution: int) -> ListConfig:
+    """Channel multipliers of the networks of Dhariwal & Nichol (2021), code; three levels for what is smaller."""
+    known: dict[int, list[float]] = {
+        512: [0.5, 1, 1, 2, 2, 4, 4],
+        256: [1, 1, 2, 2, 4, 4],
+        128: [1, 1, 2, 3, 4],
+        64: [1, 2, 3, 4],
+    }
+    return OmegaConf.create(known.get(resolution, [1, 2, 3]))
+
+
 def _interval(count: int, steps: int) -> int:
     """Steps between `count` moments of a run, and 5000 in a run without an end."""
     return max(1, steps // count) if steps > 0 else 5000
@@ -257,6 +278,8 @@ OmegaConf.register_new_resolver("at_most", min, replace=True)
 OmegaConf.register_new_resolver("first", lambda group: next(iter(group.values())), replace=True)
 OmegaConf.register_new_resolver("all_steps", _all_steps, replace=True)
 OmegaConf.register_new_resolver("answers", _answers, replace=True)
+OmegaConf.register_new_resolver("label_rows", _label_rows, replace=True)
+OmegaConf.register_new_resolver("adm_multipliers", _adm_multipliers, replace=True)
 OmegaConf.register_new_resolver("num_class_folders", _num_class_folders, replace=True)
 OmegaConf.register_new_resolver("job_name", job.name, replace=True)
 OmegaConf.register_new_resolver("sweep_folder", sweeps.folder_of_sweep, replace=True)

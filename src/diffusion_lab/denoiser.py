@@ -15,10 +15,13 @@ class Estimate:
 
     x_0: the expected clean image, [B, C, H, W].  variance_output: what the network says of the reverse variance, shaped
     as x_0; None unless it learned it. `Variance` reads it, since it means something only for a step from t to s.
+    gradient: of a classifier's log-probability after x_t, times its scale, shaped as x_0; None without one. Samplers
+    apply it: ancestral sampling moves the mean of its step by it, all others the estimate (see `Sampler.estimate`).
     """
 
     x_0: Tensor
     variance_output: Tensor | None = None
+    gradient: Tensor | None = None
 
 
 class DenoiserLike(Protocol):

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,6 @@ from diffusion_lab.fingerprints import describe
 from diffusion_lab.metrics.feature_set import FeatureSet
 from diffusion_lab.metrics.mean_over_images import MeanOverImages
 from diffusion_lab.metrics.metric import Metric, full_name
-from diffusion_lab.networks import Condition
 from diffusion_lab.processes import Processes
 from diffusion_lab.randomness import ImageNoise
 from diffusion_lab.reference import Reference
@@ -109,7 +108,7 @@ class Evaluation:
                 x_0 = images.gather(np.array(batch)).to(device).float() / 127.5 - 1
                 label = images.label[np.array(batch)].to(device) if module.labels.num_classes else None
                 noise = ImageNoise.of_images(self.seed, batch, x_0.shape[1:], device)
-                metric.update(metric.quantity(denoiser, x_0, Condition(label), noise))
+                metric.update(metric.quantity(denoiser, x_0, self.images.condition(x_0, label), noise))
                 advance(len(batch))
         value = float(metric.compute())
         protocol = self.images.protocol()
@@ -140,7 +139,8 @@ class Evaluation:
         rows: dict[tuple[int, str], list[Tensor]] = {
             (id(features), output): [] for features, outputs in wanted.items() for output in outputs
         }
-        batches = processes.share(self.images.batches(range(self.seed, self.seed + self.num_samples)))
+        all_seeds = range(self.seed, self.seed + self.num_samples)
+        batches, label = processes.share(self.images.batches(all_seeds)), self.images.labels(all_seeds)
         with processes.together(), self.display("sampling", sum(map(len, batches))) as advance:
             for seeds in batches:
                 with self._timed("sampling"):
@@ -153,7 +153,7 @@ class Evaluation:
                             rows[id(features), output].append(seen[output].cpu())
                 advance(len(seeds))
         with self._timed("statistics"):
-            return {key: _together(parts, processes) for key, parts in rows.items()}
+            return {key: replace(_together(parts, processes), label=label) for key, parts in rows.items()}
 
     def _numbers(self, metrics: Sequence[Metric], samples: FeatureSets) -> Iterator[Number]:
         """Every process computes some metrics, none waits idly, and each number is what one process says, for all."""

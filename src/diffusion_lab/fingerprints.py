@@ -26,6 +26,9 @@ COVERED = {
     "metrics": ("metric",),
     "data": ("reference", "features", "label"),
     "conditioning": ("label",),
+    "guidance_scale": ("guidance",),
+    "guide": ("guidance_scale", "guidance"),
+    "classifier": ("classifier_scale", "label"),
     "trainer": ("precision",),
     "callbacks": ("sampler", "batch_size", "guidance_scale"),
 }

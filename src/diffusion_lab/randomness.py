@@ -27,6 +27,9 @@ class Purpose(IntEnum):
     DROPOUT = 8
     AUGMENTATION = 9
     SAMPLED_LABEL = 10
+    CONDITION_LEVEL = 11
+    CONDITION_NOISE = 12
+    SAMPLED_CONDITION = 13
 
 
 def stream(seed: int, purpose: Purpose, step: int = 0, position: int = 0) -> np.random.Generator:
@@ -71,11 +74,15 @@ class Draws:
         uniform, normal = numbers.random((self.batch_size, num_uniform)), (self.batch_size, num_normal)
         return torch.from_numpy(uniform), torch.from_numpy(numbers.standard_normal(normal))
 
-    def noise(self, like: Tensor) -> Tensor:
+    def condition_levels(self) -> Tensor:
+        """One number in [0, 1) for each image, to draw the noise of its condition from: [B], float64."""
+        return self._uniform(Purpose.CONDITION_LEVEL)
+
+    def noise(self, like: Tensor, purpose: Purpose = Purpose.NOISE) -> Tensor:
         """Standard normal noise shaped as the images `like` [B, C, H, W], in float32 on their device."""
         noise = np.empty(like.shape, dtype=np.float32)
         for row, position in zip(noise, self.positions, strict=True):
-            stream(self.seed, Purpose.NOISE, self.step, position).standard_normal(dtype=np.float32, out=row)
+            stream(self.seed, purpose, self.step, position).standard_normal(dtype=np.float32, out=row)
         return torch.from_numpy(noise).to(like.device, non_blocking=True)
 
     @contextmanager
@@ -98,13 +105,24 @@ class Draws:
 class ImageNoise:
     """Noise of images one by one: each draws from a stream of its own, whatever batch it stands in."""
 
-    def __init__(self, seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> None:
-        """All randomness of sampling images with these seeds.  shape: of one image, [C, H, W]."""
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        shape: Sequence[int],
+        device: torch.device | str = "cpu",
+        *,
+        stage: int = 0,
+        purpose: Purpose = Purpose.SAMPLING,
+    ) -> None:
+        """All randomness of sampling images with these seeds.  shape: of one image, [C, H, W].
+
+        stage: of a cascade, so that no two stages draw the same noise.
+        """
         if any(seed < 0 for seed in seeds):
             raise ValueError(f"seeds must be whole numbers of at least 0, got {min(seeds)}.")
         self.shape = (len(seeds), *shape)
         self.device = torch.device(device)
-        self._streams = [stream(seed, Purpose.SAMPLING) for seed in seeds]
+        self._streams = [stream(seed, purpose, step=stage) for seed in seeds]
 
     @classmethod
     def of_images(

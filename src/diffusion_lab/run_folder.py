@@ -7,8 +7,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.config_check import UserError
 from diffusion_lab.config_entry import keep_words
+from diffusion_lab.run_building import Run
 from diffusion_lab.run_resume import Start
-from diffusion_lab.runs import Run, resolved
+from diffusion_lab.runs import resolved
 
 
 def begun(run: Run, start: Start) -> Path | None:

@@ -19,8 +19,9 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from diffusion_lab import job
 from diffusion_lab.attempt import ForeignFolderError
 from diffusion_lab.config_check import UserError
-from diffusion_lab.config_entry import ROOT, WORDS, composed
-from diffusion_lab.runs import Run, resolved
+from diffusion_lab.config_entry import ROOT, WORDS, command_name, composed
+from diffusion_lab.run_building import Run
+from diffusion_lab.runs import resolved
 from diffusion_lab.sweeps import quoted
 
 KeyPath = tuple[Any, ...]
@@ -59,7 +60,7 @@ class Start:
         return self.continues and isinstance(max_steps, int) and 0 < max_steps <= self.step
 
 
-def prepare_command_line() -> None:
+def prepare_command_line(command: str) -> None:
     """Puts what a resumed run was started with before what is given now, and its folder in place of a new one.
 
     Hydra then composes the run as it was, with the changes.  Raises UserError where there is no such run.
@@ -70,7 +71,7 @@ def prepare_command_line() -> None:
         return
     if any(word in ("-m", "--multirun") for word in words):
         raise UserError(f"resume continues one run at a time, got a sweep of resume={found[-1]}.")
-    folder = _located(found[-1])
+    folder = _located(found[-1], command)
     others = [word for word in words if _key(word) != "resume"]
     given = {_key(word) for word in others}
     # A setting that was added stays added, so that it can be changed.
@@ -99,7 +100,7 @@ def start(config: DictConfig) -> Start:
     fork = config.fork and not is_there  # a fork that was queued again goes on where it was
     folder = Path(config.resume) if config.resume and not is_there else run_folder
     now = _flat(_plain(config))
-    before = _flat(_plain(composed("train", [*_words_of(folder), f"run_folder={quoted(str(run_folder))}"])))
+    before = _flat(_plain(composed(command_name(), [*_words_of(folder), f"run_folder={quoted(str(run_folder))}"])))
     saved = _flat(_relocated(_loaded(folder / "config.yaml", dict), run_folder))
     changed = {key for key in now.keys() | before.keys() if now.get(key) != before.get(key)}
     wanted = {key: value for key, value in saved.items() if key not in changed or key in now}
@@ -148,13 +149,14 @@ def show_done(start: Start) -> float | None:
     )
     summary = folder / "summary.json"
     content: dict[str, float | None] = json.loads(summary.read_text()) if summary.is_file() else {}
-    distances = [value for name, value in content.items() if name not in SUMMARY]  # under a name that tells how
+    # A distance stands under a name that tells how it was measured; accuracies are not to be minimised.
+    distances = [v for name, v in content.items() if name not in SUMMARY and not name.startswith("accuracy_")]
     return distances[-1] if distances else content.get("loss")
 
 
-def _located(name: str) -> Path:
-    """The folder of a run: as it is, below logs/train, or that of the last run."""
-    runs = ROOT / "logs" / "train"
+def _located(name: str, command: str) -> Path:
+    """The folder of a run of a command: as it is, below logs/COMMAND, or that of the last run."""
+    runs = ROOT / "logs" / command
     if name == "last":
         folders = [config.parent for depth in ("*", "*/*") for config in runs.glob(f"{depth}/config.yaml")]
         if not folders:

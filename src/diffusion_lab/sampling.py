@@ -8,15 +8,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion_lab import __version__
 from diffusion_lab.features import to_uint8
 from diffusion_lab.fingerprints import describe, digest
 from diffusion_lab.lightning_module import DiffusionModule
+from diffusion_lab.low_resolution import LowResolution
+from diffusion_lab.networks import Condition
 from diffusion_lab.processes import Processes
 from diffusion_lab.randomness import Purpose, stream
-from diffusion_lab.samplers import OnStep, Sampler
+from diffusion_lab.samplers import Guidance, OnStep, Sampler
+from diffusion_lab.small_images import SmallImages, require_noise
 
 RANDOM = "random"
 
@@ -35,23 +38,27 @@ class SampledImages:
         *,
         sampler: Sampler | None = None,
         label: int | str | None = None,
-        guidance_scale: float = 1.0,
+        guidance: Guidance | None = None,
         weights: str | None = None,
         batch_size: int = 100,
         folder: Path | None = None,
+        small: SmallImages | None = None,
     ) -> None:
         """sampler: the module's own if None.  label: of all images; None is seed modulo their number, "random" drawn.
 
         weights: see `DiffusionModule.sampled_network`.  folder: where finished batches are kept for an interrupted job.
+        small: the low-resolution images that a network for super-resolution enlarges.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         self.module, self.sampler, self.batch_size, self.folder = module, sampler or module.sampler, batch_size, folder
-        self.label, self.guidance_scale, self.weights = label, guidance_scale, weights
+        self.label, self.guidance, self.weights = label, guidance or Guidance(), weights
         self.largest_pass = batch_size
         """Images that the network sees at once: fewer than batch_size where that did not fit into memory."""
-        module.sampled_network(weights)
-        self._labels([0])
+        self.small = small
+        self.guidance(module.denoiser(weights), module.labels)
+        _require_small(module, small)
+        self.labels([0])
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -85,24 +92,61 @@ class SampledImages:
 
     def protocol(self) -> dict[str, Any]:
         """How the images are made, for the fingerprint of a number about them."""
-        classes = self.module.labels.num_classes
+        classes = self.guidance.num_classes(self.module.labels)
         label = f"seed modulo {classes}" if self.label is None else self.label
         return {
             "sampler": describe(self.sampler, omit=("process",)) | {"num_steps": len(self.sampler.times)},
             "schedule": describe(self.module.process.schedule),
             "weights": self.module.weights_protocol(self.weights),
-            "guidance_scale": float(self.guidance_scale),
+            **self._guidance_protocol(),
             "label": label if classes else None,
             "batch_size": self.largest_pass,
             "quantisation": "rounded to 256 levels",
+            **({} if self.small is None else {"low_resolution": self.small.protocol()}),
         }
+
+    def labels(self, seeds: Sequence[int]) -> Tensor | None:
+        """int64 [B]; None for a network without classes."""
+        classes = self.guidance.num_classes(self.module.labels)
+        if not classes:
+            if self.label is None:
+                return None
+            raise ValueError(
+                f"label must be left out for a network that was trained without classes, got {self.label}."
+            )
+        if self.label is None:
+            known = None if self.small is None else self.small.labels(seeds)
+            return torch.tensor([seed % classes for seed in seeds]) if known is None else known
+        if self.label == RANDOM:
+            return torch.tensor([int(stream(seed, Purpose.SAMPLED_LABEL).integers(classes)) for seed in seeds])
+        if isinstance(self.label, bool) or not isinstance(self.label, int) or not 0 <= self.label < classes:
+            raise ValueError(f"label must be in 0..{classes - 1}, or random, got {self.label}.")
+        return torch.full((len(seeds),), self.label)
+
+    def condition(self, x_0: Tensor, label: Tensor | None) -> Condition:
+        """What the network is told of images that are known: x_0 [B, C, H, W] in [-1, 1], label int64 [B]."""
+        if self.small is None:
+            return Condition(label)
+        small = self.small.low_resolution.of(x_0)
+        return self.small.low_resolution.condition(label, small, torch.zeros(len(x_0)), torch.zeros_like(small))
 
     def identity(self, precision: str) -> str:
         """Another one for other weights or another way of drawing: the sha256 of both."""
-        content = hashlib.sha256(digest([self.protocol(), precision, __version__]).encode())
-        for name, tensor in self.module.sampled_network(self.weights).state_dict().items():
-            content.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        return content.hexdigest()
+        weights = weights_sha256(self.module.sampled_network(self.weights))
+        return digest([self.protocol(), precision, __version__, weights])
+
+    def _guidance_protocol(self) -> dict[str, Any]:
+        """The scale, and what else there is of guidance."""
+        guidance, strength = self.guidance, self.guidance.strength
+        protocol: dict[str, Any] = {"guidance_scale": float(strength.guidance_scale)}
+        if strength.guidance_scale != 1 and (strength.interval or strength.rescale):
+            protocol["guidance"] = describe(strength, omit=("guidance_scale",))
+        if guidance.guide is not None:
+            protocol["guide"] = {"weights_sha256": weights_sha256(guidance.guide.network)}
+        if guidance.classifier is not None:
+            protocol["classifier"] = {"weights_sha256": weights_sha256(guidance.classifier.network)}
+            protocol["classifier_scale"] = float(guidance.classifier_scale)
+        return protocol
 
     def _whole(self, seeds: range) -> range:
         """The batch that these seeds belong to."""
@@ -110,9 +154,13 @@ class SampledImages:
         return range(start, start + self.batch_size)
 
     def _drawn(self, seeds: range, on_step: OnStep | None) -> Tensor:
+        label = self.labels(seeds)
+        told = Condition(label) if self.small is None else self.small.condition(seeds, label, self.module.device)
         while True:
             try:
-                return torch.cat([self._pass(part, on_step) for part in _parts(seeds, self.largest_pass)])
+                rows = _parts(range(len(seeds)), self.largest_pass)
+                told_of = [(seeds[part.start : part.stop], told.select(torch.tensor(part))) for part in rows]
+                return torch.cat([self._pass(part, condition, on_step) for part, condition in told_of])
             except torch.OutOfMemoryError:
                 if self.largest_pass == 1:
                     raise
@@ -120,31 +168,17 @@ class SampledImages:
             torch.cuda.empty_cache()
             self.largest_pass = -(-self.largest_pass // 2)
 
-    def _pass(self, seeds: range, on_step: OnStep | None) -> Tensor:
+    def _pass(self, seeds: range, told: Condition, on_step: OnStep | None) -> Tensor:
         images = self.module.sample(
             seeds,
-            self._labels(seeds),
+            told,
             sampler=self.sampler,
-            guidance_scale=self.guidance_scale,
+            guidance=self.guidance,
             weights=self.weights,
+            stage=0 if self.small is None else self.small.stage,
             on_step=on_step,
         )
         return to_uint8(images).cpu()
-
-    def _labels(self, seeds: Sequence[int]) -> Tensor | None:
-        """int64 [B]; None leaves the choice to the module."""
-        classes = self.module.labels.num_classes
-        if self.label is None:
-            return None
-        if not classes:
-            raise ValueError(
-                f"label must be left out for a network that was trained without classes, got {self.label}."
-            )
-        if self.label == RANDOM:
-            return torch.tensor([int(stream(seed, Purpose.SAMPLED_LABEL).integers(classes)) for seed in seeds])
-        if isinstance(self.label, bool) or not isinstance(self.label, int) or not 0 <= self.label < classes:
-            raise ValueError(f"label must be in 0..{classes - 1}, or random, got {self.label}.")
-        return torch.full((len(seeds),), self.label)
 
     def _kept(self, seeds: range) -> Tensor | None:
         """A finished batch of an interrupted job, if it is whole."""
@@ -171,6 +205,61 @@ class SampledImages:
     def _file(self, seeds: range) -> Path:
         assert self.folder is not None
         return self.folder / f"seeds_{seeds.start:09}.npy"
+
+
+class DrawnImages(SmallImages):
+    """The images of the stage before, in a cascade: image k of this stage is made of image k of that one."""
+
+    def __init__(self, images: SampledImages, low_resolution: LowResolution, noise: float = 0.0) -> None:
+        """Raises ValueError where they are not of the side and the noise that the network was trained on."""
+        require_noise(noise, low_resolution)
+        if images.shape[-1] != low_resolution.resolution:
+            raise ValueError(
+                f"cascade must go on from images of side {low_resolution.resolution}, as the network for "
+                f"super-resolution was trained, got {images.shape[-1]}."
+            )
+        self.images, self.low_resolution, self.noise = images, low_resolution, noise
+        self.stage = 1 if images.small is None else images.small.stage + 1
+
+    @property
+    def channels(self) -> int:
+        return self.images.shape[0]
+
+    def draw(self, seeds: range) -> Tensor:
+        return self.images.draw(seeds)
+
+    def labels(self, seeds: Sequence[int]) -> Tensor | None:
+        return self.images.labels(seeds)
+
+    def protocol(self) -> dict[str, Any]:
+        network = self.images.module.sampled_network(self.images.weights)
+        return {
+            "from": self.images.protocol() | {"weights_sha256": weights_sha256(network)},
+            "resolution": self.low_resolution.resolution,
+            "noise": float(self.noise),
+        }
+
+
+def _require_small(module: DiffusionModule, small: SmallImages | None) -> None:
+    network = module.network
+    channels = int(getattr(network, "low_resolution_channels", 0))
+    if channels and small is None:
+        raise ValueError("cascade must begin with a run that is told no low-resolution image, got one that is.")
+    if small is not None and channels != small.channels:
+        wanted = f"of {channels} channels" if channels else "none"
+        raise ValueError(f"low_resolution images must be {wanted} for this network, got {small.channels} channels.")
+    if small is not None and module.labels.num_classes and small.labels([0]) is None:
+        raise ValueError(
+            "cascade must begin with a run that is told classes, as the one that enlarges, got one without."
+        )
+
+
+def weights_sha256(network: nn.Module) -> str:
+    """Of all that a network holds."""
+    content = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        content.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return content.hexdigest()
 
 
 def _parts(seeds: range, size: int) -> list[range]:

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from diffusion_lab.callbacks.measure_distance import MeasureDistance
 from diffusion_lab.checkpoint_files import LAST
 from diffusion_lab.data.image_datamodule import ImageDataModule
 from diffusion_lab.evaluation import Number
-from diffusion_lab.lightning_module import DiffusionModule
+from diffusion_lab.training_module import TrainedModule
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Summary:
 
     distances: (step, value) of each measurement under distance_name, None where none was taken.
     numbers: all of the last one, with their protocol.  measuring_seconds: spent on all of them.
+    accuracies: of a classifier, by their names.
     """
 
     steps: int
@@ -31,6 +32,7 @@ class Summary:
     distances: tuple[tuple[int, float], ...]
     numbers: tuple[Number, ...] = ()
     measuring_seconds: float = 0.0
+    accuracies: dict[str, float] = field(default_factory=dict)
 
     @property
     def objective(self) -> float | None:
@@ -41,6 +43,7 @@ class Summary:
         content: dict[str, Any] = {"steps": self.steps, "loss": self.loss}
         if self.distances:
             content[str(self.distance_name)] = self.distances[-1][1]
+        content |= self.accuracies
         return {**content, "images_per_second": self.images_per_second, "minutes": self.minutes}
 
     def record(self, folder: Path) -> dict[str, Any]:
@@ -55,7 +58,7 @@ class Summary:
 
 
 def announce(
-    module: DiffusionModule, datamodule: ImageDataModule, trainer: Trainer, folder: Path, first_step: int = 0
+    module: TrainedModule, datamodule: ImageDataModule, trainer: Trainer, folder: Path, first_step: int = 0
 ) -> None:
     """One line before the first step: what is trained, on what, from which step on, where it goes."""
     if trainer.is_global_zero:
@@ -82,6 +85,7 @@ def summarize(trainer: Trainer, *, minutes: float) -> Summary:
         distances=tuple(distances.history) if distances else (),
         numbers=tuple(distances.numbers) if distances else (),
         measuring_seconds=distances.seconds if distances else 0.0,
+        accuracies={name: float(value) for name, value in metrics.items() if name.startswith("accuracy_")},
     )
 
 
@@ -97,20 +101,28 @@ def show(summary: Summary, folder: Path) -> None:
         if summary.minutes:
             share = summary.measuring_seconds / 60 / summary.minutes
             print(f"              measuring took {summary.measuring_seconds:.0f} s, {share:.0%} of the run")
+    for name, value in summary.accuracies.items():
+        print(f"  {name}: {value:.3f}")
     print(f"  all numbers {shown(folder / 'metrics.csv')}")
     print("try next:")
+    if summary.accuracies:
+        print(
+            f"  python src/sample.py run=logs/train/RUN classifier={as_word(shown(folder))} classifier_scale=2",
+            flush=True,
+        )
+        return
     print("  python src/train.py schedule=cosine data=cifar10")
     print("  python src/train.py -m schedule=linear,cosine model=unet_tiny,unet_small", flush=True)
 
 
-def show_how_to_resume(folder: Path, step: int) -> None:
+def show_how_to_resume(folder: Path, step: int, command: str) -> None:
     """What was kept of a run that ended early, and the command that goes on with it."""
     where = shown(folder)
     kept = f"{step:,} steps are kept" if step else "no step was done"
-    print(f"stopped: {kept}; to go on: python src/train.py resume={_as_word(where)}", file=sys.stderr, flush=True)
+    print(f"stopped: {kept}; to go on: python src/{command}.py resume={as_word(where)}", file=sys.stderr, flush=True)
 
 
-def _as_word(path: str) -> str:
+def as_word(path: str) -> str:
     """A path as the shell and Hydra take it."""
     return path if re.fullmatch(r"[\w./+-]+", path) else f"'\"{path}\"'"
 

@@ -116,10 +116,10 @@ def _is_done(folder: Path, words: Sequence[str], config: DictConfig, status: Sta
     # An evaluation is of the checkpoint that it saw.
     if "checkpoint" not in config or OmegaConf.is_missing(config, "run"):
         return True
-    from diffusion_lab import run_evaluations
+    from diffusion_lab import run_images
 
     try:
-        return all(target.checkpoint.stat().st_mtime < status.since for target in run_evaluations.targets(config))
+        return all(target.checkpoint.stat().st_mtime < status.since for target in run_images.targets(config))
     except UserError:
         return False  # said by the run itself
 

@@ -15,8 +15,9 @@ from diffusion_lab.evaluation import Evaluation, Number
 from diffusion_lab.lightning_module import DiffusionModule
 from diffusion_lab.metrics.metric import Metric
 from diffusion_lab.reference import ImageReference
-from diffusion_lab.samplers import Sampler
+from diffusion_lab.samplers import Guidance, Sampler
 from diffusion_lab.sampling import SampledImages
+from diffusion_lab.small_images import small_images
 
 
 class MeasureDistance(Callback):
@@ -36,7 +37,7 @@ class MeasureDistance(Callback):
         every_n_steps: int,
         also_at: Sequence[int] = (),
         batch_size: int = 100,
-        guidance_scale: float = 1.0,
+        guidance: Guidance | None = None,
     ) -> None:
         """folder: of the checkpoint.  sampler: may be cheaper than that of the pictures.  batch_size: of sampling."""
         if not isinstance(metric, Metric):
@@ -48,7 +49,7 @@ class MeasureDistance(Callback):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         self.metric, self.folder, self.sampler, self.num_samples = metric, Path(folder), sampler, num_samples
-        self.every, self.batch_size, self.guidance_scale = Every(every_n_steps, also_at), batch_size, guidance_scale
+        self.every, self.batch_size, self.guidance = Every(every_n_steps, also_at), batch_size, guidance
         self.history: list[tuple[int, float]] = []
         """(step, first number) of every measurement."""
         self.numbers: list[Number] = []
@@ -97,7 +98,11 @@ class MeasureDistance(Callback):
     def _prepared(self, trainer: Trainer, module: DiffusionModule) -> Evaluation:
         datamodule = trainer.datamodule
         images = SampledImages(
-            module, sampler=self.sampler, guidance_scale=self.guidance_scale, batch_size=self.batch_size
+            module,
+            sampler=self.sampler,
+            guidance=self.guidance,
+            batch_size=self.batch_size,
+            small=small_images(datamodule),
         )
         reference = ImageReference(datamodule.train_images, "train", datamodule.store.cache.references)
         display = partial(long_task, trainer)

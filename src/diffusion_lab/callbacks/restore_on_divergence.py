@@ -12,9 +12,9 @@ from lightning import Callback, Trainer
 from diffusion_lab import checkpoint_files
 from diffusion_lab.callbacks.every import Every
 from diffusion_lab.data.step_sampler import StepSampler
-from diffusion_lab.lightning_module import DiffusionModule
 from diffusion_lab.signals import StoppedBySignal
 from diffusion_lab.step_guard import DivergedError, Look, Reason
+from diffusion_lab.training_module import TrainedModule
 
 TABLE = "refused_steps.csv"
 
@@ -32,27 +32,27 @@ class RestoreOnDivergence(Callback):
         self.folder = Path(folder)
         self._every: Every | None = None
 
-    def on_train_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: TrainedModule) -> None:
         self._every = Every(pl_module.guard.patience)
         if trainer.is_global_zero:
             _drop_rows_from(trainer.global_step, self.folder / TABLE)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: DiffusionModule, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: TrainedModule, *args: Any) -> None:
         assert self._every is not None
         if self._every.due(trainer.global_step):
             self._look(trainer, pl_module)
 
-    def on_train_end(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: TrainedModule) -> None:
         if self._every is not None and self._every.left_over(trainer.global_step):
             self._look(trainer, pl_module)
 
-    def on_exception(self, trainer: Trainer, pl_module: DiffusionModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: TrainedModule, exception: BaseException) -> None:
         if isinstance(exception, StoppedBySignal):  # all processes are here
             look = pl_module.guard.look()
             if look.refused and trainer.is_global_zero:
                 self._report(trainer, look)
 
-    def _look(self, trainer: Trainer, module: DiffusionModule) -> None:
+    def _look(self, trainer: Trainer, module: TrainedModule) -> None:
         look = module.guard.look()
         if look.refused and trainer.is_global_zero:
             self._report(trainer, look)
@@ -70,7 +70,7 @@ class RestoreOnDivergence(Callback):
                 writer.writerow(["step", "reason", "images"])
             writer.writerows(_rows(trainer, look.refused))
 
-    def _go_back(self, trainer: Trainer, module: DiffusionModule) -> None:
+    def _go_back(self, trainer: Trainer, module: TrainedModule) -> None:
         guard, now = module.guard, trainer.global_step
         in_a_row = f"{guard.patience} steps in a row had a loss or a gradient that is not finite"
         path = newest_good_checkpoint(self._checkpoints(trainer))
@@ -112,7 +112,7 @@ def newest_good_checkpoint(paths: Iterator[Path]) -> Path | None:
     return max(steps, key=lambda path: steps[path], default=None)
 
 
-def restore(trainer: Trainer, module: DiffusionModule, path: Path) -> int:
+def restore(trainer: Trainer, module: TrainedModule, path: Path) -> int:
     """Loads all that learns; what counts, steps and refusals and the learning rate, goes on.  Returns the step of path.
 
     Every process reads the file.

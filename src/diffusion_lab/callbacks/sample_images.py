@@ -10,7 +10,9 @@ from diffusion_lab.callbacks.progress import long_task
 from diffusion_lab.lightning_module import DiffusionModule
 from diffusion_lab.pictures import grid, save_animation, save_picture
 from diffusion_lab.processes import Processes
+from diffusion_lab.samplers import Guidance
 from diffusion_lab.sampling import SampledImages, draw_with_frames
+from diffusion_lab.small_images import small_images
 
 BATCH_SIZE = 16
 
@@ -30,14 +32,14 @@ class SampleImages(Callback):
         num_images: int = 64,
         num_columns: int = 8,
         num_frames: int = 24,
-        guidance_scale: float = 1.0,
+        guidance: Guidance | None = None,
     ) -> None:
         """folder: where pictures go.  num_frames: of the animation; 0 draws none."""
         if num_images < 1 or num_columns < 1:
             raise ValueError(f"num_images and num_columns must be at least 1, got {num_images} and {num_columns}.")
         self.folder, self.every = Path(folder), Every(every_n_steps)
         self.num_images, self.num_columns, self.num_frames = num_images, num_columns, num_frames
-        self.guidance_scale = guidance_scale
+        self.guidance = guidance
 
     def on_train_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         self.every.start_at(trainer.global_step)
@@ -51,7 +53,9 @@ class SampleImages(Callback):
             self._draw(trainer, pl_module)
 
     def _draw(self, trainer: Trainer, module: DiffusionModule) -> None:
-        images = SampledImages(module, guidance_scale=self.guidance_scale, batch_size=BATCH_SIZE)
+        images = SampledImages(
+            module, guidance=self.guidance, batch_size=BATCH_SIZE, small=small_images(trainer.datamodule)
+        )
         batches = Processes.of_this_job().share(images.batches(range(self.num_images)))
         num_steps = len(module.sampler.times)
         with long_task(trainer, "drawing samples", num_steps * len(batches), "steps") as advance:

@@ -14,7 +14,9 @@ from diffusion_lab.data.augmentation import Augmentation
 from diffusion_lab.data.image_store import ImageStore
 from diffusion_lab.data.images import Images
 from diffusion_lab.data.step_sampler import Share, StepSampler
-from diffusion_lab.randomness import Draws
+from diffusion_lab.low_resolution import LowResolution
+from diffusion_lab.networks import Condition
+from diffusion_lab.randomness import Draws, Purpose
 
 
 @dataclass
@@ -23,13 +25,19 @@ class ImageBatch:
 
     x_0: uint8 [B, C, H, W] as loaded; float32 in [-1, 1], flipped or augmented, once on the device.  label: int64 [B].
     draws: all randomness of the step for these images.
-    augmentation: what was done to each image, float32 [B, num_channels], once on the device; None without augmentation.
+    augmentation, low_resolution: what was done to each image, and its small one, once on the device; see `Condition`.
     """
 
     x_0: Tensor
     label: Tensor
     draws: Draws
     augmentation: Tensor | None = None
+    low_resolution: Tensor | None = None
+
+    @property
+    def condition(self) -> Condition:
+        """All that a network may be told."""
+        return Condition(self.label, self.augmentation, self.low_resolution)
 
     def __len__(self) -> int:
         return len(self.label)
@@ -47,6 +55,7 @@ class ImageDataModule(LightningDataModule):
 
     batch_size: images a step, over all processes and accumulated batches.  horizontal_flip: mirror half of the images.
     augmentation: distorts the images and says how; it mirrors them itself.
+    low_resolution: makes the small image that a network for super-resolution is told.
     """
 
     def __init__(
@@ -58,6 +67,7 @@ class ImageDataModule(LightningDataModule):
         horizontal_flip: bool = False,
         num_workers: int = 0,
         augmentation: Augmentation | None = None,
+        low_resolution: LowResolution | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -68,7 +78,7 @@ class ImageDataModule(LightningDataModule):
             raise ValueError("horizontal_flip must be false where augmentation mirrors the images itself, got true.")
         self.store, self.batch_size, self.seed = store, batch_size, seed
         self.horizontal_flip, self.num_workers = horizontal_flip, num_workers
-        self.augmentation = augmentation
+        self.augmentation, self.low_resolution = augmentation, low_resolution
         self._train: Images | None = None
         self.seconds_waited = 0.0
         """Spent in training waiting for batches."""
@@ -101,11 +111,21 @@ class ImageDataModule(LightningDataModule):
     def on_after_batch_transfer(self, batch: ImageBatch, dataloader_idx: int) -> ImageBatch:
         if self.horizontal_flip:
             mirror(batch.x_0, batch.draws.flips(0.5))
-        x_0 = batch.x_0.float().div_(127.5).sub_(1)
-        if self.augmentation is None:
-            return replace(batch, x_0=x_0)
-        x_0, augmentation = self.augmentation(x_0, batch.draws)
-        return replace(batch, x_0=x_0, augmentation=augmentation)
+        batch = replace(batch, x_0=batch.x_0.float().div_(127.5).sub_(1))
+        if self.augmentation is not None:
+            x_0, done = self.augmentation(batch.x_0, batch.draws)
+            batch = replace(batch, x_0=x_0, augmentation=done)
+        return batch if self.low_resolution is None else _with_small_image(batch, self.low_resolution)
+
+
+def _with_small_image(batch: ImageBatch, low: LowResolution) -> ImageBatch:
+    """The small image beside the large one; its noise is told after what else was done."""
+    small = low.of(batch.x_0)
+    noise = batch.draws.noise(small, Purpose.CONDITION_NOISE) if low.max_noise else torch.zeros_like(small)
+    told = low.condition(None, small, low.max_noise * batch.draws.condition_levels(), noise)
+    parts = [part for part in (batch.augmentation, told.augmentation) if part is not None]
+    augmentation = torch.cat(parts, dim=1) if parts else None
+    return replace(batch, augmentation=augmentation, low_resolution=told.low_resolution)
 
 
 def mirror(images: Tensor, mirrored: Tensor) -> None:

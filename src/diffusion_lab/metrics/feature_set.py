@@ -13,13 +13,14 @@ class FeatureSet:
 
     count: of images.  mean: [D], covariance: [D, D], unbiased, float64.
     rows: the features themselves, float32 [M, D], in the order of the images: of all, or of a random part of a large
-    set; None where only the moments are known.
+    set; None where only the moments are known.  label: int64 [M], the classes that the images were drawn for, if any.
     """
 
     count: int
     mean: Tensor
     covariance: Tensor
     rows: Tensor | None = None
+    label: Tensor | None = None
 
     @classmethod
     def of(cls, rows: Tensor) -> "FeatureSet":

@@ -1,6 +1,6 @@
 """What a network is told beside the noisy image and the time."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -12,21 +12,27 @@ class Condition:
 
     augmentation: what was done to the images before they became noisy, float [B, num_augmentation_channels]; None means
         nothing, as 0 does.
+    low_resolution: the same images at a smaller side, float [B, C, h, w] in [-1, 1], for a network that enlarges them.
     """
 
     label: Tensor | None = None
     augmentation: Tensor | None = None
+    low_resolution: Tensor | None = None
 
     def select(self, rows: Tensor) -> "Condition":
         """The condition of some images of the batch.  rows: int64 [b]."""
-        return Condition(_rows(self.label, rows), _rows(self.augmentation, rows))
+        return Condition(*(_rows(getattr(self, field.name), rows) for field in fields(self)))
+
+    def to(self, device: torch.device) -> "Condition":
+        """All parts on a device."""
+        parts = (getattr(self, field.name) for field in fields(self))
+        return Condition(*(None if part is None else part.to(device) for part in parts))
 
     @staticmethod
     def cat(first: "Condition", second: "Condition") -> "Condition":
         """Both conditions in one batch: [2 B].  Raises ValueError where one alone has a part that it would lose."""
-        return Condition(
-            _cat("label", first.label, second.label), _cat("augmentation", first.augmentation, second.augmentation)
-        )
+        names = [field.name for field in fields(first)]
+        return Condition(*(_cat(name, getattr(first, name), getattr(second, name)) for name in names))
 
 
 def _rows(part: Tensor | None, rows: Tensor) -> Tensor | None:

@@ -31,6 +31,10 @@ class Preconditioning:
         """The clean image that an answer stands for: [B, C, H, W]."""
         return GaussianProcess.widen(self.c_skip, x_t) * x_t + GaussianProcess.widen(self.c_out, x_t) * output
 
+    def output(self, x_0: Tensor, x_t: Tensor) -> Tensor:
+        """The answer that stands for a clean image: [B, C, H, W]."""
+        return (x_0 - GaussianProcess.widen(self.c_skip, x_t) * x_t) / GaussianProcess.widen(self.c_out, x_t)
+
 
 class Prediction(ABC):
     """A linear view of (x_0, noise): the target is on_x_0 x_0 + on_noise noise, with weights that depend on t alone.

@@ -7,7 +7,13 @@ from diffusion_lab.samplers.ddim import DDIM
 from diffusion_lab.samplers.dpm_solver import DPMSolver
 from diffusion_lab.samplers.dpm_solver_sde import DPMSolverSDE
 from diffusion_lab.samplers.euler import Euler
-from diffusion_lab.samplers.guidance import ClassifierFreeGuidance
+from diffusion_lab.samplers.guidance import (
+    Autoguidance,
+    ClassifierFreeGuidance,
+    ClassifierGuidance,
+    Guidance,
+    Strength,
+)
 from diffusion_lab.samplers.heun import Heun
 from diffusion_lab.samplers.langevin import AnnealedLangevin
 from diffusion_lab.samplers.predictor_corrector import PredictorCorrector
@@ -31,14 +37,17 @@ __all__ = [
     "RK45",
     "Ancestral",
     "AnnealedLangevin",
+    "Autoguidance",
     "Churn",
     "ClassifierFreeGuidance",
+    "ClassifierGuidance",
     "Clipping",
     "DPMSolver",
     "DPMSolverSDE",
     "DynamicClipping",
     "Euler",
     "GivenNoise",
+    "Guidance",
     "Heun",
     "KarrasTimes",
     "LeadingTimes",
@@ -52,6 +61,7 @@ __all__ = [
     "Sampler",
     "SectionTimes",
     "StaticClipping",
+    "Strength",
     "TimeGrid",
     "TrailingTimes",
     "UniPC",

@@ -1,6 +1,6 @@
 """Adaptive Runge-Kutta on the probability flow."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -51,7 +51,8 @@ class RK45(Sampler):
             at = circle.time(angle)
             z = state.view(len(state), *shape)
             x_t = z * self.process.widen(circle.radius(at), z)
-            latest[rows.to(z.device)] = x_0 = self.clipping(denoiser(x_t, at, condition.select(rows)).x_0)
+            answer = denoiser(x_t, at, condition.select(rows))
+            latest[rows.to(z.device)] = x_0 = self.moved(replace(answer, x_0=self.clipping(answer.x_0)), at)
             return circle.velocity(z, x_0, angle).flatten(1)
 
         def on_round(angle: Tensor, state: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -79,9 +79,27 @@ class Sampler(ABC):
         )
 
     def estimate(self, denoiser: DenoiserLike, x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
-        """The denoiser's answer at one time t [], x_0 held in range by the clipping."""
+        """The denoiser's answer at one time t [], moved by a classifier's gradient if there is one."""
+        answer = self.answer(denoiser, x_t, t, condition)
+        if answer.gradient is None:
+            return answer
+        return Estimate(self.moved(answer, t.expand(len(x_t))), answer.variance_output)
+
+    def answer(self, denoiser: DenoiserLike, x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
+        """The denoiser's answer at one time t [], x_0 held in range by the clipping, and its gradient as it is."""
         answer = denoiser(x_t, t.expand(len(x_t)), condition)
-        return Estimate(self.clipping(answer.x_0), answer.variance_output)
+        return replace(answer, x_0=self.clipping(answer.x_0))
+
+    def moved(self, answer: Estimate, t: Tensor) -> Tensor:
+        """x_0 after noise - sigma_t gradient has taken the place of noise (Dhariwal & Nichol 2021, algorithm 2).
+
+        t: [B].  As in the paper's code the clipping comes before. Where no signal is left, noise says nothing of x_0.
+        """
+        if answer.gradient is None:
+            return answer.x_0
+        alpha_t, sigma_t = self.process.continuous.schedule.coefficients(t)
+        length = torch.where(alpha_t > 0, sigma_t**2 / alpha_t, 0.0)
+        return answer.x_0 + self.process.widen(length, answer.x_0) * answer.gradient
 
 
 def reverse_deviation(variance: Variance, process: GaussianProcess, t: Tensor, s: Tensor) -> StepDeviation:

@@ -1,0 +1,63 @@
+"""Guidance as a config names it: the folders of other runs -> the networks in them."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from diffusion_lab import runs
+from diffusion_lab.config_check import UserError
+
+if TYPE_CHECKING:
+    from diffusion_lab.denoiser import Denoiser
+    from diffusion_lab.noisy_classifier import NoisyClassifier
+    from diffusion_lab.samplers import Guidance
+
+NONE = "none"
+"""The word that leaves out what a run was trained to be sampled with."""
+
+
+def guidance(
+    *,
+    guidance_scale: float = 1.0,
+    interval: Sequence[float] | None = None,
+    rescale: float = 0.0,
+    guide: str | None = None,
+    classifier: str | None = None,
+    classifier_scale: float = 1.0,
+) -> "Guidance":
+    """See `samplers.Guidance`; guide and classifier are run folders, or files of their checkpoints.
+
+    Raises UserError where there is no such run, ValueError where a setting is out of range.
+    """
+    from diffusion_lab.samplers import Guidance, Strength
+
+    strength = Strength(guidance_scale, None if interval is None else tuple(interval), rescale)  # type: ignore[arg-type]
+    return Guidance(
+        strength,
+        _guide(guide) if guide not in (None, NONE) else None,
+        _classifier(classifier) if classifier not in (None, NONE) else None,
+        classifier_scale,
+    )
+
+
+# One network for all that ask for it: the pictures and the distances of a run are guided alike.
+@lru_cache(maxsize=2)
+def _guide(word: str) -> "Denoiser":
+    folder, checkpoint = runs.located("guide", word)
+    config = runs.saved_config(folder, checkpoint)
+    if "objective" not in config:
+        raise UserError(f"guide must be the folder of a run of src/train.py, got {folder}, which holds another.")
+    guide: Denoiser = runs.with_weights(config, folder / "checkpoints" / checkpoint).eval().denoiser()
+    return guide
+
+
+@lru_cache(maxsize=2)
+def _classifier(word: str) -> "NoisyClassifier":
+    folder, checkpoint = runs.located("classifier", word)
+    config = runs.saved_config(folder, checkpoint)
+    if "objective" in config:
+        raise UserError(
+            f"classifier must be the folder of a run of src/train_classifier.py, got {folder}, which holds another."
+        )
+    classifier: NoisyClassifier = runs.with_weights(config, folder / "checkpoints" / checkpoint).eval().classifier
+    return classifier

@@ -1,0 +1,316 @@
+"""What the U-Nets are built of: the blocks of DDPM, ADM and DDPM++, and the way down that all of them share."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+Resize = Literal["down", "up"] | None
+
+
+def zero(module: nn.Module) -> nn.Module:
+    """The module with all its parameters 0: a residual branch that starts as nothing (Ho et al. 2020, code)."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def normalization(channels: int, num_groups: int) -> nn.GroupNorm:
+    """Group normalisation.  Raises ValueError unless num_groups divides channels."""
+    if channels % num_groups:
+        raise ValueError(f"num_groups must divide every level's channels, got num_groups={num_groups} for {channels}.")
+    return nn.GroupNorm(num_groups, channels)
+
+
+class Downsample(nn.Module):
+    """Half the side, by a strided convolution: [B, C, H, W] -> [B, C, H/2, W/2].
+
+    symmetric: padded on all sides (Nichol & Dhariwal 2021, code) instead of at the right and the bottom alone, as
+    TensorFlow's "SAME" did for the networks of Ho et al. (2020).
+    """
+
+    def __init__(self, channels: int, *, symmetric: bool = False) -> None:
+        super().__init__()
+        self.symmetric = symmetric
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1 if symmetric else 0)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        y: Tensor = self.conv(x if self.symmetric else F.pad(x, (0, 1, 0, 1)))
+        return y
+
+
+class Upsample(nn.Module):
+    """Twice the side, by nearest neighbour and a convolution: [B, C, H, W] -> [B, C, 2H, 2W]."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        y: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return y
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions around the time embedding, which shifts, or scales and shifts, the second normalisation.
+
+    resize: a block that also halves or doubles the side (Brock et al. 2019, as used by ADM).
+    project: the way around the convolutions has a 1 x 1 convolution even where the channels stay.
+    gain: of the sum that the block answers.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        embedding_channels: int,
+        dropout: float,
+        num_groups: int,
+        scale_shift: bool,
+        resize: Resize = None,
+        project: bool = False,
+        gain: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.scale_shift, self.resize, self.gain = scale_shift, resize, gain
+        self.norm_in = normalization(in_channels, num_groups)
+        self.conv_in = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.embedding = nn.Linear(embedding_channels, out_channels * (2 if scale_shift else 1))
+        self.norm_out = normalization(out_channels, num_groups)
+        self.dropout = nn.Dropout(dropout)
+        self.conv_out = zero(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        projected = project or in_channels != out_channels
+        self.skip = nn.Conv2d(in_channels, out_channels, 1) if projected else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        y = self._resized(F.silu(self.norm_in(x)))
+        y = self.conv_in(y)  # [B, out, H', W']
+        shift = self.embedding(F.silu(embedding))[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = shift.chunk(2, dim=1)
+            y = self.norm_out(y) * (1 + scale) + shift
+        else:
+            y = self.norm_out(y + shift)
+        y = self.conv_out(self.dropout(F.silu(y)))
+        result: Tensor = self.skip(self._resized(x)) + y
+        return result if self.gain == 1 else self.gain * result
+
+    def _resized(self, x: Tensor) -> Tensor:
+        if self.resize == "down":
+            return F.avg_pool2d(x, 2)
+        if self.resize == "up":
+            return F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return x
+
+
+class Attention(nn.Module):
+    """Self-attention over all positions: [B, C, H, W] -> the same.  gain: of the sum that it answers."""
+
+    def __init__(self, channels: int, *, num_heads: int, num_groups: int, gain: float = 1.0) -> None:
+        super().__init__()
+        self.num_heads, self.gain = num_heads, gain
+        self.norm = normalization(channels, num_groups)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = zero(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.num_heads, channels // self.num_heads, height * width)
+        q, k, v = qkv.transpose(-1, -2).unbind(1)  # [B, heads, positions, channels per head]
+        y = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(x.shape)
+        result: Tensor = x + self.out(y)
+        return result if self.gain == 1 else self.gain * result
+
+
+class Stage(nn.ModuleList):
+    """Modules run one after the other, each told the embedding.
+
+    checkpointing: what a module computes inside is forgotten after the forward pass and computed again in the backward
+    pass: less memory, a third more time, the same numbers (Chen et al. 2016).
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], *, checkpointing: bool = False) -> None:
+        super().__init__(modules)
+        self.checkpointing = checkpointing
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        for module in self:
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(module, x, embedding, use_reentrant=False)
+            else:
+                x = module(x, embedding)
+        return x
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How all blocks of a network are made.
+
+    dropout: before the last convolution of each residual block.  num_groups: of every group normalisation.
+    scale_shift: the time embedding also scales (adaptive group normalisation, Dhariwal & Nichol 2021, section 3.1).
+    resize: how sides change: by a `strided` convolution as in Ho et al. (2020), `strided_symmetric` as in Nichol &
+        Dhariwal (2021), inside a `residual` block as in ADM, or in a `projected` one as in DDPM++ (Song et al. 2021).
+    num_heads or head_channels: of attention, by number or by channels a head; neither is one head.
+    rescale: sums of a block and the way around it are divided by sqrt(2) (Song et al. 2021).
+    checkpointing: see `Stage`.
+    """
+
+    dropout: float = 0.0
+    num_groups: int = 32
+    scale_shift: bool = False
+    resize: Literal["strided", "strided_symmetric", "residual", "projected"] = "strided"
+    num_heads: int | None = None
+    head_channels: int | None = None
+    rescale: bool = False
+    checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}.")
+        if self.num_groups < 1:
+            raise ValueError(f"num_groups must be at least 1, got {self.num_groups}.")
+        if self.resize not in ("strided", "strided_symmetric", "residual", "projected"):
+            raise ValueError(f"resize must be strided, strided_symmetric, residual or projected, got {self.resize}.")
+        if self.num_heads is not None and self.head_channels is not None:
+            raise ValueError(
+                f"num_heads must be null where head_channels is given, got num_heads={self.num_heads} and "
+                f"head_channels={self.head_channels}."
+            )
+
+    @property
+    def gain(self) -> float:
+        """Of the sum of a block and the way around it."""
+        return math.sqrt(0.5) if self.rescale else 1.0
+
+    def stage(self, *modules: nn.Module) -> Stage:
+        return Stage(modules, checkpointing=self.checkpointing)
+
+    def residual(
+        self, in_channels: int, out_channels: int, embedding_channels: int, resize: Resize = None
+    ) -> ResidualBlock:
+        return ResidualBlock(
+            in_channels,
+            out_channels,
+            embedding_channels=embedding_channels,
+            dropout=self.dropout,
+            num_groups=self.num_groups,
+            scale_shift=self.scale_shift,
+            resize=resize,
+            project=resize is not None and self.resize == "projected",
+            gain=self.gain,
+        )
+
+    def attention(self, channels: int) -> Attention:
+        """Raises ValueError where the heads do not divide the channels."""
+        return Attention(channels, num_heads=self.heads(channels), num_groups=self.num_groups, gain=self.gain)
+
+    def heads(self, channels: int) -> int:
+        """How many heads attention over these channels has.  Raises ValueError where they cannot be cut evenly."""
+        name = "num_heads" if self.head_channels is None else "head_channels"
+        number = (self.num_heads or 1) if self.head_channels is None else self.head_channels
+        if number < 1 or channels % number:
+            raise ValueError(f"{name} must divide the channels of levels with attention, got {number} for {channels}.")
+        return number if self.head_channels is None else channels // number
+
+    def downsample(self, channels: int, embedding_channels: int) -> nn.Module:
+        """What halves the side."""
+        if self.resize.startswith("strided"):
+            return Downsample(channels, symmetric=self.resize == "strided_symmetric")
+        return self.residual(channels, channels, embedding_channels, "down")
+
+    def upsample(self, channels: int, embedding_channels: int) -> nn.Module:
+        """What doubles the side."""
+        if self.resize.startswith("strided"):
+            return Upsample(channels)
+        return self.residual(channels, channels, embedding_channels, "up")
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The pyramid of a U-Net: for each level its width in channels, its side and how many residual blocks it has.
+
+    stem: channels of what the first level is given.
+    """
+
+    stem: int
+    widths: tuple[int, ...]
+    sides: tuple[int, ...]
+    depths: tuple[int, ...]
+    attention_resolutions: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls,
+        side: int,
+        *,
+        channels: int,
+        channel_multipliers: Sequence[float],
+        num_blocks: int | Sequence[int],
+        attention_resolutions: Sequence[int],
+        patch_size: int = 1,
+    ) -> "Levels":
+        """side: of the image.  Raises ValueError where it cannot be halved so often, or where lengths do not agree."""
+        num_levels = len(channel_multipliers)
+        sides = _sides(side, patch_size, num_levels, attention_resolutions)
+        depths = [num_blocks] * num_levels if isinstance(num_blocks, int) else list(num_blocks)
+        if len(depths) != num_levels or min(depths) < 1:
+            raise ValueError(
+                f"num_blocks must be at least 1, one number for all {num_levels} levels or one for each, got "
+                f"{num_blocks if isinstance(num_blocks, int) else depths}."
+            )
+        widths = [int(channels * multiplier) for multiplier in channel_multipliers]
+        # Half a multiplier narrows the first convolution too (Dhariwal & Nichol 2021, code); a double one does not
+        # widen it (Song et al. 2021, code).
+        stem = min(channels, widths[0])
+        return cls(stem, tuple(widths), tuple(sides), tuple(depths), tuple(attention_resolutions))
+
+    def __len__(self) -> int:
+        return len(self.widths)
+
+    def way_down(self, blocks: Blocks, embedding_channels: int) -> tuple[list[Stage], list[int]]:
+        """The stages from the first level to the last, and the channels after each, those of the input first."""
+        stages, after = list[Stage](), [width := self.stem]
+        for level, (level_width, side, depth) in enumerate(zip(self.widths, self.sides, self.depths, strict=True)):
+            for _ in range(depth):
+                stages.append(blocks.stage(blocks.residual(width, level_width, embedding_channels)))
+                width = level_width
+                if side in self.attention_resolutions:
+                    stages[-1].append(blocks.attention(width))
+                after.append(width)
+            if level < len(self) - 1:
+                stages.append(blocks.stage(blocks.downsample(width, embedding_channels)))
+                after.append(width)
+        return stages, after
+
+
+def middle(width: int, blocks: Blocks, embedding_channels: int) -> Stage:
+    """What the last level ends with: attention between two residual blocks."""
+    first, attention = blocks.residual(width, width, embedding_channels), blocks.attention(width)
+    return blocks.stage(first, attention, blocks.residual(width, width, embedding_channels))
+
+
+def _sides(resolution: int, patch_size: int, num_levels: int, attention_resolutions: Sequence[int]) -> list[int]:
+    """The side of each level.  Raises ValueError where the image cannot be halved so often."""
+    if num_levels < 1:
+        raise ValueError("channel_multipliers must hold one number for each level, got none.")
+    if patch_size < 1:
+        raise ValueError(f"patch_size must be at least 1, got {patch_size}.")
+    factor = patch_size * 2 ** (num_levels - 1)
+    if resolution < 1 or resolution % factor:
+        larger = -(-resolution // factor) * factor
+        raise ValueError(
+            f"resolution must be divisible by {factor} (patch_size={patch_size} and {num_levels} levels, each half the "
+            f"side of the one before), got {resolution}; try data.resolution={larger} or fewer channel_multipliers."
+        )
+    sides = [resolution // patch_size // 2**level for level in range(num_levels)]
+    if attention_resolutions and not set(attention_resolutions) & set(sides):
+        raise ValueError(
+            f"attention_resolutions must name sides among {sides} or be empty, got {list(attention_resolutions)}."
+        )
+    return sides

@@ -1,0 +1,173 @@
+"""The diffusion transformer with adaLN-Zero blocks (Peebles & Xie 2023, section 3.2), whole in one file."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from diffusion_lab.networks.blocks import zero
+from diffusion_lab.networks.condition import Condition, Labels
+from diffusion_lab.networks.embeddings import Sinusoids, TimeEmbedding, beside_low_resolution, require_label
+
+TIME_CHANNELS = 256
+"""Sinusoids of the time (Peebles & Xie 2023, code)."""
+
+
+def grid_positions(side: int, channels: int) -> Tensor:
+    """Sinusoids of the column in the first half of the channels, of the row in the second (Peebles & Xie 2023, code).
+
+    Returns [side^2, channels], float32, row by row.
+    """
+    quarter = channels // 4
+    frequency = 10_000 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
+    angle = torch.arange(side, dtype=torch.float64)[:, None] * frequency  # [side, quarter]
+    along = torch.cat([angle.sin(), angle.cos()], dim=1)  # [side, channels / 2]
+    rows, columns = along.repeat_interleave(side, dim=0), along.repeat(side, 1)
+    return torch.cat([columns, rows], dim=1).float()
+
+
+def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x: [B, tokens, channels].  shift, scale: [B, channels]."""
+    return x * (1 + scale[:, None]) + shift[:, None]
+
+
+class SelfAttention(nn.Module):
+    """[B, tokens, channels] -> the same."""
+
+    def __init__(self, channels: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv, self.out = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)  # [B, heads, tokens, channels per head]
+        y: Tensor = self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return y
+
+
+class DiTBlock(nn.Module):
+    """Attention and an MLP; shifts, scales and gates of both come from the embedding, and start as 0 (adaLN-Zero)."""
+
+    def __init__(self, channels: int, num_heads: int, *, mlp_ratio: float, dropout: float) -> None:
+        super().__init__()
+        hidden = int(channels * mlp_ratio)
+        self.norm_attention = nn.LayerNorm(channels, eps=1e-6, elementwise_affine=False)
+        self.attention = SelfAttention(channels, num_heads)
+        self.norm_mlp = nn.LayerNorm(channels, eps=1e-6, elementwise_affine=False)
+        self.mlp = nn.Sequential(
+            nn.Linear(channels, hidden), nn.GELU(approximate="tanh"), nn.Dropout(dropout), nn.Linear(hidden, channels)
+        )
+        self.modulation = zero(nn.Linear(channels, 6 * channels))
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(F.silu(embedding)).chunk(6, dim=1)
+        x = x + gate_a[:, None] * self.attention(modulated(self.norm_attention(x), shift_a, scale_a))
+        result: Tensor = x + gate_m[:, None] * self.mlp(modulated(self.norm_mlp(x), shift_m, scale_m))
+        return result
+
+
+class DiT(nn.Module):
+    """A transformer over square patches of an image or of its latents.
+
+    in_channels, out_channels: of the image and of the answer.  resolution: side of the image.
+    patch_size: side of a token's square.  channels: of a token.  depth: number of blocks.
+    mlp_ratio: of an MLP's hidden channels.  dropout: inside the MLPs.
+    labels, num_augmentation_channels, low_resolution_channels: what it is told, as in `UNet`.
+    checkpointing: what blocks compute is forgotten and computed again in the backward pass, as in `Stage`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        resolution: int,
+        patch_size: int = 2,
+        channels: int = 384,
+        depth: int = 12,
+        num_heads: int = 6,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+        labels: Labels | None = None,
+        num_augmentation_channels: int = 0,
+        low_resolution_channels: int = 0,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        require_tokens(resolution, patch_size, channels, num_heads)
+        self.resolution, self.in_channels, self.out_channels = resolution, in_channels, out_channels
+        self.patch_size, self.checkpointing = patch_size, checkpointing
+        self.num_augmentation_channels, self.low_resolution_channels = (
+            num_augmentation_channels,
+            low_resolution_channels,
+        )
+        self.labels = labels or Labels()
+        self.patches = nn.Linear((in_channels + low_resolution_channels) * patch_size**2, channels)
+        self.register_buffer("positions", grid_positions(resolution // patch_size, channels), persistent=False)
+        self.time_embedding = TimeEmbedding(TIME_CHANNELS, channels, num_augmentation_channels, Sinusoids("adm"))
+        self.label_embedding = nn.Embedding(self.labels.num_rows, channels) if self.labels.num_classes else None
+        self.blocks = nn.ModuleList(
+            DiTBlock(channels, num_heads, mlp_ratio=mlp_ratio, dropout=dropout) for _ in range(depth)
+        )
+        self.norm_out = nn.LayerNorm(channels, eps=1e-6, elementwise_affine=False)
+        self.modulation_out = zero(nn.Linear(channels, 2 * channels))
+        self.out = zero(nn.Linear(channels, out_channels * patch_size**2))
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """As Peebles & Xie (2023), code; what is 0 stays so."""
+        for name, module in self.blocks.named_modules():
+            if isinstance(module, nn.Linear) and not name.endswith("modulation"):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.patches.weight)
+        nn.init.zeros_(self.patches.bias)
+        for module in self.time_embedding.layers:
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        if self.label_embedding is not None:
+            nn.init.normal_(self.label_embedding.weight, std=0.02)
+
+    def forward(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        """x_t: [B, in_channels, H, W].  time: [B], as the schedule tells it.  Returns [B, out_channels, H, W].
+
+        Raises ValueError for images of another shape, and where a part of the condition is missing or of no use.
+        """
+        require_image(x_t, self.in_channels, self.resolution)
+        embedding = self.time_embedding(time, condition.augmentation)  # [B, channels]
+        require_label(condition.label, self.labels)
+        if self.label_embedding is not None:
+            embedding = embedding + self.label_embedding(condition.label)
+        x = beside_low_resolution(x_t, condition, self.low_resolution_channels).to(self.patches.weight.dtype)
+        x = self.patches(F.pixel_unshuffle(x, self.patch_size).flatten(2).mT) + self.positions  # [B, tokens, channels]
+        for block in self.blocks:
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, embedding, use_reentrant=False)
+            else:
+                x = block(x, embedding)
+        # In the precision of the weights even under autocast, as in `UNet`.
+        with torch.autocast(x.device.type, enabled=False):
+            x, embedding = x.to(self.out.weight.dtype), embedding.to(self.out.weight.dtype)
+            shift, scale = self.modulation_out(F.silu(embedding)).chunk(2, dim=1)
+            x = self.out(modulated(self.norm_out(x), shift, scale)).mT  # [B, out_channels patch_size^2, tokens]
+        return F.pixel_shuffle(x.unflatten(2, (self.resolution // self.patch_size, -1)), self.patch_size)
+
+
+def require_image(x_t: Tensor, channels: int, resolution: int) -> None:
+    """Raises ValueError for images of another shape."""
+    if x_t.shape[1:] != (channels, resolution, resolution):
+        raise ValueError(f"x_t must be [B, {channels}, {resolution}, {resolution}], got {list(x_t.shape)}.")
+
+
+def require_tokens(resolution: int, patch_size: int, channels: int, num_heads: int) -> None:
+    """Raises ValueError where the image cannot be cut into patches, or a token into heads and places."""
+    if patch_size < 1 or resolution % patch_size:
+        raise ValueError(f"patch_size must divide the resolution, {resolution}, got {patch_size}.")
+    if num_heads < 1 or channels % num_heads:
+        raise ValueError(f"num_heads must divide channels={channels}, got {num_heads}.")
+    if channels % 4:
+        raise ValueError(
+            f"channels must be divisible by 4, for the sines and cosines of rows and columns, got {channels}."
+        )

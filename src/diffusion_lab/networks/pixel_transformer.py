@@ -1,0 +1,143 @@
+"""A transformer over large patches of pixels, of parts that language models settled on since DiT.
+
+Rotary positions (Su et al. 2024), along rows and columns; SwiGLU (Shazeer 2020); normalised queries and keys (Dehghani
+et al. 2023); patches through a bottleneck, for prediction=x_0 (Li & He 2025); adaLN-Zero as in DiT.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from diffusion_lab.networks.blocks import zero
+from diffusion_lab.networks.condition import Condition, Labels
+from diffusion_lab.networks.dit import TIME_CHANNELS, modulated, require_image, require_tokens
+from diffusion_lab.networks.embeddings import Sinusoids, TimeEmbedding, beside_low_resolution, require_label
+
+
+def rotation(side: int, channels: int) -> Tensor:
+    """What rotates the channels of a head at each place: [side^2, channels / 2], complex64, row by row.
+
+    The first half of the pairs turns with the row, the second with the column.
+    """
+    quarter = channels // 4
+    frequency = 10_000 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
+    angle = torch.arange(side, dtype=torch.float64)[:, None] * frequency  # [side, channels / 4]
+    angles = torch.cat([angle.repeat_interleave(side, dim=0), angle.repeat(side, 1)], dim=1)
+    return torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
+
+
+def rotated(x: Tensor, by: Tensor) -> Tensor:
+    """x: [B, heads, tokens, channels] as neighbouring pairs, float32 or float64.  by: see `rotation`."""
+    pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2).contiguous())
+    return torch.view_as_real(pairs * by).flatten(-2)
+
+
+class TransformerBlock(nn.Module):
+    """Attention with rotated, normalised queries and keys, and SwiGLU; adaLN-Zero around both."""
+
+    def __init__(self, channels: int, num_heads: int, *, mlp_ratio: float, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        hidden = int(channels * mlp_ratio * 2 / 3)  # three matrices instead of two: as many parameters (Shazeer 2020)
+        self.norm_attention, self.norm_mlp = nn.RMSNorm(channels, eps=1e-6), nn.RMSNorm(channels, eps=1e-6)
+        self.norm_q = nn.RMSNorm(channels // num_heads, eps=1e-6)
+        self.norm_k = nn.RMSNorm(channels // num_heads, eps=1e-6)
+        self.qkv, self.out = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+        self.gated, self.down = nn.Linear(channels, 2 * hidden), nn.Linear(hidden, channels)
+        self.dropout = nn.Dropout(dropout)
+        self.modulation = zero(nn.Linear(channels, 6 * channels))
+
+    def forward(self, x: Tensor, embedding: Tensor, rotation: Tensor) -> Tensor:
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(F.silu(embedding)).chunk(6, dim=1)
+        x = x + gate_a[:, None] * self._attention(modulated(self.norm_attention(x), shift_a, scale_a), rotation)
+        gate, value = self.gated(modulated(self.norm_mlp(x), shift_m, scale_m)).chunk(2, dim=2)
+        result: Tensor = x + gate_m[:, None] * self.down(self.dropout(F.silu(gate) * value))
+        return result
+
+    def _attention(self, x: Tensor, rotation: Tensor) -> Tensor:
+        qkv = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)  # [B, heads, tokens, channels per head]
+        precise = self.norm_q.weight.dtype  # under autocast too
+        q, k = rotated(self.norm_q(q.to(precise)), rotation), rotated(self.norm_k(k.to(precise)), rotation)
+        q, k = q.to(v.dtype), k.to(v.dtype)
+        y: Tensor = self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return y
+
+
+class PixelTransformer(nn.Module):
+    """A transformer over square patches of pixels.
+
+    bottleneck: channels that a patch is narrowed to before it becomes a token.  All else as in `DiT`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        resolution: int,
+        patch_size: int = 4,
+        bottleneck: int = 64,
+        channels: int = 384,
+        depth: int = 12,
+        num_heads: int = 6,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+        labels: Labels | None = None,
+        num_augmentation_channels: int = 0,
+        low_resolution_channels: int = 0,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        require_tokens(resolution, patch_size, channels, num_heads)
+        if channels // num_heads % 4:
+            raise ValueError(
+                f"channels / num_heads must be divisible by 4, for rotations along rows and columns, got "
+                f"{channels // num_heads}."
+            )
+        self.resolution, self.in_channels, self.out_channels = resolution, in_channels, out_channels
+        self.patch_size, self.checkpointing = patch_size, checkpointing
+        self.num_augmentation_channels, self.low_resolution_channels = (
+            num_augmentation_channels,
+            low_resolution_channels,
+        )
+        self.labels = labels or Labels()
+        self.patches = nn.Sequential(
+            nn.Linear((in_channels + low_resolution_channels) * patch_size**2, bottleneck, bias=False),
+            nn.Linear(bottleneck, channels),
+        )
+        places = rotation(resolution // patch_size, channels // num_heads)
+        self.register_buffer("rotation", places, persistent=False)
+        self.time_embedding = TimeEmbedding(TIME_CHANNELS, channels, num_augmentation_channels, Sinusoids("adm"))
+        self.label_embedding = nn.Embedding(self.labels.num_rows, channels) if self.labels.num_classes else None
+        self.blocks = nn.ModuleList(
+            TransformerBlock(channels, num_heads, mlp_ratio=mlp_ratio, dropout=dropout) for _ in range(depth)
+        )
+        self.norm_out = nn.RMSNorm(channels, eps=1e-6)
+        self.modulation_out = zero(nn.Linear(channels, 2 * channels))
+        self.out = zero(nn.Linear(channels, out_channels * patch_size**2))
+
+    def forward(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        """x_t: [B, in_channels, H, W].  time: [B], as the schedule tells it.  Returns [B, out_channels, H, W].
+
+        Raises ValueError for images of another shape, and where a part of the condition is missing or of no use.
+        """
+        require_image(x_t, self.in_channels, self.resolution)
+        embedding = self.time_embedding(time, condition.augmentation)  # [B, channels]
+        require_label(condition.label, self.labels)
+        if self.label_embedding is not None:
+            embedding = embedding + self.label_embedding(condition.label)
+        x = beside_low_resolution(x_t, condition, self.low_resolution_channels).to(self.norm_out.weight.dtype)
+        x = self.patches(F.pixel_unshuffle(x, self.patch_size).flatten(2).mT)  # [B, tokens, channels]
+        x = x.to(self.out.weight.dtype)  # the sum that all blocks add to keeps its precision under autocast
+        for block in self.blocks:
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, embedding, self.rotation, use_reentrant=False)
+            else:
+                x = block(x, embedding, self.rotation)
+        with torch.autocast(x.device.type, enabled=False):
+            x, embedding = x.to(self.out.weight.dtype), embedding.to(self.out.weight.dtype)
+            shift, scale = self.modulation_out(F.silu(embedding)).chunk(2, dim=1)
+            x = self.out(modulated(self.norm_out(x), shift, scale)).mT  # [B, out_channels patch_size^2, tokens]
+        return F.pixel_shuffle(x.unflatten(2, (self.resolution // self.patch_size, -1)), self.patch_size)

@@ -1,0 +1,86 @@
+"""How a step moves a network, whatever it is trained for: optimiser, clipping, guard, what is logged and resumed."""
+
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from diffusion_lab.optimizers import Adam
+from diffusion_lab.step_guard import StepGuard
+
+
+class TrainedModule(LightningModule):
+    """A network in training. Who inherits says what its loss is, and what follows a step."""
+
+    def __init__(self, network: nn.Module, *, optimizer: Adam, guard: StepGuard | None) -> None:
+        super().__init__()
+        self.network, self.optimizer, self.guard = network, optimizer, guard or StepGuard()
+        self._losses: list[Tensor] = []
+
+    def mean_loss(self, weight: Tensor, loss: Tensor, step: int) -> Tensor:
+        """The loss of a batch, looked at by the guard and kept for the log.  weight, loss: [B].  Returns []."""
+        mean = self.guard.checked((weight.to(loss.device) * loss).mean(), loss, step)
+        self._losses.append(mean.detach())
+        return mean
+
+    def after_step(self) -> None:
+        """Called once an optimiser step, after it."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer, scheduler = self.optimizer(self.network.parameters())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        # The one hook that runs once per optimiser step, however many batches were accumulated for it.
+        super().optimizer_step(*args, **kwargs)
+        self.after_step()
+        self._log_step()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Lightning counts batches and would go on in the middle of a step, at the old rates; here the step says all. So
+        # a run may go on with another accumulation, and a fork with other rates.
+        if step := checkpoint["global_step"]:
+            _stand_after(step, self.trainer.accumulate_grad_batches, checkpoint["loops"]["fit_loop"])
+        checkpoint["callbacks"].pop("Timer", None)  # trainer.max_time is the time of one job
+        for state in checkpoint["optimizer_states"]:
+            for group in state["param_groups"]:
+                group.update(self.optimizer.settings(step))
+        for state in checkpoint["lr_schedulers"]:
+            state["base_lrs"] = [self.optimizer.lr for _ in state["base_lrs"]]
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        # Lightning refuses to clip under autocast with a fused optimiser, because one that also scales its gradients
+        # (float16) unscales them inside the step. Without a scaler nothing stands in the way.
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            # The scaler refuses steps by a rule of its own, which the guard neither sees nor counts.
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        parameters = [parameter for parameter in self.network.parameters() if parameter.grad is not None]
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])  # type: ignore[misc]
+        if gradient_clip_algorithm in (None, "norm"):
+            nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val or float("inf"), norm)
+        else:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        self.log("gradient_norm", norm)
+        self.guard.admit(optimizer, norm)
+
+    def _log_step(self) -> None:
+        """Logs what the step came to over all processes and accumulated batches, under the number of steps done."""
+        loss = self.trainer.strategy.reduce(torch.stack(self._losses).mean(), reduce_op="mean")
+        self._losses.clear()
+        rate, step = self.trainer.optimizers[0].param_groups[0]["lr"], self.global_step + 1
+        exact = {"learning_rate": rate, "step": step}
+        self.log_dict({"loss": loss} | {key: torch.tensor(float(exact[key]), dtype=torch.float64) for key in exact})
+
+
+def _stand_after(step: int, accumulate: int, fit_loop: dict[str, Any]) -> None:
+    """Sets Lightning's loops to the moment at which the last batch of `step` ends, in the one epoch that there is."""
+    num_batches = step * accumulate
+    batches = {"ready": num_batches, "started": num_batches, "processed": num_batches, "completed": num_batches - 1}
+    epoch = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+    fit_loop["epoch_loop.batch_progress"].update(total=dict(batches), current=dict(batches), is_last_batch=False)
+    fit_loop["epoch_progress"].update(total=dict(epoch), current=dict(epoch))
+    fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] = step - 1
