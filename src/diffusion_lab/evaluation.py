@@ -15,6 +15,7 @@ from diffusion_lab.data.images import Images
 from diffusion_lab.display import Display, show
 from diffusion_lab.features import Features
 from diffusion_lab.fingerprints import describe
+from diffusion_lab.latents import Pixels
 from diffusion_lab.metrics.feature_set import FeatureSet
 from diffusion_lab.metrics.mean_over_images import MeanOverImages
 from diffusion_lab.metrics.metric import Metric, full_name
@@ -97,6 +98,8 @@ class Evaluation:
     def mean(self, metric: MeanOverImages, images: Images) -> Number:
         """A mean over the images of a data set, each with noise of its own."""
         module, device = self.images.module, self.images.module.device
+        if module.space != Pixels():
+            raise ValueError(f"metrics must be of sets of images for a network of latents, got {metric.name}.")
         metric = metric.to(device)
         denoiser = module.denoiser(weights=self.images.weights)
         whole, size = range(min(metric.num_images or len(images), len(images))), self.images.batch_size

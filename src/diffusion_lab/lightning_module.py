@@ -13,11 +13,12 @@ from diffusion_lab.data.image_datamodule import ImageBatch
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.ema import EMA, RAW
 from diffusion_lab.fingerprints import describe
+from diffusion_lab.latents import Pixels, Space
 from diffusion_lab.networks import Condition, Labels
 from diffusion_lab.objectives import Objective
 from diffusion_lab.optimizers import Adam
 from diffusion_lab.process import GaussianProcess, Prediction, TimeDistribution
-from diffusion_lab.randomness import ImageNoise
+from diffusion_lab.randomness import Draws, ImageNoise, Purpose
 from diffusion_lab.samplers import Guidance, OnStep, Sampler
 from diffusion_lab.step_guard import StepGuard
 from diffusion_lab.training_module import TrainedModule
@@ -38,8 +39,10 @@ class DiffusionModule(TrainedModule):
         optimizer: Adam,
         sampler: Sampler,
         guard: StepGuard | None = None,
+        space: Space | None = None,
     ) -> None:
         super().__init__(network, optimizer=optimizer, guard=guard)
+        self.space = space or Pixels()
         self.process, self.prediction = process, prediction
         self.objective, self.times, self.sampler = objective, times, sampler
         channels, out_channels = int(network.in_channels), int(network.out_channels)  # type: ignore[arg-type]
@@ -54,7 +57,8 @@ class DiffusionModule(TrainedModule):
         return labels
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
-        x_0, draws = batch.x_0, batch.draws  # [B, C, H, W], all randomness of this step
+        draws = batch.draws  # all randomness of this step
+        x_0 = encoded(batch.x_0, self.space, draws)  # [B, C, H, W]
         label = self.labels.drop(batch.label, draws.dropped_labels(self.labels.dropout))
         condition = replace(batch.condition, label=label)
         t, weight = self.times.sample(draws)  # [B], [B]
@@ -70,6 +74,11 @@ class DiffusionModule(TrainedModule):
     def after_step(self) -> None:
         self.ema.update(self.network)
         self.times.finish_step(self.guard.applied)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Of one image that is drawn: [C, H, W]."""
+        return self.space.image_shape(int(self.network.in_channels), int(self.network.resolution))  # type: ignore[arg-type]
 
     def sampled_network(self, weights: str | None = None) -> nn.Module:
         """The average of a name, or `raw`: the trained network as it is now. None is the first average.
@@ -117,8 +126,15 @@ class DiffusionModule(TrainedModule):
         noise = ImageNoise(seeds, shape, self.device, stage=stage)  # type: ignore[arg-type]
         with self._precision():
             denoiser = guidance(self.denoiser(weights), self.labels)
-            return (sampler or self.sampler).sample(denoiser, noise, condition.to(self.device), on_step)
+            x_0 = (sampler or self.sampler).sample(denoiser, noise, condition.to(self.device), on_step)
+            return self.space.decode(x_0)
 
     def _precision(self) -> AbstractContextManager[Any]:
         # Sampling runs in the precision of training; outside a trainer, in that of the weights.
         return self.trainer.precision_plugin.forward_context() if self._trainer is not None else nullcontext()
+
+
+def encoded(images: Tensor, space: Space, draws: Draws) -> Tensor:
+    """What a step noises: the images, or a draw of their latents."""
+    shape = space.noise_shape(images)
+    return space.encode(images, None if shape is None else draws.noise(images, Purpose.LATENT, shape))

@@ -30,6 +30,7 @@ class Purpose(IntEnum):
     CONDITION_LEVEL = 11
     CONDITION_NOISE = 12
     SAMPLED_CONDITION = 13
+    LATENT = 14
 
 
 def stream(seed: int, purpose: Purpose, step: int = 0, position: int = 0) -> np.random.Generator:
@@ -78,9 +79,9 @@ class Draws:
         """One number in [0, 1) for each image, to draw the noise of its condition from: [B], float64."""
         return self._uniform(Purpose.CONDITION_LEVEL)
 
-    def noise(self, like: Tensor, purpose: Purpose = Purpose.NOISE) -> Tensor:
-        """Standard normal noise shaped as the images `like` [B, C, H, W], in float32 on their device."""
-        noise = np.empty(like.shape, dtype=np.float32)
+    def noise(self, like: Tensor, purpose: Purpose = Purpose.NOISE, shape: Sequence[int] | None = None) -> Tensor:
+        """Standard normal noise shaped as the images `like` [B, C, H, W], in float32 on their device; or of a shape."""
+        noise = np.empty(shape or like.shape, dtype=np.float32)
         for row, position in zip(noise, self.positions, strict=True):
             stream(self.seed, purpose, self.step, position).standard_normal(dtype=np.float32, out=row)
         return torch.from_numpy(noise).to(like.device, non_blocking=True)

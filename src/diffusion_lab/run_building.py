@@ -68,6 +68,7 @@ def build(config: DictConfig) -> Run:
     datamodule = instantiated(config.data.datamodule, "data")
     if not trains_classifier(config):
         _require_guidable(config, typing.cast("DiffusionModule", module))
+        _require_shape(config, typing.cast("DiffusionModule", module))
         _require_told(network, datamodule)
     _load_images(datamodule, network.num_classes if trains_classifier(config) else module.labels.num_classes)
     callbacks = list(_build_callbacks(config))
@@ -83,6 +84,17 @@ def _require_guidable(config: DictConfig, module: "DiffusionModule") -> None:
         guidance(module.denoiser(), module.labels)
     except ValueError as error:
         raise UserError(f"guidance_scale={config.guidance_scale}: {error}") from error
+
+
+def _require_shape(config: DictConfig, module: "DiffusionModule") -> None:
+    wanted, shape = (config.data.channels, *[config.data.resolution] * 2), module.image_shape
+    if tuple(shape) != wanted:
+        raise UserError(
+            f"model must answer images of data.channels={wanted[0]} and data.resolution={wanted[1]}, got "
+            f"{type(module.network).__name__} in {type(module.space).__name__.lower()}, whose images are {list(shape)}."
+        )
+    if config.low_resolution is not None and type(module.space).__name__ != "Pixels":
+        raise UserError("low_resolution must be none for space=sd_latents, got an image of pixels.")
 
 
 def _require_told(network: Any, datamodule: "ImageDataModule") -> None:

@@ -118,7 +118,7 @@ def _module(config: DictConfig, network: Any, schedule: Any) -> "DiffusionModule
             file=sys.stderr,
         )
     variance = instantiated(config.variance, "variance")
-    parts = ("process", "prediction", "objective", "times", "ema", "optimizer", "sampler", "guard")
+    parts = ("process", "prediction", "objective", "times", "ema", "optimizer", "sampler", "guard", "space")
     objects = {part: instantiated(config[part], part) for part in parts}
     try:
         variance.require(network.in_channels, network.out_channels)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from diffusion_lab import __version__
 from diffusion_lab.features import to_uint8
 from diffusion_lab.fingerprints import describe, digest
+from diffusion_lab.latents import Latents, Pixels
 from diffusion_lab.lightning_module import DiffusionModule
 from diffusion_lab.low_resolution import LowResolution
 from diffusion_lab.networks import Condition
@@ -63,9 +64,7 @@ class SampledImages:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Of one image: [C, H, W]."""
-        network = self.module.network
-        side = int(network.resolution)  # type: ignore[arg-type]
-        return int(network.in_channels), side, side  # type: ignore[arg-type]
+        return self.module.image_shape
 
     def batches(self, seeds: range) -> list[range]:
         """The seeds cut at the borders of batches.  seeds: neighbours."""
@@ -103,6 +102,7 @@ class SampledImages:
             "batch_size": self.largest_pass,
             "quantisation": "rounded to 256 levels",
             **({} if self.small is None else {"low_resolution": self.small.protocol()}),
+            **({} if self.module.space == Pixels() else {"space": self._space_protocol()}),
         }
 
     def labels(self, seeds: Sequence[int]) -> Tensor | None:
@@ -134,6 +134,11 @@ class SampledImages:
         """Another one for other weights or another way of drawing: the sha256 of both."""
         weights = weights_sha256(self.module.sampled_network(self.weights))
         return digest([self.protocol(), precision, __version__, weights])
+
+    def _space_protocol(self) -> dict[str, Any]:
+        space = self.module.space
+        assert isinstance(space, Latents)
+        return {"scale": space.scale, "shift": space.shift, "weights_sha256": weights_sha256(space.autoencoder)}
 
     def _guidance_protocol(self) -> dict[str, Any]:
         """The scale, and what else there is of guidance."""
@@ -284,7 +289,7 @@ def draw_with_frames(
         def on_step(done: int, x_t: Tensor, x_0: Tensor) -> None:
             advance(1)
             if done in own:
-                own[done].append(to_uint8(x_t).cpu())
+                own[done].append(to_uint8(images.module.space.decode(x_t)).cpu())
 
         drawn.append(images.draw(seeds, on_step).cpu())
         if num_frames:

@@ -1,0 +1,117 @@
+"""Every recipe: it says what it claims and how to run it, builds whole, and trains a step when it is made small."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+from diffusion_lab.config_check import wrong_arguments
+from diffusion_lab.config_entry import CONF
+from diffusion_lab.data.image_datamodule import ImageBatch
+from diffusion_lab.randomness import Draws
+from diffusion_lab.runs import build_module, instantiated, resolved
+
+RECIPES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+PAPERS = [name for name in RECIPES if re.match(r"(ddpm|iddpm|adm|edm|dit|classifier_imagenet)", name)]
+NEEDS = {"adm_g_imagenet256": ["classifier=none"]}
+SMALL = {  # widths, depths and batches alone: no option changes
+    "UNet": ["model.channels=32", "model.num_blocks=1"],
+    "HalfUNet": ["model.channels=64", "model.num_blocks=1"],
+    "DiT": ["model.channels=64", "model.depth=2"],
+}
+WIDER = {"adm_imagenet64": 64, "adm_imagenet128": 64, "iddpm_imagenet64": 64}  # their heads do not divide less
+
+
+def command_of(name: str) -> str:
+    return "train_classifier" if name.startswith("classifier") else "train"
+
+
+def composed(name: str, *overrides: str) -> DictConfig:
+    words = [f"experiment={name}", "run_folder=somewhere", *NEEDS.get(name, []), *overrides]
+    return resolved(compose(command_of(name), overrides=words))
+
+
+@pytest.fixture(autouse=True)
+def hydra_here() -> Iterator[None]:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def autoencoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One of the kind of Stable Diffusion's, with few channels."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("autoencoder")
+    network = diffusers.AutoencoderKL(
+        block_out_channels=(4, 4, 4, 4), latent_channels=4, norm_num_groups=2, layers_per_block=1,
+        down_block_types=4 * ("DownEncoderBlock2D",), up_block_types=4 * ("UpDecoderBlock2D",),
+    )  # fmt: skip
+    network.save_pretrained(folder)
+    return folder
+
+
+def head(name: str) -> str:
+    return (CONF / "experiment" / f"{name}.yaml").read_text().split("defaults:")[0]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_each_recipe_says_how_to_run_it(name: str) -> None:
+    assert f"python src/{command_of(name)}.py experiment={name}" in head(name)
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_a_published_recipe_names_its_paper_what_to_expect_and_two_commands(name: str) -> None:
+    text = head(name)
+    assert re.search(r"[A-Z]\w+( & \w+| et al\.)? \(20\d\d\), (Table|Tables|Figure|section) ", text)
+    assert "Look at " in text
+    assert "trainer=gpu" in text
+    assert "trainer=ddp" in text
+    assert "hydra/launcher=slurm" in text
+    figure = r"(FID|bits/dim|accuracy)"
+    assert re.search(figure, text)
+
+
+def small_overrides(name: str, folder: Path) -> list[str]:
+    kind = composed(name).model._target_.rpartition(".")[2]
+    words = [*SMALL[kind], "data.batch_size=1"]
+    if name in WIDER:
+        words.append(f"model.channels={WIDER[name]}")
+    if kind == "DiT":
+        words.append(f"space.autoencoder.pretrained_model_name_or_path={folder}")
+    return words
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_each_recipe_fits_the_signatures_and_builds_its_network_whole(name: str) -> None:
+    config = composed(name)
+    assert list(wrong_arguments(config, "")) == []
+    with torch.device("meta"):
+        network = instantiated(config.model, "model")
+    assert (sum(parameter.numel() for parameter in network.parameters()) > 30e6) == (name in PAPERS)
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_a_published_recipe_trains_a_step_when_it_is_small(name: str, autoencoder: Path) -> None:
+    config = composed(name, *small_overrides(name, autoencoder))
+    torch.manual_seed(0)
+    network = instantiated(config.model, "model")
+    module = build_module(config, network)
+    datamodule = instantiated(config.data.datamodule, "data")
+    shape = (config.data.batch_size, config.data.channels, config.data.resolution, config.data.resolution)
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    label = torch.arange(len(pixels)) % config.data.num_classes
+    optimizer, _ = module.optimizer(module.network.parameters())
+    batch = ImageBatch(pixels, label, Draws(0, 0, range(len(pixels)), len(pixels)))
+    loss = module.training_step(datamodule.on_after_batch_transfer(batch, 0), 0)
+    loss.backward()
+    optimizer.step()
+    assert bool(loss.isfinite())
+    untouched = [name for name, parameter in module.network.named_parameters() if parameter.grad is None]
+    assert untouched == []
