@@ -25,6 +25,7 @@ NEEDS = {  # what a choice cannot do without
     "data=class_folders": ["data.path=somewhere"],
     "low_resolution=area": ["low_resolution.resolution=14"],
     "low_resolution=noised": ["low_resolution.resolution=14"],
+    "space=sd_latents": ["model=dit_s", "data.resolution=256"],
     # training measures the distance; the other metrics are of evaluation, and may stand beside it
     **{f"metrics={name}": [f"metrics=[fid,{name}]"] for name in ("bound", "nll", "flow", "reconstruction")},
 }
@@ -52,7 +53,7 @@ def test_each_choice_builds_its_mathematics(choice: str) -> None:
     config = composed(choice, "data.resolution=32", *NEEDS.get(choice, []))  # a side that every network can halve
     with torch.device("meta"):
         network = instantiate(config.model, _convert_="all")
-    assert network.in_channels == config.data.channels
+    assert network.in_channels == (4 if choice == "space=sd_latents" else config.data.channels)
     for part in ("process", "prediction", "objective", "times", "sampler", "optimizer", "ema", "guard", "variance"):
         assert instantiate(config[part], _convert_="all") is not None
 

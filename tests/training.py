@@ -8,7 +8,7 @@ import torch
 from lightning import Callback, Trainer
 from torch import nn
 
-from diffusion_lab.data.image_datamodule import ImageDataModule
+from diffusion_lab.data.image_datamodule import ImageBatch, ImageDataModule
 from diffusion_lab.data.image_store import ImageStore
 from diffusion_lab.data.images import Images
 from diffusion_lab.ema import EMA, RampedDecay
@@ -17,7 +17,9 @@ from diffusion_lab.networks import Blocks, Labels, UNet
 from diffusion_lab.objectives import Denoising
 from diffusion_lab.optimizers import Adam
 from diffusion_lab.process import Epsilon, GaussianProcess, LinearSchedule, Uniform
+from diffusion_lab.randomness import Draws
 from diffusion_lab.samplers import DDIM
+from diffusion_lab.training_module import TrainedModule
 
 
 class FewImages(ImageStore):
@@ -26,19 +28,22 @@ class FewImages(ImageStore):
     def __init__(self) -> None:
         super().__init__(None, channels=1, resolution=8)
 
+    def splits(self) -> list[str]:
+        return ["train"]
+
     def load(self, split: str = "train") -> Images:
         generator = torch.Generator().manual_seed(1)
         pixels = torch.randint(0, 256, (50, 1, 8, 8), dtype=torch.uint8, generator=generator)
         return Images(pixels, torch.arange(50) % 3, ("a", "b", "c"))
 
 
-def small_module(labels: Labels | None = None, dropout: float = 0.0, lr: float = 1e-2) -> DiffusionModule:
-    """An untrained U-Net of a few thousand weights on 20 steps of noise."""
+def small_module(labels: Labels | None = None, dropout: float = 0.0, lr: float = 1e-2, **told: Any) -> DiffusionModule:
+    """An untrained U-Net of a few thousand weights on 20 steps of noise.  told: what else it is told, as in `UNet`."""
     torch.manual_seed(0)
     process = GaussianProcess(LinearSchedule(20, 1e-3, 0.4))
     network = UNet(
         1, 1, resolution=8, channels=8, channel_multipliers=(1, 2), num_blocks=1, attention_resolutions=(4,),
-        blocks=Blocks(num_groups=4, dropout=dropout), labels=labels,
+        blocks=Blocks(num_groups=4, dropout=dropout), labels=labels, **told,
     )  # fmt: skip
     return DiffusionModule(
         network,
@@ -52,9 +57,14 @@ def small_module(labels: Labels | None = None, dropout: float = 0.0, lr: float =
     )
 
 
-def fit(module: DiffusionModule, max_steps: int, *, callbacks: Sequence[Callback] = (), **settings: Any) -> Trainer:
+def fit(module: TrainedModule, max_steps: int, *, callbacks: Sequence[Callback] = (), **settings: Any) -> Trainer:
     """Trains on FewImages, 12 images a step, without logs and checkpoints of Lightning's own."""
-    datamodule = ImageDataModule(FewImages(), batch_size=12, seed=settings.pop("seed", 3))
+    datamodule = ImageDataModule(
+        settings.pop("store", None) or FewImages(),
+        batch_size=12,
+        seed=settings.pop("seed", 3),
+        low_resolution=settings.pop("low_resolution", None),
+    )
     ckpt_path: Path | None = settings.pop("ckpt_path", None)
     options: dict[str, Any] = {
         "accelerator": "cpu", "max_epochs": -1, "logger": False, "enable_progress_bar": False,
@@ -69,3 +79,12 @@ def fit(module: DiffusionModule, max_steps: int, *, callbacks: Sequence[Callback
 def weights(network: nn.Module) -> torch.Tensor:
     """All parameters in one vector."""
     return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+
+
+def first_batch(**settings: Any) -> ImageBatch:
+    """The first step's images of FewImages, as a network in training gets them."""
+    datamodule = ImageDataModule(FewImages(), batch_size=12, seed=3, **settings)
+    positions = range(12)
+    images, index = datamodule.train_images, torch.arange(12)
+    batch = ImageBatch(images.gather(index), images.label[index], Draws(3, 0, positions, 12))
+    return datamodule.on_after_batch_transfer(batch, 0)

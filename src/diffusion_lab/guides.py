@@ -31,7 +31,8 @@ def guidance(
     """
     from diffusion_lab.samplers import Guidance, Strength
 
-    strength = Strength(guidance_scale, None if interval is None else tuple(interval), rescale)  # type: ignore[arg-type]
+    levels = tuple(interval) if isinstance(interval, Sequence) else interval
+    strength = Strength(guidance_scale, levels, rescale)  # type: ignore[arg-type]
     return Guidance(
         strength,
         _guide(guide) if guide not in (None, NONE) else None,

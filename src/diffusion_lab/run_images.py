@@ -14,7 +14,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.config_check import UserError, refuse, wrong_arguments
 from diffusion_lab.layout import environment
-from diffusion_lab.runs import instantiated, located, quieten, require_layout, resolved, saved_config, with_weights
+from diffusion_lab.runs import (
+    instantiated,
+    located,
+    quieten,
+    require_layout,
+    resolved,
+    saved_config,
+    trains_classifier,
+    with_weights,
+)
 
 if TYPE_CHECKING:
     from lightning import Fabric
@@ -108,6 +117,10 @@ def _round_as_float32() -> None:
 def configured(config: DictConfig, target: Target) -> DictConfig:
     """The run's config, with the sampler that `config` names in place of its own; not resolved."""
     trained = saved_config(target.folder)
+    if trains_classifier(trained):
+        raise UserError(
+            f"run must be the folder of a run that draws images, got {target.folder}, which holds a classifier."
+        )
     _put_in_place(trained, config)
     return trained
 

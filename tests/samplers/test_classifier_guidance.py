@@ -109,8 +109,22 @@ def test_ddim_shifts_the_noise_by_sigma_times_gradient() -> None:
         (alpha_t, sigma_t), (alpha_s, sigma_s) = process.coefficients(t, like=x), process.coefficients(s, like=x)
         noise = (x - alpha_t * answers(x, t, Condition()).x_0.clamp(-1, 1)) / sigma_t
         noise = noise - sigma_t * 2.0 * Slope().gradient(x, t, label)
-        x = alpha_s * (x - sigma_t * noise) / alpha_t + sigma_s * noise
+        x_0 = ((x - sigma_t * noise) / alpha_t).clamp(-1, 1)  # held in range once more
+        x = alpha_s * x_0 + sigma_s * (x - alpha_t * x_0) / sigma_t
     torch.testing.assert_close(found, x, rtol=1e-3, atol=1e-3)
+
+
+def test_a_gradient_of_any_size_moves_no_estimate_out_of_range() -> None:
+    process, seen = GaussianProcess(CosineSchedule()), list[float]()
+    guided = ClassifierGuidance(answers, Slope(), 1e4, Labels())  # type: ignore[arg-type]
+    sampler = DDIM(process, num_steps=5, clipping=StaticClipping())
+    sampler.sample(
+        guided,
+        ImageNoise(range(2), (1, 4, 6)),
+        Condition(torch.tensor([0, 2])),
+        lambda done, x_t, x_0: seen.append(float(x_0.abs().max())),
+    )
+    assert max(seen) <= 1
 
 
 class Linear(nn.Module):

@@ -93,13 +93,15 @@ class Sampler(ABC):
     def moved(self, answer: Estimate, t: Tensor) -> Tensor:
         """x_0 after noise - sigma_t gradient has taken the place of noise (Dhariwal & Nichol 2021, algorithm 2).
 
-        t: [B].  As in the paper's code the clipping comes before. Where no signal is left, noise says nothing of x_0.
+        t: [B].  Where no signal is left, noise says nothing of x_0.
         """
         if answer.gradient is None:
             return answer.x_0
         alpha_t, sigma_t = self.process.continuous.schedule.coefficients(t)
         length = torch.where(alpha_t > 0, sigma_t**2 / alpha_t, 0.0)
-        return answer.x_0 + self.process.widen(length, answer.x_0) * answer.gradient
+        # The paper's code holds x_0 in range before it is moved and not after. With little signal left the move is many
+        # times the range, and one step of DDIM would carry it all: here x_0 is held in range again.
+        return self.clipping(answer.x_0 + self.process.widen(length, answer.x_0) * answer.gradient)
 
 
 def reverse_deviation(variance: Variance, process: GaussianProcess, t: Tensor, s: Tensor) -> StepDeviation:

@@ -1,0 +1,82 @@
+import diffusers
+import pytest
+import torch
+
+from diffusion_lab.data.image_datamodule import ImageBatch
+from diffusion_lab.latents import Latents, Pixels
+from diffusion_lab.lightning_module import DiffusionModule
+from diffusion_lab.networks import DiT
+from diffusion_lab.randomness import Draws, Purpose
+from diffusion_lab.sampling import SampledImages, draw_with_frames
+from training import small_module
+
+
+def latents(scale: float = 0.5, shift: float = 0.1) -> Latents:
+    """An untrained autoencoder of 3 x 16 x 16 images and 4 x 8 x 8 latents."""
+    torch.manual_seed(0)
+    autoencoder = diffusers.AutoencoderKL(
+        block_out_channels=(4, 4), latent_channels=4, norm_num_groups=2, layers_per_block=1,
+        down_block_types=2 * ("DownEncoderBlock2D",), up_block_types=2 * ("UpDecoderBlock2D",),
+    )  # fmt: skip
+    return Latents(autoencoder, scale, shift)
+
+
+def module() -> DiffusionModule:
+    plain = small_module()
+    network = DiT(4, 4, resolution=8, channels=16, depth=1, num_heads=2)
+    parts = {name: getattr(plain, name) for name in ("prediction", "objective", "times", "optimizer", "sampler")}
+    ema = lambda trained: type(plain.ema)(trained, plain.ema.decays)  # noqa: E731
+    return DiffusionModule(network, plain.process, ema=ema, space=latents(), **parts)
+
+
+IMAGES = torch.rand(3, 3, 16, 16) * 2 - 1
+
+
+def test_latents_are_the_posteriors_mean_and_its_noise_shifted_and_scaled() -> None:
+    space = latents()
+    posterior = space.autoencoder.encode(IMAGES).latent_dist
+    noise = torch.randn(space.noise_shape(IMAGES))
+    torch.testing.assert_close(space.encode(IMAGES), (posterior.mean - 0.1) * 0.5)
+    torch.testing.assert_close(space.encode(IMAGES, noise), (posterior.mean + posterior.std * noise - 0.1) * 0.5)
+    z = torch.randn(3, 4, 8, 8)
+    torch.testing.assert_close(space.decode(z), space.autoencoder.decode(z / 0.5 + 0.1).sample)
+
+
+def test_pixels_are_images_as_they_are() -> None:
+    assert Pixels().encode(IMAGES) is IMAGES
+    assert Pixels().decode(IMAGES) is IMAGES
+    assert Pixels().noise_shape(IMAGES) is None
+
+
+def test_training_noises_a_draw_of_the_latents_that_the_step_fixes() -> None:
+    trained, draws = module(), Draws(0, 0, range(3), 3)
+    seen: list[torch.Tensor] = []
+    trained.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    trained.training_step(ImageBatch(IMAGES, torch.zeros(3, dtype=torch.int64), draws), 0)
+    assert isinstance(trained.space, Latents)
+    x_0 = trained.space.encode(IMAGES, draws.noise(IMAGES, Purpose.LATENT, (3, 4, 8, 8)))
+    t, _ = trained.times.sample(draws)
+    torch.testing.assert_close(seen[0], trained.process.q_sample(x_0, t, draws.noise(like=x_0)))
+
+
+def test_checkpoints_and_the_optimiser_leave_the_autoencoder_out() -> None:
+    trained = module()
+    assert not any("autoencoder" in name for name in trained.state_dict())
+    assert isinstance(trained.space, Latents)
+    assert not any(parameter.requires_grad for parameter in trained.space.autoencoder.parameters())
+
+
+def test_samples_are_decoded_and_so_are_the_frames_of_their_animation() -> None:
+    trained = module()
+    images = SampledImages(trained, batch_size=2)
+    assert images.shape == (3, 16, 16)
+    drawn, frames = draw_with_frames(images, [range(2)], 3, lambda done: None)
+    assert drawn.shape == (2, 3, 16, 16)
+    assert [frame.shape for frame in frames] == [(2, 3, 16, 16)] * 3
+    assert torch.equal(frames[-1], drawn)
+    assert images.protocol()["space"]["scale"] == 0.5
+
+
+def test_a_scale_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="scale must be above 0, got 0"):
+        latents(scale=0)
