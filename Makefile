@@ -52,4 +52,4 @@ clean: ## remove caches and .venv
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 clean-logs: ## remove all runs
-	rm -rf logs/train logs/evaluate logs/sample logs/images logs/compare logs/show_schedule logs/reconstruct_ema logs/inspect_data
+	rm -rf logs/train logs/train_classifier logs/evaluate logs/sample logs/images logs/compare logs/show_schedule logs/reconstruct_ema logs/inspect_data

@@ -131,6 +131,12 @@ def test_a_classifier_changes_images_and_none_leaves_it_out(runs: dict[str, Path
             "classifier must be the folder of a run, got nowhere: nowhere/config.yaml",
         ),
         ("upsampler", ["guide={classifier}", "guidance_scale=2"], "guide must be the folder of a run of src/train.py"),
+        ("base", ["classifier={classifier}"], "classifier must be trained on images of 1 channels and side 14, .* 28"),
+        (
+            "base",
+            ["guide={upsampler}", "guidance_scale=2"],
+            "guide must be trained on images of 1 channels and side 14",
+        ),
         ("upsampler", ["guide={upsampler}"], "guidance_scale must be above 1 for the guide to have an effect, got 1"),
         ("upsampler", ["classifier={classifier}", "classifier_scale=-1"], "classifier_scale must be a number of at"),
         ("upsampler", ["guidance_scale=2", "guidance.rescale=2"], r"guidance: rescale must be in \[0, 1\], got 2"),

@@ -1,5 +1,7 @@
 """Super-resolution: what is enlarged, to which seeds, and the cascades that follow."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ from diffusion_lab.small_images import ShrunkImages
 from training import FewImages, fit, small_module
 
 LOW = LowResolution(4, max_noise=0.5)
-TOLD = {"low_resolution_channels": 1, "num_augmentation_channels": 1}
+TOLD: dict[str, Any] = {"low_resolution_channels": 1, "num_augmentation_channels": 1}
 
 
 def base(side: int = 4, labels: Labels | None = None) -> DiffusionModule:
@@ -28,7 +30,8 @@ def filled(module: DiffusionModule) -> DiffusionModule:
     torch.manual_seed(0)
     for parameter in module.ema.network.parameters():
         nn.init.normal_(parameter, std=0.2)
-    return module.eval()
+    module.eval()
+    return module
 
 
 def upsampler(labels: Labels | None = None) -> DiffusionModule:

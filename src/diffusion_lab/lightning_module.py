@@ -125,7 +125,7 @@ class DiffusionModule(TrainedModule):
         shape = (self.network.in_channels, self.network.resolution, self.network.resolution)
         noise = ImageNoise(seeds, shape, self.device, stage=stage)  # type: ignore[arg-type]
         with self._precision():
-            denoiser = guidance(self.denoiser(weights), self.labels)
+            denoiser = guidance.to(self.device)(self.denoiser(weights), self.labels)
             x_0 = (sampler or self.sampler).sample(denoiser, noise, condition.to(self.device), on_step)
             return self.space.decode(x_0)
 

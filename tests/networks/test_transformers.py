@@ -91,7 +91,7 @@ def test_an_augmentation_changes_the_answer_of_its_image_and_0_is_none(kind: typ
 def test_a_low_resolution_image_is_told_beside_the_noisy_one(kind: type[Network]) -> None:
     network = trained(small(kind)).eval().requires_grad_(False)
     upsampler = small(kind, low_resolution_channels=2).eval().requires_grad_(False)
-    nn.init.normal_(upsampler.out.weight)  # type: ignore[arg-type]
+    nn.init.normal_(upsampler.head.out.weight)
     x_t, time, condition = batch()
     answers = [upsampler(x_t, time, replace(condition, low_resolution=torch.randn(3, 2, 8, 8))) for _ in range(2)]
     assert float((answers[0] - answers[1]).abs().amax(dim=(1, 2, 3)).min()) > 1e-4
@@ -124,7 +124,7 @@ def test_answers_leave_autocast_in_float32(kind: type[Network]) -> None:
 @both
 def test_answers_stand_where_their_patches_are(kind: type[Network]) -> None:
     network = small(kind).requires_grad_(False)
-    network.get_parameter("out.bias").copy_(torch.arange(48.0))  # the weights are 0
+    network.get_parameter("head.out.bias").copy_(torch.arange(48.0))  # the weights are 0
     answer = network(*batch())
     assert torch.equal(answer[0, 1, :4, :4], (16 + torch.arange(16.0)).view(4, 4))
     assert torch.equal(answer[:, :, 4:8, 12:], answer[:, :, :4, :4])

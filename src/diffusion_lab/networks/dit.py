@@ -67,6 +67,29 @@ class DiTBlock(nn.Module):
         return result
 
 
+class PatchHead(nn.Module):
+    """Tokens [B, side^2, channels] -> an image [B, out_channels, H, W], exactly 0 at first (Peebles & Xie 2023).
+
+    norm: of the tokens, before the embedding scales and shifts them.
+    """
+
+    def __init__(self, norm: nn.Module, channels: int, out_channels: int, patch_size: int) -> None:
+        super().__init__()
+        self.norm, self.patch_size = norm, patch_size
+        self.modulation = zero(nn.Linear(channels, 2 * channels))
+        self.out = nn.Linear(channels, out_channels * patch_size**2)
+        zero(self.out)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        # In the precision of the weights even under autocast, as in `UNet`.
+        with torch.autocast(x.device.type, enabled=False):
+            x, embedding = x.to(self.out.weight.dtype), embedding.to(self.out.weight.dtype)
+            shift, scale = self.modulation(F.silu(embedding)).chunk(2, dim=1)
+            x = self.out(modulated(self.norm(x), shift, scale)).mT  # [B, out_channels patch_size^2, side^2]
+        side = round(x.shape[2] ** 0.5)
+        return F.pixel_shuffle(x.reshape(*x.shape[:2], side, side), self.patch_size)
+
+
 class DiT(nn.Module):
     """A transformer over square patches of an image or of its latents.
 
@@ -110,9 +133,8 @@ class DiT(nn.Module):
         self.blocks = nn.ModuleList(
             DiTBlock(channels, num_heads, mlp_ratio=mlp_ratio, dropout=dropout) for _ in range(depth)
         )
-        self.norm_out = nn.LayerNorm(channels, eps=1e-6, elementwise_affine=False)
-        self.modulation_out = zero(nn.Linear(channels, 2 * channels))
-        self.out = zero(nn.Linear(channels, out_channels * patch_size**2))
+        norm = nn.LayerNorm(channels, eps=1e-6, elementwise_affine=False)
+        self.head = PatchHead(norm, channels, out_channels, patch_size)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -147,12 +169,8 @@ class DiT(nn.Module):
                 x = checkpoint(block, x, embedding, use_reentrant=False)
             else:
                 x = block(x, embedding)
-        # In the precision of the weights even under autocast, as in `UNet`.
-        with torch.autocast(x.device.type, enabled=False):
-            x, embedding = x.to(self.out.weight.dtype), embedding.to(self.out.weight.dtype)
-            shift, scale = self.modulation_out(F.silu(embedding)).chunk(2, dim=1)
-            x = self.out(modulated(self.norm_out(x), shift, scale)).mT  # [B, out_channels patch_size^2, tokens]
-        return F.pixel_shuffle(x.unflatten(2, (self.resolution // self.patch_size, -1)), self.patch_size)
+        answer: Tensor = self.head(x, embedding)
+        return answer
 
 
 def require_image(x_t: Tensor, channels: int, resolution: int) -> None:

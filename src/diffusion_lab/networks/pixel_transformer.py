@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from diffusion_lab.networks.blocks import zero
 from diffusion_lab.networks.condition import Condition, Labels
-from diffusion_lab.networks.dit import TIME_CHANNELS, modulated, require_image, require_tokens
+from diffusion_lab.networks.dit import TIME_CHANNELS, PatchHead, modulated, require_image, require_tokens
 from diffusion_lab.networks.embeddings import Sinusoids, TimeEmbedding, beside_low_resolution, require_label
 
 
@@ -114,9 +114,7 @@ class PixelTransformer(nn.Module):
         self.blocks = nn.ModuleList(
             TransformerBlock(channels, num_heads, mlp_ratio=mlp_ratio, dropout=dropout) for _ in range(depth)
         )
-        self.norm_out = nn.RMSNorm(channels, eps=1e-6)
-        self.modulation_out = zero(nn.Linear(channels, 2 * channels))
-        self.out = zero(nn.Linear(channels, out_channels * patch_size**2))
+        self.head = PatchHead(nn.RMSNorm(channels, eps=1e-6), channels, out_channels, patch_size)
 
     def forward(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """x_t: [B, in_channels, H, W].  time: [B], as the schedule tells it.  Returns [B, out_channels, H, W].
@@ -128,16 +126,13 @@ class PixelTransformer(nn.Module):
         require_label(condition.label, self.labels)
         if self.label_embedding is not None:
             embedding = embedding + self.label_embedding(condition.label)
-        x = beside_low_resolution(x_t, condition, self.low_resolution_channels).to(self.norm_out.weight.dtype)
+        x = beside_low_resolution(x_t, condition, self.low_resolution_channels).to(self.head.out.weight.dtype)
         x = self.patches(F.pixel_unshuffle(x, self.patch_size).flatten(2).mT)  # [B, tokens, channels]
-        x = x.to(self.out.weight.dtype)  # the sum that all blocks add to keeps its precision under autocast
+        x = x.to(self.head.out.weight.dtype)  # the sum that all blocks add to keeps its precision under autocast
         for block in self.blocks:
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, embedding, self.rotation, use_reentrant=False)
             else:
                 x = block(x, embedding, self.rotation)
-        with torch.autocast(x.device.type, enabled=False):
-            x, embedding = x.to(self.out.weight.dtype), embedding.to(self.out.weight.dtype)
-            shift, scale = self.modulation_out(F.silu(embedding)).chunk(2, dim=1)
-            x = self.out(modulated(self.norm_out(x), shift, scale)).mT  # [B, out_channels patch_size^2, tokens]
-        return F.pixel_shuffle(x.unflatten(2, (self.resolution // self.patch_size, -1)), self.patch_size)
+        answer: Tensor = self.head(x, embedding)
+        return answer

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion_lab.denoiser import Denoiser, DenoiserLike, Estimate
 from diffusion_lab.networks import Condition, Labels
@@ -152,6 +152,13 @@ class Guidance:
         if not (math.isfinite(self.classifier_scale) and self.classifier_scale >= 0):
             raise ValueError(f"classifier_scale must be a number of at least 0, got {self.classifier_scale}.")
 
+    def to(self, device: torch.device) -> "Guidance":
+        """Itself, its networks moved to a device."""
+        for guiding in (self.guide, self.classifier):
+            if guiding is not None:
+                guiding.network.to(device)
+        return self
+
     def num_classes(self, labels: Labels) -> int:
         """Of the labels that a guided denoiser is told."""
         return self.classifier.num_classes if self.classifier is not None else labels.num_classes
@@ -163,13 +170,16 @@ class Guidance:
         """
         guided: DenoiserLike = denoiser
         if self.guide is not None:
-            _require_like("guide", self.guide.process, denoiser.process)
+            _require_like("guide", self.guide, denoiser)
+            known = getattr(self.guide.network, "labels", labels).num_classes
+            if known != labels.num_classes:
+                raise ValueError(f"guide must be told the same {labels.num_classes} classes, got one of {known}.")
             guided = Autoguidance(Guidable.of(denoiser), self.guide, self.strength)
         elif self.strength.guidance_scale != 1:
             guided = ClassifierFreeGuidance(Guidable.of(denoiser), labels.null, self.strength)
         if self.classifier is None:
             return guided
-        _require_like("classifier", self.classifier.process, denoiser.process)
+        _require_like("classifier", self.classifier, denoiser)
         if labels.num_classes not in (0, self.classifier.num_classes):
             raise ValueError(
                 f"classifier must know the {labels.num_classes} classes of the network that it guides, got "
@@ -182,9 +192,20 @@ def _where(acts: Tensor, guided: Tensor, plain: Tensor) -> Tensor:
     return guided if bool(acts.all()) else torch.where(GaussianProcess.widen(acts, guided).bool(), guided, plain)
 
 
-def _require_like(name: str, process: GaussianProcess, wanted: GaussianProcess) -> None:
-    if process != wanted:
+def _require_like(name: str, guiding: Denoiser | NoisyClassifier, denoiser: Denoiser) -> None:
+    if guiding.process != denoiser.process:
         raise ValueError(
-            f"{name} must be trained under the schedule of the network that it guides, {wanted.schedule}, got "
-            f"{process.schedule}."
+            f"{name} must be trained under the schedule of the network that it guides, {denoiser.process.schedule}, "
+            f"got {guiding.process.schedule}."
         )
+    mine, wanted = _image(guiding.network), _image(denoiser.network)
+    if None not in (*mine, *wanted) and mine != wanted:
+        raise ValueError(
+            f"{name} must be trained on images of {wanted[0]} channels and side {wanted[1]}, as the network that it "
+            f"guides, got {mine[0]} and {mine[1]}."
+        )
+
+
+def _image(network: nn.Module) -> tuple[int | None, int | None]:
+    """Channels and side of what a network sees, where it says so."""
+    return getattr(network, "in_channels", None), getattr(network, "resolution", None)
