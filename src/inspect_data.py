@@ -21,7 +21,9 @@ def inspect_data(config: DictConfig) -> None:
     """Config -> images of one split, and of another -> what is in them, as numbers and pictures."""
     _check(config)
     node = runs.resolved(
-        OmegaConf.create({key: config[key] for key in ("data", "augmentation", "near_duplicates", "seed")})
+        OmegaConf.create(
+            {key: config[key] for key in ("data", "augmentation", "low_resolution", "near_duplicates", "seed")}
+        )
     )
     refuse([*wrong_arguments(node.data.store, "data"), *wrong_arguments(node.near_duplicates, "near_duplicates")])
     search = runs.instantiated(node.near_duplicates, "near_duplicates")

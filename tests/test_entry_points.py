@@ -2,10 +2,8 @@
 
 import csv
 import json
-import os
 import re
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,12 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
+import commands
+from commands import ROOT
 from diffusion_lab.config_check import UserError
 from diffusion_lab.features import to_uint8
 from diffusion_lab.runs import load_module
 from diffusion_lab.samplers import Guidance, Strength
 
-ROOT = Path(__file__).parents[1]
 SMALL = [
     "model=unet_quick",
     "model.channels=8",
@@ -34,10 +33,7 @@ SMALL = [
 
 
 def train(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "error::UserWarning", str(ROOT / "src" / "train.py"), *arguments]
-    return subprocess.run(
-        command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False
-    )
+    return commands.run("train.py", *arguments, cwd=cwd, **environment)
 
 
 def table(path: Path) -> list[dict[str, str]]:

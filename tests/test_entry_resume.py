@@ -13,7 +13,8 @@ import torch
 from filelock import FileLock
 from omegaconf import OmegaConf
 
-from test_entry_points import ROOT, SMALL, table, train
+from commands import ROOT
+from test_entry_points import SMALL, table, train
 
 FEW = [word for word in SMALL if "max_steps" not in word] + ["callbacks.save_last.every_n_steps=2"]
 

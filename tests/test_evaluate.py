@@ -13,17 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
+from commands import ROOT, run
+
 TINY = [
     "model=unet_quick", "model.channels=8", "data.batch_size=8", "trainer.max_steps=2", "schedule.num_timesteps=8",
     "callbacks.sample_images=null", "callbacks.measure_distance=null", "trainer.precision=32-true",
 ]  # fmt: skip
 READ = ["metrics.bound.split=train", "metrics.bound.num_images=10", "num_pictures=0"]
-
-
-def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "error::UserWarning", str(ROOT / "src" / script), *arguments]
-    return subprocess.run(command, env={**os.environ}, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")

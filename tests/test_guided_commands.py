@@ -12,12 +12,13 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
+from commands import run
 from diffusion_lab import guides, run_images
 from diffusion_lab.config_check import UserError
 from diffusion_lab.config_entry import CONF
 from diffusion_lab.sampling import SampledImages
 from test_entry_points import table
-from test_evaluate import TINY, run
+from test_evaluate import TINY
 
 
 @pytest.fixture(scope="module")

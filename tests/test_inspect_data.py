@@ -2,22 +2,19 @@
 
 import csv
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
+import commands
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "error::UserWarning", str(ROOT / "src" / "inspect_data.py"), *arguments]
-    return subprocess.run(command, env={**os.environ}, capture_output=True, text=True, check=False)
+def run(*arguments: str) -> CompletedProcess[str]:
+    return commands.run("inspect_data.py", *arguments)
 
 
 def write_images(folder: Path) -> None:

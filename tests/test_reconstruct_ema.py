@@ -1,28 +1,19 @@
 """`src/reconstruct_ema.py` on a small run, and `src/evaluate.py` on what it leaves."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
+from commands import run
 from diffusion_lab.config_check import UserError
 from diffusion_lab.power_ema import Profile, combination
 from diffusion_lab.runs import load_module
 from diffusion_lab.snapshots import combined, saved_averages
 from reconstruct_ema import reconstruct_ema
-
-ROOT = Path(__file__).parents[1]
-
-
-def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "error::UserWarning", str(ROOT / "src" / script), *arguments]
-    return subprocess.run(command, env={**os.environ}, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from test_evaluate import ROOT, TINY, run
+from commands import ROOT, run
+from test_evaluate import TINY
 
 
 @pytest.fixture(scope="module")

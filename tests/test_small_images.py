@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from diffusion_lab.cascades import DrawnImages
 from diffusion_lab.features import to_uint8
 from diffusion_lab.lightning_module import DiffusionModule
 from diffusion_lab.low_resolution import LowResolution
 from diffusion_lab.networks import Labels
 from diffusion_lab.randomness import ImageNoise, Purpose
-from diffusion_lab.sampling import DrawnImages, SampledImages
+from diffusion_lab.sampling import SampledImages
 from diffusion_lab.small_images import ShrunkImages
 from training import FewImages, fit, small_module
 

@@ -152,7 +152,8 @@ def load_images(config: DictConfig, target: Target, fabric: "Fabric") -> tuple["
     module, step = load_module(config, trained, target)
     enlarging = [(stage, resolved(_of_stage(config, stage))) for stage in stages(config)]
 
-    from diffusion_lab.sampling import DrawnImages, SampledImages
+    from diffusion_lab.cascades import DrawnImages
+    from diffusion_lab.sampling import SampledImages
 
     settings = {"label": config.label, "weights": config.weights, "batch_size": config.batch_size}
     try:

@@ -15,12 +15,11 @@ from diffusion_lab.features import to_uint8
 from diffusion_lab.fingerprints import describe, digest
 from diffusion_lab.latents import Latents, Pixels
 from diffusion_lab.lightning_module import DiffusionModule
-from diffusion_lab.low_resolution import LowResolution
 from diffusion_lab.networks import Condition
 from diffusion_lab.processes import Processes
 from diffusion_lab.randomness import Purpose, stream
 from diffusion_lab.samplers import Guidance, OnStep, Sampler
-from diffusion_lab.small_images import SmallImages, require_noise
+from diffusion_lab.small_images import SmallImages
 
 RANDOM = "random"
 
@@ -210,39 +209,6 @@ class SampledImages:
     def _file(self, seeds: range) -> Path:
         assert self.folder is not None
         return self.folder / f"seeds_{seeds.start:09}.npy"
-
-
-class DrawnImages(SmallImages):
-    """The images of the stage before, in a cascade: image k of this stage is made of image k of that one."""
-
-    def __init__(self, images: SampledImages, low_resolution: LowResolution, noise: float = 0.0) -> None:
-        """Raises ValueError where they are not of the side and the noise that the network was trained on."""
-        require_noise(noise, low_resolution)
-        if images.shape[-1] != low_resolution.resolution:
-            raise ValueError(
-                f"cascade must go on from images of side {low_resolution.resolution}, as the network for "
-                f"super-resolution was trained, got {images.shape[-1]}."
-            )
-        self.images, self.low_resolution, self.noise = images, low_resolution, noise
-        self.stage = 1 if images.small is None else images.small.stage + 1
-
-    @property
-    def channels(self) -> int:
-        return self.images.shape[0]
-
-    def draw(self, seeds: range) -> Tensor:
-        return self.images.draw(seeds)
-
-    def labels(self, seeds: Sequence[int]) -> Tensor | None:
-        return self.images.labels(seeds)
-
-    def protocol(self) -> dict[str, Any]:
-        network = self.images.module.sampled_network(self.images.weights)
-        return {
-            "from": self.images.protocol() | {"weights_sha256": weights_sha256(network)},
-            "resolution": self.low_resolution.resolution,
-            "noise": float(self.noise),
-        }
 
 
 def _require_small(module: DiffusionModule, small: SmallImages | None) -> None:

@@ -4,8 +4,6 @@ import csv
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import pytest
 import torch
 from lightning import Callback, Trainer
 
+from commands import run
 from diffusion_lab.callbacks.checkpoints import SaveLast
 from diffusion_lab.callbacks.restore_on_divergence import RestoreOnDivergence
 from diffusion_lab.callbacks.stop_on_signal import StopOnSignal
@@ -24,8 +23,6 @@ from diffusion_lab.signals import StoppedBySignal
 from diffusion_lab.step_guard import DivergedError, StepGuard
 from planted import PlantedNaN, learned, same
 from training import FewImages, fit, small_module, weights
-
-ROOT = Path(__file__).parents[2]
 
 
 def guarded(**settings: Any) -> DiffusionModule:
@@ -167,8 +164,7 @@ def test_a_diverged_run_ends_the_command_with_one_sentence(tmp_path: Path) -> No
         "guard.max_restores=0", "callbacks.save_last.every_n_steps=1000", "callbacks.measure_distance=null",
         "callbacks.sample_images=null", "optimizer.lr=1e35", f"hydra.run.dir={tmp_path}",
     ]  # fmt: skip
-    command = [sys.executable, "-W", "error::UserWarning", str(ROOT / "src" / "train.py"), *small]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run("train.py", *small)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: training diverged: 2 steps in a row had a loss or")
     assert "Traceback" not in done.stderr
@@ -181,7 +177,7 @@ def test_refused_steps_are_listed_once_whatever_stopped_the_run_and_where_it_wen
             if trainer.global_step == 8:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    def run(max_steps: int, *callbacks: Callback, **settings: Any) -> None:
+    def trained(max_steps: int, *callbacks: Callback, **settings: Any) -> None:
         fit(guarded(skip_steps=[1, 6, 7]), max_steps, callbacks=[*callbacks, *saving(tmp_path)], **settings)
 
     def listed() -> list[str]:
@@ -189,7 +185,7 @@ def test_refused_steps_are_listed_once_whatever_stopped_the_run_and_where_it_wen
             return [row["step"] for row in csv.DictReader(file)]
 
     with pytest.raises(StoppedBySignal):
-        run(20, Signal(), StopOnSignal())  # before it looks at steps 6 and 7
+        trained(20, Signal(), StopOnSignal())  # before it looks at steps 6 and 7
     assert listed() == ["1", "6", "7"]
-    run(10, ckpt_path=tmp_path / "checkpoints" / "previous.ckpt")  # from step 5 on: they come again
+    trained(10, ckpt_path=tmp_path / "checkpoints" / "previous.ckpt")  # from step 5 on: they come again
     assert listed() == ["1", "6", "7"]

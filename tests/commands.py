@@ -1,0 +1,80 @@
+"""Commands of src/, each in a process of its own, without the seconds that its imports take.
+
+One process has imported the libraries that commands need, and nothing of the package; every command is a fork of it.
+"""
+
+import atexit
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+SERVER = """
+import atexit, json, os, runpy, sys, traceback
+import datasets, hydra, lightning, numpy, omegaconf, PIL.Image, rich, torch, torch_fidelity, torchvision
+
+def command(asked):
+    for stream, path in ((1, asked["out"]), (2, asked["err"])):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.environ.clear()
+    os.environ.update(asked["environment"])
+    os.chdir(asked["cwd"])
+    sys.argv = [asked["script"], *asked["arguments"]]
+    sys.path.insert(0, os.path.dirname(asked["script"]))
+    code = 0
+    try:
+        runpy.run_path(asked["script"], run_name="__main__")
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        command(json.loads(line))
+    status = os.waitpid(child, 0)[1]
+    print(os.waitstatus_to_exitcode(status), flush=True)
+"""
+
+
+@cache
+def _server() -> "subprocess.Popen[str]":
+    command = [sys.executable, "-W", "error::UserWarning", "-c", SERVER]
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1"}  # read once, when the library is imported; the suite has no network
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=offline)
+    atexit.register(server.kill)
+    return server
+
+
+def run(script: str, *arguments: str, cwd: Path = ROOT, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """What `python -W error::UserWarning src/SCRIPT ARGUMENTS` comes to.  environment: beside that of the suite."""
+    server = _server()
+    assert server.stdin is not None
+    assert server.stdout is not None
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        asked = {
+            "script": str(ROOT / "src" / script),
+            "arguments": arguments,
+            "cwd": str(cwd),
+            "environment": {**os.environ, **environment},
+            "out": str(out),
+            "err": str(err),
+        }
+        server.stdin.write(json.dumps(asked) + "\n")
+        server.stdin.flush()
+        code = int(server.stdout.readline())
+        said = [path.read_text(errors="replace") for path in (out, err)]
+    return subprocess.CompletedProcess([script, *arguments], code, *said)
