@@ -186,7 +186,7 @@ def test_dropout_acts_in_training_alone() -> None:
 @pytest.mark.parametrize("num_heads", [1, 4])
 def test_attention_is_the_softmax_of_scaled_products(num_heads: int) -> None:
     attention = Attention(12, num_heads=num_heads, num_groups=3).double()
-    attention.out = nn.Identity()  # zero at first
+    nn.init.eye_(attention.out.weight.data.view(12, 12))  # zero at first
     x = torch.randn(5, 12, 8, 6).double()
     qkv = attention.qkv(attention.norm(x)).reshape(5, 3, num_heads, 12 // num_heads, 48)
     q, k, v = qkv[:, 0], qkv[:, 1], qkv[:, 2]
@@ -365,3 +365,13 @@ def test_gradients_of_each_block_are_its_slopes(name: str) -> None:
     embedding = torch.randn(2, 8, dtype=torch.float64, requires_grad=True)
     told = () if isinstance(block, (Downsample, Upsample, Attention)) else (embedding,)
     assert torch.autograd.gradcheck(lambda x, *told: block(x, *(told or (embedding,))), (x, *told))
+
+
+@pytest.mark.parametrize("num_heads", [1, 4])
+def test_attention_runs_on_the_fused_kernel(num_heads: int) -> None:
+    attention = Attention(32, num_heads=num_heads, num_groups=4)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        attention(torch.randn(2, 32, 8, 8), torch.randn(2, 4)).sum().backward()
+    kernels = {event.key for event in profile.key_averages()}
+    assert "aten::_scaled_dot_product_flash_attention_for_cpu" in kernels
+    assert "aten::_softmax" not in kernels

@@ -120,12 +120,19 @@ class Attention(nn.Module):
         self.out = zero(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-        qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.num_heads, channels // self.num_heads, height * width)
-        q, k, v = qkv.transpose(-1, -2).unbind(1)  # [B, heads, positions, channels per head]
-        y = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(x.shape)
-        result: Tensor = x + self.out(y)
+        # The 1 x 1 convolutions are applied as linear maps of positions: only where the channels of a head are neighbours
+        # in memory does the fused kernel take them.
+        tokens = _linear(self.qkv, self.norm(x).flatten(2).mT)  # [B, positions, 3 C]
+        qkv = tokens.view(*tokens.shape[:2], 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)  # [B, heads, positions, channels per head]
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # [B, positions, C]
+        result: Tensor = x + _linear(self.out, y).mT.reshape(x.shape)
         return result if self.gain == 1 else self.gain * result
+
+
+def _linear(convolution: nn.Conv2d, x: Tensor) -> Tensor:
+    """A 1 x 1 convolution of channels that stand last."""
+    return F.linear(x, convolution.weight.flatten(1), convolution.bias)
 
 
 class Stage(nn.ModuleList):
