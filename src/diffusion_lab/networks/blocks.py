@@ -120,8 +120,8 @@ class Attention(nn.Module):
         self.out = zero(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        # The 1 x 1 convolutions are applied as linear maps of positions: only where the channels of a head are neighbours
-        # in memory does the fused kernel take them.
+        # The 1 x 1 convolutions are applied as linear maps of positions: the fused kernel takes heads only where their
+        # channels are neighbours in memory.
         tokens = _linear(self.qkv, self.norm(x).flatten(2).mT)  # [B, positions, 3 C]
         qkv = tokens.view(*tokens.shape[:2], 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)  # [B, heads, positions, channels per head]
