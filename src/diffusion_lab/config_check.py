@@ -1,6 +1,7 @@
 """A config against the signatures of what it builds: mistakes are said before anything is built."""
 
 import inspect
+import logging
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -40,10 +41,16 @@ def wrong_arguments(node: Any, path: str) -> Iterator[str]:
 
 def _wrong_call(node: Any, path: str) -> Iterator[str]:
     name = str(node["_target_"])
+    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs in four lines what is said here in one
     try:
         target = get_object(name)
     except (ImportError, ValueError) as error:
-        yield f"{path}._target_ must name something that can be imported, got {name} ({error})"
+        library = name.partition(".")[0]
+        if isinstance(error.__cause__, ModuleNotFoundError) and error.__cause__.name == library:
+            yield f"{path}._target_ needs the library {library}, which is not installed, got {name}"
+        else:
+            reason = " ".join(str(error).split())
+            yield f"{path}._target_ must name something that can be imported, got {name} ({reason})"
         return
     owner = getattr(target, "__name__", str(target))
     parameters = inspect.signature(target).parameters

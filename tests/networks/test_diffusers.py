@@ -117,3 +117,12 @@ def test_a_network_without_a_square_side_is_refused() -> None:
     )  # fmt: skip
     with pytest.raises(ValueError, match=r"network.sample_size must be the side of square images, got .*8, 16"):
         FromDiffusers(network)
+
+
+def test_a_side_that_cannot_be_halved_so_often_is_refused() -> None:
+    network = diffusers.UNet2DModel(
+        sample_size=30, block_out_channels=(8, 8, 8), layers_per_block=1, norm_num_groups=4,
+        down_block_types=3 * ("DownBlock2D",), up_block_types=3 * ("UpBlock2D",),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"network.sample_size must be divisible by 4, .* got 30; .*resolution=32"):
+        FromDiffusers(network)

@@ -186,7 +186,7 @@ def test_dropout_acts_in_training_alone() -> None:
 @pytest.mark.parametrize("num_heads", [1, 4])
 def test_attention_is_the_softmax_of_scaled_products(num_heads: int) -> None:
     attention = Attention(12, num_heads=num_heads, num_groups=3).double()
-    nn.init.eye_(attention.out.weight.data.view(12, 12))  # zero at first
+    nn.init.eye_(attention.get_parameter("out.weight").data.view(12, 12))  # zero at first
     x = torch.randn(5, 12, 8, 6).double()
     qkv = attention.qkv(attention.norm(x)).reshape(5, 3, num_heads, 12 // num_heads, 48)
     q, k, v = qkv[:, 0], qkv[:, 1], qkv[:, 2]

@@ -117,7 +117,8 @@ class Attention(nn.Module):
         self.num_heads, self.gain = num_heads, gain
         self.norm = normalization(channels, num_groups)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.out = zero(nn.Conv2d(channels, channels, 1))
+        self.out = nn.Conv2d(channels, channels, 1)
+        zero(self.out)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         # The 1 x 1 convolutions are applied as linear maps of positions: the fused kernel takes heads only where their

@@ -27,6 +27,12 @@ class FromDiffusers(nn.Module):
         if not isinstance(side, int) and (side is None or len(set(side)) != 1):
             raise ValueError(f"network.sample_size must be the side of square images, got {side}.")
         self.resolution = int(side if isinstance(side, int) else side[0])
+        factor = 2 ** (len(getattr(config, "down_block_types", [None])) - 1)  # else it fails inside, at a skip
+        if self.resolution % factor:
+            raise ValueError(
+                f"network.sample_size must be divisible by {factor}, as {type(network).__name__} halves it so often, "
+                f"got {self.resolution}; try data.resolution={-(-self.resolution // factor) * factor}."
+            )
         self.in_channels = int(config.in_channels) - low_resolution_channels
         self.out_channels = int(config.out_channels or config.in_channels)
         self._takes = set(inspect.signature(network.forward).parameters)
