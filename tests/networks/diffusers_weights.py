@@ -64,7 +64,7 @@ def _of_block(name: str, block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield f"{name}.group_norm", block.norm
         for k, part in enumerate(("to_q", "to_k", "to_v")):
             yield f"{name}.{part}", _linear(block.qkv, k, 3)
-        yield f"{name}.to_out.0", _linear(block.out, 0, 1)  # type: ignore[arg-type]
+        yield f"{name}.to_out.0", _linear(block.out, 0, 1)
     else:
         yield f"{name}.conv", block.get_submodule("conv")
 
