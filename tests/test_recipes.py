@@ -71,6 +71,7 @@ def test_a_published_recipe_names_its_paper_what_to_expect_and_two_commands(name
     text = head(name)
     assert re.search(r"[A-Z]\w+( & \w+| et al\.)? \(20\d\d\), (Table|Tables|Figure|section) ", text)
     assert "Look at " in text
+    assert "Cost: " in text
     assert "trainer=gpu" in text
     assert "trainer=ddp" in text
     assert "hydra/launcher=slurm" in text
