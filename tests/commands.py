@@ -54,8 +54,14 @@ def _server() -> "subprocess.Popen[str]":
     command = [sys.executable, "-W", "error::UserWarning", "-c", SERVER]
     offline = {**os.environ, "HF_HUB_OFFLINE": "1"}  # read once, when the library is imported; the suite has no network
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=offline)
-    atexit.register(server.kill)
+    atexit.register(_stop, server)
     return server
+
+
+def _stop(server: "subprocess.Popen[str]") -> None:
+    server.kill()
+    with server:  # closes its streams, and waits for its end
+        pass
 
 
 def run(script: str, *arguments: str, cwd: Path = ROOT, **environment: str) -> "subprocess.CompletedProcess[str]":
