@@ -27,7 +27,16 @@ MATHEMATICS = (
     "step_guard",
 )
 DOORS = (
-    *("config_check", "config_entry", "runs", "run_tables", "run_evaluations", "run_resume", "run_folder"),
+    *(
+        "config_check",
+        "config_entry",
+        "config_values",
+        "runs",
+        "run_tables",
+        "run_evaluations",
+        "run_resume",
+        "run_folder",
+    ),
     *("sweeps", "sweep_jobs", "slurm_jobs", "run_training", "run_images", "run_building"),
 )
 

@@ -243,6 +243,13 @@ def test_a_missing_feature_network_is_said_once_and_training_goes_on(tmp_path: P
             ["model.chanels=3"],
             "model.chanels is not a setting in model: accepted are .*channels.*perhaps you mean channels.",
         ),
+        (["model.dropout=0.1"], "model.dropout is not a setting in model: .*; perhaps you mean model.blocks.dropout."),
+        (["num_steps=9"], "num_steps is not a setting: accepted are .*; perhaps you mean sampler.num_steps."),
+        (["guidance_scale=much"], "guidance.guidance_scale must be a number, got much; .*"),
+        (
+            ["classifier=missing"],
+            "classifier must be the folder of a run, got missing: missing/.* is missing.",
+        ),
         (["+model.chanels=3"], "model.chanels is not a setting of UNet: accepted are .*; perhaps you mean channels."),
         (["data=cifar10"], "data.hub_name=uoft-cs/cifar10 is neither in .* nor within reach .* set data.path to .*"),
         (["data=cifar10", "data.path=EMPTY"], r"data.path must hold .*train-\*.parquet.*EMPTY is empty."),

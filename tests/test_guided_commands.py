@@ -162,6 +162,11 @@ def test_what_does_not_fit_together_is_one_sentence(
     [
         ("train.py", ["model=half_unet_quick"], "model must be a network that answers images, got HalfUNet"),
         ("train_classifier.py", ["model=unet_tiny"], "model must be a network that answers classes"),
+        (
+            "train_classifier.py",
+            ["objective=hybrid"],
+            "objective is not a setting: accepted are aug",
+        ),
         ("train.py", [*TINY, "low_resolution=area", "low_resolution.resolution=28"], "low_resolution.resolution must"),
         ("train.py", [*TINY, "model.low_resolution_channels=1"], "model.low_resolution_channels must be 0"),
     ],

@@ -71,10 +71,12 @@ def _wrong_call(node: Any, path: str) -> Iterator[str]:
 
 
 def _hints(target: Any) -> dict[str, Any]:
+    described = target.__init__ if inspect.isclass(target) else target
     try:
-        return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    except NameError:
-        return {}  # some libraries name types there that they import for type checkers alone
+        return typing.get_type_hints(described)
+    except NameError:  # types that are imported for type checkers alone are names here; the others are themselves
+        hints: dict[str, Any] = getattr(described, "__annotations__", {})
+        return {name: hint for name, hint in hints.items() if not isinstance(hint, str)}
 
 
 def _fits(value: Any, hint: Any) -> bool:
