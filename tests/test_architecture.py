@@ -27,17 +27,18 @@ MATHEMATICS = (
     "step_guard",
 )
 DOORS = (
+    *("config_check", "config_entry", "config_values", "guides"),
     *(
-        "config_check",
-        "config_entry",
-        "config_values",
         "runs",
-        "run_tables",
+        "run_building",
         "run_evaluations",
-        "run_resume",
         "run_folder",
+        "run_images",
+        "run_resume",
+        "run_tables",
+        "run_training",
     ),
-    *("sweeps", "sweep_jobs", "slurm_jobs", "run_training", "run_images", "run_building"),
+    *("sweeps", "sweep_jobs", "slurm_jobs"),
 )
 
 

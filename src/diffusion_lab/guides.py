@@ -2,7 +2,10 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
 
 from diffusion_lab import runs
 from diffusion_lab.config_check import UserError
@@ -48,7 +51,7 @@ def _guide(word: str) -> "Denoiser":
     config = runs.saved_config(folder, checkpoint)
     if "objective" not in config:
         raise UserError(f"guide must be the folder of a run of src/train.py, got {folder}, which holds another.")
-    guide: Denoiser = runs.with_weights(config, folder / "checkpoints" / checkpoint).eval().denoiser()
+    guide: Denoiser = _frozen(config, folder, checkpoint).denoiser()
     return guide
 
 
@@ -60,5 +63,10 @@ def _classifier(word: str) -> "NoisyClassifier":
         raise UserError(
             f"classifier must be the folder of a run of src/train_classifier.py, got {folder}, which holds another."
         )
-    classifier: NoisyClassifier = runs.with_weights(config, folder / "checkpoints" / checkpoint).eval().classifier
+    classifier: NoisyClassifier = _frozen(config, folder, checkpoint).classifier
     return classifier
+
+
+def _frozen(config: DictConfig, folder: Path, checkpoint: str) -> Any:
+    """A trained module that nothing changes any more: a gradient after images keeps nothing for its weights."""
+    return runs.with_weights(config, folder / "checkpoints" / checkpoint).requires_grad_(False).eval()

@@ -201,7 +201,8 @@ def _shrunk(config: DictConfig, trained: DictConfig) -> "SmallImages":
     low_resolution = instantiated(trained.low_resolution, "low_resolution")
     if config.label is not None:
         raise UserError(f"label must be left out where the images of {split} bring their own, got {config.label}.")
-    return ShrunkImages(store.load(split), split, low_resolution, config.low_resolution_noise)
+    noise = 0.0 if config.cascade else config.low_resolution_noise
+    return ShrunkImages(store.load(split), split, low_resolution, noise)
 
 
 def work_folder(config: DictConfig, images: "SampledImages") -> Path:
