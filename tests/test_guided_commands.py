@@ -1,6 +1,7 @@
 """Classifiers, guidance and cascades from the command line, in processes of their own."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 from PIL import Image
 
 from commands import run
@@ -155,6 +157,16 @@ def test_what_does_not_fit_together_is_one_sentence(
 ) -> None:
     with pytest.raises(UserError, match=sentence):
         images(f"run={runs[run_name]}", *(word.format(**runs) for word in words))
+
+
+@pytest.mark.usefixtures("hydra_here")
+def test_a_run_of_an_earlier_version_is_one_sentence(runs: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(runs["base"], tmp_path / "old")
+    config = OmegaConf.load(tmp_path / "old" / "config.yaml")
+    del config["guidance"]
+    OmegaConf.save(config, tmp_path / "old" / "config.yaml")
+    with pytest.raises(UserError, match=r"run must be of version 0.2 or later, got .*old, whose .* has no guidance"):
+        images(f"run={tmp_path / 'old'}")
 
 
 @pytest.mark.parametrize(

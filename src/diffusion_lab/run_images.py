@@ -42,6 +42,10 @@ GUIDANCE = ("guidance_scale", "guide", "classifier", "classifier_scale")
 """Words for guidance; what else there is of it stands under `guidance`."""
 
 
+SINCE_0_2 = ("guidance", "space", "low_resolution")
+"""What configs of runs of earlier versions do not have; their networks have other settings too."""
+
+
 @dataclass(frozen=True)
 class Target:
     """A checkpoint of a run, by its file."""
@@ -120,6 +124,11 @@ def configured(config: DictConfig, target: Target) -> DictConfig:
     if trains_classifier(trained):
         raise UserError(
             f"run must be the folder of a run that draws images, got {target.folder}, which holds a classifier."
+        )
+    if missing := [name for name in SINCE_0_2 if name not in trained]:
+        raise UserError(
+            f"run must be of version 0.2 or later, got {target.folder}, whose config.yaml has no {missing[0]}: an earlier "
+            "version trained it, and reads it."
         )
     _put_in_place(trained, config)
     return trained
