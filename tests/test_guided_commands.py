@@ -146,6 +146,10 @@ def test_a_classifier_changes_images_and_none_leaves_it_out(runs: dict[str, Path
         ("upsampler", ["label=3"], "label must be left out where the images of train bring their own, got 3"),
         ("upsampler", ["low_resolution_noise=0.7"], r"low_resolution_noise must be in \[0, 0.5\], .* got 0.7"),
         ("base", ["cascade=[{base}]"], "cascade must name runs for super-resolution .*, got"),
+        ("base", ["cascade=[{classifier}]", "cascade_steps=2"], "cascade must name runs .*, which holds a classifier"),
+        ("base", ["cascade_steps=2"], "cascade must be given for cascade_steps=2, got none"),
+        ("base", ["classifier_scale=4"], "classifier must be given for classifier_scale=4, got none"),
+        ("base", ["low_resolution_noise=0.1"], "low_resolution_noise must be 0 for a run that enlarges nothing"),
         ("base", ["cascade=[nowhere]"], "cascade must be the folder of a run, got nowhere"),
         ("upsampler", ["cascade=[{upsampler}]"], "cascade must go on from images of side 14, .* got 28"),
         ("classifier", [], "run must be the folder of a run that draws images, got .*, which holds a classifier"),
@@ -162,8 +166,8 @@ def test_what_does_not_fit_together_is_one_sentence(
 @pytest.mark.usefixtures("hydra_here")
 def test_a_run_of_an_earlier_version_is_one_sentence(runs: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(runs["base"], tmp_path / "old")
-    config = OmegaConf.load(tmp_path / "old" / "config.yaml")
-    del config["guidance"]
+    config: Any = OmegaConf.load(tmp_path / "old" / "config.yaml")
+    config.pop("guidance")
     OmegaConf.save(config, tmp_path / "old" / "config.yaml")
     with pytest.raises(UserError, match=r"run must be of version 0.2 or later, got .*old, whose .* has no guidance"):
         images(f"run={tmp_path / 'old'}")
@@ -180,6 +184,12 @@ def test_a_run_of_an_earlier_version_is_one_sentence(runs: dict[str, Path], tmp_
             "objective is not a setting: accepted are aug",
         ),
         ("train.py", [*TINY, "low_resolution=area", "low_resolution.resolution=28"], "low_resolution.resolution must"),
+        (
+            "train_classifier.py",
+            ["model.resolution=32"],
+            "model must see images of data.channels=1 and data.resolution=28",
+        ),
+        ("train_classifier.py", ["data.label_column=null"], "data.label_column must name the column of the classes"),
         ("train.py", [*TINY, "model.low_resolution_channels=1"], "model.low_resolution_channels must be 0"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",

@@ -34,6 +34,14 @@ class DrawnImages(SmallImages):
     def labels(self, seeds: Sequence[int]) -> Tensor | None:
         return self.images.labels(seeds)
 
+    def require(self, num_classes: int) -> None:
+        known = self.images.guidance.num_classes(self.images.module.labels)
+        if num_classes not in (0, known):
+            raise ValueError(
+                f"cascade must begin with a run that is told the {num_classes} classes of the one that enlarges, got "
+                f"one of {known}."
+            )
+
     def protocol(self) -> dict[str, Any]:
         network = self.images.module.sampled_network(self.images.weights)
         return {

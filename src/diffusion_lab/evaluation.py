@@ -74,6 +74,7 @@ class Evaluation:
                     f"num_samples must be at least {metric.min_images} for {type(metric).__name__}, got "
                     f"{self.num_samples}."
                 )
+            metric.require_classes(self.images.guidance.num_classes(self.images.module.labels))
             if metric.needs_reference and self.reference is None:
                 raise ValueError(f"reference must be given for {type(metric).__name__}, got none.")
 

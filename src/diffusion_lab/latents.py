@@ -62,7 +62,8 @@ class Latents:
     @torch.no_grad()
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """A draw of the latents of images [B, C, H, W] in [-1, 1]; their mean where noise is None."""
-        posterior = self._here(images).encode(images.to(self.autoencoder.dtype)).latent_dist
+        with torch.autocast(images.device.type, enabled=False):
+            posterior = self._here(images).encode(images.to(self.autoencoder.dtype)).latent_dist
         latents = posterior.mean if noise is None else posterior.mean + posterior.std * noise.to(posterior.mean.dtype)
         return ((latents - self.shift) * self.scale).to(images.dtype)  # type: ignore[no-any-return]
 
@@ -70,7 +71,8 @@ class Latents:
     def decode(self, x_0: Tensor) -> Tensor:
         """Images [B, C, H, W] of denoised latents, in [-1, 1] up to the autoencoder's errors."""
         latents = x_0 / self.scale + self.shift
-        images: Tensor = self._here(x_0).decode(latents.to(self.autoencoder.dtype)).sample
+        with torch.autocast(x_0.device.type, enabled=False):
+            images: Tensor = self._here(x_0).decode(latents.to(self.autoencoder.dtype)).sample
         return images.to(x_0.dtype)
 
     def _here(self, like: Tensor) -> Any:

@@ -70,6 +70,8 @@ def build(config: DictConfig) -> Run:
         _require_guidable(config, typing.cast("DiffusionModule", module))
         _require_shape(config, typing.cast("DiffusionModule", module))
         _require_told(network, datamodule)
+    else:
+        _require_classified(config, network, datamodule)
     _load_images(datamodule, network.num_classes if trains_classifier(config) else module.labels.num_classes)
     callbacks = list(_build_callbacks(config))
     loggers = [instantiated(node, f"logger.{name}") for name, node in config.logger.items() if node is not None]
@@ -86,6 +88,23 @@ def _require_guidable(config: DictConfig, module: "DiffusionModule") -> None:
         raise UserError(f"guidance_scale={config.guidance_scale}: {error}") from error
 
 
+def _require_classified(config: DictConfig, network: Any, datamodule: "ImageDataModule") -> None:
+    from diffusion_lab.callbacks.measure_accuracy import measured_images
+
+    seen, wanted = (network.in_channels, network.resolution), (config.data.channels, config.data.resolution)
+    if seen != wanted:
+        raise UserError(
+            f"model must see images of data.channels={wanted[0]} and data.resolution={wanted[1]}, got a network of "
+            f"{seen[0]} channels and side {seen[1]}."
+        )
+    if config.data.label_column is None:
+        raise UserError("data.label_column must name the column of the classes, got null.")
+    try:
+        measured_images(datamodule.store)  # that a split has no labels is said now, not at the first measurement
+    except (ValueError, OSError) as error:
+        raise UserError(str(error)) from error
+
+
 def _require_shape(config: DictConfig, module: "DiffusionModule") -> None:
     wanted, shape = (config.data.channels, *[config.data.resolution] * 2), module.image_shape
     if tuple(shape) != wanted:
@@ -93,6 +112,9 @@ def _require_shape(config: DictConfig, module: "DiffusionModule") -> None:
             f"model must answer images of data.channels={wanted[0]} and data.resolution={wanted[1]}, got "
             f"{type(module.network).__name__} in {type(module.space).__name__.lower()}, whose images are {list(shape)}."
         )
+    clipping = getattr(module.sampler, "clipping", None)
+    if type(module.space).__name__ != "Pixels" and type(clipping).__name__ != "NoClipping":
+        raise UserError(f"clipping must be none for latents, which have no range, got {type(clipping).__name__}.")
     if config.low_resolution is not None and type(module.space).__name__ != "Pixels":
         raise UserError("low_resolution must be none for space=sd_latents, got an image of pixels.")
 

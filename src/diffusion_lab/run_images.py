@@ -127,8 +127,8 @@ def configured(config: DictConfig, target: Target) -> DictConfig:
         )
     if missing := [name for name in SINCE_0_2 if name not in trained]:
         raise UserError(
-            f"run must be of version 0.2 or later, got {target.folder}, whose config.yaml has no {missing[0]}: an earlier "
-            "version trained it, and reads it."
+            f"run must be of version 0.2 or later, got {target.folder}, whose config.yaml has no {missing[0]}: an "
+            "earlier version trained it, and reads it."
         )
     _put_in_place(trained, config)
     return trained
@@ -157,6 +157,7 @@ def load_images(config: DictConfig, target: Target, fabric: "Fabric") -> tuple["
     Of a cascade they are those of its last stage.
     """
     trained = resolved(configured(config, target))
+    _require_effect(config, trained)
     refuse([problem for key in ("sampler", "guidance") for problem in wrong_arguments(trained[key], key)])
     module, step = load_module(config, trained, target)
     enlarging = [(stage, resolved(_of_stage(config, stage))) for stage in stages(config)]
@@ -179,9 +180,21 @@ def load_images(config: DictConfig, target: Target, fabric: "Fabric") -> tuple["
             module = with_weights(of_stage, stage.checkpoint).eval().to(fabric.device)
             guidance = instantiated(of_stage.guidance, "guidance")
             images = SampledImages(module, guidance=guidance, small=small, batch_size=config.batch_size)
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         raise UserError(str(error)) from error
     return images, step
+
+
+def _require_effect(config: DictConfig, trained: DictConfig) -> None:
+    """Raises UserError for a setting that would change nothing."""
+    if config.classifier_scale is not None and trained.classifier in (None, "none"):
+        raise UserError(f"classifier must be given for classifier_scale={config.classifier_scale}, got none.")
+    if config.cascade_steps is not None and not config.cascade:
+        raise UserError(f"cascade must be given for cascade_steps={config.cascade_steps}, got none.")
+    if config.low_resolution_noise and not config.cascade and trained.low_resolution is None:
+        raise UserError(
+            f"low_resolution_noise must be 0 for a run that enlarges nothing, got {config.low_resolution_noise}."
+        )
 
 
 def stages(config: DictConfig) -> list[Target]:
@@ -196,6 +209,8 @@ def stages(config: DictConfig) -> list[Target]:
 def _of_stage(config: DictConfig, stage: Target) -> DictConfig:
     """A run that enlarges, sampled as it was trained but for the number of steps."""
     trained = saved_config(stage.folder)
+    if trains_classifier(trained):
+        raise UserError(f"cascade must name runs for super-resolution, got {stage.folder}, which holds a classifier.")
     if config.cascade_steps is not None:
         trained.sampler.num_steps = config.cascade_steps
     return trained

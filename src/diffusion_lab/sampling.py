@@ -219,10 +219,8 @@ def _require_small(module: DiffusionModule, small: SmallImages | None) -> None:
     if small is not None and channels != small.channels:
         wanted = f"of {channels} channels" if channels else "none"
         raise ValueError(f"low_resolution images must be {wanted} for this network, got {small.channels} channels.")
-    if small is not None and module.labels.num_classes and small.labels([0]) is None:
-        raise ValueError(
-            "cascade must begin with a run that is told classes, as the one that enlarges, got one without."
-        )
+    if small is not None:
+        small.require(module.labels.num_classes)
 
 
 def weights_sha256(network: nn.Module) -> str:

@@ -13,7 +13,7 @@ from diffusion_lab.data.images import Images
 from diffusion_lab.features import to_uint8
 from diffusion_lab.low_resolution import LowResolution
 from diffusion_lab.networks import Condition
-from diffusion_lab.randomness import ImageNoise, Purpose
+from diffusion_lab.randomness import ImageNoise, Purpose, permutation
 
 
 class SmallImages(ABC):
@@ -41,6 +41,10 @@ class SmallImages(ABC):
         """Their classes, int64 [B], where the images decide them."""
 
     @abstractmethod
+    def require(self, num_classes: int) -> None:
+        """Raises ValueError unless their classes are those of a network that knows so many."""
+
+    @abstractmethod
     def protocol(self) -> dict[str, Any]:
         """How they are made, for the fingerprint of a number."""
 
@@ -63,13 +67,14 @@ def require_noise(noise: float, low_resolution: LowResolution) -> None:
 
 
 class ShrunkImages(SmallImages):
-    """Images of a data set made small: seed k is image k, again from the first after the last."""
+    """Images of a data set made small, in an order that is drawn once for all: a set may be sorted by class."""
 
     stage = 0
 
     def __init__(self, images: Images, split: str, low_resolution: LowResolution, noise: float = 0.0) -> None:
         require_noise(noise, low_resolution)
         self.images, self.split, self.low_resolution, self.noise = images, split, low_resolution, noise
+        self._order = permutation(seed=0, epoch=0, size=len(images))
 
     @property
     def channels(self) -> int:
@@ -83,6 +88,14 @@ class ShrunkImages(SmallImages):
     def labels(self, seeds: Sequence[int]) -> Tensor | None:
         return self.images.label[self._index(seeds)]
 
+    def require(self, num_classes: int) -> None:
+        label = self.images.label
+        if num_classes and len(label) and not 0 <= int(label.min()) <= int(label.max()) < num_classes:
+            raise ValueError(
+                f"low_resolution images of {self.split} must have labels in 0..{num_classes - 1}, got "
+                f"{int(label.min())}..{int(label.max())}."
+            )
+
     def protocol(self) -> dict[str, Any]:
         return {
             "from": f"images of {self.split}",
@@ -92,7 +105,8 @@ class ShrunkImages(SmallImages):
         }
 
     def _index(self, seeds: Sequence[int]) -> np.ndarray:
-        return np.array(seeds) % len(self.images)
+        order: np.ndarray = self._order[np.array(seeds) % len(self.images)]
+        return order
 
 
 def small_images(datamodule: ImageDataModule) -> SmallImages | None:

@@ -20,11 +20,15 @@ def test_accuracy_is_the_share_of_samples_in_which_the_asked_class_is_found() ->
     assert measured(torch.tensor([1, 0, 1, 1])) == {"class_accuracy": 0.5}
 
 
-def test_a_network_without_classes_has_no_such_accuracy() -> None:
-    with pytest.raises(ValueError, match="conditioning must be label for class_accuracy, got a network"):
-        measured(None)
-
-
-def test_classes_that_the_features_do_not_know_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"features must know the classes .* up to 7, got 3 of fashion_cnn"):
-        measured(torch.tensor([1, 0, 7, 1]))
+@pytest.mark.parametrize(
+    ("num_classes", "message"),
+    [
+        (0, "conditioning must be label for class_accuracy, got a network that was told no classes"),
+        (7, "features must be of a classifier of the 7 classes that are asked for, got fashion_cnn"),
+    ],
+)
+def test_other_classes_than_those_of_the_classifier_are_refused(num_classes: int, message: str) -> None:
+    metric = ClassAccuracy(FashionCNN(weights=None))
+    metric.require_classes(10)
+    with pytest.raises(ValueError, match=message):
+        metric.require_classes(num_classes)

@@ -48,7 +48,7 @@ def test_an_untrained_transformer_answers_exactly_0(kind: type[Network]) -> None
 @both
 def test_every_block_starts_as_nothing(kind: type[Network]) -> None:
     network, x, embedding = small(kind), torch.randn(3, 16, 16), torch.randn(3, 16)
-    places = () if kind is DiT else (network.rotation,)
+    places = () if kind is DiT else (rotation(4, 8),)
     assert all(torch.equal(block(x, embedding, *places), x) for block in network.blocks)
 
 
@@ -144,6 +144,8 @@ def test_images_of_another_shape_are_refused(kind: type[Network], shape: tuple[i
     [
         ({"patch_size": 3}, "patch_size must divide the resolution, 16, got 3"),
         ({"num_heads": 3}, "num_heads must divide channels=16, got 3"),
+        ({"depth": 0}, "depth must be at least 1, got 0"),
+        ({"mlp_ratio": 0.0}, "mlp_ratio must be above 0, got 0.0"),
         ({"channels": 18, "num_heads": 2}, "channels must be divisible by 4, .* got 18"),
     ],
 )
@@ -210,7 +212,7 @@ def test_queries_and_keys_of_any_size_give_the_same_attention() -> None:
     torch.testing.assert_close(block(x, embedding, by), answer)
 
 
-def gradients_of(block: nn.Module, *told: Tensor) -> bool:
+def gradients_of(block: nn.Module, *told: Any) -> bool:
     for parameter in block.parameters():
         nn.init.normal_(parameter, std=0.5)
     x = torch.randn(2, 4, 8, dtype=torch.float64, requires_grad=True)
@@ -222,12 +224,20 @@ def gradients_of(block: nn.Module, *told: Tensor) -> bool:
     "check",
     [
         lambda: gradients_of(DiTBlock(8, 2, mlp_ratio=2.0, dropout=0.0).double()),
-        lambda: gradients_of(
-            TransformerBlock(8, 2, mlp_ratio=3.0, dropout=0.0).double(), rotation(2, 4).to(torch.complex128)
-        ),
+        lambda: gradients_of(TransformerBlock(8, 2, mlp_ratio=3.0, dropout=0.0).double(), rotation(2, 4)),
     ],
     ids=["DiT", "pixel transformer"],
 )
 def test_gradients_of_each_block_are_its_slopes(check: Callable[[], bool]) -> None:
     torch.manual_seed(0)
     assert check()
+
+
+@both
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_answer_alike(kind: type[Network], dtype: torch.dtype) -> None:
+    network = trained(small(kind)).eval().requires_grad_(False)
+    exact = network(*batch())
+    answer = network.to(dtype)(*batch())
+    assert answer.dtype == dtype
+    torch.testing.assert_close(answer.float(), exact, rtol=0, atol=0.1 * float(exact.std()))

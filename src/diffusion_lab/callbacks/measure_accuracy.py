@@ -10,9 +10,10 @@ from torch import Tensor
 from diffusion_lab.callbacks.every import Every
 from diffusion_lab.callbacks.progress import long_task
 from diffusion_lab.classifier_module import ClassifierModule
+from diffusion_lab.data.image_store import ImageStore
 from diffusion_lab.data.images import Images
 from diffusion_lab.processes import Processes
-from diffusion_lab.randomness import ImageNoise
+from diffusion_lab.randomness import ImageNoise, permutation
 
 QUARTERS = (0.0, 0.25, 0.5, 0.75)
 """Shares of the schedule's times at which images are classified."""
@@ -21,8 +22,8 @@ QUARTERS = (0.0, 0.25, 0.5, 0.75)
 class MeasureAccuracy(Callback):
     """Every n steps: the share of images that are classified rightly, at quarters of the schedule's times.
 
-    They are the first images of the `test` split if the set has one, else of those held out, else of those trained on;
-    the name of the number says which, and the time. Noise is the same at every measurement.
+    They are images of the first of these splits that there is: `validation`, `test`, held out, trained on; drawn once
+    for all. The name of the number says the split, and the time. Noise is the same at every measurement.
     """
 
     def __init__(self, *, every_n_steps: int, num_images: int = 2000, batch_size: int = 200) -> None:
@@ -33,6 +34,7 @@ class MeasureAccuracy(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: ClassifierModule) -> None:
         self.every.start_at(trainer.global_step)
+        self._images = self._images or measured_images(trainer.datamodule.store)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: ClassifierModule, *args: Any) -> None:
         if self.every.due(trainer.global_step):
@@ -43,15 +45,17 @@ class MeasureAccuracy(Callback):
             self._measure(trainer, pl_module)
 
     def _measure(self, trainer: Trainer, module: ClassifierModule) -> None:
-        split, images = self._images = self._images or _images(trainer)
-        whole = range(min(self.num_images, len(images)))
+        split, images = self._images = self._images or measured_images(trainer.datamodule.store)
+        chosen = permutation(seed=0, epoch=0, size=len(images))[: self.num_images]  # a set may be sorted by class
+        whole = range(len(chosen))
         starts = range(0, len(whole), self.batch_size)
         batches = Processes.of_this_job().share([whole[k : k + self.batch_size] for k in starts])
         module.eval()
         right = torch.zeros(len(QUARTERS), dtype=torch.float64)
-        with long_task(trainer, f"classifying images of {split}", len(batches), "batches") as advance:
+        counting = long_task(trainer, f"classifying images of {split}", len(batches), "batches")
+        with Processes.of_this_job().together(), counting as advance:
             for batch in batches:
-                right += _right(module, images, batch)
+                right += _right(module, images, chosen[batch.start : batch.stop])
                 advance(1)
         module.train()
         total = torch.stack(Processes.of_this_job().everyone(right)).sum(dim=0)
@@ -63,11 +67,11 @@ class MeasureAccuracy(Callback):
 
 
 @torch.no_grad()
-def _right(module: ClassifierModule, images: Images, batch: range) -> Tensor:
-    """How many of a batch are classified rightly at each time: float64 [len(QUARTERS)]."""
-    x_0 = images.gather(np.array(batch)).to(module.device).float() / 127.5 - 1
-    label, schedule = images.label[np.array(batch)].to(module.device), module.process.schedule
-    noise = ImageNoise.of_images(0, batch, x_0.shape[1:], module.device).draw()
+def _right(module: ClassifierModule, images: Images, batch: np.ndarray) -> Tensor:
+    """How many of the images of a batch [B] are classified rightly at each time: float64 [len(QUARTERS)]."""
+    x_0 = images.gather(batch).to(module.device).float() / 127.5 - 1
+    label, schedule = images.label[batch].to(module.device), module.process.schedule
+    noise = ImageNoise.of_images(0, batch.tolist(), x_0.shape[1:], module.device).draw()
     counts = []
     with module.trainer.precision_plugin.forward_context():
         for share in QUARTERS:
@@ -77,8 +81,8 @@ def _right(module: ClassifierModule, images: Images, batch: range) -> Tensor:
     return torch.stack(counts).double().cpu()
 
 
-def _images(trainer: Trainer) -> tuple[str, Images]:
-    store = trainer.datamodule.store
-    splits = store.splits()
-    split = "test" if "test" in splits else "held_out" if store.num_held_out else "train"
+def measured_images(store: ImageStore) -> tuple[str, Images]:
+    """The split that is measured, and its images.  Raises ValueError where its labels are of no use."""
+    splits = [*store.splits(), "train"]
+    split = next(name for name in ("validation", "test", "held_out", "train") if name in splits)
     return split, store.load(split)

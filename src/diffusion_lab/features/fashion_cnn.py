@@ -23,6 +23,7 @@ class FashionCNN(Features):
     num_features = 128
     channels = (1,)
     outputs = ("pooled", "logits")
+    num_classes = 10
     resize = "to 28: middle of 32, else bilinear with antialiasing"
     side = 28
 

@@ -16,6 +16,7 @@ class Features(nn.Module, ABC):
     outputs: which of these it has: "pooled" [B, num_features], what distances are taken over; "logits"
     [B, num_classes]; "spatial" [B, S], features that keep where things are.
     channels: of images that it takes.  resize: its rule of bringing images to its own size, in words.
+    num_classes: of the data's own classes that its logits stand for, in their order; None for logits of other classes.
     weights_sha256: of the file of its weights; None for an untrained network.
     """
 
@@ -25,6 +26,7 @@ class Features(nn.Module, ABC):
     outputs: tuple[str, ...] = ("pooled",)
     resize: str
     weights_sha256: str | None = None
+    num_classes: int | None = None
 
     @abstractmethod
     def extract(self, pixels: Tensor) -> dict[str, Tensor]:

@@ -21,13 +21,16 @@ class ClassAccuracy(Metric):
     def min_images(self) -> int:
         return 1
 
-    def measure(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
-        logits, label = samples.require_rows(), samples.label
-        if label is None:
+    def require_classes(self, num_classes: int) -> None:
+        if not num_classes:
             raise ValueError("conditioning must be label for class_accuracy, got a network that was told no classes.")
-        if int(label.max()) >= logits.shape[1]:
+        if self.features.num_classes != num_classes:
             raise ValueError(
-                f"features must know the classes that were asked for, up to {int(label.max())}, got {logits.shape[1]} "
-                f"of {self.features.name}."
+                f"features must be of a classifier of the {num_classes} classes that are asked for, got "
+                f"{self.features.name}."
             )
-        return {"class_accuracy": float((logits.argmax(dim=1) == label).double().mean())}
+
+    def measure(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
+        assert samples.label is not None  # required before
+        found = samples.require_rows().argmax(dim=1)
+        return {"class_accuracy": float((found == samples.label).double().mean())}

@@ -36,6 +36,9 @@ class Metric(ABC):
         """The fewest images of a set with which the metric means something."""
         return 2
 
+    def require_classes(self, num_classes: int) -> None:  # noqa: B027 (most see no classes)
+        """Raises ValueError where the metric needs other classes than the num_classes that samples are drawn for."""
+
     @abstractmethod
     def measure(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
         """The numbers by the first part of their names, such as "kid", or "precision" and "recall".

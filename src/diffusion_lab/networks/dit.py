@@ -119,6 +119,7 @@ class DiT(nn.Module):
     ) -> None:
         super().__init__()
         require_tokens(resolution, patch_size, channels, num_heads)
+        require_blocks(depth, mlp_ratio)
         self.resolution, self.in_channels, self.out_channels = resolution, in_channels, out_channels
         self.patch_size, self.checkpointing = patch_size, checkpointing
         self.num_augmentation_channels, self.low_resolution_channels = (
@@ -177,6 +178,14 @@ def require_image(x_t: Tensor, channels: int, resolution: int) -> None:
     """Raises ValueError for images of another shape."""
     if x_t.shape[1:] != (channels, resolution, resolution):
         raise ValueError(f"x_t must be [B, {channels}, {resolution}, {resolution}], got {list(x_t.shape)}.")
+
+
+def require_blocks(depth: int, mlp_ratio: float) -> None:
+    """Raises ValueError where there would be nothing to learn."""
+    if depth < 1:
+        raise ValueError(f"depth must be at least 1, got {depth}.")
+    if not mlp_ratio > 0:
+        raise ValueError(f"mlp_ratio must be above 0, got {mlp_ratio}.")
 
 
 def require_tokens(resolution: int, patch_size: int, channels: int, num_heads: int) -> None:

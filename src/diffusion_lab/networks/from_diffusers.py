@@ -34,6 +34,11 @@ class FromDiffusers(nn.Module):
                 f"got {self.resolution}; try data.resolution={-(-self.resolution // factor) * factor}."
             )
         self.in_channels = int(config.in_channels) - low_resolution_channels
+        if self.in_channels < 1:
+            raise ValueError(
+                f"network.in_channels must be above low_resolution_channels={low_resolution_channels}: it counts the "
+                f"image and the low-resolution one, got {config.in_channels}."
+            )
         self.out_channels = int(config.out_channels or config.in_channels)
         self._takes = set(inspect.signature(network.forward).parameters)
         if self.labels.num_classes and "class_labels" not in self._takes:
@@ -49,4 +54,4 @@ class FromDiffusers(nn.Module):
         x = beside_low_resolution(x_t, condition, self.low_resolution_channels)
         told = {"class_labels": condition.label, "encoder_hidden_states": None, "return_dict": False}
         answer: Tensor = self.network(x, time, **{k: v for k, v in told.items() if k in self._takes})[0]
-        return answer
+        return answer.to(next(self.network.parameters()).dtype)  # under autocast too, as in `UNet`

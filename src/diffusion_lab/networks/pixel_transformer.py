@@ -11,26 +11,36 @@ from torch.utils.checkpoint import checkpoint
 
 from diffusion_lab.networks.blocks import zero
 from diffusion_lab.networks.condition import Condition, Labels
-from diffusion_lab.networks.dit import TIME_CHANNELS, PatchHead, modulated, require_image, require_tokens
+from diffusion_lab.networks.dit import (
+    TIME_CHANNELS,
+    PatchHead,
+    modulated,
+    require_blocks,
+    require_image,
+    require_tokens,
+)
 from diffusion_lab.networks.embeddings import Sinusoids, TimeEmbedding, beside_low_resolution, require_label
 
 
-def rotation(side: int, channels: int) -> Tensor:
-    """What rotates the channels of a head at each place: [side^2, channels / 2], complex64, row by row.
+def rotation(side: int, channels: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """Cosine and sine of what turns each pair of a head's channels at each place: [side^2, channels / 2], float32.
 
-    The first half of the pairs turns with the row, the second with the column.
+    Row by row; the first half of the pairs turns with the row, the second with the column. Made anew where it is
+    needed: kept in the network, its precision would follow that of the weights.
     """
     quarter = channels // 4
-    frequency = 10_000 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
-    angle = torch.arange(side, dtype=torch.float64)[:, None] * frequency  # [side, channels / 4]
+    frequency = 10_000 ** -(torch.arange(quarter, dtype=torch.float64, device=device) / quarter)
+    angle = torch.arange(side, dtype=torch.float64, device=device)[:, None] * frequency  # [side, channels / 4]
     angles = torch.cat([angle.repeat_interleave(side, dim=0), angle.repeat(side, 1)], dim=1)
-    return torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
+    return angles.cos().float(), angles.sin().float()
 
 
-def rotated(x: Tensor, by: Tensor) -> Tensor:
-    """x: [B, heads, tokens, channels] as neighbouring pairs, float32 or float64.  by: see `rotation`."""
-    pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2).contiguous())
-    return torch.view_as_real(pairs * by).flatten(-2)
+def rotated(x: Tensor, by: tuple[Tensor, Tensor]) -> Tensor:
+    """x: [B, heads, tokens, channels], neighbours as pairs; answered in float32 or better.  by: see `rotation`."""
+    pairs = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(*x.shape[:-1], -1, 2)
+    first, second = pairs.unbind(-1)
+    cos, sin = by
+    return torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1).flatten(-2)
 
 
 class TransformerBlock(nn.Module):
@@ -48,14 +58,14 @@ class TransformerBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.modulation = zero(nn.Linear(channels, 6 * channels))
 
-    def forward(self, x: Tensor, embedding: Tensor, rotation: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(F.silu(embedding)).chunk(6, dim=1)
         x = x + gate_a[:, None] * self._attention(modulated(self.norm_attention(x), shift_a, scale_a), rotation)
         gate, value = self.gated(modulated(self.norm_mlp(x), shift_m, scale_m)).chunk(2, dim=2)
         result: Tensor = x + gate_m[:, None] * self.down(self.dropout(F.silu(gate) * value))
         return result
 
-    def _attention(self, x: Tensor, rotation: Tensor) -> Tensor:
+    def _attention(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
         qkv = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)  # [B, heads, tokens, channels per head]
         precise = self.norm_q.weight.dtype  # under autocast too
@@ -91,6 +101,9 @@ class PixelTransformer(nn.Module):
     ) -> None:
         super().__init__()
         require_tokens(resolution, patch_size, channels, num_heads)
+        require_blocks(depth, mlp_ratio)
+        if bottleneck < 1:
+            raise ValueError(f"bottleneck must be at least 1, got {bottleneck}.")
         if channels // num_heads % 4:
             raise ValueError(
                 f"channels / num_heads must be divisible by 4, for rotations along rows and columns, got "
@@ -107,8 +120,7 @@ class PixelTransformer(nn.Module):
             nn.Linear((in_channels + low_resolution_channels) * patch_size**2, bottleneck, bias=False),
             nn.Linear(bottleneck, channels),
         )
-        places = rotation(resolution // patch_size, channels // num_heads)
-        self.register_buffer("rotation", places, persistent=False)
+        self.head_channels = channels // num_heads
         self.time_embedding = TimeEmbedding(TIME_CHANNELS, channels, num_augmentation_channels, Sinusoids("adm"))
         self.label_embedding = nn.Embedding(self.labels.num_rows, channels) if self.labels.num_classes else None
         self.blocks = nn.ModuleList(
@@ -129,10 +141,11 @@ class PixelTransformer(nn.Module):
         x = beside_low_resolution(x_t, condition, self.low_resolution_channels).to(self.head.out.weight.dtype)
         x = self.patches(F.pixel_unshuffle(x, self.patch_size).flatten(2).mT)  # [B, tokens, channels]
         x = x.to(self.head.out.weight.dtype)  # the sum that all blocks add to keeps its precision under autocast
+        places = rotation(self.resolution // self.patch_size, self.head_channels, x.device)
         for block in self.blocks:
             if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, embedding, self.rotation, use_reentrant=False)
+                x = checkpoint(block, x, embedding, places, use_reentrant=False)
             else:
-                x = block(x, embedding, self.rotation)
+                x = block(x, embedding, places)
         answer: Tensor = self.head(x, embedding)
         return answer

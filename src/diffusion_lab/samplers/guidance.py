@@ -53,7 +53,8 @@ class Strength:
             return guided
         around = denoiser.prediction.preconditioning(t, denoiser.process.continuous)
         answer, plain = around.output(guided, x_t), around.output(strong, x_t)
-        ratio = plain.flatten(1).std(dim=1) / answer.flatten(1).std(dim=1)  # [B]
+        deviation = answer.flatten(1).std(dim=1)  # [B]
+        ratio = torch.where(deviation > 0, plain.flatten(1).std(dim=1) / deviation, 1.0)
         factor = self.rescale * ratio + (1 - self.rescale)
         return around.x_0(answer * GaussianProcess.widen(factor, answer), x_t)
 
@@ -171,6 +172,7 @@ class Guidance:
         guided: DenoiserLike = denoiser
         if self.guide is not None:
             _require_like("guide", self.guide, denoiser)
+            _require_told_alike(self.guide.network, denoiser.network)
             known = getattr(self.guide.network, "labels", labels).num_classes
             if known != labels.num_classes:
                 raise ValueError(f"guide must be told the same {labels.num_classes} classes, got one of {known}.")
@@ -204,6 +206,13 @@ def _require_like(name: str, guiding: Denoiser | NoisyClassifier, denoiser: Deno
             f"{name} must be trained on images of {wanted[0]} channels and side {wanted[1]}, as the network that it "
             f"guides, got {mine[0]} and {mine[1]}."
         )
+
+
+def _require_told_alike(guide: nn.Module, network: nn.Module) -> None:
+    for name in ("low_resolution_channels", "num_augmentation_channels"):
+        mine, wanted = getattr(guide, name, 0), getattr(network, name, 0)
+        if mine != wanted:
+            raise ValueError(f"guide must have {name}={wanted}, as the network that it guides, got {mine}.")
 
 
 def _image(network: nn.Module) -> tuple[int | None, int | None]:
