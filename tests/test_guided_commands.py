@@ -121,6 +121,17 @@ def test_a_classifier_changes_images_and_none_leaves_it_out(runs: dict[str, Path
     assert guided.protocol()["classifier_scale"] == 1000
     assert plain.protocol() == without.protocol()
     assert torch.equal(plain.draw(range(16)), without.draw(range(16)))
+    assert not torch.equal(plain.draw(range(16)), guided.draw(range(16)))
+
+
+@pytest.mark.usefixtures("hydra_here")
+def test_a_guide_is_found_from_any_folder(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("diffusion_lab.runs.ROOT", runs["classifier"].parent)
+    found = images(f"run={runs['upsampler']}", f"classifier={runs['classifier'].name}")
+    assert found.guidance.classifier is not None
 
 
 @pytest.mark.usefixtures("hydra_here")

@@ -18,6 +18,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from diffusion_lab import layout
 from diffusion_lab.config_check import UserError
+from diffusion_lab.config_values import ROOT
 
 NEARLY_NOISE = 0.05
 """The largest alpha / sigma at the end of a schedule that passes without a word: DDPM's is 0.006, EDM's 0.0125."""
@@ -39,9 +40,10 @@ def load_module(folder: Path, checkpoint: str = "last.ckpt") -> "DiffusionModule
 def located(name: str, word: str) -> tuple[Path, str]:
     """The run folder that a setting names, as itself or by one of its checkpoints, and the checkpoint's file name.
 
+    It may be named from here or from the project's own folder, as in the config of a run that was started there.
     Raises UserError where there is no such run.
     """
-    path = Path(word).expanduser()
+    path = next((path for path in (Path(word).expanduser(), ROOT / word) if path.exists()), Path(word))
     folder, checkpoint = (path.parent.parent, path.name) if path.suffix == ".ckpt" else (path, "last.ckpt")
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{name} must be the folder of a run, got {word}: {folder / 'config.yaml'} is missing.")

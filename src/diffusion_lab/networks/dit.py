@@ -122,10 +122,8 @@ class DiT(nn.Module):
         require_blocks(depth, mlp_ratio)
         self.resolution, self.in_channels, self.out_channels = resolution, in_channels, out_channels
         self.patch_size, self.checkpointing = patch_size, checkpointing
-        self.num_augmentation_channels, self.low_resolution_channels = (
-            num_augmentation_channels,
-            low_resolution_channels,
-        )
+        self.num_augmentation_channels = num_augmentation_channels
+        self.low_resolution_channels = low_resolution_channels
         self.labels = labels or Labels()
         self.patches = nn.Linear((in_channels + low_resolution_channels) * patch_size**2, channels)
         self.register_buffer("positions", grid_positions(resolution // patch_size, channels), persistent=False)
