@@ -155,3 +155,14 @@ def test_the_name_says_which_features_how_many_images_and_beside_what(
     kind: str, features: str, size: int, reference: str | None, name: str
 ) -> None:
     assert full_name(kind, features, size, reference) == name
+
+
+@pytest.mark.parametrize("smallest", [1.0, 1e-3, 1e-7, 1e-11])
+def test_the_root_of_covariances_of_full_rank_is_exact_however_small_their_smallest_spread(smallest: float) -> None:
+    # Commuting covariances, whose distance is known, turned so that none is diagonal.
+    turn = torch.linalg.qr(torch.randn(24, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).Q
+    one = torch.logspace(0, math.log10(smallest), 24, dtype=torch.float64)
+    other = 2 * one.flip(0)
+    sets = [FeatureSet(1000, torch.zeros(24, dtype=torch.float64), (turn * spread) @ turn.T) for spread in (one, other)]
+    expected = float((one.sqrt() - other.sqrt()).square().sum())
+    assert float(frechet_distance(*sets)) == pytest.approx(expected, rel=1e-7)

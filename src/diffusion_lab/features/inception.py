@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from diffusion_lab.features import weights as files
 from diffusion_lab.features.features import Features, FeaturesUnavailableError
@@ -50,6 +51,7 @@ class Inception(Features):
             )
         except RuntimeError as error:
             raise files.another_network(path, error) from error
+        _speed_up(self.network)
         self._spatial: Tensor | None = None
         self.network.Mixed_6d.branch1x1.register_forward_hook(self._keep_spatial)
         self.requires_grad_(False).eval()
@@ -75,6 +77,16 @@ class Inception(Features):
                 "put it there, or set features.weights to a copy of it."
             ) from error
         return path
+
+
+def _speed_up(network: nn.Module) -> None:
+    """The same function for half as much time on a CPU: features move by less than a millionth of their size."""
+    for layer in list(network.modules()):
+        if isinstance(getattr(layer, "bn", None), nn.BatchNorm2d):
+            # A batch norm that no longer learns is a scale and a shift of the convolution before it.
+            fused: nn.Module = fuse_conv_bn_eval(layer.conv.double(), layer.bn.double())  # type: ignore
+            layer.conv, layer.bn = fused.float(), nn.Identity()
+    network.to(memory_format=torch.channels_last)
 
 
 def _as_file(state: dict[str, Tensor]) -> io.BytesIO:

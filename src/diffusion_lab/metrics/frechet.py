@@ -17,12 +17,26 @@ def frechet_distance(one: FeatureSet, other: FeatureSet) -> Tensor:
     """
     if one.dimensions != other.dimensions:
         raise ValueError(f"features must be alike in both sets, got {one.dimensions} and {other.dimensions}.")
-    # tr (C1 C2)^(1/2) is the sum of the singular values of F1' F2, where C = F F': no root is taken of what should be 0
-    # but is not for rounding, so that fewer images than features are exact too.
-    overlap = torch.linalg.svdvals(one.factor.T @ other.factor).sum()
-    spread = one.covariance.trace() + other.covariance.trace() - 2 * overlap
+    spread = one.covariance.trace() + other.covariance.trace() - 2 * _overlap(one, other)
     distance: Tensor = (one.mean - other.mean).square().sum() + spread
     return distance.clamp(min=0)
+
+
+def _overlap(one: FeatureSet, other: FeatureSet) -> Tensor:
+    """Tr (C1 C2)^(1/2), float64 []."""
+    if min(one.count, other.count) > one.dimensions:
+        # The roots of the eigenvalues of F1' C2 F1, where C = F F': a symmetric problem, three times as fast as all
+        # others. Of a value, rounding leaves about `rounding`, and of its root the more the smaller it is.
+        values = torch.linalg.eigvalsh(one.factor.T @ other.covariance @ one.factor).clamp(min=0)
+        rounding = torch.finfo(values.dtype).eps * values.max()
+        error = torch.minimum(rounding / (2 * values.sqrt()), rounding.sqrt()).sum()
+        if 2 * error < 1e-8 * (one.covariance.trace() + other.covariance.trace()):
+            by_eigenvalues: Tensor = values.sqrt().sum()
+            return by_eigenvalues
+    # The sum of the singular values of F1' F2: no root is taken of what should be 0 but is not for rounding, so that
+    # fewer images than features are exact too.
+    by_singular_values: Tensor = torch.linalg.svdvals(one.factor.T @ other.factor).sum()
+    return by_singular_values
 
 
 @dataclass(frozen=True)
