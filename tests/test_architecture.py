@@ -27,7 +27,7 @@ MATHEMATICS = (
     "step_guard",
 )
 DOORS = (
-    *("config_check", "config_entry", "config_values", "guides"),
+    *("acceleration", "config_check", "config_entry", "config_values", "guides"),
     *(
         "runs",
         "run_building",

@@ -116,7 +116,7 @@ def covered_by(swept: Iterable[str]) -> list[str]:
         group = word.partition(".")[0]
         fields += [word, *(COVERED.get(group, ()))]
         fields += [group] if group in ("sampler", "features", "schedule", "ema") else []
-        fields += ["precision"] if word == "trainer.precision" else []
+        fields += ["precision"] if word in ("trainer.precision", "trainer.compile", "trainer.channels_last") else []
     return list(dict.fromkeys(fields))
 
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from diffusion_lab import acceleration
+from diffusion_lab.acceleration import Acceleration
 from diffusion_lab.config_check import UserError, refuse, wrong_arguments
 from diffusion_lab.runs import build_module, instantiated, require_layout, resolved, trains_classifier
 
@@ -47,6 +49,7 @@ def build(config: DictConfig) -> Run:
         if isinstance(value, (int, float)) and value < least:
             raise UserError(f"trainer.{name} must be at least {least}, got {value}.")
     require_layout(config.trainer)
+    accelerate, config.trainer = Acceleration.of(config.trainer), acceleration.without(config.trainer)
     folder = Path(config.run_folder)
     heavy = tuple(key for key in ("callbacks", "logger", "trainer", "metrics", "features") if key in config)
     light = {key: node for key, node in config.items() if key not in heavy and key != "data"}
@@ -76,6 +79,7 @@ def build(config: DictConfig) -> Run:
     callbacks = list(_build_callbacks(config))
     loggers = [instantiated(node, f"logger.{name}") for name, node in config.logger.items() if node is not None]
     trainer = instantiated(config.trainer, "trainer", callbacks=callbacks, logger=loggers)
+    accelerate(module.network)
     _require_even_shares(datamodule, trainer)
     return Run(module, datamodule, trainer, folder)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion_lab import acceleration
 from diffusion_lab.config_check import UserError, refuse, wrong_arguments
 from diffusion_lab.run_images import Target, configured, load_images, stages
 from diffusion_lab.runs import instantiated, resolved, saved_config
@@ -57,7 +58,11 @@ def load(config: DictConfig, target: Target, fabric: "Fabric") -> Measured:
         metrics, means = _metrics(trained, store)
         reference = _reference(config.reference, store) if any(m.needs_reference for m in metrics) else None
         evaluation = Evaluation(
-            images, reference, config.num_samples, seed=config.seed, precision=str(config.trainer.precision)
+            images,
+            reference,
+            config.num_samples,
+            seed=config.seed,
+            precision=acceleration.precision(config.trainer),
         )
         evaluation.require(metrics)
     except (ValueError, FileNotFoundError) as error:

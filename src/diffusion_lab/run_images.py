@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion_lab import acceleration
+from diffusion_lab.acceleration import Acceleration
 from diffusion_lab.config_check import UserError, refuse, wrong_arguments
 from diffusion_lab.layout import environment
 from diffusion_lab.runs import (
@@ -169,7 +171,8 @@ def load_images(config: DictConfig, target: Target, fabric: "Fabric") -> tuple["
     try:
         small = _shrunk(config, trained) if trained.low_resolution is not None else None
         guidance = instantiated(trained.guidance, "guidance")
-        images = SampledImages(module.to(fabric.device), guidance=guidance, small=small, **settings)
+        _accelerate(config, module.to(fabric.device))
+        images = SampledImages(module, guidance=guidance, small=small, **settings)
         for number, (stage, of_stage) in enumerate(enlarging):
             if of_stage.low_resolution is None:
                 raise UserError(
@@ -178,6 +181,7 @@ def load_images(config: DictConfig, target: Target, fabric: "Fabric") -> tuple["
             noise = config.low_resolution_noise if number == len(enlarging) - 1 else 0.0
             small = DrawnImages(images, instantiated(of_stage.low_resolution, "low_resolution"), noise)
             module = with_weights(of_stage, stage.checkpoint).eval().to(fabric.device)
+            _accelerate(config, module)
             guidance = instantiated(of_stage.guidance, "guidance")
             images = SampledImages(module, guidance=guidance, small=small, batch_size=config.batch_size)
     except (ValueError, FileNotFoundError) as error:
@@ -195,6 +199,12 @@ def _require_effect(config: DictConfig, trained: DictConfig) -> None:
         raise UserError(
             f"low_resolution_noise must be 0 for a run that enlarges nothing, got {config.low_resolution_noise}."
         )
+
+
+def _accelerate(config: DictConfig, module: "DiffusionModule") -> None:
+    accelerate = Acceleration.of(config.trainer)
+    for average in module.ema.networks.values():
+        accelerate(average)
 
 
 def stages(config: DictConfig) -> list[Target]:
@@ -231,7 +241,7 @@ def _shrunk(config: DictConfig, trained: DictConfig) -> "SmallImages":
 
 def work_folder(config: DictConfig, images: "SampledImages") -> Path:
     """Where finished batches are kept for the same images, whichever job asks for them."""
-    return Path(config.work_folder) / images.identity(config.trainer.precision)[:16]
+    return Path(config.work_folder) / images.identity(acceleration.precision(config.trainer))[:16]
 
 
 def leave(config: DictConfig, images: "SampledImages") -> None:
