@@ -131,7 +131,7 @@ def test_noise_is_standard_normal_in_float32(noise: Callable[[], Tensor]) -> Non
 
 
 def test_noise_for_another_number_of_images_than_positions_is_refused() -> None:
-    with pytest.raises(ValueError, match="argument"):
+    with pytest.raises(ValueError, match="noise must be of one image a position, 4, got 5"):
         Draws(0, 0, range(4), 4).noise(torch.zeros(5, *IMAGE))
 
 

@@ -48,4 +48,4 @@ class ClassifierModule(TrainedModule):
         self.times.finish_step(self.guard.applied)
         share = self.trainer.strategy.reduce(torch.stack(self._right).mean(), reduce_op="mean")
         self._right.clear()
-        self.log("accuracy", share)
+        self.tell(accuracy=share)

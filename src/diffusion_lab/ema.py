@@ -1,6 +1,7 @@
 """Averaged copies of a network, and the rules by which their decays grow."""
 
 import copy
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -121,6 +122,12 @@ class EMA(nn.Module):
         _require_averages(decays)
         self.decays = dict(decays)
         self.networks = nn.ModuleDict({name: copy.deepcopy(network).requires_grad_(False) for name in decays})
+        # Walking through a network's modules costs as much as the update itself. Buffers may be replaced: not kept.
+        self._averaged: dict[str, list[Tensor]] = {
+            name: [*average.parameters()] for name, average in self.networks.items()
+        }
+        self._has_buffers = any(True for _ in network.buffers())
+        self._followed: tuple[weakref.ref[nn.Module], list[Tensor]] | None = None
         self.num_updates = 0  # not a tensor: reading one would make every step wait for the device
         self.eval()
 
@@ -132,13 +139,17 @@ class EMA(nn.Module):
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
         """Moves the averages towards the weights of `network`, by one update."""
-        parameters: list[Tensor] = list(network.parameters())
         for name, decay in self.decays.items():
-            averages: list[Tensor] = list(self.networks[name].parameters())
-            torch._foreach_lerp_(averages, parameters, 1 - decay(self.num_updates))
-            for average, buffer in zip(self.networks[name].buffers(), network.buffers(), strict=True):
-                average.copy_(buffer)
+            torch._foreach_lerp_(self._averaged[name], self._parameters_of(network), 1 - decay(self.num_updates))
+            if self._has_buffers:
+                for average, buffer in zip(self.networks[name].buffers(), network.buffers(), strict=True):
+                    average.copy_(buffer)
         self.num_updates += 1
+
+    def _parameters_of(self, network: nn.Module) -> list[Tensor]:
+        if self._followed is None or self._followed[0]() is not network:
+            self._followed = weakref.ref(network), list(network.parameters())
+        return self._followed[1]
 
     def train(self, mode: bool = True) -> "EMA":
         return super().train(False)

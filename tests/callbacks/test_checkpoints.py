@@ -122,7 +122,9 @@ def test_a_run_goes_on_with_another_accumulation(tmp_path: Path) -> None:
     trainer = saved(resumed, tmp_path, 8, accumulate_grad_batches=3, ckpt_path=tmp_path / "last.ckpt")
     assert trainer.global_step == 8
     assert int(resumed.ema.num_updates) == 8
-    torch.testing.assert_close(weights(resumed.network), weights(whole.network), rtol=1e-3, atol=1e-4)
+    # Adam makes a whole step of a gradient that is 0 but for rounding: single weights may be further off.
+    difference = weights(resumed.network) - weights(whole.network)
+    assert float(difference.norm() / weights(whole.network).norm()) < 1e-4
 
 
 def test_a_run_goes_on_at_the_rates_of_its_optimizer(tmp_path: Path) -> None:

@@ -73,10 +73,10 @@ corrected = partial(Case, asked=twice, num_draws=lambda num_steps: 2 * num_steps
 
 SAMPLERS = {
     "ancestral, fixed large": noisy(partial(Ancestral, variance=FixedLarge())),
-    "ancestral, fixed small": noisy(partial(Ancestral, variance=FixedSmall())),
+    "ancestral, fixed small": noisy(partial(Ancestral, variance=FixedSmall()), bias=0.02),
     "ddim, eta 0": Case(partial(DDIM, eta=0.0)),
     "ddim, eta 0.5": noisy(partial(DDIM, eta=0.5)),
-    "ddim, eta 1": noisy(partial(DDIM, eta=1.0)),
+    "ddim, eta 1": noisy(partial(DDIM, eta=1.0), bias=0.02),
     "euler": Case(Euler),
     "euler, churn": churned(partial(Euler, churn=CHURN), bias=0.02),
     "heun": Case(Heun, at_both_ends, num_steps=125),

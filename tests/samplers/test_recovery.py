@@ -44,7 +44,7 @@ def test_sampler_recovers_a_gaussian_from_its_exact_denoiser(
     process = GaussianProcess(schedule)
     sampler = case.build(process, num_steps=case.num_steps, time_grid=grid, clipping=NoClipping())
     images = sampler.sample(GaussianOracle(process, 0.3, 0.5), ImageNoise(range(20), (3, 24, 12)), Condition())
-    assert float(images.mean()) == pytest.approx(0.3, abs=0.01)
+    assert float(images.mean()) == pytest.approx(0.3, abs=0.015)  # four deviations of a mean of so many pixels
     assert float(images.std()) == pytest.approx(0.5, abs=case.bias)
 
 

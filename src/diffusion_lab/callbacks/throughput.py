@@ -4,13 +4,14 @@ import time
 from collections import deque
 from typing import Any
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, Trainer
 
 from diffusion_lab.data.image_datamodule import ImageBatch
+from diffusion_lab.training_module import TrainedModule
 
 
 class Throughput(Callback):
-    """Logs images_per_second, over all processes, and data_wait, the share of the time that batches were waited for.
+    """Tells images_per_second, over all processes, and data_wait, the share of the time that batches were waited for.
 
     Means over the last batches, without sampling and measuring.
     """
@@ -24,11 +25,11 @@ class Throughput(Callback):
         self._started = self._waited = 0.0
         self._num_batches = 0
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: TrainedModule, batch: Any, batch_idx: int) -> None:
         self._started = time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: ImageBatch, batch_idx: int
+        self, trainer: Trainer, pl_module: TrainedModule, outputs: Any, batch: ImageBatch, batch_idx: int
     ) -> None:
         if self._num_batches == 1:  # the very first batch also prepared kernels
             self._training.clear()
@@ -39,12 +40,4 @@ class Throughput(Callback):
         self._waiting.append(self._waited - before)
         waiting, seconds = sum(self._waiting), sum(self._training) + sum(self._waiting)
         speed = len(batch) * trainer.world_size * len(self._training) / seconds
-        self.log_dict({"images_per_second": speed, "data_wait": waiting / seconds})
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Lightning logs every log_every_n_steps alone: without this a shorter run would leave no numbers at all.
-        if trainer.global_step % trainer.log_every_n_steps:
-            numbers = {key: float(value) for key, value in trainer.callback_metrics.items()}
-            for logger in trainer.loggers:
-                logger.log_metrics(numbers, step=trainer.global_step)
-                logger.save()
+        pl_module.tell(images_per_second=speed, data_wait=waiting / seconds)

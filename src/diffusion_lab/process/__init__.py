@@ -22,7 +22,7 @@ from diffusion_lab.process.discrete_schedules import (
     SigmoidSchedule,
     WarmupSchedule,
 )
-from diffusion_lab.process.gaussian import GaussianProcess
+from diffusion_lab.process.gaussian import GaussianProcess, weighted_sum
 from diffusion_lab.process.predictions import (
     X0,
     EDMDenoiser,
@@ -93,4 +93,5 @@ __all__ = [
     "Variance",
     "WarmupSchedule",
     "split_output",
+    "weighted_sum",
 ]

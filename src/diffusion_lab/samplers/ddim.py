@@ -7,9 +7,9 @@ from torch import Tensor
 
 from diffusion_lab.denoiser import DenoiserLike
 from diffusion_lab.networks import Condition
-from diffusion_lab.process import GaussianProcess
+from diffusion_lab.process import GaussianProcess, weighted_sum
 from diffusion_lab.samplers.clipping import Clipping, StaticClipping
-from diffusion_lab.samplers.sampler import Noise, OnStep, Sampler
+from diffusion_lab.samplers.sampler import Noise, OnStep, Sampler, add_noise
 from diffusion_lab.samplers.time_grids import TimeGrid, UniformTimes
 
 
@@ -47,9 +47,9 @@ class DDIM(Sampler):
         x_t = self.start(noise)
         for i, (on_x_0, on_x_t, deviation) in enumerate(weights):
             x_0 = self.estimate(denoiser, x_t, t[i], condition).x_0
-            x_t = on_x_0 * x_0 + on_x_t * x_t
+            x_t = weighted_sum(on_x_0, x_0, on_x_t, x_t)
             if deviation > 0:
-                x_t = x_t + deviation * noise.draw()
+                x_t = add_noise(x_t, deviation, noise.draw())
             if on_step is not None:
                 on_step(i + 1, x_t, x_0)
         return x_t

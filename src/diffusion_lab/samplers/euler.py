@@ -7,7 +7,7 @@ from torch import Tensor
 
 from diffusion_lab.denoiser import DenoiserLike
 from diffusion_lab.networks import Condition
-from diffusion_lab.process import GaussianProcess
+from diffusion_lab.process import GaussianProcess, weighted_sum
 from diffusion_lab.samplers.churn import Churn
 from diffusion_lab.samplers.clipping import Clipping, StaticClipping
 from diffusion_lab.samplers.sampler import Noise, OnStep, Sampler
@@ -43,7 +43,7 @@ class Euler(Sampler):
             if churned > 0:
                 x_t = rescaled * x_t + churned * noise.draw()
             x_0 = self.estimate(denoiser, x_t, t[i], condition).x_0
-            x_t = on_x_0 * x_0 + on_x_t * x_t
+            x_t = weighted_sum(on_x_0, x_0, on_x_t, x_t)
             if on_step is not None:
                 on_step(i + 1, x_t, x_0)
         return x_t

@@ -88,7 +88,8 @@ class ClassifierFreeGuidance:
             raise ValueError("label must be given where guidance_scale is not 1, got None.")
         without = replace(condition, label=torch.full_like(condition.label, self.null_label))
         # One pass over both halves: the same arithmetic at half the number of calls.
-        both = self.of.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), Condition.cat(condition, without))
+        twice = t[:1].expand(2 * len(t)) if t.stride() == (0,) else torch.cat([t, t])
+        both = self.of.denoiser(torch.cat([x_t, x_t]), twice, Condition.cat(condition, without))
         strong, weak = both.x_0.chunk(2)
         # The reverse variance is that of the network as it was trained, with the label.
         variance_output = None if both.variance_output is None else both.variance_output.chunk(2)[0]

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
@@ -88,7 +88,7 @@ class Sampler(ABC):
     def answer(self, denoiser: DenoiserLike, x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
         """The denoiser's answer at one time t [], x_0 held in range by the clipping, and its gradient as it is."""
         answer = denoiser(x_t, t.expand(len(x_t)), condition)
-        return replace(answer, x_0=self.clipping(answer.x_0))
+        return Estimate(self.clipping(answer.x_0), answer.variance_output, answer.gradient)
 
     def moved(self, answer: Estimate, t: Tensor) -> Tensor:
         """x_0 after noise - sigma_t gradient has taken the place of noise (Dhariwal & Nichol 2021, algorithm 2).
@@ -102,6 +102,11 @@ class Sampler(ABC):
         # The paper's code holds x_0 in range before it is moved and not after. With little signal left the move is many
         # times the range, and one step of DDIM would carry it all: here x_0 is held in range again.
         return self.clipping(answer.x_0 + self.process.widen(length, answer.x_0) * answer.gradient)
+
+
+def add_noise(x: Tensor, deviation: Tensor | float, noise: Tensor) -> Tensor:
+    """X + deviation * noise, in x's own memory: x must be the sampler's.  x, noise: [B, C, H, W]."""
+    return x.add_(noise, alpha=deviation) if isinstance(deviation, float) else x.addcmul_(deviation, noise)
 
 
 def reverse_deviation(variance: Variance, process: GaussianProcess, t: Tensor, s: Tensor) -> StepDeviation:
