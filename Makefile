@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BENCH_READY := $(VENV)/.bench_ready
 CPUS := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 WORKERS := $(shell [ $(CPUS) -gt 4 ] && echo 4 || echo $(CPUS))
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-full test-cluster lint format types clean clean-logs
+.PHONY: help install train test test-full test-cluster bench lint format types clean clean-logs
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +36,13 @@ test-full: $(READY) ## run the suite and all that takes longer, the whole quick 
 
 test-cluster: $(READY) ## run the commands on a real Slurm of this one machine, which it installs where it can
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster -n 0 -rs tests/cluster
+
+bench: $(BENCH_READY) ## measure beside diffusers and others, half an hour on two cores: docs/benchmarks.md
+	PYTHONPATH=$(VENV)/peers:$(VENV)/bench_peers $(BIN)/python benchmarks/run.py $(WORDS)
+
+$(BENCH_READY): $(READY) benchmarks/peers.txt
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/bench_peers --requirement benchmarks/peers.txt
+	@touch $@
 
 lint: $(READY) ## check style and format
 	$(BIN)/ruff check .

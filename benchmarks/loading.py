@@ -9,7 +9,6 @@ DataLoader, and a torchvision set with its transforms and a DataLoader. Without 
 
 import argparse
 import io
-import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 import torchvision
 from lightning import Trainer
+from measuring import Row, in_turns, main, timed
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -31,7 +31,6 @@ from diffusion_lab.data.image_datamodule import ImageDataModule, mirror
 from diffusion_lab.data.image_store import ImageStore
 
 BATCH_SIZE = 128
-ROUNDS = 7
 USUAL = transforms.Compose(
     [transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)]
 )
@@ -105,40 +104,47 @@ def rate(batches: Iterator[Tensor], seconds: float) -> float:
     return count / (time.perf_counter() - started)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--path", type=Path, help="folder of CIFAR-10 as parquet (column img)")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each of seven rounds of each way")
-    arguments = parser.parse_args()
+def decode_with_datasets(path: Path) -> None:
+    """Once through the set, into memory."""
+    rows = datasets.load_dataset(str(path), split="train", cache_dir=str(path.parent / "benchmark_cache"))
+    for batch in rows.with_format("numpy").iter(1000):
+        np.stack(batch["img"])
+
+
+def rows(arguments: argparse.Namespace) -> list[Row]:
     torch.set_num_threads(1)
     datasets.disable_progress_bars()
     torch.empty(7_000_000)  # as a network's activations do: lets the allocator keep pages from batch to batch
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        path = arguments.path or synthetic(Path(tempfile.mkdtemp(dir=folder)))
+        path = Path(arguments.path) if arguments.path else synthetic(Path(tempfile.mkdtemp(dir=folder)))
         linked = work / "set"
         linked.symlink_to(path.resolve())
         store = ImageStore(None, linked, image_column="img", cache_folder=work / "cache")
-        started = time.perf_counter()
-        size = len(store.load())
-        seconds = time.perf_counter() - started
-        print(f"{size:,} images of 32 x 32, batch {BATCH_SIZE}; our cache was built in {seconds:.1f} s")
+        built = timed(store.load)
+        read = timed(lambda: decode_with_datasets(linked))
         ways = {
-            "ours: gather, flip, scale": gathered(store),
-            "ours: whole data module": ours(store),
-            "torchvision, DataLoader": of_torchvision(store),
-            "datasets, DataLoader": of_datasets(linked),
+            "gathered": gathered(store),
+            "ours": ours(store),
+            "torchvision": of_torchvision(store),
+            "datasets": of_datasets(linked),
         }
-        rates: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(ROUNDS):  # in turns: what disturbs the machine disturbs all
-            for name, batches in ways.items():
-                rates[name].append(rate(batches, arguments.seconds))
-        whole = statistics.median(rates["ours: whole data module"])
-        for name, values in rates.items():
-            median = statistics.median(values)
-            spread = f"{min(values):,.0f} to {max(values):,.0f}"
-            print(f"{name:28}{median:10,.0f} images/s ({spread}), ours is {whole / median:.1f} times as fast")
+        jobs = {name: lambda way=way: rate(way, arguments.seconds) for name, way in ways.items()}
+        rates = in_turns(jobs, arguments.rounds)
+        size = len(store.load())
+    what = f"float batches of {BATCH_SIZE} of {size:,} images of 32 x 32, one thread"
+    return [
+        Row(what, "images/s", rates["ours"], rates["torchvision"], "torchvision's CIFAR10, DataLoader", 20, True),
+        Row(what, "images/s", rates["ours"], rates["datasets"], "datasets with a transform, DataLoader", 20, True),
+        Row(what, "images/s", rates["ours"], [200_000.0], "what we ask for", 1.0, True),
+        Row(f"decoding {size:,} images once", "s", [built], [read], "datasets, into memory", 1.0),
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    main(
+        __doc__,
+        rows,
+        path=(str, "", "folder of CIFAR-10 as parquet (column img)"),
+        seconds=(float, 1.0, "of each turn of each way"),
+    )

@@ -94,3 +94,17 @@ def test_answers_in_half_precision_become_estimates_in_float32() -> None:
         estimate = Denoiser(Given(answer), PROCESS, prediction)(x_t, TIMES, Condition()).x_0
         assert estimate.dtype == torch.float32
         assert torch.equal(estimate, exact)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS, ids=str)
+def test_one_time_for_all_images_is_the_same_as_a_time_for_each(prediction: Prediction) -> None:
+    answer, x_t = torch.randn(2, 5, 3, 8, 6)
+    network = Given(answer)
+    denoiser = Denoiser(network, PROCESS, prediction)
+    for t in TIMES:
+        for_each = denoiser(x_t, torch.full((5,), float(t), dtype=torch.float64), Condition())
+        told = network.told
+        for_all = denoiser(x_t, t.expand(5), Condition())
+        torch.testing.assert_close(for_all.x_0, for_each.x_0, rtol=1e-6, atol=1e-6 * float(for_each.x_0.abs().max()))
+        assert torch.equal(network.told[1], told[1])
+        torch.testing.assert_close(network.told[0], told[0])

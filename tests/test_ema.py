@@ -213,3 +213,12 @@ def test_averages_without_a_usable_name_or_rule_are_refused(decays: dict[str, De
 def test_decays_that_never_move_or_diverge_are_refused(build: Callable[[], Decay], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_the_average_follows_whichever_network_it_is_told_of_and_wherever_that_is_moved() -> None:
+    first, second, ema = network(1.0), network(3.0), EMA(network(0.0), {"ema": ConstantDecay(0.5)})
+    for followed, expected in ((first, 0.5), (second, 1.75), (first, 1.375)):
+        ema.update(followed)
+        assert all(torch.equal(p, torch.full_like(p, expected)) for p in ema.network.parameters())
+    ema.double().update(second.double())
+    assert all(torch.equal(p, torch.full_like(p, 2.1875)) for p in ema.network.parameters())

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from diffusion_lab.randomness import Draws, ImageNoise, Purpose, permutation, stream
+from diffusion_lab.randomness import Draws, ImageNoise, Purpose, normal_stream, permutation, stream
 
 IMAGE = (3, 8, 6)
 
@@ -198,3 +198,27 @@ def test_global_random_states_are_neither_read_nor_moved() -> None:
         assert torch.equal(torch.get_rng_state(), torch_state)
         assert str(np.random.get_state(legacy=False)) == str(numpy_state)
     assert all(torch.equal(one, other) for one, other in zip(*answers, strict=True))
+
+
+def test_normal_numbers_come_from_a_mersenne_twister_whose_whole_state_is_drawn_from_the_address() -> None:
+    # A run must give the same numbers in every version of torch: this pins the state that is written.
+    twister, words = np.random.MT19937(), np.random.Philox(key=[5, 3], counter=[0, 0, 7, 2]).random_raw(312)
+    twister.state = {"bit_generator": "MT19937", "state": {"key": words.view(np.uint32), "pos": 624}}
+    stream_of_torch = normal_stream(5, Purpose.NOISE, step=2, position=7)
+    found = torch.empty(2000, dtype=torch.int32).random_(generator=stream_of_torch)  # all but the highest bit
+    assert np.array_equal(found.numpy(), twister.random_raw(2000) & (2**31 - 1))
+
+
+@pytest.mark.parametrize("border", [1, 15, 16, 17, 31, 47])
+def test_noise_does_not_depend_on_where_the_blocks_of_a_stream_are_cut(border: int) -> None:
+    def noise(positions: Sequence[int]) -> Tensor:
+        return Draws(3, 8, positions, 48).noise(like=torch.zeros(len(positions), *IMAGE))
+
+    assert torch.equal(torch.cat([noise(range(border)), noise(range(border, 48))]), noise(range(48)))
+    assert torch.equal(noise([40, 3, 19]), noise(range(48))[[40, 3, 19]])
+
+
+def test_no_two_positions_of_a_step_share_numbers_however_many_blocks_there_are() -> None:
+    noise = Draws(0, 0, range(80), 80).noise(like=torch.zeros(80, *IMAGE)).flatten(1)
+    assert len({tuple(row) for row in noise.tolist()}) == 80
+    assert float((noise @ noise.T / 144).fill_diagonal_(0).abs().max()) < 0.5  # six deviations of 1 / 12

@@ -9,6 +9,7 @@ import shutil
 import sys
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +71,13 @@ def read(path: Path, *, map_location: Any = "cpu", mmap: bool = False) -> dict[s
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing.")
     try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-        if broken is not None:
-            raise DamagedCheckpointError(f"{path} is damaged: {broken} has another checksum than was written.")
-        checkpoint = torch.load(path, map_location=map_location, mmap=mmap, weights_only=True)
+        with ThreadPoolExecutor(max_workers=1) as beside:  # both take as long
+            broken = beside.submit(_broken_record, path)
+            try:
+                checkpoint = torch.load(path, map_location=map_location, mmap=mmap, weights_only=True)
+            finally:
+                if (name := broken.result()) is not None:
+                    raise DamagedCheckpointError(f"{path} is damaged: {name} has another checksum than was written.")
     except DamagedCheckpointError:
         raise
     except Exception as error:  # whatever a damaged archive leads its readers to
@@ -82,6 +85,11 @@ def read(path: Path, *, map_location: Any = "cpu", mmap: bool = False) -> dict[s
     if not isinstance(checkpoint, dict):
         raise DamagedCheckpointError(f"{path} is no checkpoint: it holds {type(checkpoint).__name__}.")
     return checkpoint
+
+
+def _broken_record(path: Path) -> str | None:
+    with zipfile.ZipFile(path) as archive:
+        return archive.testzip()
 
 
 def read_run(path: Path, *, mmap: bool = False) -> dict[str, Any]:

@@ -1,0 +1,127 @@
+"""What all benchmarks share: interleaved timing, rows of ours beside a peer's, and their table as text and JSON."""
+
+import argparse
+import json
+import statistics
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison.  ours, peer: every measured value; costs, of which less is better, unless `more_is_better`.
+
+    asked: the ratio that we want, above 1 where we want to be faster.  note: what the row means, or why it is lost.
+    """
+
+    what: str
+    unit: str
+    ours: list[float]
+    peer: list[float]
+    peer_name: str
+    asked: float | None = None
+    more_is_better: bool = False
+    note: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times better ours is."""
+        if not self.peer:
+            return None
+        ours, peer = statistics.median(self.ours), statistics.median(self.peer)
+        return ours / peer if self.more_is_better else peer / ours
+
+
+def timed(job: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    started = time.perf_counter()
+    job()
+    return time.perf_counter() - started
+
+
+def in_turns(jobs: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """What each job answers, `rounds` times, in turns that start with another job each time; a first round warms up."""
+    names = list(jobs)
+    answers: dict[str, list[float]] = {name: [] for name in names}
+    for round_ in range(rounds + 1):
+        for k in range(len(names)):
+            name = names[(round_ + k) % len(names)]
+            answer = jobs[name]()
+            if round_:
+                answers[name].append(answer)
+    return answers
+
+
+class Paused:
+    """A training loop that stands still between its steps: `advance` lets it do one and answers its seconds.
+
+    run: the loop, told what to call after each step.  The loop has a thread of its own, so that loops that own their
+    `for` can take turns.
+    """
+
+    def __init__(self, run: Callable[[Callable[[], None]], None]) -> None:
+        self._go, self._done = threading.Semaphore(0), threading.Semaphore(0)
+        self._error: BaseException | None = None
+        threading.Thread(target=self._in_thread, args=(run,), daemon=True).start()
+
+    def _in_thread(self, run: Callable[[Callable[[], None]], None]) -> None:
+        self._go.acquire()
+        try:
+            run(self._after_step)
+        except BaseException as error:  # raised again where somebody waits
+            self._error = error
+            self._done.release()
+
+    def _after_step(self) -> None:
+        self._done.release()
+        self._go.acquire()
+
+    def advance(self) -> float:
+        started = time.perf_counter()
+        self._go.release()
+        self._done.acquire()
+        if self._error is not None:
+            raise self._error
+        return time.perf_counter() - started
+
+
+def table(rows: Sequence[Row]) -> str:
+    """As markdown."""
+    lines = ["| | ours | peer | | times as good | asked | |", "|---|---|---|---|---|---|---|"]
+    for row in rows:
+        ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+        asked = "" if row.asked is None else f"{row.asked:g}"
+        values = [_value(values, row.unit) for values in (row.ours, row.peer)]
+        lines.append(f"| {row.what} | {values[0]} | {values[1]} | {row.peer_name} | {ratio} | {asked} | {row.note} |")
+    return "\n".join(lines)
+
+
+def _value(values: Sequence[float], unit: str) -> str:
+    if not values:
+        return ""
+    spread = "" if len(values) == 1 else f" ({_digits(min(values))} to {_digits(max(values))})"
+    return f"{_digits(statistics.median(values))} {unit}{spread}"
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def main(doc: str | None, rows: Callable[[argparse.Namespace], Sequence[Row]], **words: Any) -> None:
+    """The command of a benchmark.  words: further arguments, name=(type, default, help)."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="where the rows are written to")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each job")
+    for name, (kind, default, text) in words.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=text)
+    arguments = parser.parse_args()
+    found = list(rows(arguments))
+    print(table(found))
+    if arguments.json:
+        arguments.json.write_text(json.dumps([asdict(row) | {"ratio": row.ratio} for row in found], indent=1))
