@@ -143,6 +143,13 @@ def test_an_image_has_the_same_noise_in_any_batch() -> None:
         assert torch.equal(reordered.draw()[3], expected)
 
 
+@pytest.mark.parametrize("shape", [IMAGE, (1, 28, 28), (1, 5, 7), (3, 128, 128)])
+def test_draws_of_an_image_follow_each_other_in_its_stream(shape: tuple[int, int, int]) -> None:
+    noise, alone = ImageNoise([3, 8], shape), normal_stream(8, Purpose.SAMPLING)
+    drawn = [noise.draw() for _ in range(17)]  # some are drawn together, and none is lost between them
+    assert all(torch.equal(draw[1], torch.empty(shape).normal_(generator=alone)) for draw in drawn)
+
+
 def test_an_image_has_new_noise_at_every_draw_and_for_every_seed() -> None:
     noise = ImageNoise([0, 1], IMAGE)
     first, second = noise.draw(), noise.draw()

@@ -22,7 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from diffusion_lab import job, layout, run_status, sweeps
+from diffusion_lab import host_memory, job, layout, run_status, sweeps
 from diffusion_lab.attempt import ForeignFolderError, attempt
 from diffusion_lab.config_check import META, UserError, suggestion
 from diffusion_lab.config_values import ROOT as ROOT
@@ -83,6 +83,7 @@ def entry(
         _leave_files_to_the_first()
         sweeps.remember_command_line()
         layout.share_cores()
+        host_memory.keep_freed()
         _prefer_own_search()
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(run)()
     except (UserError, HydraException, OmegaConfBaseException) as error:

@@ -5,6 +5,7 @@ or, where many normal numbers are drawn, through a Mersenne Twister whose whole 
 reads or moves a global random state, and no state has to be saved to go on where a run stopped.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
@@ -49,17 +50,16 @@ def normal_stream(seed: int, purpose: Purpose, step: int = 0, position: int = 0)
     # manual_seed would read 32 bits of the address. The state is written instead: 624 words of 32 bits, each in a field
     # of 64, after the seed and three counters that say "just seeded".
     philox = np.random.Philox(key=[seed, purpose], counter=[0, 0, position, step])
-    words = philox.random_raw(_NUM_WORDS // 2).view(np.uint32)
-    state = _JUST_SEEDED.clone()
-    state[_WORDS].view(torch.int64).copy_(torch.from_numpy(words.astype(np.int64)))
+    state = _JUST_SEEDED.copy()
+    state[_WORDS].view(np.int64)[:] = philox.random_raw(_NUM_WORDS // 2).view(np.uint32)
     generator = torch.Generator()
-    generator.set_state(state)
+    generator.set_state(torch.from_numpy(state))
     return generator
 
 
 _NUM_WORDS = 624
 _WORDS = slice(24, 24 + 8 * _NUM_WORDS)
-_JUST_SEEDED = torch.Generator().manual_seed(0).get_state()
+_JUST_SEEDED = torch.Generator().manual_seed(0).get_state().numpy()
 
 
 def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
@@ -145,6 +145,13 @@ class Draws:
         return torch.from_numpy(numbers[self.positions])
 
 
+NUMBERS_AHEAD, DRAWS_AHEAD = 2**15, 7
+"""So many numbers of an image, and so many draws, are drawn at once at most: a call costs as much as 200 numbers.
+
+Seven, since a walk of 50 steps draws 49 times after its start.
+"""
+
+
 class ImageNoise:
     """Noise of images one by one: each draws from a stream of its own, whatever batch it stands in."""
 
@@ -166,6 +173,7 @@ class ImageNoise:
         self.shape = (len(seeds), *shape)
         self.device = torch.device(device)
         self._streams = [normal_stream(seed, purpose, step=stage) for seed in seeds]
+        self._drawn: Iterator[Tensor] | None = None
 
     @classmethod
     def of_images(
@@ -179,10 +187,24 @@ class ImageNoise:
 
     def draw(self) -> Tensor:
         """The next standard normal noise of every image: [B, C, H, W], float32."""
-        noise = _empty(self.shape, self.device)
-        for row, image_stream in zip(noise.unbind(), self._streams, strict=True):
+        if self._drawn is None:  # many need no more than one
+            self._drawn = iter(())
+            return self._draw(1)[0]
+        if (noise := next(self._drawn, None)) is None:
+            self._drawn = iter(self._draw(self._num_ahead()))
+            noise = next(self._drawn)
+        return noise
+
+    def _draw(self, num_draws: int) -> tuple[Tensor, ...]:
+        drawn = _empty((self.shape[0], num_draws, *self.shape[1:]), self.device)
+        for row, image_stream in zip(drawn.unbind(), self._streams, strict=True):
             row.normal_(generator=image_stream)
-        return noise.to(self.device, non_blocking=True)
+        return drawn.to(self.device, non_blocking=True).unbind(1)
+
+    def _num_ahead(self) -> int:
+        size = math.prod(self.shape[1:])
+        # torch makes normal numbers sixteen at a time: only draws of whole sixteens are the same at once and in turn.
+        return 1 if size % 16 else min(max(NUMBERS_AHEAD // size, 1), DRAWS_AHEAD)
 
 
 def _empty(shape: Sequence[int], device: torch.device) -> Tensor:
