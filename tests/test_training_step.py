@@ -29,16 +29,6 @@ from diffusion_lab.randomness import Draws
 from training import FewImages, fit, small_module
 
 
-def fitting(module: DiffusionModule) -> bool:
-    return module._trainer is not None and module._trainer.training
-
-
-@pytest.fixture(autouse=True)
-def steps_without_a_trainer_do_not_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    log = DiffusionModule.log
-    monkeypatch.setattr(DiffusionModule, "log", lambda self, *a, **k: log(self, *a, **k) if fitting(self) else None)
-
-
 def batch(module_seed: int = 0, size: int = 6) -> ImageBatch:
     generator = torch.Generator().manual_seed(module_seed)
     x_0 = torch.rand(size, 1, 8, 8, generator=generator) * 2 - 1
@@ -150,3 +140,14 @@ def test_training_learns_a_single_image() -> None:
     data = batch()
     data.x_0 = FewImages().load().gather(torch.arange(6)).float() / 127.5 - 1
     assert module.training_step(data, 0).item() < 0.75  # 1.0 before
+
+
+@pytest.mark.parametrize(("batches_a_step", "expected"), [(1, [False] * 3), (2, [False, True] * 2)])
+def test_gradients_leave_their_memory_to_the_next_forward_pass(batches_a_step: int, expected: list[bool]) -> None:
+    module, kept = small_module(), []
+    parameters = list(module.network.parameters())
+    module.network.register_forward_pre_hook(
+        lambda *_: kept.append(any(parameter.grad is not None for parameter in parameters))
+    )
+    fit(module, len(expected) // batches_a_step, accumulate_grad_batches=batches_a_step)
+    assert kept == expected

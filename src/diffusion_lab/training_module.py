@@ -54,6 +54,9 @@ class TrainedModule(LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         # The one hook that runs once per optimiser step, however many batches were accumulated for it.
         super().optimizer_step(*args, **kwargs)
+        # Lightning would keep the gradients through the next forward pass, which needs their memory.
+        for optimizer in self.trainer.optimizers:
+            optimizer.zero_grad()
         self.after_step()
         self._tell_of_step()
 
