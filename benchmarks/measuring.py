@@ -1,9 +1,14 @@
 """What all benchmarks share: interleaved timing, rows of ours beside a peer's, and their table as text and JSON."""
 
 import argparse
+import contextlib
 import json
+import os
+import resource
 import statistics
-import threading
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -38,6 +43,11 @@ class Row:
         return ours / peer if self.more_is_better else peer / ours
 
 
+def as_row(written: dict[str, Any]) -> Row:
+    """A row out of the file that `main` wrote."""
+    return Row(**{key: value for key, value in written.items() if key != "ratio"})
+
+
 def timed(job: Callable[[], object]) -> float:
     """Seconds of one call."""
     started = time.perf_counter()
@@ -59,36 +69,51 @@ def in_turns(jobs: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, 
 
 
 class Paused:
-    """A training loop that stands still between its steps: `advance` lets it do one and answers its seconds.
+    """A training loop in a process of its own that stands still between its steps: `advance` lets it do one.
 
-    run: the loop, told what to call after each step.  The loop has a thread of its own, so that loops that own their
-    `for` can take turns.
+    command: of that process, which calls `stands_still()` after each step.  peak: the most memory that it has used, MB.
     """
 
-    def __init__(self, run: Callable[[Callable[[], None]], None]) -> None:
-        self._go, self._done = threading.Semaphore(0), threading.Semaphore(0)
-        self._error: BaseException | None = None
-        threading.Thread(target=self._in_thread, args=(run,), daemon=True).start()
-
-    def _in_thread(self, run: Callable[[Callable[[], None]], None]) -> None:
-        self._go.acquire()
-        try:
-            run(self._after_step)
-        except BaseException as error:  # raised again where somebody waits
-            self._error = error
-            self._done.release()
-
-    def _after_step(self) -> None:
-        self._done.release()
-        self._go.acquire()
+    def __init__(self, command: list[str]) -> None:
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  open as long as the process lives
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
+        )
+        self.peak = 0.0
 
     def advance(self) -> float:
+        """The seconds of the next step."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            print("go", file=self._process.stdin, flush=True)
+        if not (said := self._process.stdout.readline()):
+            self._errors.seek(0)
+            raise RuntimeError(f"a loop ended:\n{self._errors.read()[-3000:]}")
+        seconds, self.peak = map(float, said.split())
+        return seconds
+
+    def end(self) -> None:
+        with self._errors, self._process:
+            self._process.kill()
+
+
+def stands_still() -> Callable[[], None]:
+    """What a process of `Paused` calls after each step: it tells the seconds since it was let go, and waits again."""
+    told = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what the loop prints is no answer
+    sys.stdin.readline()
+    started = time.perf_counter()
+
+    def after_step() -> None:
+        nonlocal started
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(time.perf_counter() - started, peak, file=told, flush=True)
+        if not sys.stdin.readline():
+            os._exit(0)  # whoever measured is gone
         started = time.perf_counter()
-        self._go.release()
-        self._done.acquire()
-        if self._error is not None:
-            raise self._error
-        return time.perf_counter() - started
+
+    return after_step
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -122,6 +147,7 @@ def main(doc: str | None, rows: Callable[[argparse.Namespace], Sequence[Row]], *
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=text)
     arguments = parser.parse_args()
     found = list(rows(arguments))
-    print(table(found))
+    if found:
+        print(table(found))
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(row) | {"ratio": row.ratio} for row in found], indent=1))

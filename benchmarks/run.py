@@ -20,10 +20,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from measuring import ROOT, Row, table
+from measuring import ROOT, Row, as_row, table
 
 BENCHMARKS = {
     "training_step": "A training step",
+    "overhead": "What Lightning and our module add",
     "network": "The network alone",
     "optimizer": "Optimiser and average",
     "sampler_step": "A sampler's step outside the network",
@@ -73,10 +74,6 @@ def measured(name: str, words: list[str]) -> dict[str, Any]:
             "date": time.strftime("%Y-%m-%d"),
             "minutes": round((time.monotonic() - started) / 60, 1),
         }
-
-
-def as_row(row: dict[str, Any]) -> Row:
-    return Row(**{key: value for key, value in row.items() if key != "ratio"})
 
 
 def short_of(rows: list[Row]) -> list[Row]:

@@ -104,10 +104,9 @@ def evaluations(folder: Path) -> dict[str, list[float]]:
         words = [f"run={folder / 'run'}", "sampler.num_steps=10", f"num_samples={num_samples}"]
         written = folder / f"evaluation_{num_samples}"
         run("src/evaluate.py", *words, f"hydra.run.dir={written}", f"work_folder={folder / 'images'}")
-        record = next(json.loads(path.read_text()) for path in sorted(written.glob("**/*.json")))
-        seconds = record["seconds"] if "seconds" in record else record[0]["seconds"]
+        record = json.loads(next(written.glob("**/metrics.json")).read_text())
         for part, values in found.items():
-            values.append(seconds[part])
+            values.append(record["seconds"][part])
     return found
 
 
@@ -123,15 +122,20 @@ def sweeps(folder: Path) -> list[float]:
 
 
 def draw(curves: dict[str, tuple[Sequence[int], dict[str, list[float]]]]) -> None:
-    figure, panels = pyplot.subplots(1, len(curves), figsize=(4 * len(curves), 3.6), layout="constrained")
-    for axes, (name, (values, sides)) in zip(panels, curves.items(), strict=True):
+    figure, panels = pyplot.subplots(2, 3, figsize=(11, 6.5), layout="constrained")
+    for axes, (name, (values, sides)) in zip(panels.flat, curves.items(), strict=False):
         for side, seconds in sides.items():
-            axes.loglog(values, seconds, "-o", markersize=3, label=side)
+            axes.plot(values, seconds, "-o", markersize=3, label=side)
+        if len(sides) > 1:
+            axes.set(xscale="log", yscale="log")
+        else:  # what a run adds to a sweep is the slope of a straight line
+            axes.set_ylim(bottom=0)
         axes.set(xlabel=name, ylabel="seconds")
         axes.set_xticks(values, [str(value) for value in values])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
+    panels.flat[-1].axis("off")
     figure.savefig(ROOT / "docs" / "scaling.png", dpi=110)
 
 

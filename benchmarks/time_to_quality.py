@@ -12,6 +12,7 @@ first step. Where a peer's default network halves more often than twice, it sees
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -22,8 +23,11 @@ from pathlib import Path
 import peers
 import torch
 import torch.nn.functional as F
+from hydra.utils import instantiate
+from matplotlib import pyplot
 from torch import Tensor, nn
 
+from diffusion_lab import runs
 from diffusion_lab.data.image_store import ImageStore
 from diffusion_lab.data.images import Images
 from diffusion_lab.denoiser import Denoiser
@@ -38,6 +42,7 @@ from diffusion_lab.samplers import DDIM
 ROOT = Path(__file__).parents[1]
 MINUTES = (1, 2, 3, 4, 5, 6, 8, 10)
 NUM_SAMPLES, BATCH_SIZE, NUM_STEPS = 5000, 100, 10
+TICKS = (3, 4, 6, 8, 10, 15, 20, 30, 40, 60)
 
 
 @dataclass(frozen=True)
@@ -91,12 +96,16 @@ def train_ours(name: str, path: Path, folder: Path, words: list[str]) -> None:
     for file in files:
         if file.name in wanted:
             state = torch.load(file, weights_only=True, map_location="cpu")["state_dict"]
-            prefix = "ema.networks.ema."
-            prefix = next(key for key in state if key.startswith("ema.networks.")).rsplit(".", 1)[0]
-            prefix = ".".join(prefix.split(".")[:3]) + "."
-            weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-            keep(folder, name, minutes[file.name], int(file.stem.split("_")[1]), weights)
+            keep(folder, name, minutes[file.name], int(file.stem.split("_")[1]), averaged(state))
         file.unlink()
+
+
+def averaged(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The averaged weights in a checkpoint of ours, under the network's names."""
+    average = "ema.networks."
+    name = next(key for key in state if key.startswith(average)).removeprefix(average).split(".")[0]
+    prefix = f"{average}{name}."
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def train_peer(name: str, path: Path, folder: Path, minutes: float) -> None:
@@ -117,8 +126,7 @@ def train_peer(name: str, path: Path, folder: Path, minutes: float) -> None:
             bf16=peer.added, fused=peer.added, results=folder / name,
         )  # fmt: skip
     due = [minute for minute in MINUTES if minute <= minutes] or [minutes]
-    started, step = time.monotonic(), 0
-    saving = 0.0
+    started, step, saving = time.monotonic(), 0, 0.0
 
     def after_step() -> None:
         nonlocal step, saving
@@ -153,16 +161,11 @@ class TimedNetwork(nn.Module):
         return answer if isinstance(answer, Tensor) else answer.sample  # type: ignore[no-any-return]
 
 
-def denoiser(name: str, weights: dict[str, Tensor]) -> tuple[Denoiser, int]:
+def denoiser(name: str, weights: dict[str, Tensor], folder: Path) -> tuple[Denoiser, int]:
     """The averaged network as it was meant, and the side of its images."""
     prediction: Prediction
     if name in OURS:
-        from hydra import compose, initialize_config_dir
-        from hydra.utils import instantiate
-
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            words = [*OURS[name], "data=fashion_mnist", "conditioning=none", "guidance_scale=1"]
-            config = compose("train", [word for word in words if not word.startswith("trainer")])
+        config = runs.saved_config(folder / name)
         network = instantiate(config.model, _convert_="all")
         network.load_state_dict(weights)
         process, prediction = instantiate(config.process, _convert_="all"), instantiate(config.prediction)
@@ -204,7 +207,7 @@ def measure(name: str, path: Path, folder: Path, only: list[float], num_samples:
         if line["name"] != name or (only and not any(abs(line["minutes"] - minute) < 0.4 for minute in only)):
             continue
         weights = torch.load(folder / f"{name}-{line['step']:06}.pt", weights_only=True)
-        pixels = samples(*denoiser(name, weights), num_samples)
+        pixels = samples(*denoiser(name, weights, folder), num_samples)
         distance = float(frechet_distance(seen(pixels, features), reference))
         picture(pixels[:64], folder / f"{name}-{line['step']:06}.png")
         with (folder / "distances.jsonl").open("a") as file:
@@ -218,8 +221,53 @@ def picture(pixels: Tensor, file: Path) -> None:
     save_image(pixels.float() / 255, file, nrow=8)
 
 
+def curve(lines: list[dict[str, float]]) -> tuple[list[float], list[float]]:
+    """Minutes and distances, growing in time."""
+    ordered = sorted((line["minutes"], line["distance"]) for line in lines)
+    return [minutes for minutes, _ in ordered], [distance for _, distance in ordered]
+
+
+def reached(minutes: list[float], distances: list[float], wanted: float) -> str:
+    """When a curve first falls to a distance, between two measurements along a straight line in the logarithm."""
+    for k, distance in enumerate(distances):
+        if distance <= wanted:
+            if k == 0:
+                return f"before {minutes[0]:.2f}"
+            share = math.log(distances[k - 1] / wanted) / math.log(distances[k - 1] / distance)
+            return f"{minutes[k - 1] + share * (minutes[k] - minutes[k - 1]):.2f}"
+    return "not"
+
+
 def report(folder: Path) -> None:
-    raise NotImplementedError
+    """The table, and the plot of all curves."""
+    measured = [json.loads(line) for line in (folder / "distances.jsonl").read_text().splitlines()]
+    lines = list({(line["name"], line["step"]): line for line in measured}.values())  # the last one counts
+    curves = {name: curve([line for line in lines if line["name"] == name]) for name in (*OURS, *PEERS)}
+    counts = {line["name"]: int(line["num_samples"]) for line in lines}
+    print("| | distance at the end | at minute | samples | ours is there at minute | times sooner |")
+    print("|---|---|---|---|---|---|")
+    for name, (minutes, distances) in curves.items():
+        if not distances:
+            continue
+        cells = [name, f"{distances[-1]:.2f}", f"{minutes[-1]:.1f}", f"{counts[name]:,}"]
+        if name in PEERS:
+            when = reached(
+                *curves["ours_default" if PEERS[name].size == "default" else "ours_unet_tiny"], distances[-1]
+            )
+            ratio = "" if when == "not" else f"{minutes[-1] / float(when.removeprefix('before ')):.1f}"
+            cells += [when, f"over {ratio}" if "before" in when else ratio]
+        print("| " + " | ".join([*cells, "", ""][:6]) + " |")
+    figure, axes = pyplot.subplots(figsize=(8.5, 4.5), layout="constrained")
+    for name, (minutes, distances) in curves.items():
+        if distances:
+            style = "-o" if name in OURS else "--s"
+            axes.semilogy(minutes, distances, style, markersize=4, label=name.replace("_", " "))
+    axes.set(xlabel="minutes of training on two cores", ylabel="distance to Fashion-MNIST")
+    axes.set_yticks(TICKS, [str(tick) for tick in TICKS])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(ROOT / "docs" / "time_to_quality.png", dpi=110)
 
 
 def main() -> None:

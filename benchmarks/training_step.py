@@ -4,23 +4,26 @@
 
 Ours through src/train.py's own objects, Lightning's Trainer and all callbacks that act at each step; a bare loop of the
 same mathematics; diffusers' unconditional example and denoising-diffusion-pytorch's Trainer at their defaults, and with
-bfloat16 and Adam's fused kernel. All loops stand still between their steps and take turns.
+bfloat16 and Adam's fused kernel. Each loop has a process of its own; they stand still between their steps and take
+turns.
 """
 
 import argparse
 import itertools
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import peers
 import torch
 from hydra import compose, initialize_config_dir
-from measuring import ROOT, Paused, Row, in_turns, main
+from measuring import ROOT, Paused, Row, in_turns, main, stands_still
 from torch import Tensor, nn
 
-from diffusion_lab import run_building
+from diffusion_lab import host_memory, run_building
 from diffusion_lab.networks import Condition
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -51,7 +54,7 @@ def config(model: str, folder: Path, *words: str) -> Any:
         ])  # fmt: skip
 
 
-def ours(model: str, folder: Path, bf16: bool) -> Callable[[Callable[[], None]], None]:
+def ours(model: str, folder: Path, bf16: bool, *words: str) -> Callable[[Callable[[], None]], None]:
     from lightning import Callback
 
     class Tell(Callback):
@@ -60,7 +63,7 @@ def ours(model: str, folder: Path, bf16: bool) -> Callable[[Callable[[], None]],
                 self.after_step()
             self.begun = True
 
-    run = run_building.build(config(model, folder, f"trainer.precision={'bf16-mixed' if bf16 else '32-true'}"))
+    run = run_building.build(config(model, folder, f"trainer.precision={'bf16-mixed' if bf16 else '32-true'}", *words))
     tell = Tell()
     tell.begun = False
     run.trainer.callbacks.append(tell)
@@ -72,9 +75,9 @@ def ours(model: str, folder: Path, bf16: bool) -> Callable[[Callable[[], None]],
     return fit
 
 
-def bare(model: str, folder: Path, pixels: Tensor, bf16: bool) -> Callable[[Callable[[], None]], None]:
+def bare(model: str, folder: Path, pixels: Tensor, bf16: bool, *words: str) -> Callable[[Callable[[], None]], None]:
     """The same step in plain PyTorch, on noise from the global random state."""
-    run = run_building.build(config(model, folder))
+    run = run_building.build(config(model, folder, *words))
     network, process, batch_size = run.module.network, run.module.process, SIZES[model]["batch_size"]
     average = [parameter.detach().clone() for parameter in network.parameters()]
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-4, weight_decay=0.0, fused=True)
@@ -102,52 +105,97 @@ def bare(model: str, folder: Path, pixels: Tensor, bf16: bool) -> Callable[[Call
     return loop
 
 
-def loops(model: str, folder: Path) -> dict[str, Callable[[], float]]:
-    shape, batch_size, dropout = (SIZES[model][key] for key in ("shape", "batch_size", "dropout"))
-    pixels = write_set(folder / "images", shape)
-    found: dict[str, Callable[[Callable[[], None]], None]] = {}
-    for bf16 in (False, True):
-        name = "bfloat16" if bf16 else "float32"
-        found[f"ours, {name}"] = ours(model, folder, bf16)
-        found[f"bare loop, {name}"] = bare(model, folder, pixels, bf16)
-        network = peers.diffusers_network(model, channels=shape[0], side=shape[1], dropout=dropout)
-        found[f"diffusers, {name}"] = peers.DiffusersLoop(
-            network, pixels, batch_size=batch_size, bf16=bf16, fused=bf16
-        ).run
-        network = peers.lucidrains_network(model, channels=shape[0], dropout=dropout)
-        found[f"lucidrains, {name}"] = peers.LucidrainsLoop(
-            network, folder / "images", side=shape[1], batch_size=batch_size, bf16=bf16, fused=bf16,
-            results=folder / "results",
-        ).run  # fmt: skip
-    return {name: Paused(run).advance for name, run in found.items()}
+def loop(name: str, model: str, folder: Path, pixels: Tensor) -> Callable[[Callable[[], None]], None]:
+    """One of the loops.  name: whose, and in which precision; peers get Adam's fused kernel with bfloat16."""
+    who, precision = name.split(", ")
+    (channels, side, _), batch_size, dropout = (SIZES[model][key] for key in ("shape", "batch_size", "dropout"))
+    bf16 = precision == "bfloat16"
+    if who == "ours":
+        host_memory.keep_freed()  # as the command does
+        return ours(model, folder, bf16)
+    if who == "bare loop":
+        return bare(model, folder, pixels, bf16)
+    if who == "diffusers":
+        network = peers.diffusers_network(model, channels=channels, side=side, dropout=dropout)
+        return peers.DiffusersLoop(network, pixels, batch_size=batch_size, bf16=bf16, fused=bf16).run
+    network = peers.lucidrains_network(model, channels=channels, dropout=dropout)
+    return peers.LucidrainsLoop(
+        network, folder / "images", side=side, batch_size=batch_size, bf16=bf16, fused=bf16, results=folder / "results"
+    ).run
 
 
-def compared(model: str, seconds: dict[str, list[float]]) -> list[Row]:
-    batch = f"{model}, batch {SIZES[model]['batch_size']}"
-    diffusers, lucidrains = "diffusers' example", "denoising-diffusion-pytorch"
-    of_default, of_bare = {"unet_cifar10": (1.6, 0.97), "unet_tiny": (1.4, 0.97)}[model]
-    pairs = (
-        ("ours, bfloat16", "diffusers, float32", f"{diffusers}, its defaults", of_default),
-        ("ours, bfloat16", "diffusers, bfloat16", f"{diffusers}, bfloat16 and fused Adam", 1.0),
-        ("ours, bfloat16", "lucidrains, float32", f"{lucidrains}, its defaults", 1.0),
-        ("ours, bfloat16", "lucidrains, bfloat16", f"{lucidrains}, bfloat16 and fused Adam", 1.0),
-        ("ours, float32", "diffusers, float32", f"{diffusers}, its defaults", 1.0),
-        ("ours, float32", "lucidrains, float32", f"{lucidrains}, its defaults", 1.0),
-        ("ours, float32", "bare loop, float32", "the same in a bare loop", of_bare),
-        ("ours, bfloat16", "bare loop, bfloat16", "the same in a bare loop", of_bare),
-    )
-    return [
-        Row(f"{batch}: {mine}", "s", seconds[mine], seconds[other], name, asked) for mine, other, name, asked in pairs
-    ]
+PREPARE = "prepare"
+DEFAULTS, ADDED = "its defaults", "bfloat16 and fused Adam"
+GROUPS: tuple[tuple[tuple[str, str, str, str], ...], ...] = (
+    (
+        ("ours, bfloat16", "diffusers, float32", "diffusers' example", DEFAULTS),
+        ("ours, bfloat16", "diffusers, bfloat16", "diffusers' example", ADDED),
+        ("ours, bfloat16", "bare loop, bfloat16", "the same in a bare loop", ""),
+    ),
+    (
+        ("ours, float32", "diffusers, float32", "diffusers' example", DEFAULTS),
+        ("ours, float32", "bare loop, float32", "the same in a bare loop", ""),
+    ),
+    (
+        ("ours, bfloat16", "lucidrains, float32", "denoising-diffusion-pytorch", DEFAULTS),
+        ("ours, bfloat16", "lucidrains, bfloat16", "denoising-diffusion-pytorch", ADDED),
+    ),
+)
+"""(ours, the other, its name, how): the loops of a group take turns; the memory of a laptop holds no more of them."""
 
 
-def rows(arguments: argparse.Namespace) -> list[Row]:
-    found = []
-    for model in arguments.models.split(","):
-        with tempfile.TemporaryDirectory() as folder:
-            found += compared(model, in_turns(loops(model, Path(folder)), arguments.rounds))
+def compared(model: str, group: Sequence[tuple[str, str, str, str]], rounds: int) -> list[Row]:
+    names = sorted({name for pair in group for name in pair[:2]})
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-W", "ignore", __file__, "--models", model, "--folder", folder, "--loop"]
+        subprocess.run([*command, PREPARE], check=True, stdout=subprocess.DEVNULL)
+        loops = {name: Paused([*command, name]) for name in names}
+        seconds = in_turns({name: paused.advance for name, paused in loops.items()}, rounds)
+        for paused in loops.values():
+            paused.end()
+    batch, found = f"{model}, batch {SIZES[model]['batch_size']}", []
+    for mine, other, peer, how in group:
+        name = f"{peer}, {how}".strip(", ")
+        found.append(Row(f"{batch}: {mine}", "s", seconds[mine], seconds[other], name, asked(model, mine, peer, how)))
+        if mine.split(", ")[1] == other.split(", ")[1] and peer != "the same in a bare loop":
+            peaks = [loops[mine].peak], [loops[other].peak]
+            found.append(Row(f"{batch}: most memory of the process, {mine}", "MB", *peaks, name, 1.0))
     return found
 
 
+def asked(model: str, mine: str, peer: str, how: str) -> float:
+    """How many times as fast we want to be."""
+    if peer == "the same in a bare loop":
+        return 0.97
+    if (mine, peer, how) == ("ours, bfloat16", "diffusers' example", DEFAULTS):
+        return {"unet_cifar10": 1.6, "unet_tiny": 1.4}[model]
+    return 1.0
+
+
+def prepare(model: str, folder: Path) -> None:
+    """The images, as all loops read them; ours from its cache, as in every run after the first."""
+    torch.save(write_set(folder / "images", SIZES[model]["shape"]), folder / "pixels.pt")
+    run_building.build(config(model, folder)).datamodule.setup("fit")
+
+
+def run_alone(model: str, name: str, folder: Path) -> None:
+    """One loop, for as long as somebody lets it go on."""
+    loop(name, model, folder, torch.load(folder / "pixels.pt"))(stands_still())
+
+
+def rows(arguments: argparse.Namespace) -> list[Row]:
+    if arguments.loop == PREPARE:
+        prepare(arguments.models, Path(arguments.folder))
+        return []
+    if arguments.loop:
+        run_alone(arguments.models, arguments.loop, Path(arguments.folder))
+        return []
+    models = arguments.models.split(",")
+    return [row for model in models for group in GROUPS for row in compared(model, group, arguments.rounds)]
+
+
 if __name__ == "__main__":
-    main(__doc__, rows, models=(str, "unet_cifar10,unet_tiny", "which networks"))
+    main(
+        __doc__, rows, models=(str, "unet_cifar10,unet_tiny", "which networks"), loop=(str, "", argparse.SUPPRESS),
+        folder=(str, "", argparse.SUPPRESS),
+    )  # fmt: skip

@@ -36,23 +36,36 @@ def test_jobs_take_turns_and_the_first_round_does_not_count(measuring: ModuleTyp
     assert answers == {"a": [4.0, 5.0], "b": [3.0, 6.0]}
 
 
-def test_a_loop_stands_still_between_its_steps(measuring: ModuleType) -> None:
-    done: list[int] = []
+LOOP = """
+import sys, time
+from pathlib import Path
+from measuring import stands_still
 
-    def loop(after_step: object) -> None:
-        for k in range(3):
-            done.append(k)
-            after_step()  # type: ignore[operator]
-        raise KeyError("no more steps")
+after_step = stands_still()
+for k in range(3):
+    with open(sys.argv[1], "a") as file:
+        file.write(f"{k}")
+    print("what a loop prints is not in the way")
+    time.sleep(0.01)
+    after_step()
+raise KeyError("no more steps")
+"""
 
-    paused = measuring.Paused(loop)
-    assert done == []
-    assert paused.advance() >= 0
-    assert done == [0]
-    paused.advance()
-    paused.advance()
-    with pytest.raises(KeyError, match="no more steps"):
+
+def test_a_loop_stands_still_between_its_steps(
+    measuring: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = tmp_path / "done"
+    done.touch()
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "benchmarks"))
+    paused = measuring.Paused([sys.executable, "-c", LOOP, str(done)])
+    for steps in ("0", "01", "012"):
+        assert 0.01 <= paused.advance() < 5
+        assert done.read_text() == steps
+    assert 1 < paused.peak < 1000
+    with pytest.raises(RuntimeError, match="no more steps"):
         paused.advance()
+    paused.end()
 
 
 @pytest.mark.full
