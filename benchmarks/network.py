@@ -9,7 +9,6 @@ training step takes, each in a process of its own.
 
 import argparse
 import gc
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from typing import TypeVar
 
 import peers
 import torch
-from measuring import Row, in_turns, main, timed
+from measuring import Row, in_turns, main, peak_memory, timed
 from torch import Tensor, nn
 
 from diffusion_lab.denoiser import Denoiser
@@ -183,11 +182,11 @@ def peak(words: str) -> None:
     optimizer = torch.optim.AdamW(network.parameters(), fused=True)
     with torch.inference_mode():
         answers(network)(x[:1], time[:1])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory()
     for _ in range(2):
         learn(network, x, time, bf16=False)
         optimizer.step()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print(peak_memory() - before)
 
 
 def rows(arguments: argparse.Namespace) -> list[Row]:
