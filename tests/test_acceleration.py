@@ -1,12 +1,12 @@
 import copy
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from omegaconf import OmegaConf
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from diffusion_lab import acceleration
 from diffusion_lab.acceleration import Acceleration
@@ -69,8 +69,7 @@ def test_what_was_compiled_is_kept_beside_decoded_sets_unless_somebody_named_a_p
 ) -> None:
     Acceleration(compile=True)(torch.nn.Identity())
     assert os.environ[acceleration.CACHE] == str(tmp_path / "torch")
-    monkeypatch.setenv(acceleration.CACHE, "/tmp/torchinductor_somebody")
-    monkeypatch.setattr(tempfile, "gettempdir", lambda: "/tmp")
+    monkeypatch.setenv(acceleration.CACHE, default_cache_dir())  # where torch puts it by itself
     Acceleration(compile=True)(torch.nn.Identity())
     assert os.environ[acceleration.CACHE] == str(tmp_path / "compiled")
 
@@ -96,3 +95,14 @@ def test_numbers_of_accelerated_networks_carry_it_in_their_precision() -> None:
         "32-true, compiled",
         "32-true, channels last, compiled for reduce-overhead",
     ]
+
+
+def test_a_run_forked_into_another_layout_of_its_weights_goes_on_with_each_weights_own_moments(tmp_path: Path) -> None:
+    plain, moved = small_module(), small_module()
+    begun = fit(small_module(), 3)
+    begun.save_checkpoint(tmp_path / "begun.ckpt")
+    Acceleration(channels_last=True).lay_out(moved)
+    for module in (plain, moved):
+        fit(module, 6, ckpt_path=tmp_path / "begun.ckpt")
+    torch.testing.assert_close(weights(moved.network), weights(plain.network), rtol=0, atol=1e-4)
+    assert moved.ema.network.conv_in.weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[operator, union-attr]

@@ -113,3 +113,18 @@ def test_other_files_are_refused_with_what_they_lack(tmp_path: Path) -> None:
         read(tmp_path / "code.ckpt")
     with pytest.raises(FileNotFoundError, match=r"none\.ckpt is missing"):
         read(tmp_path / "none.ckpt")
+
+
+def test_a_person_who_interrupts_the_reading_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path, 1)
+    path = next(tmp_path.glob("*.ckpt"))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "load", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        read(path)

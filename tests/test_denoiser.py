@@ -108,3 +108,16 @@ def test_one_time_for_all_images_is_the_same_as_a_time_for_each(prediction: Pred
         torch.testing.assert_close(for_all.x_0, for_each.x_0, rtol=1e-6, atol=1e-6 * float(for_each.x_0.abs().max()))
         assert torch.equal(network.told[1], told[1])
         torch.testing.assert_close(network.told[0], told[0])
+
+
+class Unhashable(Epsilon):
+    """Somebody's own prediction, whose setting may change."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def test_a_prediction_without_a_hash_is_answered_too() -> None:
+    answer, x_t = torch.randn(2, 5, 3, 8, 6)
+    t = TIMES[2].expand(5)
+    mine, plain = (Denoiser(Given(answer), PROCESS, prediction) for prediction in (Unhashable(), Epsilon()))
+    assert torch.equal(mine(x_t, t, Condition()).x_0, plain(x_t, t, Condition()).x_0)

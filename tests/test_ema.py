@@ -222,3 +222,14 @@ def test_the_average_follows_whichever_network_it_is_told_of_and_wherever_that_i
         assert all(torch.equal(p, torch.full_like(p, expected)) for p in ema.network.parameters())
     ema.double().update(second.double())
     assert all(torch.equal(p, torch.full_like(p, 2.1875)) for p in ema.network.parameters())
+
+
+def test_a_copy_of_an_average_follows_what_it_is_told_of() -> None:
+    trained = network(1.0)
+    ema = EMA(trained, {"main": ConstantDecay(0.0)})
+    ema.update(trained)
+    other = copy.deepcopy(ema)
+    set_parameters(trained, 5.0)
+    other.update(trained)
+    assert averages(other) == pytest.approx([5.0] * len(averages(other)))
+    assert averages(ema) == pytest.approx([1.0] * len(averages(ema)))

@@ -292,6 +292,11 @@ def test_a_missing_feature_network_is_said_once_and_training_goes_on(tmp_path: P
         (["seed=-1"], r"seed must be a whole number in 0..2\^63 - 1, got -1."),
         (["data.classes=Sneaker"], "data.store.classes must be a list or null, got Sneaker."),
         (["conditioning=label", "data.num_classes=9"], "data.num_classes must be above the largest label, 9, got 9."),
+        (
+            ["trainer.compile=reduce-overhead", "trainer.accumulate_grad_batches=2"],
+            "trainer.compile must be true, false or max-autotune-no-cudagraphs where batches are accumulated, since "
+            "CUDA graphs overwrite gradients that are added up, got reduce-overhead.",
+        ),
         (["trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val must be at least 0, got -1."),
         (
             ["augmentation=edm", "model.num_augmentation_channels=0"],

@@ -106,6 +106,10 @@ def test_a_sweep_of_samplers_ends_with_a_table(trained: Path, tmp_path: Path) ->
         ),
         (["run=TRAINED", "metrics=sfid"], r"metrics\.sfid: features must have the output 'spatial' .*fashion_cnn.*"),
         (["run='/nowhere/*'"], r"run must be the folder of a run, or a pattern of such, got /nowhere/\*, which .*"),
+        (
+            ["run=TRAINED", "weights=raw", "trainer.compile=true"],
+            r"trainer\.compile must be false for weights=raw, a fresh copy for each batch, got True\.",
+        ),
         (["run=TRAINED", "weights=slow"], r"weights must be main or raw, got slow\."),
         (
             ["run=TRAINED", "metrics=fidd"],

@@ -216,10 +216,11 @@ def test_normal_numbers_come_from_a_mersenne_twister_whose_whole_state_is_drawn_
     assert np.array_equal(found.numpy(), twister.random_raw(2000) & (2**31 - 1))
 
 
+@pytest.mark.parametrize("image", [IMAGE, (3, 64, 96), (1, 160, 200)])  # blocks of 16, 3 and 2 positions
 @pytest.mark.parametrize("border", [1, 15, 16, 17, 31, 47])
-def test_noise_does_not_depend_on_where_the_blocks_of_a_stream_are_cut(border: int) -> None:
+def test_noise_does_not_depend_on_where_the_blocks_of_a_stream_are_cut(border: int, image: tuple[int, ...]) -> None:
     def noise(positions: Sequence[int]) -> Tensor:
-        return Draws(3, 8, positions, 48).noise(like=torch.zeros(len(positions), *IMAGE))
+        return Draws(3, 8, positions, 48).noise(like=torch.zeros(len(positions), *image))
 
     assert torch.equal(torch.cat([noise(range(border)), noise(range(border, 48))]), noise(range(48)))
     assert torch.equal(noise([40, 3, 19]), noise(range(48))[[40, 3, 19]])

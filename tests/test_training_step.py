@@ -1,12 +1,16 @@
 """One training step: image -> loss."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning import Callback, Trainer
+from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
+from diffusion_lab.callbacks.checkpoints import SaveLast
 from diffusion_lab.data.image_datamodule import ImageBatch
 from diffusion_lab.lightning_module import DiffusionModule
 from diffusion_lab.networks import Condition
@@ -26,6 +30,7 @@ from diffusion_lab.process import (
 )
 from diffusion_lab.process.times import TimeDraws
 from diffusion_lab.randomness import Draws
+from diffusion_lab.training_module import CODE
 from training import FewImages, fit, small_module
 
 
@@ -151,3 +156,63 @@ def test_gradients_leave_their_memory_to_the_next_forward_pass(batches_a_step: i
     )
     fit(module, len(expected) // batches_a_step, accumulate_grad_batches=batches_a_step)
     assert kept == expected
+
+
+class Rows(Logger):
+    """Keeps what is logged."""
+
+    name, version = "rows", 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[tuple[int | None, dict[str, float]]] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.rows.append((step, metrics))
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
+class Measure(Callback):
+    """Puts a number of its own where the summary looks, once."""
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step == 1:
+            trainer.callback_metrics["measured"] = torch.tensor(5.0)
+
+
+def test_a_row_holds_the_numbers_of_its_step_and_none_that_was_measured_before() -> None:
+    logger = Rows()
+    trainer = fit(small_module(), 5, logger=logger, log_every_n_steps=2, callbacks=[Measure()])
+    assert [step for step, _ in logger.rows] == [2, 4, 5]
+    assert all(set(numbers) == {"loss", "gradient_norm", "learning_rate"} for _, numbers in logger.rows)
+    assert all(torch.is_tensor(value) for value in trainer.callback_metrics.values())  # as Lightning's monitors need
+    assert logger.rows[-1][1]["loss"] == float(trainer.callback_metrics["loss"])
+
+
+def test_a_run_told_to_log_nothing_logs_nothing() -> None:
+    logger = Rows()
+    fit(small_module(), 3, logger=logger, log_every_n_steps=0)
+    assert logger.rows == []
+
+
+def test_the_last_row_is_written_before_the_last_checkpoint(tmp_path: Path) -> None:
+    logger, known = Rows(), []
+    module, save = small_module(), SaveLast(str(tmp_path), every_n_steps=100)
+    module.on_save_checkpoint = lambda checkpoint: known.append(len(logger.rows))  # type: ignore[method-assign]
+    fit(module, 3, logger=logger, callbacks=[save])
+    assert known == [1]
+
+
+def test_whoever_goes_on_with_a_checkpoint_of_other_code_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = fit(small_module(), 1)
+    trainer.save_checkpoint(tmp_path / "now.ckpt")
+    checkpoint = torch.load(tmp_path / "now.ckpt", weights_only=True)
+    torch.save(checkpoint | {CODE: "0.2.0"}, tmp_path / "older.ckpt")
+    fit(small_module(), 2, ckpt_path=tmp_path / "now.ckpt")
+    assert "version" not in capsys.readouterr().err
+    fit(small_module(), 2, ckpt_path=tmp_path / "older.ckpt")
+    assert "written by version 0.2.0" in capsys.readouterr().err

@@ -1,9 +1,10 @@
-"""The same networks, faster: compiled, or with their channels last in memory. Numbers move by rounding alone."""
+"""The same networks, faster: compiled, or with their channels last in memory.
+
+Numbers move by rounding, and where a compiled network drops out, by the other numbers that it draws for that.
+"""
 
 import os
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
@@ -17,6 +18,9 @@ SETTINGS = ("compile", "channels_last")
 """Of a trainer, beside Lightning's own."""
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
+
+GRAPHS = ("reduce-overhead", "max-autotune")
+"""Modes that replay CUDA graphs, whose memory the next call takes again."""
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 """Of torch.compile: reduce-overhead replays CUDA graphs, for batches so small that the GPU waits for its orders."""
@@ -44,14 +48,18 @@ class Acceleration:
 
         backend: of torch.compile.
         """
+        self.lay_out(network)
+        if self.compile:
+            _keep_compiled()
+            mode = self.compile if isinstance(self.compile, str) and self.compile != "default" else None
+            network.compile(backend=backend, mode=mode)
+
+    def lay_out(self, network: "nn.Module") -> None:
+        """Lays the weights out in memory, and compiles nothing."""
         import torch
 
         if self.channels_last:
             network.to(memory_format=torch.channels_last)
-        if self.compile:
-            _keep_compiled()
-            mode = self.compile if isinstance(self.compile, str) and self.compile != "default" else None
-            network.compile(backend=backend, mode=mode, dynamic=False)
 
 
 def precision(trainer: DictConfig) -> str:
@@ -73,8 +81,9 @@ def without(trainer: DictConfig) -> DictConfig:
 
 def _keep_compiled() -> None:
     """What was compiled once is there for the next run: torch's own place is emptied when the machine restarts."""
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
     from diffusion_lab.data.image_cache import default_folder
 
-    named, own = os.environ.get(CACHE), str(Path(tempfile.gettempdir(), "torchinductor_"))
-    if named is None or named.startswith(own):  # torch may have written its own place there when it was imported
+    if os.environ.get(CACHE) in (None, default_cache_dir()):  # torch may write its own place there when it is imported
         os.environ[CACHE] = str(default_folder().expanduser() / "compiled")

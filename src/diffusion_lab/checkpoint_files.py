@@ -75,16 +75,22 @@ def read(path: Path, *, map_location: Any = "cpu", mmap: bool = False) -> dict[s
             broken = beside.submit(_broken_record, path)
             try:
                 checkpoint = torch.load(path, map_location=map_location, mmap=mmap, weights_only=True)
-            finally:
-                if (name := broken.result()) is not None:
-                    raise DamagedCheckpointError(f"{path} is damaged: {name} has another checksum than was written.")
+            except Exception:
+                _refuse(path, broken.result())  # says more than whatever a damaged archive leads its readers to
+                raise
+            _refuse(path, broken.result())
     except DamagedCheckpointError:
         raise
-    except Exception as error:  # whatever a damaged archive leads its readers to
+    except Exception as error:
         raise DamagedCheckpointError(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(checkpoint, dict):
         raise DamagedCheckpointError(f"{path} is no checkpoint: it holds {type(checkpoint).__name__}.")
     return checkpoint
+
+
+def _refuse(path: Path, broken: str | None) -> None:
+    if broken is not None:
+        raise DamagedCheckpointError(f"{path} is damaged: {broken} has another checksum than was written.")
 
 
 def _broken_record(path: Path) -> str | None:

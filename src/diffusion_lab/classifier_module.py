@@ -8,6 +8,7 @@ from diffusion_lab.data.image_datamodule import ImageBatch
 from diffusion_lab.noisy_classifier import NoisyClassifier
 from diffusion_lab.optimizers import Adam
 from diffusion_lab.process import GaussianProcess, TimeDistribution
+from diffusion_lab.processes import Processes
 from diffusion_lab.step_guard import StepGuard
 from diffusion_lab.training_module import TrainedModule
 
@@ -46,6 +47,6 @@ class ClassifierModule(TrainedModule):
 
     def after_step(self) -> None:
         self.times.finish_step(self.guard.applied)
-        share = self.trainer.strategy.reduce(torch.stack(self._right).mean(), reduce_op="mean")
+        share = Processes.of_this_job().mean(torch.stack(self._right).mean())
         self._right.clear()
         self.tell(accuracy=share)

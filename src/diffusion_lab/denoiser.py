@@ -50,7 +50,10 @@ class Denoiser:
     def _around(self, t: Tensor) -> "Preconditioning | _AtOneTime":
         # A sampler asks at one time for all images, spread out without a copy, and at the same times for each batch.
         if t.stride() == (0,):
-            return _AtOneTime.of(self.prediction, self.process, float(t[0]))
+            try:
+                return _AtOneTime.remembered(self.prediction, self.process, float(t[0]))
+            except TypeError:  # somebody's own schedule that has no hash
+                return _AtOneTime.of(self.prediction, self.process, float(t[0]))
         return self.prediction.preconditioning(t, self.process.continuous)
 
 
@@ -65,6 +68,10 @@ class _AtOneTime:
 
     @classmethod
     @lru_cache(maxsize=8192)
+    def remembered(cls, prediction: Prediction, process: GaussianProcess, t: float) -> "_AtOneTime":
+        return cls.of(prediction, process, t)
+
+    @classmethod
     def of(cls, prediction: Prediction, process: GaussianProcess, t: float) -> "_AtOneTime":
         around = prediction.preconditioning(torch.tensor([t], dtype=torch.float64), process.continuous)
         return cls(float(around.c_in), float(around.c_noise), float(around.c_skip), float(around.c_out))

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -150,6 +151,9 @@ class EMA(nn.Module):
         if self._followed is None or self._followed[0]() is not network:
             self._followed = weakref.ref(network), list(network.parameters())
         return self._followed[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_followed": None}  # a copy follows whatever it is updated by first
 
     def train(self, mode: bool = True) -> "EMA":
         return super().train(False)

@@ -51,6 +51,6 @@ class LowResolution:
             raise ValueError(f"level must be in [0, max_noise={self.max_noise}], got {float(level.max()):g}.")
         if not self.max_noise:
             return Condition(label, None, small)
-        level = level.to(small.device, small.dtype, non_blocking=True)
+        level = level.to(small.device, small.dtype, non_blocking=small.is_cuda)
         wide = level.view(-1, 1, 1, 1)
         return Condition(label, level[:, None], torch.sqrt(1 - wide**2) * small + wide * noise)

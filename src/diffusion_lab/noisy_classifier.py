@@ -28,7 +28,7 @@ class NoisyClassifier:
         alpha_t, sigma_t = process.coefficients(t, like=x_t)
         # Of unit size on every schedule; it changes nothing where alpha^2 + sigma^2 is 1 already.
         scaled = x_t / torch.hypot(alpha_t, sigma_t)
-        time = process.schedule.network_time(t).to(x_t.device, x_t.dtype, non_blocking=True)
+        time = process.schedule.network_time(t).to(x_t.device, x_t.dtype, non_blocking=x_t.is_cuda)
         logits: Tensor = self.network(scaled, time)
         return logits.float()
 

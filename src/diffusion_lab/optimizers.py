@@ -37,6 +37,17 @@ class LearningRateCourse:
         return warmup * 0.5 * (1 + math.cos(math.pi * min(max(done, 0.0), 1.0)))
 
 
+def lay_moments_as_weights(optimizer: torch.optim.Optimizer) -> None:
+    """Lays moments out in memory as their weights: those of a checkpoint lie as the weights did when it was written.
+
+    Fused kernels walk through all of them as one row of numbers, whatever their strides.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if torch.is_tensor(value) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
 @dataclass(frozen=True)
 class Adam:
     """Adam (Kingma & Ba 2015); weight_decay is decoupled (Loshchilov & Hutter 2019), 0 is plain Adam.

@@ -53,6 +53,14 @@ class Processes:
         dist.all_reduce(summed)
         return summed.cpu()
 
+    def mean(self, number: Tensor) -> Tensor:
+        """The mean of all processes' numbers [], the same on each, on the device, which is not waited for."""
+        if self.world_size == 1:
+            return number
+        summed = number.clone()
+        dist.all_reduce(summed)  # Lightning's own reduction has all processes wait for each other first
+        return summed / self.world_size
+
     @contextmanager
     def together(self) -> Iterator[None]:
         """A part of the work after which all go on, or none: a ValueError of one is raised by all.

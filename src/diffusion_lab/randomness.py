@@ -2,7 +2,8 @@
 
 Every number comes from the counter-based generator Philox (Salmon et al. 2011), addressed by what it is for: directly,
 or, where many normal numbers are drawn, through a Mersenne Twister whose whole state is drawn from it. Nothing here
-reads or moves a global random state, and no state has to be saved to go on where a run stopped.
+reads or moves a global random state, and no state has to be saved to go on where a run stopped. The last bits of normal
+numbers are torch's, which makes them in another way on processors without AVX2.
 """
 
 import math
@@ -41,8 +42,12 @@ def stream(seed: int, purpose: Purpose, step: int = 0, position: int = 0) -> np.
     return np.random.Generator(np.random.Philox(key=[seed, purpose], counter=[0, 0, position, step]))
 
 
-NORMAL_BLOCK = 16
-"""Positions of a step whose noise comes from one stream: setting up a stream costs as much as the noise of an image."""
+def positions_a_stream(size: int) -> int:
+    """How many neighbouring positions of a step draw their noise, of `size` numbers each, from one stream.
+
+    Setting up a stream costs as much as a small image's noise, and a share of one image draws all of its stream.
+    """
+    return min(max(2**16 // size, 1), 16)
 
 
 def normal_stream(seed: int, purpose: Purpose, step: int = 0, position: int = 0) -> torch.Generator:
@@ -110,14 +115,15 @@ class Draws:
         if len(self.positions) != shape[0]:
             raise ValueError(f"noise must be of one image a position, {len(self.positions)}, got {shape[0]}.")
         first, last = min(self.positions), max(self.positions)
-        numbers = range(first // NORMAL_BLOCK, last // NORMAL_BLOCK + 1)
-        blocks = _empty((len(numbers), NORMAL_BLOCK, *shape[1:]), like.device)
+        together = positions_a_stream(math.prod(shape[1:]))
+        numbers = range(first // together, last // together + 1)
+        blocks = _empty((len(numbers), together, *shape[1:]), like.device)
         for block, number in zip(blocks.unbind(), numbers, strict=True):
             block.normal_(generator=normal_stream(self.seed, purpose, self.step, number))
-        noise = blocks.flatten(0, 1)[first - numbers.start * NORMAL_BLOCK :][: last - first + 1]
+        noise = blocks.flatten(0, 1)[first - numbers.start * together :][: last - first + 1]
         if self.positions != list(range(first, last + 1)):
             noise = noise[[position - first for position in self.positions]]
-        return noise.to(like.device, non_blocking=True)
+        return noise.to(like.device, non_blocking=like.is_cuda)
 
     @contextmanager
     def dropout(self, device: torch.device) -> Iterator[None]:
@@ -134,6 +140,8 @@ class Draws:
         try:
             for generator in generators:
                 generator.manual_seed(seed)
+            if device.type in ("mps", "xpu"):
+                getattr(torch, device.type).manual_seed(seed)  # not put back: nothing else here draws from it
             yield
         finally:
             for generator, state in zip(generators, states, strict=True):
@@ -199,7 +207,7 @@ class ImageNoise:
         drawn = _empty((self.shape[0], num_draws, *self.shape[1:]), self.device)
         for row, image_stream in zip(drawn.unbind(), self._streams, strict=True):
             row.normal_(generator=image_stream)
-        return drawn.to(self.device, non_blocking=True).unbind(1)
+        return drawn.to(self.device, non_blocking=self.device.type == "cuda").unbind(1)
 
     def _num_ahead(self) -> int:
         size = math.prod(self.shape[1:])

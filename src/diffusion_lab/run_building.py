@@ -50,6 +50,11 @@ def build(config: DictConfig) -> Run:
             raise UserError(f"trainer.{name} must be at least {least}, got {value}.")
     require_layout(config.trainer)
     accelerate, config.trainer = Acceleration.of(config.trainer), acceleration.without(config.trainer)
+    if accelerate.compile in acceleration.GRAPHS and config.trainer.get("accumulate_grad_batches", 1) != 1:
+        raise UserError(
+            "trainer.compile must be true, false or max-autotune-no-cudagraphs where batches are accumulated, since "
+            f"CUDA graphs overwrite gradients that are added up, got {accelerate.compile}."
+        )
     folder = Path(config.run_folder)
     heavy = tuple(key for key in ("callbacks", "logger", "trainer", "metrics", "features") if key in config)
     light = {key: node for key, node in config.items() if key not in heavy and key != "data"}
@@ -80,6 +85,7 @@ def build(config: DictConfig) -> Run:
     loggers = [instantiated(node, f"logger.{name}") for name, node in config.logger.items() if node is not None]
     trainer = instantiated(config.trainer, "trainer", callbacks=callbacks, logger=loggers)
     accelerate(module.network)
+    accelerate.lay_out(module)  # averages too
     _require_even_shares(datamodule, trainer)
     return Run(module, datamodule, trainer, folder)
 

@@ -202,7 +202,14 @@ def _require_effect(config: DictConfig, trained: DictConfig) -> None:
 
 
 def _accelerate(config: DictConfig, module: "DiffusionModule") -> None:
+    from diffusion_lab.ema import RAW
+
     accelerate = Acceleration.of(config.trainer)
+    if accelerate.compile and config.weights == RAW:
+        raise UserError(
+            f"trainer.compile must be false for weights=raw, a fresh copy for each batch, got {accelerate.compile}."
+        )
+    accelerate.lay_out(module)
     for average in module.ema.networks.values():
         accelerate(average)
 

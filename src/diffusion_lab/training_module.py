@@ -1,13 +1,20 @@
 """How a step moves a network, whatever it is trained for: optimiser, clipping, guard, what is logged and resumed."""
 
+import sys
 from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
-from diffusion_lab.optimizers import Adam
+from diffusion_lab import __version__
+from diffusion_lab.optimizers import Adam, lay_moments_as_weights
+from diffusion_lab.processes import Processes
 from diffusion_lab.step_guard import StepGuard
+
+CODE = "diffusion_lab"
+"""Where a checkpoint holds the version of the code that wrote it."""
 
 
 class TrainedModule(LightningModule):
@@ -19,11 +26,12 @@ class TrainedModule(LightningModule):
         self._losses: list[Tensor] = []
         self._trained = list(network.parameters())  # walking through all modules costs more than some steps
         self._gradient_norm: Tensor | None = None
+        self._told: dict[str, Tensor] = {}
         self._last_logged = 0
 
     def mean_loss(self, weight: Tensor, loss: Tensor, step: int) -> Tensor:
         """The loss of a batch, looked at by the guard and kept for the log.  weight, loss: [B].  Returns []."""
-        mean = self.guard.checked((weight.to(loss.device, non_blocking=True) * loss).mean(), loss, step)
+        mean = self.guard.checked((weight.to(loss.device, non_blocking=loss.is_cuda) * loss).mean(), loss, step)
         self._losses.append(mean.detach())
         return mean
 
@@ -33,18 +41,23 @@ class TrainedModule(LightningModule):
     def tell(self, **numbers: Tensor | float) -> None:
         """Numbers of the step that is under way, for the log, the display and the summary."""
         # Lightning's own way, self.log, costs a third of a millisecond for each number of each step, due or not.
-        self.trainer.callback_metrics.update(numbers)
+        for name, value in numbers.items():
+            self._told[name] = value if torch.is_tensor(value) else torch.tensor(value, dtype=torch.float64)
+        self.trainer.callback_metrics.update(self._told)
 
     def on_train_start(self) -> None:
         self._last_logged = self.trainer.global_step
+        for optimizer in self.trainer.optimizers:
+            lay_moments_as_weights(optimizer)
 
     def on_train_batch_end(self, *args: Any) -> None:
-        step = self.trainer.global_step
-        if step != self._last_logged and step % self.trainer.log_every_n_steps == 0:
+        every, step = self.trainer.log_every_n_steps, self.trainer.global_step
+        if every and step != self._last_logged and step % every == 0:
             self._log(step)
 
     def on_train_end(self) -> None:
-        if self.trainer.global_step != self._last_logged:  # a run shorter than that would leave no numbers at all
+        # A run shorter than that would leave no numbers at all.
+        if self.trainer.log_every_n_steps and self.trainer.global_step != self._last_logged:
             self._log(self.trainer.global_step)
 
     def configure_optimizers(self) -> Any:
@@ -55,12 +68,17 @@ class TrainedModule(LightningModule):
         # The one hook that runs once per optimiser step, however many batches were accumulated for it.
         super().optimizer_step(*args, **kwargs)
         # Lightning would keep the gradients through the next forward pass, which needs their memory.
-        for optimizer in self.trainer.optimizers:
-            optimizer.zero_grad()
+        for parameter in self._trained:
+            parameter.grad = None
         self.after_step()
         self._tell_of_step()
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[CODE] = __version__
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if (begun := checkpoint.get(CODE, "before 0.3.0")) != __version__ and self._trainer is not None:
+            _warn_of_other_code(begun)
         # Lightning counts batches and would go on in the middle of a step, at the old rates; here the step says all. So
         # a run may go on with another accumulation, and a fork with other rates.
         if step := checkpoint["global_step"]:
@@ -94,7 +112,7 @@ class TrainedModule(LightningModule):
         """Tells what the step came to over all processes and accumulated batches."""
         mean = self._losses[0] if len(self._losses) == 1 else torch.stack(self._losses).mean()
         self._losses.clear()
-        numbers = {"loss": self.trainer.strategy.reduce(mean, reduce_op="mean")}
+        numbers = {"loss": Processes.of_this_job().mean(mean)}
         if self._gradient_norm is not None:
             numbers["gradient_norm"] = self._gradient_norm
         self.tell(**numbers, learning_rate=float(self.trainer.optimizers[0].param_groups[0]["lr"]))
@@ -102,10 +120,19 @@ class TrainedModule(LightningModule):
     def _log(self, step: int) -> None:
         """Hands what was told to the loggers, under the number of steps done. Waits for the device."""
         self._last_logged = step
-        numbers = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        numbers = {name: float(value) for name, value in self._told.items()}
         for logger in self.trainer.loggers:
             logger.log_metrics(numbers, step=step)
             logger.save()
+
+
+@rank_zero_only
+def _warn_of_other_code(begun: str) -> None:
+    print(
+        f"note: the checkpoint was written by version {begun}, this is {__version__}: from here on the run may draw "
+        "other noise than it would have.",
+        file=sys.stderr,
+    )
 
 
 def _stand_after(step: int, accumulate: int, fit_loop: dict[str, Any]) -> None:

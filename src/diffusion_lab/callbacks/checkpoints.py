@@ -54,6 +54,7 @@ class SaveLast(Checkpoint):
         self._begun = trainer.global_step
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.on_train_end()  # its turn comes after the callbacks', but the last numbers before the checkpoint
         if self.every.left_over(trainer.global_step):
             self._save(trainer)
 

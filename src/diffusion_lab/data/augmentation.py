@@ -64,7 +64,7 @@ class EDMAugmentation(Augmentation):
 
     def __call__(self, x_0: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         distortions = Distortions.drawn(draws, self.probability)
-        return distortions(x_0), distortions.label.float().to(x_0.device, non_blocking=True)
+        return distortions(x_0), distortions.label.float().to(x_0.device, non_blocking=x_0.is_cuda)
 
 
 @dataclass(frozen=True)
@@ -142,11 +142,11 @@ class Distortions:
     def __call__(self, x: Tensor) -> Tensor:
         """The distorted images [B, C, H, W]; those that are only mirrored keep every bit."""
         for flips, dim in ((self.flip_x, -1), (self.flip_y, -2)):
-            x = torch.where(flips.bool().to(x.device, non_blocking=True)[:, None, None, None], x.flip(dim), x)
+            x = torch.where(flips.bool().to(x.device, non_blocking=x.is_cuda)[:, None, None, None], x.flip(dim), x)
         moved = torch.stack([self.zoom, self.angle, self.stretch, self.right, self.down]).any(0).nonzero().squeeze(1)
         if not len(moved):
             return x
-        rows = moved.to(x.device, non_blocking=True)
+        rows = moved.to(x.device, non_blocking=x.is_cuda)
         return x.index_copy(0, rows, warp(x[rows], self.inverse(*x.shape[-2:])[moved]))
 
 
@@ -158,7 +158,7 @@ def warp(x: Tensor, inverse: Tensor) -> Tensor:
     """
     height, width = x.shape[-2:]
     fine = _upsampled(_upsampled(x).mT).mT
-    return _downsampled(_downsampled(_resampled(fine, inverse.to(x, non_blocking=True), height, width)).mT).mT
+    return _downsampled(_downsampled(_resampled(fine, inverse.to(x, non_blocking=x.is_cuda), height, width)).mT).mT
 
 
 def _rotations(angle: Tensor) -> Tensor:

@@ -131,7 +131,7 @@ def mirror(images: Tensor, mirrored: Tensor) -> None:
     """Turns over, in place, the images [B, C, H, W], uint8, for which `mirrored` [B] is true."""
     # While pixels are bytes, whole images at once, eight bytes at a time where they divide into them: choosing pixel by
     # pixel in float32 costs ten times as much.
-    rows = mirrored.nonzero().squeeze(1).to(images.device, non_blocking=True)
+    rows = mirrored.nonzero().squeeze(1).to(images.device, non_blocking=images.is_cuda)
     turned = images.index_select(0, rows).flip(-1).flatten(1)
     word = torch.int64 if turned.shape[1] % 8 == 0 else torch.uint8
     images.view(len(images), -1).view(word).index_copy_(0, rows, turned.view(word))

@@ -86,4 +86,6 @@ class Labels:
         """Labels [B] with the null label where `dropped` [B] is true; None for an unconditional network."""
         if not self.num_classes or label is None:
             return None
-        return label.masked_fill(dropped.to(label.device, non_blocking=True), self.null) if self.dropout else label
+        if not self.dropout:
+            return label
+        return label.masked_fill(dropped.to(label.device, non_blocking=label.is_cuda), self.null)

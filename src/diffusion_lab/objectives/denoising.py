@@ -48,7 +48,8 @@ class Denoising(Objective):
         loss = error.square().mean(dim=(1, 2, 3))
         if self.weighting is None:
             return loss
-        return loss * self._weight(self.weighting, t, process).to(loss.device, loss.dtype, non_blocking=True)
+        weight = self._weight(self.weighting, t, process)
+        return loss * weight.to(loss.device, loss.dtype, non_blocking=loss.is_cuda)
 
     def _weight(self, weighting: Weighting, t: Tensor, process: GaussianProcess) -> Tensor:
         alpha_t, sigma_t = process.schedule.coefficients(t)

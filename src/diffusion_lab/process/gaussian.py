@@ -108,8 +108,9 @@ class GaussianProcess:
         # The one place where this is done: left to broadcasting, B would pair with the width when they are equal.
         if value.shape != like.shape[:1]:
             raise ValueError(f"t must hold one time per image, [{like.shape[0]}], got {list(value.shape)}.")
-        # Not waited for: a step that waits for the device each time it moves a number leaves it idle.
-        return value.to(like.device, like.dtype, non_blocking=True).view(-1, *[1] * (like.ndim - 1))
+        # CUDA is not waited for: a step that waits each time it moves a number leaves the device idle. Others must be:
+        # on Apple's, a number that is freed before it has arrived arrives as another.
+        return value.to(like.device, like.dtype, non_blocking=like.is_cuda).view(-1, *[1] * (like.ndim - 1))
 
 
 def weighted_sum(a: float, x: Tensor, b: float, y: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ class Preconditioning:
     def inputs(self, x_t: Tensor) -> tuple[Tensor, Tensor]:
         """What the network is given: c_in x_t [B, C, H, W] and c_noise [B], on the device and in the dtype of x_t."""
         scaled = x_t if bool((self.c_in == 1).all()) else GaussianProcess.widen(self.c_in, x_t) * x_t
-        return scaled, self.c_noise.to(x_t.device, x_t.dtype, non_blocking=True)
+        return scaled, self.c_noise.to(x_t.device, x_t.dtype, non_blocking=x_t.is_cuda)
 
     def x_0(self, output: Tensor, x_t: Tensor) -> Tensor:
         """The clean image that an answer stands for: [B, C, H, W]."""
