@@ -88,11 +88,8 @@ def make_autoencoder(folder: Path) -> None:
 def store(runs: Path) -> None:
     shutil.rmtree(STORED, ignore_errors=True)
     shutil.copytree(runs, STORED, ignore=shutil.ignore_patterns("*.log", ".lock", "*.webp", "work"))
-    for path in STORED.rglob("*"):
-        if path.suffix in (".yaml", ".json", ".csv", ".md") and path.is_file():
-            text = path.read_text()
-            if socket.gethostname() in text:
-                path.write_text(text.replace(socket.gethostname(), "laptop"))
+    for path in STORED.rglob("status.json"):
+        path.write_text(path.read_text().replace(f'"{socket.gethostname()}"', '"laptop"'))
 
 
 def perform_all(checkout: Path) -> dict[str, Outcome]:
