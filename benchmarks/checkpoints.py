@@ -16,8 +16,8 @@ from measuring import Row, in_turns, main, timed
 from network import ours
 
 from diffusion_lab import checkpoint_files
-from diffusion_lab.ema import EMA, ConstantDecay
-from diffusion_lab.optimizers import Adam
+from diffusion_lab.ema.averages import EMA, ConstantDecay
+from diffusion_lab.training.optimizers import Adam
 
 
 def rows(arguments: argparse.Namespace) -> list[Row]:

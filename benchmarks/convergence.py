@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib import pyplot
+from oracles import MixtureOracle, walk
 
 from diffusion_lab.process import EDMSchedule, GaussianProcess, VPSchedule
 from diffusion_lab.samplers import DDIM, DPMSolver, Euler, GivenNoise, Heun, ListedTimes, NoClipping, Sampler, UniPC
-from oracles import MixtureOracle, walk
 
 STEPS = (32, 64, 128, 256, 512)
 SAMPLERS: dict[str, Callable[..., Sampler]] = {

@@ -21,8 +21,7 @@ from measuring import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 from training_step import config, write_set
 
-from diffusion_lab import run_building
-from diffusion_lab.acceleration import Acceleration
+from diffusion_lab.config.compilation import Acceleration
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.features import Inception
 from diffusion_lab.metrics.feature_set import FeatureSet
@@ -30,6 +29,7 @@ from diffusion_lab.metrics.frechet import frechet_distance
 from diffusion_lab.networks import Blocks, Condition, UNet
 from diffusion_lab.process import Epsilon, GaussianProcess, LinearSchedule
 from diffusion_lab.randomness import ImageNoise
+from diffusion_lab.runs import training_setup
 from diffusion_lab.samplers import DDIM
 from features import write_weights
 
@@ -113,8 +113,8 @@ class CountWaits(Callback):
         self._caught.__exit__(None, None, None)
 
 
-def built(run: Run, folder: Path, batch_size: int, *words: str) -> run_building.Run:
-    return run_building.build(
+def built(run: Run, folder: Path, batch_size: int, *words: str) -> training_setup.Run:
+    return training_setup.build(
         config(run.model, folder, *run.words, f"data.batch_size={batch_size}", "trainer.log_every_n_steps=1000", *words)
     )
 

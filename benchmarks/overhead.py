@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from training_step import SIZES, bare, ours, write_set
 
-from diffusion_lab import host_memory
+from diffusion_lab.commands import malloc
 
 SMALL = (
     "model.channels=8", "model.num_blocks=1", "model.channel_multipliers=[1,1]", "model.blocks.num_groups=1",
@@ -96,7 +96,7 @@ def nothing(after_step: Callable[[], None]) -> None:
 
 
 def rows(arguments: argparse.Namespace) -> list[Row]:
-    host_memory.keep_freed()  # as our commands do, for both loops
+    malloc.keep_freed()  # as our commands do, for both loops
     SIZES["unet_tiny"].update(shape=(3, 32, 32), batch_size=16)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -17,10 +17,10 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffusion_lab import host_memory
-from diffusion_lab.ema import EMA, ConstantDecay
+from diffusion_lab.commands import malloc
+from diffusion_lab.ema.averages import EMA, ConstantDecay
 from diffusion_lab.networks import Condition
-from diffusion_lab.optimizers import Adam
+from diffusion_lab.training.optimizers import Adam
 
 KINDS = {
     "convolutions, backward": ("convolution_backward",),
@@ -85,7 +85,7 @@ def report(model: str, bf16: bool) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
-    host_memory.keep_freed()  # as our commands do
+    malloc.keep_freed()  # as our commands do
     for model in SHAPES:
         for bf16 in (False, True):
             report(model, bf16)

@@ -24,9 +24,9 @@ from matplotlib import pyplot
 from measuring import ROOT, Row, in_turns, main, timed
 from torch import Tensor, nn
 
-from diffusion_lab.ema import EMA, ConstantDecay
+from diffusion_lab.ema.averages import EMA, ConstantDecay
 from diffusion_lab.networks import Blocks, Condition, UNet
-from diffusion_lab.optimizers import Adam
+from diffusion_lab.training.optimizers import Adam
 
 BATCHES, SIDES, WIDTHS = (4, 8, 16, 32, 64, 128), (16, 32, 64), (16, 32, 64, 128)
 SAMPLES, RUNS = (100, 200, 400, 800, 1600), (1, 2, 4, 8)

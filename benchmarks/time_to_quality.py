@@ -27,16 +27,17 @@ from hydra.utils import instantiate
 from matplotlib import pyplot
 from torch import Tensor, nn
 
-from diffusion_lab import runs
 from diffusion_lab.data.image_store import ImageStore
 from diffusion_lab.data.images import Images
 from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.features import FashionCNN, to_uint8
+from diffusion_lab.features import FashionCNN
 from diffusion_lab.metrics.feature_set import FeatureSet
 from diffusion_lab.metrics.frechet import frechet_distance
 from diffusion_lab.networks import Condition
+from diffusion_lab.pixels import to_uint8
 from diffusion_lab.process import CustomSchedule, Epsilon, GaussianProcess, LinearSchedule, Prediction, V
 from diffusion_lab.randomness import ImageNoise
+from diffusion_lab.runs import load as run_loading
 from diffusion_lab.samplers import DDIM
 
 ROOT = Path(__file__).parents[1]
@@ -165,7 +166,7 @@ def denoiser(name: str, weights: dict[str, Tensor], folder: Path) -> tuple[Denoi
     """The averaged network as it was meant, and the side of its images."""
     prediction: Prediction
     if name in OURS:
-        config = runs.saved_config(folder / name)
+        config = run_loading.saved_config(folder / name)
         network = instantiate(config.model, _convert_="all")
         network.load_state_dict(weights)
         process, prediction = instantiate(config.process, _convert_="all"), instantiate(config.prediction)

@@ -23,8 +23,9 @@ from hydra import compose, initialize_config_dir
 from measuring import ROOT, Paused, Row, in_turns, main, stands_still
 from torch import Tensor, nn
 
-from diffusion_lab import host_memory, run_building
+from diffusion_lab.commands import malloc
 from diffusion_lab.networks import Condition
+from diffusion_lab.runs import training_setup
 
 SIZES: dict[str, dict[str, Any]] = {
     "unet_cifar10": {"shape": (3, 32, 32), "batch_size": 16, "dropout": 0.1},
@@ -63,7 +64,9 @@ def ours(model: str, folder: Path, bf16: bool, *words: str) -> Callable[[Callabl
                 self.after_step()
             self.begun = True
 
-    run = run_building.build(config(model, folder, f"trainer.precision={'bf16-mixed' if bf16 else '32-true'}", *words))
+    run = training_setup.build(
+        config(model, folder, f"trainer.precision={'bf16-mixed' if bf16 else '32-true'}", *words)
+    )
     tell = Tell()
     tell.begun = False
     run.trainer.callbacks.append(tell)
@@ -77,7 +80,7 @@ def ours(model: str, folder: Path, bf16: bool, *words: str) -> Callable[[Callabl
 
 def bare(model: str, folder: Path, pixels: Tensor, bf16: bool, *words: str) -> Callable[[Callable[[], None]], None]:
     """The same step in plain PyTorch, on noise from the global random state."""
-    run = run_building.build(config(model, folder, *words))
+    run = training_setup.build(config(model, folder, *words))
     network, process, batch_size = run.module.network, run.module.process, SIZES[model]["batch_size"]
     average = [parameter.detach().clone() for parameter in network.parameters()]
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-4, weight_decay=0.0, fused=True)
@@ -111,7 +114,7 @@ def loop(name: str, model: str, folder: Path, pixels: Tensor) -> Callable[[Calla
     (channels, side, _), batch_size, dropout = (SIZES[model][key] for key in ("shape", "batch_size", "dropout"))
     bf16 = precision == "bfloat16"
     if who == "ours":
-        host_memory.keep_freed()  # as the command does
+        malloc.keep_freed()  # as the command does
         return ours(model, folder, bf16)
     if who == "bare loop":
         return bare(model, folder, pixels, bf16)
@@ -175,7 +178,7 @@ def asked(model: str, mine: str, peer: str, how: str) -> float:
 def prepare(model: str, folder: Path) -> None:
     """The images, as all loops read them; ours from its cache, as in every run after the first."""
     torch.save(write_set(folder / "images", SIZES[model]["shape"]), folder / "pixels.pt")
-    run_building.build(config(model, folder)).datamodule.setup("fit")
+    training_setup.build(config(model, folder)).datamodule.setup("fit")
 
 
 def run_alone(model: str, name: str, folder: Path) -> None:

@@ -1,15 +1,4 @@
-"""Trains one diffusion model, or a sweep of them.
-
-python src/train.py experiment=quickstart
-python src/train.py schedule=cosine data=cifar10
-python src/train.py -m schedule=linear,cosine model=unet_tiny,unet_small
-python src/train.py resume=last
-"""
-
-from functools import partial
-
-from diffusion_lab import config_entry, run_resume, run_training
+from diffusion_lab.commands.train import main
 
 if __name__ == "__main__":
-    prepare = partial(run_resume.prepare_command_line, "train")
-    config_entry.entry("train", run_training.train, prepare, keeps_status=True)
+    main()

@@ -1,14 +1,4 @@
-"""Trains a classifier of noisy images, whose gradient guides samples.
-
-python src/train_classifier.py schedule=cosine data=fashion_mnist
-python src/train_classifier.py resume=last
-python src/sample.py run=logs/train/RUN classifier=logs/train_classifier/RUN classifier_scale=2
-"""
-
-from functools import partial
-
-from diffusion_lab import config_entry, run_resume, run_training
+from diffusion_lab.commands.train_classifier import main
 
 if __name__ == "__main__":
-    prepare = partial(run_resume.prepare_command_line, "train_classifier")
-    config_entry.entry("train_classifier", run_training.train, prepare, keeps_status=True)
+    main()

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+import diffusion_lab.config  # noqa: F401  (resolvers, for tests that compose)
+
 # At the end: where something is in both places, the environment's own comes first.
 sys.path.append(str(Path(sys.prefix, "peers")))
 

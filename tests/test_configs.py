@@ -10,10 +10,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.acceleration import without
-from diffusion_lab.config_check import wrong_arguments
-from diffusion_lab.config_entry import CONF
-from diffusion_lab.runs import resolved
+from diffusion_lab.config.compilation import without
+from diffusion_lab.config.validation import wrong_arguments
+from diffusion_lab.paths import CONF
+from diffusion_lab.runs.load import resolved
 
 CHOICES = [
     f"{path.parent.name}={path.stem}"

@@ -14,7 +14,7 @@ from diffusion_lab.process import (
     Prediction,
     V,
 )
-from process.examples import PREDICTIONS
+from support.schedule_examples import PREDICTIONS
 
 PROCESS = GaussianProcess(CosineSchedule(1000))
 TIMES = torch.tensor([1, 300, 500, 800, 999], dtype=torch.float64) / 1000

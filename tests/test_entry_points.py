@@ -1,9 +1,7 @@
 """The commands of the README, in processes of their own, on the embedded data."""
 
-import csv
 import json
 import re
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -12,33 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-import commands
-from commands import ROOT
-from diffusion_lab.config_check import UserError
-from diffusion_lab.features import to_uint8
-from diffusion_lab.runs import load_module
-from diffusion_lab.samplers import Guidance, Strength
-
-SMALL = [
-    "model=unet_quick",
-    "model.channels=8",
-    "data.batch_size=8",
-    "trainer.max_steps=4",
-    "trainer.log_every_n_steps=2",
-    "callbacks.sample_images.num_images=4",
-    "callbacks.measure_distance.every_n_steps=2",
-    "num_samples=20",
-    "sampler.num_steps=5",
-]
-
-
-def train(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
-    return commands.run("train.py", *arguments, cwd=cwd, **environment)
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
+from diffusion_lab.errors import UserError
+from diffusion_lab.guidance import Guidance, Strength
+from diffusion_lab.pixels import to_uint8
+from diffusion_lab.runs.load import load_module
+from support.commands import SMALL, table, train
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,12 @@ import pytest
 import torch
 
 from diffusion_lab.data.image_datamodule import ImageBatch
+from diffusion_lab.generation.seeded_images import SampledImages, draw_with_frames
 from diffusion_lab.latents import Latents, Pixels
-from diffusion_lab.lightning_module import DiffusionModule
 from diffusion_lab.networks import DiT
 from diffusion_lab.randomness import Draws, Purpose
-from diffusion_lab.sampling import SampledImages, draw_with_frames
-from training import small_module
+from diffusion_lab.training.diffusion_module import DiffusionModule
+from support.small_runs import small_module
 
 
 def latents(scale: float = 0.5, shift: float = 0.1) -> Latents:

@@ -6,7 +6,7 @@ from diffusion_lab.data.image_datamodule import ImageDataModule
 from diffusion_lab.low_resolution import LowResolution
 from diffusion_lab.networks import Condition
 from diffusion_lab.randomness import Draws
-from training import FewImages, first_batch
+from support.small_runs import FewImages, first_batch
 
 
 def test_a_small_pixel_is_the_mean_of_those_that_it_covers() -> None:

@@ -11,12 +11,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
-from diffusion_lab.acceleration import without
-from diffusion_lab.config_check import wrong_arguments
-from diffusion_lab.config_entry import CONF
+from diffusion_lab.config.compilation import without
+from diffusion_lab.config.validation import wrong_arguments
 from diffusion_lab.data.image_datamodule import ImageBatch
+from diffusion_lab.paths import CONF
 from diffusion_lab.randomness import Draws
-from diffusion_lab.runs import build_module, instantiated, resolved
+from diffusion_lab.runs.load import build_module, instantiated, resolved
 
 RECIPES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 PAPERS = [name for name in RECIPES if re.match(r"(ddpm|iddpm|adm|edm|dit|classifier_imagenet)", name)]

@@ -14,8 +14,12 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab import run_status, slurm_jobs, sweep_jobs, sweeps
-from diffusion_lab.sweeps import Planned
+from diffusion_lab.config import overrides
+from diffusion_lab.runs import status as run_status
+from diffusion_lab.sweeps import local as local_sweeps
+from diffusion_lab.sweeps import plan as sweep_plan
+from diffusion_lab.sweeps import slurm as slurm_sweeps
+from diffusion_lab.sweeps.plan import Planned
 
 
 class InTurn(BasicLauncher):
@@ -25,12 +29,12 @@ class InTurn(BasicLauncher):
         assert self.config is not None
         assert self.hydra_context is not None
         folder, planned = _planned(self.config, job_overrides, self.hydra_context)
-        sweep_jobs.refuse_processes(planned)
+        local_sweeps.refuse_processes(planned)
         returned: list[JobReturn] = []
         for number, run in enumerate(planned, initial_job_idx):
-            answers = [] if run.is_done else super().launch([sweeps.named(run.words, folder)], number)
+            answers = [] if run.is_done else super().launch([overrides.named(run.words, folder)], number)
             keeps_status = run_status.read(run.folder) is not None
-            returned += [sweeps.returned(run)] if keeps_status else answers
+            returned += [sweep_plan.returned(run)] if keeps_status else answers
         return returned
 
 
@@ -45,8 +49,8 @@ class LocalParallel(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         folder, planned = _planned(self.config, job_overrides, self.hydra_context)
-        sweep_jobs.run_here(planned, folder, self.num_at_once, self.num_threads)
-        return [sweeps.returned(run) for run in planned]
+        local_sweeps.run_here(planned, folder, self.num_at_once, self.num_threads)
+        return [sweep_plan.returned(run) for run in planned]
 
 
 class Slurm(Launcher):
@@ -60,14 +64,14 @@ class Slurm(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         folder, planned = _planned(self.config, job_overrides, self.hydra_context)
-        slurm_jobs.run_on_slurm(planned, folder, self.settings)
-        return [sweeps.returned(run) for run in planned]
+        slurm_sweeps.run_on_slurm(planned, folder, self.settings)
+        return [sweep_plan.returned(run) for run in planned]
 
 
 def _planned(
     config: DictConfig, job_overrides: Sequence[Sequence[str]], context: HydraContext
 ) -> tuple[Path, list[Planned]]:
     folder = Path(str(config.hydra.sweep.dir)).resolve()
-    planned = sweeps.plan(config, job_overrides, context.config_loader)
-    sweeps.show_plan(planned, folder)
+    planned = sweep_plan.plan(config, job_overrides, context.config_loader)
+    sweep_plan.show_plan(planned, folder)
     return folder, planned

@@ -17,7 +17,7 @@ from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.config_check import UserError
+from diffusion_lab.errors import UserError
 
 CUT_OFF = "cut_off"
 

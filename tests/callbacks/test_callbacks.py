@@ -17,14 +17,15 @@ from diffusion_lab.callbacks.progress import Progress
 from diffusion_lab.callbacks.sample_images import SampleImages
 from diffusion_lab.callbacks.throughput import Throughput
 from diffusion_lab.data.images import Images
-from diffusion_lab.features import Features, to_uint8
+from diffusion_lab.features import Features
 from diffusion_lab.metrics.feature_set import FeatureSet
 from diffusion_lab.metrics.frechet import FrechetDistance, frechet_distance
 from diffusion_lab.metrics.mean_over_images import MeanOverImages
 from diffusion_lab.networks import Labels
+from diffusion_lab.pixels import to_uint8
 from diffusion_lab.samplers import DDIM
-from test_evaluation import Brightness
-from training import FewImages, fit, small_module, weights
+from support.fake_features import Brightness
+from support.small_runs import FewImages, fit, small_module, weights
 
 
 class MeanAndSpread(Features):

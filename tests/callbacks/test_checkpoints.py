@@ -13,9 +13,9 @@ from lightning import Callback, LightningModule, Trainer
 from diffusion_lab import checkpoint_files
 from diffusion_lab.callbacks.checkpoints import SaveLast, WholeCheckpoints
 from diffusion_lab.callbacks.stop_on_signal import StopOnSignal
-from diffusion_lab.lightning_module import DiffusionModule
-from diffusion_lab.signals import StoppedBySignal
-from training import fit, small_module, weights
+from diffusion_lab.distributed.signals import StoppedBySignal
+from diffusion_lab.training.diffusion_module import DiffusionModule
+from support.small_runs import fit, small_module, weights
 
 
 def saved(module: DiffusionModule, folder: Path, max_steps: int, *callbacks: Callback, **settings: Any) -> Trainer:

@@ -11,18 +11,18 @@ import pytest
 import torch
 from lightning import Callback, Trainer
 
-from commands import run
 from diffusion_lab.callbacks.checkpoints import SaveLast
 from diffusion_lab.callbacks.restore_on_divergence import RestoreOnDivergence
 from diffusion_lab.callbacks.stop_on_signal import StopOnSignal
 from diffusion_lab.data.image_datamodule import ImageBatch
-from diffusion_lab.lightning_module import DiffusionModule
-from diffusion_lab.optimizers import Adam, LearningRateCourse
+from diffusion_lab.distributed.signals import StoppedBySignal
 from diffusion_lab.process import LinearSchedule, LossSecondMoment
-from diffusion_lab.signals import StoppedBySignal
-from diffusion_lab.step_guard import DivergedError, StepGuard
-from planted import PlantedNaN, learned, same
-from training import FewImages, fit, small_module, weights
+from diffusion_lab.training.diffusion_module import DiffusionModule
+from diffusion_lab.training.nonfinite_guard import DivergedError, StepGuard
+from diffusion_lab.training.optimizers import Adam, LearningRateCourse
+from support.commands import run
+from support.faults import PlantedNaN, learned, same
+from support.small_runs import FewImages, fit, small_module, weights
 
 
 def guarded(**settings: Any) -> DiffusionModule:

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from diffusion_lab.callbacks.save_averages import SaveAverages
-from diffusion_lab.ema import EMA, PowerFunctionDecay
-from diffusion_lab.lightning_module import DiffusionModule
-from diffusion_lab.power_ema import Profile, combination
-from diffusion_lab.snapshots import combined, saved_averages
-from training import fit, small_module, weights
+from diffusion_lab.ema.averages import EMA, PowerFunctionDecay
+from diffusion_lab.ema.post_hoc import Profile, combination
+from diffusion_lab.ema.snapshots import combined, saved_averages
+from diffusion_lab.training.diffusion_module import DiffusionModule
+from support.small_runs import fit, small_module, weights
 
 
 def module_with_power_averages() -> DiffusionModule:

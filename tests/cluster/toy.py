@@ -5,7 +5,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from diffusion_lab import config_entry, run_results
+from diffusion_lab.commands import entry
+from diffusion_lab.runs import results as run_results
 
 
 def toy(config: DictConfig) -> float:
@@ -16,4 +17,4 @@ def toy(config: DictConfig) -> float:
 
 
 if __name__ == "__main__":
-    config_entry.entry("train", toy, keeps_status=True)
+    entry.entry("train", toy, keeps_status=True)

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from diffusion_lab.data.building import Decoder
-from diffusion_lab.data.image_cache import ImageCache, default_folder
+from diffusion_lab.data.image_cache import ImageCache
 from diffusion_lab.data.image_store import ImageStore
+from diffusion_lab.paths import default_folder
 
 
 @pytest.fixture

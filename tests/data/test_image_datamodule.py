@@ -8,7 +8,7 @@ from lightning import Trainer
 
 from diffusion_lab.data.augmentation import EDMAugmentation
 from diffusion_lab.data.image_datamodule import ImageBatch, ImageDataModule, mirror
-from training import FewImages
+from support.small_runs import FewImages
 
 
 def first_batches(count: int, **settings: Any) -> list[ImageBatch]:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 import diffusion_lab
 from diffusion_lab.data.image_store import ImageStore
-from diffusion_lab.features import FashionCNN, to_uint8
+from diffusion_lab.features import FashionCNN
+from diffusion_lab.pixels import to_uint8
 
 FASHION_MINI = Path(diffusion_lab.__file__).parent / "data" / "embedded" / "fashion_mini"
 

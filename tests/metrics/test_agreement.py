@@ -15,14 +15,15 @@ from torch_fidelity import calculate_metrics
 
 import diffusion_lab
 from diffusion_lab.data.image_store import ImageStore
-from diffusion_lab.features import Inception, to_uint8
+from diffusion_lab.features import Inception
 from diffusion_lab.metrics.feature_set import FeatureSet
 from diffusion_lab.metrics.frechet import FrechetDistance, frechet_distance
 from diffusion_lab.metrics.inception_score import InceptionScore
 from diffusion_lab.metrics.kid import KernelDistance
 from diffusion_lab.metrics.metric import Metric
 from diffusion_lab.metrics.precision_recall import PrecisionRecall
-from inception_weights import random_inception
+from diffusion_lab.pixels import to_uint8
+from support.inception_weights import random_inception
 
 FASHION_MINI = Path(diffusion_lab.__file__).parent / "data" / "embedded" / "fashion_mini"
 

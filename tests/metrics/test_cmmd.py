@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 from diffusion_lab.metrics import cmmd
 from diffusion_lab.metrics.cmmd import CMMD
 from diffusion_lab.metrics.feature_set import FeatureSet
-from stand_ins import StandIn, StandInForCLIP
+from support.fake_features import StandIn, StandInForCLIP
 
 
 def unit(size: int, seed: int, shift: float = 0.0) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 from diffusion_lab.metrics import density_coverage
 from diffusion_lab.metrics.density_coverage import DensityCoverage
 from diffusion_lab.metrics.feature_set import FeatureSet
-from stand_ins import StandIn
+from support.fake_features import StandIn
 
 
 def normal(size: int, seed: int = 0) -> Tensor:

@@ -12,7 +12,7 @@ from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics
 from diffusion_lab.metrics.feature_set import FeatureSet
 from diffusion_lab.metrics.frechet import FrechetDistance, SpatialFrechetDistance, frechet_distance
 from diffusion_lab.metrics.metric import full_name
-from stand_ins import Spatial, StandIn
+from support.fake_features import Spatial, StandIn
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

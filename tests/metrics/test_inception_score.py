@@ -7,7 +7,7 @@ from torch import Tensor
 
 from diffusion_lab.metrics.feature_set import FeatureSet
 from diffusion_lab.metrics.inception_score import InceptionScore
-from stand_ins import StandIn
+from support.fake_features import StandIn
 
 
 def score(logits: Tensor, num_splits: int = 1) -> dict[str, float]:

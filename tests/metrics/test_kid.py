@@ -5,7 +5,7 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 
 from diffusion_lab.metrics.feature_set import FeatureSet
 from diffusion_lab.metrics.kid import KernelDistance
-from stand_ins import StandIn
+from support.fake_features import StandIn
 
 
 def features(size: int, seed: int, shift: float = 0.0) -> FeatureSet:

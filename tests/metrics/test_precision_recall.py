@@ -6,7 +6,7 @@ from torch.overrides import TorchFunctionMode
 
 from diffusion_lab.metrics.feature_set import FeatureSet
 from diffusion_lab.metrics.precision_recall import PrecisionRecall
-from stand_ins import StandIn
+from support.fake_features import StandIn
 
 
 def normal(size: int, seed: int = 0) -> torch.Tensor:

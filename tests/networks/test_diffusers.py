@@ -11,9 +11,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from torch import nn
 
-from diffusion_lab.config_entry import CONF
 from diffusion_lab.networks import Blocks, Condition, FromDiffusers, Labels, Sinusoids, UNet
-from networks.diffusers_weights import as_diffusers
+from diffusion_lab.paths import CONF
+from support.diffusers_weights import as_diffusers
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 
-from diffusion_lab.config_entry import CONF
+from diffusion_lab.paths import CONF
 
 
 @pytest.fixture(autouse=True)

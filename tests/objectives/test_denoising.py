@@ -12,7 +12,7 @@ from diffusion_lab.process import (
     V,
     VPSchedule,
 )
-from process.examples import PREDICTIONS
+from support.schedule_examples import PREDICTIONS
 
 PROCESS = GaussianProcess(CosineSchedule(10))
 TIMES = torch.tensor([0.1, 0.3, 0.5, 0.8, 1.0], dtype=torch.float64)

@@ -34,8 +34,8 @@ from diffusion_lab.process import (
     VESchedule,
     VPSchedule,
 )
-from oracles import GaussianOracle
-from process.examples import CURVES
+from support.oracles import GaussianOracle
+from support.schedule_examples import CURVES
 
 T = 9
 SCHEDULE = LinearSchedule(T, 1e-2, 0.5)

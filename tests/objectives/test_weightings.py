@@ -18,7 +18,7 @@ from diffusion_lab.objectives import (
     unweighted,
 )
 from diffusion_lab.process import X0, EDMDenoiser, Epsilon, GaussianProcess, Prediction, V, VPSchedule
-from process.examples import PREDICTIONS, SCHEDULES, accepted, some_times
+from support.schedule_examples import PREDICTIONS, SCHEDULES, accepted, some_times
 
 SNR = [0.0, 0.25, 1.0, 4.0, 16.0]
 WEIGHTINGS = [Constant(), MinSNR(), SoftMinSNR(), TruncatedSNR(), P2(), P2(0.5, 0.3), EDMWeighting(), EDMWeighting(1.0)]

@@ -15,7 +15,7 @@ from diffusion_lab.process import (
     VESchedule,
     VPSchedule,
 )
-from process.examples import CURVES
+from support.schedule_examples import CURVES
 
 CURVE = pytest.mark.parametrize("schedule", CURVES, ids=str)
 

@@ -25,7 +25,7 @@ from diffusion_lab.process import (
     TableSchedule,
     WarmupSchedule,
 )
-from process.examples import TABLES
+from support.schedule_examples import TABLES
 
 # schedule, first and last variance, signal level at index 0, T/4 - 1, T/2 - 1, 3T/4 - 1, T - 1
 GOLDEN = [

@@ -16,7 +16,7 @@ from diffusion_lab.process import (
     NoiseSchedule,
     TableSchedule,
 )
-from process.examples import CURVES, some_times
+from support.schedule_examples import CURVES, some_times
 
 T = 20
 SCHEDULE = CosineSchedule(T)

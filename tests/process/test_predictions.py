@@ -28,7 +28,7 @@ from diffusion_lab.process import (
     VESchedule,
     VPSchedule,
 )
-from process.examples import CURVES, PREDICTIONS, SCHEDULES, TABLES, accepted, some_times
+from support.schedule_examples import CURVES, PREDICTIONS, SCHEDULES, TABLES, accepted, some_times
 
 PAIRS = [
     pytest.param(prediction, GaussianProcess(schedule), id=f"{prediction}-{schedule}")

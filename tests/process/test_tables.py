@@ -18,7 +18,7 @@ from diffusion_lab.process import (
     SigmoidSchedule,
     TableSchedule,
 )
-from process.examples import BETWEEN, TABLES
+from support.schedule_examples import BETWEEN, TABLES
 
 TABLE = pytest.mark.parametrize("schedule", TABLES, ids=str)
 INTERPOLATED = pytest.mark.parametrize("schedule", BETWEEN, ids=str)

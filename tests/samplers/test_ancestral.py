@@ -18,7 +18,7 @@ from diffusion_lab.process import (
 )
 from diffusion_lab.randomness import ImageNoise
 from diffusion_lab.samplers import Ancestral, NoClipping
-from oracles import GaussianOracle, RecordedNoise, walk
+from support.oracles import GaussianOracle, RecordedNoise, walk
 
 SCHEDULE = LinearSchedule(20, 0.005, 0.5)
 PROCESS = GaussianProcess(SCHEDULE)

@@ -19,8 +19,8 @@ from diffusion_lab.process import (
     RectifiedFlowSchedule,
 )
 from diffusion_lab.samplers import Churn, Euler, Heun, ListedTimes, NoClipping
-from oracles import GaussianOracle, MixtureOracle, RecordedNoise, walk
-from samplers.every_sampler import Spy
+from support.every_sampler import Spy
+from support.oracles import GaussianOracle, MixtureOracle, RecordedNoise, walk
 
 LEVELS = [40.0, 11.0, 3.0, 0.8, 0.2, 0.05]  # below the last of both schedules, so that all can be raised
 SCHEDULES: dict[str, tuple[NoiseSchedule, Callable[[float], float]]] = {

@@ -9,8 +9,8 @@ import torch
 
 from diffusion_lab.process import EDMSchedule, GaussianProcess, NoiseSchedule, VPSchedule
 from diffusion_lab.samplers import DDIM, DPMSolver, Euler, Heun, ListedTimes, NoClipping, UniPC
-from oracles import MixtureOracle, RecordedNoise, walk
-from samplers.every_sampler import Build
+from support.every_sampler import Build
+from support.oracles import MixtureOracle, RecordedNoise, walk
 
 SHAPE = (4, 1, 16, 12)
 NUM_STEPS = (32, 64, 128, 256, 512)

@@ -7,7 +7,7 @@ from diffusion_lab.networks import Condition
 from diffusion_lab.process import CosineSchedule, FixedSmall, GaussianProcess, LinearSchedule
 from diffusion_lab.randomness import ImageNoise
 from diffusion_lab.samplers import DDIM, Ancestral, ListedTimes, NoClipping
-from oracles import GaussianOracle, RecordedNoise, walk
+from support.oracles import GaussianOracle, RecordedNoise, walk
 
 SCHEDULE = CosineSchedule(40)
 PROCESS = GaussianProcess(SCHEDULE)

@@ -20,8 +20,8 @@ from diffusion_lab.process import (
 )
 from diffusion_lab.randomness import ImageNoise
 from diffusion_lab.samplers import DDIM, KarrasTimes, ListedTimes, NoClipping, TimeGrid, UniformTimes
-from oracles import GaussianOracle, MixtureOracle, RecordedNoise
-from samplers.every_sampler import Spy
+from support.every_sampler import Spy
+from support.oracles import GaussianOracle, MixtureOracle, RecordedNoise
 
 SHAPE = (5, 3, 8, 6)
 KINDS: dict[str, tuple[NoiseSchedule, TimeGrid]] = {

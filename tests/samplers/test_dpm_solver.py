@@ -10,7 +10,7 @@ from torch import Tensor
 from diffusion_lab.networks import Condition
 from diffusion_lab.process import CosineSchedule, FixedSmall, GaussianProcess, JSDSchedule
 from diffusion_lab.samplers import DDIM, Ancestral, DPMSolver, DPMSolverSDE, ListedTimes, NoClipping
-from oracles import MixtureOracle, RecordedNoise, walk
+from support.oracles import MixtureOracle, RecordedNoise, walk
 
 SCHEDULE = CosineSchedule(40)
 PROCESS = GaussianProcess(SCHEDULE)

@@ -10,7 +10,7 @@ from diffusion_lab.networks import Condition
 from diffusion_lab.process import EDMSchedule, GaussianProcess, NoiseSchedule, RectifiedFlowSchedule
 from diffusion_lab.randomness import ImageNoise
 from diffusion_lab.samplers import AnnealedLangevin, ListedTimes, NoClipping
-from oracles import GaussianOracle, MixtureOracle, RecordedNoise, walk
+from support.oracles import GaussianOracle, MixtureOracle, RecordedNoise, walk
 
 LEVELS = [10.0, 3.0, 1.0, 0.3, 0.1]  # sigma / alpha
 EDM = GaussianProcess(EDMSchedule())

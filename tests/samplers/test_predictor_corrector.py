@@ -18,7 +18,7 @@ from diffusion_lab.process import (
     Variance,
 )
 from diffusion_lab.samplers import Ancestral, ListedTimes, NoClipping, PredictorCorrector
-from oracles import GaussianOracle, MixtureOracle, RecordedNoise, walk
+from support.oracles import GaussianOracle, MixtureOracle, RecordedNoise, walk
 
 TABLE = LinearSchedule(12, 0.01, 0.5)
 VP, EDM = GaussianProcess(TABLE), GaussianProcess(EDMSchedule())

@@ -19,8 +19,8 @@ from diffusion_lab.process import (
 )
 from diffusion_lab.randomness import ImageNoise
 from diffusion_lab.samplers import KarrasTimes, LogSNRTimes, NoClipping, TimeGrid, TrailingTimes, UniformTimes
-from oracles import GaussianOracle, MixtureOracle, RecordedNoise
-from samplers.every_sampler import Case, Spy, every_sampler
+from support.every_sampler import Case, Spy, every_sampler
+from support.oracles import GaussianOracle, MixtureOracle, RecordedNoise
 
 # With the grid that each is sampled on in the papers; jsd and zero terminal SNR end without any signal.
 SCHEDULES: dict[str, tuple[NoiseSchedule, TimeGrid]] = {

@@ -18,7 +18,7 @@ from diffusion_lab.process import (
 from diffusion_lab.randomness import ImageNoise
 from diffusion_lab.samplers import RK45, ListedTimes, NoClipping
 from diffusion_lab.samplers.probability_flow import ERROR, NODES, STAGES, dormand_prince
-from oracles import GaussianOracle, MixtureOracle, RecordedNoise
+from support.oracles import GaussianOracle, MixtureOracle, RecordedNoise
 
 SHAPE = (5, 3, 8, 6)
 EDM = GaussianProcess(EDMSchedule())

@@ -24,7 +24,7 @@ from diffusion_lab.process import (
     VPSchedule,
 )
 from diffusion_lab.samplers import DDIM, Ancestral, Euler, ListedTimes, NoClipping, Sampler
-from oracles import MixtureOracle, RecordedNoise, walk
+from support.oracles import MixtureOracle, RecordedNoise, walk
 
 SHAPE = (5, 3, 8, 6)
 SCHEDULES: list[NoiseSchedule] = [

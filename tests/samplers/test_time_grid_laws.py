@@ -32,7 +32,7 @@ from diffusion_lab.samplers import (
     TrailingTimes,
     UniformTimes,
 )
-from oracles import GaussianOracle, RecordedNoise, walk
+from support.oracles import GaussianOracle, RecordedNoise, walk
 
 GRIDS = [UniformTimes(), TrailingTimes(), LeadingTimes(), QuadraticTimes(), KarrasTimes(), LogSNRTimes()]
 TABLES = [LinearSchedule, CosineSchedule, SigmoidSchedule, JSDSchedule]

@@ -9,7 +9,7 @@ from diffusion_lab.denoiser import Estimate
 from diffusion_lab.networks import Condition
 from diffusion_lab.process import CosineSchedule, EDMSchedule, GaussianProcess, JSDSchedule
 from diffusion_lab.samplers import DDIM, ListedTimes, NoClipping, UniPC
-from oracles import MixtureOracle, RecordedNoise, walk
+from support.oracles import MixtureOracle, RecordedNoise, walk
 
 SCHEDULE = CosineSchedule(40)
 PROCESS = GaussianProcess(SCHEDULE)

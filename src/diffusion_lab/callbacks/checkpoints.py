@@ -9,8 +9,8 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from diffusion_lab import checkpoint_files
 from diffusion_lab.callbacks.every import Every
-from diffusion_lab.lightning_module import DiffusionModule
-from diffusion_lab.signals import StoppedBySignal
+from diffusion_lab.distributed.signals import StoppedBySignal
+from diffusion_lab.training.diffusion_module import DiffusionModule
 
 
 class WholeCheckpoints(TorchCheckpointIO):

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from diffusion_lab.callbacks.every import Every
 from diffusion_lab.callbacks.progress import long_task
-from diffusion_lab.classifier_module import ClassifierModule
 from diffusion_lab.data.image_store import ImageStore
 from diffusion_lab.data.images import Images
-from diffusion_lab.processes import Processes
+from diffusion_lab.distributed.collectives import Processes
 from diffusion_lab.randomness import ImageNoise, permutation
+from diffusion_lab.training.classifier_module import ClassifierModule
 
 QUARTERS = (0.0, 0.25, 0.5, 0.75)
 """Shares of the schedule's times at which images are classified."""

@@ -11,13 +11,14 @@ from lightning import Callback, Trainer
 from diffusion_lab import checkpoint_files
 from diffusion_lab.callbacks.every import Every
 from diffusion_lab.callbacks.progress import long_task
-from diffusion_lab.evaluation import Evaluation, Number
-from diffusion_lab.lightning_module import DiffusionModule
+from diffusion_lab.evaluation.evaluator import Evaluation, Number
+from diffusion_lab.evaluation.reference import ImageReference
+from diffusion_lab.generation.low_resolution_images import small_images
+from diffusion_lab.generation.seeded_images import SampledImages
+from diffusion_lab.guidance import Guidance
 from diffusion_lab.metrics.metric import Metric
-from diffusion_lab.reference import ImageReference
-from diffusion_lab.samplers import Guidance, Sampler
-from diffusion_lab.sampling import SampledImages
-from diffusion_lab.small_images import small_images
+from diffusion_lab.samplers import Sampler
+from diffusion_lab.training.diffusion_module import DiffusionModule
 
 
 class MeasureDistance(Callback):

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from diffusion_lab.display import SECONDS_BETWEEN_LINES, Advance, clock, show_lines
+from diffusion_lab.reporting.progress import SECONDS_BETWEEN_LINES, Advance, clock, show_lines
 
 
 class Progress(ProgressBar):

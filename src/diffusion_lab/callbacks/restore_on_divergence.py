@@ -12,9 +12,9 @@ from lightning import Callback, Trainer
 from diffusion_lab import checkpoint_files
 from diffusion_lab.callbacks.every import Every
 from diffusion_lab.data.step_sampler import StepSampler
-from diffusion_lab.signals import StoppedBySignal
-from diffusion_lab.step_guard import DivergedError, Look, Reason
-from diffusion_lab.training_module import TrainedModule
+from diffusion_lab.distributed.signals import StoppedBySignal
+from diffusion_lab.training.base_module import TrainedModule
+from diffusion_lab.training.nonfinite_guard import DivergedError, Look, Reason
 
 TABLE = "refused_steps.csv"
 

@@ -7,12 +7,12 @@ from lightning import Callback, Trainer
 
 from diffusion_lab.callbacks.every import Every
 from diffusion_lab.callbacks.progress import long_task
-from diffusion_lab.lightning_module import DiffusionModule
-from diffusion_lab.pictures import grid, save_animation, save_picture
-from diffusion_lab.processes import Processes
-from diffusion_lab.samplers import Guidance
-from diffusion_lab.sampling import SampledImages, draw_with_frames
-from diffusion_lab.small_images import small_images
+from diffusion_lab.distributed.collectives import Processes
+from diffusion_lab.generation.low_resolution_images import small_images
+from diffusion_lab.generation.seeded_images import SampledImages, draw_with_frames
+from diffusion_lab.guidance import Guidance
+from diffusion_lab.reporting.image_grids import grid, save_animation, save_picture
+from diffusion_lab.training.diffusion_module import DiffusionModule
 
 BATCH_SIZE = 16
 

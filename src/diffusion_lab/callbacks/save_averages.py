@@ -6,9 +6,9 @@ from typing import Any
 from lightning import Callback, Trainer
 
 from diffusion_lab.callbacks.every import Every
-from diffusion_lab.ema import PowerFunctionDecay
-from diffusion_lab.lightning_module import DiffusionModule
-from diffusion_lab.snapshots import save_averages
+from diffusion_lab.ema.averages import PowerFunctionDecay
+from diffusion_lab.ema.snapshots import save_averages
+from diffusion_lab.training.diffusion_module import DiffusionModule
 
 
 class SaveAverages(Callback):

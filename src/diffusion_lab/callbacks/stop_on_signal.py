@@ -8,8 +8,8 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import distributed as dist
 
-from diffusion_lab import signals
-from diffusion_lab.signals import StoppedBySignal
+from diffusion_lab.distributed import signals
+from diffusion_lab.distributed.signals import StoppedBySignal
 
 
 class StopOnSignal(Callback):

@@ -7,7 +7,7 @@ from typing import Any
 from lightning import Callback, Trainer
 
 from diffusion_lab.data.image_datamodule import ImageBatch
-from diffusion_lab.training_module import TrainedModule
+from diffusion_lab.training.base_module import TrainedModule
 
 
 class Throughput(Callback):

@@ -17,6 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from diffusion_lab.data.images import Images
+from diffusion_lab.paths import default_folder
 
 PIXELS, LABELS, META, DAMAGED = "pixels.uint8", "labels.int64", "meta.json", "damaged.csv"
 
@@ -87,13 +88,6 @@ def _made(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except FileNotFoundError as error:  # such as below /proc: not the set's own
         raise PermissionError(error.errno, "it cannot be made") from error
-
-
-def default_folder() -> Path:
-    """DIFFUSION_LAB_CACHE, or diffusion_lab in XDG_CACHE_HOME or ~/.cache."""
-    if named := os.environ.get("DIFFUSION_LAB_CACHE"):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "diffusion_lab"
 
 
 def write_meta(folder: Path, meta: Meta) -> None:

@@ -10,8 +10,8 @@ from torch import Tensor
 from diffusion_lab.data.images import Images
 from diffusion_lab.data.inspection import class_name
 from diffusion_lab.data.inspection_report import Found
-from diffusion_lab.pictures import grid
 from diffusion_lab.randomness import permutation
+from diffusion_lab.reporting.image_grids import grid
 
 TEXT = 16
 """Pixels of a line of text."""

@@ -2,7 +2,7 @@
 
 from diffusion_lab.features.efficient_net import EfficientNet
 from diffusion_lab.features.fashion_cnn import FASHION_CNN_WEIGHTS, FashionCNN
-from diffusion_lab.features.features import Features, FeaturesUnavailableError, to_uint8
+from diffusion_lab.features.features import Features, FeaturesUnavailableError
 from diffusion_lab.features.inception import Inception
 from diffusion_lab.features.vision_transformers import CLIP, DINOv2
 
@@ -15,5 +15,4 @@ __all__ = [
     "Features",
     "FeaturesUnavailableError",
     "Inception",
-    "to_uint8",
 ]

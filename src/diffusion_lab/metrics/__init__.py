@@ -1,1 +1,24 @@
-"""Numbers about images. Each says in its name how it was made."""
+"""Metrics of image sets. The name of a number says how it was computed."""
+
+from diffusion_lab.metrics.class_accuracy import ClassAccuracy
+from diffusion_lab.metrics.cmmd import CMMD
+from diffusion_lab.metrics.density_coverage import DensityCoverage
+from diffusion_lab.metrics.frechet import FrechetDistance, SpatialFrechetDistance
+from diffusion_lab.metrics.inception_score import InceptionScore
+from diffusion_lab.metrics.kid import KernelDistance
+from diffusion_lab.metrics.mean_over_images import MeanOverImages
+from diffusion_lab.metrics.metric import Metric
+from diffusion_lab.metrics.precision_recall import PrecisionRecall
+
+__all__ = [
+    "CMMD",
+    "ClassAccuracy",
+    "DensityCoverage",
+    "FrechetDistance",
+    "InceptionScore",
+    "KernelDistance",
+    "MeanOverImages",
+    "Metric",
+    "PrecisionRecall",
+    "SpatialFrechetDistance",
+]

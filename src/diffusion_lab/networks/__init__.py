@@ -1,11 +1,11 @@
 """Networks: (x_t, time, condition) -> output. Imports torch and nothing else."""
 
 from diffusion_lab.networks.blocks import Blocks
-from diffusion_lab.networks.classifier import HalfUNet
 from diffusion_lab.networks.condition import Condition, Labels
 from diffusion_lab.networks.dit import DiT
 from diffusion_lab.networks.embeddings import Sinusoids
 from diffusion_lab.networks.from_diffusers import FromDiffusers
+from diffusion_lab.networks.half_unet import HalfUNet
 from diffusion_lab.networks.pixel_transformer import PixelTransformer
 from diffusion_lab.networks.unet import UNet
 

@@ -34,9 +34,9 @@ from diffusion_lab.process.predictions import (
     Score,
     V,
 )
-from diffusion_lab.process.schedules import NoiseSchedule
+from diffusion_lab.process.schedule_base import NoiseSchedule
 from diffusion_lab.process.tables import Interpolated, TableSchedule
-from diffusion_lab.process.times import (
+from diffusion_lab.process.time_sampling import (
     LogitNormal,
     LogNormalSigma,
     LossSecondMoment,

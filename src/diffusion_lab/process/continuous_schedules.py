@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion_lab.process.schedules import NoiseSchedule, within
+from diffusion_lab.process.schedule_base import NoiseSchedule, within
 
 
 class ContinuousSchedule(NoiseSchedule):

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from diffusion_lab.process.schedules import NoiseSchedule
+from diffusion_lab.process.schedule_base import NoiseSchedule
 
 SMALLEST = 1e-30
 """Variances below it have no finite logarithm in float32's range of exponents."""

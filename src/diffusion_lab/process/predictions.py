@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.process.gaussian import GaussianProcess
-from diffusion_lab.process.schedules import NoiseSchedule
+from diffusion_lab.process.schedule_base import NoiseSchedule
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from diffusion_lab.process.schedules import NoiseSchedule, within
+from diffusion_lab.process.schedule_base import NoiseSchedule, within
 
 
 class TableSchedule(NoiseSchedule):

@@ -1,24 +1,17 @@
 """Samplers: noise -> images, given a denoiser. One algorithm a file."""
 
 from diffusion_lab.samplers.ancestral import Ancestral
+from diffusion_lab.samplers.base import GivenNoise, Noise, OnStep, Sampler
 from diffusion_lab.samplers.churn import Churn
 from diffusion_lab.samplers.clipping import Clipping, DynamicClipping, NoClipping, StaticClipping
 from diffusion_lab.samplers.ddim import DDIM
 from diffusion_lab.samplers.dpm_solver import DPMSolver
 from diffusion_lab.samplers.dpm_solver_sde import DPMSolverSDE
 from diffusion_lab.samplers.euler import Euler
-from diffusion_lab.samplers.guidance import (
-    Autoguidance,
-    ClassifierFreeGuidance,
-    ClassifierGuidance,
-    Guidance,
-    Strength,
-)
 from diffusion_lab.samplers.heun import Heun
 from diffusion_lab.samplers.langevin import AnnealedLangevin
 from diffusion_lab.samplers.predictor_corrector import PredictorCorrector
 from diffusion_lab.samplers.rk45 import RK45
-from diffusion_lab.samplers.sampler import GivenNoise, Noise, OnStep, Sampler
 from diffusion_lab.samplers.time_grids import (
     KarrasTimes,
     LeadingTimes,
@@ -37,17 +30,13 @@ __all__ = [
     "RK45",
     "Ancestral",
     "AnnealedLangevin",
-    "Autoguidance",
     "Churn",
-    "ClassifierFreeGuidance",
-    "ClassifierGuidance",
     "Clipping",
     "DPMSolver",
     "DPMSolverSDE",
     "DynamicClipping",
     "Euler",
     "GivenNoise",
-    "Guidance",
     "Heun",
     "KarrasTimes",
     "LeadingTimes",
@@ -61,7 +50,6 @@ __all__ = [
     "Sampler",
     "SectionTimes",
     "StaticClipping",
-    "Strength",
     "TimeGrid",
     "TrailingTimes",
     "UniPC",

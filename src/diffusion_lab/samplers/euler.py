@@ -8,9 +8,9 @@ from torch import Tensor
 from diffusion_lab.denoiser import DenoiserLike
 from diffusion_lab.networks import Condition
 from diffusion_lab.process import GaussianProcess, weighted_sum
+from diffusion_lab.samplers.base import Noise, OnStep, Sampler
 from diffusion_lab.samplers.churn import Churn
 from diffusion_lab.samplers.clipping import Clipping, StaticClipping
-from diffusion_lab.samplers.sampler import Noise, OnStep, Sampler
 from diffusion_lab.samplers.time_grids import TimeGrid, UniformTimes
 
 

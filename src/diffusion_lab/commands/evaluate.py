@@ -1,0 +1,90 @@
+"""Measures trained runs: distances of their samples, bits per dimension.
+
+python src/evaluate.py run=logs/train/RUN
+python src/evaluate.py run=logs/train/RUN 'metrics=[fid,kid,is,precision_recall,nll]' num_samples=50000
+python src/evaluate.py 'run=logs/train/*' sampler=ddim sampler.num_steps=50
+python src/evaluate.py -m run=logs/train/RUN sampler=ddim,ancestral sampler.num_steps=10,50
+"""
+
+import resource
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from diffusion_lab.commands import entry
+from diffusion_lab.errors import UserError
+from diffusion_lab.runs import evaluation_setup, sampling_setup
+from diffusion_lab.runs import results as run_results
+from diffusion_lab.runs import tables as run_tables
+
+if TYPE_CHECKING:
+    from diffusion_lab.evaluation.evaluator import Number
+    from diffusion_lab.runs.evaluation_setup import Measured
+
+
+def evaluate(config: DictConfig) -> float | None:
+    """Run folder -> averaged denoiser -> sampler -> table of metrics.  Returns the first number."""
+    targets = sampling_setup.targets(config)
+    fabric = sampling_setup.launch(config)
+    output, results = Path(config.output_folder), []
+    for number, measured in enumerate(evaluation_setup.each(config, targets, fabric)):
+        folder = output if len(targets) == 1 else output / f"{number}_{measured.target.name}"
+        with fabric.autocast():
+            results.append(_measure(measured, config, folder))
+        if fabric.is_global_zero:
+            _write(results[-1], measured, folder)
+    if len(targets) > 1 and fabric.is_global_zero:
+        run_tables.show_table([output], output, "runs", swept=["run"], allowed=config.allow)
+    return results[0][0].value
+
+
+def _measure(measured: "Measured", config: DictConfig, folder: Path) -> list["Number"]:
+    """All numbers of a checkpoint, and the files of its images; finished batches are kept until all is done."""
+    from diffusion_lab.reporting.image_files import ImageFiles
+
+    evaluation = measured.evaluation
+    drawn = evaluation.images
+    drawn.folder = sampling_setup.work_folder(config, drawn)
+    files = ImageFiles(folder, num_pictures=config.num_pictures, png=config.save_png, npz=config.save_npz)
+    files.prepare()
+    try:
+        if measured.metrics or config.save_npz or config.save_png:
+            numbers = evaluation.measure(measured.metrics, files.look)
+        else:  # what is measured of data alone needs no samples
+            numbers = []
+            evaluation.draw(config.num_pictures, files.look)
+        numbers += [evaluation.mean(metric, images) for metric, images in measured.means]
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    files.finish(drawn.shape)
+    sampling_setup.leave(config, drawn)
+    return numbers
+
+
+def _write(numbers: list["Number"], measured: "Measured", folder: Path) -> None:
+    from diffusion_lab.reporting import plots
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for metric, _ in measured.means:
+        if (steps := getattr(metric.quantity, "steps", None)) is not None:
+            plots.save_bound(metric.terms.tolist(), steps.tolist(), folder / f"{metric.name}.csv")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    record = {
+        "run": str(measured.target.folder),
+        "checkpoint": measured.target.checkpoint.name,
+        "step": measured.step,
+        "numbers": [asdict(number) for number in numbers],
+        "seconds": measured.evaluation.seconds,
+        "peak_memory_gb": peak,
+    }
+    run_results.write_metrics(folder, record)
+    minutes = sum(measured.evaluation.seconds.values()) / 60
+    run_results.write_summary(folder, {number.name: number.value for number in numbers} | {"minutes": minutes})
+    run_results.show_numbers(record)
+    print(f"everything is in {folder}", flush=True)
+
+
+def main() -> None:
+    entry.entry("evaluate", evaluate, keeps_status=True)

@@ -1,0 +1,95 @@
+"""Reports what is in an image set: sizes, classes, values, constant images, and images that are there twice.
+
+python src/inspect_data.py data=cifar10
+python src/inspect_data.py data=fashion_mini near_duplicates.max_ratio=0.5 num_pairs=200
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from diffusion_lab.commands import entry
+from diffusion_lab.config.validation import refuse, wrong_arguments
+from diffusion_lab.errors import UserError
+from diffusion_lab.runs import load as run_loading
+
+if TYPE_CHECKING:
+    from diffusion_lab.data.inspection_report import Split
+
+
+def inspect_data(config: DictConfig) -> None:
+    """Config -> images of one split, and of another -> what is in them, as numbers and pictures."""
+    _check(config)
+    node = run_loading.resolved(
+        OmegaConf.create(
+            {key: config[key] for key in ("data", "augmentation", "low_resolution", "near_duplicates", "seed")}
+        )
+    )
+    refuse([*wrong_arguments(node.data.store, "data"), *wrong_arguments(node.near_duplicates, "near_duplicates")])
+    search = run_loading.instantiated(node.near_duplicates, "near_duplicates")
+    store = run_loading.instantiated(node.data.store, "data")
+    split, other = _loaded(store, config.split), _other(store, config)
+
+    from diffusion_lab.data import inspection, inspection_report, inspection_sheets
+    from diffusion_lab.reporting import image_grids
+
+    try:
+        inspected = inspection.inspect(split.images, other.images if other else None, search)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    folder = Path(config.output_folder)
+    found = inspection_report.pairs(inspected, split, other)
+    content = inspection_report.as_dict(inspected, split, other, search)
+    inspection_report.write_numbers(content, found, folder)
+    sheet = inspection_sheets.contact_sheet(split.images, config.num_rows, config.seed)
+    image_grids.save_picture(sheet, folder / "contact_sheet.png")
+    if found:
+        image_grids.save_picture(inspection_sheets.duplicate_sheet(found, config.num_pairs), folder / "duplicates.png")
+    inspection_report.show(content)
+    print(f"everything is in {folder}", flush=True)
+
+
+def _check(config: DictConfig) -> None:
+    """What can be said before torch is imported and any image is decoded."""
+    for name in ("num_rows", "num_pairs"):
+        if type(config[name]) is not int or config[name] < 1:
+            raise UserError(f"{name} must be a whole number of at least 1, got {config[name]}.")
+    if type(config.seed) is not int or not 0 <= config.seed < 2**63:
+        raise UserError(f"seed must be a whole number in 0..2^63 - 1, got {config.seed}.")
+    if config.split is None:
+        raise UserError("split must name a part of the set, as train does, got null.")
+    if config.against == config.split:
+        raise UserError(f"against must be another split than split={config.split}, got {config.against}.")
+    if config.near_duplicates is None:
+        raise UserError("near_duplicates must hold settings, got null; near_duplicates.max_compared=0 looks for none.")
+
+
+def _loaded(store: Any, name: str) -> "Split":
+    from diffusion_lab.data.inspection_report import Split
+
+    try:
+        images = store.load(name)
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(str(error)) from error
+    if not len(images):
+        raise UserError(f"split must name images, but {name} holds none.")
+    return Split(name, images)
+
+
+def _other(store: Any, config: DictConfig) -> "Split | None":
+    """The split to compare with; `auto` is the test split, if the set has one and it is not inspected itself."""
+    if config.against is None or (config.against == "auto" and config.split == "test"):
+        return None
+    if config.against != "auto":
+        return _loaded(store, config.against)
+    try:
+        return _loaded(store, "test")
+    except UserError as error:
+        print(f"note: nothing to look for images of {config.split} in: {error}", file=sys.stderr)
+        return None
+
+
+def main() -> None:
+    entry.entry("inspect_data", inspect_data)

@@ -1,0 +1,17 @@
+"""Trains a classifier of noisy images, whose gradient guides samples.
+
+python src/train_classifier.py schedule=cosine data=fashion_mnist
+python src/train_classifier.py resume=last
+python src/sample.py run=logs/train/RUN classifier=logs/train_classifier/RUN classifier_scale=2
+"""
+
+from functools import partial
+
+from diffusion_lab.commands import entry
+from diffusion_lab.runs import resume as run_resume
+from diffusion_lab.runs import train as run_training
+
+
+def main() -> None:
+    prepare = partial(run_resume.prepare_command_line, "train_classifier")
+    entry.entry("train_classifier", run_training.train, prepare, keeps_status=True)

@@ -1,0 +1,120 @@
+"""A config against the signatures of what it builds: mistakes are said before anything is built."""
+
+import inspect
+import logging
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from typing import Any, Literal
+
+from hydra.utils import get_object
+from omegaconf import DictConfig, ListConfig
+
+from diffusion_lab.errors import UserError
+
+META = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
+
+
+def refuse(problems: list[str]) -> None:
+    """Raises UserError with all problems in one sentence, if there are any."""
+    if problems:
+        raise UserError("; ".join(problems) + ".")
+
+
+def wrong_arguments(node: Any, path: str) -> Iterator[str]:
+    """What is wrong with the arguments of every `_target_` below a resolved node: unknown, missing, of wrong type."""
+    if isinstance(node, (list, ListConfig)):
+        for index, child in enumerate(node):
+            yield from wrong_arguments(child, f"{path}.{index}")
+        return
+    if not isinstance(node, (dict, DictConfig)):
+        return
+    if "_target_" in node:
+        yield from _wrong_call(node, path)
+    for key, child in node.items():
+        word = str(key)
+        yield from wrong_arguments(child, f"{path}.{word}" if path else word)
+
+
+def _wrong_call(node: Any, path: str) -> Iterator[str]:
+    name = str(node["_target_"])
+    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs in four lines what is said here in one
+    try:
+        target = get_object(name)
+    except (ImportError, ValueError) as error:
+        library = name.partition(".")[0]
+        if isinstance(error.__cause__, ModuleNotFoundError) and error.__cause__.name == library:
+            yield f"{path}._target_ needs the library {library}, which is not installed, got {name}"
+        else:
+            reason = " ".join(str(error).split())
+            yield f"{path}._target_ must name something that can be imported, got {name} ({reason})"
+        return
+    owner = getattr(target, "__name__", str(target))
+    parameters = inspect.signature(target).parameters
+    names = [name for name, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        for key in node:
+            if key not in META and key not in names:
+                accepted = f"{', '.join(names) or 'none'}{suggestion(str(key), names)}"
+                yield f"{path}.{key} is not a setting of {owner}: accepted are {accepted}"
+    if not node.get("_partial_"):
+        for name in names:
+            if parameters[name].default is inspect.Parameter.empty and name not in node:
+                yield f"{path}.{name} is missing"
+    hints = _hints(target)
+    for name in names:
+        if name in node and name in hints and not _fits(node[name], hints[name]):
+            yield f"{path}.{name} must be {_readable(hints[name])}, got {node[name]!s}"
+
+
+def _hints(target: Any) -> dict[str, Any]:
+    described = target.__init__ if inspect.isclass(target) else target
+    try:
+        return typing.get_type_hints(described)
+    except NameError:  # types that are imported for type checkers alone are names here; the others are themselves
+        hints: dict[str, Any] = getattr(described, "__annotations__", {})
+        return {name: hint for name, hint in hints.items() if not isinstance(hint, str)}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a plain config value can be what a type hint says; other types are left to the constructor."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if isinstance(value, (dict, DictConfig)):
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, argument) for argument in arguments)
+    if origin is Literal:
+        return value in arguments
+    if hint in (int, float, bool, str):
+        return isinstance(value, (int, float) if hint is float else hint) and (
+            hint is bool or not isinstance(value, bool)
+        )
+    if hint is type(None):
+        return value is None
+    if origin in (Sequence, list, tuple) and not isinstance(value, (list, tuple, ListConfig)):
+        return False
+    if isinstance(value, (list, ListConfig)):
+        items = [argument for argument in arguments if argument is not Ellipsis]
+        return len(items) != 1 or all(_fits(item, items[0]) for item in value)
+    return True
+
+
+def _readable(hint: Any) -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(word for argument in arguments for word in _readable(argument).split(" or ")))
+    if origin is Literal:
+        return " or ".join(str(argument) for argument in arguments)
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+    return (
+        str(words.get(hint))
+        if hint in words
+        else ("a list" if origin is not None else getattr(hint, "__name__", str(hint)))
+    )
+
+
+def suggestion(word: str, choices: list[str]) -> str:
+    """The end of a sentence that names the choice most like `word`, if one is."""
+    close = get_close_matches(word, choices, n=1, cutoff=0.6)
+    return f"; perhaps you mean {close[0]}" if close else ""

@@ -1,0 +1,5 @@
+"""Ranks and collectives, how a job was launched, Slurm, signals. Only `collectives` imports torch."""
+
+from diffusion_lab.distributed.launch import environment
+
+__all__ = ["environment"]

@@ -1,0 +1,5 @@
+"""Averages of a network's weights over training."""
+
+from diffusion_lab.ema.averages import EMA, ConstantDecay, Decay, HalfLifeDecay, PowerFunctionDecay, RampedDecay
+
+__all__ = ["EMA", "ConstantDecay", "Decay", "HalfLifeDecay", "PowerFunctionDecay", "RampedDecay"]

@@ -1,0 +1,73 @@
+"""Files of averages: what training leaves, from which averages of other lengths are made."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from diffusion_lab import checkpoint_files
+from diffusion_lab.ema.averages import EMA, PowerFunctionDecay
+from diffusion_lab.ema.post_hoc import Profile
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """An average in a file.  name: of the average, among those that the file holds."""
+
+    path: Path
+    name: str
+    profile: Profile
+
+
+def save_averages(ema: EMA, folder: Path) -> None:
+    """Writes the power-function averages to `step_0001000.pt`, in the precision in which they are averaged."""
+    averages = {
+        name: {"relative_width": decay.relative_width, **_parts(ema.networks[name])}
+        for name, decay in ema.decays.items()
+        if isinstance(decay, PowerFunctionDecay)
+    }
+    checkpoint_files.write({"step": ema.num_updates, "averages": averages}, folder / f"step_{ema.num_updates:07}.pt")
+
+
+def saved_averages(folder: Path) -> list[Snapshot]:
+    """What the files of a folder hold, by growing step.  Raises ValueError where one cannot be read."""
+    found = []
+    for path in sorted(folder.glob("step_*.pt")):
+        content = _content(path)
+        for name, average in content["averages"].items():
+            found.append(Snapshot(path, name, Profile(average["relative_width"], content["step"])))
+    return sorted(found, key=lambda snapshot: snapshot.profile.step)
+
+
+def combined(snapshots: Sequence[Snapshot], coefficients: Sequence[float]) -> dict[str, Tensor]:
+    """The state of a network whose parameters are the weighted sum of the snapshots', summed in float64.
+
+    Buffers are those of the last snapshot. One file is in memory at a time.
+    """
+    total: dict[str, Tensor] = {}
+    for snapshot, coefficient in zip(snapshots, coefficients, strict=True):
+        average = _content(snapshot.path)["averages"][snapshot.name]
+        for name, parameter in average["parameters"].items():
+            addend = parameter.double() * coefficient
+            total[name] = total[name].add_(addend) if name in total else addend
+    kept = {name: buffer.clone() for name, buffer in average["buffers"].items()}
+    return {name: total[name].to(parameter.dtype) for name, parameter in average["parameters"].items()} | kept
+
+
+def _parts(network: nn.Module) -> dict[str, dict[str, Tensor]]:
+    averaged = {name for name, _ in network.named_parameters(remove_duplicate=False)}
+    state = {name: value.cpu() for name, value in network.state_dict().items()}
+    return {
+        "parameters": {name: value for name, value in state.items() if name in averaged},
+        "buffers": {name: value for name, value in state.items() if name not in averaged},
+    }
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """A file's content, whose tensors are read from the disk when they are used."""
+    try:
+        return checkpoint_files.read(path, mmap=True)
+    except checkpoint_files.DamagedCheckpointError as error:
+        raise ValueError(f"{error} Without the file the others can be combined.") from error

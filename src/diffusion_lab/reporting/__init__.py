@@ -1,0 +1,1 @@
+"""Progress, image grids and plots. Receives plain data."""

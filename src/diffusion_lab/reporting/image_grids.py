@@ -1,0 +1,60 @@
+"""Images -> picture files. The range is always [-1, 1]: a picture never hides saturation."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from diffusion_lab.pixels import to_uint8
+
+
+def grid(images: Tensor, num_columns: int, tile: int = 56) -> np.ndarray:
+    """One picture of all images, uint8 [height, width, 3].  images: [B, C, H, W], uint8, or in [-1, 1].
+
+    tile: small images are enlarged by a whole factor to at least about this side, so that they can be looked at.
+    """
+    pixels = images.cpu() if images.dtype == torch.uint8 else to_uint8(images.cpu())
+    factor = max(1, round(tile / pixels.shape[-1]))
+    pixels = pixels.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
+    picture: np.ndarray = make_grid(pixels, nrow=num_columns, padding=2).permute(1, 2, 0).numpy()
+    return picture
+
+
+def save_picture(picture: np.ndarray, path: Path) -> None:
+    """Writes [height, width, 3] as PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path)
+
+
+def save_animation(frames: Sequence[np.ndarray], path: Path, *, seconds: float = 2.0, rest: float = 1.5) -> None:
+    """Writes frames as an endless WebP animation of `seconds`, resting on the last frame."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pictures = [Image.fromarray(frame) for frame in frames]
+    durations = [round(1000 * seconds / len(frames))] * (len(frames) - 1) + [round(1000 * rest)]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0, quality=80)
+
+
+def save_sheet(pictures: Mapping[str, Path], path: Path, *, width: int = 320) -> None:
+    """Writes picture files side by side, each brought to one width, under their labels, as PNG."""
+    line = 18
+    tiles = []
+    for label, file in pictures.items():
+        with Image.open(file) as opened:
+            picture = opened.convert("RGB")
+        picture = picture.resize((width, round(width * picture.height / picture.width)), Image.Resampling.LANCZOS)
+        lines = textwrap.wrap(label, width // 7, break_on_hyphens=False) or [""]
+        tile = Image.new("RGB", (width, line * len(lines) + 4 + picture.height), "white")
+        ImageDraw.Draw(tile).multiline_text((2, 0), "\n".join(lines), "black", ImageFont.load_default(13), spacing=4)
+        tile.paste(picture, (0, line * len(lines) + 4))
+        tiles.append(tile)
+    num_columns = min(4, len(tiles))
+    height = max(tile.height for tile in tiles) + 12
+    sheet = Image.new("RGB", (num_columns * (width + 12), -(-len(tiles) // num_columns) * height), "white")
+    for number, tile in enumerate(tiles):
+        sheet.paste(tile, (number % num_columns * (width + 12) + 6, number // num_columns * height))
+    sheet.save(path)

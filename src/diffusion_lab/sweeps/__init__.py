@@ -1,0 +1,1 @@
+"""Sweeps: what is left to run, where, and the table of results."""

@@ -1,0 +1,19 @@
+"""LightningModules, optimizers, learning-rate schedules, loggers and the non-finite guard."""
+
+from diffusion_lab.training.base_module import TrainedModule
+from diffusion_lab.training.classifier_module import ClassifierModule
+from diffusion_lab.training.diffusion_module import DiffusionModule
+from diffusion_lab.training.loggers import MetricsFile, WandbRun
+from diffusion_lab.training.nonfinite_guard import StepGuard
+from diffusion_lab.training.optimizers import Adam, LearningRateCourse
+
+__all__ = [
+    "Adam",
+    "ClassifierModule",
+    "DiffusionModule",
+    "LearningRateCourse",
+    "MetricsFile",
+    "StepGuard",
+    "TrainedModule",
+    "WandbRun",
+]

@@ -1,0 +1,52 @@
+"""The training flow of a classifier of noisy images, image to loss."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffusion_lab.data.image_datamodule import ImageBatch
+from diffusion_lab.distributed.collectives import Processes
+from diffusion_lab.guidance.noisy_classifier import NoisyClassifier
+from diffusion_lab.process import GaussianProcess, TimeDistribution
+from diffusion_lab.training.base_module import TrainedModule
+from diffusion_lab.training.nonfinite_guard import StepGuard
+from diffusion_lab.training.optimizers import Adam
+
+
+class ClassifierModule(TrainedModule):
+    """A classifier in training on images noised as those of the denoisers that it will guide."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        process: GaussianProcess,
+        *,
+        times: TimeDistribution,
+        optimizer: Adam,
+        guard: StepGuard | None = None,
+    ) -> None:
+        super().__init__(network, optimizer=optimizer, guard=guard)
+        self.process, self.times = process, times
+        self._right: list[Tensor] = []
+
+    @property
+    def classifier(self) -> NoisyClassifier:
+        """What guides samples."""
+        return NoisyClassifier(self.network, self.process)
+
+    def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
+        x_0, draws = batch.x_0, batch.draws  # [B, C, H, W], all randomness of this step
+        t, weight = self.times.sample(draws)  # [B], [B]
+        x_t = self.process.q_sample(x_0, t, draws.noise(like=x_0))
+        with draws.dropout(x_0.device):
+            logits = self.classifier.logits(x_t, t)  # [B, num_classes]
+        loss = F.cross_entropy(logits, batch.label, reduction="none")  # [B]
+        self.times.update(draws, t, loss)
+        self._right.append((logits.detach().argmax(dim=1) == batch.label).float().mean())
+        return self.mean_loss(weight, loss, draws.step)
+
+    def after_step(self) -> None:
+        self.times.finish_step(self.guard.applied)
+        share = Processes.of_this_job().mean(torch.stack(self._right).mean())
+        self._right.clear()
+        self.tell(accuracy=share)

@@ -1,0 +1,101 @@
+"""`src/inspect_data.py`, in processes of its own."""
+
+import csv
+import json
+import re
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from support import commands
+
+
+def run(*arguments: str) -> CompletedProcess[str]:
+    return commands.run("inspect_data.py", *arguments)
+
+
+def write_images(folder: Path) -> None:
+    """Two classes of 16 in train and 4 in test, with a copy and a mirrored copy in train, and a copy in test."""
+    draw = np.random.default_rng(0)
+    for split, count in (("train", 16), ("test", 4)):
+        for name in ("cat", "dog"):
+            pixels = draw.integers(20, 200, (count, 16, 16, 3), dtype=np.uint8)
+            if (split, name) == ("train", "dog"):
+                pixels[9], pixels[10] = pixels[2], pixels[3, :, ::-1] + 1
+            if (split, name) == ("test", "cat"):
+                first = np.asarray(Image.open(folder / "train" / "cat" / "05.png"))
+                pixels[1] = first
+            (folder / split / name).mkdir(parents=True)
+            for number, picture in enumerate(pixels):
+                Image.fromarray(picture).save(folder / split / name / f"{number:02}.png")
+
+
+def size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as picture:
+        return picture.size
+
+
+def test_splits_of_a_folder_are_reported_in_numbers_and_pictures(tmp_path: Path) -> None:
+    write_images(tmp_path / "set")
+    done = run(
+        "-m", "data=class_folders", f"data.path={tmp_path / 'set'}", "data.resolution=16", "num_rows=5",
+        "split=train,test", f"hydra.sweep.dir={tmp_path}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    folder, of_test = tmp_path / "split-train", tmp_path / "split-test"
+    report = json.loads((folder / "report.json").read_text())
+    assert (report["num_images"], report["class_counts"]) == (32, {"cat": 16, "dog": 16})
+    assert (report["channels"], report["height"], report["width"]) == (3, 16, 16)
+    assert (report["duplicates"]["same_bytes"], report["duplicates"]["near_pairs"]) == (1, 1)
+    assert (report["overlap"]["num_images"], report["overlap"]["same_bytes"], report["overlap"]["near"]) == (8, 1, 0)
+    with (folder / "duplicates.csv").open() as file:
+        rows = [[*row.values()][:7] for row in csv.DictReader(file)]
+    assert rows == [
+        ["same_bytes", "train", "18", "dog", "train", "25", "dog"],
+        ["mirrored", "train", "19", "dog", "train", "26", "dog"],
+        ["same_bytes", "train", "5", "cat", "test", "1", "cat"],
+    ]
+    tile = 4 * 16 + 2
+    assert size(folder / "contact_sheet.png") == (2 * tile + 2, 16 + 5 * tile + 2)
+    assert size(folder / "duplicates.png") == (6 * (2 * tile + 2), 32 + tile + 2)
+    assert "of 8 images of test, 1 are also in train, and 0 nearly" in done.stdout
+    assert done.stderr == ""
+    assert json.loads((of_test / "report.json").read_text())["overlap"] is None
+    assert not (of_test / "duplicates.png").exists()
+
+
+def test_the_embedded_set_has_no_test_split_and_says_how_many_were_compared(tmp_path: Path) -> None:
+    done = run("num_rows=2", "data.max_images=600", "near_duplicates.max_compared=50", f"hydra.run.dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert re.match(r"note: nothing to look for images of train in: .* a split 'test'", done.stderr)
+    assert "near pairs were looked for among 50 of the 600 images of train alone" in done.stdout
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["num_images"], report["overlap"], report["duplicates"]["num_compared"]) == (600, None, 50)
+    assert sum(report["class_counts"].values()) == 600
+    assert size(tmp_path / "contact_sheet.png") == (10 * 58 + 2, 16 + 2 * 58 + 2)
+
+
+@pytest.mark.parametrize(
+    ("argument", "sentence"),
+    [
+        ("split=nope", r"data\.path=.* cannot be read as images with a split 'nope': .*\['train'\]\."),
+        ("split=null", r"split must name a part of the set, as train does, got null\."),
+        ("against=train", r"against must be another split than split=train, got train\."),
+        ("num_rows=0", r"num_rows must be a whole number of at least 1, got 0\."),
+        ("num_pairs=true", r"num_pairs must be a whole number of at least 1, got True\."),
+        ("seed=-1", r"seed must be a whole number in 0\.\.2\^63 - 1, got -1\."),
+        ("near_duplicates=null", r"near_duplicates must hold settings, got null; .*"),
+        ("near_duplicates.max_ratio=2", r"near_duplicates: max_ratio must be in \(0, 1\), got 2\."),
+        ("near_duplicates.neighbour=few", r"near_duplicates\.neighbour must be a whole number, got few\."),
+        ("data.label_column=klass", r"data\.image_column and data\.label_column must be .*, got klass; .*"),
+    ],
+    ids=lambda value: value if "\\" not in value else "",
+)
+def test_a_mistake_is_one_sentence(argument: str, sentence: str, tmp_path: Path) -> None:
+    done = run(argument, f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.returncode == 1
+    assert re.fullmatch(f"error: {sentence}", done.stderr.strip()), done.stderr
+    assert not (tmp_path / "run").exists()

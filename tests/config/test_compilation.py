@@ -1,0 +1,108 @@
+import copy
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+from diffusion_lab.config import compilation
+from diffusion_lab.config.compilation import Acceleration
+from diffusion_lab.errors import UserError
+from diffusion_lab.networks import Condition
+from support.small_runs import fit, small_module, weights
+
+X_T, TIME = torch.linspace(-1, 1, 2 * 64).view(2, 1, 8, 8), torch.tensor([3.0, 700.0])
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIFFUSION_LAB_CACHE", str(tmp_path))
+    monkeypatch.setenv(compilation.CACHE, str(tmp_path / "torch"))
+
+
+def test_a_compiled_network_learns_the_same_under_the_same_names() -> None:
+    plain, compiled = small_module(), small_module()
+    Acceleration(compile=True)(compiled.network, backend="aot_eager")
+    fit(plain, 3)
+    fit(compiled, 3)
+    torch.testing.assert_close(weights(compiled.network), weights(plain.network), rtol=0, atol=1e-5)
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+
+
+def test_a_network_is_compiled_when_it_is_first_called() -> None:
+    network, graphs = small_module().network, []
+
+    def counting(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    Acceleration(compile=True)(network, backend=counting)  # type: ignore[arg-type]
+    assert not graphs
+    network(X_T, TIME, Condition())
+    assert len(graphs) == 1
+
+
+def test_a_copy_of_a_compiled_network_is_plain() -> None:
+    network = small_module().network
+    expected = network(X_T, TIME, Condition())
+
+    def never(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
+        raise AssertionError
+
+    Acceleration(compile=True)(network, backend=never)  # type: ignore[arg-type]
+    assert torch.equal(copy.deepcopy(network)(X_T, TIME, Condition()), expected)
+
+
+def test_channels_last_changes_where_weights_lie_and_no_answer() -> None:
+    module = small_module()
+    plain, moved = module.network, copy.deepcopy(module.network)
+    Acceleration(channels_last=True)(moved)
+    assert moved.conv_in.weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[operator, union-attr]
+    torch.testing.assert_close(moved(X_T, TIME, Condition()), plain(X_T, TIME, Condition()), rtol=0, atol=1e-5)
+
+
+def test_what_was_compiled_is_kept_beside_decoded_sets_unless_somebody_named_a_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Acceleration(compile=True)(torch.nn.Identity())
+    assert os.environ[compilation.CACHE] == str(tmp_path / "torch")
+    monkeypatch.setenv(compilation.CACHE, default_cache_dir())  # where torch puts it by itself
+    Acceleration(compile=True)(torch.nn.Identity())
+    assert os.environ[compilation.CACHE] == str(tmp_path / "compiled")
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"compile": "fast"}, "trainer.compile must be true, false or one of default, reduce-overhead, .*, got fast"),
+        ({"compile": 1}, "trainer.compile must be true, false or one of .*, got 1"),
+        ({"channels_last": "no"}, "trainer.channels_last must be true or false, got no"),
+    ],
+)
+def test_a_wrong_setting_is_named(setting: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        Acceleration.of(OmegaConf.create(setting))
+
+
+def test_numbers_of_accelerated_networks_carry_it_in_their_precision() -> None:
+    settings: list[dict[str, Any]] = [{}, {"compile": True}, {"compile": "reduce-overhead", "channels_last": True}]
+    trainers = [OmegaConf.create({"precision": "32-true", **setting}) for setting in settings]
+    assert [compilation.precision(trainer) for trainer in trainers] == [
+        "32-true",
+        "32-true, compiled",
+        "32-true, channels last, compiled for reduce-overhead",
+    ]
+
+
+def test_a_run_forked_into_another_layout_of_its_weights_goes_on_with_each_weights_own_moments(tmp_path: Path) -> None:
+    plain, moved = small_module(), small_module()
+    begun = fit(small_module(), 3)
+    begun.save_checkpoint(tmp_path / "begun.ckpt")
+    Acceleration(channels_last=True).lay_out(moved)
+    for module in (plain, moved):
+        fit(module, 6, ckpt_path=tmp_path / "begun.ckpt")
+    torch.testing.assert_close(weights(moved.network), weights(plain.network), rtol=0, atol=1e-4)
+    assert moved.ema.network.conv_in.weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[operator, union-attr]

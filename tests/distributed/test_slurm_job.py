@@ -1,0 +1,155 @@
+"""What a process learns of its job from the environment."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from diffusion_lab.distributed import launch, slurm_job
+from diffusion_lab.distributed.launch import LayoutError
+
+STEP = {
+    "SLURM_JOB_ID": "17", "SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_TASKS_PER_NODE": "2(x2)", "SLURM_CPUS_ON_NODE": "16",
+}  # fmt: skip
+TORCHRUN = {
+    "TORCHELASTIC_RUN_ID": "none", "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4",
+}  # fmt: skip
+OTHERS = ("OMP_NUM_THREADS", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+SUBMITIT = {"SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_NTASKS": "2", "SUBMITIT_LOCAL_GLOBALID": "1"}
+
+
+@pytest.fixture(autouse=True)
+def no_job() -> Iterator[None]:
+    """An environment of its own for each test, without the job that the tests may be a part of."""
+    before = dict(os.environ)
+    for name in before:
+        if name.startswith(("SLURM_", "SUBMITIT_", "TORCHELASTIC_")) or name in (*TORCHRUN, *OTHERS):
+            del os.environ[name]
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def within(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    ("environment", "rank", "count"),
+    [({}, 0, 1), (STEP, 3, 4), (TORCHRUN, 5, 8), (SUBMITIT, 1, 1), ({"LOCAL_RANK": "1"}, 1, 1)],
+)
+def test_the_rank_is_that_of_whoever_started_the_process(
+    environment: dict[str, str], rank: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    within(monkeypatch, environment)
+    assert (slurm_job.rank(), slurm_job.num_started()) == (rank, count)
+
+
+def test_a_folder_is_named_by_the_job_the_array_and_the_later_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    within(monkeypatch, STEP)
+    assert slurm_job.name() == "slurm_17"
+    monkeypatch.setenv("SLURM_STEP_ID", "2")
+    assert slurm_job.name() == "slurm_17.2"
+    within(monkeypatch, {"SLURM_ARRAY_JOB_ID": "16", "SLURM_ARRAY_TASK_ID": "4"})
+    assert slurm_job.name() == "slurm_16_4.2"
+    assert slurm_job.slurm_id() == "16_4"
+
+
+@pytest.mark.parametrize(
+    ("shell", "step", "named"),
+    [("interactive", {}, False), ("interactive", {"SLURM_STEP_ID": "3", "SLURM_PROCID": "0"}, True),
+     ("bash", {"SLURM_STEP_ID": "0", "SLURM_PROCID": "0"}, False), ("train", {}, True)],
+)  # fmt: skip
+def test_what_is_typed_into_a_shell_of_a_job_has_a_folder_of_its_own(
+    shell: str, step: dict[str, str], named: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after salloc, or srun --pty bash: many commands, one job."""
+    within(monkeypatch, {"SLURM_JOB_ID": "17", "SLURM_JOB_NAME": shell, **step})
+    assert slurm_job.name().startswith("slurm_17") == named
+
+
+def test_processes_of_one_torchrun_have_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    within(monkeypatch, TORCHRUN)
+    assert slurm_job.name() == slurm_job.name()
+    assert slurm_job.name().startswith("torchrun_")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "night")
+    assert slurm_job.name() == "torchrun_night"
+
+
+@pytest.mark.parametrize(
+    ("environment", "here", "nodes"), [({}, None, 1), (STEP, 2, 2), (TORCHRUN, 4, 2), (SUBMITIT, 2, 1)]
+)
+def test_the_layout_is_that_of_the_started_processes(
+    environment: dict[str, str], here: int | None, nodes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    within(monkeypatch, environment)
+    assert (launch.processes_here(), launch.num_nodes()) == (here, nodes)
+    launch.require(here or 1, nodes, "ddp")
+
+
+@pytest.mark.parametrize(
+    ("environment", "devices", "nodes", "strategy", "message"),
+    [
+        ({}, 0, 1, "ddp", "trainer.devices must be at least 1, got 0"),
+        ({}, 1, 2, "ddp", "trainer.num_nodes=2 needs a process on each node"),
+        (
+            {},
+            2,
+            1,
+            "ddp_spawn",
+            "trainer.strategy must be one whose processes are commands, such as ddp, got ddp_spawn",
+        ),
+        (STEP, 1, 2, "auto", "must be of the 2 processes that srun started here, got one: trainer=ddp"),
+        (STEP, 4, 2, "ddp", r"trainer.devices must be 2, .* srun started here \(--ntasks-per-node\), got 4"),
+        (STEP, 2, 1, "ddp", "trainer.num_nodes must be 2, as srun was told, got 1"),
+        (
+            TORCHRUN,
+            [0, 1],
+            2,
+            "ddp",
+            r"must be 4, as many processes as torchrun started here \(--nproc-per-node\), got",
+        ),
+        (SUBMITIT, 3, 1, "ddp", r"must be 2, .* \(hydra.launcher.tasks_per_node\), got 3"),
+    ],
+)
+def test_a_trainer_of_other_processes_than_those_started_is_refused(
+    environment: dict[str, str], devices: object, nodes: int, strategy: str, message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    within(monkeypatch, environment)
+    with pytest.raises(LayoutError, match=message):
+        launch.require(devices, nodes, strategy)
+
+
+def test_a_step_with_more_tasks_on_one_node_than_on_another_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    within(monkeypatch, STEP | {"SLURM_STEP_TASKS_PER_NODE": "2,1"})
+    with pytest.raises(LayoutError, match=r"as many tasks on each node .*, got 2,1"):
+        launch.processes_here()
+
+
+@pytest.mark.parametrize(("more", "threads"), [({}, "8"), ({"SLURM_CPUS_PER_TASK": "5"}, "5")])
+def test_a_task_of_srun_has_the_threads_of_its_own_cpus(
+    more: dict[str, str], threads: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    within(monkeypatch, STEP | more)
+    launch.share_cores()
+    assert os.environ["OMP_NUM_THREADS"] == threads
+
+
+def test_a_shell_in_a_job_is_no_task_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch script of two tasks that starts a command without srun: Lightning itself would wait for the second."""
+    from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+
+    within(monkeypatch, {"SLURM_JOB_ID": "17", "SLURM_PROCID": "0", "SLURM_NTASKS": "2"})
+    assert isinstance(launch.environment(), LightningEnvironment)
+    within(monkeypatch, STEP)
+    within(monkeypatch, {"SLURM_STEP_NODELIST": "n[3-4]", "SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "7"})
+    environment = launch.environment()
+    assert isinstance(environment, SLURMEnvironment)
+    assert environment.auto_requeue is False
+    assert (environment.main_address, environment.world_size(), environment.global_rank()) == ("n3", 4, 3)
+    environment.validate_settings(num_devices=2, num_nodes=2)  # of the step, whatever the job is
+    within(monkeypatch, TORCHRUN)
+    assert isinstance(launch.environment(), TorchElasticEnvironment)

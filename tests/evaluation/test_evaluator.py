@@ -1,0 +1,157 @@
+"""One pass of sampling and of features, all metrics, any number of processes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffusion_lab.evaluation.evaluator import Evaluation, Number
+from diffusion_lab.evaluation.reference import ImageReference
+from diffusion_lab.generation.seeded_images import SampledImages
+from diffusion_lab.metrics.density_coverage import DensityCoverage
+from diffusion_lab.metrics.feature_set import FeatureSet
+from diffusion_lab.metrics.frechet import FrechetDistance, SpatialFrechetDistance
+from diffusion_lab.metrics.inception_score import InceptionScore
+from diffusion_lab.metrics.kid import KernelDistance
+from diffusion_lab.metrics.mean_over_images import MeanOverImages
+from diffusion_lab.metrics.metric import Metric
+from diffusion_lab.metrics.precision_recall import PrecisionRecall
+from support.fake_features import Brightness, Spatial, StandIn
+from support.ranks import on_processes
+from support.small_runs import FewImages, small_module
+
+NUM_SAMPLES = 23
+
+
+def evaluation(folder: Path, num_samples: int = NUM_SAMPLES, **settings: Any) -> Evaluation:
+    module = small_module()
+    for parameter in module.ema.network.parameters():
+        parameter.data.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    images = SampledImages(module, batch_size=settings.pop("batch_size", 5))
+    return Evaluation(images, ImageReference(FewImages().load(), "train", folder), num_samples, **settings)
+
+
+def every_metric(features: StandIn) -> list[Metric]:
+    return [
+        FrechetDistance(features), KernelDistance(features, 10, 20), InceptionScore(features, 3),
+        PrecisionRecall(features), DensityCoverage(features), SpatialFrechetDistance(features),
+    ]  # fmt: skip
+
+
+def measured(folder: Path, batch_size: int) -> tuple[list[Number], dict[int, Tensor]]:
+    seen: dict[int, Tensor] = {}
+    job = evaluation(folder, batch_size=batch_size)
+    numbers = job.measure(every_metric(Spatial()), lambda seeds, pixels: seen.update(zip(seeds, pixels, strict=True)))
+    return [*numbers, job.mean(MeanOverImages(Brightness(), "train"), FewImages().load())], seen
+
+
+def test_numbers_and_images_are_the_same_on_1_2_and_3_processes(tmp_path: Path) -> None:
+    batch_size = 10  # three batches, the last one padded
+    answers = {n: on_processes(n, measured, tmp_path / str(n), tmp_path / f"cache{n}", batch_size) for n in (1, 2, 3)}
+    ((numbers, images),) = answers[1]
+    assert sorted(images) == list(range(NUM_SAMPLES))
+    assert len(numbers) == 11
+    for count in (2, 3):
+        shown = [seed for _, seen in answers[count] for seed in seen]
+        assert sorted(shown) == list(range(NUM_SAMPLES))  # none twice, none missing
+        for found, seen in answers[count]:
+            assert all(torch.equal(image, images[seed]) for seed, image in seen.items())
+            for one, other in zip(numbers, found, strict=True):
+                assert other.name == one.name
+                assert other.value == pytest.approx(one.value, rel=1e-9)
+                assert other.fingerprint == one.fingerprint
+
+
+def test_numbers_are_those_of_the_features_of_the_images(tmp_path: Path) -> None:
+    features, seen = StandIn(), list[Tensor]()
+    numbers = evaluation(tmp_path).measure([FrechetDistance(features)], lambda seeds, pixels: seen.append(pixels))
+    sets = [
+        FeatureSet.of(features(p)["pooled"]) for p in (torch.cat(seen), FewImages().load().gather(torch.arange(50)))
+    ]
+    assert [number.name for number in numbers] == ["fd_stand_in_23_train"]
+    assert numbers[0].value == pytest.approx(FrechetDistance(features).measure(*sets)["fd"], rel=1e-9)
+
+
+def test_one_pass_of_features_serves_all_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    features, sizes = Spatial(), []
+    extract = features.extract
+
+    def counting(pixels: Tensor) -> dict[str, Tensor]:
+        sizes.append(len(pixels))
+        return extract(pixels)
+
+    monkeypatch.setattr(features, "extract", counting)
+    job = evaluation(tmp_path)
+    job.measure(every_metric(features))
+    assert sizes == [50, 5, 5, 5, 5, 3]  # the reference, then the samples
+    job.measure([FrechetDistance(features)])
+    assert sizes[6:] == [5, 5, 5, 5, 3]  # the reference is known
+
+
+def test_time_is_counted_by_what_it_went_to(tmp_path: Path) -> None:
+    job = evaluation(tmp_path)
+    job.measure(every_metric(Spatial()))
+    assert set(job.seconds) == {"sampling", "features", "statistics"}
+    assert all(seconds > 0 for seconds in job.seconds.values())
+    job.mean(MeanOverImages(Brightness(), "train"), FewImages().load())
+    assert job.seconds["means over images"] > 0
+
+
+def test_the_fingerprint_says_all_that_a_number_depends_on(tmp_path: Path) -> None:
+    job = evaluation(tmp_path, precision="32-true", seed=7)
+    kid, score = KernelDistance(StandIn(), subset_size=20), InceptionScore(StandIn(), 3)
+    found = {number.name: number.fingerprint for number in job.measure([kid, score])}
+    fingerprint = found["kid_stand_in_23_train"]
+    assert fingerprint["metric"] == {"name": "KernelDistance", "num_subsets": 100, "subset_size": 20}
+    assert fingerprint["features"] == {
+        "name": "stand_in", "weights_sha256": "0" * 64, "resize": "none", "output": "pooled",
+    }  # fmt: skip
+    assert fingerprint["reference"] == {
+        "split": "train", "fingerprint": FewImages().load().fingerprint, "size": 50, "rows": 50,
+    }  # fmt: skip
+    expected = {"num_samples": 23, "seed": 7, "precision": "32-true", "batch_size": 5, "guidance_scale": 1.0}
+    assert {key: fingerprint[key] for key in expected} == expected
+    assert {"sampler", "schedule", "weights", "label", "quantisation", "code"} <= set(fingerprint)
+    assert found["is_stand_in_23"]["reference"] is None
+    assert found["is_stand_in_23"]["features"]["output"] == "logits"
+
+
+@pytest.mark.parametrize("seed", [0, 4])
+def test_a_seed_starts_another_row_of_images(seed: int, tmp_path: Path) -> None:
+    shown: list[int] = []
+    job = evaluation(tmp_path, seed=seed)
+    job.measure([FrechetDistance(StandIn())], lambda seeds, pixels: shown.extend(seeds))
+    assert shown == list(range(seed, seed + 23))
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "metric", "sentence"),
+    [
+        (1, FrechetDistance, "num_samples must be at least 2 for FrechetDistance, got 1"),
+        (9, InceptionScore, "num_samples must be at least 10 for InceptionScore, got 9"),
+        (3, PrecisionRecall, "num_samples must be at least 4 for PrecisionRecall, got 3"),
+    ],
+)
+def test_too_few_samples_are_refused_before_any_is_drawn(
+    num_samples: int, metric: type[Metric], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = evaluation(tmp_path, num_samples)
+    monkeypatch.setattr(job.images, "draw", None)
+    with pytest.raises(ValueError, match=sentence):
+        job.measure([metric(StandIn())])
+
+
+def test_no_samples_or_a_negative_seed_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
+        evaluation(tmp_path, 0)
+    with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
+        evaluation(tmp_path, seed=-1)
+
+
+def test_images_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    job = evaluation(tmp_path)
+    next(job.images.module.ema.network.parameters()).data.fill_(float("nan"))
+    with pytest.raises(ValueError, match="images must be finite, got NaN or infinity"):
+        job.measure([FrechetDistance(StandIn())])

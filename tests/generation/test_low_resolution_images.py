@@ -1,0 +1,125 @@
+"""Super-resolution: what is enlarged, to which seeds, and the cascades that follow."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from diffusion_lab.generation.cascade import DrawnImages
+from diffusion_lab.generation.low_resolution_images import ShrunkImages
+from diffusion_lab.generation.seeded_images import SampledImages
+from diffusion_lab.low_resolution import LowResolution
+from diffusion_lab.networks import Labels
+from diffusion_lab.pixels import to_uint8
+from diffusion_lab.randomness import ImageNoise, Purpose, permutation
+from diffusion_lab.training.diffusion_module import DiffusionModule
+from support.small_runs import FewImages, fit, small_module
+
+LOW = LowResolution(4, max_noise=0.5)
+TOLD: dict[str, Any] = {"low_resolution_channels": 1, "num_augmentation_channels": 1}
+
+
+def base(side: int = 4, labels: Labels | None = None) -> DiffusionModule:
+    """A network of images of another side, whose answers are not all the same."""
+    module = small_module(labels)
+    module.network.resolution = module.ema.network.resolution = side  # type: ignore[assignment]
+    return filled(module)
+
+
+def filled(module: DiffusionModule) -> DiffusionModule:
+    torch.manual_seed(0)
+    for parameter in module.ema.network.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    module.eval()
+    return module
+
+
+def upsampler(labels: Labels | None = None) -> DiffusionModule:
+    return filled(small_module(labels, **TOLD))
+
+
+def cascade(noise: float = 0.0, batch_size: int = 4, labels: Labels | None = None, **settings: int) -> SampledImages:
+    small = SampledImages(base(labels=labels), batch_size=batch_size, **settings)  # type: ignore[arg-type]
+    return SampledImages(upsampler(labels), batch_size=batch_size, small=DrawnImages(small, LOW, noise))
+
+
+def test_a_network_learns_from_the_small_images_of_its_data() -> None:
+    plain, told = small_module(), small_module(**TOLD)
+    losses = [
+        float(fit(m, 100, low_resolution=low).callback_metrics["loss"]) for m, low in ((plain, None), (told, LOW))
+    ]
+    assert losses[1] < losses[0]  # random images: nothing else than their means can be known
+
+
+def test_image_k_of_a_cascade_is_made_of_image_k_of_the_stage_before() -> None:
+    images = cascade()
+    small = SampledImages(base(), batch_size=4).draw(range(4))
+    told = LOW.condition(None, small.float() / 127.5 - 1, torch.zeros(4), torch.zeros(4, 1, 4, 4))
+    expected = to_uint8(upsampler().sample(range(4), told, stage=1))
+    assert torch.equal(images.draw(range(4)), expected)
+    assert torch.equal(images.draw(range(2, 4)), expected[2:])
+
+
+def test_no_two_stages_draw_the_same_noise() -> None:
+    first, second = (ImageNoise(range(2), (1, 8, 8), stage=stage).draw() for stage in (0, 1))
+    third = ImageNoise(range(2), (1, 8, 8), stage=1, purpose=Purpose.SAMPLED_CONDITION).draw()
+    for one, other in ((first, second), (first, third), (second, third)):
+        assert abs(float((one * other).mean())) < 0.4
+        assert not torch.equal(one, other)
+    assert torch.equal(first, ImageNoise(range(2), (1, 8, 8)).draw())
+
+
+def test_noise_on_what_is_enlarged_is_that_of_the_seed() -> None:
+    plain, noised = cascade(), cascade(noise=0.4)
+    assert not torch.equal(plain.draw(range(4)), noised.draw(range(4)))
+    assert torch.equal(noised.draw(range(4)), cascade(noise=0.4).draw(range(4)))
+    assert noised.small is not None
+    told = noised.small.condition(range(4), None, torch.device("cpu"))
+    assert told.augmentation is not None
+    assert told.augmentation.flatten().tolist() == pytest.approx([0.4] * 4)
+
+
+def test_all_stages_are_told_the_same_class() -> None:
+    labels = Labels(3, 0.2)
+    assert cascade(labels=labels).labels(range(5)).tolist() == [0, 1, 2, 0, 1]  # type: ignore[union-attr]
+    assert cascade(labels=labels, label=2).labels(range(5)).tolist() == [2] * 5  # type: ignore[union-attr]
+
+
+def test_images_of_the_data_are_enlarged_in_a_drawn_order_with_their_classes() -> None:
+    data = FewImages().load()
+    small = ShrunkImages(data, "train", LOW)
+    images = SampledImages(upsampler(Labels(3, 0.2)), batch_size=4, small=small)
+    order = permutation(seed=0, epoch=0, size=50)[[48, 49, 0, 1]]
+    means: Tensor = data.gather(order).float().view(4, 1, 4, 2, 4, 2).mean(dim=(3, 5))
+    torch.testing.assert_close(small.draw(range(48, 52)).float(), means, rtol=0, atol=0.51)
+    assert images.labels(range(48, 52)).tolist() == data.label[order].tolist()  # type: ignore[union-attr]
+
+
+def test_what_is_enlarged_is_part_of_the_protocol_and_the_identity() -> None:
+    drawn = cascade()
+    data = SampledImages(upsampler(), batch_size=4, small=ShrunkImages(FewImages().load(), "train", LOW, 0.1))
+    assert drawn.protocol()["low_resolution"]["from"]["sampler"]["name"] == "DDIM"
+    assert data.protocol()["low_resolution"]["from"] == "images of train"
+    assert data.protocol()["low_resolution"]["noise"] == 0.1
+    identities = {images.identity("32-true") for images in (drawn, cascade(noise=0.2), data)}
+    assert len(identities) == 3
+    other = SampledImages(base(), batch_size=4)
+    other.module.ema.network.get_parameter("conv_in.bias").data += 0.1
+    changed = SampledImages(upsampler(), batch_size=4, small=DrawnImages(other, LOW))
+    assert changed.identity("32-true") not in identities
+
+
+def test_stages_that_do_not_fit_together_are_refused() -> None:
+    plain = SampledImages(base(side=8), batch_size=4)
+    with pytest.raises(ValueError, match=r"cascade must go on from images of side 4, .* got 8"):
+        DrawnImages(plain, LOW)
+    with pytest.raises(ValueError, match=r"low_resolution_noise must be in \[0, 0.5\], .* got 0.6"):
+        cascade(noise=0.6)
+    with pytest.raises(ValueError, match="cascade must begin with a run that is told no low-resolution image"):
+        SampledImages(upsampler(), batch_size=4)
+    small = DrawnImages(SampledImages(base(), batch_size=4), LOW)
+    with pytest.raises(ValueError, match="low_resolution images must be none for this network, got 1 channels"):
+        SampledImages(small_module(), batch_size=4, small=small)
+    with pytest.raises(ValueError, match=r"cascade must begin with a run that is told the 3 classes .* got one of 0"):
+        SampledImages(upsampler(Labels(3)), batch_size=4, small=small)

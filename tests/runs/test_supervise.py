@@ -1,0 +1,148 @@
+"""The ways in which a run can end, and what its status file says then."""
+
+import os
+import signal
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from diffusion_lab.errors import UserError
+from diffusion_lab.runs import status as run_status
+from diffusion_lab.runs import supervise as module
+from diffusion_lab.runs.status import Status
+from diffusion_lab.runs.supervise import ForeignFolderError, attempt
+
+
+@pytest.fixture(autouse=True)
+def no_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "TORCHELASTIC_", "LOCAL_RANK", "RANK"))]:
+        monkeypatch.delenv(name)
+
+
+def status(folder: Path) -> Status:
+    found = run_status.read(folder)
+    assert found is not None
+    return found
+
+
+def raising(error: BaseException) -> Callable[[], float]:
+    def work() -> float:
+        raise error
+
+    return work
+
+
+def killing(number: int) -> Callable[[], float]:
+    def work() -> float:
+        os.kill(os.getpid(), number)
+        return 1.0
+
+    return work
+
+
+def test_a_run_that_ends_well_is_finished_with_its_number(tmp_path: Path) -> None:
+    assert attempt(tmp_path, lambda: 2.5) == 2.5
+    assert (status(tmp_path).state, status(tmp_path).result) == ("finished", 2.5)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (UserError("seed must be at least 0, got -1."), "seed must be at least 0, got -1."),
+        (RuntimeError("lost\npower"), "RuntimeError: lost power"),
+        (KeyboardInterrupt(), "interrupted"),
+    ],
+)
+def test_a_run_that_fails_says_why(error: BaseException, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(type(error)):
+        attempt(tmp_path, raising(error))
+    assert (status(tmp_path).state, status(tmp_path).reason) == ("failed", reason)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_is_no_success_and_handlers_are_as_before(number: int, tmp_path: Path) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as end:
+        attempt(tmp_path, killing(number))
+    assert end.value.code == 128 + number
+    assert (status(tmp_path).state, status(tmp_path).reason) == ("failed", f"stopped by {signal.Signals(number).name}")
+    assert signal.getsignal(number) is before
+
+
+def test_an_exit_without_a_status_is_no_success(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as end:  # as Lightning's on a SIGTERM
+        attempt(tmp_path, raising(SystemExit()))
+    assert end.value.code == 143
+    assert status(tmp_path).state == "failed"
+
+
+@pytest.fixture
+def in_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    def with_scontrol(answer: str) -> None:
+        tool = tmp_path / "bin" / "scontrol"
+        tool.parent.mkdir()
+        tool.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n{answer}\n')
+        tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
+        monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+        monkeypatch.setenv("SLURM_JOB_ID", "17")
+
+    def at_the_end() -> None:
+        raise SystemExit(0)
+
+    monkeypatch.setattr(module, "_await_the_end", at_the_end)
+    return with_scontrol
+
+
+def test_a_job_asks_to_be_queued_again(tmp_path: Path, in_a_job: Callable[[str], None]) -> None:
+    in_a_job("exit 0")
+    with pytest.raises(SystemExit):
+        attempt(tmp_path / "run", killing(signal.SIGUSR1))
+    assert (tmp_path / "asked").read_text() == "requeue 17\n"
+    assert status(tmp_path / "run").state == "requeued"
+    assert attempt(tmp_path / "run", lambda: 1.0) == 1.0  # the next start
+    assert (status(tmp_path / "run").state, len(status(tmp_path / "run").starts)) == ("finished", 2)
+
+
+def test_a_job_that_may_not_be_queued_again_has_failed(tmp_path: Path, in_a_job: Callable[[str], None]) -> None:
+    in_a_job("echo not allowed >&2; exit 1")
+    with pytest.raises(SystemExit) as end:
+        attempt(tmp_path / "run", killing(signal.SIGUSR1))
+    assert end.value.code == 128 + signal.SIGUSR1
+    assert status(tmp_path / "run").reason == "stopped by SIGUSR1, but scontrol requeue 17: not allowed"
+
+
+def test_a_folder_in_use_is_left_as_it_is(tmp_path: Path) -> None:
+    with FileLock(tmp_path / ".lock"), pytest.raises(UserError, match="is being worked in by another process"):
+        attempt(tmp_path, lambda: 1.0)
+    assert not (tmp_path / "status.json").exists()
+
+
+def test_a_folder_of_another_run_keeps_its_status(tmp_path: Path) -> None:
+    attempt(tmp_path, lambda: 2.5)
+    before = status(tmp_path)
+    with pytest.raises(ForeignFolderError):
+        attempt(tmp_path, raising(ForeignFolderError("holds another")))
+    assert status(tmp_path) == before
+    with pytest.raises(ForeignFolderError):
+        attempt(tmp_path / "new", raising(ForeignFolderError("holds another")))
+    assert run_status.read(tmp_path / "new") is None
+    with pytest.raises(ForeignFolderError):
+        attempt(tmp_path, raising(ForeignFolderError("holds another")), in_sweep=True)
+    assert status(tmp_path).reason == "holds another"  # the sweep looks there
+
+
+def test_of_several_processes_the_first_keeps_the_status_and_each_tells_its_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert attempt(tmp_path, lambda: 1.0) == 1.0
+    assert not (tmp_path / "status.json").exists()
+    with pytest.raises(SystemExit) as end:
+        attempt(tmp_path, killing(signal.SIGTERM))
+    assert end.value.code == 0  # the first one says how the run ended
+    with pytest.raises(RuntimeError):
+        attempt(tmp_path, raising(RuntimeError("lost power")))
+    assert status(tmp_path).reason == "process 1: RuntimeError: lost power"
