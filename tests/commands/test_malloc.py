@@ -8,10 +8,10 @@ import pytest
 STEPS = """
 import resource, sys
 import torch
-from diffusion_lab import host_memory
+from diffusion_lab.commands import malloc
 
 if sys.argv[1] == "kept":
-    host_memory.keep_freed()
+    malloc.keep_freed()
 layers = torch.nn.Sequential(*[torch.nn.Conv2d(16, 16, 3, padding=1) for _ in range(8)])
 x = torch.randn(32, 16, 40, 40)
 for _ in range(2):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from diffusion_lab.distributed import slurm_job
 from diffusion_lab.distributed.slurm_job import Queue
 from diffusion_lab.runs import status as run_status
 from diffusion_lab.runs.status import BusyError, Start, Status
@@ -55,7 +56,7 @@ def test_the_first_reason_of_a_failure_stays_until_the_next_start(tmp_path: Path
 
 
 def test_a_run_whose_process_was_killed_is_settled_as_failed(tmp_path: Path) -> None:
-    code = f"from diffusion_lab import run_status; from pathlib import Path; run_status.begin(Path({str(tmp_path)!r}))"
+    code = f"from diffusion_lab.runs import status as run_status; from pathlib import Path; run_status.begin(Path({str(tmp_path)!r}))"
     done = subprocess.run([sys.executable, "-c", code], check=True)
     assert done.returncode == 0
     assert run_status.read(tmp_path).state == "running"  # type: ignore[union-attr]
@@ -82,7 +83,7 @@ def test_slurm_is_asked_for_a_run_that_is_a_job(tmp_path: Path, monkeypatch: pyt
     run_status.begin(tmp_path)
     assert run_status.settled(tmp_path, Answers({"17_3": "RUNNING"})).state == "running"  # type: ignore[union-attr]
     assert run_status.settled(tmp_path, Answers(None)).state == "running"  # type: ignore[union-attr]
-    monkeypatch.setattr(run_status, "_asked", lambda *command: {"17_3": "OUT_OF_MEMORY+"})
+    monkeypatch.setattr(slurm_job, "_asked", lambda *command: {"17_3": "OUT_OF_MEMORY+"})
     status = run_status.settled(tmp_path, Answers({"17_4": "RUNNING"}))
     assert status is not None
     assert (status.state, status.reason) == ("failed", "job 17_3 ended without a word: OUT_OF_MEMORY")
@@ -92,7 +93,7 @@ def test_a_job_that_is_in_the_accounts_but_not_yet_in_the_queue_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_job(tmp_path, monkeypatch)
-    monkeypatch.setattr(run_status, "_asked", lambda *command: {"17_3": "PENDING"})
+    monkeypatch.setattr(slurm_job, "_asked", lambda *command: {"17_3": "PENDING"})
     assert run_status.settled(tmp_path, Answers({})).state == "queued"  # type: ignore[union-attr]
 
 

@@ -66,9 +66,7 @@ def _num_class_folders(path: str) -> int:
 
 
 OmegaConf.register_new_resolver("root", lambda *parts: str(ROOT.joinpath(*parts)), replace=True)
-OmegaConf.register_new_resolver(
-    "embedded", lambda name: str(PACKAGE / "data" / "embedded" / name), replace=True
-)
+OmegaConf.register_new_resolver("embedded", lambda name: str(PACKAGE / "data" / "embedded" / name), replace=True)
 OmegaConf.register_new_resolver("fastest_cpu_precision", _fastest_cpu_precision, replace=True)
 OmegaConf.register_new_resolver("fastest_precision", _fastest_precision, replace=True)
 OmegaConf.register_new_resolver("processes_here", lambda: launch.processes_here() or "auto", replace=True)
