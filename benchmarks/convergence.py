@@ -41,7 +41,7 @@ def main() -> None:
     for axes, (name, (schedule, end)) in zip(panels, ENDS.items(), strict=True):
         process = GaussianProcess(schedule)
         denoiser = MixtureOracle(process)
-        start = noise * schedule.prior_deviation(torch.tensor(schedule.t_max))
+        start = noise * schedule.prior_std(torch.tensor(schedule.t_max))
         exact = denoiser.flow(start, schedule.t_max, end)
         for label, build in SAMPLERS.items():
             errors = []

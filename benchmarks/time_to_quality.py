@@ -37,7 +37,7 @@ from diffusion_lab.networks import Condition
 from diffusion_lab.pixels import to_uint8
 from diffusion_lab.process import CustomSchedule, Epsilon, GaussianProcess, LinearSchedule, Prediction, V
 from diffusion_lab.randomness import ImageNoise
-from diffusion_lab.runs import load as run_loading
+from diffusion_lab.runs import build as run_loading
 from diffusion_lab.samplers import DDIM
 
 ROOT = Path(__file__).parents[1]
@@ -166,7 +166,7 @@ def denoiser(name: str, weights: dict[str, Tensor], folder: Path) -> tuple[Denoi
     """The averaged network as it was meant, and the side of its images."""
     prediction: Prediction
     if name in OURS:
-        config = run_loading.saved_config(folder / name)
+        config = run_loading.load_config(folder / name)
         network = instantiate(config.model, _convert_="all")
         network.load_state_dict(weights)
         process, prediction = instantiate(config.process, _convert_="all"), instantiate(config.prediction)

@@ -10,10 +10,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.config.compilation import without
-from diffusion_lab.config.validation import wrong_arguments
+from diffusion_lab.config.compilation import without_acceleration
+from diffusion_lab.config.validation import argument_problems
 from diffusion_lab.paths import CONF
-from diffusion_lab.runs.load import resolved
+from diffusion_lab.runs.load import resolve
 
 CHOICES = [
     f"{path.parent.name}={path.stem}"
@@ -41,14 +41,14 @@ def hydra_here() -> Iterator[None]:
 
 
 def composed(*overrides: str) -> DictConfig:
-    return resolved(compose("train", overrides=["run_folder=somewhere", *overrides]))
+    return resolve(compose("train", overrides=["run_folder=somewhere", *overrides]))
 
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_each_choice_composes_and_fits_the_signatures(choice: str) -> None:
     config = composed(choice, *NEEDS.get(choice, []))
-    config.trainer = without(config.trainer)
-    assert list(wrong_arguments(config, "")) == []
+    config.trainer = without_acceleration(config.trainer)
+    assert list(argument_problems(config, "")) == []
 
 
 @pytest.mark.parametrize("choice", CHOICES)

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from diffusion_lab.fingerprints import (
-    UnlikeNumbersError,
-    covered_by,
+    IncomparableError,
     describe,
     differences,
     digest,
+    fields_set_by,
     flat,
-    require_alike,
+    require_comparable,
 )
 from diffusion_lab.process import CosineSchedule, CustomSchedule, GaussianProcess
 from diffusion_lab.samplers import DDIM, Churn, Heun, StaticClipping, TrailingTimes
@@ -81,15 +81,15 @@ def test_of_unlike_kinds_the_kind_alone_is_said() -> None:
 
 
 def test_unlike_numbers_are_refused_with_the_field_the_values_and_the_remedy() -> None:
-    require_alike("fid_10", {"a": of(), "b": of()})
+    require_comparable("fid_10", {"a": of(), "b": of()})
     other = of(sampler={"name": "DDIM", "num_steps": 20, "eta": 0.0}, seed=1)
     sentence = (
         r"fid_10 cannot be compared: sampler.num_steps is 10 in a and 20 in c \(seed differ too\); "
         r"allow=\[sampler,seed\] compares them nevertheless"
     )
-    with pytest.raises(UnlikeNumbersError, match=sentence):
-        require_alike("fid_10", {"a": of(), "b": of(), "c": other})
-    require_alike("fid_10", {"a": of(), "c": other}, ["sampler", "seed"])
+    with pytest.raises(IncomparableError, match=sentence):
+        require_comparable("fid_10", {"a": of(), "b": of(), "c": other})
+    require_comparable("fid_10", {"a": of(), "c": other}, ["sampler", "seed"])
 
 
 @pytest.mark.parametrize(
@@ -112,5 +112,5 @@ def test_what_is_swept_may_differ_and_nothing_else(swept: str, covered: str, apa
         head, _, rest = field.partition(".")
         return [{head: {rest: value}} if rest else {head: value} for value in (1, 2)]
 
-    assert differences(unlike(covered), covered_by([swept])) == {}
-    assert differences(unlike(apart), covered_by([swept])) != {}
+    assert differences(unlike(covered), fields_set_by([swept])) == {}
+    assert differences(unlike(apart), fields_set_by([swept])) != {}

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from diffusion_lab.data.image_datamodule import ImageBatch
-from diffusion_lab.generation.seeded_images import SampledImages, draw_with_frames
+from diffusion_lab.generation.seeded_images import SeededImages, draw_with_frames
 from diffusion_lab.latents import Latents, Pixels
 from diffusion_lab.networks import DiT
 from diffusion_lab.randomness import Draws, Purpose
@@ -68,7 +68,7 @@ def test_checkpoints_and_the_optimiser_leave_the_autoencoder_out() -> None:
 
 def test_samples_are_decoded_and_so_are_the_frames_of_their_animation() -> None:
     trained = module()
-    images = SampledImages(trained, batch_size=2)
+    images = SeededImages(trained, batch_size=2)
     assert images.shape == (3, 16, 16)
     drawn, frames = draw_with_frames(images, [range(2)], 3, lambda done: None)
     assert drawn.shape == (2, 3, 16, 16)

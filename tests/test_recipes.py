@@ -11,12 +11,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
-from diffusion_lab.config.compilation import without
-from diffusion_lab.config.validation import wrong_arguments
+from diffusion_lab.config.compilation import without_acceleration
+from diffusion_lab.config.validation import argument_problems
 from diffusion_lab.data.image_datamodule import ImageBatch
 from diffusion_lab.paths import CONF
 from diffusion_lab.randomness import Draws
-from diffusion_lab.runs.load import build_module, instantiated, resolved
+from diffusion_lab.runs.load import build_module, instantiate_node, resolve
 
 RECIPES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 PAPERS = [name for name in RECIPES if re.match(r"(ddpm|iddpm|adm|edm|dit|classifier_imagenet)", name)]
@@ -35,7 +35,7 @@ def command_of(name: str) -> str:
 
 def composed(name: str, *overrides: str) -> DictConfig:
     words = [f"experiment={name}", "run_folder=somewhere", *NEEDS.get(name, []), *overrides]
-    return resolved(compose(command_of(name), overrides=words))
+    return resolve(compose(command_of(name), overrides=words))
 
 
 @pytest.fixture(autouse=True)
@@ -93,10 +93,10 @@ def small_overrides(name: str, folder: Path) -> list[str]:
 @pytest.mark.parametrize("name", RECIPES)
 def test_each_recipe_fits_the_signatures_and_builds_its_network_whole(name: str) -> None:
     config = composed(name)
-    config.trainer = without(config.trainer)
-    assert list(wrong_arguments(config, "")) == []
+    config.trainer = without_acceleration(config.trainer)
+    assert list(argument_problems(config, "")) == []
     with torch.device("meta"):
-        network = instantiated(config.model, "model")
+        network = instantiate_node(config.model, "model")
     assert (sum(parameter.numel() for parameter in network.parameters()) > 30e6) == (name in PAPERS)
 
 
@@ -104,9 +104,9 @@ def test_each_recipe_fits_the_signatures_and_builds_its_network_whole(name: str)
 def test_a_published_recipe_trains_a_step_when_it_is_small(name: str, autoencoder: Path) -> None:
     config = composed(name, *small_overrides(name, autoencoder))
     torch.manual_seed(0)
-    network = instantiated(config.model, "model")
+    network = instantiate_node(config.model, "model")
     module = build_module(config, network)
-    datamodule = instantiated(config.data.datamodule, "data")
+    datamodule = instantiate_node(config.data.datamodule, "data")
     shape = (config.data.batch_size, config.data.channels, config.data.resolution, config.data.resolution)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     label = torch.arange(len(pixels)) % config.data.num_classes

@@ -38,7 +38,7 @@ COVERED = {
 """What a setting of the command line decides in a fingerprint, beside the field of its own name."""
 
 
-class UnlikeNumbersError(ValueError):
+class IncomparableError(ValueError):
     """Numbers that were made in unlike ways; the message says in which field."""
 
 
@@ -90,7 +90,7 @@ def differences(fingerprints: Sequence[Mapping[str, Any]], allowed: Iterable[str
     return {n: v for n, v in unlike.items() if n.endswith(".name") or not any(n.startswith(kind) for kind in kinds)}
 
 
-def require_alike(name: str, fingerprints: Mapping[str, Mapping[str, Any]], allowed: Iterable[str] = ()) -> None:
+def require_comparable(name: str, fingerprints: Mapping[str, Mapping[str, Any]], allowed: Iterable[str] = ()) -> None:
     """Raises UnlikeNumbersError unless all numbers of a name were made in the same way.
 
     fingerprints: by what the numbers are of.  allowed: see `differences`.
@@ -102,13 +102,13 @@ def require_alike(name: str, fingerprints: Mapping[str, Mapping[str, Any]], allo
     owners = list(fingerprints)
     other = next(k for k, value in enumerate(values) if value != values[0])
     more = f" ({', '.join(list(found)[1:5])} differ too)" if len(found) > 1 else ""
-    raise UnlikeNumbersError(
+    raise IncomparableError(
         f"{name} cannot be compared: {field} is {_short(values[0])} in {owners[0]} and {_short(values[other])} in "
         f"{owners[other]}{more}; allow=[{_remedy(found)}] compares them nevertheless"
     )
 
 
-def covered_by(swept: Iterable[str]) -> list[str]:
+def fields_set_by(swept: Iterable[str]) -> list[str]:
     """The fields that settings of the command line decide: what somebody who varies them asks to see differ."""
     fields: list[str] = []
     for key in swept:

@@ -15,7 +15,7 @@ class LowResolution:
 
     resolution: side of the small image; each of its pixels is the mean of those that it covers, as in the code of
         Dhariwal & Nichol (2021).
-    max_noise: in training the small image keeps sqrt(1 - level^2) of itself beside noise of deviation level, uniform in
+    max_noise: in training the small image keeps sqrt(1 - level^2) of itself beside noise of standard deviation level, uniform in
         [0, max_noise] and told to the network, so that it forgives the faults of generated images; 0 adds none.
     """
 

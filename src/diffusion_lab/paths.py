@@ -8,7 +8,7 @@ ROOT = PACKAGE.parents[1]
 CONF = ROOT / "conf"
 
 
-def default_folder() -> Path:
+def default_cache_folder() -> Path:
     """DIFFUSION_LAB_CACHE, or diffusion_lab in XDG_CACHE_HOME or ~/.cache."""
     if named := os.environ.get("DIFFUSION_LAB_CACHE"):
         return Path(named)

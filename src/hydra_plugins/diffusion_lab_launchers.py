@@ -19,7 +19,7 @@ from diffusion_lab.runs import status as run_status
 from diffusion_lab.sweeps import local as local_sweeps
 from diffusion_lab.sweeps import plan as sweep_plan
 from diffusion_lab.sweeps import slurm as slurm_sweeps
-from diffusion_lab.sweeps.plan import Planned
+from diffusion_lab.sweeps.plan import PlannedRun
 
 
 class InTurn(BasicLauncher):
@@ -29,12 +29,12 @@ class InTurn(BasicLauncher):
         assert self.config is not None
         assert self.hydra_context is not None
         folder, planned = _planned(self.config, job_overrides, self.hydra_context)
-        local_sweeps.refuse_processes(planned)
+        local_sweeps.refuse_multiple_ranks(planned)
         returned: list[JobReturn] = []
         for number, run in enumerate(planned, initial_job_idx):
-            answers = [] if run.is_done else super().launch([overrides.named(run.words, folder)], number)
+            answers = [] if run.is_done else super().launch([overrides.with_sweep_name(run.words, folder)], number)
             keeps_status = run_status.read(run.folder) is not None
-            returned += [sweep_plan.returned(run)] if keeps_status else answers
+            returned += [sweep_plan.job_return(run)] if keeps_status else answers
         return returned
 
 
@@ -49,8 +49,8 @@ class LocalParallel(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         folder, planned = _planned(self.config, job_overrides, self.hydra_context)
-        local_sweeps.run_here(planned, folder, self.num_at_once, self.num_threads)
-        return [sweep_plan.returned(run) for run in planned]
+        local_sweeps.run_local(planned, folder, self.num_at_once, self.num_threads)
+        return [sweep_plan.job_return(run) for run in planned]
 
 
 class Slurm(Launcher):
@@ -65,13 +65,13 @@ class Slurm(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         folder, planned = _planned(self.config, job_overrides, self.hydra_context)
         slurm_sweeps.run_on_slurm(planned, folder, self.settings)
-        return [sweep_plan.returned(run) for run in planned]
+        return [sweep_plan.job_return(run) for run in planned]
 
 
 def _planned(
     config: DictConfig, job_overrides: Sequence[Sequence[str]], context: HydraContext
-) -> tuple[Path, list[Planned]]:
+) -> tuple[Path, list[PlannedRun]]:
     folder = Path(str(config.hydra.sweep.dir)).resolve()
     planned = sweep_plan.plan(config, job_overrides, context.config_loader)
-    sweep_plan.show_plan(planned, folder)
+    sweep_plan.print_plan(planned, folder)
     return folder, planned

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from diffusion_lab.errors import UserError
-from diffusion_lab.generation.seeded_images import SampledImages
+from diffusion_lab.generation.seeded_images import SeededImages
 from diffusion_lab.paths import CONF
 from diffusion_lab.runs import guidance_setup, sampling_setup
 from support.commands import TINY, run, table
@@ -98,11 +98,11 @@ def hydra_here() -> Iterator[None]:
     guidance_setup._classifier.cache_clear()
 
 
-def images(*words: str) -> SampledImages:
+def images(*words: str) -> SeededImages:
     config = compose("sample", overrides=["sampler.num_steps=2", *words])
     here: Any = SimpleNamespace(device=torch.device("cpu"))
-    (target,) = sampling_setup.targets(config)
-    return sampling_setup.load_images(config, target, here)[0]
+    (target,) = sampling_setup.find_targets(config)
+    return sampling_setup.build_images(config, target, here)[0]
 
 
 @pytest.mark.usefixtures("hydra_here")

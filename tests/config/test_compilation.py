@@ -58,10 +58,10 @@ def test_a_copy_of_a_compiled_network_is_plain() -> None:
 
 def test_channels_last_changes_where_weights_lie_and_no_answer() -> None:
     module = small_module()
-    plain, moved = module.network, copy.deepcopy(module.network)
-    Acceleration(channels_last=True)(moved)
-    assert moved.conv_in.weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[operator, union-attr]
-    torch.testing.assert_close(moved(X_T, TIME, Condition()), plain(X_T, TIME, Condition()), rtol=0, atol=1e-5)
+    plain, shifted = module.network, copy.deepcopy(module.network)
+    Acceleration(channels_last=True)(shifted)
+    assert shifted.conv_in.weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[operator, union-attr]
+    torch.testing.assert_close(shifted(X_T, TIME, Condition()), plain(X_T, TIME, Condition()), rtol=0, atol=1e-5)
 
 
 def test_what_was_compiled_is_kept_beside_decoded_sets_unless_somebody_named_a_place(
@@ -90,7 +90,7 @@ def test_a_wrong_setting_is_named(setting: dict[str, object], said: str) -> None
 def test_numbers_of_accelerated_networks_carry_it_in_their_precision() -> None:
     settings: list[dict[str, Any]] = [{}, {"compile": True}, {"compile": "reduce-overhead", "channels_last": True}]
     trainers = [OmegaConf.create({"precision": "32-true", **setting}) for setting in settings]
-    assert [compilation.precision(trainer) for trainer in trainers] == [
+    assert [compilation.precision_name(trainer) for trainer in trainers] == [
         "32-true",
         "32-true, compiled",
         "32-true, channels last, compiled for reduce-overhead",
@@ -98,11 +98,11 @@ def test_numbers_of_accelerated_networks_carry_it_in_their_precision() -> None:
 
 
 def test_a_run_forked_into_another_layout_of_its_weights_goes_on_with_each_weights_own_moments(tmp_path: Path) -> None:
-    plain, moved = small_module(), small_module()
+    plain, shifted = small_module(), small_module()
     begun = fit(small_module(), 3)
     begun.save_checkpoint(tmp_path / "begun.ckpt")
-    Acceleration(channels_last=True).lay_out(moved)
-    for module in (plain, moved):
+    Acceleration(channels_last=True).apply_memory_format(shifted)
+    for module in (plain, shifted):
         fit(module, 6, ckpt_path=tmp_path / "begun.ckpt")
-    torch.testing.assert_close(weights(moved.network), weights(plain.network), rtol=0, atol=1e-4)
-    assert moved.ema.network.conv_in.weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[operator, union-attr]
+    torch.testing.assert_close(weights(shifted.network), weights(plain.network), rtol=0, atol=1e-4)
+    assert shifted.ema.network.conv_in.weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[operator, union-attr]

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import pytest
 
-from diffusion_lab.config.validation import refuse, wrong_arguments
+from diffusion_lab.config.validation import argument_problems, raise_problems
 from diffusion_lab.errors import UserError
 
 
@@ -22,7 +22,7 @@ class Thing:
 
 
 def problems(**arguments: Any) -> list[str]:
-    return list(wrong_arguments({"_target_": f"{__name__}.Thing", **arguments}, "thing"))
+    return list(argument_problems({"_target_": f"{__name__}.Thing", **arguments}, "thing"))
 
 
 def test_right_arguments_are_no_problem() -> None:
@@ -60,11 +60,11 @@ def test_values_of_the_wrong_type_are_refused(argument: dict[str, Any], sentence
 
 def test_mistakes_are_found_below_lists_and_groups() -> None:
     node = {"parts": [{"_target_": f"{__name__}.Thing", "size": "x"}]}
-    assert list(wrong_arguments(node, "")) == ["parts.0.size must be a whole number, got x"]
+    assert list(argument_problems(node, "")) == ["parts.0.size must be a whole number, got x"]
 
 
 def test_a_target_that_cannot_be_imported_is_named() -> None:
-    (sentence,) = wrong_arguments({"_target_": "diffusion_lab.nothing.Here"}, "model")
+    (sentence,) = argument_problems({"_target_": "diffusion_lab.nothing.Here"}, "model")
     assert sentence.startswith(
         "model._target_ must name something that can be imported, got diffusion_lab.nothing.Here"
     )
@@ -72,5 +72,5 @@ def test_a_target_that_cannot_be_imported_is_named() -> None:
 
 def test_all_problems_end_in_one_sentence() -> None:
     with pytest.raises(UserError, match=r"^one; two\.$"):
-        refuse(["one", "two"])
-    refuse([])
+        raise_problems(["one", "two"])
+    raise_problems([])

@@ -15,7 +15,7 @@ from PIL import Image
 from diffusion_lab.data.building import Decoder
 from diffusion_lab.data.image_cache import ImageCache
 from diffusion_lab.data.image_store import ImageStore
-from diffusion_lab.paths import default_folder
+from diffusion_lab.paths import default_cache_folder
 
 
 @pytest.fixture
@@ -205,10 +205,10 @@ def test_many_processes_write_what_one_would(
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert default_folder() == Path(os.environ["DIFFUSION_LAB_CACHE"])
+    assert default_cache_folder() == Path(os.environ["DIFFUSION_LAB_CACHE"])
     monkeypatch.delenv("DIFFUSION_LAB_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_folder() == tmp_path / "diffusion_lab"
+    assert default_cache_folder() == tmp_path / "diffusion_lab"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert default_folder() == Path("~/.cache/diffusion_lab")
+    assert default_cache_folder() == Path("~/.cache/diffusion_lab")
     assert ImageCache(tmp_path).folder == tmp_path

@@ -4,22 +4,22 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion_lab.distributed.collectives import Processes
+from diffusion_lab.distributed.collectives import Ranks
 from support.ranks import on_processes
 
 
 def share_and_gather() -> dict[str, Any]:
-    processes = Processes.of_this_job()
-    own = processes.share(range(100, 107))
+    ranks = Ranks.current()
+    own = ranks.shard(range(100, 107))
     rows = torch.tensor([[float(k), 2.0 * k] for k in own]).reshape(-1, 2)
-    if processes.rank == 1:
+    if ranks.rank == 1:
         rows = rows[:0]  # nothing to add
     return {
-        "rank": processes.rank,
+        "rank": ranks.rank,
         "share": list(own),
-        "gathered": processes.gather(rows),
-        "total": processes.total(torch.tensor([1.0, 10.0 * processes.rank])),
-        "everyone": processes.everyone(f"rank {processes.rank}"),
+        "gathered": ranks.all_gather(rows),
+        "total": ranks.all_reduce_sum(torch.tensor([1.0, 10.0 * ranks.rank])),
+        "everyone": ranks.all_gather_object(f"rank {ranks.rank}"),
     }
 
 
@@ -45,17 +45,17 @@ def test_shares_are_a_partition_in_order_and_all_know_the_same(count: int, tmp_p
 
 
 def test_more_processes_than_items_leave_some_without() -> None:
-    shares = [list(Processes(rank, 5).share(range(3))) for rank in range(5)]
+    shares = [list(Ranks(rank, 5).shard(range(3))) for rank in range(5)]
     assert [number for share in shares for number in share] == [0, 1, 2]
     assert [] in shares
 
 
 def one_fails(message: str) -> tuple[str, int]:
-    processes, done = Processes.of_this_job(), 0
+    ranks, done = Ranks.current(), 0
     try:
-        with processes.together():
+        with ranks.raise_together():
             done += 1
-            if processes.rank == processes.world_size - 1:
+            if ranks.rank == ranks.world_size - 1:
                 raise ValueError(message)
     except ValueError as error:
         return str(error), done
@@ -69,6 +69,6 @@ def test_what_one_process_cannot_do_ends_the_others_too(count: int, tmp_path: Pa
 
 
 def test_work_that_all_can_do_is_left_alone() -> None:
-    with Processes().together():
+    with Ranks().raise_together():
         done = True
     assert done

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from diffusion_lab.distributed import launch, slurm_job
-from diffusion_lab.distributed.launch import LayoutError
+from diffusion_lab.distributed.launch import LaunchError
 
 STEP = {
     "SLURM_JOB_ID": "17", "SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4",
@@ -44,16 +44,16 @@ def test_the_rank_is_that_of_whoever_started_the_process(
     environment: dict[str, str], rank: int, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     within(monkeypatch, environment)
-    assert (slurm_job.rank(), slurm_job.num_started()) == (rank, count)
+    assert (slurm_job.rank(), slurm_job.world_size()) == (rank, count)
 
 
 def test_a_folder_is_named_by_the_job_the_array_and_the_later_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     within(monkeypatch, STEP)
-    assert slurm_job.name() == "slurm_17"
+    assert slurm_job.job_name() == "slurm_17"
     monkeypatch.setenv("SLURM_STEP_ID", "2")
-    assert slurm_job.name() == "slurm_17.2"
+    assert slurm_job.job_name() == "slurm_17.2"
     within(monkeypatch, {"SLURM_ARRAY_JOB_ID": "16", "SLURM_ARRAY_TASK_ID": "4"})
-    assert slurm_job.name() == "slurm_16_4.2"
+    assert slurm_job.job_name() == "slurm_16_4.2"
     assert slurm_job.slurm_id() == "16_4"
 
 
@@ -67,15 +67,15 @@ def test_what_is_typed_into_a_shell_of_a_job_has_a_folder_of_its_own(
 ) -> None:
     """As after salloc, or srun --pty bash: many commands, one job."""
     within(monkeypatch, {"SLURM_JOB_ID": "17", "SLURM_JOB_NAME": shell, **step})
-    assert slurm_job.name().startswith("slurm_17") == named
+    assert slurm_job.job_name().startswith("slurm_17") == named
 
 
 def test_processes_of_one_torchrun_have_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
     within(monkeypatch, TORCHRUN)
-    assert slurm_job.name() == slurm_job.name()
-    assert slurm_job.name().startswith("torchrun_")
+    assert slurm_job.job_name() == slurm_job.job_name()
+    assert slurm_job.job_name().startswith("torchrun_")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "night")
-    assert slurm_job.name() == "torchrun_night"
+    assert slurm_job.job_name() == "torchrun_night"
 
 
 @pytest.mark.parametrize(
@@ -85,8 +85,8 @@ def test_the_layout_is_that_of_the_started_processes(
     environment: dict[str, str], here: int | None, nodes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     within(monkeypatch, environment)
-    assert (launch.processes_here(), launch.num_nodes()) == (here, nodes)
-    launch.require(here or 1, nodes, "ddp")
+    assert (launch.num_local_ranks(), launch.num_nodes()) == (here, nodes)
+    launch.validate(here or 1, nodes, "ddp")
 
 
 @pytest.mark.parametrize(
@@ -119,14 +119,14 @@ def test_a_trainer_of_other_processes_than_those_started_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     within(monkeypatch, environment)
-    with pytest.raises(LayoutError, match=message):
-        launch.require(devices, nodes, strategy)
+    with pytest.raises(LaunchError, match=message):
+        launch.validate(devices, nodes, strategy)
 
 
 def test_a_step_with_more_tasks_on_one_node_than_on_another_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     within(monkeypatch, STEP | {"SLURM_STEP_TASKS_PER_NODE": "2,1"})
-    with pytest.raises(LayoutError, match=r"as many tasks on each node .*, got 2,1"):
-        launch.processes_here()
+    with pytest.raises(LaunchError, match=r"as many tasks on each node .*, got 2,1"):
+        launch.num_local_ranks()
 
 
 @pytest.mark.parametrize(("more", "threads"), [({}, "8"), ({"SLURM_CPUS_PER_TASK": "5"}, "5")])
@@ -134,7 +134,7 @@ def test_a_task_of_srun_has_the_threads_of_its_own_cpus(
     more: dict[str, str], threads: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     within(monkeypatch, STEP | more)
-    launch.share_cores()
+    launch.limit_threads()
     assert os.environ["OMP_NUM_THREADS"] == threads
 
 
@@ -143,13 +143,13 @@ def test_a_shell_in_a_job_is_no_task_of_it(monkeypatch: pytest.MonkeyPatch) -> N
     from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 
     within(monkeypatch, {"SLURM_JOB_ID": "17", "SLURM_PROCID": "0", "SLURM_NTASKS": "2"})
-    assert isinstance(launch.environment(), LightningEnvironment)
+    assert isinstance(launch.cluster_environment(), LightningEnvironment)
     within(monkeypatch, STEP)
     within(monkeypatch, {"SLURM_STEP_NODELIST": "n[3-4]", "SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "7"})
-    environment = launch.environment()
+    environment = launch.cluster_environment()
     assert isinstance(environment, SLURMEnvironment)
     assert environment.auto_requeue is False
     assert (environment.main_address, environment.world_size(), environment.global_rank()) == ("n3", 4, 3)
     environment.validate_settings(num_devices=2, num_nodes=2)  # of the step, whatever the job is
     within(monkeypatch, TORCHRUN)
-    assert isinstance(launch.environment(), TorchElasticEnvironment)
+    assert isinstance(launch.cluster_environment(), TorchElasticEnvironment)

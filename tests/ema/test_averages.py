@@ -173,8 +173,8 @@ def test_the_relative_width_is_the_deviation_of_the_steps_as_a_share_of_training
     power = PowerFunctionDecay(relative_width).exponent + 1
     edges = torch.linspace(0, 1, 200_001, dtype=torch.float64)
     weights, share = (edges**power).diff(), (edges[1:] + edges[:-1]) / 2
-    deviation = ((share**2 * weights).sum() - (share * weights).sum() ** 2).sqrt()
-    assert deviation.item() == pytest.approx(relative_width, rel=1e-6)
+    std = ((share**2 * weights).sum() - (share * weights).sum() ** 2).sqrt()
+    assert std.item() == pytest.approx(relative_width, rel=1e-6)
 
 
 def test_the_exponents_of_the_papers_two_widths() -> None:

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_lab.evaluation.evaluator import Evaluation, Number
+from diffusion_lab.evaluation.evaluator import Evaluator, Number
 from diffusion_lab.evaluation.reference import ImageReference
-from diffusion_lab.generation.seeded_images import SampledImages
+from diffusion_lab.generation.seeded_images import SeededImages
 from diffusion_lab.metrics.density_coverage import DensityCoverage
 from diffusion_lab.metrics.feature_set import FeatureSet
 from diffusion_lab.metrics.frechet import FrechetDistance, SpatialFrechetDistance
@@ -25,12 +25,12 @@ from support.small_runs import FewImages, small_module
 NUM_SAMPLES = 23
 
 
-def evaluation(folder: Path, num_samples: int = NUM_SAMPLES, **settings: Any) -> Evaluation:
+def evaluation(folder: Path, num_samples: int = NUM_SAMPLES, **settings: Any) -> Evaluator:
     module = small_module()
     for parameter in module.ema.network.parameters():
         parameter.data.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    images = SampledImages(module, batch_size=settings.pop("batch_size", 5))
-    return Evaluation(images, ImageReference(FewImages().load(), "train", folder), num_samples, **settings)
+    images = SeededImages(module, batch_size=settings.pop("batch_size", 5))
+    return Evaluator(images, ImageReference(FewImages().load(), "train", folder), num_samples, **settings)
 
 
 def every_metric(features: StandIn) -> list[Metric]:

@@ -32,8 +32,8 @@ def pixels(num_images: int, *shape: int) -> Tensor:
     return MEAN + DEVIATION * noise
 
 
-def normal_density(x: Tensor, mean: float, deviation: float) -> Tensor:
-    return (-((x - mean) ** 2) / (2 * deviation**2)).exp() / (deviation * math.sqrt(2 * math.pi))
+def normal_density(x: Tensor, mean: float, std: float) -> Tensor:
+    return (-((x - mean) ** 2) / (2 * std**2)).exp() / (std * math.sqrt(2 * math.pi))
 
 
 @pytest.mark.parametrize("variance", [FixedLarge(), FixedSmall()], ids=str)
@@ -119,7 +119,7 @@ def test_the_flow_gives_a_mixture_its_density() -> None:
     levels = torch.linspace(-0.9, 0.9, 5 * 3 * 8 * 6).view(5, 3, 8, 6)
     probes = [ImageNoise(range(5), (3, 8, 6)).draw().sign()]
     found = FlowLikelihood(process).log_density(oracle, levels, Condition(), probes) / 144 / math.log(2)
-    modes = zip(oracle.weights, oracle.means, oracle.deviations, strict=True)
+    modes = zip(oracle.weights, oracle.means, oracle.stds, strict=True)
     parts = [w * normal_density(levels.double(), m, d) for w, m, d in modes]
     true = sum(parts, torch.zeros(())).log().mean(dim=(1, 2, 3)) / math.log(2)
     assert found.tolist() == pytest.approx(true.tolist(), abs=1e-2)

@@ -12,7 +12,7 @@ from diffusion_lab.data.images import Images
 from diffusion_lab.evaluation import reference as module
 from diffusion_lab.evaluation.reference import FileReference, ImageReference
 from diffusion_lab.metrics.feature_set import FeatureSet
-from diffusion_lab.reporting.progress import show
+from diffusion_lab.reporting.progress import progress_bar
 from support.fake_features import Spatial, StandIn
 from support.ranks import on_processes
 
@@ -30,7 +30,7 @@ def rows() -> Tensor:
 
 def seen(folder: Path, features: StandIn | None = None, *, needs_rows: bool = False, seed: int = 0) -> FeatureSet:
     wanted = {"pooled": needs_rows}
-    return ImageReference(some_images(seed), "train", folder).feature_sets(features or StandIn(), wanted, show)[
+    return ImageReference(some_images(seed), "train", folder).feature_sets(features or StandIn(), wanted, progress_bar)[
         "pooled"
     ]
 
@@ -82,7 +82,9 @@ def test_a_set_of_fewer_images_than_features_keeps_its_rows_and_stays_exact(tmp_
         num_features = 16
 
     few = some_images().select(np.arange(9))
-    found = [ImageReference(few, "train", tmp_path).feature_sets(Many(), {"pooled": False}, show) for _ in range(2)]
+    found = [
+        ImageReference(few, "train", tmp_path).feature_sets(Many(), {"pooled": False}, progress_bar) for _ in range(2)
+    ]
     assert found[1]["pooled"].factor.shape == (16, 9)
     assert torch.equal(found[0]["pooled"].factor, found[1]["pooled"].factor)
 
@@ -142,7 +144,7 @@ def test_statistics_from_a_file_are_the_reference(tmp_path: Path) -> None:
     mean, covariance = rows().double().mean(0), rows().double().T.cov()
     np.savez(tmp_path / "photos.npz", mu=mean.numpy(), sigma=covariance.numpy())
     reference = FileReference(tmp_path / "photos.npz")
-    found = reference.feature_sets(StandIn(), {"pooled": False}, show)["pooled"]
+    found = reference.feature_sets(StandIn(), {"pooled": False}, progress_bar)["pooled"]
     assert torch.equal(found.mean, mean)
     assert torch.equal(found.covariance, covariance)
     assert (reference.name, reference.protocol()["split"]) == ("photos", "photos.npz")
@@ -152,14 +154,14 @@ def test_statistics_from_a_file_are_the_reference(tmp_path: Path) -> None:
 def test_our_own_file_serves_every_metric_and_is_refused_for_other_features(tmp_path: Path) -> None:
     expected = seen(tmp_path, needs_rows=True)
     (file,) = tmp_path.glob("*.npz")
-    found = FileReference(file).feature_sets(StandIn(), {"pooled": True}, show)["pooled"]
+    found = FileReference(file).feature_sets(StandIn(), {"pooled": True}, progress_bar)["pooled"]
     assert torch.equal(found.require_rows(), expected.require_rows())
     assert FileReference(file).name == "train"
     assert FileReference(file).protocol() == ImageReference(some_images(), "train", tmp_path).protocol()
     other = StandIn()
     other.weights_sha256 = "1" * 64
     with pytest.raises(ValueError, match="is of other features: its weights_sha256 is 0000"):
-        FileReference(file).feature_sets(other, {"pooled": True}, show)
+        FileReference(file).feature_sets(other, {"pooled": True}, progress_bar)
 
 
 @pytest.mark.parametrize(
@@ -177,13 +179,13 @@ def test_our_own_file_serves_every_metric_and_is_refused_for_other_features(tmp_
 def test_a_file_that_does_not_fit_is_refused(arrays: dict[str, Any], sentence: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "wrong.npz", **arrays)
     with pytest.raises(ValueError, match=sentence):
-        FileReference(tmp_path / "wrong.npz").feature_sets(StandIn(), {"pooled": False}, show)
+        FileReference(tmp_path / "wrong.npz").feature_sets(StandIn(), {"pooled": False}, progress_bar)
 
 
 def test_a_file_of_moments_alone_serves_no_metric_of_single_images(tmp_path: Path) -> None:
     np.savez(tmp_path / "moments.npz", mu=np.zeros(12), sigma=np.eye(12))
     with pytest.raises(ValueError, match="holds a mean and a covariance alone: fid needs no more, other metrics need"):
-        FileReference(tmp_path / "moments.npz").feature_sets(StandIn(), {"pooled": True}, show)
+        FileReference(tmp_path / "moments.npz").feature_sets(StandIn(), {"pooled": True}, progress_bar)
 
 
 def test_a_file_that_is_missing_or_cut_is_refused(tmp_path: Path) -> None:

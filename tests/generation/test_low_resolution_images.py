@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffusion_lab.generation.cascade import DrawnImages
-from diffusion_lab.generation.low_resolution_images import ShrunkImages
-from diffusion_lab.generation.seeded_images import SampledImages
+from diffusion_lab.generation.cascade import CascadeImages
+from diffusion_lab.generation.low_resolution_images import DownsampledImages
+from diffusion_lab.generation.seeded_images import SeededImages
 from diffusion_lab.low_resolution import LowResolution
 from diffusion_lab.networks import Labels
 from diffusion_lab.pixels import to_uint8
@@ -39,9 +39,9 @@ def upsampler(labels: Labels | None = None) -> DiffusionModule:
     return filled(small_module(labels, **TOLD))
 
 
-def cascade(noise: float = 0.0, batch_size: int = 4, labels: Labels | None = None, **settings: int) -> SampledImages:
-    small = SampledImages(base(labels=labels), batch_size=batch_size, **settings)  # type: ignore[arg-type]
-    return SampledImages(upsampler(labels), batch_size=batch_size, small=DrawnImages(small, LOW, noise))
+def cascade(noise: float = 0.0, batch_size: int = 4, labels: Labels | None = None, **settings: int) -> SeededImages:
+    small = SeededImages(base(labels=labels), batch_size=batch_size, **settings)  # type: ignore[arg-type]
+    return SeededImages(upsampler(labels), batch_size=batch_size, small=CascadeImages(small, LOW, noise))
 
 
 def test_a_network_learns_from_the_small_images_of_its_data() -> None:
@@ -54,7 +54,7 @@ def test_a_network_learns_from_the_small_images_of_its_data() -> None:
 
 def test_image_k_of_a_cascade_is_made_of_image_k_of_the_stage_before() -> None:
     images = cascade()
-    small = SampledImages(base(), batch_size=4).draw(range(4))
+    small = SeededImages(base(), batch_size=4).draw(range(4))
     told = LOW.condition(None, small.float() / 127.5 - 1, torch.zeros(4), torch.zeros(4, 1, 4, 4))
     expected = to_uint8(upsampler().sample(range(4), told, stage=1))
     assert torch.equal(images.draw(range(4)), expected)
@@ -88,8 +88,8 @@ def test_all_stages_are_told_the_same_class() -> None:
 
 def test_images_of_the_data_are_enlarged_in_a_drawn_order_with_their_classes() -> None:
     data = FewImages().load()
-    small = ShrunkImages(data, "train", LOW)
-    images = SampledImages(upsampler(Labels(3, 0.2)), batch_size=4, small=small)
+    small = DownsampledImages(data, "train", LOW)
+    images = SeededImages(upsampler(Labels(3, 0.2)), batch_size=4, small=small)
     order = permutation(seed=0, epoch=0, size=50)[[48, 49, 0, 1]]
     means: Tensor = data.gather(order).float().view(4, 1, 4, 2, 4, 2).mean(dim=(3, 5))
     torch.testing.assert_close(small.draw(range(48, 52)).float(), means, rtol=0, atol=0.51)
@@ -98,28 +98,28 @@ def test_images_of_the_data_are_enlarged_in_a_drawn_order_with_their_classes() -
 
 def test_what_is_enlarged_is_part_of_the_protocol_and_the_identity() -> None:
     drawn = cascade()
-    data = SampledImages(upsampler(), batch_size=4, small=ShrunkImages(FewImages().load(), "train", LOW, 0.1))
+    data = SeededImages(upsampler(), batch_size=4, small=DownsampledImages(FewImages().load(), "train", LOW, 0.1))
     assert drawn.protocol()["low_resolution"]["from"]["sampler"]["name"] == "DDIM"
     assert data.protocol()["low_resolution"]["from"] == "images of train"
     assert data.protocol()["low_resolution"]["noise"] == 0.1
     identities = {images.identity("32-true") for images in (drawn, cascade(noise=0.2), data)}
     assert len(identities) == 3
-    other = SampledImages(base(), batch_size=4)
+    other = SeededImages(base(), batch_size=4)
     other.module.ema.network.get_parameter("conv_in.bias").data += 0.1
-    changed = SampledImages(upsampler(), batch_size=4, small=DrawnImages(other, LOW))
+    changed = SeededImages(upsampler(), batch_size=4, small=CascadeImages(other, LOW))
     assert changed.identity("32-true") not in identities
 
 
 def test_stages_that_do_not_fit_together_are_refused() -> None:
-    plain = SampledImages(base(side=8), batch_size=4)
+    plain = SeededImages(base(side=8), batch_size=4)
     with pytest.raises(ValueError, match=r"cascade must go on from images of side 4, .* got 8"):
-        DrawnImages(plain, LOW)
+        CascadeImages(plain, LOW)
     with pytest.raises(ValueError, match=r"low_resolution_noise must be in \[0, 0.5\], .* got 0.6"):
         cascade(noise=0.6)
     with pytest.raises(ValueError, match="cascade must begin with a run that is told no low-resolution image"):
-        SampledImages(upsampler(), batch_size=4)
-    small = DrawnImages(SampledImages(base(), batch_size=4), LOW)
+        SeededImages(upsampler(), batch_size=4)
+    small = CascadeImages(SeededImages(base(), batch_size=4), LOW)
     with pytest.raises(ValueError, match="low_resolution images must be none for this network, got 1 channels"):
-        SampledImages(small_module(), batch_size=4, small=small)
+        SeededImages(small_module(), batch_size=4, small=small)
     with pytest.raises(ValueError, match=r"cascade must begin with a run that is told the 3 classes .* got one of 0"):
-        SampledImages(upsampler(Labels(3)), batch_size=4, small=small)
+        SeededImages(upsampler(Labels(3)), batch_size=4, small=small)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_lab.generation.seeded_images import RANDOM, SampledImages, draw_with_frames
+from diffusion_lab.generation.seeded_images import RANDOM, SeededImages, draw_with_frames
 from diffusion_lab.networks import Labels
 from diffusion_lab.pixels import to_uint8
 from diffusion_lab.randomness import ImageNoise
@@ -16,14 +16,14 @@ from diffusion_lab.samplers import DDIM, Ancestral
 from support.small_runs import small_module
 
 
-def images(**settings: Any) -> SampledImages:
+def images(**settings: Any) -> SeededImages:
     module = small_module(Labels(3, 0.2) if settings.pop("classes", False) else None)
     for parameter in module.ema.network.parameters():  # an untrained network's last layer is 0
         parameter.data.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    return SampledImages(module, **{"batch_size": 8} | settings)
+    return SeededImages(module, **{"batch_size": 8} | settings)
 
 
-def drawn(source: SampledImages, seeds: range) -> Tensor:
+def drawn(source: SeededImages, seeds: range) -> Tensor:
     return torch.cat([source.draw(batch) for batch in source.batches(seeds)])
 
 
@@ -100,7 +100,7 @@ def test_finished_batches_are_read_and_damaged_ones_are_drawn_again(
     cut.write_bytes(cut.read_bytes()[:100])
     np.save(wrong, np.zeros((8, 3, 8, 8), np.uint8))
     again, count = images(folder=tmp_path), 0
-    assert [again.is_kept(range(k, k + 1)) for k in (3, 8, 19)] == [True, False, False]
+    assert [again.is_cached(range(k, k + 1)) for k in (3, 8, 19)] == [True, False, False]
     sample = again.module.sample
 
     def counting(*arguments: Any, **settings: Any) -> Tensor:
@@ -144,7 +144,7 @@ def test_what_cannot_be_drawn_is_refused_at_once(settings: dict[str, Any], sente
 
 def test_the_protocol_says_how_images_are_made() -> None:
     module = small_module()
-    protocol = SampledImages(module, sampler=DDIM(module.process, num_steps=3, eta=0.5), weights="raw").protocol()
+    protocol = SeededImages(module, sampler=DDIM(module.process, num_steps=3, eta=0.5), weights="raw").protocol()
     assert protocol["sampler"]["name"] == "DDIM"
     assert (protocol["sampler"]["num_steps"], protocol["sampler"]["eta"]) == (3, 0.5)
     assert protocol["schedule"] == {
@@ -158,9 +158,9 @@ def test_another_network_or_another_way_of_drawing_is_another_identity() -> None
     identity = images().identity("32-true")
     assert images().identity("32-true") == identity
     others = [images().identity("bf16-mixed"), images(batch_size=4).identity("32-true")]
-    moved = images()
-    next(moved.module.ema.network.parameters()).data[0] += 1e-3
-    others += [moved.identity("32-true"), images(weights="raw").identity("32-true")]
+    shifted = images()
+    next(shifted.module.ema.network.parameters()).data[0] += 1e-3
+    others += [shifted.identity("32-true"), images(weights="raw").identity("32-true")]
     assert len({identity, *others}) == 5
 
 

@@ -51,7 +51,7 @@ def test_an_exact_classifier_leads_an_unconditional_denoiser_to_the_class(case: 
     for mode in range(3):
         of_mode = images[label == mode]
         assert float(of_mode.mean()) == pytest.approx(oracle.means[mode], abs=0.03)
-        assert float(of_mode.std()) == pytest.approx(oracle.deviations[mode], abs=0.03)
+        assert float(of_mode.std()) == pytest.approx(oracle.stds[mode], abs=0.03)
 
 
 def answers(x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:

@@ -32,9 +32,9 @@ def distance(one: FeatureSet, other: FeatureSet) -> float:
 def test_distance_of_independent_gaussians_is_that_of_their_means_and_deviations(
     dimensions: list[tuple[float, float, float, float]],
 ) -> None:
-    mean_1, deviation_1, mean_2, deviation_2 = torch.tensor(dimensions, dtype=torch.float64).T
-    found = distance(gaussian(mean_1, (deviation_1**2).diag()), gaussian(mean_2, (deviation_2**2).diag()))
-    expected = (mean_1 - mean_2).square().sum() + (deviation_1 - deviation_2).square().sum()
+    mean_1, std_1, mean_2, std_2 = torch.tensor(dimensions, dtype=torch.float64).T
+    found = distance(gaussian(mean_1, (std_1**2).diag()), gaussian(mean_2, (std_2**2).diag()))
+    expected = (mean_1 - mean_2).square().sum() + (std_1 - std_2).square().sum()
     assert found == pytest.approx(float(expected), rel=1e-5, abs=1e-5)
 
 

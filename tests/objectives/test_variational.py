@@ -68,17 +68,17 @@ def bits_by_hand(x_0: Tensor, x_t: Tensor, noise_hat: Tensor, answer: Tensor, va
         LearnedRange: (answer + 1) / 2 * large.log() + (1 - answer) / 2 * small.log(),
         LearnedDiagonal: answer,
     }[type(variance)]
-    deviation = (log_variance / 2).exp().expand_as(x_0)
+    std = (log_variance / 2).exp().expand_as(x_0)
     # Ho et al. (2020), eq. 11
     mean = (x_t - beta[k - 1] / (1 - alpha_bar[k]).sqrt() * noise_hat) / (1 - beta[k - 1]).sqrt()
     if k == 1:
-        upper = torch.where(x_0 == 1, 1.0, cdf(Normal(mean, deviation), x_0 + 1 / 255))  # eq. 13
-        lower = torch.where(x_0 == -1, 0.0, cdf(Normal(mean, deviation), x_0 - 1 / 255))
+        upper = torch.where(x_0 == 1, 1.0, cdf(Normal(mean, std), x_0 + 1 / 255))  # eq. 13
+        lower = torch.where(x_0 == -1, 0.0, cdf(Normal(mean, std), x_0 - 1 / 255))
         return -(upper - lower).log2().mean()
     on_x_0 = alpha_bar[k - 1].sqrt() * beta[k - 1] / (1 - alpha_bar[k])  # eq. 7
     on_x_t = (1 - beta[k - 1]).sqrt() * (1 - alpha_bar[k - 1]) / (1 - alpha_bar[k])
     true = Normal(on_x_0 * x_0 + on_x_t * x_t, tilde[k - 1].sqrt().expand_as(x_0))
-    return kl_divergence(true, Normal(mean, deviation)).mean() / math.log(2)
+    return kl_divergence(true, Normal(mean, std)).mean() / math.log(2)
 
 
 @pytest.mark.parametrize("variance", VARIANCES, ids=str)
@@ -160,83 +160,81 @@ def test_the_divergence_of_a_gaussian_from_nearly_itself_keeps_its_digits() -> N
     assert float(gaussian_divergence(nothing, nearly, nothing)) == pytest.approx(2.5e-15, rel=0.1)
 
 
-@given(mean=st.floats(-3, 3), log_deviation=st.floats(-6, 1))
-def test_probabilities_of_the_256_levels_sum_to_1(mean: float, log_deviation: float) -> None:
-    log_likelihood = discretized_log_likelihood(LEVELS, torch.tensor(mean).double(), torch.tensor(log_deviation))
+@given(mean=st.floats(-3, 3), log_std=st.floats(-6, 1))
+def test_probabilities_of_the_256_levels_sum_to_1(mean: float, log_std: float) -> None:
+    log_likelihood = discretized_log_likelihood(LEVELS, torch.tensor(mean).double(), torch.tensor(log_std))
     assert float(log_likelihood.exp().sum()) == pytest.approx(1, abs=1e-5)
 
 
 @given(st.integers(0, 255), st.floats(-1.2, 1.2), st.floats(-4, 1))
-def test_likelihood_of_a_level_is_the_gaussian_between_its_half_levels(
-    level: int, mean: float, log_deviation: float
-) -> None:
+def test_likelihood_of_a_level_is_the_gaussian_between_its_half_levels(level: int, mean: float, log_std: float) -> None:
     x = LEVELS[level : level + 1]
-    gaussian = Normal(torch.tensor([mean], dtype=torch.float64), math.exp(log_deviation))
+    gaussian = Normal(torch.tensor([mean], dtype=torch.float64), math.exp(log_std))
     upper = torch.ones(1).double() if level == 255 else cdf(gaussian, x + 1 / 255)
     lower = torch.zeros(1).double() if level == 0 else cdf(gaussian, x - 1 / 255)
-    answered = discretized_log_likelihood(x, gaussian.mean, torch.tensor([log_deviation], dtype=torch.float64))
+    answered = discretized_log_likelihood(x, gaussian.mean, torch.tensor([log_std], dtype=torch.float64))
     assert float(answered.exp()) == pytest.approx(float(upper - lower), rel=1e-6, abs=1e-14)
 
 
 def test_likelihood_far_from_the_mean_is_the_gaussian_tail() -> None:
-    x, mean, deviation = LEVELS[100:101], torch.tensor([0.6]).double(), 0.01
-    nearest = (0.6 - (float(x) + 1 / 255)) / deviation
+    x, mean, std = LEVELS[100:101], torch.tensor([0.6]).double(), 0.01
+    nearest = (0.6 - (float(x) + 1 / 255)) / std
     tail = -(nearest**2) / 2 - math.log(
         nearest * math.sqrt(2 * math.pi)
     )  # of the distribution beyond, to 1 / nearest^2
-    answered = discretized_log_likelihood(x, mean, torch.tensor([math.log(deviation)]).double())
+    answered = discretized_log_likelihood(x, mean, torch.tensor([math.log(std)]).double())
     assert float(answered) == pytest.approx(tail, abs=2e-3)
     assert float(answered) < -3000
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("log_deviation", [-14.0, -7.0, -5.0, -3.0, 0.0, 3.0, 17.0])
+@pytest.mark.parametrize("log_std", [-14.0, -7.0, -5.0, -3.0, 0.0, 3.0, 17.0])
 @pytest.mark.parametrize("mean", [-1e4, -100.0, -3.0, -1.0, 0.0, 0.3, 1.0, 3.0, 100.0, 1e4])
 def test_likelihoods_and_their_gradients_are_finite_at_all_levels_for_any_gaussian(
-    mean: float, log_deviation: float, dtype: torch.dtype
+    mean: float, log_std: float, dtype: torch.dtype
 ) -> None:
     means = torch.full((256,), mean, dtype=dtype, requires_grad=True)
-    log_deviations = torch.full((256,), log_deviation, dtype=dtype, requires_grad=True)
-    log_likelihood = discretized_log_likelihood(LEVELS.to(dtype), means, log_deviations)
+    log_stds = torch.full((256,), log_std, dtype=dtype, requires_grad=True)
+    log_likelihood = discretized_log_likelihood(LEVELS.to(dtype), means, log_stds)
     assert bool(log_likelihood.isfinite().all())
     assert bool((log_likelihood <= 0).all())
-    for gradient in torch.autograd.grad(log_likelihood.sum(), (means, log_deviations)):
+    for gradient in torch.autograd.grad(log_likelihood.sum(), (means, log_stds)):
         assert bool(gradient.isfinite().all())
 
 
-@pytest.mark.parametrize(("mean", "log_deviation"), [(0.3, -4.9), (-1.5, -4.9), (0.9, -6.1), (3.0, -6.1), (30.0, -6.1)])
-def test_gradients_of_likelihoods_in_float32_are_those_in_float64(mean: float, log_deviation: float) -> None:
+@pytest.mark.parametrize(("mean", "log_std"), [(0.3, -4.9), (-1.5, -4.9), (0.9, -6.1), (3.0, -6.1), (30.0, -6.1)])
+def test_gradients_of_likelihoods_in_float32_are_those_in_float64(mean: float, log_std: float) -> None:
     # -4.9 and -6.1 are the first steps of linear 1000 and cosine 4000.
     gradients = []
     for dtype in (torch.float32, torch.float64):
         means = torch.full((256,), mean, dtype=dtype, requires_grad=True)
-        value = discretized_log_likelihood(LEVELS.to(dtype), means, torch.full((256,), log_deviation, dtype=dtype))
+        value = discretized_log_likelihood(LEVELS.to(dtype), means, torch.full((256,), log_std, dtype=dtype))
         gradients.append(torch.autograd.grad(value.sum(), means)[0].double())
     scale = float(gradients[1].abs().max())
     assert float((gradients[0] - gradients[1]).abs().max()) < 1e-3 * scale
 
 
 def test_the_bound_of_gaussian_data_and_its_exact_denoiser_has_its_closed_form() -> None:
-    mean, deviation = 0.1, 0.2
+    mean, std = 0.1, 0.2
     x_0, noise = uncorrelated(2, 1, 3, 80, 60)
-    x_0 = mean + deviation * x_0
+    x_0 = mean + std * x_0
     alpha_bar = SCHEDULE.alpha_bar
     before = torch.cat([torch.ones(1).double(), alpha_bar[:-1]])
     # Of x_0 given x_t, and of x_{t-1} given both; its first value is the decoder's
-    left = deviation**2 * (1 - alpha_bar) / (alpha_bar * deviation**2 + 1 - alpha_bar)
+    left = std**2 * (1 - alpha_bar) / (alpha_bar * std**2 + 1 - alpha_bar)
     small = SCHEDULE.betas * (1 - before) / (1 - alpha_bar)
     on_x_0 = before.sqrt() * SCHEDULE.betas / (1 - alpha_bar)
     expected = 0.5 * on_x_0[1:] ** 2 * left[1:] / small[1:] / math.log(2)  # L_1, ..., L_{T-1}
     # Of a Gaussian much wider than a level; x_0 between levels, which eq. 13 does not mind
     decoder = 0.5 * math.log(2 * math.pi * small[1]) + left[0] / (2 * small[1]) - math.log(2 / 255)
-    power = alpha_bar[-1] * (mean**2 + deviation**2)
+    power = alpha_bar[-1] * (mean**2 + std**2)
     prior = 0.5 * (power - alpha_bar[-1] - (1 - alpha_bar[-1]).log())
 
     terms = []
     for k in range(T):
         t = SCHEDULE.steps[k : k + 1]
         s, x_t = SCHEDULE.previous(t), PROCESS.q_sample(x_0, t, noise)
-        estimate = GaussianOracle(PROCESS, mean, deviation)(x_t, t, Condition()).x_0
+        estimate = GaussianOracle(PROCESS, mean, std)(x_t, t, Condition()).x_0
         log_variance = FixedSmall().log_variance(PROCESS, s, t, like=x_0, output=None)
         terms.append(float(bound_term(x_0, estimate, x_t, log_variance, s, t, PROCESS)))
     assert terms[1:] == pytest.approx(expected.tolist(), rel=1e-9)

@@ -52,7 +52,7 @@ def test_uniform_times_run_from_the_first_to_the_last(schedule: NoiseSchedule) -
 
 
 @pytest.mark.parametrize(
-    ("schedule", "deviation"),
+    ("schedule", "std"),
     [
         (LinearSchedule(40, 1e-3, 0.05), 1.0),  # sigma is 0.8 there: the papers start from unit noise all the same
         (LinearSchedule(40, 1e-3, 0.05).continuous, 1.0),
@@ -65,10 +65,10 @@ def test_uniform_times_run_from_the_first_to_the_last(schedule: NoiseSchedule) -
     ids=str,
 )
 def test_sampling_starts_with_unit_noise_where_variance_is_kept_and_else_with_sigma(
-    schedule: NoiseSchedule, deviation: float
+    schedule: NoiseSchedule, std: float
 ) -> None:
     t = torch.tensor([schedule.t_max], dtype=torch.float64)
-    assert schedule.prior_deviation(t).tolist() == pytest.approx([deviation], rel=1e-12)
+    assert schedule.prior_std(t).tolist() == pytest.approx([std], rel=1e-12)
 
 
 @SCHEDULE

@@ -119,35 +119,35 @@ def test_stratified_times_of_one_place_are_uniform_over_the_steps_of_training() 
     [(EDMSchedule(1e-4, 1e3), 1e-3), (VPSchedule(0.1, 60.0, first=1e-7), 1e-3), (CosineSchedule(4000), 0.02)],
     ids=str,
 )
-@pytest.mark.parametrize(("mean", "deviation"), [(-1.2, 1.2), (-0.4, 0.7)])
+@pytest.mark.parametrize(("mean", "std"), [(-1.2, 1.2), (-0.4, 0.7)])
 def test_log_normal_noise_has_the_mean_and_deviation_asked_for(
-    schedule: NoiseSchedule, tolerance: float, mean: float, deviation: float
+    schedule: NoiseSchedule, tolerance: float, mean: float, std: float
 ) -> None:
-    t, _ = LogNormalSigma(schedule, mean, deviation).sample(GivenNumbers(MANY))
+    t, _ = LogNormalSigma(schedule, mean, std).sample(GivenNumbers(MANY))
     ratio = log_ratio(schedule, t)
     assert float(ratio.mean()) == pytest.approx(mean, abs=tolerance)
-    assert float(ratio.std()) == pytest.approx(deviation, abs=tolerance)
-    within_one = ((ratio - mean).abs() < deviation).double().mean()
+    assert float(ratio.std()) == pytest.approx(std, abs=tolerance)
+    within_one = ((ratio - mean).abs() < std).double().mean()
     assert float(within_one) == pytest.approx(0.6827, abs=tolerance)
 
 
 def test_log_normal_noise_is_that_of_karras_et_al_unless_said_and_grows_with_the_number_drawn() -> None:
     schedule = EDMSchedule()
-    median, one_deviation_up = 0.5, 0.8413447460685429
-    numbers = torch.tensor([median, one_deviation_up, 0.999], dtype=torch.float64)
+    median, one_std_up = 0.5, 0.8413447460685429
+    numbers = torch.tensor([median, one_std_up, 0.999], dtype=torch.float64)
     t, _ = LogNormalSigma(schedule).sample(GivenNumbers(numbers))
     assert t[:2].log().tolist() == pytest.approx([-1.2, 0.0], abs=1e-9)
     assert bool((t.diff() > 0).all())
 
 
-@pytest.mark.parametrize(("mean", "deviation"), [(0.0, 1.0), (0.5, 0.6)])
-def test_logit_normal_times_have_the_mean_and_deviation_asked_for(mean: float, deviation: float) -> None:
-    t, _ = LogitNormal(EDMSchedule(2.0, 10.0), mean, deviation).sample(GivenNumbers(MANY))
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (0.5, 0.6)])
+def test_logit_normal_times_have_the_mean_and_deviation_asked_for(mean: float, std: float) -> None:
+    t, _ = LogitNormal(EDMSchedule(2.0, 10.0), mean, std).sample(GivenNumbers(MANY))
     logit = ((t - 2) / 8).logit()
     assert float(logit.mean()) == pytest.approx(mean, abs=1e-3)
-    assert float(logit.std()) == pytest.approx(deviation, abs=1e-3)
+    assert float(logit.std()) == pytest.approx(std, abs=1e-3)
     assert float(LogitNormal(EDMSchedule()).mean) == 0.0
-    assert float(LogitNormal(EDMSchedule()).deviation) == 1.0
+    assert float(LogitNormal(EDMSchedule()).std) == 1.0
 
 
 @pytest.mark.parametrize("kind", [LogNormalSigma, LogitNormal])
@@ -158,11 +158,11 @@ def test_the_extreme_numbers_are_times_too(kind: Callable[[NoiseSchedule], TimeD
         schedule.coefficients(t)
 
 
-@pytest.mark.parametrize("deviation", [0.0, -1.0])
-def test_distributions_without_spread_are_refused(deviation: float) -> None:
+@pytest.mark.parametrize("std", [0.0, -1.0])
+def test_distributions_without_spread_are_refused(std: float) -> None:
     for build in (LogNormalSigma, LogitNormal):
-        with pytest.raises(ValueError, match=f"deviation must be above 0, got {deviation}"):
-            build(EDMSchedule(), deviation=deviation)
+        with pytest.raises(ValueError, match=f"std must be above 0, got {std}"):
+            build(EDMSchedule(), std=std)
 
 
 def test_most_distributions_learn_nothing_from_losses() -> None:

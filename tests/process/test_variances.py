@@ -59,7 +59,7 @@ def test_variances_of_a_longer_leap_count_all_steps_between() -> None:
 def test_the_last_step_adds_no_noise(variance: Variance, process: GaussianProcess) -> None:
     like = torch.zeros(4, 3, 8, 6).double()
     output = torch.zeros_like(like) if variance.learned else None
-    last = variance.deviation(process, times(0, 0, 0, 8), times(1, 17, 40, 9), like=like, output=output)
+    last = variance.std(process, times(0, 0, 0, 8), times(1, 17, 40, 9), like=like, output=output)
     assert last.shape == ((4, 3, 8, 6) if variance.learned else (4, 1, 1, 1))
     assert last[:3].flatten().tolist() == [0.0] * last[:3].numel()
     assert bool((last[3] > 0).all())
@@ -70,16 +70,16 @@ def test_deviation_is_the_root_of_the_variance(variance: Variance) -> None:
     like = torch.randn(2, 3, 8, 6).double()
     s, t = times(3, 9), times(4, 30)
     answered = log_variance(variance, s, t, like)
-    deviation = variance.deviation(PROCESS, s, t, like=like, output=like)
-    torch.testing.assert_close(deviation**2, answered.exp(), rtol=1e-9, atol=0)
+    std = variance.std(PROCESS, s, t, like=like, output=like)
+    torch.testing.assert_close(std**2, answered.exp(), rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("variance", [FixedSmall(), FixedLarge()], ids=str)
 def test_deviations_of_a_whole_walk_are_those_of_its_steps(variance: Variance) -> None:
     s, t = times(30, 9, 0), times(40, 30, 9)
     like = torch.zeros(3, 3, 8, 6).double()
-    expected = variance.deviation(PROCESS, s, t, like=like, output=None).flatten().tolist()
-    assert variance.deviations(PROCESS, s, t) == expected
+    expected = variance.std(PROCESS, s, t, like=like, output=None).flatten().tolist()
+    assert variance.stds(PROCESS, s, t) == expected
     assert expected[2] == 0
 
 
@@ -87,7 +87,7 @@ def test_deviations_of_a_whole_walk_are_those_of_its_steps(variance: Variance) -
 @pytest.mark.parametrize("variance", [FixedSmall(), FixedLarge(), LearnedRange(), LearnedDiagonal()], ids=str)
 def test_variances_come_in_the_dtype_of_the_images(variance: Variance, dtype: torch.dtype) -> None:
     like = torch.zeros(2, 3, 8, 6, dtype=dtype)
-    for answer in (variance.log_variance, variance.deviation):
+    for answer in (variance.log_variance, variance.std):
         assert answer(PROCESS, times(0, 3), times(1, 4), like=like, output=like).dtype == dtype
 
 

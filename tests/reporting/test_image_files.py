@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffusion_lab.distributed.collectives import Processes
+from diffusion_lab.distributed.collectives import Ranks
 from diffusion_lab.reporting.image_files import ImageFiles
 from support.ranks import on_processes
 
@@ -22,7 +22,7 @@ def pixels(shape: tuple[int, int, int], size: int = 10) -> Tensor:
 def written(folder: Path, shape: tuple[int, int, int]) -> None:
     files = ImageFiles(folder, num_pictures=6, num_columns=3, png=True, npz=True)
     files.prepare()
-    for start in Processes.of_this_job().share(range(0, 10, 2)):
+    for start in Ranks.current().shard(range(0, 10, 2)):
         files.look(range(100 + start, 102 + start), pixels(shape)[start : start + 2])
     files.finish(shape)
 

@@ -8,7 +8,7 @@ def test_lines_say_how_many_are_done_how_fast_and_how_long_it_takes(
 ) -> None:
     now = 1000.0
     monkeypatch.setattr("diffusion_lab.reporting.progress.time.monotonic", lambda: now)
-    with progress.show("sampling", 5000) as advance:
+    with progress.progress_bar("sampling", 5000) as advance:
         now += 5
         advance(500)
         assert capsys.readouterr().err == ""
@@ -18,11 +18,11 @@ def test_lines_say_how_many_are_done_how_fast_and_how_long_it_takes(
 
 
 def test_nothing_to_do_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress.show("sampling", 0) as advance:
+    with progress.progress_bar("sampling", 0) as advance:
         advance(1)
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00:00"), (65.4, "0:01:05"), (36_059.6, "10:01:00")])
 def test_times_are_hours_minutes_and_seconds(seconds: float, text: str) -> None:
-    assert progress.clock(seconds) == text
+    assert progress.format_duration(seconds) == text

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from diffusion_lab.runs.resume import Start, show_done
+from diffusion_lab.runs.resume import StartingPoint, print_done
 
 
 @pytest.mark.parametrize(("distance", "answer"), [({"fd_fashion_cnn_2k": 1.5}, 1.5), ({}, 0.25)])
@@ -16,6 +16,6 @@ def test_a_finished_run_answers_its_distance_or_its_loss(
     content = {"steps": 8, "loss": 0.25, **distance, "images_per_second": 300.0, "minutes": 2.0}
     (tmp_path / "summary.json").write_text(json.dumps(content))
     config = OmegaConf.create({"run_folder": str(tmp_path), "trainer": {"max_steps": 8}})
-    start = Start(config, tmp_path / "last.ckpt", 8, continues=True)
+    start = StartingPoint(config, tmp_path / "last.ckpt", 8, continues=True)
     assert start.is_done
-    assert show_done(start) == answer
+    assert print_done(start) == answer

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from diffusion_lab.runs.results import write_metrics, write_summary
-from diffusion_lab.runs.tables import rows_below, show_table
-from diffusion_lab.sweeps.table import show_sweep
+from diffusion_lab.runs.tables import find_rows, write_and_print_table
+from diffusion_lab.sweeps.table import write_sweep_table
 
 
 def measured(
@@ -60,7 +60,7 @@ def test_numbers_say_by_which_commit_they_were_made(tmp_path: Path, monkeypatch:
 
 
 def test_a_sweep_has_a_row_a_run_with_exact_numbers_in_its_file(tmp_path: Path) -> None:
-    assert show_sweep(sweep(tmp_path))
+    assert write_sweep_table(sweep(tmp_path))
     rows = table(tmp_path, "sweep")
     assert [(row["run"], row["sampler"], row["sampler.num_steps"]) for row in rows] == [
         ("0_x", "ddim", "10"), ("1_x", "ddim", "50"), ("2_x", "ancestral", "10"), ("3_x", "ancestral", "50"),
@@ -73,14 +73,14 @@ def test_a_sweep_has_a_row_a_run_with_exact_numbers_in_its_file(tmp_path: Path) 
 
 
 def test_numbers_are_drawn_against_the_steps_of_sampling_and_of_training(tmp_path: Path) -> None:
-    show_sweep(sweep(tmp_path / "a"))
+    write_sweep_table(sweep(tmp_path / "a"))
     drawn = sorted(path.name for path in (tmp_path / "a").glob("*.png"))
     assert drawn == ["against_sampler.png", "against_sampling_steps.png"]
     with Image.open(tmp_path / "a" / "against_sampling_steps.png") as picture:
         assert min(picture.size) > 400
     for number, step in enumerate((100, 200)):
         measured(tmp_path / "b" / f"{number}_x", 5.0 - number, step=step)
-    show_table([tmp_path / "b"], tmp_path / "b", "runs")
+    write_and_print_table([tmp_path / "b"], tmp_path / "b", "runs")
     assert [path.name for path in (tmp_path / "b").glob("*.png")] == ["against_training_step.png"]
 
 
@@ -89,22 +89,22 @@ def test_unlike_numbers_are_left_out_with_the_field_that_differs(
 ) -> None:
     one = measured(tmp_path / "one", 1.0, overrides=("trainer.precision=32-true",))
     other = measured(tmp_path / "other", 2.0, precision="bf16-mixed", overrides=("trainer.precision=bf16-mixed",))
-    assert not show_table([one, other], tmp_path / "table", "numbers")
+    assert not write_and_print_table([one, other], tmp_path / "table", "numbers")
     said = capsys.readouterr()
     assert "precision is 32-true in" in said.err
     assert "and bf16-mixed in" in said.err
     assert "allow=[precision]" in said.err
     assert "fd_stand_in_50_train" not in table(tmp_path / "table", "numbers")[0]
-    assert show_table([one, other], tmp_path / "table", "numbers", allowed=["precision"])
+    assert write_and_print_table([one, other], tmp_path / "table", "numbers", allowed=["precision"])
     assert [row["fd_stand_in_50_train"] for row in table(tmp_path / "table", "numbers")] == ["1.0", "2.0"]
 
 
 def test_what_was_swept_may_differ_and_nothing_beside_it(tmp_path: Path) -> None:
     for number, name in enumerate(("LinearSchedule", "CosineSchedule")):
         measured(tmp_path / f"{number}_x", 1.0, overrides=(f"schedule={number}",), schedule={"name": name})
-    assert show_sweep(tmp_path)
+    assert write_sweep_table(tmp_path)
     measured(tmp_path / "2_x", 1.0, overrides=("schedule=2",), seed=1)
-    assert not show_sweep(tmp_path)
+    assert not write_sweep_table(tmp_path)
 
 
 def test_runs_of_one_evaluation_may_differ_in_what_was_trained(tmp_path: Path) -> None:
@@ -112,9 +112,9 @@ def test_runs_of_one_evaluation_may_differ_in_what_was_trained(tmp_path: Path) -
         folder = measured(tmp_path / f"{number}_{name}", 1.0, run=f"logs/train/{name}", schedule={"name": name})
         (folder / ".hydra" / "overrides.yaml").unlink()
         (folder / ".hydra").rmdir()
-    assert show_table([tmp_path], tmp_path, "runs", swept=["run"])
+    assert write_and_print_table([tmp_path], tmp_path, "runs", swept=["run"])
     assert [row["trained"] for row in table(tmp_path, "runs")] == ["LinearSchedule", "CosineSchedule"]
-    assert not show_table([tmp_path], tmp_path, "runs")
+    assert not write_and_print_table([tmp_path], tmp_path, "runs")
 
 
 @pytest.mark.parametrize(("seed", "note"), [(1, "share 49 of their 50 noises"), (50, None)])
@@ -123,7 +123,7 @@ def test_sets_of_near_seeds_are_noted_to_share_noise(
 ) -> None:
     for number, start in enumerate((0, seed)):
         measured(tmp_path / f"{number}_x", 1.0 + number, seed=start, overrides=(f"seed={start}",))
-    assert show_sweep(tmp_path)
+    assert write_sweep_table(tmp_path)
     said = capsys.readouterr().err
     assert note in said if note else not said
 
@@ -131,20 +131,20 @@ def test_sets_of_near_seeds_are_noted_to_share_noise(
 def test_a_folder_without_a_protocol_has_its_row_too(tmp_path: Path) -> None:
     write_summary(tmp_path / "0_a", {"steps": 5, "loss": 0.5})
     measured(tmp_path / "1_b", 3.0)
-    (row, other) = rows_below(tmp_path)
+    (row, other) = find_rows(tmp_path)
     assert (row.values, row.fingerprints, row.training_step) == ({"steps": 5, "loss": 0.5}, {}, None)
     assert other.training_step == 100
-    assert show_sweep(tmp_path)
+    assert write_sweep_table(tmp_path)
     assert table(tmp_path, "sweep")[0]["loss"] == "0.5"
 
 
 def test_numbers_that_came_out_the_same_are_shown_too(tmp_path: Path) -> None:
     for number in range(2):
         measured(tmp_path / f"{number}_x", 3.25, overrides=(f"seed={100 * number}",), seed=100 * number)
-    assert show_sweep(tmp_path)
+    assert write_sweep_table(tmp_path)
     assert (tmp_path / "sweep.md").read_text().splitlines()[0] == ("| seed | step | fd_stand_in_50_train |")
 
 
 def test_nothing_measured_is_no_table(tmp_path: Path) -> None:
-    assert show_sweep(tmp_path)
+    assert write_sweep_table(tmp_path)
     assert not list(tmp_path.iterdir())

@@ -11,12 +11,12 @@ import pytest
 from filelock import FileLock
 
 from diffusion_lab.distributed import slurm_job
-from diffusion_lab.distributed.slurm_job import Queue
+from diffusion_lab.distributed.slurm_job import SlurmQueue
 from diffusion_lab.runs import status as run_status
-from diffusion_lab.runs.status import BusyError, Start, Status
+from diffusion_lab.runs.status import Attempt, FolderLockedError, Status
 
 
-class Answers(Queue):
+class Answers(SlurmQueue):
     """Slurm's queue as a test wants it."""
 
     def __init__(self, states: dict[str, str] | None, accounts: dict[str, str] | None = None) -> None:
@@ -24,11 +24,11 @@ class Answers(Queue):
 
 
 def test_a_run_is_queued_then_runs_then_is_finished_with_its_number(tmp_path: Path) -> None:
-    run_status.queue(tmp_path)
+    run_status.mark_queued(tmp_path)
     assert run_status.read(tmp_path).state == "queued"  # type: ignore[union-attr]
-    run_status.begin(tmp_path)
+    run_status.mark_running(tmp_path)
     assert run_status.read(tmp_path).state == "running"  # type: ignore[union-attr]
-    run_status.finished(tmp_path, 2.5)
+    run_status.mark_finished(tmp_path, 2.5)
     status = run_status.read(tmp_path)
     assert status is not None
     assert (status.state, status.result, status.reason) == ("finished", 2.5, None)
@@ -38,18 +38,18 @@ def test_a_run_is_queued_then_runs_then_is_finished_with_its_number(tmp_path: Pa
 
 
 def test_a_result_that_is_not_finite_is_none(tmp_path: Path) -> None:
-    run_status.begin(tmp_path)
-    run_status.finished(tmp_path, float("nan"))
+    run_status.mark_running(tmp_path)
+    run_status.mark_finished(tmp_path, float("nan"))
     assert json.loads((tmp_path / "status.json").read_text())["result"] is None
 
 
 def test_the_first_reason_of_a_failure_stays_until_the_next_start(tmp_path: Path) -> None:
-    run_status.begin(tmp_path)
-    run_status.failed(tmp_path, "process 1: RuntimeError: first")
-    run_status.failed(tmp_path, "RuntimeError: connection closed by peer")
+    run_status.mark_running(tmp_path)
+    run_status.mark_failed(tmp_path, "process 1: RuntimeError: first")
+    run_status.mark_failed(tmp_path, "RuntimeError: connection closed by peer")
     assert run_status.read(tmp_path).reason == "process 1: RuntimeError: first"  # type: ignore[union-attr]
-    run_status.begin(tmp_path)
-    run_status.failed(tmp_path, "second")
+    run_status.mark_running(tmp_path)
+    run_status.mark_failed(tmp_path, "second")
     status = run_status.read(tmp_path)
     assert status is not None
     assert (status.reason, len(status.starts)) == ("second", 2)
@@ -60,31 +60,31 @@ def test_a_run_whose_process_was_killed_is_settled_as_failed(tmp_path: Path) -> 
     done = subprocess.run([sys.executable, "-c", code], check=True)
     assert done.returncode == 0
     assert run_status.read(tmp_path).state == "running"  # type: ignore[union-attr]
-    status = run_status.settled(tmp_path)
+    status = run_status.reconcile(tmp_path)
     assert status is not None
     assert status.state == "failed"
     assert status.reason is not None
     assert status.reason.endswith("ended without a word")
-    run_status.begin(tmp_path)  # by this process, which lives
-    assert run_status.settled(tmp_path).state == "running"  # type: ignore[union-attr]
+    run_status.mark_running(tmp_path)  # by this process, which lives
+    assert run_status.reconcile(tmp_path).state == "running"  # type: ignore[union-attr]
 
 
 def with_job(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_status.queue(folder)
-    run_status.name_job(folder, "17_3")
+    run_status.mark_queued(folder)
+    run_status.write_job_id(folder, "17_3")
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "17")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
 
 
 def test_slurm_is_asked_for_a_run_that_is_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_job(tmp_path, monkeypatch)
-    assert run_status.slurm_id(tmp_path) == "17_3"
-    assert run_status.settled(tmp_path, Answers({"17_3": "PENDING"})).state == "queued"  # type: ignore[union-attr]
-    run_status.begin(tmp_path)
-    assert run_status.settled(tmp_path, Answers({"17_3": "RUNNING"})).state == "running"  # type: ignore[union-attr]
-    assert run_status.settled(tmp_path, Answers(None)).state == "running"  # type: ignore[union-attr]
+    assert run_status.job_id(tmp_path) == "17_3"
+    assert run_status.reconcile(tmp_path, Answers({"17_3": "PENDING"})).state == "queued"  # type: ignore[union-attr]
+    run_status.mark_running(tmp_path)
+    assert run_status.reconcile(tmp_path, Answers({"17_3": "RUNNING"})).state == "running"  # type: ignore[union-attr]
+    assert run_status.reconcile(tmp_path, Answers(None)).state == "running"  # type: ignore[union-attr]
     monkeypatch.setattr(slurm_job, "_asked", lambda *command: {"17_3": "OUT_OF_MEMORY+"})
-    status = run_status.settled(tmp_path, Answers({"17_4": "RUNNING"}))
+    status = run_status.reconcile(tmp_path, Answers({"17_4": "RUNNING"}))
     assert status is not None
     assert (status.state, status.reason) == ("failed", "job 17_3 ended without a word: OUT_OF_MEMORY")
 
@@ -94,14 +94,14 @@ def test_a_job_that_is_in_the_accounts_but_not_yet_in_the_queue_is_waited_for(
 ) -> None:
     with_job(tmp_path, monkeypatch)
     monkeypatch.setattr(slurm_job, "_asked", lambda *command: {"17_3": "PENDING"})
-    assert run_status.settled(tmp_path, Answers({})).state == "queued"  # type: ignore[union-attr]
+    assert run_status.reconcile(tmp_path, Answers({})).state == "queued"  # type: ignore[union-attr]
 
 
 def test_a_folder_is_held_by_one_command_at_a_time(tmp_path: Path) -> None:
-    busy = pytest.raises(BusyError, match="is being worked in by another process")
-    with FileLock(tmp_path / ".lock"), busy, run_status.held(tmp_path):
+    busy = pytest.raises(FolderLockedError, match="is being worked in by another process")
+    with FileLock(tmp_path / ".lock"), busy, run_status.locked(tmp_path):
         pass
-    with run_status.held(tmp_path):
+    with run_status.locked(tmp_path):
         pass
 
 
@@ -109,17 +109,17 @@ def test_a_folder_in_which_a_job_elsewhere_works_is_not_entered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_job(tmp_path, monkeypatch)
-    run_status.begin(tmp_path)
-    with run_status.held(tmp_path):
+    run_status.mark_running(tmp_path)
+    with run_status.locked(tmp_path):
         pass  # the same job, which started again
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "4")
-    monkeypatch.setattr(Queue, "states", lambda self: {"17_3": "RUNNING", "17_4": "RUNNING"})
-    with pytest.raises(BusyError, match="by job 17_3 on "), run_status.held(tmp_path):
+    monkeypatch.setattr(SlurmQueue, "states", lambda self: {"17_3": "RUNNING", "17_4": "RUNNING"})
+    with pytest.raises(FolderLockedError, match="by job 17_3 on "), run_status.locked(tmp_path):
         pass
 
 
 def test_hours_are_of_all_starts_and_one_that_was_killed_counts_to_its_last_sign() -> None:
-    starts = (Start(0.0, "1", "n1", 5, ended=3600.0), Start(7200.0, "1", "n2", 6))
+    starts = (Attempt(0.0, "1", "n1", 5, ended=3600.0), Attempt(7200.0, "1", "n2", 6))
     assert Status("failed", 20000.0, starts=starts).hours(last_sign=7200.0 + 1800.0) == 1.5
 
 
@@ -127,4 +127,4 @@ def test_hours_are_of_all_starts_and_one_that_was_killed_counts_to_its_last_sign
 def test_a_damaged_status_is_none(content: str, tmp_path: Path) -> None:
     (tmp_path / "status.json").write_text(content)
     assert run_status.read(tmp_path) is None
-    assert run_status.settled(tmp_path) is None
+    assert run_status.reconcile(tmp_path) is None

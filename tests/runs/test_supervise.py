@@ -13,7 +13,7 @@ from diffusion_lab.errors import UserError
 from diffusion_lab.runs import status as run_status
 from diffusion_lab.runs import supervise as module
 from diffusion_lab.runs.status import Status
-from diffusion_lab.runs.supervise import ForeignFolderError, attempt
+from diffusion_lab.runs.supervise import FolderInUseError, supervise
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,7 @@ def killing(number: int) -> Callable[[], float]:
 
 
 def test_a_run_that_ends_well_is_finished_with_its_number(tmp_path: Path) -> None:
-    assert attempt(tmp_path, lambda: 2.5) == 2.5
+    assert supervise(tmp_path, lambda: 2.5) == 2.5
     assert (status(tmp_path).state, status(tmp_path).result) == ("finished", 2.5)
 
 
@@ -58,7 +58,7 @@ def test_a_run_that_ends_well_is_finished_with_its_number(tmp_path: Path) -> Non
 )
 def test_a_run_that_fails_says_why(error: BaseException, reason: str, tmp_path: Path) -> None:
     with pytest.raises(type(error)):
-        attempt(tmp_path, raising(error))
+        supervise(tmp_path, raising(error))
     assert (status(tmp_path).state, status(tmp_path).reason) == ("failed", reason)
 
 
@@ -66,7 +66,7 @@ def test_a_run_that_fails_says_why(error: BaseException, reason: str, tmp_path: 
 def test_a_signal_is_no_success_and_handlers_are_as_before(number: int, tmp_path: Path) -> None:
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as end:
-        attempt(tmp_path, killing(number))
+        supervise(tmp_path, killing(number))
     assert end.value.code == 128 + number
     assert (status(tmp_path).state, status(tmp_path).reason) == ("failed", f"stopped by {signal.Signals(number).name}")
     assert signal.getsignal(number) is before
@@ -74,7 +74,7 @@ def test_a_signal_is_no_success_and_handlers_are_as_before(number: int, tmp_path
 
 def test_an_exit_without_a_status_is_no_success(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as end:  # as Lightning's on a SIGTERM
-        attempt(tmp_path, raising(SystemExit()))
+        supervise(tmp_path, raising(SystemExit()))
     assert end.value.code == 143
     assert status(tmp_path).state == "failed"
 
@@ -99,38 +99,38 @@ def in_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
 def test_a_job_asks_to_be_queued_again(tmp_path: Path, in_a_job: Callable[[str], None]) -> None:
     in_a_job("exit 0")
     with pytest.raises(SystemExit):
-        attempt(tmp_path / "run", killing(signal.SIGUSR1))
+        supervise(tmp_path / "run", killing(signal.SIGUSR1))
     assert (tmp_path / "asked").read_text() == "requeue 17\n"
     assert status(tmp_path / "run").state == "requeued"
-    assert attempt(tmp_path / "run", lambda: 1.0) == 1.0  # the next start
+    assert supervise(tmp_path / "run", lambda: 1.0) == 1.0  # the next start
     assert (status(tmp_path / "run").state, len(status(tmp_path / "run").starts)) == ("finished", 2)
 
 
 def test_a_job_that_may_not_be_queued_again_has_failed(tmp_path: Path, in_a_job: Callable[[str], None]) -> None:
     in_a_job("echo not allowed >&2; exit 1")
     with pytest.raises(SystemExit) as end:
-        attempt(tmp_path / "run", killing(signal.SIGUSR1))
+        supervise(tmp_path / "run", killing(signal.SIGUSR1))
     assert end.value.code == 128 + signal.SIGUSR1
     assert status(tmp_path / "run").reason == "stopped by SIGUSR1, but scontrol requeue 17: not allowed"
 
 
 def test_a_folder_in_use_is_left_as_it_is(tmp_path: Path) -> None:
     with FileLock(tmp_path / ".lock"), pytest.raises(UserError, match="is being worked in by another process"):
-        attempt(tmp_path, lambda: 1.0)
+        supervise(tmp_path, lambda: 1.0)
     assert not (tmp_path / "status.json").exists()
 
 
 def test_a_folder_of_another_run_keeps_its_status(tmp_path: Path) -> None:
-    attempt(tmp_path, lambda: 2.5)
+    supervise(tmp_path, lambda: 2.5)
     before = status(tmp_path)
-    with pytest.raises(ForeignFolderError):
-        attempt(tmp_path, raising(ForeignFolderError("holds another")))
+    with pytest.raises(FolderInUseError):
+        supervise(tmp_path, raising(FolderInUseError("holds another")))
     assert status(tmp_path) == before
-    with pytest.raises(ForeignFolderError):
-        attempt(tmp_path / "new", raising(ForeignFolderError("holds another")))
+    with pytest.raises(FolderInUseError):
+        supervise(tmp_path / "new", raising(FolderInUseError("holds another")))
     assert run_status.read(tmp_path / "new") is None
-    with pytest.raises(ForeignFolderError):
-        attempt(tmp_path, raising(ForeignFolderError("holds another")), in_sweep=True)
+    with pytest.raises(FolderInUseError):
+        supervise(tmp_path, raising(FolderInUseError("holds another")), in_sweep=True)
     assert status(tmp_path).reason == "holds another"  # the sweep looks there
 
 
@@ -138,11 +138,11 @@ def test_of_several_processes_the_first_keeps_the_status_and_each_tells_its_fail
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
-    assert attempt(tmp_path, lambda: 1.0) == 1.0
+    assert supervise(tmp_path, lambda: 1.0) == 1.0
     assert not (tmp_path / "status.json").exists()
     with pytest.raises(SystemExit) as end:
-        attempt(tmp_path, killing(signal.SIGTERM))
+        supervise(tmp_path, killing(signal.SIGTERM))
     assert end.value.code == 0  # the first one says how the run ended
     with pytest.raises(RuntimeError):
-        attempt(tmp_path, raising(RuntimeError("lost power")))
+        supervise(tmp_path, raising(RuntimeError("lost power")))
     assert status(tmp_path).reason == "process 1: RuntimeError: lost power"

@@ -106,7 +106,7 @@ def test_no_number_of_steps_is_all_of_a_table_and_refused_without_one(case: Case
 
 @every_sampler
 @pytest.mark.parametrize(
-    ("process", "deviation"),
+    ("process", "std"),
     [
         (COSINE, 1.0),
         (GaussianProcess(JSDSchedule(40)), 1.0),
@@ -119,16 +119,16 @@ def test_no_number_of_steps_is_all_of_a_table_and_refused_without_one(case: Case
     ids=str,
 )
 def test_sampling_starts_from_noise_of_the_deviation_of_the_papers(
-    case: Case, process: GaussianProcess, deviation: float
+    case: Case, process: GaussianProcess, std: float
 ) -> None:
     spy, noise = Spy(), RecordedNoise((5, 3, 8, 6))
     case.build(process, num_steps=4).sample(spy, noise, Condition())
-    torch.testing.assert_close(spy.asked[0][0], deviation * noise.drawn[0])
+    torch.testing.assert_close(spy.asked[0][0], std * noise.drawn[0])
 
 
 @pytest.mark.parametrize("case", UNCHURNED.values(), ids=UNCHURNED.keys())
 @pytest.mark.parametrize(
-    ("process", "times", "deviation"),
+    ("process", "times", "std"),
     [
         (COSINE, [0.25, 0.1], 1.0),
         (GaussianProcess(RectifiedFlowSchedule()), [0.6, 0.2], 0.6),
@@ -137,11 +137,11 @@ def test_sampling_starts_from_noise_of_the_deviation_of_the_papers(
     ids=str,
 )
 def test_a_later_start_has_noise_at_the_level_of_its_first_time(
-    case: Case, process: GaussianProcess, times: list[float], deviation: float
+    case: Case, process: GaussianProcess, times: list[float], std: float
 ) -> None:
     spy, noise = Spy(), RecordedNoise((5, 3, 8, 6))
     case.build(process, num_steps=2, time_grid=ListedTimes(times)).sample(spy, noise, Condition())
-    torch.testing.assert_close(spy.asked[0][0], deviation * noise.drawn[0])
+    torch.testing.assert_close(spy.asked[0][0], std * noise.drawn[0])
     assert spy.asked[0][1].tolist() == pytest.approx([times[0]] * 5, rel=1e-12)
 
 

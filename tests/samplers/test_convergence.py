@@ -46,7 +46,7 @@ def error(build: Build, schedule: NoiseSchedule, end: float, num_steps: int) -> 
     oracle, noise = MixtureOracle(process), RecordedNoise(SHAPE)
     sampler = build(process, num_steps=len(times), time_grid=ListedTimes(times), clipping=NoClipping())
     reached = walk(sampler, oracle, noise)[0][-2]  # the last step goes on to 0
-    start = noise.drawn[0] * float(schedule.prior_deviation(torch.tensor(schedule.t_max)))
+    start = noise.drawn[0] * float(schedule.prior_std(torch.tensor(schedule.t_max)))
     return float((reached - oracle.flow(start, schedule.t_max, end)).square().mean().sqrt())
 
 

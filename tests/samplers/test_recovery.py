@@ -57,7 +57,7 @@ def test_sampler_recovers_a_mixture_from_its_exact_denoiser(case: Case, name: st
     sampler = case.build(oracle.process, num_steps=case.num_steps, time_grid=grid, clipping=NoClipping())
     images = sampler.sample(oracle, ImageNoise(range(20), (3, 24, 12)), Condition())
     assert float(images.mean()) == pytest.approx(oracle.mean, abs=0.015)
-    assert float(images.std()) == pytest.approx(oracle.deviation, abs=0.015)
+    assert float(images.std()) == pytest.approx(oracle.std, abs=0.015)
     for low, high in [(-math.inf, -0.2), (-0.2, 0.5), (0.5, math.inf)]:  # around each mode
         share = float(((images > low) & (images <= high)).double().mean())
         assert share == pytest.approx(expected_share(oracle, low, high), abs=0.02)
@@ -65,7 +65,7 @@ def test_sampler_recovers_a_mixture_from_its_exact_denoiser(case: Case, name: st
 
 def expected_share(oracle: MixtureOracle, low: float, high: float) -> float:
     """Of the clean pixels between low and high."""
-    modes = zip(oracle.weights, oracle.means, oracle.deviations, strict=True)
+    modes = zip(oracle.weights, oracle.means, oracle.stds, strict=True)
     return sum(
         weight * (math.erf((high - mean) / dev / 2**0.5) - math.erf((low - mean) / dev / 2**0.5)) / 2
         for weight, mean, dev in modes

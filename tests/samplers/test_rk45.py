@@ -33,8 +33,8 @@ def closed_form(oracle: GaussianOracle, start: Tensor) -> Tensor:
     """The estimate at t_min where the flow arrives from `start` at t_max: it keeps a number's place in the Gaussian."""
     schedule = oracle.process.schedule
     alpha, sigma = schedule.coefficients(torch.tensor([schedule.t_max, schedule.t_min], dtype=torch.float64))
-    deviation = (alpha**2 * oracle.deviation**2 + sigma**2).sqrt()
-    x = alpha[1] * oracle.mean + deviation[1] / deviation[0] * (start - alpha[0] * oracle.mean)
+    std = (alpha**2 * oracle.std**2 + sigma**2).sqrt()
+    x = alpha[1] * oracle.mean + std[1] / std[0] * (start - alpha[0] * oracle.mean)
     return oracle(x, torch.full((len(x),), schedule.t_min, dtype=torch.float64), Condition()).x_0
 
 
@@ -43,14 +43,14 @@ def test_a_gaussian_arrives_where_the_closed_form_says(schedule: NoiseSchedule) 
     oracle, noise = GaussianOracle(GaussianProcess(schedule), 0.3, 0.5), RecordedNoise(SHAPE)
     sampler = RK45(oracle.process, rtol=1e-8, atol=1e-8, clipping=NoClipping())
     images = sampler.sample(oracle, noise, Condition())
-    start = noise.drawn[0] * float(schedule.prior_deviation(torch.tensor(schedule.t_max)))
+    start = noise.drawn[0] * float(schedule.prior_std(torch.tensor(schedule.t_max)))
     torch.testing.assert_close(images, closed_form(oracle, start), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("schedule", [VPSchedule(), EDMSchedule()], ids=["vp", "edm"])
 def test_the_error_falls_with_the_tolerance_and_is_of_its_size(schedule: NoiseSchedule) -> None:
     oracle, asked = MixtureOracle(GaussianProcess(schedule)), []
-    start = RecordedNoise(SHAPE).draw() * float(schedule.prior_deviation(torch.tensor(schedule.t_max)))
+    start = RecordedNoise(SHAPE).draw() * float(schedule.prior_std(torch.tensor(schedule.t_max)))
     arrived = oracle.flow(start, schedule.t_max, schedule.t_min)
     exact = oracle(arrived, torch.full((5,), schedule.t_min, dtype=torch.float64), Condition()).x_0
     errors: list[float] = []
@@ -121,12 +121,12 @@ def test_the_harder_of_two_images_is_asked_for_more_often() -> None:
     ids=["vp", "edm"],
 )
 def test_a_time_is_reported_once_every_image_has_passed_it(schedule: NoiseSchedule, times: list[float]) -> None:
-    process, noise, deviations = GaussianProcess(schedule), RecordedNoise((2, 3, 8, 6)), [0.5, 0.02]
+    process, noise, stds = GaussianProcess(schedule), RecordedNoise((2, 3, 8, 6)), [0.5, 0.02]
     found: list[list[float]] = []
 
     def denoiser(x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
         assert condition.label is not None
-        oracles = [GaussianOracle(process, 0.0, deviations[int(label)]) for label in condition.label]
+        oracles = [GaussianOracle(process, 0.0, stds[int(label)]) for label in condition.label]
         parts = [each(x_t[[i]], t[[i]], condition).x_0 for i, each in enumerate(oracles)]
         return Estimate(torch.cat(parts))
 
@@ -137,9 +137,9 @@ def test_a_time_is_reported_once_every_image_has_passed_it(schedule: NoiseSchedu
     sampler.sample(denoiser, noise, Condition(torch.tensor([0, 1])), on_step)
     assert len(found) == 4
     alpha, sigma = (each.tolist() for each in schedule.coefficients(torch.tensor(times, dtype=torch.float64)))
-    prior = float(schedule.prior_deviation(torch.tensor(times[0], dtype=torch.float64)))
-    for image, deviation in enumerate(deviations):
-        spread = [math.hypot(a * deviation, b) for a, b in zip(alpha, sigma, strict=True)]
+    prior = float(schedule.prior_std(torch.tensor(times[0], dtype=torch.float64)))
+    for image, std in enumerate(stds):
+        spread = [math.hypot(a * std, b) for a, b in zip(alpha, sigma, strict=True)]
         for report, at_the_time in zip(found, spread[1:], strict=False):
             expected = prior * at_the_time / spread[0]
             assert 0.5 * expected < report[image] < expected * (1 + 1e-4)

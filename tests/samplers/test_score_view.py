@@ -85,7 +85,7 @@ def test_the_score_of_the_data_is_the_best_estimate_less_the_noisy_image(schedul
 def one_step(sampler: Sampler, noise: RecordedNoise) -> tuple[Tensor, Tensor]:
     """x_t and x_s of the first of two steps."""
     visited, _ = walk(sampler, MixtureOracle(sampler.process), noise)
-    start = float(sampler.process.schedule.prior_deviation(torch.tensor(sampler.times[0], dtype=torch.float64)))
+    start = float(sampler.process.schedule.prior_std(torch.tensor(sampler.times[0], dtype=torch.float64)))
     return start * noise.drawn[0], visited[0]
 
 
@@ -148,7 +148,7 @@ def test_ddim_with_eta_0_is_euler_on_the_flow_in_its_own_variables(
     visited, _ = walk(build(process, 5, time_grid=ListedTimes(TIMES), clipping=NoClipping()), oracle, noise)
     alpha, sigma = (each.tolist() for each in schedule.coefficients(torch.tensor([*TIMES, 0.0], dtype=torch.float64)))
     ratio = [above / below for above, below in zip(sigma, alpha, strict=True)]
-    start = schedule.prior_deviation(torch.tensor(TIMES[0], dtype=torch.float64))
+    start = schedule.prior_std(torch.tensor(TIMES[0], dtype=torch.float64))
     x = noise.drawn[0] * float(start) / alpha[0]  # x_t / alpha_t
     for i, t in enumerate(TIMES):
         # dx / d(ratio) = -ratio times the score of x, which is alpha times that of x_t (Song et al. 2021, eq. 14)

@@ -16,15 +16,15 @@ from diffusion_lab.samplers import Noise, Sampler
 
 @dataclass(frozen=True)
 class GaussianOracle:
-    """E[x_0 | x_t] of images whose pixels are independent draws of N(mean, deviation^2)."""
+    """E[x_0 | x_t] of images whose pixels are independent draws of N(mean, std^2)."""
 
     process: GaussianProcess
     mean: float = 0.0
-    deviation: float = 1.0
+    std: float = 1.0
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
         alpha_t, sigma_t = self.process.continuous.coefficients(t, like=x_t)
-        gain = alpha_t * self.deviation**2 / (alpha_t**2 * self.deviation**2 + sigma_t**2)
+        gain = alpha_t * self.std**2 / (alpha_t**2 * self.std**2 + sigma_t**2)
         return Estimate(self.mean + gain * (x_t - alpha_t * self.mean))
 
 
@@ -34,7 +34,7 @@ class MixtureOracle:
 
     process: GaussianProcess
     means: tuple[float, ...] = (-0.6, 0.2, 0.7)
-    deviations: tuple[float, ...] = (0.15, 0.2, 0.1)
+    stds: tuple[float, ...] = (0.15, 0.2, 0.1)
     weights: tuple[float, ...] = (0.3, 0.4, 0.3)
 
     @property
@@ -42,15 +42,15 @@ class MixtureOracle:
         return sum(weight * mean for weight, mean in zip(self.weights, self.means, strict=True))
 
     @property
-    def deviation(self) -> float:
-        parts = zip(self.weights, self.means, self.deviations, strict=True)
+    def std(self) -> float:
+        parts = zip(self.weights, self.means, self.stds, strict=True)
         return math.sqrt(sum(weight * (mean**2 + dev**2) for weight, mean, dev in parts) - self.mean**2)
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
         alpha_t = self.process.continuous.coefficients(t, like=x_t)[0].unsqueeze(-1)
         off, variance = self._around_modes(x_t, t)
-        _, means, deviations = self._modes(x_t)
-        expected = means + alpha_t * deviations**2 / variance * off  # of each mode: [B, C, H, W, modes]
+        _, means, stds = self._modes(x_t)
+        expected = means + alpha_t * stds**2 / variance * off  # of each mode: [B, C, H, W, modes]
         return Estimate((self._log_joint(x_t, t).softmax(-1) * expected).sum(-1))
 
     def log_density(self, x_t: Tensor, t: Tensor) -> Tensor:
@@ -78,14 +78,14 @@ class MixtureOracle:
         return (low + high) / 2
 
     def _modes(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        weights, means, deviations = (like.new_tensor(each) for each in (self.weights, self.means, self.deviations))
-        return weights, means, deviations
+        weights, means, stds = (like.new_tensor(each) for each in (self.weights, self.means, self.stds))
+        return weights, means, stds
 
     def _around_modes(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """x_t less the noisy mean of each mode, and its variance: [B, C, H, W, modes]."""
         alpha_t, sigma_t = (each.unsqueeze(-1) for each in self.process.continuous.coefficients(t, like=x_t))
-        _, means, deviations = self._modes(x_t)
-        return x_t.unsqueeze(-1) - alpha_t * means, alpha_t**2 * deviations**2 + sigma_t**2
+        _, means, stds = self._modes(x_t)
+        return x_t.unsqueeze(-1) - alpha_t * means, alpha_t**2 * stds**2 + sigma_t**2
 
     def _log_joint(self, x_t: Tensor, t: Tensor) -> Tensor:
         off, variance = self._around_modes(x_t, t)

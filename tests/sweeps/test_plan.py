@@ -10,63 +10,64 @@ from hydra.core.utils import JobStatus
 from omegaconf import OmegaConf
 
 from diffusion_lab.config import overrides
-from diffusion_lab.config.overrides import folder_of_run, folder_of_sweep
+from diffusion_lab.config.overrides import run_folder_name, sweep_folder_name
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import status as run_status
 from diffusion_lab.sweeps import plan as sweep_plan
-from diffusion_lab.sweeps.plan import Planned
+from diffusion_lab.sweeps.plan import PlannedRun
 
 
 @pytest.fixture(autouse=True)
 def command_line(monkeypatch: pytest.MonkeyPatch) -> Any:
     def say(*words: str) -> None:
         monkeypatch.setattr("sys.argv", ["train.py", "-m", *words])
-        overrides.remember_command_line()
+        overrides.export_command_line()
 
-    monkeypatch.setenv(overrides.WORDS_OF_SWEEP, "")
+    monkeypatch.setenv(overrides.SWEEP_VARIABLE, "")
     monkeypatch.setattr(sweep_plan, "_launched", {})
     return say
 
 
 def test_a_sweep_is_named_by_what_is_swept_of_what_and_a_digest_of_the_rest(command_line: Any) -> None:
     command_line("schedule=linear,cosine", "seed=1,2,3")
-    assert folder_of_sweep(None, None) == "schedule_seed"
+    assert sweep_folder_name(None, None) == "schedule_seed"
     command_line("schedule=linear,cosine,jsd", "seed=range(1,9)")  # more of the same is the same sweep
-    assert folder_of_sweep(None, None) == "schedule_seed"
+    assert sweep_folder_name(None, None) == "schedule_seed"
     command_line("experiment=quickstart", "schedule=linear,cosine", "data.batch_size=32")
-    name = folder_of_sweep(None, None)
+    name = sweep_folder_name(None, None)
     assert name.startswith("quickstart-schedule-")
     command_line("data.batch_size=32", "experiment=quickstart", "schedule=linear,cosine", "trainer.devices=4")
-    assert folder_of_sweep(None, None) == name  # in another order, and elsewhere
+    assert sweep_folder_name(None, None) == name  # in another order, and elsewhere
     command_line("experiment=quickstart", "schedule=linear,cosine", "data.batch_size=64")
-    assert folder_of_sweep(None, None) != name
-    assert folder_of_sweep("mine", None) == "mine"
+    assert sweep_folder_name(None, None) != name
+    assert sweep_folder_name("mine", None) == "mine"
     command_line("seed=1")
-    assert folder_of_sweep(None, OmegaConf.create({"optimizer.lr": "interval(0,1)"})).startswith("optimizer.lr-")
+    assert sweep_folder_name(None, OmegaConf.create({"optimizer.lr": "interval(0,1)"})).startswith("optimizer.lr-")
 
 
 def test_where_and_how_a_sweep_is_launched_is_not_in_its_name(command_line: Any) -> None:
     command_line("seed=1,2", "hydra/launcher=slurm", "hydra.launcher.partition=gpu", "trainer.num_nodes=2")
-    assert folder_of_sweep(None, None) == "seed"
+    assert sweep_folder_name(None, None) == "seed"
 
 
 def test_a_run_is_named_by_its_swept_values_in_characters_that_the_command_line_takes(command_line: Any) -> None:
     command_line("schedule=linear,cosine", "data.path=/a/b", "seed=1,2", "+new=x,y")
     assert (
-        folder_of_run(["data.path=/a/b", "schedule=linear", "seed=1", "+new=x"], None) == "schedule-linear_seed-1_new-x"
+        run_folder_name(["data.path=/a/b", "schedule=linear", "seed=1", "+new=x"], None)
+        == "schedule-linear_seed-1_new-x"
     )
     command_line("data.path=/a/b,/a-b", "x=[1,2],[1,3]")
-    names = [folder_of_run([f"data.path={path}", "x=[1,2]"], None) for path in ("/a/b", "/a-b")]
+    names = [run_folder_name([f"data.path={path}", "x=[1,2]"], None) for path in ("/a/b", "/a-b")]
     assert len(set(names)) == 2  # what had to be replaced leaves a digest
     assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789.-_") for name in names)
-    long = folder_of_run(["x=" + "a" * 500], OmegaConf.create({"x": 1}))
+    long = run_folder_name(["x=" + "a" * 500], OmegaConf.create({"x": 1}))
     assert len(long) == 120
 
 
 def test_a_process_that_others_started_knows_what_is_swept(command_line: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     command_line("schedule=linear,cosine")
     monkeypatch.setattr("sys.argv", ["_submit.py", "/somewhere"])
-    assert folder_of_run(["schedule=linear", "seed=1"], None) == "schedule-linear"
+    assert run_folder_name(["schedule=linear", "seed=1"], None) == "schedule-linear"
 
 
 class Loader:
@@ -76,32 +77,32 @@ class Loader:
         self.folder = folder
 
     def load_sweep_config(self, config: Any, words: list[str]) -> Any:
-        name = folder_of_run(words, None)
+        name = run_folder_name(words, None)
         return OmegaConf.create({"hydra": {"sweep": {"dir": str(self.folder), "subdir": name}}, "trainer": {}})
 
 
-def planned(folder: Path, *words: str) -> list[Planned]:
+def planned(folder: Path, *words: str) -> list[PlannedRun]:
     return sweep_plan.plan(OmegaConf.create(), [[word, "data.batch_size=32"] for word in words], Loader(folder))
 
 
 def started(folder: Path, *words: str) -> Path:
     folder.mkdir(parents=True)
     (folder / "overrides.yaml").write_text("".join(f"- {word}\n" for word in words))
-    run_status.begin(folder)
+    run_status.mark_running(folder)
     return folder
 
 
 def test_what_is_there_is_not_done_again_and_what_was_cut_off_goes_on(command_line: Any, tmp_path: Path) -> None:
     command_line("seed=1,2,3,4,5,6", "data.batch_size=32")
-    run_status.finished(started(tmp_path / "seed-1", "seed=1", "data.batch_size=32", "sweep.name=x"), 0.5)
-    run_status.failed(started(tmp_path / "seed-2", "seed=2", "data.batch_size=32"), "RuntimeError: no")
+    run_status.mark_finished(started(tmp_path / "seed-1", "seed=1", "data.batch_size=32", "sweep.name=x"), 0.5)
+    run_status.mark_failed(started(tmp_path / "seed-2", "seed=2", "data.batch_size=32"), "RuntimeError: no")
     (tmp_path / "seed-2" / "checkpoints").mkdir()
     (tmp_path / "seed-2" / "checkpoints" / "last.ckpt").touch()
-    run_status.failed(started(tmp_path / "seed-3", "seed=3", "data.batch_size=32"), "no")
-    run_status.finished(started(tmp_path / "seed-4", "seed=4", "data.batch_size=16"), 0.5)  # of something else
+    run_status.mark_failed(started(tmp_path / "seed-3", "seed=3", "data.batch_size=32"), "no")
+    run_status.mark_finished(started(tmp_path / "seed-4", "seed=4", "data.batch_size=16"), 0.5)  # of something else
     started(tmp_path / "seed-5", "seed=5", "data.batch_size=32")
     plan = planned(tmp_path, *(f"seed={k}" for k in range(1, 7)))
-    assert [run.standing for run in plan] == [
+    assert [run.next_action for run in plan] == [
         "is there", "goes on, failed: RuntimeError: no", "starts again, failed: no", "starts again", "is running",
         "starts",
     ]  # fmt: skip
@@ -111,9 +112,9 @@ def test_what_is_there_is_not_done_again_and_what_was_cut_off_goes_on(command_li
 
 def test_a_sweeper_is_told_the_number_of_a_run_or_none_of_one_that_failed(command_line: Any, tmp_path: Path) -> None:
     command_line("seed=1,2")
-    run_status.finished(started(tmp_path / "seed-1", "seed=1"), 0.5)
-    run_status.failed(started(tmp_path / "seed-2", "seed=2"), "no")
-    done, failed = (sweep_plan.returned(run) for run in planned(tmp_path, "seed=1", "seed=2"))
+    run_status.mark_finished(started(tmp_path / "seed-1", "seed=1"), 0.5)
+    run_status.mark_failed(started(tmp_path / "seed-2", "seed=2"), "no")
+    done, failed = (sweep_plan.job_return(run) for run in planned(tmp_path, "seed=1", "seed=2"))
     assert (done.status, done.return_value) == (JobStatus.COMPLETED, 0.5)
     assert (failed.status, failed.return_value) == (JobStatus.COMPLETED, None)
 
@@ -132,7 +133,7 @@ def test_an_evaluation_of_a_checkpoint_that_was_trained_on_is_done_again(command
     (trained / "checkpoints" / "last.ckpt").touch()
     time.sleep(0.02)
     words = ("sampler=ddim", "data.batch_size=32")
-    run_status.finished(started(tmp_path / "sweep" / "sampler-ddim", *words), 0.5)
+    run_status.mark_finished(started(tmp_path / "sweep" / "sampler-ddim", *words), 0.5)
     config = OmegaConf.create({"run": str(trained), "checkpoint": "last.ckpt"})
     status = run_status.read(tmp_path / "sweep" / "sampler-ddim")
     assert sweep_plan._is_done(tmp_path / "sweep" / "sampler-ddim", words, config, status)
@@ -145,11 +146,11 @@ def test_a_sweep_ends_with_its_table_and_a_sentence_on_what_is_missing(
     command_line: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command_line("seed=1,2")
-    assert sweep_plan.end() is None  # no sweep
-    run_status.finished(started(tmp_path / "seed-1", "seed=1", "data.batch_size=32"), 0.5)
-    run_status.failed(started(tmp_path / "seed-2", "seed=2", "data.batch_size=32"), "RuntimeError: [no] reason.")
+    assert sweep_plan.finish() is None  # no sweep
+    run_status.mark_finished(started(tmp_path / "seed-1", "seed=1", "data.batch_size=32"), 0.5)
+    run_status.mark_failed(started(tmp_path / "seed-2", "seed=2", "data.batch_size=32"), "RuntimeError: [no] reason.")
     (tmp_path / "seed-1" / "summary.json").write_text(json.dumps({"loss": 0.5, "steps": 7}))
     planned(tmp_path, "seed=1", "seed=2")
     said = "1 of the sweep's 2 runs failed; the same command runs what is missing. seed-2: RuntimeError: [no] reason."
-    assert sweep_plan.end() == said
+    assert sweep_plan.finish() == said
     assert "RuntimeError: [no] reason" in " ".join(capsys.readouterr().out.split())

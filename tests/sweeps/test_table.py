@@ -13,14 +13,14 @@ from diffusion_lab.reporting.image_grids import save_sheet
 from diffusion_lab.reporting.plots import save_against
 from diffusion_lab.runs import status as run_status
 from diffusion_lab.runs.results import write_metrics, write_summary
-from diffusion_lab.sweeps.table import show_sweep
+from diffusion_lab.sweeps.table import write_sweep_table
 
 
 def run(sweep: Path, *words: str) -> Path:
     folder = sweep / "_".join(words).replace("=", "-")
     (folder / ".hydra").mkdir(parents=True)
     (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {word}\n" for word in words) + "- data=mnist\n")
-    run_status.begin(folder)
+    run_status.mark_running(folder)
     return folder
 
 
@@ -28,7 +28,7 @@ def finished(folder: Path, value: float) -> None:
     number = {"name": "fd_a_9_train", "value": value, "fingerprint": {"num_samples": 9, "seed": 0}}
     write_metrics(folder, {"run": str(folder), "step": 8, "numbers": [number]})
     write_summary(folder, {"steps": 8, "loss": 0.25, "fd_a_9_train": value, "images_per_second": 50.0, "minutes": 3.0})
-    run_status.finished(folder, value)
+    run_status.mark_finished(folder, value)
 
 
 def table(folder: Path) -> list[dict[str, str]]:
@@ -44,8 +44,8 @@ def test_a_run_that_is_not_over_has_its_row_with_what_it_logged_so_far(
     (going / "metrics.csv").write_text(
         "fd_a_9_train,images_per_second,loss,measuring_seconds,step\n,40.0,0.5,,4\n6.5,,,1.0,4\n,44.0,0.4,,6\n"
     )
-    run_status.queue(run(tmp_path, "seed=3"))
-    assert show_sweep(tmp_path)
+    run_status.mark_queued(run(tmp_path, "seed=3"))
+    assert write_sweep_table(tmp_path)
     rows = table(tmp_path)
     shown = ("run", "state", "step", "loss", "fd_a_9_train", "images_per_second")
     assert [tuple(row[name] for name in shown) for row in rows] == [
@@ -62,8 +62,8 @@ def test_a_run_that_is_not_over_has_its_row_with_what_it_logged_so_far(
 
 
 def test_a_failure_is_shown_with_its_reason(tmp_path: Path) -> None:
-    run_status.failed(run(tmp_path, "seed=1"), "RuntimeError: [/x] lost power")
-    assert show_sweep(tmp_path)
+    run_status.mark_failed(run(tmp_path, "seed=1"), "RuntimeError: [/x] lost power")
+    assert write_sweep_table(tmp_path)
     assert (table(tmp_path)[0]["state"], table(tmp_path)[0]["reason"]) == ("failed", "RuntimeError: [/x] lost power")
 
 
@@ -73,7 +73,7 @@ def test_each_swept_setting_has_a_plot_and_the_samples_a_sheet(tmp_path: Path) -
         finished(folder, 4.0 + number)
         (folder / "samples").mkdir()
         Image.new("RGB", (100, 50), (80 * number, 0, 0)).save(folder / "samples" / "step_0000008.png")
-    assert show_sweep(tmp_path)
+    assert write_sweep_table(tmp_path)
     pictures = {path.name for path in tmp_path.glob("*.png")}
     assert pictures == {"against_schedule.png", "against_lr.png", "contact_sheet.png"}
 

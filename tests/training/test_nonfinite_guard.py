@@ -18,13 +18,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from diffusion_lab.callbacks.restore_on_divergence import RestoreOnDivergence
 from diffusion_lab.process import LinearSchedule, LossSecondMoment
 from diffusion_lab.training.diffusion_module import DiffusionModule
-from diffusion_lab.training.nonfinite_guard import Reason, StepGuard
+from diffusion_lab.training.nonfinite_guard import NonFiniteGuard, Reason
 from diffusion_lab.training.optimizers import Adam
 from support.faults import PlantedInfinity, PlantedNaN, learned, same
 from support.small_runs import fit, small_module, weights
 
 
-def guarded(guard: StepGuard, **settings: Any) -> DiffusionModule:
+def guarded(guard: NonFiniteGuard, **settings: Any) -> DiffusionModule:
     """A small module that learns its times from losses: a history to spoil."""
     module = small_module()
     module.guard, module.optimizer = guard, Adam(lr=1e-2, weight_decay=0.1, **settings)
@@ -36,9 +36,9 @@ def guarded(guard: StepGuard, **settings: Any) -> DiffusionModule:
 @pytest.mark.parametrize("fused", [True, False])
 def test_a_nan_in_one_batch_leaves_what_a_run_told_to_skip_the_step_leaves(accumulate: int, fused: bool) -> None:
     settings: dict[str, Any] = {"accumulate_grad_batches": accumulate}
-    planted = fit(guarded(StepGuard(), fused=fused), 12, callbacks=[PlantedNaN([8])], **settings)
-    told = fit(guarded(StepGuard(skip_steps=[8]), fused=fused), 12, **settings)
-    plain = fit(guarded(StepGuard(), fused=fused), 12, **settings)
+    planted = fit(guarded(NonFiniteGuard(), fused=fused), 12, callbacks=[PlantedNaN([8])], **settings)
+    told = fit(guarded(NonFiniteGuard(skip_steps=[8]), fused=fused), 12, **settings)
+    plain = fit(guarded(NonFiniteGuard(), fused=fused), 12, **settings)
     assert same(learned(planted), learned(told))
     assert not torch.equal(weights(told.lightning_module.network), weights(plain.lightning_module.network))
     state = learned(planted)
@@ -52,13 +52,13 @@ def test_a_nan_in_one_batch_leaves_what_a_run_told_to_skip_the_step_leaves(accum
 @pytest.mark.parametrize("settings", [{}, {"gradient_clip_val": None}, {"gradient_clip_algorithm": "value"}])
 def test_an_infinite_gradient_of_a_finite_loss_is_not_applied(settings: dict[str, Any]) -> None:
     infinity = PlantedInfinity([2])
-    planted = fit(guarded(StepGuard()), 5, callbacks=[infinity], **settings)
-    told = fit(guarded(StepGuard(skip_steps=[2])), 5, **settings)
+    planted = fit(guarded(NonFiniteGuard()), 5, callbacks=[infinity], **settings)
+    told = fit(guarded(NonFiniteGuard(skip_steps=[2])), 5, **settings)
     assert infinity.losses[2] < 10
     assert same(learned(planted), learned(told))
 
 
-class Unguarded(StepGuard):
+class Unguarded(NonFiniteGuard):
     """Lets every step pass."""
 
     def checked(self, mean: Tensor, loss: Tensor, step: int) -> Tensor:
@@ -70,14 +70,14 @@ class Unguarded(StepGuard):
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "64-true"])
 def test_finite_steps_are_the_same_to_the_last_bit_with_and_without_a_guard(precision: Any) -> None:
-    with_guard = fit(guarded(StepGuard()), 6, precision=precision)
+    with_guard = fit(guarded(NonFiniteGuard()), 6, precision=precision)
     without = fit(guarded(Unguarded()), 6, precision=precision)
     assert same(learned(with_guard), learned(without))
     assert fit(guarded(Unguarded()), 3, callbacks=[PlantedNaN([1])]).callback_metrics["loss"].isnan()
 
 
 def test_after_a_row_of_refused_steps_none_is_applied() -> None:
-    module = guarded(StepGuard(patience=3))
+    module = guarded(NonFiniteGuard(patience=3))
     seen = Counter(weights_after_each_step(module, PlantedNaN([2, 4, 5, 6])))
     assert seen.most_common(1)[0][1] == 1 + 7 - 1  # after step 3, and in the steps 4 to 9 that followed
     assert module.guard.look().tripped
@@ -96,13 +96,13 @@ def weights_after_each_step(module: DiffusionModule, planted: PlantedNaN) -> lis
 
 
 def test_steps_that_are_skipped_on_demand_neither_lengthen_nor_end_a_row() -> None:
-    guard = StepGuard(patience=3, skip_steps=[[1, 6], 8])
+    guard = NonFiniteGuard(patience=3, skip_steps=[[1, 6], 8])
     fit(guarded(guard), 9, callbacks=[PlantedNaN([0, 7])])
     assert (int(guard.streak), int(guard.num_refused)) == (2, 9)
 
 
 def test_a_look_says_what_became_of_each_step_since_the_last() -> None:
-    guard = StepGuard(patience=8, skip_steps=[1])
+    guard = NonFiniteGuard(patience=8, skip_steps=[1])
     fit(guarded(guard), 6, callbacks=[PlantedNaN([0]), PlantedInfinity([4])])
     look = guard.look()
     assert look.refused == ((0, Reason.LOSS_NOT_FINITE), (1, Reason.TOLD_TO_SKIP), (4, Reason.GRADIENT_NOT_FINITE))
@@ -124,7 +124,7 @@ class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @pytest.mark.parametrize(("fused", "count"), [(True, 0), (False, 1)])
 def test_a_step_of_a_fused_optimizer_does_not_wait_for_the_device(fused: bool, count: int) -> None:
-    weight, guard = torch.nn.Parameter(torch.ones(3)), StepGuard()
+    weight, guard = torch.nn.Parameter(torch.ones(3)), NonFiniteGuard()
     optimizer = torch.optim.AdamW([weight], fused=fused)
     with Waits() as waits:
         guard.checked(weight.mean(), weight, step=0)
@@ -135,19 +135,19 @@ def test_a_step_of_a_fused_optimizer_does_not_wait_for_the_device(fused: bool, c
 
 def test_a_mean_that_overflows_is_a_loss_that_is_not_finite() -> None:
     loss = torch.full((2,), 3e38, requires_grad=True)
-    assert StepGuard().checked(loss.mean(), loss, step=0).isnan()
-    assert StepGuard().checked(loss[0] * 1.0, loss, step=0).item() == pytest.approx(3e38)
+    assert NonFiniteGuard().checked(loss.mean(), loss, step=0).isnan()
+    assert NonFiniteGuard().checked(loss[0] * 1.0, loss, step=0).item() == pytest.approx(3e38)
 
 
 def test_settings_that_no_guard_can_follow_are_refused() -> None:
     with pytest.raises(ValueError, match="patience must be at least 1, got 0"):
-        StepGuard(0)
+        NonFiniteGuard(0)
     with pytest.raises(ValueError, match="max_restores must be at least 0, got -1"):
-        StepGuard(max_restores=-1)
+        NonFiniteGuard(max_restores=-1)
     entries: list[int | Sequence[int]] = [-1, [5, 4], [1, 2, 3]]
     for entry in entries:
         with pytest.raises(ValueError, match=r"skip_steps must be steps of at least 0 or pairs \[first, last\]"):
-            StepGuard(skip_steps=[entry])
+            NonFiniteGuard(skip_steps=[entry])
 
 
 def _train(rank: int, folder: str, port: int) -> None:
@@ -155,8 +155,8 @@ def _train(rank: int, folder: str, port: int) -> None:
     torch.set_num_threads(1)
     settings: dict[str, Any] = {"strategy": "ddp", "devices": 2}
     callbacks = [PlantedNaN([2], rank=1), RestoreOnDivergence(folder)]
-    planted = fit(guarded(StepGuard(patience=3)), 4, callbacks=callbacks, **settings)
-    told = fit(guarded(StepGuard(patience=3, skip_steps=[2])), 4, **settings)
+    planted = fit(guarded(NonFiniteGuard(patience=3)), 4, callbacks=callbacks, **settings)
+    told = fit(guarded(NonFiniteGuard(patience=3, skip_steps=[2])), 4, **settings)
     torch.save([learned(planted), learned(told)], f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 

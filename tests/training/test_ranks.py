@@ -22,8 +22,8 @@ def changes(folder: Path) -> dict[str, torch.Tensor]:
     """How far each tensor of network and average went from where it began."""
     start = small_module(Labels(3, dropout=0.2)).state_dict()
     state = outcome(folder)[1]["state_dict"]
-    moved = {key: state[key].double() - start[key].double() for key in start if ".network." in f".{key}"}
-    return {key: change for key, change in moved.items() if change.norm() > 0}
+    shifted = {key: state[key].double() - start[key].double() for key in start if ".network." in f".{key}"}
+    return {key: change for key, change in shifted.items() if change.norm() > 0}
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("32-true", 1e-5), ("64-true", 1e-10)])

@@ -11,7 +11,7 @@ from diffusion_lab.callbacks.every import Every
 from diffusion_lab.callbacks.progress import long_task
 from diffusion_lab.data.image_store import ImageStore
 from diffusion_lab.data.images import Images
-from diffusion_lab.distributed.collectives import Processes
+from diffusion_lab.distributed.collectives import Ranks
 from diffusion_lab.randomness import ImageNoise, permutation
 from diffusion_lab.training.classifier_module import ClassifierModule
 
@@ -49,16 +49,16 @@ class MeasureAccuracy(Callback):
         chosen = permutation(seed=0, epoch=0, size=len(images))[: self.num_images]  # a set may be sorted by class
         whole = range(len(chosen))
         starts = range(0, len(whole), self.batch_size)
-        batches = Processes.of_this_job().share([whole[k : k + self.batch_size] for k in starts])
+        batches = Ranks.current().shard([whole[k : k + self.batch_size] for k in starts])
         module.eval()
         right = torch.zeros(len(QUARTERS), dtype=torch.float64)
         counting = long_task(trainer, f"classifying images of {split}", len(batches), "batches")
-        with Processes.of_this_job().together(), counting as advance:
+        with Ranks.current().raise_together(), counting as advance:
             for batch in batches:
                 right += _right(module, images, chosen[batch.start : batch.stop])
                 advance(1)
         module.train()
-        total = torch.stack(Processes.of_this_job().everyone(right)).sum(dim=0)
+        total = torch.stack(Ranks.current().all_gather_object(right)).sum(dim=0)
         shares = (total / len(whole)).tolist()
         numbers = {f"accuracy_{split}_t{share:g}": value for share, value in zip(QUARTERS, shares, strict=True)}
         for logger in trainer.loggers:

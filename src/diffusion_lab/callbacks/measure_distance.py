@@ -11,10 +11,10 @@ from lightning import Callback, Trainer
 from diffusion_lab import checkpoint_files
 from diffusion_lab.callbacks.every import Every
 from diffusion_lab.callbacks.progress import long_task
-from diffusion_lab.evaluation.evaluator import Evaluation, Number
+from diffusion_lab.evaluation.evaluator import Evaluator, Number
 from diffusion_lab.evaluation.reference import ImageReference
-from diffusion_lab.generation.low_resolution_images import small_images
-from diffusion_lab.generation.seeded_images import SampledImages
+from diffusion_lab.generation.low_resolution_images import training_low_resolution_images
+from diffusion_lab.generation.seeded_images import SeededImages
 from diffusion_lab.guidance import Guidance
 from diffusion_lab.metrics.metric import Metric
 from diffusion_lab.samplers import Sampler
@@ -57,7 +57,7 @@ class MeasureDistance(Callback):
         """Of the last measurement."""
         self.seconds = 0.0
         """Spent measuring so far."""
-        self._evaluation: Evaluation | None = None
+        self._evaluation: Evaluator | None = None
         self._started = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
@@ -96,15 +96,15 @@ class MeasureDistance(Callback):
         if value <= min(earlier for _, earlier in self.history):
             trainer.save_checkpoint(self.folder / checkpoint_files.BEST)
 
-    def _prepared(self, trainer: Trainer, module: DiffusionModule) -> Evaluation:
+    def _prepared(self, trainer: Trainer, module: DiffusionModule) -> Evaluator:
         datamodule = trainer.datamodule
-        images = SampledImages(
+        images = SeededImages(
             module,
             sampler=self.sampler,
             guidance=self.guidance,
             batch_size=self.batch_size,
-            small=small_images(datamodule),
+            small=training_low_resolution_images(datamodule),
         )
         reference = ImageReference(datamodule.train_images, "train", datamodule.store.cache.references)
         display = partial(long_task, trainer)
-        return Evaluation(images, reference, self.num_samples, precision=str(trainer.precision), display=display)
+        return Evaluator(images, reference, self.num_samples, precision=str(trainer.precision), display=display)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from diffusion_lab.reporting.progress import SECONDS_BETWEEN_LINES, Advance, clock, show_lines
+from diffusion_lab.reporting.progress import SECONDS_BETWEEN_LINES, Advance, format_duration, progress_lines
 
 
 class Progress(ProgressBar):
@@ -54,7 +54,7 @@ class Progress(ProgressBar):
             done = trainer.global_step - self._first_step
             left = (now - self._started) / max(done, 1) * (trainer.max_steps - trainer.global_step)
             print(
-                f"step {trainer.global_step}/{trainer.max_steps}  {text}  {clock(left)} left",
+                f"step {trainer.global_step}/{trainer.max_steps}  {text}  {format_duration(left)} left",
                 file=sys.stderr,
                 flush=True,
             )
@@ -73,7 +73,7 @@ class Progress(ProgressBar):
             yield lambda units: self._bar.advance(task, units) if self._bar is not None else None
             self._bar.remove_task(task)
             return
-        with show_lines(description, total, unit) if self._enabled else nullcontext(lambda units: None) as advance:
+        with progress_lines(description, total, unit) if self._enabled else nullcontext(lambda units: None) as advance:
             yield advance
 
     def _text(self, trainer: Trainer) -> str:

@@ -14,7 +14,7 @@ from diffusion_lab.callbacks.every import Every
 from diffusion_lab.data.step_sampler import StepSampler
 from diffusion_lab.distributed.signals import StoppedBySignal
 from diffusion_lab.training.base_module import TrainedModule
-from diffusion_lab.training.nonfinite_guard import DivergedError, Look, Reason
+from diffusion_lab.training.nonfinite_guard import DivergedError, GuardReport, Reason
 
 TABLE = "refused_steps.csv"
 
@@ -59,7 +59,7 @@ class RestoreOnDivergence(Callback):
         if look.tripped:
             self._go_back(trainer, module)
 
-    def _report(self, trainer: Trainer, look: Look) -> None:
+    def _report(self, trainer: Trainer, look: GuardReport) -> None:
         path = self.folder / TABLE
         if unasked := [f"{step} ({reason})" for step, reason in look.refused if reason is not Reason.TOLD_TO_SKIP]:
             _warn(f"not applied: step {', '.join(unasked)}; the images are in {path}")
@@ -87,7 +87,7 @@ class RestoreOnDivergence(Callback):
                 f"last good one is {path}, of step {step}; try a lower optimizer.lr, a lower trainer.gradient_clip_val "
                 "or trainer.precision=32-true."
             )
-        guard.start_again()
+        guard.reset_streak()
         if trainer.is_global_zero:
             _warn(
                 f"{in_a_row}: restored {path.name}, and skipped what followed it, steps {step} to {now - 1} (restore "

@@ -7,9 +7,9 @@ from lightning import Callback, Trainer
 
 from diffusion_lab.callbacks.every import Every
 from diffusion_lab.callbacks.progress import long_task
-from diffusion_lab.distributed.collectives import Processes
-from diffusion_lab.generation.low_resolution_images import small_images
-from diffusion_lab.generation.seeded_images import SampledImages, draw_with_frames
+from diffusion_lab.distributed.collectives import Ranks
+from diffusion_lab.generation.low_resolution_images import training_low_resolution_images
+from diffusion_lab.generation.seeded_images import SeededImages, draw_with_frames
 from diffusion_lab.guidance import Guidance
 from diffusion_lab.reporting.image_grids import grid, save_animation, save_picture
 from diffusion_lab.training.diffusion_module import DiffusionModule
@@ -53,10 +53,13 @@ class SampleImages(Callback):
             self._draw(trainer, pl_module)
 
     def _draw(self, trainer: Trainer, module: DiffusionModule) -> None:
-        images = SampledImages(
-            module, guidance=self.guidance, batch_size=BATCH_SIZE, small=small_images(trainer.datamodule)
+        images = SeededImages(
+            module,
+            guidance=self.guidance,
+            batch_size=BATCH_SIZE,
+            small=training_low_resolution_images(trainer.datamodule),
         )
-        batches = Processes.of_this_job().share(images.batches(range(self.num_images)))
+        batches = Ranks.current().shard(images.batches(range(self.num_images)))
         num_steps = len(module.sampler.times)
         with long_task(trainer, "drawing samples", num_steps * len(batches), "steps") as advance:
             drawn, frames = draw_with_frames(images, batches, self.num_frames, advance)

@@ -40,4 +40,4 @@ class Throughput(Callback):
         self._waiting.append(self._waited - before)
         waiting, seconds = sum(self._waiting), sum(self._training) + sum(self._waiting)
         speed = len(batch) * trainer.world_size * len(self._training) / seconds
-        pl_module.tell(images_per_second=speed, data_wait=waiting / seconds)
+        pl_module.log_step(images_per_second=speed, data_wait=waiting / seconds)

@@ -23,7 +23,7 @@ def compare(config: DictConfig) -> None:
     words = config.numbers if OmegaConf.is_list(config.numbers) else [config.numbers]
     folders = [folder for word in words for folder in _folders(str(word))]
     output = Path(config.output_folder)
-    alike = run_tables.show_table(folders, output, "numbers", swept=["run"], allowed=config.allow)
+    alike = run_tables.write_and_print_table(folders, output, "numbers", swept=["run"], allowed=config.allow)
     print(f"everything is in {output}", flush=True)
     if not alike:
         sys.exit(1)
@@ -34,7 +34,7 @@ def _folders(word: str) -> list[Path]:
     places = (
         sorted(map(Path, glob.glob(os.path.expanduser(word)))) if glob.has_magic(word) else [Path(word).expanduser()]
     )
-    found = [place for place in places if place.is_dir() and run_tables.rows_below(place)]
+    found = [place for place in places if place.is_dir() and run_tables.find_rows(place)]
     if not found:
         raise UserError(f"numbers must be folders with a metrics.json in or below them, got {word}.")
     return found

@@ -21,13 +21,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_lab.commands import malloc
 from diffusion_lab.config import overrides
-from diffusion_lab.config.compose import _sentence, swept
+from diffusion_lab.config.compose import _sentence, in_sweep
 from diffusion_lab.distributed import launch, slurm_job
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import CONF
 from diffusion_lab.runs import status as run_status
-from diffusion_lab.runs.folder import keep_words
-from diffusion_lab.runs.supervise import ForeignFolderError, attempt
+from diffusion_lab.runs.folder import save_overrides
+from diffusion_lab.runs.supervise import FolderInUseError, supervise
 from diffusion_lab.sweeps import plan as sweep_plan
 
 
@@ -53,24 +53,24 @@ def entry(
         nonlocal begun
         begun = True
         folder = Path(HydraConfig.get().runtime.output_dir)
-        is_own = not swept() and run_status.read(folder) is None  # nobody waits for it
+        is_own = not in_sweep() and run_status.read(folder) is None  # nobody waits for it
         try:
             if not keeps_status:
                 return command(config)
-            result = attempt(folder, lambda: command(config), in_sweep=swept())
-            keep_words(folder)
+            result = supervise(folder, lambda: command(config), in_sweep=in_sweep())
+            save_overrides(folder)
             return result
         except UserError as error:
-            if is_own and not isinstance(error, ForeignFolderError):
+            if is_own and not isinstance(error, FolderInUseError):
                 _forget_run(folder)
             if tracebacks == "1":
                 raise
-            if not swept():
+            if not in_sweep():
                 _end(str(error))
             print(f"error: {folder.name}: {error}", file=sys.stderr)  # the other runs of a sweep go on
             raise sweep_plan.RunFailedError(f"{folder.name}: {error}") from error
         except Exception as error:
-            if not swept():
+            if not in_sweep():
                 raise
             traceback.print_exc()  # Hydra keeps it to itself until the sweep is over
             raise sweep_plan.RunFailedError(f"{folder.name}: {type(error).__name__}: {error}") from error
@@ -79,8 +79,8 @@ def entry(
     try:
         prepare_command_line()
         _leave_files_to_the_first()
-        overrides.remember_command_line()
-        launch.share_cores()
+        overrides.export_command_line()
+        launch.limit_threads()
         malloc.keep_freed()
         _prefer_own_search()
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(run)()
@@ -99,7 +99,7 @@ def entry(
         sys.exit(130)
     except sweep_plan.RunFailedError as error:
         run_failure = str(error)
-    failures = sweep_plan.end() if keeps_status else None
+    failures = sweep_plan.finish() if keeps_status else None
     if said := failure or failures or run_failure:
         _end(said)
 

@@ -21,26 +21,26 @@ from diffusion_lab.runs import tables as run_tables
 
 if TYPE_CHECKING:
     from diffusion_lab.evaluation.evaluator import Number
-    from diffusion_lab.runs.evaluation_setup import Measured
+    from diffusion_lab.runs.evaluation_setup import Measurement
 
 
 def evaluate(config: DictConfig) -> float | None:
     """Run folder -> averaged denoiser -> sampler -> table of metrics.  Returns the first number."""
-    targets = sampling_setup.targets(config)
-    fabric = sampling_setup.launch(config)
+    targets = sampling_setup.find_targets(config)
+    fabric = sampling_setup.launch_fabric(config)
     output, results = Path(config.output_folder), []
-    for number, measured in enumerate(evaluation_setup.each(config, targets, fabric)):
+    for number, measured in enumerate(evaluation_setup.build_each(config, targets, fabric)):
         folder = output if len(targets) == 1 else output / f"{number}_{measured.target.name}"
         with fabric.autocast():
             results.append(_measure(measured, config, folder))
         if fabric.is_global_zero:
             _write(results[-1], measured, folder)
     if len(targets) > 1 and fabric.is_global_zero:
-        run_tables.show_table([output], output, "runs", swept=["run"], allowed=config.allow)
+        run_tables.write_and_print_table([output], output, "runs", swept=["run"], allowed=config.allow)
     return results[0][0].value
 
 
-def _measure(measured: "Measured", config: DictConfig, folder: Path) -> list["Number"]:
+def _measure(measured: "Measurement", config: DictConfig, folder: Path) -> list["Number"]:
     """All numbers of a checkpoint, and the files of its images; finished batches are kept until all is done."""
     from diffusion_lab.reporting.image_files import ImageFiles
 
@@ -59,11 +59,11 @@ def _measure(measured: "Measured", config: DictConfig, folder: Path) -> list["Nu
     except ValueError as error:
         raise UserError(str(error)) from error
     files.finish(drawn.shape)
-    sampling_setup.leave(config, drawn)
+    sampling_setup.remove_work_folder(config, drawn)
     return numbers
 
 
-def _write(numbers: list["Number"], measured: "Measured", folder: Path) -> None:
+def _write(numbers: list["Number"], measured: "Measurement", folder: Path) -> None:
     from diffusion_lab.reporting import plots
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ def _write(numbers: list["Number"], measured: "Measured", folder: Path) -> None:
     run_results.write_metrics(folder, record)
     minutes = sum(measured.evaluation.seconds.values()) / 60
     run_results.write_summary(folder, {number.name: number.value for number in numbers} | {"minutes": minutes})
-    run_results.show_numbers(record)
+    run_results.print_numbers(record)
     print(f"everything is in {folder}", flush=True)
 
 

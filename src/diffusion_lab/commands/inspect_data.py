@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.commands import entry
-from diffusion_lab.config.validation import refuse, wrong_arguments
+from diffusion_lab.config.validation import argument_problems, raise_problems
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import load as run_loading
 
@@ -22,14 +22,16 @@ if TYPE_CHECKING:
 def inspect_data(config: DictConfig) -> None:
     """Config -> images of one split, and of another -> what is in them, as numbers and pictures."""
     _check(config)
-    node = run_loading.resolved(
+    node = run_loading.resolve(
         OmegaConf.create(
             {key: config[key] for key in ("data", "augmentation", "low_resolution", "near_duplicates", "seed")}
         )
     )
-    refuse([*wrong_arguments(node.data.store, "data"), *wrong_arguments(node.near_duplicates, "near_duplicates")])
-    search = run_loading.instantiated(node.near_duplicates, "near_duplicates")
-    store = run_loading.instantiated(node.data.store, "data")
+    raise_problems(
+        [*argument_problems(node.data.store, "data"), *argument_problems(node.near_duplicates, "near_duplicates")]
+    )
+    search = run_loading.instantiate_node(node.near_duplicates, "near_duplicates")
+    store = run_loading.instantiate_node(node.data.store, "data")
     split, other = _loaded(store, config.split), _other(store, config)
 
     from diffusion_lab.data import inspection, inspection_report, inspection_sheets

@@ -30,7 +30,7 @@ def reconstruct_ema(config: DictConfig) -> float:
         if OmegaConf.is_missing(config, name):
             raise UserError(f"{name} must be given ({example}), got nothing.")
     folder = Path(str(config.run))
-    trained = run_loading.saved_config(folder)
+    trained = run_loading.load_config(folder)
     wanted, snapshots = _chosen(config, folder, trained)
 
     from diffusion_lab.ema.post_hoc import combination
@@ -101,7 +101,7 @@ def _save(trained: DictConfig, state: dict[str, "Tensor"], wanted: "Profile", pa
     """Writes a checkpoint in which every network is the reconstructed one."""
     from diffusion_lab import checkpoint_files
 
-    module = run_loading.untrained_module(trained)
+    module = run_loading.build_untrained_module(trained)
     for network in (module.network, *module.ema.networks.values()):
         network.load_state_dict(state)
     module.ema.num_updates = wanted.step

@@ -16,17 +16,17 @@ from diffusion_lab.errors import UserError
 from diffusion_lab.runs import sampling_setup
 
 if TYPE_CHECKING:
-    from diffusion_lab.generation.seeded_images import SampledImages
+    from diffusion_lab.generation.seeded_images import SeededImages
 
 
 def sample(config: DictConfig) -> None:
     """Run folder + seeds -> a grid, and image files."""
-    target, *others = sampling_setup.targets(config)
+    target, *others = sampling_setup.find_targets(config)
     if others:
         raise UserError(f"run must be one run, and checkpoint one of its files, got {1 + len(others)} of them.")
     rows = _seeds(config)
-    fabric = sampling_setup.launch(config)
-    images, step = sampling_setup.load_images(config, target, fabric)
+    fabric = sampling_setup.launch_fabric(config)
+    images, step = sampling_setup.build_images(config, target, fabric)
     with fabric.autocast():
         _draw(config, images, rows)
     if fabric.is_global_zero:
@@ -49,48 +49,48 @@ def _seeds(config: DictConfig) -> list[range]:
     return [range(config.seed + k, config.seed + k + 1) for k in sorted(set(numbers))]
 
 
-def _draw(config: DictConfig, images: "SampledImages", rows: list[range]) -> None:
+def _draw(config: DictConfig, images: "SeededImages", rows: list[range]) -> None:
     """Draws this process's share; finished batches are kept until all is done."""
-    from diffusion_lab.distributed.collectives import Processes
+    from diffusion_lab.distributed.collectives import Ranks
     from diffusion_lab.reporting.image_files import ImageFiles
-    from diffusion_lab.reporting.progress import show
+    from diffusion_lab.reporting.progress import progress_bar
 
     images.folder = sampling_setup.work_folder(config, images)
     batches = [batch for row in rows for batch in images.batches(row)]
-    processes = Processes.of_this_job()
-    mine = processes.share(batches)
+    ranks = Ranks.current()
+    mine = ranks.shard(batches)
     folder, size = Path(config.output_folder), {"num_columns": config.num_columns}
     files = ImageFiles(folder, num_pictures=config.num_pictures, png=config.save_png, npz=config.save_npz, **size)
     files.prepare()
-    done = sum(processes.everyone(sum(len(batch) for batch in mine if images.is_kept(batch))))
-    if done and processes.rank == 0:
+    done = sum(ranks.all_gather_object(sum(len(batch) for batch in mine if images.is_cached(batch))))
+    if done and ranks.rank == 0:
         print(f"note: {done:,} of these images were drawn before an interruption and are kept.", flush=True)
     try:
         if config.animation:
             _animate(images, batches, folder / "samples.webp", config)
-        with processes.together(), show("sampling", sum(map(len, mine))) as advance:
+        with ranks.raise_together(), progress_bar("sampling", sum(map(len, mine))) as advance:
             for batch in mine:
                 files.look(batch, images.draw(batch))
                 advance(len(batch))
     except ValueError as error:
         raise UserError(str(error)) from error
     files.finish(images.shape)
-    sampling_setup.leave(config, images)
+    sampling_setup.remove_work_folder(config, images)
 
 
-def _animate(images: "SampledImages", batches: list[range], path: Path, config: DictConfig) -> None:
+def _animate(images: "SeededImages", batches: list[range], path: Path, config: DictConfig) -> None:
     """Writes how the first images came to be."""
-    from diffusion_lab.distributed.collectives import Processes
+    from diffusion_lab.distributed.collectives import Ranks
     from diffusion_lab.generation.seeded_images import draw_with_frames
     from diffusion_lab.reporting.image_grids import grid, save_animation
-    from diffusion_lab.reporting.progress import show
+    from diffusion_lab.reporting.progress import progress_bar
 
-    processes = Processes.of_this_job()
+    ranks = Ranks.current()
     enough = -(-config.num_pictures // images.batch_size) + 1
-    mine = processes.share(batches[:enough])
-    with show("drawing steps", len(images.sampler.times) * len(mine), "steps") as advance:
+    mine = ranks.shard(batches[:enough])
+    with progress_bar("drawing steps", len(images.sampler.times) * len(mine), "steps") as advance:
         _, frames = draw_with_frames(images, mine, config.num_frames, advance)
-    if processes.rank == 0:
+    if ranks.rank == 0:
         pictures = [grid(frame[: config.num_pictures], config.num_columns) for frame in frames]
         save_animation(pictures, path)
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.commands import entry
 from diffusion_lab.config import compose
-from diffusion_lab.config.validation import refuse, wrong_arguments
+from diffusion_lab.config.validation import argument_problems, raise_problems
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import load as run_loading
 
@@ -29,7 +29,7 @@ def show_schedule(config: DictConfig) -> None:
     named = {HydraConfig.get().runtime.choices["schedule"]: config}
     for name in config.beside:
         # A schedule that is shown twice, once with other settings, keeps both curves.
-        named[name if name not in named else f"{name} "] = compose.composed("show_schedule", [f"schedule={name}"])
+        named[name if name not in named else f"{name} "] = compose.compose_config("show_schedule", [f"schedule={name}"])
     schedules, times = {}, {}
     for name, own in named.items():
         schedules[name], times[name] = _schedule_and_times(own, config.num_times)
@@ -48,11 +48,11 @@ def _schedule_and_times(config: DictConfig, num_times: int) -> tuple["NoiseSched
     """A config's schedule, and num_times of its times, growing, by the time grid that suits it.  Raises UserError."""
     import torch
 
-    node = run_loading.resolved(OmegaConf.create({"schedule": config.schedule, "time_grid": config.time_grid}))
-    refuse(list(wrong_arguments(node, "")))
+    node = run_loading.resolve(OmegaConf.create({"schedule": config.schedule, "time_grid": config.time_grid}))
+    raise_problems(list(argument_problems(node, "")))
     schedule, time_grid = (
-        run_loading.instantiated(node.schedule, "schedule"),
-        run_loading.instantiated(node.time_grid, "time_grid"),
+        run_loading.instantiate_node(node.schedule, "schedule"),
+        run_loading.instantiate_node(node.time_grid, "time_grid"),
     )
     try:
         times = time_grid(schedule, min(num_times, getattr(schedule, "num_timesteps", num_times)))
@@ -63,7 +63,7 @@ def _schedule_and_times(config: DictConfig, num_times: int) -> tuple["NoiseSched
 
 def _image(config: DictConfig) -> "Tensor":
     """The training image that a config names, [C, H, W] in [-1, 1].  Raises UserError."""
-    store = run_loading.instantiated(run_loading.resolved(config).data.store, "data")
+    store = run_loading.instantiate_node(run_loading.resolve(config).data.store, "data")
     try:
         images = store.load("train")
     except (FileNotFoundError, ValueError) as error:

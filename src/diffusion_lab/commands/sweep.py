@@ -25,6 +25,6 @@ def main() -> None:
     if not folder.is_dir() or not any(folder.glob(f"*/{run_status.STATUS}")):
         print(f"error: folder must be that of a sweep, with runs in it, got {folder}.", file=sys.stderr)
         sys.exit(1)
-    alike = sweep_table.show_sweep(folder, words.allow)
+    alike = sweep_table.write_sweep_table(folder, words.allow)
     print(f"everything is in {folder}")
     sys.exit(0 if alike else 1)

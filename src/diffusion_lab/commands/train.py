@@ -14,5 +14,5 @@ from diffusion_lab.runs import train as run_training
 
 
 def main() -> None:
-    prepare = partial(run_resume.prepare_command_line, "train")
+    prepare = partial(run_resume.restore_command_line, "train")
     entry.entry("train", run_training.train, prepare, keeps_status=True)

@@ -13,5 +13,5 @@ from diffusion_lab.runs import train as run_training
 
 
 def main() -> None:
-    prepare = partial(run_resume.prepare_command_line, "train_classifier")
+    prepare = partial(run_resume.restore_command_line, "train_classifier")
     entry.entry("train_classifier", run_training.train, prepare, keeps_status=True)

@@ -48,13 +48,13 @@ class Acceleration:
 
         backend: of torch.compile.
         """
-        self.lay_out(network)
+        self.apply_memory_format(network)
         if self.compile:
             _keep_compiled()
             mode = self.compile if isinstance(self.compile, str) and self.compile != "default" else None
             network.compile(backend=backend, mode=mode)
 
-    def lay_out(self, network: "nn.Module") -> None:
+    def apply_memory_format(self, network: "nn.Module") -> None:
         """Lays the weights out in memory, and compiles nothing."""
         import torch
 
@@ -62,7 +62,7 @@ class Acceleration:
             network.to(memory_format=torch.channels_last)
 
 
-def precision(trainer: DictConfig) -> str:
+def precision_name(trainer: DictConfig) -> str:
     """Of numbers that come out of networks under this trainer: whoever rounds in another way has another one."""
     asked = Acceleration.of(trainer)
     words = [str(trainer.precision)]
@@ -73,7 +73,7 @@ def precision(trainer: DictConfig) -> str:
     return ", ".join(words)
 
 
-def without(trainer: DictConfig) -> DictConfig:
+def without_acceleration(trainer: DictConfig) -> DictConfig:
     """The settings that Lightning's Trainer itself takes."""
     own: DictConfig = OmegaConf.masked_copy(trainer, [str(key) for key in trainer if key not in SETTINGS])
     return own
@@ -83,7 +83,7 @@ def _keep_compiled() -> None:
     """What was compiled once is there for the next run: torch's own place is emptied when the machine restarts."""
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-    from diffusion_lab.paths import default_folder
+    from diffusion_lab.paths import default_cache_folder
 
     if os.environ.get(CACHE) in (None, default_cache_dir()):  # torch may write its own place there when it is imported
-        os.environ[CACHE] = str(default_folder().expanduser() / "compiled")
+        os.environ[CACHE] = str(default_cache_folder().expanduser() / "compiled")

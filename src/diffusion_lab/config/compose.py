@@ -1,4 +1,4 @@
-"""Compose configs and explain why one cannot be composed."""
+"""Compose configs and explain why one cannot be compose_config."""
 
 import re
 import sys
@@ -17,8 +17,8 @@ from diffusion_lab.errors import UserError
 from diffusion_lab.paths import CONF
 
 
-def composed(config_name: str, overrides: list[str]) -> DictConfig:
-    """Another config beside that of the running job.  Raises UserError where it cannot be composed."""
+def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
+    """Another config beside that of the running job.  Raises UserError where it cannot be compose_config."""
     try:
         return hydra.compose(config_name, overrides=overrides)
     except (HydraException, OmegaConfBaseException) as error:
@@ -30,7 +30,7 @@ def command_name() -> str:
     return str(HydraConfig.get().job.config_name)
 
 
-def swept() -> bool:
+def in_sweep() -> bool:
     """Whether this run is one of a sweep."""
     return HydraConfig.get().mode is RunMode.MULTIRUN
 

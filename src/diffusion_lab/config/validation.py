@@ -16,17 +16,17 @@ from diffusion_lab.errors import UserError
 META = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 
-def refuse(problems: list[str]) -> None:
+def raise_problems(problems: list[str]) -> None:
     """Raises UserError with all problems in one sentence, if there are any."""
     if problems:
         raise UserError("; ".join(problems) + ".")
 
 
-def wrong_arguments(node: Any, path: str) -> Iterator[str]:
+def argument_problems(node: Any, path: str) -> Iterator[str]:
     """What is wrong with the arguments of every `_target_` below a resolved node: unknown, missing, of wrong type."""
     if isinstance(node, (list, ListConfig)):
         for index, child in enumerate(node):
-            yield from wrong_arguments(child, f"{path}.{index}")
+            yield from argument_problems(child, f"{path}.{index}")
         return
     if not isinstance(node, (dict, DictConfig)):
         return
@@ -34,7 +34,7 @@ def wrong_arguments(node: Any, path: str) -> Iterator[str]:
         yield from _wrong_call(node, path)
     for key, child in node.items():
         word = str(key)
-        yield from wrong_arguments(child, f"{path}.{word}" if path else word)
+        yield from argument_problems(child, f"{path}.{word}" if path else word)
 
 
 def _wrong_call(node: Any, path: str) -> Iterator[str]:

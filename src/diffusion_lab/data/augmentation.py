@@ -143,11 +143,11 @@ class Distortions:
         """The distorted images [B, C, H, W]; those that are only mirrored keep every bit."""
         for flips, dim in ((self.flip_x, -1), (self.flip_y, -2)):
             x = torch.where(flips.bool().to(x.device, non_blocking=x.is_cuda)[:, None, None, None], x.flip(dim), x)
-        moved = torch.stack([self.zoom, self.angle, self.stretch, self.right, self.down]).any(0).nonzero().squeeze(1)
-        if not len(moved):
+        shifted = torch.stack([self.zoom, self.angle, self.stretch, self.right, self.down]).any(0).nonzero().squeeze(1)
+        if not len(shifted):
             return x
-        rows = moved.to(x.device, non_blocking=x.is_cuda)
-        return x.index_copy(0, rows, warp(x[rows], self.inverse(*x.shape[-2:])[moved]))
+        rows = shifted.to(x.device, non_blocking=x.is_cuda)
+        return x.index_copy(0, rows, warp(x[rows], self.inverse(*x.shape[-2:])[shifted]))
 
 
 def warp(x: Tensor, inverse: Tensor) -> Tensor:

@@ -149,8 +149,8 @@ def close_gaps(pixels: Path, shape: tuple[int, ...], size: int, damaged: list[Da
         images = np.memmap(pixels, np.uint8, "r+", shape=(size, *shape))
         step = max(1, CHUNK_BYTES // int(np.prod(shape)))
         for start in range(damaged[0].number, len(kept), step):  # forwards: no image is written over before it moved
-            moved = images[kept[start : start + step]]
-            images[start : start + len(moved)] = moved
+            shifted = images[kept[start : start + step]]
+            images[start : start + len(shifted)] = shifted
         images.flush()
         del images
         os.truncate(pixels, len(kept) * int(np.prod(shape)))

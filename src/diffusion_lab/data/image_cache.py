@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from diffusion_lab.data.images import Images
-from diffusion_lab.paths import default_folder
+from diffusion_lab.paths import default_cache_folder
 
 PIXELS, LABELS, META, DAMAGED = "pixels.uint8", "labels.int64", "meta.json", "damaged.csv"
 
@@ -60,14 +60,14 @@ class ImageCache:
     @property
     def references(self) -> Path:
         """Where statistics of sets are kept."""
-        return (self.folder or default_folder()).expanduser() / "references"
+        return (self.folder or default_cache_folder()).expanduser() / "references"
 
     def entry(self, key: str, build: Callable[[Path], Meta]) -> Entry:
         """The set named `key`, built now unless it is there and whole.
 
         build: fills a fresh folder and says what is in it.  Raises ValueError where the cache cannot be written.
         """
-        folder = (self.folder or default_folder()).expanduser() / "images"
+        folder = (self.folder or default_cache_folder()).expanduser() / "images"
         if found := _whole(folder / key):
             return found
         try:

@@ -1,5 +1,5 @@
 """Ranks and collectives, how a job was launched, Slurm, signals. Only `collectives` imports torch."""
 
-from diffusion_lab.distributed.launch import environment
+from diffusion_lab.distributed.launch import cluster_environment
 
-__all__ = ["environment"]
+__all__ = ["cluster_environment"]

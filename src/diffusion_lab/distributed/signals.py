@@ -23,13 +23,13 @@ class StoppedBySignal(BaseException):
         self.number, self.step = number, step
 
     @property
-    def asks_for_another_start(self) -> bool:
+    def requests_requeue(self) -> bool:
         """Whether it is the end of a job that Slurm can start again."""
         return self.number == signal.SIGUSR1 and slurm_job.slurm_id() is not None
 
 
 @contextmanager
-def raised() -> Iterator[None]:
+def raise_on_signal() -> Iterator[None]:
     """While a command runs, a signal raises StoppedBySignal: by itself it would kill without a word."""
     before = install(_raise)
     try:

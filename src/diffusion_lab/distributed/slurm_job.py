@@ -10,31 +10,35 @@ from datetime import datetime
 from pathlib import Path
 
 
-def in_step() -> bool:
+def in_slurm_step() -> bool:
     """Whether srun started this process, and not a shell of the job."""
     return "SLURM_STEP_ID" in os.environ and "SLURM_PROCID" in os.environ
 
 
-def by_torchrun() -> bool:
+def started_by_torchrun() -> bool:
     """Whether torchrun started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def rank() -> int:
     """Of this process among those of its run, whoever started them; 0 for one alone."""
-    if in_step():
+    if in_slurm_step():
         return int(os.environ["SLURM_PROCID"])
-    for name in ("RANK", "SUBMITIT_LOCAL_GLOBALID", "LOCAL_RANK"):  # of torchrun, submitit and Lightning's one machine
+    for name in (
+        "RANK",
+        "SUBMITIT_LOCAL_GLOBALID",
+        "LOCAL_RANK",
+    ):  # of torchrun, submitit and Lightning's one machine
         if name in os.environ:
             return int(os.environ[name])
     return 0
 
 
-def num_started() -> int:
+def world_size() -> int:
     """How many processes torchrun or srun started for this run; 1 where neither did."""
-    if by_torchrun():
+    if started_by_torchrun():
         return int(os.environ["WORLD_SIZE"])
-    return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) if in_step() else 1
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) if in_slurm_step() else 1
 
 
 def slurm_id() -> str | None:
@@ -44,29 +48,29 @@ def slurm_id() -> str | None:
     return os.environ.get("SLURM_JOB_ID")
 
 
-def name() -> str:
+def job_name() -> str:
     """A name for what the job writes, the same in all of its processes and after each of its restarts.
 
     slurm_17, with .2 for the third command that its script gives to srun; or torchrun's; or the moment of the start.
     """
     if (identity := slurm_id()) and not _typed_in_a_job():
-        step = int(os.environ.get("SLURM_STEP_ID", 0)) if in_step() else 0
+        step = int(os.environ.get("SLURM_STEP_ID", 0)) if in_slurm_step() else 0
         return f"slurm_{identity}" + (f".{step}" if step else "")
-    if by_torchrun():
+    if started_by_torchrun():
         run_id = os.environ["TORCHELASTIC_RUN_ID"]
         # Without an identity of its own the run has torchrun itself: it is the parent of all workers of a machine.
-        return f"torchrun_{run_id}" if run_id != "none" else f"torchrun_{os.getppid()}_{ticks(os.getppid())}"
+        return f"torchrun_{run_id}" if run_id != "none" else f"torchrun_{os.getppid()}_{start_ticks(os.getppid())}"
     return datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
 
 
 def _typed_in_a_job() -> bool:
     """Whether somebody gave this command to a shell inside a job, who may give it many others."""
     shell = os.environ.get("SLURM_JOB_NAME")
-    by_salloc, by_srun = shell == "interactive" and not in_step(), shell in ("sh", "bash", "zsh", "fish")
-    return num_started() == 1 and (by_salloc or by_srun)
+    by_salloc, by_srun = shell == "interactive" and not in_slurm_step(), shell in ("sh", "bash", "zsh", "fish")
+    return world_size() == 1 and (by_salloc or by_srun)
 
 
-def ticks(pid: int) -> int | None:
+def start_ticks(pid: int) -> int | None:
     """When a process began, in the kernel's ticks: another one with its number has others. None where none runs."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -87,7 +91,7 @@ def requeue() -> str | None:
     return None if done.returncode == 0 else f"scontrol requeue {identity}: {' '.join(done.stderr.split())}"
 
 
-class Queue:
+class SlurmQueue:
     """Slurm's queue at one moment, asked for once."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""A trained network -> numbers: one pass of sampling and one of features serve all metrics, on any processes."""
+"""A trained network -> numbers: one pass of sampling and one of features serve all metrics, on any ranks."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,17 +12,17 @@ from torch import Tensor
 
 from diffusion_lab import __version__
 from diffusion_lab.data.images import Images
-from diffusion_lab.distributed.collectives import Processes
+from diffusion_lab.distributed.collectives import Ranks
 from diffusion_lab.evaluation.reference import Reference
 from diffusion_lab.features import Features
 from diffusion_lab.fingerprints import describe
-from diffusion_lab.generation.seeded_images import SampledImages
+from diffusion_lab.generation.seeded_images import SeededImages
 from diffusion_lab.latents import Pixels
 from diffusion_lab.metrics.feature_set import FeatureSet
 from diffusion_lab.metrics.mean_over_images import MeanOverImages
 from diffusion_lab.metrics.metric import Metric, full_name
 from diffusion_lab.randomness import ImageNoise
-from diffusion_lab.reporting.progress import Display, show
+from diffusion_lab.reporting.progress import Display, progress_bar
 
 Look = Callable[[range, Tensor], None]
 """Told (seeds, their images as uint8 [B, C, H, W]) once for each batch of this process."""
@@ -41,7 +41,7 @@ class Number:
 
 
 @dataclass
-class Evaluation:
+class Evaluator:
     """The first num_samples images from `seed` on, measured.
 
     Every process draws its batches, and every metric is computed by at least one; all know every number.
@@ -49,12 +49,12 @@ class Evaluation:
     seconds: spent so far in "sampling", "features" and "statistics", and in "means over images" where there were any.
     """
 
-    images: SampledImages
+    images: SeededImages
     reference: Reference | None
     num_samples: int
     seed: int = 0
     precision: str = "32-true"
-    display: Display = show
+    display: Display = progress_bar
     seconds: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(("sampling", "features", "statistics"), 0.0)
     )
@@ -91,9 +91,9 @@ class Evaluation:
 
     def draw(self, num_images: int, look: Look) -> None:
         """Shows the first images without measuring them.  Every process must ask at the same time."""
-        processes = Processes.of_this_job()
-        with processes.together():
-            for seeds in processes.share(self.images.batches(range(self.seed, self.seed + num_images))):
+        ranks = Ranks.current()
+        with ranks.raise_together():
+            for seeds in ranks.shard(self.images.batches(range(self.seed, self.seed + num_images))):
                 look(seeds, self.images.draw(seeds))
 
     def mean(self, metric: MeanOverImages, images: Images) -> Number:
@@ -104,7 +104,7 @@ class Evaluation:
         metric = metric.to(device)
         denoiser = module.denoiser(weights=self.images.weights)
         whole, size = range(min(metric.num_images or len(images), len(images))), self.images.batch_size
-        batches = Processes.of_this_job().share([whole[k : k + size] for k in range(0, len(whole), size)])
+        batches = Ranks.current().shard([whole[k : k + size] for k in range(0, len(whole), size)])
         self.seconds.setdefault("means over images", 0.0)
         reading = self.display(f"reading images of {metric.split}", sum(map(len, batches)))
         with self._timed("means over images"), reading as advance:
@@ -139,13 +139,13 @@ class Evaluation:
             self._references |= {(id(features), output): found[output] for output in missing}
 
     def _see_samples(self, metrics: Sequence[Metric], look: Look) -> FeatureSets:
-        processes, wanted = Processes.of_this_job(), _wanted(metrics)
+        ranks, wanted = Ranks.current(), _wanted(metrics)
         rows: dict[tuple[int, str], list[Tensor]] = {
             (id(features), output): [] for features, outputs in wanted.items() for output in outputs
         }
         all_seeds = range(self.seed, self.seed + self.num_samples)
-        batches, label = processes.share(self.images.batches(all_seeds)), self.images.labels(all_seeds)
-        with processes.together(), self.display("sampling", sum(map(len, batches))) as advance:
+        batches, label = ranks.shard(self.images.batches(all_seeds)), self.images.labels(all_seeds)
+        with ranks.raise_together(), self.display("sampling", sum(map(len, batches))) as advance:
             for seeds in batches:
                 with self._timed("sampling"):
                     pixels = self.images.draw(seeds)
@@ -157,16 +157,16 @@ class Evaluation:
                             rows[id(features), output].append(seen[output].cpu())
                 advance(len(seeds))
         with self._timed("statistics"):
-            return {key: replace(_together(parts, processes), label=label) for key, parts in rows.items()}
+            return {key: replace(_together(parts, ranks), label=label) for key, parts in rows.items()}
 
     def _numbers(self, metrics: Sequence[Metric], samples: FeatureSets) -> Iterator[Number]:
         """Every process computes some metrics, none waits idly, and each number is what one process says, for all."""
-        processes = Processes.of_this_job()
+        ranks = Ranks.current()
         mine: dict[int, dict[str, float]] = {}
-        with processes.together():
+        with ranks.raise_together():
             for j in filter(lambda j: self._is_mine(j, len(metrics)), range(len(metrics))):
                 mine[j] = self._value(metrics[j], samples)
-        said = processes.everyone(mine)
+        said = ranks.all_gather_object(mine)
         for j, metric in enumerate(metrics):
             found = next(values[j] for values in said if j in values)
             reference = self.reference.name if metric.needs_reference and self.reference is not None else None
@@ -175,9 +175,9 @@ class Evaluation:
                 yield Number(name, value, self.fingerprint(metric))
 
     def _is_mine(self, j: int, num_metrics: int) -> bool:
-        processes = Processes.of_this_job()
-        turns = min(processes.world_size, num_metrics)
-        return j % turns == processes.rank % turns
+        ranks = Ranks.current()
+        turns = min(ranks.world_size, num_metrics)
+        return j % turns == ranks.rank % turns
 
     def _value(self, metric: Metric, samples: FeatureSets) -> dict[str, float]:
         key = (id(metric.features), metric.output)
@@ -218,8 +218,8 @@ def _wanted(metrics: Sequence[Metric], of_reference: bool = False) -> dict[Featu
     return wanted
 
 
-def _together(parts: list[Tensor], processes: Processes) -> FeatureSet:
-    """The features of all processes' images, in the order of the seeds."""
-    widths = processes.everyone(max((part.shape[1] for part in parts), default=0))
-    rows = processes.gather(torch.cat([*parts, torch.zeros(0, max(widths))]))
+def _together(parts: list[Tensor], ranks: Ranks) -> FeatureSet:
+    """The features of all ranks' images, in the order of the seeds."""
+    widths = ranks.all_gather_object(max((part.shape[1] for part in parts), default=0))
+    rows = ranks.all_gather(torch.cat([*parts, torch.zeros(0, max(widths))]))
     return FeatureSet.of(rows) if len(rows) > 1 else FeatureSet(len(rows), rows.sum(0).double(), rows.T @ rows, rows)

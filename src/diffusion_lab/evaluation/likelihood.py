@@ -120,9 +120,7 @@ class FlowLikelihood:
         z_near = (alpha / near * x_0).flatten(1)
         state = torch.cat([z_near, torch.zeros(len(x_0), 1, dtype=x_0.dtype, device=x_0.device)], dim=1)
         state = dormand_prince(slope, state, start, end, rtol=self.rtol, atol=self.atol).double()
-        deviation = float(schedule.prior_deviation(ends[1])) / far
-        prior = -(state[:, :-1] / deviation).square().sum(dim=1) / 2 - size * math.log(
-            deviation * math.sqrt(2 * math.pi)
-        )
+        std = float(schedule.prior_std(ends[1])) / far
+        prior = -(state[:, :-1] / std).square().sum(dim=1) / 2 - size * math.log(std * math.sqrt(2 * math.pi))
         log_density: Tensor = prior + size * (state[:, -1] + math.log(alpha / near))
         return log_density

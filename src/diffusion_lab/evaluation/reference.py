@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.data.images import Images
-from diffusion_lab.distributed.collectives import Processes
+from diffusion_lab.distributed.collectives import Ranks
 from diffusion_lab.features import Features
 from diffusion_lab.features.weights import checked_sha256
 from diffusion_lab.fingerprints import digest
@@ -69,12 +69,12 @@ class ImageReference(Reference):
         return {"split": self.split, "fingerprint": self.images.fingerprint, "size": size, "rows": min(size, MAX_ROWS)}
 
     def feature_sets(self, features: Features, rows: Mapping[str, bool], display: Display) -> dict[str, FeatureSet]:
-        processes = Processes.of_this_job()
+        ranks = Ranks.current()
         found = {output: _read(self.file(features, output), needed) for output, needed in rows.items()}
         # All or none: whoever lacks a file, such as on a node with a cache of its own, needs the others to make it.
-        missing = [output for output in rows if not all(processes.everyone(found[output] is not None))]
+        missing = [output for output in rows if not all(ranks.all_gather_object(found[output] is not None))]
         if missing:
-            seen = self._seen(features, missing, display, processes)
+            seen = self._seen(features, missing, display, ranks)
             for output, feature_set in seen.items():
                 self._keep(features, output, feature_set, rows[output])
             found |= seen
@@ -91,14 +91,12 @@ class ImageReference(Reference):
         size = len(self.images)
         return np.sort(permutation(seed=0, epoch=2, size=size)[:MAX_ROWS])
 
-    def _seen(
-        self, features: Features, outputs: list[str], display: Display, processes: Processes
-    ) -> dict[str, FeatureSet]:
+    def _seen(self, features: Features, outputs: list[str], display: Display, ranks: Ranks) -> dict[str, FeatureSet]:
         moments: dict[str, _Moments] = {output: _Moments() for output in outputs}
         kept = np.zeros(len(self.images), dtype=bool)
         kept[self._kept_rows] = True
         device = next(features.parameters()).device
-        starts = processes.share(range(0, len(self.images), BATCH_SIZE))
+        starts = ranks.shard(range(0, len(self.images), BATCH_SIZE))
         with display(f"{features.name} features of {self.split}", len(starts) * BATCH_SIZE) as advance:
             for start in starts:
                 index = np.arange(start, min(start + BATCH_SIZE, len(self.images)))
@@ -106,7 +104,7 @@ class ImageReference(Reference):
                 for output in outputs:
                     moments[output].add(seen[output].cpu(), torch.from_numpy(kept[index]), len(self.images) > MAX_ROWS)
                 advance(len(index))
-        return {output: moments[output].feature_set(processes) for output in outputs}
+        return {output: moments[output].feature_set(ranks) for output in outputs}
 
     def _keep(self, features: Features, output: str, found: FeatureSet, with_rows: bool) -> None:
         if features.weights_sha256 is None:
@@ -228,19 +226,19 @@ class _Moments:
             sums = exact.sum(0), exact.T @ exact
             self._sums = sums if self._sums is None else (self._sums[0] + sums[0], self._sums[1] + sums[1])
 
-    def feature_set(self, processes: Processes) -> FeatureSet:
-        """Of all processes' parts together."""
+    def feature_set(self, ranks: Ranks) -> FeatureSet:
+        """Of all ranks' parts together."""
         widths = [part.shape[1] for part in self._rows]
-        dimensions = max(processes.everyone(max(widths, default=0)))
-        rows = processes.gather(torch.cat([*self._rows, torch.zeros(0, dimensions)]))
-        if max(processes.everyone(self._sums is not None)) is False:
+        dimensions = max(ranks.all_gather_object(max(widths, default=0)))
+        rows = ranks.all_gather(torch.cat([*self._rows, torch.zeros(0, dimensions)]))
+        if max(ranks.all_gather_object(self._sums is not None)) is False:
             return FeatureSet.of(rows)
         total, product = self._sums or (
             torch.zeros(dimensions, dtype=torch.float64),
             torch.zeros(dimensions, dimensions, dtype=torch.float64),
         )
-        count = sum(processes.everyone(self._count))
-        total, product = processes.total(total), processes.total(product)
+        count = sum(ranks.all_gather_object(self._count))
+        total, product = ranks.all_reduce_sum(total), ranks.all_reduce_sum(product)
         mean = total / count
         return FeatureSet(count, mean, (product - count * torch.outer(mean, mean)) / (count - 1), rows)
 

@@ -26,7 +26,7 @@ class VisionTransformer(Features):
     hub_file: str
     side: int
     mean: tuple[float, float, float]
-    deviation: tuple[float, float, float]
+    std: tuple[float, float, float]
     architecture: dict[str, int]
 
     def __init__(self, weights: str | Path | None = None, sha256: str | None = None) -> None:
@@ -48,7 +48,7 @@ class VisionTransformer(Features):
         self.weights_sha256 = files.checked_sha256(path, sha256)
         self.network = self._loaded(transformers, state, path)
         self.register_buffer("shift", torch.tensor(self.mean).view(3, 1, 1))
-        self.register_buffer("scale", torch.tensor(self.deviation).view(3, 1, 1))
+        self.register_buffer("scale", torch.tensor(self.std).view(3, 1, 1))
         self.requires_grad_(False).eval()
 
     @classmethod
@@ -108,7 +108,7 @@ class DINOv2(VisionTransformer):
     hub_name, hub_file = "facebook/dinov2-large", "model.safetensors"
     side = 224
     resize = "to 224: bicubic with antialiasing, as by PIL"
-    mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     architecture = VIT_L_14 | {"image_size": 518}
 
     def __init__(self, weights: str | Path | None = None, sha256: str | None = None) -> None:
@@ -152,7 +152,7 @@ class CLIP(VisionTransformer):
     hub_name, hub_file = "openai/clip-vit-large-patch14-336", "pytorch_model.bin"
     side = 336
     resize = "to 336: bicubic with antialiasing, as by PIL"
-    mean, deviation = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
     architecture = VIT_L_14 | {"image_size": 336, "intermediate_size": 4096, "projection_dim": 768}
 
     @classmethod

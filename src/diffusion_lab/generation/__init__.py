@@ -1,7 +1,7 @@
 """Seeds -> image sets, the same on any number of ranks."""
 
-from diffusion_lab.generation.cascade import DrawnImages
-from diffusion_lab.generation.low_resolution_images import ShrunkImages, SmallImages
-from diffusion_lab.generation.seeded_images import SampledImages
+from diffusion_lab.generation.cascade import CascadeImages
+from diffusion_lab.generation.low_resolution_images import DownsampledImages, LowResolutionImages
+from diffusion_lab.generation.seeded_images import SeededImages
 
-__all__ = ["DrawnImages", "SampledImages", "ShrunkImages", "SmallImages"]
+__all__ = ["CascadeImages", "DownsampledImages", "LowResolutionImages", "SeededImages"]

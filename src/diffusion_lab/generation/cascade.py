@@ -5,15 +5,15 @@ from typing import Any
 
 from torch import Tensor
 
-from diffusion_lab.generation.low_resolution_images import SmallImages, require_noise
-from diffusion_lab.generation.seeded_images import SampledImages, weights_sha256
+from diffusion_lab.generation.low_resolution_images import LowResolutionImages, require_noise
+from diffusion_lab.generation.seeded_images import SeededImages, weights_sha256
 from diffusion_lab.low_resolution import LowResolution
 
 
-class DrawnImages(SmallImages):
+class CascadeImages(LowResolutionImages):
     """The images of the stage before, in a cascade: image k of this stage is made of image k of that one."""
 
-    def __init__(self, images: SampledImages, low_resolution: LowResolution, noise: float = 0.0) -> None:
+    def __init__(self, images: SeededImages, low_resolution: LowResolution, noise: float = 0.0) -> None:
         """Raises ValueError where they are not of the side and the noise that the network was trained on."""
         require_noise(noise, low_resolution)
         if images.shape[-1] != low_resolution.resolution:

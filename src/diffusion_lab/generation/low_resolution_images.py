@@ -16,10 +16,10 @@ from diffusion_lab.pixels import to_uint8
 from diffusion_lab.randomness import ImageNoise, Purpose, permutation
 
 
-class SmallImages(ABC):
+class LowResolutionImages(ABC):
     """The small image of each seed.
 
-    low_resolution: as the network was trained on them.  noise: deviation of what is added to each, at most what it was
+    low_resolution: as the network was trained on them.  noise: standard deviation of what is added to each, at most what it was
     trained on.  stage: of the network that is told of them, in its cascade.
     """
 
@@ -66,7 +66,7 @@ def require_noise(noise: float, low_resolution: LowResolution) -> None:
         )
 
 
-class ShrunkImages(SmallImages):
+class DownsampledImages(LowResolutionImages):
     """Images of a data set made small, in an order that is drawn once for all: a set may be sorted by class."""
 
     stage = 0
@@ -109,7 +109,7 @@ class ShrunkImages(SmallImages):
         return order
 
 
-def small_images(datamodule: ImageDataModule) -> SmallImages | None:
+def training_low_resolution_images(datamodule: ImageDataModule) -> LowResolutionImages | None:
     """The training images, made small, of a run that is trained for super-resolution; None for any other."""
     low_resolution = datamodule.low_resolution
-    return None if low_resolution is None else ShrunkImages(datamodule.train_images, "train", low_resolution)
+    return None if low_resolution is None else DownsampledImages(datamodule.train_images, "train", low_resolution)

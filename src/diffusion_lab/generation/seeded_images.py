@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_lab import __version__
-from diffusion_lab.distributed.collectives import Processes
+from diffusion_lab.distributed.collectives import Ranks
 from diffusion_lab.fingerprints import describe, digest
-from diffusion_lab.generation.low_resolution_images import SmallImages
+from diffusion_lab.generation.low_resolution_images import LowResolutionImages
 from diffusion_lab.guidance import Guidance
 from diffusion_lab.latents import Latents, Pixels
 from diffusion_lab.networks import Condition
@@ -25,7 +25,7 @@ from diffusion_lab.training.diffusion_module import DiffusionModule
 RANDOM = "random"
 
 
-class SampledImages:
+class SeededImages:
     """The images that a network draws, known by their seeds.
 
     An image is a function of (network, sampler, its seed). Processors round in another way for another number of
@@ -43,7 +43,7 @@ class SampledImages:
         weights: str | None = None,
         batch_size: int = 100,
         folder: Path | None = None,
-        small: SmallImages | None = None,
+        small: LowResolutionImages | None = None,
     ) -> None:
         """sampler: the module's own if None.  label: of all images; None is seed modulo their number, "random" drawn.
 
@@ -54,7 +54,7 @@ class SampledImages:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         self.module, self.sampler, self.batch_size, self.folder = module, sampler or module.sampler, batch_size, folder
         self.label, self.guidance, self.weights = label, guidance or Guidance(), weights
-        self.largest_pass = batch_size
+        self.max_pass_size = batch_size
         """Images that the network sees at once: fewer than batch_size where that did not fit into memory."""
         self.small = small
         self.guidance(module.denoiser(weights), module.labels)
@@ -85,7 +85,7 @@ class SampledImages:
             self._keep(whole, pixels)
         return pixels[seeds.start - whole.start : seeds.stop - whole.start].to(self.module.device)
 
-    def is_kept(self, seeds: range) -> bool:
+    def is_cached(self, seeds: range) -> bool:
         """Whether the batch of these seeds was finished by an earlier job."""
         return self._kept(self._whole(seeds)) is not None
 
@@ -99,7 +99,7 @@ class SampledImages:
             "weights": self.module.weights_protocol(self.weights),
             **self._guidance_protocol(),
             "label": label if classes else None,
-            "batch_size": self.largest_pass,
+            "batch_size": self.max_pass_size,
             "quantisation": "rounded to 256 levels",
             **({} if self.small is None else {"low_resolution": self.small.protocol()}),
             **({} if self.module.space == Pixels() else {"space": self._space_protocol()}),
@@ -163,15 +163,15 @@ class SampledImages:
         told = Condition(label) if self.small is None else self.small.condition(seeds, label, self.module.device)
         while True:
             try:
-                rows = _parts(range(len(seeds)), self.largest_pass)
+                rows = _parts(range(len(seeds)), self.max_pass_size)
                 told_of = [(seeds[part.start : part.stop], told.select(torch.tensor(part))) for part in rows]
                 return torch.cat([self._pass(part, condition, on_step) for part, condition in told_of])
             except torch.OutOfMemoryError:
-                if self.largest_pass == 1:
+                if self.max_pass_size == 1:
                     raise
             # Outside of the handler: the error holds on to what did not fit. Noise belongs to seeds: it is the same.
             torch.cuda.empty_cache()
-            self.largest_pass = -(-self.largest_pass // 2)
+            self.max_pass_size = -(-self.max_pass_size // 2)
 
     def _pass(self, seeds: range, told: Condition, on_step: OnStep | None) -> Tensor:
         images = self.module.sample(
@@ -212,7 +212,7 @@ class SampledImages:
         return self.folder / f"seeds_{seeds.start:09}.npy"
 
 
-def _require_small(module: DiffusionModule, small: SmallImages | None) -> None:
+def _require_small(module: DiffusionModule, small: LowResolutionImages | None) -> None:
     network = module.network
     channels = int(getattr(network, "low_resolution_channels", 0))
     if channels and small is None:
@@ -237,7 +237,7 @@ def _parts(seeds: range, size: int) -> list[range]:
 
 
 def draw_with_frames(
-    images: SampledImages, batches: Sequence[range], num_frames: int, advance: Callable[[int], None]
+    images: SeededImages, batches: Sequence[range], num_frames: int, advance: Callable[[int], None]
 ) -> tuple[Tensor, list[Tensor]]:
     """The images of all processes and how they came to be; every process must ask.
 
@@ -263,10 +263,10 @@ def draw_with_frames(
             whole = torch.stack([torch.cat(own[done])[-images.batch_size :] for done in shown], dim=1)
             frames.append(whole[first : first + len(seeds)])
 
-    processes = Processes.of_this_job()
-    with processes.together():
+    ranks = Ranks.current()
+    with ranks.raise_together():
         for seeds in batches:
             draw(seeds)
     nothing = torch.zeros(0, len(shown), *images.shape, dtype=torch.uint8)
-    together = processes.gather(torch.cat([nothing, *frames])) if num_frames else nothing  # [N, frames, C, H, W]
-    return processes.gather(torch.cat(drawn)), list(together.unbind(1))
+    together = ranks.all_gather(torch.cat([nothing, *frames])) if num_frames else nothing  # [N, frames, C, H, W]
+    return ranks.all_gather(torch.cat(drawn)), list(together.unbind(1))

@@ -20,8 +20,8 @@ class ClassifierFreeGuidance:
     strength: Strength
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
-        acts = self.strength.acts(self.of.process, t)
-        if not bool(acts.any()):
+        is_active = self.strength.is_active(self.of.process, t)
+        if not bool(is_active.any()):
             return self.of.denoiser(x_t, t, condition)
         if condition.label is None:
             raise ValueError("label must be given where guidance_scale is not 1, got None.")
@@ -32,8 +32,8 @@ class ClassifierFreeGuidance:
         strong, weak = both.x_0.chunk(2)
         # The reverse variance is that of the network as it was trained, with the label.
         variance_output = None if both.variance_output is None else both.variance_output.chunk(2)[0]
-        guided = self.strength.past(strong, weak, x_t, t, self.of)
-        return Estimate(_where(acts, guided, strong), variance_output)
+        guided = self.strength.extrapolate(strong, weak, x_t, t, self.of)
+        return Estimate(_where(is_active, guided, strong), variance_output)
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,14 @@ class Autoguidance:
     strength: Strength
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
-        strong, acts = self.of.denoiser(x_t, t, condition), self.strength.acts(self.of.process, t)
-        if not bool(acts.any()):
+        strong, is_active = self.of.denoiser(x_t, t, condition), self.strength.is_active(self.of.process, t)
+        if not bool(is_active.any()):
             return strong
-        guided = self.strength.past(strong.x_0, self.guide(x_t, t, condition).x_0, x_t, t, self.of)
-        return replace(strong, x_0=_where(acts, guided, strong.x_0))
+        guided = self.strength.extrapolate(strong.x_0, self.guide(x_t, t, condition).x_0, x_t, t, self.of)
+        return replace(strong, x_0=_where(is_active, guided, strong.x_0))
 
 
-def _where(acts: Tensor, guided: Tensor, plain: Tensor) -> Tensor:
-    return guided if bool(acts.all()) else torch.where(GaussianProcess.widen(acts, guided).bool(), guided, plain)
+def _where(is_active: Tensor, guided: Tensor, plain: Tensor) -> Tensor:
+    return (
+        guided if bool(is_active.all()) else torch.where(GaussianProcess.widen(is_active, guided).bool(), guided, plain)
+    )

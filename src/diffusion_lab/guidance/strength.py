@@ -18,7 +18,7 @@ class Strength:
         weak one; the w of Ho & Salimans (2022), eq. 6, is guidance_scale - 1.
     interval: the noise levels sigma_t / alpha_t, above the first and up to the second, at which there is any guidance
         (Kynkäänniemi et al. 2024, eq. 5); None is all.
-    rescale: share in which the network's answer gets back its deviation without guidance (Lin et al. 2024, eq. 15 and
+    rescale: share in which the network's answer gets back its standard deviation without guidance (Lin et al. 2024, eq. 15 and
         16, their phi); 0 is none.
     """
 
@@ -34,7 +34,7 @@ class Strength:
         if not 0 <= self.rescale <= 1:
             raise ValueError(f"rescale must be in [0, 1], got {self.rescale}.")
 
-    def acts(self, process: GaussianProcess, t: Tensor) -> Tensor:
+    def is_active(self, process: GaussianProcess, t: Tensor) -> Tensor:
         """Where guidance changes anything: bool [B].  t: [B]."""
         if self.guidance_scale == 1:
             return torch.zeros(len(t), dtype=torch.bool)
@@ -44,15 +44,15 @@ class Strength:
         level = sigma_t / alpha_t
         return (level > self.interval[0]) & (level <= self.interval[1])
 
-    def past(self, strong: Tensor, weak: Tensor, x_t: Tensor, t: Tensor, denoiser: "Guidable") -> Tensor:
+    def extrapolate(self, strong: Tensor, weak: Tensor, x_t: Tensor, t: Tensor, denoiser: "Guidable") -> Tensor:
         """The guided estimate of x_0: [B, C, H, W], as strong and weak.  It is the same in x_0 as in noise."""
         guided = torch.lerp(weak, strong, self.guidance_scale)
         if not self.rescale:
             return guided
         around = denoiser.prediction.preconditioning(t, denoiser.process.continuous)
         answer, plain = around.output(guided, x_t), around.output(strong, x_t)
-        deviation = answer.flatten(1).std(dim=1)  # [B]
-        ratio = torch.where(deviation > 0, plain.flatten(1).std(dim=1) / deviation, 1.0)
+        std = answer.flatten(1).std(dim=1)  # [B]
+        ratio = torch.where(std > 0, plain.flatten(1).std(dim=1) / std, 1.0)
         factor = self.rescale * ratio + (1 - self.rescale)
         return around.x_0(answer * GaussianProcess.widen(factor, answer), x_t)
 

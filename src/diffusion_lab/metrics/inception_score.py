@@ -11,7 +11,7 @@ from diffusion_lab.metrics.metric import Metric
 class InceptionScore(Metric):
     """exp of the mean divergence between an image's classes and all images' (Salimans et al. 2016), by torch-fidelity.
 
-    Mean and deviation over num_splits parts of the samples in an order that is always the same.
+    Mean and standard deviation over num_splits parts of the samples in an order that is always the same.
     """
 
     num_splits: int = 10

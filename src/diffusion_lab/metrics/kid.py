@@ -10,7 +10,7 @@ from diffusion_lab.metrics.metric import Metric
 class KernelDistance(Metric):
     """Unbiased squared MMD under the kernel (x'y / D + 1)^3 (Binkowski et al. 2018), by torch-fidelity.
 
-    Mean and deviation over num_subsets random pairs of subsets, the same for every process and every run.
+    Mean and standard deviation over num_subsets random pairs of subsets, the same for every process and every run.
     subset_size: at most; fewer where a set holds fewer.
     """
 

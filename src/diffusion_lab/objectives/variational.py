@@ -19,7 +19,7 @@ def prior_term(x_0: Tensor, process: GaussianProcess) -> Tensor:
     """
     t = torch.full((len(x_0),), process.schedule.t_max, dtype=torch.float64)
     alpha_t, sigma_t = process.coefficients(t, like=x_0)
-    log_variance_p = 2 * process.widen(process.schedule.prior_deviation(t), x_0).log()
+    log_variance_p = 2 * process.widen(process.schedule.prior_std(t), x_0).log()
     return BITS * gaussian_divergence(alpha_t * x_0, 2 * sigma_t.log(), log_variance_p).mean(dim=(1, 2, 3))
 
 
@@ -43,14 +43,14 @@ def gaussian_divergence(between_means: Tensor, log_variance_q: Tensor, log_varia
     return 0.5 * (torch.expm1(difference) - difference + between_means.square() * (-log_variance_p).exp())
 
 
-def discretized_log_likelihood(x: Tensor, mean: Tensor, log_deviation: Tensor) -> Tensor:
+def discretized_log_likelihood(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
     """Log-probability of 8-bit pixels x in [-1, 1] under a Gaussian cut at the half levels (Ho et al. 2020, eq. 13)."""
     dtype = mean.dtype
     # float64: the difference of two neighbouring values of Phi keeps 3 digits of its gradient in float32.
-    x, mean, log_deviation = x.double(), mean.double(), log_deviation.double()
-    inverse_deviation = (-log_deviation).exp()
-    # Held at ten million deviations, beyond which the gradient of log Phi is no number.
-    upper, lower = (((x - mean + half) * inverse_deviation).clamp(-1e7, 1e7) for half in (1 / 255, -1 / 255))
+    x, mean, log_std = x.double(), mean.double(), log_std.double()
+    inverse_std = (-log_std).exp()
+    # Held at ten million standard deviations, beyond which the gradient of log Phi is no number.
+    upper, lower = (((x - mean + half) * inverse_std).clamp(-1e7, 1e7) for half in (1 / 255, -1 / 255))
     # Over the whole line at the end levels. In logarithms, and from the side where the tail is thin, so that nothing
     # cancels: log(Phi(upper) - Phi(lower)) with both far below 0.
     upper = torch.where(x > 1 - 1 / 255, math.inf, upper)

@@ -153,7 +153,7 @@ class PosteriorMean(Prediction):
 class EDMDenoiser(Prediction):
     """A unit-variance mixture of x_0 and noise that amplifies the network's errors least (Karras et al. 2022, Table 1).
 
-    For any schedule, by the paper's formulas for sigma_t / alpha_t.  sigma_data: deviation of the images' pixels.
+    For any schedule, by the paper's formulas for sigma_t / alpha_t.  sigma_data: standard deviation of the images' pixels.
     """
 
     sigma_data: float = 0.5
@@ -164,7 +164,7 @@ class EDMDenoiser(Prediction):
 
     def weights(self, t: Tensor, process: GaussianProcess) -> tuple[Tensor, Tensor]:
         alpha_t, sigma_t = process.schedule.coefficients(t)
-        # c_skip and c_out of the paper solved for the target: both x_0 and noise over their deviations, crosswise.
+        # c_skip and c_out of the paper solved for the target: both x_0 and noise over their standard deviations, crosswise.
         scale = self._c_in(alpha_t, sigma_t)
         return sigma_t / self.sigma_data * scale, -alpha_t * self.sigma_data * scale
 

@@ -62,7 +62,7 @@ class NoiseSchedule(ABC):
         alpha_t, sigma_t = self.coefficients(t)
         return 2 * (alpha_t.log() - sigma_t.log())
 
-    def prior_deviation(self, t: Tensor) -> Tensor:
+    def prior_std(self, t: Tensor) -> Tensor:
         """Deviation of the noise that sampling from t starts with, as in the papers' code.
 
         1 where alpha^2 + sigma^2 = 1 (Ho et al. 2020, algorithm 2), else sigma_t (Karras et al. 2022, algorithm 1).

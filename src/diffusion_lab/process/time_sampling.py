@@ -70,33 +70,33 @@ class Stratified(TimeDistribution):
 
 @dataclass(frozen=True)
 class LogNormalSigma(TimeDistribution):
-    """log(sigma_t / alpha_t) ~ N(mean, deviation^2) (Karras et al. 2022, Table 1)."""
+    """log(sigma_t / alpha_t) ~ N(mean, std^2) (Karras et al. 2022, Table 1)."""
 
     schedule: NoiseSchedule
     mean: float = -1.2
-    deviation: float = 1.2
+    std: float = 1.2
 
     def __post_init__(self) -> None:
-        _require_deviation(self.deviation)
+        _require_std(self.std)
 
     def sample(self, draws: TimeDraws) -> tuple[Tensor, Tensor]:
-        log_ratio = self.mean + self.deviation * _normal(draws.times())
+        log_ratio = self.mean + self.std * _normal(draws.times())
         return _alike(self.schedule.at_log_snr(-2 * log_ratio))
 
 
 @dataclass(frozen=True)
 class LogitNormal(TimeDistribution):
-    """logit of the time's place in the schedule's range ~ N(mean, deviation^2) (Esser et al. 2024, eq. 19)."""
+    """logit of the time's place in the schedule's range ~ N(mean, std^2) (Esser et al. 2024, eq. 19)."""
 
     schedule: NoiseSchedule
     mean: float = 0.0
-    deviation: float = 1.0
+    std: float = 1.0
 
     def __post_init__(self) -> None:
-        _require_deviation(self.deviation)
+        _require_std(self.std)
 
     def sample(self, draws: TimeDraws) -> tuple[Tensor, Tensor]:
-        place = (self.mean + self.deviation * _normal(draws.times())).sigmoid()
+        place = (self.mean + self.std * _normal(draws.times())).sigmoid()
         return _alike(self.schedule.quantile(place))
 
 
@@ -181,6 +181,6 @@ def _normal(u: Tensor) -> Tensor:
     return normal
 
 
-def _require_deviation(deviation: float) -> None:
-    if deviation <= 0:
-        raise ValueError(f"deviation must be above 0, got {deviation}.")
+def _require_std(std: float) -> None:
+    if std <= 0:
+        raise ValueError(f"std must be above 0, got {std}.")

@@ -26,18 +26,16 @@ class Variance(ABC):
         Raises ValueError where a learned variance has no output to read.
         """
 
-    def deviation(
-        self, process: GaussianProcess, s: Tensor, t: Tensor, *, like: Tensor, output: Tensor | None
-    ) -> Tensor:
+    def std(self, process: GaussianProcess, s: Tensor, t: Tensor, *, like: Tensor, output: Tensor | None) -> Tensor:
         """Deviation of the step, shaped as `log_variance`; 0 where s is 0, since the last step adds no noise."""
-        deviation = (0.5 * self.log_variance(process, s, t, like=like, output=output)).exp()
-        return deviation * process.widen((s > 0).double(), like)
+        std = (0.5 * self.log_variance(process, s, t, like=like, output=output)).exp()
+        return std * process.widen((s > 0).double(), like)
 
-    def deviations(self, process: GaussianProcess, s: Tensor, t: Tensor) -> list[float]:
+    def stds(self, process: GaussianProcess, s: Tensor, t: Tensor) -> list[float]:
         """Those of a whole walk from t to s, [num_steps] each, where the network has no say: one number a step."""
-        one_a_step = torch.empty(len(t), 1, 1, 1, dtype=torch.float64)
-        deviations: list[float] = self.deviation(process, s, t, like=one_a_step, output=None).flatten().tolist()
-        return deviations
+        per_step = torch.empty(len(t), 1, 1, 1, dtype=torch.float64)
+        stds: list[float] = self.std(process, s, t, like=per_step, output=None).flatten().tolist()
+        return stds
 
     def require(self, channels: int, out_channels: int) -> None:
         """Raises ValueError unless a network with out_channels answers what this variance needs for the image."""

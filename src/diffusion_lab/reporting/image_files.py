@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffusion_lab.distributed.collectives import Processes
+from diffusion_lab.distributed.collectives import Ranks
 from diffusion_lab.reporting.image_grids import grid, save_picture
 
 
@@ -32,10 +32,10 @@ class ImageFiles:
         self._first: list[Tensor] = []
 
     def prepare(self) -> None:
-        """Removes what an interrupted job has left, once for all processes."""
-        if Processes.of_this_job().rank == 0:
+        """Removes what an interrupted job has left, once for all ranks."""
+        if Ranks.current().rank == 0:
             shutil.rmtree(self._parts, ignore_errors=True)
-        Processes.of_this_job().everyone(None)
+        Ranks.current().all_gather_object(None)
 
     def look(self, seeds: range, pixels: Tensor) -> None:
         """Takes a batch of images, uint8 [B, C, H, W]."""
@@ -51,15 +51,15 @@ class ImageFiles:
 
     def finish(self, shape: tuple[int, int, int]) -> None:
         """Writes what needs the images of all processes; every process must ask.  shape: of one image, [C, H, W]."""
-        processes = Processes.of_this_job()
+        ranks = Ranks.current()
         if self.num_pictures:
             own = torch.cat([*self._first, torch.zeros(0, *shape, dtype=torch.uint8)])
-            images = processes.gather(own)[: self.num_pictures]
-            if processes.rank == 0:
+            images = ranks.all_gather(own)[: self.num_pictures]
+            if ranks.rank == 0:
                 save_picture(grid(images, min(self.num_columns, max(len(images), 1))), self.folder / "samples.png")
         if self.npz:
-            processes.everyone(None)  # all parts are written
-            if processes.rank == 0:
+            ranks.all_gather_object(None)  # all parts are written
+            if ranks.rank == 0:
                 join_archive(sorted(self._parts.glob("*.npy")), self.folder)
                 shutil.rmtree(self._parts, ignore_errors=True)
 

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, T
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from diffusion_lab.distributed.collectives import Processes
+from diffusion_lab.distributed.collectives import Ranks
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -33,13 +33,13 @@ class _Speed(ProgressColumn):
 
 
 @contextmanager
-def show(description: str, total: int, unit: str = "images") -> Iterator[Advance]:
+def progress_bar(description: str, total: int, unit: str = "images") -> Iterator[Advance]:
     """Shows how many of `total` are done, how many a second, and the time left; yields a function to tell of more.
 
     The first of several processes alone shows its own share.
     """
     console = Console(stderr=True)
-    if Processes.of_this_job().rank or not total:
+    if Ranks.current().rank or not total:
         yield lambda images: None
     elif console.is_terminal:
         columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), _Speed(unit), TimeRemainingColumn())
@@ -47,12 +47,12 @@ def show(description: str, total: int, unit: str = "images") -> Iterator[Advance
             shown = bar.add_task(description, total=total)
             yield lambda images: bar.advance(shown, images)
     else:
-        with show_lines(description, total, unit) as advance:
+        with progress_lines(description, total, unit) as advance:
             yield advance
 
 
 @contextmanager
-def show_lines(description: str, total: int, unit: str = "images") -> Iterator[Advance]:
+def progress_lines(description: str, total: int, unit: str = "images") -> Iterator[Advance]:
     """As `show`, in a file."""
     yield _Lines(description, total, unit).advance
 
@@ -71,7 +71,7 @@ class _Lines:
             return
         self.last = now
         speed = self.done / (now - self.started)
-        left = clock((self.total - self.done) / speed) if speed else "?"
+        left = format_duration((self.total - self.done) / speed) if speed else "?"
         print(
             f"{self.description}: {self.done:,}/{self.total:,}  {speed:,.1f} {self.unit}/s  {left} left",
             file=sys.stderr,
@@ -79,7 +79,7 @@ class _Lines:
         )
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A time as hours, minutes and seconds: 0:01:05."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

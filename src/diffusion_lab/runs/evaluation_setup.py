@@ -12,69 +12,69 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.config import compilation
-from diffusion_lab.config.validation import refuse, wrong_arguments
+from diffusion_lab.config.validation import argument_problems, raise_problems
 from diffusion_lab.errors import UserError
-from diffusion_lab.runs.load import instantiated, resolved, saved_config
-from diffusion_lab.runs.sampling_setup import Target, configured, load_images, stages
+from diffusion_lab.runs.load import instantiate_node, load_config, resolve
+from diffusion_lab.runs.sampling_setup import Target, build_images, cascade_stages, sampling_config
 
 if TYPE_CHECKING:
     from lightning import Fabric
 
     from diffusion_lab.data.image_store import Images, ImageStore
-    from diffusion_lab.evaluation.evaluator import Evaluation
+    from diffusion_lab.evaluation.evaluator import Evaluator
     from diffusion_lab.evaluation.reference import Reference
     from diffusion_lab.metrics.mean_over_images import MeanOverImages
     from diffusion_lab.metrics.metric import Metric
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """The objects that measure one checkpoint.  step: of training, that it was saved after."""
 
     target: Target
     step: int
-    evaluation: "Evaluation"
+    evaluation: "Evaluator"
     metrics: list["Metric"]
     means: list[tuple["MeanOverImages", "Images"]]
 
 
-def load(config: DictConfig, target: Target, fabric: "Fabric") -> Measured:
+def build(config: DictConfig, target: Target, fabric: "Fabric") -> Measurement:
     """What a config asks to be measured of a checkpoint.  Raises UserError.
 
     A sampler, or a part of one, that the config names takes the place of the run's own.
     """
-    trained = configured(config, target) if not config.cascade else saved_config(stages(config)[-1].folder)
+    trained = sampling_config(config, target) if not config.cascade else load_config(cascade_stages(config)[-1].folder)
     trained.metrics, trained.num_samples = config.metrics, config.num_samples
     named = {key: value for key, value in config.features.items() if value is not None}
     trained.features = named if "_target_" in named else {**trained.features, **named}
-    trained = resolved(trained)
-    refuse(list(wrong_arguments(trained.metrics, "metrics")))
-    store = instantiated(trained.data.store, "data")
+    trained = resolve(trained)
+    raise_problems(list(argument_problems(trained.metrics, "metrics")))
+    store = instantiate_node(trained.data.store, "data")
 
-    from diffusion_lab.evaluation.evaluator import Evaluation
+    from diffusion_lab.evaluation.evaluator import Evaluator
 
-    images, step = load_images(config, target, fabric)
+    images, step = build_images(config, target, fabric)
     try:
         store.locate()
         metrics, means = _metrics(trained, store)
         reference = _reference(config.reference, store) if any(m.needs_reference for m in metrics) else None
-        evaluation = Evaluation(
+        evaluation = Evaluator(
             images,
             reference,
             config.num_samples,
             seed=config.seed,
-            precision=compilation.precision(config.trainer),
+            precision=compilation.precision_name(config.trainer),
         )
         evaluation.require(metrics)
     except (ValueError, FileNotFoundError) as error:
         raise UserError(str(error)) from error
-    return Measured(target, step, evaluation, metrics, means)
+    return Measurement(target, step, evaluation, metrics, means)
 
 
 def _metrics(
     trained: DictConfig, store: "ImageStore"
 ) -> tuple[list["Metric"], list[tuple["MeanOverImages", "Images"]]]:
-    """The metrics of sets, with one network for each kind of features, and the means over images."""
+    """The metrics of sets, with one network for build_each kind of features, and the means over images."""
     from diffusion_lab.metrics.mean_over_images import MeanOverImages
 
     networks: dict[str, Any] = {}
@@ -85,10 +85,10 @@ def _metrics(
         if "features" in settings:
             described = OmegaConf.to_container(settings.pop("features"))
             key = json.dumps(described, sort_keys=True)
-            networks[key] = networks.get(key) or instantiated(described, "features")
+            networks[key] = networks.get(key) or instantiate_node(described, "features")
             shared["features"] = networks[key]
             _require_channels(networks[key], trained.data.channels)
-        metric = instantiated(settings, f"metrics.{name}", **shared)
+        metric = instantiate_node(settings, f"metrics.{name}", **shared)
         if isinstance(metric, MeanOverImages):
             metric.split = metric.split or ("test" if "test" in store.splits() else "train")
             means.append((metric, store.load(metric.split)))  # what is not there is said before hours of sampling
@@ -118,10 +118,10 @@ def _reference(word: str, store: "ImageStore") -> "Reference":
     return ImageReference(store.load(word), word, store.cache.references)
 
 
-def each(config: DictConfig, found: list[Target], fabric: "Fabric") -> Iterator[Measured]:
-    """What is measured of each checkpoint, one after the other, once all are known to be in order."""
+def build_each(config: DictConfig, found: list[Target], fabric: "Fabric") -> Iterator[Measurement]:
+    """What is measured of build_each checkpoint, one after the other, once all are known to be in order."""
     if len(found) > 1:
         for target in found:
-            load(config, target, fabric)  # a mistake in the last is said before the first is measured
+            build(config, target, fabric)  # a mistake in the last is said before the first is measured
     for target in found:
-        yield load(config, target, fabric)
+        yield build(config, target, fabric)

@@ -7,15 +7,15 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.config.overrides import WORDS
+from diffusion_lab.config.overrides import OVERRIDES_FILE
 from diffusion_lab.distributed import slurm_job
 from diffusion_lab.errors import UserError
-from diffusion_lab.runs.load import resolved
-from diffusion_lab.runs.resume import Start
+from diffusion_lab.runs.load import resolve
+from diffusion_lab.runs.resume import StartingPoint
 from diffusion_lab.runs.training_setup import Run
 
 
-def begun(run: Run, start: Start) -> Path | None:
+def prepare(run: Run, start: StartingPoint) -> Path | None:
     """Writes down what a run is, before its first step; the checkpoint to begin from.
 
     Of several processes the first does it for all.
@@ -25,7 +25,7 @@ def begun(run: Run, start: Start) -> Path | None:
     if run.trainer.is_global_zero:
         _start_loggers(run.trainer.loggers, start.config, start.step if start.continues else 0)
         _save_config(start.config, run.folder)
-        keep_words(run.folder)
+        save_overrides(run.folder)
         if forked and start.checkpoint is not None and checkpoint is not None:
             _begin_fork(start.checkpoint, checkpoint)
     return checkpoint
@@ -38,7 +38,7 @@ def _start_loggers(loggers: list[Any], config: DictConfig, steps_done: int) -> N
         try:
             _ = logger.experiment
             if hasattr(logger, "describe"):
-                logger.describe(OmegaConf.to_container(resolved(config)))
+                logger.describe(OmegaConf.to_container(resolve(config)))
         except Exception as error:
             if not type(error).__module__.startswith("wandb"):
                 raise
@@ -48,7 +48,7 @@ def _start_loggers(loggers: list[Any], config: DictConfig, steps_done: int) -> N
 
 def _save_config(config: DictConfig, folder: Path) -> None:
     partial = folder / "config.partial"
-    OmegaConf.save(resolved(config), partial)
+    OmegaConf.save(resolve(config), partial)
     partial.replace(folder / "config.yaml")  # a kill leaves the old one or the new
 
 
@@ -59,8 +59,8 @@ def _begin_fork(source: Path, target: Path) -> None:
     checkpoint_files.write(checkpoint_files.read_run(source) | {"callbacks": {}}, target)
 
 
-def keep_words(folder: Path) -> None:
+def save_overrides(folder: Path) -> None:
     """Keeps what a run was started with, so that it can be resumed: Hydra's own note is of the last command given."""
     if slurm_job.rank() == 0:
         words = [word for word in HydraConfig.get().overrides.task if not re.match(r"\+*(resume|fork)=", word)]
-        OmegaConf.save(OmegaConf.create(words), folder / WORDS)
+        OmegaConf.save(OmegaConf.create(words), folder / OVERRIDES_FILE)

@@ -47,8 +47,8 @@ def guidance(
 # One network for all that ask for it: the pictures and the distances of a run are guided alike.
 @lru_cache(maxsize=2)
 def _guide(word: str) -> "Denoiser":
-    folder, checkpoint = run_loading.located("guide", word)
-    config = run_loading.saved_config(folder, checkpoint)
+    folder, checkpoint = run_loading.find_run("guide", word)
+    config = run_loading.load_config(folder, checkpoint)
     if "objective" not in config:
         raise UserError(f"guide must be the folder of a run of src/train.py, got {folder}, which holds another.")
     guide: Denoiser = _frozen(config, folder, checkpoint).denoiser()
@@ -57,8 +57,8 @@ def _guide(word: str) -> "Denoiser":
 
 @lru_cache(maxsize=2)
 def _classifier(word: str) -> "NoisyClassifier":
-    folder, checkpoint = run_loading.located("classifier", word)
-    config = run_loading.saved_config(folder, checkpoint)
+    folder, checkpoint = run_loading.find_run("classifier", word)
+    config = run_loading.load_config(folder, checkpoint)
     if "objective" in config:
         raise UserError(
             f"classifier must be the folder of a run of src/train_classifier.py, got {folder}, which holds another."
@@ -69,4 +69,4 @@ def _classifier(word: str) -> "NoisyClassifier":
 
 def _frozen(config: DictConfig, folder: Path, checkpoint: str) -> Any:
     """A trained module that nothing changes any more: a gradient after images keeps nothing for its weights."""
-    return run_loading.with_weights(config, folder / "checkpoints" / checkpoint).requires_grad_(False).eval()
+    return run_loading.load_weights(config, folder / "checkpoints" / checkpoint).requires_grad_(False).eval()

@@ -33,11 +33,11 @@ def load_module(folder: Path, checkpoint: str = "last.ckpt") -> "DiffusionModule
 
     Raises UserError where the folder holds no run or no such checkpoint.
     """
-    module: DiffusionModule = with_weights(saved_config(folder, checkpoint), folder / "checkpoints" / checkpoint)
+    module: DiffusionModule = load_weights(load_config(folder, checkpoint), folder / "checkpoints" / checkpoint)
     return module
 
 
-def located(name: str, word: str) -> tuple[Path, str]:
+def find_run(name: str, word: str) -> tuple[Path, str]:
     """The run folder that a setting names, as itself or by one of its checkpoints, and the checkpoint's file name.
 
     It may be named from here or from the project's own folder, as in the config of a run that was started there.
@@ -50,7 +50,7 @@ def located(name: str, word: str) -> tuple[Path, str]:
     return folder, checkpoint
 
 
-def saved_config(folder: Path, *checkpoints: str) -> DictConfig:
+def load_config(folder: Path, *checkpoints: str) -> DictConfig:
     """The config that a run was trained with.  Raises UserError where the folder holds no run or no such checkpoint."""
     for file in (folder / "config.yaml", *(folder / "checkpoints" / checkpoint for checkpoint in checkpoints)):
         if not file.is_file():
@@ -58,11 +58,11 @@ def saved_config(folder: Path, *checkpoints: str) -> DictConfig:
     return typing.cast(DictConfig, OmegaConf.load(folder / "config.yaml"))
 
 
-def with_weights(config: DictConfig, checkpoint: Path) -> Any:
-    """The DiffusionModule or ClassifierModule of a resolved config, with the weights of a checkpoint, on the CPU."""
+def load_weights(config: DictConfig, checkpoint: Path) -> Any:
+    """The DiffusionModule or ClassifierModule of a resolve config, with the weights of a checkpoint, on the CPU."""
     from diffusion_lab import checkpoint_files
 
-    module = untrained_module(config)
+    module = build_untrained_module(config)
     try:
         module.load_state_dict(checkpoint_files.read_run(checkpoint)["state_dict"])
     except checkpoint_files.DamagedCheckpointError as error:
@@ -75,17 +75,17 @@ def with_weights(config: DictConfig, checkpoint: Path) -> Any:
     return module
 
 
-def untrained_module(config: DictConfig) -> Any:
-    """The module that a resolved config describes, on the CPU."""
-    return build_module(config, instantiated(config.model, "model"))
+def build_untrained_module(config: DictConfig) -> Any:
+    """The module that a resolve config describes, on the CPU."""
+    return build_module(config, instantiate_node(config.model, "model"))
 
 
-def trains_classifier(config: DictConfig) -> bool:
+def is_classifier_config(config: DictConfig) -> bool:
     """Whether a config is one of src/train_classifier.py: it has nothing that says how images are drawn."""
     return "objective" not in config
 
 
-def resolved(config: DictConfig) -> DictConfig:
+def resolve(config: DictConfig) -> DictConfig:
     """The config without interpolations.  Raises UserError where a value is missing or refers to nothing."""
     try:
         return typing.cast(
@@ -98,10 +98,12 @@ def resolved(config: DictConfig) -> DictConfig:
 
 
 def build_module(config: DictConfig, network: Any) -> Any:
-    """The DiffusionModule or ClassifierModule of a resolved config and its network.  Raises UserError."""
-    quieten()
-    schedule = instantiated(config.schedule, "schedule")  # first by itself: its mistakes are said under its own name
-    return _classifier_module(config, network) if trains_classifier(config) else _module(config, network, schedule)
+    """The DiffusionModule or ClassifierModule of a resolve config and its network.  Raises UserError."""
+    silence_lightning()
+    schedule = instantiate_node(
+        config.schedule, "schedule"
+    )  # first by itself: its mistakes are said under its own name
+    return _classifier_module(config, network) if is_classifier_config(config) else _module(config, network, schedule)
 
 
 def _module(config: DictConfig, network: Any, schedule: Any) -> "DiffusionModule":
@@ -119,9 +121,9 @@ def _module(config: DictConfig, network: Any, schedule: Any) -> "DiffusionModule
             "sampling starts from pure noise; more steps or larger variances take it away.",
             file=sys.stderr,
         )
-    variance = instantiated(config.variance, "variance")
+    variance = instantiate_node(config.variance, "variance")
     parts = ("process", "prediction", "objective", "times", "ema", "optimizer", "sampler", "guard", "space")
-    objects = {part: instantiated(config[part], part) for part in parts}
+    objects = {part: instantiate_node(config[part], part) for part in parts}
     try:
         variance.require(network.in_channels, network.out_channels)
         return DiffusionModule(network, objects.pop("process"), **objects)
@@ -137,21 +139,21 @@ def _classifier_module(config: DictConfig, network: Any) -> "ClassifierModule":
             f"model must be a network that answers classes (half_unet), got {type(network).__name__}, which answers "
             "images: src/train.py trains it."
         )
-    objects = {part: instantiated(config[part], part) for part in ("process", "times", "optimizer", "guard")}
+    objects = {part: instantiate_node(config[part], part) for part in ("process", "times", "optimizer", "guard")}
     return ClassifierModule(network, objects.pop("process"), **objects)
 
 
-def require_layout(trainer: DictConfig) -> None:
+def require_launch(trainer: DictConfig) -> None:
     """Raises UserError unless a trainer is of the processes that were started."""
     node = OmegaConf.to_container(trainer, resolve=True)
     assert isinstance(node, dict)
     try:
-        launch.require(node.get("devices", 1), node.get("num_nodes", 1), node.get("strategy"))
-    except launch.LayoutError as error:
+        launch.validate(node.get("devices", 1), node.get("num_nodes", 1), node.get("strategy"))
+    except launch.LaunchError as error:
         raise UserError(str(error)) from error
 
 
-def instantiated(node: Any, path: str, **extra: Any) -> Any:
+def instantiate_node(node: Any, path: str, **extra: Any) -> Any:
     """The object that a node describes.  Raises UserError where its constructor refuses a value."""
     from diffusion_lab.features import FeaturesUnavailableError
 
@@ -169,7 +171,7 @@ def instantiated(node: Any, path: str, **extra: Any) -> Any:
         raise
 
 
-def quieten() -> None:
+def silence_lightning() -> None:
     """Silences what Lightning says at every start and what does not hold for this framework."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # batches are gathers from memory
     warnings.filterwarnings("ignore", message=".*srun. command is available.*")  # a run of one process is as good

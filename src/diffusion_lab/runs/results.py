@@ -41,7 +41,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def show_numbers(record: Mapping[str, Any]) -> None:
+def print_numbers(record: Mapping[str, Any]) -> None:
     """A table of the numbers of one evaluation, of its time and its memory."""
     table = Table("number", "value", title=f"{record['run']}, {record['checkpoint']}, step {record['step']:,}")
     for number in record["numbers"]:

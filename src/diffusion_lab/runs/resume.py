@@ -16,13 +16,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from diffusion_lab.config.compose import command_name, composed
-from diffusion_lab.config.overrides import WORDS, quoted
+from diffusion_lab.config.compose import command_name, compose_config
+from diffusion_lab.config.overrides import OVERRIDES_FILE, quote
 from diffusion_lab.distributed import slurm_job
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import ROOT
-from diffusion_lab.runs.load import resolved
-from diffusion_lab.runs.supervise import ForeignFolderError
+from diffusion_lab.runs.load import resolve
+from diffusion_lab.runs.supervise import FolderInUseError
 from diffusion_lab.runs.training_setup import Run
 
 KeyPath = tuple[Any, ...]
@@ -43,7 +43,7 @@ WITHOUT_EFFECT = (
 
 
 @dataclass(frozen=True)
-class Start:
+class StartingPoint:
     """Where a run begins.
 
     checkpoint: the file with its state, None at step 0.  step: how many steps are done.  continues: in its own folder.
@@ -61,7 +61,7 @@ class Start:
         return self.continues and isinstance(max_steps, int) and 0 < max_steps <= self.step
 
 
-def prepare_command_line(command: str) -> None:
+def restore_command_line(command: str) -> None:
     """Puts what a resumed run was started with before what is given now, and its folder in place of a new one.
 
     Hydra then composes the run as it was, with the changes.  Raises UserError where there is no such run.
@@ -77,16 +77,16 @@ def prepare_command_line(command: str) -> None:
     given = {_key(word) for word in others}
     # A setting that was added stays added, so that it can be changed.
     kept = [word for word in _words_of(folder) if _key(word) not in given or re.match(r"\+[^=]*\.", word)]
-    sys.argv[1:] = [*kept, *others, f"resume={quoted(str(folder))}"]
+    sys.argv[1:] = [*kept, *others, f"resume={quote(str(folder))}"]
     if not any(re.fullmatch(r"\+*fork=true", word, re.IGNORECASE) for word in others):
         if "hydra.run.dir" in given:
             raise UserError("hydra.run.dir goes with fork=true alone: resume goes on in the run's own folder.")
-        sys.argv += [f"hydra.run.dir={quoted(str(folder))}", "hydra.output_subdir=null"]
+        sys.argv += [f"hydra.run.dir={quote(str(folder))}", "hydra.output_subdir=null"]
     # Processes that this one starts inherit the prepared command line.
-    os.environ["DIFFUSION_LAB_RESUMED"] = quoted(str(folder))
+    os.environ["DIFFUSION_LAB_RESUMED"] = quote(str(folder))
 
 
-def start(config: DictConfig) -> Start:
+def starting_point(config: DictConfig) -> StartingPoint:
     """What the command line describes: a new run, or the rest of an old one.
 
     A command whose folder holds its run already goes on with it, as after a kill or in a job that was queued again.
@@ -97,11 +97,11 @@ def start(config: DictConfig) -> Start:
     run_folder = Path(config.run_folder)
     is_there = (run_folder / "config.yaml").is_file()
     if not config.resume and not is_there:
-        return Start(config)
+        return StartingPoint(config)
     fork = config.fork and not is_there  # a fork that was queued again goes on where it was
     folder = Path(config.resume) if config.resume and not is_there else run_folder
     now = _flat(_plain(config))
-    before = _flat(_plain(composed(command_name(), [*_words_of(folder), f"run_folder={quoted(str(run_folder))}"])))
+    before = _flat(_plain(compose_config(command_name(), [*_words_of(folder), f"run_folder={quote(str(run_folder))}"])))
     saved = _flat(_relocated(_loaded(folder / "config.yaml", dict), run_folder))
     changed = {key for key in now.keys() | before.keys() if now.get(key) != before.get(key)}
     wanted = {key: value for key, value in saved.items() if key not in changed or key in now}
@@ -114,10 +114,10 @@ def start(config: DictConfig) -> Start:
     checkpoint, step = _newest(folder)
     if config.resume and checkpoint is None and slurm_job.rank() == 0:
         print(f"note: {folder} has no checkpoint yet; the run starts from its first step.", file=sys.stderr)
-    return Start(new, checkpoint, step, continues=not fork)
+    return StartingPoint(new, checkpoint, step, continues=not fork)
 
 
-def require_fit(start: Start, run: Run) -> None:
+def require_matching_checkpoint(start: StartingPoint, run: Run) -> None:
     """Raises UserError unless the state to go on from fits what is trained, and on the same images."""
     from diffusion_lab import checkpoint_files
 
@@ -141,7 +141,7 @@ def require_fit(start: Start, run: Run) -> None:
         )
 
 
-def show_done(start: Start) -> float | None:
+def print_done(start: StartingPoint) -> float | None:
     """Says that no step is left; the number that the run came to."""
     folder = Path(start.config.run_folder)
     print(
@@ -179,7 +179,7 @@ def _last_written(folder: Path) -> float:
 
 def _words_of(folder: Path) -> list[str]:
     """What a run was started with."""
-    paths = [path for path in (folder / WORDS, folder / ".hydra" / WORDS) if path.is_file()]
+    paths = [path for path in (folder / OVERRIDES_FILE, folder / ".hydra" / OVERRIDES_FILE) if path.is_file()]
     words = [str(word) for word in _loaded(paths[0], list)] if paths else []
     return [word for word in words if not re.match(r"(resume|fork)=", word)]
 
@@ -216,7 +216,7 @@ def _refuse_changes(saved: dict[KeyPath, Any], wanted: dict[KeyPath, Any], *, re
                 "resume must leave everything that changes the result as it was, but these differ: "
                 f"{shown}; fork=true starts a run of its own from there."
             )
-        raise ForeignFolderError(
+        raise FolderInUseError(
             f"hydra.run.dir must be a folder of its own for each run, but {wanted['run_folder',]} holds one from which "
             f"these differ: {shown}."
         )
@@ -235,7 +235,7 @@ def _newest(folder: Path) -> tuple[Path | None, int]:
 
 
 def _plain(config: DictConfig) -> Any:
-    return OmegaConf.to_container(resolved(config))
+    return OmegaConf.to_container(resolve(config))
 
 
 def _flat(node: Any, path: KeyPath = ()) -> dict[KeyPath, Any]:
@@ -259,12 +259,12 @@ def _relocated(saved: Any, folder: Path) -> Any:
     """The saved config with the run's folder where it is now, in every path that leads into it."""
     before, after = str(saved["run_folder"]), str(folder)
 
-    def moved(node: Any) -> Any:
+    def shifted(node: Any) -> Any:
         if isinstance(node, dict):
-            return {key: moved(child) for key, child in node.items()}
+            return {key: shifted(child) for key, child in node.items()}
         if isinstance(node, list):
-            return [moved(child) for child in node]
+            return [shifted(child) for child in node]
         inside = isinstance(node, str) and (node == before or node.startswith(before + os.sep))
         return after + node[len(before) :] if inside else node
 
-    return moved(saved)
+    return shifted(saved)

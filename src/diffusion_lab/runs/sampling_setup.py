@@ -14,25 +14,25 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.config import compilation
 from diffusion_lab.config.compilation import Acceleration
-from diffusion_lab.config.validation import refuse, wrong_arguments
-from diffusion_lab.distributed.launch import environment
+from diffusion_lab.config.validation import argument_problems, raise_problems
+from diffusion_lab.distributed.launch import cluster_environment
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs.load import (
-    instantiated,
-    located,
-    quieten,
-    require_layout,
-    resolved,
-    saved_config,
-    trains_classifier,
-    with_weights,
+    find_run,
+    instantiate_node,
+    is_classifier_config,
+    load_config,
+    load_weights,
+    require_launch,
+    resolve,
+    silence_lightning,
 )
 
 if TYPE_CHECKING:
     from lightning import Fabric
 
-    from diffusion_lab.generation.low_resolution_images import SmallImages
-    from diffusion_lab.generation.seeded_images import SampledImages
+    from diffusion_lab.generation.low_resolution_images import LowResolutionImages
+    from diffusion_lab.generation.seeded_images import SeededImages
     from diffusion_lab.training.diffusion_module import DiffusionModule
 
 NO_RUN = "run must be the folder of a run (run=logs/train/...), got nothing."
@@ -63,7 +63,7 @@ class Target:
         return self.folder.name if last else f"{self.folder.name}_{self.checkpoint.stem}"
 
 
-def targets(config: DictConfig) -> list[Target]:
+def find_targets(config: DictConfig) -> list[Target]:
     """The checkpoints that `run` and `checkpoint` name.  Raises UserError where there are none."""
     if OmegaConf.is_missing(config, "run"):
         raise UserError(NO_RUN)
@@ -85,25 +85,25 @@ def _folders(word: str) -> list[Path]:
 
 def _checkpoints(folder: Path, word: str) -> list[Path]:
     if not glob.has_magic(word):
-        saved_config(folder, word)
+        load_config(folder, word)
         return [folder / "checkpoints" / word]
-    saved_config(folder)
+    load_config(folder)
     found = sorted((folder / "checkpoints").glob(word))
     if not found:
         raise UserError(f"checkpoint must be a file in {folder / 'checkpoints'}, or a pattern, got {word}.")
     return found
 
 
-def launch(config: DictConfig) -> "Fabric":
+def launch_fabric(config: DictConfig) -> "Fabric":
     """Starts the processes that config.trainer asks for, or joins those that somebody started.  Raises UserError."""
     from lightning import Fabric
 
-    quieten()
-    require_layout(config.trainer)
+    silence_lightning()
+    require_launch(config.trainer)
     settings = ("accelerator", "devices", "num_nodes", "strategy", "precision")
     try:
         fabric = Fabric(
-            **{key: config.trainer[key] for key in settings if key in config.trainer}, plugins=[environment()]
+            **{key: config.trainer[key] for key in settings if key in config.trainer}, plugins=[cluster_environment()]
         )
     except Exception as error:  # a refused layout is an error of many kinds
         raise UserError(f"trainer: {' '.join(str(error).split()).rstrip('.!')}.") from error
@@ -121,10 +121,10 @@ def _round_as_float32() -> None:
     torch.backends.cudnn.deterministic = True
 
 
-def configured(config: DictConfig, target: Target) -> DictConfig:
+def sampling_config(config: DictConfig, target: Target) -> DictConfig:
     """The run's config, with the sampler that `config` names in place of its own; not resolved."""
-    trained = saved_config(target.folder)
-    if trains_classifier(trained):
+    trained = load_config(target.folder)
+    if is_classifier_config(trained):
         raise UserError(
             f"run must be the folder of a run that draws images, got {target.folder}, which holds a classifier."
         )
@@ -142,7 +142,7 @@ def load_module(config: DictConfig, trained: DictConfig, target: Target) -> tupl
     from diffusion_lab import checkpoint_files
     from diffusion_lab.ema.averages import PowerFunctionDecay
 
-    module = with_weights(trained, target.checkpoint)  # says so where the file is damaged
+    module = load_weights(trained, target.checkpoint)  # says so where the file is damaged
     checkpoint = checkpoint_files.read_run(target.checkpoint, mmap=True)
     if "reconstructed" in checkpoint:  # holds one average under all names
         if config.weights is not None:
@@ -154,37 +154,37 @@ def load_module(config: DictConfig, trained: DictConfig, target: Target) -> tupl
     return module.eval(), int(checkpoint["global_step"])
 
 
-def load_images(config: DictConfig, target: Target, fabric: "Fabric") -> tuple["SampledImages", int]:
+def build_images(config: DictConfig, target: Target, fabric: "Fabric") -> tuple["SeededImages", int]:
     """The images of a checkpoint as a config asks for them, and the step that it was saved after.  Raises UserError.
 
     Of a cascade they are those of its last stage.
     """
-    trained = resolved(configured(config, target))
+    trained = resolve(sampling_config(config, target))
     _require_effect(config, trained)
-    refuse([problem for key in ("sampler", "guidance") for problem in wrong_arguments(trained[key], key)])
+    raise_problems([problem for key in ("sampler", "guidance") for problem in argument_problems(trained[key], key)])
     module, step = load_module(config, trained, target)
-    enlarging = [(stage, resolved(_of_stage(config, stage))) for stage in stages(config)]
+    enlarging = [(stage, resolve(_of_stage(config, stage))) for stage in cascade_stages(config)]
 
-    from diffusion_lab.generation.cascade import DrawnImages
-    from diffusion_lab.generation.seeded_images import SampledImages
+    from diffusion_lab.generation.cascade import CascadeImages
+    from diffusion_lab.generation.seeded_images import SeededImages
 
     settings = {"label": config.label, "weights": config.weights, "batch_size": config.batch_size}
     try:
         small = _shrunk(config, trained) if trained.low_resolution is not None else None
-        guidance = instantiated(trained.guidance, "guidance")
+        guidance = instantiate_node(trained.guidance, "guidance")
         _accelerate(config, module.to(fabric.device))
-        images = SampledImages(module, guidance=guidance, small=small, **settings)
+        images = SeededImages(module, guidance=guidance, small=small, **settings)
         for number, (stage, of_stage) in enumerate(enlarging):
             if of_stage.low_resolution is None:
                 raise UserError(
                     f"cascade must name runs for super-resolution (low_resolution=area), got {stage.folder}."
                 )
             noise = config.low_resolution_noise if number == len(enlarging) - 1 else 0.0
-            small = DrawnImages(images, instantiated(of_stage.low_resolution, "low_resolution"), noise)
-            module = with_weights(of_stage, stage.checkpoint).eval().to(fabric.device)
+            small = CascadeImages(images, instantiate_node(of_stage.low_resolution, "low_resolution"), noise)
+            module = load_weights(of_stage, stage.checkpoint).eval().to(fabric.device)
             _accelerate(config, module)
-            guidance = instantiated(of_stage.guidance, "guidance")
-            images = SampledImages(module, guidance=guidance, small=small, batch_size=config.batch_size)
+            guidance = instantiate_node(of_stage.guidance, "guidance")
+            images = SeededImages(module, guidance=guidance, small=small, batch_size=config.batch_size)
     except (ValueError, FileNotFoundError) as error:
         raise UserError(str(error)) from error
     return images, step
@@ -210,55 +210,55 @@ def _accelerate(config: DictConfig, module: "DiffusionModule") -> None:
         raise UserError(
             f"trainer.compile must be false for weights=raw, a fresh copy for each batch, got {accelerate.compile}."
         )
-    accelerate.lay_out(module)
+    accelerate.apply_memory_format(module)
     for average in module.ema.networks.values():
         accelerate(average)
 
 
-def stages(config: DictConfig) -> list[Target]:
+def cascade_stages(config: DictConfig) -> list[Target]:
     """The runs that enlarge, in their order.  Raises UserError where one is missing."""
     words = config.cascade if OmegaConf.is_list(config.cascade) else [config.cascade] if config.cascade else []
-    found = [located("cascade", str(word)) for word in words]
+    found = [find_run("cascade", str(word)) for word in words]
     for folder, checkpoint in found:
-        saved_config(folder, checkpoint)
+        load_config(folder, checkpoint)
     return [Target(folder, folder / "checkpoints" / checkpoint) for folder, checkpoint in found]
 
 
 def _of_stage(config: DictConfig, stage: Target) -> DictConfig:
     """A run that enlarges, sampled as it was trained but for the number of steps."""
-    trained = saved_config(stage.folder)
-    if trains_classifier(trained):
+    trained = load_config(stage.folder)
+    if is_classifier_config(trained):
         raise UserError(f"cascade must name runs for super-resolution, got {stage.folder}, which holds a classifier.")
     if config.cascade_steps is not None:
         trained.sampler.num_steps = config.cascade_steps
     return trained
 
 
-def _shrunk(config: DictConfig, trained: DictConfig) -> "SmallImages":
+def _shrunk(config: DictConfig, trained: DictConfig) -> "LowResolutionImages":
     """Images of the run's own data, for a network for super-resolution that no other run draws for."""
-    from diffusion_lab.generation.low_resolution_images import ShrunkImages
+    from diffusion_lab.generation.low_resolution_images import DownsampledImages
 
-    store = instantiated(trained.data.store, "data")
+    store = instantiate_node(trained.data.store, "data")
     split = "test" if "test" in store.splits() else "train"
-    low_resolution = instantiated(trained.low_resolution, "low_resolution")
+    low_resolution = instantiate_node(trained.low_resolution, "low_resolution")
     if config.label is not None:
         raise UserError(f"label must be left out where the images of {split} bring their own, got {config.label}.")
     noise = 0.0 if config.cascade else config.low_resolution_noise
-    return ShrunkImages(store.load(split), split, low_resolution, noise)
+    return DownsampledImages(store.load(split), split, low_resolution, noise)
 
 
-def work_folder(config: DictConfig, images: "SampledImages") -> Path:
+def work_folder(config: DictConfig, images: "SeededImages") -> Path:
     """Where finished batches are kept for the same images, whichever job asks for them."""
-    return Path(config.work_folder) / images.identity(compilation.precision(config.trainer))[:16]
+    return Path(config.work_folder) / images.identity(compilation.precision_name(config.trainer))[:16]
 
 
-def leave(config: DictConfig, images: "SampledImages") -> None:
+def remove_work_folder(config: DictConfig, images: "SeededImages") -> None:
     """Removes the finished batches of a job that is done, unless they are to be kept; every process must ask."""
-    from diffusion_lab.distributed.collectives import Processes
+    from diffusion_lab.distributed.collectives import Ranks
 
-    processes = Processes.of_this_job()
-    processes.everyone(None)  # nobody reads them any more
-    if not config.keep_images and processes.rank == 0 and images.folder is not None:
+    ranks = Ranks.current()
+    ranks.all_gather_object(None)  # nobody reads them any more
+    if not config.keep_images and ranks.rank == 0 and images.folder is not None:
         shutil.rmtree(images.folder, ignore_errors=True)
 
 

@@ -18,19 +18,19 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from diffusion_lab.distributed import slurm_job
-from diffusion_lab.distributed.slurm_job import Queue
+from diffusion_lab.distributed.slurm_job import SlurmQueue
 
 STATUS, LOCK, JOB = "status.json", ".lock", ".slurm_job"
 
-QUEUED, RUNNING, REQUEUED, FINISHED, FAILED = "queued", "running", "requeued", "finished", "failed"
+QUEUED, RUNNING, REQUEUED, FINISHED, FAILED = "queued", "running", "mark_requeued", "mark_finished", "mark_failed"
 
 
-class BusyError(Exception):
+class FolderLockedError(Exception):
     """Another process works in the folder."""
 
 
 @dataclass(frozen=True)
-class Start:
+class Attempt:
     """One start of a run.  began, ended: seconds since 1970; ended is None until it is known.
 
     slurm_id: of the job, if there was one.  pid, ticks: of the first process on `host`, see `job.ticks`.
@@ -55,8 +55,8 @@ class Status:
     since: float
     reason: str | None = None
     result: float | None = None
-    launcher: Start | None = None
-    starts: tuple[Start, ...] = field(default=())
+    launcher: Attempt | None = None
+    starts: tuple[Attempt, ...] = field(default=())
 
     @property
     def is_over(self) -> bool:
@@ -75,28 +75,28 @@ def read(folder: Path) -> Status | None:
     """What a folder's status file says; None where there is none."""
     try:
         content = json.loads((folder / STATUS).read_text())
-        starts = tuple(Start(**start) for start in content.pop("starts"))
+        starts = tuple(Attempt(**start) for start in content.pop("starts"))
         launcher = content.pop("launcher")
-        return Status(**content, launcher=launcher and Start(**launcher), starts=starts)
+        return Status(**content, launcher=launcher and Attempt(**launcher), starts=starts)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):  # damaged, or of another version
         return None
 
 
-def queue(folder: Path) -> None:
+def mark_queued(folder: Path) -> None:
     """Says that a run waits for its turn."""
     known = read(folder)
     (folder / JOB).unlink(missing_ok=True)
     _write(folder, Status(QUEUED, time.time(), launcher=_this_process(), starts=known.starts if known else ()))
 
 
-def name_job(folder: Path, slurm_id: str) -> None:
+def write_job_id(folder: Path, slurm_id: str) -> None:
     """Tells which Slurm job a queued run waits for. A file of its own: the run may have started by now."""
     (folder / JOB).write_text(slurm_id)
 
 
-def slurm_id(folder: Path) -> str | None:
+def job_id(folder: Path) -> str | None:
     """The job that works on a run, or will."""
     known = read(folder)
     if known is not None and known.state in (RUNNING, REQUEUED) and known.starts:
@@ -106,32 +106,36 @@ def slurm_id(folder: Path) -> str | None:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Keeps other commands out of a folder while this one works in it.  Raises BusyError where one is there."""
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other commands out of a folder while this one works in it.  Raises FolderLockedError where one is there."""
     lock = FileLock(folder / LOCK)  # it belongs to the process: where that dies, the system lets go of it
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise BusyError(f"{folder} is being worked in by another process; wait for its end, or stop it.") from None
+        raise FolderLockedError(
+            f"{folder} is being worked in by another process; wait for its end, or stop it."
+        ) from None
     try:
-        known = settled(folder)
+        known = reconcile(folder)
         if known is not None and known.state == RUNNING and not _is_this_job(known.starts[-1]):
             last = known.starts[-1]
             where = f"job {last.slurm_id}" if last.slurm_id else f"process {last.pid}"
-            raise BusyError(f"{folder} is being worked in by {where} on {last.host}; wait for its end, or stop it.")
+            raise FolderLockedError(
+                f"{folder} is being worked in by {where} on {last.host}; wait for its end, or stop it."
+            )
         yield
     finally:
         lock.release()
 
 
-def begin(folder: Path) -> None:
+def mark_running(folder: Path) -> None:
     """Says that this process runs now."""
     known = read(folder)
     start = _this_process()
     _write(folder, Status(RUNNING, start.began, starts=(*(known.starts if known else ()), start)))
 
 
-def put_back(folder: Path, status: Status | None) -> None:
+def restore(folder: Path, status: Status | None) -> None:
     """Makes a start undone that had nothing to do with the run in the folder.  status: of before."""
     if status is None:
         (folder / STATUS).unlink(missing_ok=True)
@@ -139,17 +143,17 @@ def put_back(folder: Path, status: Status | None) -> None:
         _write(folder, status)
 
 
-def requeued(folder: Path, reason: str) -> None:
+def mark_requeued(folder: Path, reason: str) -> None:
     """Says that the job is to start again."""
     _end(folder, REQUEUED, reason=reason)
 
 
-def finished(folder: Path, result: float | None) -> None:
+def mark_finished(folder: Path, result: float | None) -> None:
     """Says that all is done, and what it came to."""
     _end(folder, FINISHED, result=result if result is not None and math.isfinite(result) else None)
 
 
-def failed(folder: Path, reason: str) -> None:
+def mark_failed(folder: Path, reason: str) -> None:
     """Says why there is no result.  The first reason of a start stays: the other processes fail of it."""
     known = read(folder)
     if known is None or known.state != FAILED:
@@ -164,34 +168,36 @@ def _end(folder: Path, state: str, **more: Any) -> None:
     _write(folder, Status(state, now, starts=starts, **more))
 
 
-def settled(folder: Path, queue_now: "Queue | None" = None) -> Status | None:
+def reconcile(folder: Path, queue_now: "SlurmQueue | None" = None) -> Status | None:
     """The truth about a run: one that nobody works on any more is written down as failed."""
     known = read(folder)
     if known is None or known.is_over:
         return known
-    gone = _why_gone(folder, known, queue_now or Queue())
+    gone = _why_gone(folder, known, queue_now or SlurmQueue())
     if gone is None:
         return known
     known = read(folder)  # it may have ended while we asked
     if known is not None and not known.is_over:
-        failed(folder, gone)
+        mark_failed(folder, gone)
     return read(folder)
 
 
-def _why_gone(folder: Path, known: Status, queue_now: "Queue") -> str | None:
-    if identity := slurm_id(folder):
+def _why_gone(folder: Path, known: Status, queue_now: "SlurmQueue") -> str | None:
+    if identity := job_id(folder):
         return queue_now.why_gone(identity)
     owner = known.launcher if known.state == QUEUED else known.starts[-1] if known.starts else None
-    if owner is None or owner.host != socket.gethostname() or slurm_job.ticks(owner.pid) == owner.ticks:
+    if owner is None or owner.host != socket.gethostname() or slurm_job.start_ticks(owner.pid) == owner.ticks:
         return None
     return "it was never started" if known.state == QUEUED else f"process {owner.pid} ended without a word"
 
 
-def _this_process() -> Start:
-    return Start(time.time(), slurm_job.slurm_id(), socket.gethostname(), os.getpid(), slurm_job.ticks(os.getpid()))
+def _this_process() -> Attempt:
+    return Attempt(
+        time.time(), slurm_job.slurm_id(), socket.gethostname(), os.getpid(), slurm_job.start_ticks(os.getpid())
+    )
 
 
-def _is_this_job(start: Start) -> bool:
+def _is_this_job(start: Attempt) -> bool:
     """Whether a start is of this very job; its earlier processes are gone when it starts again."""
     if start.slurm_id is not None or slurm_job.slurm_id() is not None:
         return start.slurm_id == slurm_job.slurm_id()

@@ -57,7 +57,7 @@ class Summary:
         }
 
 
-def announce(
+def print_start(
     module: TrainedModule, datamodule: ImageDataModule, trainer: Trainer, folder: Path, first_step: int = 0
 ) -> None:
     """One line before the first step: what is trained, on what, from which step on, where it goes."""
@@ -67,7 +67,7 @@ def announce(
             f"training {size:,} parameters on {len(datamodule.train_images):,} images, {trainer.max_steps:,} steps of "
             f"{datamodule.batch_size}, {trainer.precision} on {type(trainer.accelerator).__name__}; "
             + (f"{first_step:,} of them are done; " if first_step else "")
-            + f"everything goes to {shown(folder)}",
+            + f"everything goes to {short_path(folder)}",
             flush=True,
         )
 
@@ -89,12 +89,12 @@ def summarize(trainer: Trainer, *, minutes: float) -> Summary:
     )
 
 
-def show(summary: Summary, folder: Path) -> None:
+def print_summary(summary: Summary, folder: Path) -> None:
     """Where the pictures are, how far training came, how fast it was, and what to try next."""
     print(f"\ndone: {summary.steps:,} steps in {summary.minutes:.1f} minutes", end="")
     print(f", {summary.images_per_second:,.0f} images/s while training" if summary.images_per_second else "")
     for picture in sorted((folder / "samples").glob("*.png"))[-1:]:
-        print(f"  pictures    {shown(picture)} and the animation {picture.with_suffix('.webp').name} beside it")
+        print(f"  pictures    {short_path(picture)} and the animation {picture.with_suffix('.webp').name} beside it")
     if summary.distances:
         ends = dict([summary.distances[0], summary.distances[-1]])
         print(f"  distance    {summary.distance_name}: " + ", ".join(f"{v:.2f} at step {k:,}" for k, v in ends.items()))
@@ -103,11 +103,11 @@ def show(summary: Summary, folder: Path) -> None:
             print(f"              measuring took {summary.measuring_seconds:.0f} s, {share:.0%} of the run")
     for name, value in summary.accuracies.items():
         print(f"  {name}: {value:.3f}")
-    print(f"  all numbers {shown(folder / 'metrics.csv')}")
+    print(f"  all numbers {short_path(folder / 'metrics.csv')}")
     print("try next:")
     if summary.accuracies:
         print(
-            f"  python src/sample.py run=logs/train/RUN classifier={as_word(shown(folder))} classifier_scale=2",
+            f"  python src/sample.py run=logs/train/RUN classifier={shell_word(short_path(folder))} classifier_scale=2",
             flush=True,
         )
         return
@@ -115,19 +115,19 @@ def show(summary: Summary, folder: Path) -> None:
     print("  python src/train.py -m schedule=linear,cosine model=unet_tiny,unet_small", flush=True)
 
 
-def show_how_to_resume(folder: Path, step: int, command: str) -> None:
+def print_how_to_resume(folder: Path, step: int, command: str) -> None:
     """What was kept of a run that ended early, and the command that goes on with it."""
-    where = shown(folder)
+    where = short_path(folder)
     kept = f"{step:,} steps are kept" if step else "no step was done"
-    print(f"stopped: {kept}; to go on: python src/{command}.py resume={as_word(where)}", file=sys.stderr, flush=True)
+    print(f"stopped: {kept}; to go on: python src/{command}.py resume={shell_word(where)}", file=sys.stderr, flush=True)
 
 
-def as_word(path: str) -> str:
+def shell_word(path: str) -> str:
     """A path as the shell and Hydra take it."""
     return path if re.fullmatch(r"[\w./+-]+", path) else f"'\"{path}\"'"
 
 
-def shown(path: Path) -> str:
+def short_path(path: Path) -> str:
     """A path as short as it can be from here."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))

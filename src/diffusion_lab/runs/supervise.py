@@ -19,11 +19,11 @@ from diffusion_lab.runs import status as run_status
 Result = TypeVar("Result")
 
 
-class ForeignFolderError(UserError):
+class FolderInUseError(UserError):
     """The folder is that of another run, which must be left as it is."""
 
 
-def attempt(folder: Path, work: Callable[[], Result], *, in_sweep: bool = False) -> Result:
+def supervise(folder: Path, work: Callable[[], Result], *, in_sweep: bool = False) -> Result:
     """What `work` answers; the status file in `folder` says what became of it.
 
     in_sweep: a refusal of this folder is told in it, since the sweep looks there; else it stays as it was.
@@ -35,57 +35,57 @@ def attempt(folder: Path, work: Callable[[], Result], *, in_sweep: bool = False)
     if slurm_job.rank() > 0:
         return _beside_the_first(folder, work)
     try:
-        with run_status.held(folder):
+        with run_status.locked(folder):
             before = run_status.read(folder)
-            run_status.begin(folder)
+            run_status.mark_running(folder)
             try:
                 return _watched(folder, work)
-            except ForeignFolderError:
+            except FolderInUseError:
                 if not in_sweep and (before is None or before.state != run_status.QUEUED):
-                    run_status.put_back(folder, before)
+                    run_status.restore(folder, before)
                 raise
-    except run_status.BusyError as error:
-        raise ForeignFolderError(str(error)) from None
+    except run_status.FolderLockedError as error:
+        raise FolderInUseError(str(error)) from None
 
 
 def _watched(folder: Path, work: Callable[[], Result]) -> Result:
     try:
-        with signals.raised():
+        with signals.raise_on_signal():
             result = work()
     except StoppedBySignal as stop:
         _stopped(folder, stop)
     except SystemExit as end:  # Lightning ends so on a SIGTERM that comes before its first step, and without a status
-        run_status.failed(folder, f"ended with status {end.code}" if end.code else "stopped by SIGTERM")
+        run_status.mark_failed(folder, f"ended with status {end.code}" if end.code else "stopped by SIGTERM")
         sys.exit(end.code or 128 + signal.SIGTERM)
     except KeyboardInterrupt:
-        run_status.failed(folder, "interrupted")
+        run_status.mark_failed(folder, "interrupted")
         raise
     except UserError as error:
-        run_status.failed(folder, str(error))
+        run_status.mark_failed(folder, str(error))
         raise
     except Exception as error:
-        run_status.failed(folder, f"{type(error).__name__}: {error}")
+        run_status.mark_failed(folder, f"{type(error).__name__}: {error}")
         raise
-    run_status.finished(folder, result if isinstance(result, float) else None)
+    run_status.mark_finished(folder, result if isinstance(result, float) else None)
     return result
 
 
 def _beside_the_first(folder: Path, work: Callable[[], Result]) -> Result:
     try:
-        with signals.raised():
+        with signals.raise_on_signal():
             return work()
     except StoppedBySignal:
         sys.exit(0)  # the first process says how the run ended; some launchers would kill it for another status
     except UserError:
         raise
     except Exception as error:
-        run_status.failed(folder, f"process {slurm_job.rank()}: {type(error).__name__}: {error}")
+        run_status.mark_failed(folder, f"process {slurm_job.rank()}: {type(error).__name__}: {error}")
         raise
 
 
 def _stopped(folder: Path, stop: StoppedBySignal) -> NoReturn:
-    if stop.asks_for_another_start:
-        run_status.requeued(folder, str(stop))
+    if stop.requests_requeue:
+        run_status.mark_requeued(folder, str(stop))
         refusal = slurm_job.requeue()
         if refusal is None:
             print(
@@ -94,10 +94,10 @@ def _stopped(folder: Path, stop: StoppedBySignal) -> NoReturn:
                 flush=True,
             )
             _await_the_end()
-        run_status.failed(folder, f"{stop}, but {refusal}")
+        run_status.mark_failed(folder, f"{stop}, but {refusal}")
         print(f"warning: {refusal}", file=sys.stderr, flush=True)
     else:
-        run_status.failed(folder, str(stop))
+        run_status.mark_failed(folder, str(stop))
     sys.exit(128 + stop.number)
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from diffusion_lab.fingerprints import UnlikeNumbersError, covered_by, differences, require_alike
+from diffusion_lab.fingerprints import IncomparableError, differences, fields_set_by, require_comparable
 
 SUMMARY, METRICS = "summary.json", "metrics.json"
 
@@ -47,7 +47,7 @@ class Row:
         return cls(folder, _overrides(job), values, fingerprints, run, step)
 
 
-def show_table(
+def write_and_print_table(
     folders: Sequence[Path], output: Path, name: str, *, swept: Iterable[str] = (), allowed: Iterable[str] = ()
 ) -> bool:
     """Prints and writes one table of all that was measured below some folders, with its plots.
@@ -55,16 +55,16 @@ def show_table(
     Written to output/NAME.csv and .md. What was swept decides what may differ, beside the fields `allowed`. A number
     that was made in unlike ways is left out, with a sentence; returns whether there was none.
     """
-    rows = [row for folder in folders for row in rows_below(folder)]
+    rows = [row for folder in folders for row in find_rows(folder)]
     if not rows:
         return True
-    alike = keep_alike(rows, [*covered_by(swept), *allowed], folders)
+    alike = drop_incomparable(rows, [*fields_set_by(swept), *allowed], folders)
     write_table([cells(row, rows) for row in rows], output, name, always=["run", *names(rows)])
     plot_steps(rows, output)
     return alike
 
 
-def keep_alike(rows: list[Row], allowed: Sequence[str], folders: Sequence[Path]) -> bool:
+def drop_incomparable(rows: list[Row], allowed: Sequence[str], folders: Sequence[Path]) -> bool:
     """Leaves out the numbers that must not stand beside each other, with a sentence each; whether there were none."""
     refusals = _leave_out_unlike(rows, list(allowed))
     _warn_of_shared_images(rows)
@@ -73,13 +73,15 @@ def keep_alike(rows: list[Row], allowed: Sequence[str], folders: Sequence[Path])
     return not refusals
 
 
-def rows_below(top: Path) -> list[Row]:
+def find_rows(top: Path) -> list[Row]:
     """The measured folders at or below a folder, in the order of their numbers."""
     found = {path.parent for file in (SUMMARY, METRICS) for path in top.rglob(file)}
-    return [Row.read(folder, top) for folder in sorted(found, key=lambda folder: in_order(folder.relative_to(top)))]
+    return [
+        Row.read(folder, top) for folder in sorted(found, key=lambda folder: natural_order(folder.relative_to(top)))
+    ]
 
 
-def in_order(path: Path) -> list[tuple[float, str]]:
+def natural_order(path: Path) -> list[tuple[float, str]]:
     """A sorting key in which 2 comes before 10, and 1e-4 before 0.001."""
     pieces = re.split(r"(?<![\w.])(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", str(path))
     return [(float(piece), "") if number % 2 else (-1.0, piece) for number, piece in enumerate(pieces)]
@@ -110,8 +112,8 @@ def _leave_out_unlike(rows: list[Row], allowed: list[str]) -> list[str]:
     for name in names(rows):
         owners = {str(row.folder): row.fingerprints[name] for row in rows if name in row.fingerprints}
         try:
-            require_alike(name, owners, allowed)
-        except UnlikeNumbersError as error:
+            require_comparable(name, owners, allowed)
+        except IncomparableError as error:
             refusals.append(str(error))
             for row in rows:
                 row.values.pop(name, None)
@@ -156,7 +158,7 @@ def write_table(
     ]
     lines = [shown, ["---"] * len(shown), *([row.get(column, "") for column in shown] for row in cells)]
     (output / f"{name}.md").write_text("\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")
-    print_lines([lines[0], *lines[2:]], f"{len(exact)} runs in {output}")
+    print_rows([lines[0], *lines[2:]], f"{len(exact)} runs in {output}")
 
 
 def cells(row: Row, rows: Sequence[Row]) -> dict[str, Any]:
@@ -210,7 +212,7 @@ def _apart(key: str, axis: str) -> bool:
     )
 
 
-def print_lines(lines: list[list[str]], title: str) -> None:
+def print_rows(lines: list[list[str]], title: str) -> None:
     """Prints a table whose first line is its head; turned on its side where it is wider than long."""
     if len(lines[0]) > max(9, len(lines)):
         lines = [list(column) for column in zip(*lines, strict=True)]

@@ -19,16 +19,16 @@ from diffusion_lab.runs import training_setup
 
 def train(config: DictConfig) -> float | None:
     """Compose -> build -> fit -> the number to minimise: the last distance, or loss where none was measured."""
-    start = run_resume.start(config)
+    start = run_resume.starting_point(config)
     if start.is_done:
-        return run_resume.show_done(start)
+        return run_resume.print_done(start)
     run = training_setup.build(start.config)
-    run_resume.require_fit(start, run)
+    run_resume.require_matching_checkpoint(start, run)
 
     from diffusion_lab.runs import summary  # Lightning: by now it is loaded
 
-    started, checkpoint = time.monotonic(), run_folder.begun(run, start)
-    summary.announce(run.module, run.datamodule, run.trainer, run.folder, start.step)
+    started, checkpoint = time.monotonic(), run_folder.prepare(run, start)
+    summary.print_start(run.module, run.datamodule, run.trainer, run.folder, start.step)
     _fit(run, checkpoint)
     signals.install(signal.SIG_IGN)  # all that is left to do is to write it down
     result = summary.summarize(run.trainer, minutes=(time.monotonic() - started) / 60)
@@ -36,8 +36,8 @@ def train(config: DictConfig) -> float | None:
         run_results.write_summary(run.folder, result.as_dict())
         if result.numbers:
             run_results.write_metrics(run.folder, result.record(run.folder))
-        if not compose.swept():
-            summary.show(result, run.folder)
+        if not compose.in_sweep():
+            summary.print_summary(result, run.folder)
     return result.objective
 
 
@@ -50,8 +50,8 @@ def _fit(run: training_setup.Run, checkpoint: Path | None) -> None:
     except nonfinite_guard.DivergedError as error:
         raise UserError(str(error).rstrip(".")) from error
     except StoppedBySignal as stop:
-        if run.trainer.is_global_zero and not stop.asks_for_another_start:
-            summary.show_how_to_resume(run.folder, stop.step or 0, compose.command_name())
+        if run.trainer.is_global_zero and not stop.requests_requeue:
+            summary.print_how_to_resume(run.folder, stop.step or 0, compose.command_name())
         raise
     except OSError as error:
         _end_others(run)

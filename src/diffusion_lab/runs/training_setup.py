@@ -14,9 +14,9 @@ from omegaconf import DictConfig
 
 from diffusion_lab.config import compilation
 from diffusion_lab.config.compilation import Acceleration
-from diffusion_lab.config.validation import refuse, wrong_arguments
+from diffusion_lab.config.validation import argument_problems, raise_problems
 from diffusion_lab.errors import UserError
-from diffusion_lab.runs.load import build_module, instantiated, require_layout, resolved, trains_classifier
+from diffusion_lab.runs.load import build_module, instantiate_node, is_classifier_config, require_launch, resolve
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -42,15 +42,15 @@ def build(config: DictConfig) -> Run:
     Ordered by what a check costs: the files of the data, then the network (torch), then all the rest (Lightning).
     Raises UserError.
     """
-    config = resolved(config)
+    config = resolve(config)
     if not isinstance(config.seed, int) or not 0 <= config.seed < 2**63:
         raise UserError(f"seed must be a whole number in 0..2^63 - 1, got {config.seed}.")
     for name, least in (("gradient_clip_val", 0), ("accumulate_grad_batches", 1)):
         value = config.trainer.get(name)
         if isinstance(value, (int, float)) and value < least:
             raise UserError(f"trainer.{name} must be at least {least}, got {value}.")
-    require_layout(config.trainer)
-    accelerate, config.trainer = Acceleration.of(config.trainer), compilation.without(config.trainer)
+    require_launch(config.trainer)
+    accelerate, config.trainer = Acceleration.of(config.trainer), compilation.without_acceleration(config.trainer)
     if accelerate.compile in compilation.GRAPHS and config.trainer.get("accumulate_grad_batches", 1) != 1:
         raise UserError(
             "trainer.compile must be true, false or max-autotune-no-cudagraphs where batches are accumulated, since "
@@ -59,10 +59,10 @@ def build(config: DictConfig) -> Run:
     folder = Path(config.run_folder)
     heavy = tuple(key for key in ("callbacks", "logger", "trainer", "metrics", "features") if key in config)
     light = {key: node for key, node in config.items() if key not in heavy and key != "data"}
-    problems = list(wrong_arguments(config.data.store, "data.store")) + list(wrong_arguments(light, ""))
+    problems = list(argument_problems(config.data.store, "data.store")) + list(argument_problems(light, ""))
     if problems:
-        refuse([*problems, *wrong_arguments({key: config[key] for key in heavy}, "")])
-    store = instantiated(config.data.store, "data")
+        raise_problems([*problems, *argument_problems({key: config[key] for key in heavy}, "")])
+    store = instantiate_node(config.data.store, "data")
     try:
         store.locate()
     except FileNotFoundError as error:
@@ -71,28 +71,28 @@ def build(config: DictConfig) -> Run:
     import torch
 
     torch.manual_seed(config.seed)
-    network = instantiated(config.model, "model")
-    refuse(list(wrong_arguments({key: config[key] for key in (*heavy, "data")}, "")))
+    network = instantiate_node(config.model, "model")
+    raise_problems(list(argument_problems({key: config[key] for key in (*heavy, "data")}, "")))
     module = build_module(config, network)
-    datamodule = instantiated(config.data.datamodule, "data")
-    if not trains_classifier(config):
+    datamodule = instantiate_node(config.data.datamodule, "data")
+    if not is_classifier_config(config):
         _require_guidable(config, typing.cast("DiffusionModule", module))
         _require_shape(config, typing.cast("DiffusionModule", module))
         _require_told(network, datamodule)
     else:
         _require_classified(config, network, datamodule)
-    _load_images(datamodule, network.num_classes if trains_classifier(config) else module.labels.num_classes)
+    _load_images(datamodule, network.num_classes if is_classifier_config(config) else module.labels.num_classes)
     callbacks = list(_build_callbacks(config))
-    loggers = [instantiated(node, f"logger.{name}") for name, node in config.logger.items() if node is not None]
-    trainer = instantiated(config.trainer, "trainer", callbacks=callbacks, logger=loggers)
+    loggers = [instantiate_node(node, f"logger.{name}") for name, node in config.logger.items() if node is not None]
+    trainer = instantiate_node(config.trainer, "trainer", callbacks=callbacks, logger=loggers)
     accelerate(module.network)
-    accelerate.lay_out(module)  # averages too
+    accelerate.apply_memory_format(module)  # averages too
     _require_even_shares(datamodule, trainer)
     return Run(module, datamodule, trainer, folder)
 
 
 def _require_guidable(config: DictConfig, module: "DiffusionModule") -> None:
-    guidance = instantiated(config.guidance, "guidance")
+    guidance = instantiate_node(config.guidance, "guidance")
     try:
         guidance(module.denoiser(), module.labels)
     except ValueError as error:
@@ -167,7 +167,7 @@ def _build_callbacks(config: DictConfig) -> Iterator[Any]:
         if node is None:
             continue  # callbacks.sample_images=null switches it off
         try:
-            callback = instantiated(node, f"callbacks.{name}")
+            callback = instantiate_node(node, f"callbacks.{name}")
             features = getattr(getattr(callback, "metric", None), "features", None)
             if features is not None and config.data.channels not in features.channels:
                 channels = " or ".join(map(str, features.channels))

@@ -8,7 +8,7 @@ from torch import Tensor
 from diffusion_lab.denoiser import DenoiserLike, Estimate
 from diffusion_lab.networks import Condition
 from diffusion_lab.process import FixedLarge, GaussianProcess, Variance, weighted_sum
-from diffusion_lab.samplers.base import Noise, OnStep, Sampler, add_noise, reverse_deviation
+from diffusion_lab.samplers.base import Noise, OnStep, Sampler, add_noise, reverse_std
 from diffusion_lab.samplers.clipping import Clipping, StaticClipping
 from diffusion_lab.samplers.time_grids import TimeGrid, UniformTimes
 
@@ -33,7 +33,7 @@ class Ancestral(Sampler):
         t, s = self.steps()
         on_x_0, on_x_t, _ = self.process.posterior_coefficients(s, t)
         weights = torch.stack([on_x_0, on_x_t, s], dim=1).tolist()
-        deviation = reverse_deviation(self.variance, self.process, t, s)
+        std = reverse_std(self.variance, self.process, t, s)
 
         x_t = self.start(noise)
         for i, (on_x_0, on_x_t, end) in enumerate(weights):
@@ -42,7 +42,7 @@ class Ancestral(Sampler):
             if answer.gradient is not None:
                 x_t = x_t + self._variance(s[i], t[i], answer) * answer.gradient
             if end > 0:
-                x_t = add_noise(x_t, deviation(i, x_t, answer), noise.draw())
+                x_t = add_noise(x_t, std(i, x_t, answer), noise.draw())
             if on_step is not None:
                 on_step(i + 1, x_t, answer.x_0)
         return x_t

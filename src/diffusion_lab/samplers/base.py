@@ -37,8 +37,8 @@ OnStep = Callable[[int, Tensor, Tensor], None]
 """Told (number of steps done, x_t after the step, estimate of x_0 in it) once for each step."""
 
 
-StepDeviation = Callable[[int, Tensor, Estimate], Tensor | float]
-"""(number of the step, x_t, estimate in it) -> deviation of the noise that the step adds."""
+StepStd = Callable[[int, Tensor, Estimate], Tensor | float]
+"""(number of the step, x_t, estimate in it) -> standard deviation of the noise that the step adds."""
 
 
 class Sampler(ABC):
@@ -74,23 +74,21 @@ class Sampler(ABC):
 
     def start(self, noise: Noise) -> Tensor:
         """What the walk starts from, [B, C, H, W]."""
-        return noise.draw() * float(
-            self.process.schedule.prior_deviation(torch.tensor(self.times[0], dtype=torch.float64))
-        )
+        return noise.draw() * float(self.process.schedule.prior_std(torch.tensor(self.times[0], dtype=torch.float64)))
 
     def estimate(self, denoiser: DenoiserLike, x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
         """The denoiser's answer at one time t [], moved by a classifier's gradient if there is one."""
         answer = self.answer(denoiser, x_t, t, condition)
         if answer.gradient is None:
             return answer
-        return Estimate(self.moved(answer, t.expand(len(x_t))), answer.variance_output)
+        return Estimate(self.shifted(answer, t.expand(len(x_t))), answer.variance_output)
 
     def answer(self, denoiser: DenoiserLike, x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
         """The denoiser's answer at one time t [], x_0 held in range by the clipping, and its gradient as it is."""
         answer = denoiser(x_t, t.expand(len(x_t)), condition)
         return Estimate(self.clipping(answer.x_0), answer.variance_output, answer.gradient)
 
-    def moved(self, answer: Estimate, t: Tensor) -> Tensor:
+    def shifted(self, answer: Estimate, t: Tensor) -> Tensor:
         """x_0 after noise - sigma_t gradient has taken the place of noise (Dhariwal & Nichol 2021, algorithm 2).
 
         t: [B].  Where no signal is left, noise says nothing of x_0.
@@ -104,19 +102,19 @@ class Sampler(ABC):
         return self.clipping(answer.x_0 + self.process.widen(length, answer.x_0) * answer.gradient)
 
 
-def add_noise(x: Tensor, deviation: Tensor | float, noise: Tensor) -> Tensor:
-    """X + deviation * noise, in x's own memory: x must be the sampler's.  x, noise: [B, C, H, W]."""
-    return x.add_(noise, alpha=deviation) if isinstance(deviation, float) else x.addcmul_(deviation, noise)
+def add_noise(x: Tensor, std: Tensor | float, noise: Tensor) -> Tensor:
+    """X + std * noise, in x's own memory: x must be the sampler's.  x, noise: [B, C, H, W]."""
+    return x.add_(noise, alpha=std) if isinstance(std, float) else x.addcmul_(std, noise)
 
 
-def reverse_deviation(variance: Variance, process: GaussianProcess, t: Tensor, s: Tensor) -> StepDeviation:
-    """The deviation of each step of a walk: a table where the variance is fixed, asked of each estimate if learned."""
+def reverse_std(variance: Variance, process: GaussianProcess, t: Tensor, s: Tensor) -> StepStd:
+    """The standard deviation of each step of a walk: a table where the variance is fixed, asked of each estimate if learned."""
     if not variance.learned:
-        table = variance.deviations(process, s, t)
+        table = variance.stds(process, s, t)
         return lambda i, x_t, estimate: table[i]
 
     def learned(i: int, x_t: Tensor, estimate: Estimate) -> Tensor:
         ends = s[i].expand(len(x_t)), t[i].expand(len(x_t))
-        return variance.deviation(process, *ends, like=x_t, output=estimate.variance_output)
+        return variance.std(process, *ends, like=x_t, output=estimate.variance_output)
 
     return learned

@@ -15,7 +15,7 @@ from diffusion_lab.samplers.time_grids import TimeGrid, UniformTimes
 
 @dataclass(frozen=True)
 class DDIM(Sampler):
-    """x_s = alpha_s x_0 + sqrt(sigma_s^2 - deviation^2) noise_t + deviation * fresh noise (Song et al. 2021, eq. 12).
+    """x_s = alpha_s x_0 + sqrt(sigma_s^2 - std^2) noise_t + std * fresh noise (Song et al. 2021, eq. 12).
 
     eta: 0 is deterministic; 1 is ancestral sampling with the small variance (Song et al. 2021, eq. 16).
     """
@@ -45,11 +45,11 @@ class DDIM(Sampler):
         weights = torch.stack([alpha_s - kept * alpha_t, kept, variance.sqrt()], dim=1).tolist()
 
         x_t = self.start(noise)
-        for i, (on_x_0, on_x_t, deviation) in enumerate(weights):
+        for i, (on_x_0, on_x_t, std) in enumerate(weights):
             x_0 = self.estimate(denoiser, x_t, t[i], condition).x_0
             x_t = weighted_sum(on_x_0, x_0, on_x_t, x_t)
-            if deviation > 0:
-                x_t = add_noise(x_t, deviation, noise.draw())
+            if std > 0:
+                x_t = add_noise(x_t, std, noise.draw())
             if on_step is not None:
                 on_step(i + 1, x_t, x_0)
         return x_t
@@ -75,4 +75,4 @@ class DDIM(Sampler):
             x_0 = self.estimate(denoiser, x, at, condition).x_0
             noise = (x - alpha * x_0) / sigma if sigma > 0 else torch.zeros_like(x)
             x_s = alpha_t * (x_s - sigma_s * noise) / alpha_s + sigma_t * noise
-        return x_s / float(self.process.schedule.prior_deviation(torch.tensor(self.times[0], dtype=torch.float64)))
+        return x_s / float(self.process.schedule.prior_std(torch.tensor(self.times[0], dtype=torch.float64)))

@@ -36,12 +36,12 @@ class DPMSolverSDE(Sampler):
         weights = torch.stack([on_x_0, on_x_t, share, variance.sqrt()], dim=1).tolist()
 
         x_t, last = self.start(noise), None
-        for i, (on_x_0, on_x_t, share, deviation) in enumerate(weights):
+        for i, (on_x_0, on_x_t, share, std) in enumerate(weights):
             x_0 = self.estimate(denoiser, x_t, t[i], condition).x_0
             leading = x_0 if last is None or share == 0 else x_0 + share * (x_0 - last)
             x_t, last = on_x_0 * leading + on_x_t * x_t, x_0
-            if deviation > 0:
-                x_t = x_t + deviation * noise.draw()
+            if std > 0:
+                x_t = x_t + std * noise.draw()
             if on_step is not None:
                 on_step(i + 1, x_t, x_0)
         return x_t

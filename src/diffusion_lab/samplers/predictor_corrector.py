@@ -8,7 +8,7 @@ from torch import Tensor
 from diffusion_lab.denoiser import DenoiserLike
 from diffusion_lab.networks import Condition
 from diffusion_lab.process import FixedLarge, GaussianProcess, Variance
-from diffusion_lab.samplers.base import Noise, OnStep, Sampler, reverse_deviation
+from diffusion_lab.samplers.base import Noise, OnStep, Sampler, reverse_std
 from diffusion_lab.samplers.clipping import Clipping, StaticClipping
 from diffusion_lab.samplers.time_grids import TimeGrid, UniformTimes
 
@@ -47,7 +47,7 @@ class PredictorCorrector(Sampler):
         retained = self.process.transition(s, t)[0] ** 2  # the paper's alpha, 1 - beta of the step
         table = torch.stack([alpha_t, sigma_t, on_x_0, on_x_t, retained], dim=1).tolist()
 
-        deviation = reverse_deviation(self.variance, self.process, t, s)
+        std = reverse_std(self.variance, self.process, t, s)
 
         x_t = self.start(noise)
         for i, (alpha_t, sigma_t, on_x_0, on_x_t, retained) in enumerate(table):
@@ -58,7 +58,7 @@ class PredictorCorrector(Sampler):
             x_0 = estimate.x_0
             x_t = on_x_0 * x_0 + on_x_t * x_t
             if s[i] > 0:
-                x_t = x_t + deviation(i, x_t, estimate) * noise.draw()
+                x_t = x_t + std(i, x_t, estimate) * noise.draw()
             if on_step is not None:
                 on_step(i + 1, x_t, x_0)
         return x_t

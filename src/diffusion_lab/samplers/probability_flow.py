@@ -82,15 +82,15 @@ def dormand_prince(
         here = rows.to(state.device)
         slopes = [first_slope[here]]
         for node, weights in zip(NODES[1:], STAGES[1:], strict=True):
-            moved = state[here] + _sum(weights, slopes) * _column(reach, state)
-            slopes.append(slope(moved, angle[rows] + node * reach, rows))
+            shifted = state[here] + _sum(weights, slopes) * _column(reach, state)
+            slopes.append(slope(shifted, angle[rows] + node * reach, rows))
         error = _sum(ERROR, slopes) * _column(reach, state)
-        size = torch.maximum(state[here].abs(), moved.abs())
+        size = torch.maximum(state[here].abs(), shifted.abs())
         excess = (error / (atol + rtol * size)).double().square().mean(dim=1).sqrt().cpu()
         excess = torch.where(excess.isnan(), torch.inf, excess)
         taken = excess <= 1
         into = here[taken.to(here.device)]
-        state[into] = moved[taken.to(here.device)]
+        state[into] = shifted[taken.to(here.device)]
         first_slope[into] = slopes[-1][taken.to(here.device)]
         angle[rows[taken]] += reach[taken]
         # The usual controller: 0.9 for safety, the root of the error's order, never more than 5-fold at once.

@@ -52,7 +52,7 @@ class RK45(Sampler):
             z = state.view(len(state), *shape)
             x_t = z * self.process.widen(circle.radius(at), z)
             answer = denoiser(x_t, at, condition.select(rows))
-            latest[rows.to(z.device)] = x_0 = self.moved(replace(answer, x_0=self.clipping(answer.x_0)), at)
+            latest[rows.to(z.device)] = x_0 = self.shifted(replace(answer, x_0=self.clipping(answer.x_0)), at)
             return circle.velocity(z, x_0, angle).flatten(1)
 
         def on_round(angle: Tensor, state: Tensor) -> None:

@@ -12,24 +12,24 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from diffusion_lab.config.overrides import named, quoted
+from diffusion_lab.config.overrides import quote, with_sweep_name
 from diffusion_lab.distributed import slurm_job
 from diffusion_lab.distributed.signals import StoppedBySignal
-from diffusion_lab.distributed.slurm_job import Queue
+from diffusion_lab.distributed.slurm_job import SlurmQueue
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import status as run_status
 from diffusion_lab.runs.status import FINISHED, QUEUED
-from diffusion_lab.sweeps.plan import Planned, queue
+from diffusion_lab.sweeps.plan import PlannedRun, mark_queued
 
 OUTPUT = "output.log"
 
 
-def refuse_processes(planned: Sequence[Planned]) -> None:
+def refuse_multiple_ranks(planned: Sequence[PlannedRun]) -> None:
     """Raises UserError where the runs of a sweep in one process would be runs of several processes.
 
     Lightning starts the others by the command of the first, and that is the whole sweep: they would train other runs.
     """
-    started = slurm_job.num_started()
+    started = slurm_job.world_size()
     devices = max((_count(run.trainer.get("devices", 1)) for run in planned if run.trainer is not None), default=1)
     if devices > 1 or started > 1:
         got = f"trainer.devices={devices}" if started == 1 else f"{started} processes of torchrun or srun"
@@ -61,11 +61,11 @@ def _gpus() -> list[str]:
 
 @dataclass
 class _Child:
-    run: Planned
+    run: PlannedRun
     process: subprocess.Popen[bytes]
 
 
-def run_here(planned: Sequence[Planned], folder: Path, num_at_once: int, num_threads: int | None) -> None:
+def run_local(planned: Sequence[PlannedRun], folder: Path, num_at_once: int, num_threads: int | None) -> None:
     """Runs what is left of a sweep as processes of this machine, so many at once; waits for all.
 
     num_threads: of each run; None shares the cores. Each run has GPUs of its own where there are enough.
@@ -75,7 +75,7 @@ def run_here(planned: Sequence[Planned], folder: Path, num_at_once: int, num_thr
             raise UserError(f"hydra.launcher.{name} must be a whole number of at least 1, got {value}.")
     left = [run for run in planned if not run.is_done and not run.is_busy]
     for run in left:
-        queue(run)
+        mark_queued(run)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     shares = max(1, min(num_at_once, len(left)))
     slots: list[_Child | None] = [None] * num_at_once
@@ -99,7 +99,7 @@ def run_here(planned: Sequence[Planned], folder: Path, num_at_once: int, num_thr
     wait(planned, report)
 
 
-def _started(run: Planned, folder: Path, slot: int, num_slots: int, threads: int) -> "subprocess.Popen[bytes]":
+def _started(run: PlannedRun, folder: Path, slot: int, num_slots: int, threads: int) -> "subprocess.Popen[bytes]":
     own = max(1, threads // _count(1 if run.trainer is None else run.trainer.get("devices", 1)))
     environment = {**os.environ, "OMP_NUM_THREADS": str(own)}
     gpus = _gpus()
@@ -115,10 +115,10 @@ def _started(run: Planned, folder: Path, slot: int, num_slots: int, threads: int
 
 def _note_end(child: _Child) -> None:
     """A process that was killed could not say so."""
-    status = run_status.settled(child.run.folder)
+    status = run_status.reconcile(child.run.folder)
     if status is None or status.state == QUEUED:  # one that runs does so in another process, which was there before
         code = child.process.returncode
-        run_status.failed(child.run.folder, f"its process ended with status {code}; {OUTPUT} says more")
+        run_status.mark_failed(child.run.folder, f"its process ended with status {code}; {OUTPUT} says more")
 
 
 def _stop(children: Sequence[_Child]) -> None:
@@ -134,15 +134,15 @@ def script() -> Path:
     return Path(sys.argv[0]).resolve()
 
 
-def single(run: Planned, folder: Path) -> list[str]:
+def single(run: PlannedRun, folder: Path) -> list[str]:
     """The words of a run as a command of its own, of the script that the sweep was given to."""
-    return [*named(run.words, folder), f"hydra.run.dir={quoted(str(run.folder))}"]
+    return [*with_sweep_name(run.words, folder), f"hydra.run.dir={quote(str(run.folder))}"]
 
 
 class Report:
     """Says how many runs of a sweep are in which state, whenever that changes."""
 
-    def __init__(self, planned: Sequence[Planned]) -> None:
+    def __init__(self, planned: Sequence[PlannedRun]) -> None:
         self.planned, self.last = planned, ""
 
     def tell(self) -> None:
@@ -153,11 +153,11 @@ class Report:
             print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
-def wait(planned: Sequence[Planned], report: Report) -> None:
+def wait(planned: Sequence[PlannedRun], report: Report) -> None:
     """Until every run is over, and its job too: one that failed for its job's end may be about to start again."""
     pause = 0.5
     while True:
-        jobs = Queue()
+        jobs = SlurmQueue()
         waiting = [run for run in planned if not _is_over(run, jobs)]
         report.tell()
         if not waiting:
@@ -166,12 +166,12 @@ def wait(planned: Sequence[Planned], report: Report) -> None:
         pause = min(10.0, pause * 1.2)
 
 
-def _is_over(run: Planned, queue: Queue) -> bool:
-    status = run_status.settled(run.folder, queue)
+def _is_over(run: PlannedRun, queue: SlurmQueue) -> bool:
+    status = run_status.reconcile(run.folder, queue)
     if status is None:
         return True
     if status.state == FINISHED or not status.is_over:
         return status.is_over
-    identity = status.starts[-1].slurm_id if status.starts else run_status.slurm_id(run.folder)
+    identity = status.starts[-1].slurm_id if status.starts else run_status.job_id(run.folder)
     states = queue.states() if identity is not None else {}
     return states is not None and identity not in states

@@ -19,10 +19,10 @@ from diffusion_lab.distributed.signals import StoppedBySignal
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import status as run_status
 from diffusion_lab.sweeps.local import Report, script, single, wait
-from diffusion_lab.sweeps.plan import Planned, queue
+from diffusion_lab.sweeps.plan import PlannedRun, mark_queued
 
 
-def run_on_slurm(planned: Sequence[Planned], folder: Path, settings: dict[str, Any]) -> None:
+def run_on_slurm(planned: Sequence[PlannedRun], folder: Path, settings: dict[str, Any]) -> None:
     """Submits what is left of a sweep, and waits until all of it is over, restarts included.
 
     One array of jobs; runs of other numbers of processes are another.
@@ -38,23 +38,23 @@ def run_on_slurm(planned: Sequence[Planned], folder: Path, settings: dict[str, A
         raise
 
 
-def _submit(left: Sequence[Planned], folder: Path, parameters: dict[str, Any]) -> None:
+def _submit(left: Sequence[PlannedRun], folder: Path, parameters: dict[str, Any]) -> None:
     import submitit
 
     for run in left:
-        queue(run)
+        mark_queued(run)
     try:
         with _without_this_job():
             executor = submitit.SlurmExecutor(folder / ".submitit" / "%j")
             executor.update_parameters(**parameters)
-            commands = [Command(script(), single(run, folder), run.folder) for run in left]
+            commands = [JobCommand(script(), single(run, folder), run.folder) for run in left]
             jobs = executor.map_array(operator.call, commands)
     except (RuntimeError, ValueError, OSError, subprocess.SubprocessError, submitit.core.utils.FailedJobError) as error:
         for run in left:
-            run_status.failed(run.folder, "it was not submitted")
+            run_status.mark_failed(run.folder, "it was not submitted")
         raise UserError(f"hydra/launcher=slurm: {_reason(error)}") from error
     for run, submitted in zip(left, jobs, strict=True):
-        run_status.name_job(run.folder, submitted.job_id)
+        run_status.write_job_id(run.folder, submitted.job_id)
     array = jobs[0].job_id.partition("_")[0]
     print(f"submitted {len(jobs)} runs as Slurm job {array}; this command may be stopped and given again.", flush=True)
 
@@ -66,7 +66,7 @@ def _reason(error: Exception) -> str:
 
 
 @dataclass(frozen=True)
-class Command:
+class JobCommand:
     """A command of this product, done in the process of a Slurm task as srun would do it."""
 
     script: Path

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusion_lab.distributed.slurm_job import Queue
-from diffusion_lab.fingerprints import covered_by
+from diffusion_lab.distributed.slurm_job import SlurmQueue
+from diffusion_lab.fingerprints import fields_set_by
 from diffusion_lab.runs import status as run_status
 from diffusion_lab.runs import tables as run_tables
 from diffusion_lab.runs.status import FINISHED, Status
@@ -19,7 +19,7 @@ LOGGED = ("step", "epoch", "loss", "learning_rate", "gradient_norm", "images_per
 """Columns of metrics.csv that are no measured numbers, beside those of the time that measuring took."""
 
 
-def show_sweep(folder: Path, allowed: Iterable[str] = ()) -> bool:
+def write_sweep_table(folder: Path, allowed: Iterable[str] = ()) -> bool:
     """Prints and writes the table of a sweep: sweep.csv, sweep.md, plots and contact_sheet.png.
 
     Of the numbers all that was swept may differ, and the fields `allowed`; returns whether all could stand together.
@@ -29,7 +29,7 @@ def show_sweep(folder: Path, allowed: Iterable[str] = ()) -> bool:
     if not rows:
         return True
     swept = [key for key in run_tables.keys(rows) if len({row.overrides.get(key) for row in rows}) > 1]
-    alike = run_tables.keep_alike(rows, [*covered_by(swept), *allowed], [folder])
+    alike = run_tables.drop_incomparable(rows, [*fields_set_by(swept), *allowed], [folder])
     exact = [_cells(row, statuses[row.folder], folder, rows, swept) for row in rows]
     told_apart = len({tuple(row.overrides.get(key) for key in swept) for row in rows}) == len(rows)
     run_tables.write_table(
@@ -51,16 +51,16 @@ def _statuses(folder: Path) -> dict[Path, Status | None]:
     # An evaluation of many runs has numbers in folders of its own, and a state as a whole.
     found = {path.parent for name in names for path in folder.rglob(name)} - {folder}
     found -= {place for place in found if any(place in other.parents for other in found)}
-    queue = Queue()
-    ordered = sorted(found, key=lambda place: run_tables.in_order(place.relative_to(folder)))
-    return {place: run_status.settled(place, queue) or _of_the_whole(place, folder, queue) for place in ordered}
+    queue = SlurmQueue()
+    ordered = sorted(found, key=lambda place: run_tables.natural_order(place.relative_to(folder)))
+    return {place: run_status.reconcile(place, queue) or _of_the_whole(place, folder, queue) for place in ordered}
 
 
-def _of_the_whole(place: Path, folder: Path, queue: Queue) -> Status | None:
+def _of_the_whole(place: Path, folder: Path, queue: SlurmQueue) -> Status | None:
     for parent in place.parents:
         if parent == folder:
             return None
-        if status := run_status.settled(parent, queue):
+        if status := run_status.reconcile(parent, queue):
             return status
     return None
 

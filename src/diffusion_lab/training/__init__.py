@@ -4,7 +4,7 @@ from diffusion_lab.training.base_module import TrainedModule
 from diffusion_lab.training.classifier_module import ClassifierModule
 from diffusion_lab.training.diffusion_module import DiffusionModule
 from diffusion_lab.training.loggers import MetricsFile, WandbRun
-from diffusion_lab.training.nonfinite_guard import StepGuard
+from diffusion_lab.training.nonfinite_guard import NonFiniteGuard
 from diffusion_lab.training.optimizers import Adam, LearningRateCourse
 
 __all__ = [
@@ -13,7 +13,7 @@ __all__ = [
     "DiffusionModule",
     "LearningRateCourse",
     "MetricsFile",
-    "StepGuard",
+    "NonFiniteGuard",
     "TrainedModule",
     "WandbRun",
 ]

@@ -9,9 +9,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from diffusion_lab import __version__
-from diffusion_lab.distributed.collectives import Processes
-from diffusion_lab.training.nonfinite_guard import StepGuard
-from diffusion_lab.training.optimizers import Adam, lay_moments_as_weights
+from diffusion_lab.distributed.collectives import Ranks
+from diffusion_lab.training.nonfinite_guard import NonFiniteGuard
+from diffusion_lab.training.optimizers import Adam, match_memory_format
 
 CODE = "diffusion_lab"
 """Where a checkpoint holds the version of the code that wrote it."""
@@ -20,9 +20,9 @@ CODE = "diffusion_lab"
 class TrainedModule(LightningModule):
     """A network in training. Who inherits says what its loss is, and what follows a step."""
 
-    def __init__(self, network: nn.Module, *, optimizer: Adam, guard: StepGuard | None) -> None:
+    def __init__(self, network: nn.Module, *, optimizer: Adam, guard: NonFiniteGuard | None) -> None:
         super().__init__()
-        self.network, self.optimizer, self.guard = network, optimizer, guard or StepGuard()
+        self.network, self.optimizer, self.guard = network, optimizer, guard or NonFiniteGuard()
         self._losses: list[Tensor] = []
         self._trained = list(network.parameters())  # walking through all modules costs more than some steps
         self._gradient_norm: Tensor | None = None
@@ -38,7 +38,7 @@ class TrainedModule(LightningModule):
     def after_step(self) -> None:
         """Called once an optimiser step, after it."""
 
-    def tell(self, **numbers: Tensor | float) -> None:
+    def log_step(self, **numbers: Tensor | float) -> None:
         """Numbers of the step that is under way, for the log, the display and the summary."""
         # Lightning's own way, self.log, costs a third of a millisecond for each number of each step, due or not.
         for name, value in numbers.items():
@@ -48,7 +48,7 @@ class TrainedModule(LightningModule):
     def on_train_start(self) -> None:
         self._last_logged = self.trainer.global_step
         for optimizer in self.trainer.optimizers:
-            lay_moments_as_weights(optimizer)
+            match_memory_format(optimizer)
 
     def on_train_batch_end(self, *args: Any) -> None:
         every, step = self.trainer.log_every_n_steps, self.trainer.global_step
@@ -112,10 +112,10 @@ class TrainedModule(LightningModule):
         """Tells what the step came to over all processes and accumulated batches."""
         mean = self._losses[0] if len(self._losses) == 1 else torch.stack(self._losses).mean()
         self._losses.clear()
-        numbers = {"loss": Processes.of_this_job().mean(mean)}
+        numbers = {"loss": Ranks.current().all_reduce_mean(mean)}
         if self._gradient_norm is not None:
             numbers["gradient_norm"] = self._gradient_norm
-        self.tell(**numbers, learning_rate=float(self.trainer.optimizers[0].param_groups[0]["lr"]))
+        self.log_step(**numbers, learning_rate=float(self.trainer.optimizers[0].param_groups[0]["lr"]))
 
     def _log(self, step: int) -> None:
         """Hands what was told to the loggers, under the number of steps done. Waits for the device."""

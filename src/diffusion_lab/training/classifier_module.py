@@ -5,11 +5,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_lab.data.image_datamodule import ImageBatch
-from diffusion_lab.distributed.collectives import Processes
+from diffusion_lab.distributed.collectives import Ranks
 from diffusion_lab.guidance.noisy_classifier import NoisyClassifier
 from diffusion_lab.process import GaussianProcess, TimeDistribution
 from diffusion_lab.training.base_module import TrainedModule
-from diffusion_lab.training.nonfinite_guard import StepGuard
+from diffusion_lab.training.nonfinite_guard import NonFiniteGuard
 from diffusion_lab.training.optimizers import Adam
 
 
@@ -23,7 +23,7 @@ class ClassifierModule(TrainedModule):
         *,
         times: TimeDistribution,
         optimizer: Adam,
-        guard: StepGuard | None = None,
+        guard: NonFiniteGuard | None = None,
     ) -> None:
         super().__init__(network, optimizer=optimizer, guard=guard)
         self.process, self.times = process, times
@@ -47,6 +47,6 @@ class ClassifierModule(TrainedModule):
 
     def after_step(self) -> None:
         self.times.finish_step(self.guard.applied)
-        share = Processes.of_this_job().mean(torch.stack(self._right).mean())
+        share = Ranks.current().all_reduce_mean(torch.stack(self._right).mean())
         self._right.clear()
-        self.tell(accuracy=share)
+        self.log_step(accuracy=share)

@@ -21,7 +21,7 @@ from diffusion_lab.process import GaussianProcess, Prediction, TimeDistribution
 from diffusion_lab.randomness import Draws, ImageNoise, Purpose
 from diffusion_lab.samplers import OnStep, Sampler
 from diffusion_lab.training.base_module import TrainedModule
-from diffusion_lab.training.nonfinite_guard import StepGuard
+from diffusion_lab.training.nonfinite_guard import NonFiniteGuard
 from diffusion_lab.training.optimizers import Adam
 
 
@@ -39,7 +39,7 @@ class DiffusionModule(TrainedModule):
         ema: Callable[[nn.Module], EMA],
         optimizer: Adam,
         sampler: Sampler,
-        guard: StepGuard | None = None,
+        guard: NonFiniteGuard | None = None,
         space: Space | None = None,
     ) -> None:
         super().__init__(network, optimizer=optimizer, guard=guard)

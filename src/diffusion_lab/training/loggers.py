@@ -55,7 +55,7 @@ class WandbRun(WandbLogger):
         """group: what the run is one of, such as a sweep."""
         super().__init__(save_dir=folder, name=Path(folder).name, project=project, group=group, offline=offline)
         self._path = Path(folder) / "wandb_id"
-        self._before = self._told = _Told()
+        self._before = self._told = _Logged()
 
     @property
     @rank_zero_experiment
@@ -64,7 +64,7 @@ class WandbRun(WandbLogger):
             import wandb
 
             wandb.finish()  # an earlier run of this process
-            self._told = _Told.read(self._path)
+            self._told = _Logged.read(self._path)
             self._wandb_init["id"] = self._id = self._told.identity
             self._before = self._told
             self._told.write(self._path)
@@ -99,7 +99,7 @@ class WandbRun(WandbLogger):
 
 
 @dataclass(frozen=True)
-class _Told:
+class _Logged:
     """What a run on Weights & Biases has told: the last step, and the names that it had numbers of then."""
 
     identity: str = field(default_factory=lambda: secrets.token_hex(4))
@@ -107,7 +107,7 @@ class _Told:
     names: tuple[str, ...] = ()
 
     @classmethod
-    def read(cls, path: Path) -> "_Told":
+    def read(cls, path: Path) -> "_Logged":
         try:
             identity, step, *names = path.read_text().split("\n")
             return cls(identity, int(step), tuple(names))
@@ -126,9 +126,9 @@ class _Told:
             return dict(metrics) if step > self.step else {}
         return {name: value for name, value in metrics.items() if name not in self.names}
 
-    def after(self, metrics: Mapping[str, Any], step: int) -> "_Told":
+    def after(self, metrics: Mapping[str, Any], step: int) -> "_Logged":
         names = self.names if step == self.step else ()
-        return _Told(self.identity, step, (*names, *metrics))
+        return _Logged(self.identity, step, (*names, *metrics))
 
 
 def _rows_until(path: Path, step: int) -> tuple[list[str], list[dict[str, str]]]:

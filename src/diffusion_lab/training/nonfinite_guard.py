@@ -28,7 +28,7 @@ class DivergedError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Look:
+class GuardReport:
     """What a guard did since the last look.  refused: (step, reason) of each step that was not applied."""
 
     refused: tuple[tuple[int, Reason], ...]
@@ -59,7 +59,7 @@ class _Step:
         return reason.masked_fill(self.waiting, Reason.WAITING_FOR_A_RESTORE)
 
 
-class StepGuard(nn.Module):
+class NonFiniteGuard(nn.Module):
     """Decides on the device, without waiting for it, whether a step is applied.
 
     A refused step leaves weights and optimizer as they were. After `patience` refused steps in a row the guard has
@@ -127,7 +127,7 @@ class StepGuard(nn.Module):
         """Whether the last steps were refused: no moment for a checkpoint to go back to. Waits for the device."""
         return bool(self.streak)
 
-    def look(self) -> Look:
+    def look(self) -> GuardReport:
         """What happened since the last look, `patience` steps ago at most; the same answer on every process.
 
         Waits for the device and for the other processes.
@@ -140,9 +140,9 @@ class StepGuard(nn.Module):
             torch.distributed.all_reduce(state, torch.distributed.ReduceOp.MAX)
         streak, *reasons = state.tolist()
         refused = tuple((step, Reason(reason)) for step, reason in zip(steps, reasons, strict=True) if reason)
-        return Look(refused, tripped=streak >= self.patience)
+        return GuardReport(refused, tripped=streak >= self.patience)
 
-    def start_again(self) -> None:
+    def reset_streak(self) -> None:
         """Ends the row of refused steps, after a restore."""
         self.streak.zero_()
         self.num_restores.add_(1)

@@ -37,7 +37,7 @@ class LearningRateCourse:
         return warmup * 0.5 * (1 + math.cos(math.pi * min(max(done, 0.0), 1.0)))
 
 
-def lay_moments_as_weights(optimizer: torch.optim.Optimizer) -> None:
+def match_memory_format(optimizer: torch.optim.Optimizer) -> None:
     """Lays moments out in memory as their weights: those of a checkpoint lie as the weights did when it was written.
 
     Fused kernels walk through all of them as one row of numbers, whatever their strides.
