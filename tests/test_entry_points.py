@@ -212,7 +212,7 @@ def test_a_missing_feature_network_is_said_once_and_training_goes_on(tmp_path: P
     [
         (
             ["schedule=cosin"],
-            "schedule must be one of constant, cosine, .*, warmup, got cosin; perhaps you mean cosine.",
+            "schedule must be one of beta_warmup, constant, cosine, .*, got cosin; perhaps you mean cosine.",
         ),
         (["shedule=cosine"], "shedule is not a setting: accepted are .*; perhaps you mean schedule."),
         (

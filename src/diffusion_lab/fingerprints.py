@@ -4,8 +4,12 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+VERSION = 1
+"""Version of fingerprints: raised when the same settings come to give another number."""
 
 LONGEST = 16
 """Numbers of a sequence that are written out; of a longer one the sha256 is."""
@@ -65,6 +69,14 @@ def describe(value: Any, omit: Sequence[str] = ()) -> Any:
 def digest(content: Any) -> str:
     """sha256 of plain data, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def version_of(code: str) -> int | str:
+    """Return the fingerprint version of a version of this package.
+
+    0.3 and later give the numbers of version 1. Versions before are returned as they are: they gave other numbers.
+    """
+    return VERSION if tuple(int(part) for part in re.findall(r"\d+", code)[:2]) >= (0, 3) else code
 
 
 def flat(fingerprint: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

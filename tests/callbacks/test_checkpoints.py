@@ -14,6 +14,7 @@ from diffusion_lab import checkpoint_files
 from diffusion_lab.callbacks.checkpoints import SaveLast, WholeCheckpoints
 from diffusion_lab.callbacks.stop_on_signal import StopOnSignal
 from diffusion_lab.distributed.signals import StoppedBySignal
+from diffusion_lab.training import CosineWithWarmup
 from diffusion_lab.training.diffusion_module import DiffusionModule
 from support.small_runs import fit, small_module, weights
 
@@ -143,3 +144,11 @@ def test_every_checkpoint_of_the_trainer_has_checksums_and_no_half_written_file(
     with zipfile.ZipFile(tmp_path / "elsewhere" / "other.ckpt") as archive:
         assert archive.testzip() is None
         assert max(record.CRC for record in archive.infolist()) > 0
+
+
+def test_a_fork_follows_its_own_learning_rate_schedule(tmp_path: Path) -> None:
+    first, fork = small_module(), small_module()
+    first.lr_schedule, fork.lr_schedule = CosineWithWarmup(0, 20), CosineWithWarmup(0, 8)
+    saved(first, tmp_path, 3)
+    trainer = saved(fork, tmp_path, 6, ckpt_path=tmp_path / "last.ckpt")
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-2 * CosineWithWarmup(0, 8)(6))

@@ -17,9 +17,9 @@ from diffusion_lab.callbacks.stop_on_signal import StopOnSignal
 from diffusion_lab.data.image_datamodule import ImageBatch
 from diffusion_lab.distributed.signals import StoppedBySignal
 from diffusion_lab.process import LinearSchedule, LossSecondMoment
+from diffusion_lab.training import Adam, ConstantWithWarmup
 from diffusion_lab.training.diffusion_module import DiffusionModule
 from diffusion_lab.training.nonfinite_guard import DivergedError, NonFiniteGuard
-from diffusion_lab.training.optimizers import Adam, LearningRateCourse
 from support.commands import run
 from support.faults import PlantedNaN, learned, same
 from support.small_runs import FewImages, fit, small_module, weights
@@ -29,7 +29,7 @@ def guarded(**settings: Any) -> DiffusionModule:
     """A small module whose learning rate and times tell how far a run is; it gives up on three steps in a row."""
     module = small_module()
     module.guard = NonFiniteGuard(patience=3, **settings)
-    module.optimizer = Adam(lr=1e-2, course=LearningRateCourse(num_warmup_steps=40))
+    module.optimizer, module.lr_schedule = Adam(lr=1e-2), ConstantWithWarmup(num_warmup_steps=40)
     module.times = LossSecondMoment(LinearSchedule(20, 1e-3, 0.4), num_kept=1)
     return module
 

@@ -85,7 +85,10 @@ def test_two_processes_train_the_same_whoever_starts_them(slurm: Slurm, tmp_path
 
 def test_a_job_names_its_folder_whatever_it_does(slurm: Slurm, tmp_path: Path) -> None:
     """Without a folder on the command line: all tasks of a job, and all its starts, have the same one."""
-    shown = 'python -c "import sys; sys.argv[1:] = []; from diffusion_lab.distributed import slurm_job; print(slurm_job.name())"'
+    shown = (
+        'python -c "import sys; sys.argv[1:] = []; from diffusion_lab.distributed import slurm_job; '
+        'print(slurm_job.job_name())"'
+    )
     code = f"{sys.executable} {shown.removeprefix('python ')}"
     output = tmp_path / "out"
     identity = slurm.ask(

@@ -1,7 +1,7 @@
 """Make the run folders of version 0.3, or perform what they are used for with any checkout.
 
-    python tests/earlier_runs/make.py CHECKOUT                      # writes tests/earlier_runs/v0_3
-    python tests/earlier_runs/make.py CHECKOUT --compare            # performs every command of GOES_ON, beside stored figures
+    python tests/earlier_runs/make.py CHECKOUT             # write tests/earlier_runs/v0_3
+    python tests/earlier_runs/make.py CHECKOUT --compare   # perform every command of GOES_ON, compare with its figures
 
 CHECKOUT holds src/ of the version to run, with torch and the other packages of this interpreter. One thread, float32.
 """

@@ -22,7 +22,7 @@ OF_THE_CLOCK = ("images_per_second", "data_wait", "measuring_seconds", "measurin
 
 @dataclass
 class Outcome:
-    """figures: numbers by name.  digests: SHA-256 of weights and images by name.  images: uint8 [N, H, W, 3] or None."""
+    """figures: numbers by name.  digests: SHA-256 of weights and images.  images: uint8 [N, H, W, 3] or None."""
 
     figures: dict[str, float] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)

@@ -113,7 +113,8 @@ MADE: dict[str, Command] = {
     ),
     "evaluations": Command(
         "evaluate.py",
-        ("-m", "run={runs}/plain", "num_samples=20", "num_pictures=0", "sampler=ddim,ancestral", "sampler.num_steps=2,4"),
+        ("-m", "run={runs}/plain", "num_samples=20", "num_pictures=0", "sampler=ddim,ancestral",
+         "sampler.num_steps=2,4"),
         is_sweep=True,
     ),
 }  # fmt: skip
@@ -128,11 +129,11 @@ GOES_ON: dict[str, Command] = {
     "resume_latent": Command("train.py", (), resume="latent", more_steps=1),
     "fork": _train(
         "resume={runs}/class_conditional", "fork=true", "trainer.max_steps=6", "optimizer.lr=0.01",
-        "optimizer.course.num_decay_steps=8",
     ),
     "sample_plain": _sample("plain", "checkpoint=best.ckpt"),
     "sample_guided": _sample(
-        "class_conditional", "guide={runs}/weaker", "classifier={runs}/classifier", "classifier_scale=2", "weights=fast",
+        "class_conditional", "guide={runs}/weaker", "classifier={runs}/classifier", "classifier_scale=2",
+        "weights=fast",
     ),
     "sample_learned_variance": _sample("learned_variance"),
     "sample_edm": _sample("edm", "weights=narrow"),

@@ -113,7 +113,7 @@ def test_the_fingerprint_says_all_that_a_number_depends_on(tmp_path: Path) -> No
     }  # fmt: skip
     expected = {"num_samples": 23, "seed": 7, "precision": "32-true", "batch_size": 5, "guidance_scale": 1.0}
     assert {key: fingerprint[key] for key in expected} == expected
-    assert {"sampler", "schedule", "weights", "label", "quantisation", "code"} <= set(fingerprint)
+    assert {"sampler", "schedule", "weights", "label", "quantization", "version"} <= set(fingerprint)
     assert found["is_stand_in_23"]["reference"] is None
     assert found["is_stand_in_23"]["features"]["output"] == "logits"
 

@@ -56,7 +56,9 @@ def test_the_first_reason_of_a_failure_stays_until_the_next_start(tmp_path: Path
 
 
 def test_a_run_whose_process_was_killed_is_settled_as_failed(tmp_path: Path) -> None:
-    code = f"from diffusion_lab.runs import status as run_status; from pathlib import Path; run_status.begin(Path({str(tmp_path)!r}))"
+    code = (
+        f"from diffusion_lab.runs import status; from pathlib import Path; status.mark_running(Path({str(tmp_path)!r}))"
+    )
     done = subprocess.run([sys.executable, "-c", code], check=True)
     assert done.returncode == 0
     assert run_status.read(tmp_path).state == "running"  # type: ignore[union-attr]

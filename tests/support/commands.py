@@ -28,6 +28,7 @@ def command(asked):
     os.chdir(asked["cwd"])
     sys.argv = [asked["script"], *asked["arguments"]]
     sys.path.insert(0, os.path.dirname(asked["script"]))
+    sys.path += filter(None, asked["environment"].get("PYTHONPATH", "").split(os.pathsep))
     code = 0
     try:
         runpy.run_path(asked["script"], run_name="__main__")

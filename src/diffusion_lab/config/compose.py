@@ -12,6 +12,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from diffusion_lab.config.earlier_versions import current_choice, current_key
 from diffusion_lab.config.validation import META, suggestion
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import CONF
@@ -39,7 +40,12 @@ def _sentence(error: Exception, config_name: str) -> str:
     """What a person did wrong, in one sentence."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, choice = error.missing_cfg_file.rpartition("/")
-        meant = _meaning_here(group, choice) or suggestion(choice, list(error.options))
+        renamed = current_choice(group, choice)
+        meant = (
+            f"; it is now {group}={renamed}"
+            if renamed
+            else _meaning_here(group, choice) or suggestion(choice, list(error.options))
+        )
         return f"{group} must be one of {', '.join(error.options)}, got {choice}{meant}."
     if isinstance(error, ConfigCompositionException):
         if found := re.match(
@@ -59,6 +65,8 @@ def _meaning_here(group: str, choice: str) -> str:
 
 def _unknown_key(key: str, config_name: str) -> str:
     """The sentence for a key that the config does not have."""
+    if renamed := current_key(key):
+        return f"{key} is now called {renamed}."
     node = _composed_without(key, config_name)
     parent, _, name = key.rpartition(".")
     while parent and _at(node, parent) is None:

@@ -10,12 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion_lab import __version__
 from diffusion_lab.data.images import Images
 from diffusion_lab.distributed.collectives import Ranks
 from diffusion_lab.evaluation.reference import Reference
 from diffusion_lab.features import Features
-from diffusion_lab.fingerprints import describe
+from diffusion_lab.fingerprints import VERSION, describe
 from diffusion_lab.generation.seeded_images import SeededImages
 from diffusion_lab.latents import Pixels
 from diffusion_lab.metrics.feature_set import FeatureSet
@@ -197,7 +196,7 @@ class Evaluator:
         }
 
     def _circumstances(self) -> dict[str, Any]:
-        return {"seed": self.seed, "precision": self.precision, "code": __version__}
+        return {"seed": self.seed, "precision": self.precision, "version": VERSION}
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:

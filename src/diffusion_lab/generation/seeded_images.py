@@ -100,7 +100,7 @@ class SeededImages:
             **self._guidance_protocol(),
             "label": label if classes else None,
             "batch_size": self.max_pass_size,
-            "quantisation": "rounded to 256 levels",
+            "quantization": "rounded to 256 levels",
             **({} if self.small is None else {"low_resolution": self.small.protocol()}),
             **({} if self.module.space == Pixels() else {"space": self._space_protocol()}),
         }

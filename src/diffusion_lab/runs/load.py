@@ -16,6 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from diffusion_lab.config.earlier_versions import current_config
 from diffusion_lab.distributed import launch
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import ROOT
@@ -55,7 +56,14 @@ def load_config(folder: Path, *checkpoints: str) -> DictConfig:
     for file in (folder / "config.yaml", *(folder / "checkpoints" / checkpoint for checkpoint in checkpoints)):
         if not file.is_file():
             raise UserError(f"run must be the folder of a run, got {folder}: {file.relative_to(folder)} is missing.")
-    return typing.cast(DictConfig, OmegaConf.load(folder / "config.yaml"))
+    return read_config(folder / "config.yaml")
+
+
+def read_config(path: Path) -> DictConfig:
+    """Read a saved config, whose names may be those of an earlier version."""
+    content = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(content, dict)
+    return OmegaConf.create(current_config({str(key): value for key, value in content.items()}))
 
 
 def load_weights(config: DictConfig, checkpoint: Path) -> Any:
@@ -122,8 +130,8 @@ def _module(config: DictConfig, network: Any, schedule: Any) -> "DiffusionModule
             file=sys.stderr,
         )
     variance = instantiate_node(config.variance, "variance")
-    parts = ("process", "prediction", "objective", "times", "ema", "optimizer", "sampler", "guard", "space")
-    objects = {part: instantiate_node(config[part], part) for part in parts}
+    parts = ("prediction", "objective", "times", "ema", "optimizer", "lr_schedule", "sampler", "guard", "space")
+    objects = {part: instantiate_node(config.get(part), part) for part in ("process", *parts)}
     try:
         variance.require(network.in_channels, network.out_channels)
         return DiffusionModule(network, objects.pop("process"), **objects)
@@ -139,7 +147,8 @@ def _classifier_module(config: DictConfig, network: Any) -> "ClassifierModule":
             f"model must be a network that answers classes (half_unet), got {type(network).__name__}, which answers "
             "images: src/train.py trains it."
         )
-    objects = {part: instantiate_node(config[part], part) for part in ("process", "times", "optimizer", "guard")}
+    parts = ("process", "times", "optimizer", "lr_schedule", "guard")
+    objects = {part: instantiate_node(config.get(part), part) for part in parts}
     return ClassifierModule(network, objects.pop("process"), **objects)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
+from diffusion_lab import __version__
 from diffusion_lab.runs.tables import METRICS, SUMMARY, print_table
 
 
@@ -20,7 +21,7 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> None:
 def write_metrics(folder: Path, record: dict[str, Any]) -> None:
     """Numbers with their protocol: `metrics.json`.  record["numbers"]: each with name, value and fingerprint."""
     numbers = [number | {"value": _finite(number["value"])} for number in record["numbers"]]
-    _write(folder / METRICS, record | {"numbers": numbers, "commit": _commit()})
+    _write(folder / METRICS, record | {"numbers": numbers, "code": __version__, "commit": _commit()})
 
 
 def _commit() -> str | None:

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from diffusion_lab.config.compose import command_name, compose_config
+from diffusion_lab.config.earlier_versions import current_config, current_overrides
 from diffusion_lab.config.overrides import OVERRIDES_FILE, quote
 from diffusion_lab.distributed import slurm_job
 from diffusion_lab.errors import UserError
@@ -102,7 +103,7 @@ def starting_point(config: DictConfig) -> StartingPoint:
     folder = Path(config.resume) if config.resume and not is_there else run_folder
     now = _flat(_plain(config))
     before = _flat(_plain(compose_config(command_name(), [*_words_of(folder), f"run_folder={quote(str(run_folder))}"])))
-    saved = _flat(_relocated(_loaded(folder / "config.yaml", dict), run_folder))
+    saved = _flat(_relocated(current_config(_loaded(folder / "config.yaml", dict)), run_folder))
     changed = {key for key in now.keys() | before.keys() if now.get(key) != before.get(key)}
     wanted = {key: value for key, value in saved.items() if key not in changed or key in now}
     wanted |= {key: now[key] for key in changed if key in now}
@@ -180,7 +181,7 @@ def _last_written(folder: Path) -> float:
 def _words_of(folder: Path) -> list[str]:
     """What a run was started with."""
     paths = [path for path in (folder / OVERRIDES_FILE, folder / ".hydra" / OVERRIDES_FILE) if path.is_file()]
-    words = [str(word) for word in _loaded(paths[0], list)] if paths else []
+    words = current_overrides([str(word) for word in _loaded(paths[0], list)]) if paths else []
     return [word for word in words if not re.match(r"(resume|fork)=", word)]
 
 

@@ -22,7 +22,7 @@ from diffusion_lab.distributed.slurm_job import SlurmQueue
 
 STATUS, LOCK, JOB = "status.json", ".lock", ".slurm_job"
 
-QUEUED, RUNNING, REQUEUED, FINISHED, FAILED = "queued", "running", "mark_requeued", "mark_finished", "mark_failed"
+QUEUED, RUNNING, REQUEUED, FINISHED, FAILED = "queued", "running", "requeued", "finished", "failed"
 
 
 class FolderLockedError(Exception):

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from diffusion_lab.config.earlier_versions import current_fingerprint, current_overrides
 from diffusion_lab.fingerprints import IncomparableError, differences, fields_set_by, require_comparable
 
 SUMMARY, METRICS = "summary.json", "metrics.json"
@@ -42,7 +43,7 @@ class Row:
         record = _json(folder / METRICS)
         numbers = {number["name"]: number for number in record.get("numbers", [])}
         values |= {name: number["value"] for name, number in numbers.items()}
-        fingerprints = {name: number["fingerprint"] for name, number in numbers.items()}
+        fingerprints = {name: current_fingerprint(number["fingerprint"]) for name, number in numbers.items()}
         run, step = Path(record.get("run", folder)).name, record.get("step")
         return cls(folder, _overrides(job), values, fingerprints, run, step)
 
@@ -93,7 +94,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _overrides(folder: Path) -> dict[str, str]:
     path = folder / ".hydra" / "overrides.yaml"
-    words = [str(word) for word in OmegaConf.load(path)] if path.is_file() else []
+    words = current_overrides([str(word) for word in OmegaConf.load(path)]) if path.is_file() else []
     pairs = (word.lstrip("+").partition("=") for word in words)
     return {key: value for key, _, value in pairs if not key.startswith("sweep.")}
 

@@ -12,6 +12,7 @@ from typing import Any
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion_lab.config.earlier_versions import current_overrides
 from diffusion_lab.config.overrides import identifying_overrides
 from diffusion_lab.distributed.slurm_job import SlurmQueue
 from diffusion_lab.errors import UserError
@@ -117,7 +118,7 @@ def _is_done(folder: Path, words: Sequence[str], config: DictConfig, status: Sta
 
 def _words_before(folder: Path) -> list[str]:
     path = folder / "overrides.yaml"
-    return [str(word) for word in OmegaConf.load(path)] if path.is_file() else []
+    return current_overrides([str(word) for word in OmegaConf.load(path)]) if path.is_file() else []
 
 
 def print_plan(planned: Sequence[PlannedRun], folder: Path) -> None:

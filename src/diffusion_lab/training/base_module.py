@@ -7,9 +7,12 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from diffusion_lab import __version__
 from diffusion_lab.distributed.collectives import Ranks
+from diffusion_lab.fingerprints import VERSION, version_of
+from diffusion_lab.training.lr_schedules import ConstantWithWarmup, LRSchedule
 from diffusion_lab.training.nonfinite_guard import NonFiniteGuard
 from diffusion_lab.training.optimizers import Adam, match_memory_format
 
@@ -20,9 +23,12 @@ CODE = "diffusion_lab"
 class TrainedModule(LightningModule):
     """A network in training. Who inherits says what its loss is, and what follows a step."""
 
-    def __init__(self, network: nn.Module, *, optimizer: Adam, guard: NonFiniteGuard | None) -> None:
+    def __init__(
+        self, network: nn.Module, *, optimizer: Adam, lr_schedule: LRSchedule | None, guard: NonFiniteGuard | None
+    ) -> None:
         super().__init__()
         self.network, self.optimizer, self.guard = network, optimizer, guard or NonFiniteGuard()
+        self.lr_schedule = lr_schedule or ConstantWithWarmup()
         self._losses: list[Tensor] = []
         self._trained = list(network.parameters())  # walking through all modules costs more than some steps
         self._gradient_norm: Tensor | None = None
@@ -61,7 +67,10 @@ class TrainedModule(LightningModule):
             self._log(self.trainer.global_step)
 
     def configure_optimizers(self) -> Any:
-        optimizer, scheduler = self.optimizer(self._trained)
+        optimizer = self.optimizer(self._trained)
+        # A plain function: LambdaLR would restore the fields of a callable object from the checkpoint, and a fork would
+        # keep the schedule of the run that it came from.
+        scheduler = LambdaLR(optimizer, lambda step: self.lr_schedule(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -77,7 +86,8 @@ class TrainedModule(LightningModule):
         checkpoint[CODE] = __version__
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if (begun := checkpoint.get(CODE, "before 0.3.0")) != __version__ and self._trainer is not None:
+        begun = str(checkpoint.get(CODE, "before 0.3.0"))
+        if version_of(begun if CODE in checkpoint else "0.2") != VERSION and self._trainer is not None:
             _warn_of_other_code(begun)
         # Lightning counts batches and would go on in the middle of a step, at the old rates; here the step says all. So
         # a run may go on with another accumulation, and a fork with other rates.
@@ -86,9 +96,10 @@ class TrainedModule(LightningModule):
         checkpoint["callbacks"].pop("Timer", None)  # trainer.max_time is the time of one job
         for state in checkpoint["optimizer_states"]:
             for group in state["param_groups"]:
-                group.update(self.optimizer.settings(step))
+                group |= self.optimizer.group_settings() | {"lr": self.optimizer.lr * self.lr_schedule(step)}
         for state in checkpoint["lr_schedulers"]:
             state["base_lrs"] = [self.optimizer.lr for _ in state["base_lrs"]]
+            state["lr_lambdas"] = [None for _ in state["lr_lambdas"]]  # versions up to 0.3 stored the schedule
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None

@@ -9,6 +9,7 @@ from diffusion_lab.distributed.collectives import Ranks
 from diffusion_lab.guidance.noisy_classifier import NoisyClassifier
 from diffusion_lab.process import GaussianProcess, TimeDistribution
 from diffusion_lab.training.base_module import TrainedModule
+from diffusion_lab.training.lr_schedules import LRSchedule
 from diffusion_lab.training.nonfinite_guard import NonFiniteGuard
 from diffusion_lab.training.optimizers import Adam
 
@@ -23,9 +24,10 @@ class ClassifierModule(TrainedModule):
         *,
         times: TimeDistribution,
         optimizer: Adam,
+        lr_schedule: LRSchedule | None = None,
         guard: NonFiniteGuard | None = None,
     ) -> None:
-        super().__init__(network, optimizer=optimizer, guard=guard)
+        super().__init__(network, optimizer=optimizer, lr_schedule=lr_schedule, guard=guard)
         self.process, self.times = process, times
         self._right: list[Tensor] = []
 

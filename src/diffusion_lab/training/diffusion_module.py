@@ -21,6 +21,7 @@ from diffusion_lab.process import GaussianProcess, Prediction, TimeDistribution
 from diffusion_lab.randomness import Draws, ImageNoise, Purpose
 from diffusion_lab.samplers import OnStep, Sampler
 from diffusion_lab.training.base_module import TrainedModule
+from diffusion_lab.training.lr_schedules import LRSchedule
 from diffusion_lab.training.nonfinite_guard import NonFiniteGuard
 from diffusion_lab.training.optimizers import Adam
 
@@ -39,10 +40,11 @@ class DiffusionModule(TrainedModule):
         ema: Callable[[nn.Module], EMA],
         optimizer: Adam,
         sampler: Sampler,
+        lr_schedule: LRSchedule | None = None,
         guard: NonFiniteGuard | None = None,
         space: Space | None = None,
     ) -> None:
-        super().__init__(network, optimizer=optimizer, guard=guard)
+        super().__init__(network, optimizer=optimizer, lr_schedule=lr_schedule, guard=guard)
         self.space = space or Pixels()
         self.process, self.prediction = process, prediction
         self.objective, self.times, self.sampler = objective, times, sampler
