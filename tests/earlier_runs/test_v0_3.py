@@ -78,5 +78,4 @@ def test_a_sweep_of_0_3_given_again_finds_its_runs(runs: Path) -> None:
         f"hydra.sweep.dir={runs}/sweep",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "2 runs in" in done.stdout
-    assert "2 of them are there" in done.stdout
+    assert done.stdout.count("is there") == 2
