@@ -1,9 +1,9 @@
-"""Writing and reading what a run of unet_cifar10 needs to go on: weights, average, Adam's moments; 430 MB.
+"""Writing and reading the checkpoint of a unet_cifar10 run: weights, EMA weights and Adam's moments.
 
     python benchmarks/checkpoints.py
 
-Beside Lightning's own way to files, which is torch.save and torch.load. Ours also waits until the file is on the disk,
-so that a power cut leaves it whole, and compares every record's checksum before it believes a file.
+Compared with Lightning's TorchCheckpointIO, which calls torch.save and torch.load. Ours also waits until the file is on
+disk, so that a power failure cannot damage it, and verifies the checksum of every record when it reads a file.
 """
 
 import argparse
@@ -12,38 +12,38 @@ from pathlib import Path
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from measuring import Row, in_turns, main, timed
+from measuring import Row, interleave, main, timed
 from network import ours
 
 from diffusion_lab import checkpoint_files
-from diffusion_lab.ema.averages import EMA, ConstantDecay
-from diffusion_lab.training.optimizers import Adam
+from diffusion_lab.ema import EMA, ConstantDecay
+from diffusion_lab.training import Adam
 
 
 def rows(arguments: argparse.Namespace) -> list[Row]:
     network = ours("unet_cifar10")
-    ema, (optimizer, _) = EMA(network, {"ema": ConstantDecay()}), Adam()(network.parameters())
+    ema, optimizer = EMA(network, {"ema": ConstantDecay()}), Adam()(network.parameters())
     for parameter in network.parameters():
         parameter.grad = torch.randn_like(parameter)
     optimizer.step()
     state = {"network": network.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict()}
-    theirs = TorchCheckpointIO()
+    lightning_io = TorchCheckpointIO()
     with tempfile.TemporaryDirectory() as folder:
-        mine, other = Path(folder) / "mine.ckpt", Path(folder) / "other.ckpt"
+        our_file, peer_file = Path(folder) / "ours.ckpt", Path(folder) / "peer.ckpt"
         jobs = {
-            "write": lambda: timed(lambda: checkpoint_files.write(state, mine)),
-            "their write": lambda: timed(lambda: theirs.save_checkpoint(state, other)),
-            "read": lambda: timed(lambda: checkpoint_files.read(mine)),
-            "their read": lambda: timed(lambda: theirs.load_checkpoint(other, weights_only=True)),
+            "our write": lambda: timed(lambda: checkpoint_files.write(state, our_file)),
+            "peer's write": lambda: timed(lambda: lightning_io.save_checkpoint(state, peer_file)),
+            "our read": lambda: timed(lambda: checkpoint_files.read(our_file)),
+            "peer's read": lambda: timed(lambda: lightning_io.load_checkpoint(peer_file, weights_only=True)),
         }
-        seconds = in_turns(jobs, arguments.rounds)
-        size = mine.stat().st_size / 2**20
+        seconds = interleave(jobs, arguments.rounds)
+        size = our_file.stat().st_size / 2**20
     name = "Lightning's torch.save and torch.load"
     return [
-        Row(f"writing a checkpoint of {size:.0f} MB", "s", seconds["write"], seconds["their write"], name, 1.0,
-            note="ours waits until it is on the disk"),
-        Row(f"reading a checkpoint of {size:.0f} MB", "s", seconds["read"], seconds["their read"], name, 1.0,
-            note="ours compares all checksums"),
+        Row(f"writing a checkpoint of {size:.0f} MB", "s", seconds["our write"], seconds["peer's write"], name, 1.0,
+            note="ours waits until the file is on disk"),
+        Row(f"reading a checkpoint of {size:.0f} MB", "s", seconds["our read"], seconds["peer's read"], name, 1.0,
+            note="ours verifies all checksums"),
     ]  # fmt: skip
 
 

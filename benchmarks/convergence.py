@@ -1,7 +1,10 @@
-"""The order of each sampler, as a table and docs/convergence.png: PYTHONPATH=tests python benchmarks/convergence.py
+"""Measure the order of convergence of each sampler; print a table and draw docs/convergence.png.
 
-Data of a mixture of Gaussians, whose denoiser and probability flow are known exactly; distance to the flow's end at a
-fixed time above 0, five step counts on vp and edm.
+    PYTHONPATH=tests python benchmarks/convergence.py
+
+The data follow a mixture of Gaussians, for which the denoiser and the probability flow are known exactly. The error is
+the distance to the exact solution of the flow at a fixed time above 0, for five step counts, on the schedules vp and
+edm.
 """
 
 from collections.abc import Callable
@@ -10,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib import pyplot
-from oracles import MixtureOracle, walk
 
 from diffusion_lab.process import EDMSchedule, GaussianProcess, VPSchedule
 from diffusion_lab.samplers import DDIM, DPMSolver, Euler, GivenNoise, Heun, ListedTimes, NoClipping, Sampler, UniPC
+from support.oracles import MixtureOracle, walk
 
 STEPS = (32, 64, 128, 256, 512)
 SAMPLERS: dict[str, Callable[..., Sampler]] = {
@@ -24,11 +27,12 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "unipc, order 1": lambda *args, **settings: UniPC(*args, order=1, **settings),
     "unipc, order 2": lambda *args, **settings: UniPC(*args, order=2, **settings),
 }
-ENDS = {"vp": (VPSchedule(), 0.05), "edm": (EDMSchedule(), 0.1)}
+SCHEDULES = {"vp": (VPSchedule(), 0.05), "edm": (EDMSchedule(), 0.1)}
+"""Schedule and last time, by name."""
 
 
 def times(process: GaussianProcess, end: float, num_steps: int) -> list[float]:
-    """Evenly spaced in log-SNR from the noisiest time to `end`."""
+    """Return times from t_max to `end`, evenly spaced in log-SNR."""
     schedule = process.schedule
     first, last = schedule.log_snr(torch.tensor([schedule.t_max, end], dtype=torch.float64)).tolist()
     inner = schedule.at_log_snr(torch.linspace(first, last, num_steps + 1, dtype=torch.float64)).tolist()
@@ -38,7 +42,7 @@ def times(process: GaussianProcess, end: float, num_steps: int) -> list[float]:
 def main() -> None:
     noise = torch.randn(8, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained", sharey=True)
-    for axes, (name, (schedule, end)) in zip(panels, ENDS.items(), strict=True):
+    for axes, (name, (schedule, end)) in zip(panels, SCHEDULES.items(), strict=True):
         process = GaussianProcess(schedule)
         denoiser = MixtureOracle(process)
         start = noise * schedule.prior_std(torch.tensor(schedule.t_max))

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Steps, sampling, evaluation and a short training run on one GPU, within eight minutes: bash benchmarks/gpu.sh
+# Measure training steps, sampling, evaluation and a short training run on one GPU, within eight minutes.
 #
-#   --path FOLDER   CIFAR-10 as parquet, for the training run; without it, the small set of clothes that is carried along
-#   --json FILE     where the numbers go too
-#   --dry           everything in small, on a CPU: does the script itself work?
+#   bash benchmarks/gpu.sh
+#
+#   --path FOLDER   CIFAR-10 as parquet files, for the training run; without it, the run uses data=fashion_mini
+#   --json FILE     write the numbers to FILE too
+#   --dry           use small sizes and a CPU, to test the script
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH="src:benchmarks${PYTHONPATH:+:$PYTHONPATH}"

@@ -1,4 +1,4 @@
-"""What all benchmarks share: interleaved timing, rows of ours beside a peer's, and their table as text and JSON."""
+"""Helpers of all benchmarks: interleaved timing, and rows that compare ours with a peer, as Markdown and JSON."""
 
 import argparse
 import contextlib
@@ -21,9 +21,11 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison.  ours, peer: every measured value; costs, of which less is better, unless `more_is_better`.
+    """One comparison.
 
-    asked: the ratio that we want, above 1 where we want to be faster.  note: what the row means, or why it is lost.
+    ours, peer: all measured values.  more_is_better: false for times and memory, true for rates.
+    asked: target of the ratio; above 1, ours must be better than the peer.  note: further numbers, or a difference
+    between the two measurements.
     """
 
     what: str
@@ -37,51 +39,54 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """How many times better ours is."""
+        """How many times better the median of ours is; None without values of a peer."""
         if not self.peer:
             return None
         ours, peer = statistics.median(self.ours), statistics.median(self.peer)
         return ours / peer if self.more_is_better else peer / ours
 
 
-def as_row(written: dict[str, Any]) -> Row:
-    """A row out of the file that `main` wrote."""
-    return Row(**{key: value for key, value in written.items() if key != "ratio"})
+def row_from_json(content: dict[str, Any]) -> Row:
+    """Return the row that `main` wrote to a JSON file."""
+    return Row(**{key: value for key, value in content.items() if key != "ratio"})
 
 
 def timed(job: Callable[[], object]) -> float:
-    """Seconds of one call."""
+    """Call `job` once and return the seconds that it took."""
     started = time.perf_counter()
     job()
     return time.perf_counter() - started
 
 
 def peak_memory() -> float:
-    """The most memory that this process has used, MB."""
-    # The system's own count of a process begins with that of the process that started it.
+    """Return the peak resident memory of this process in MB."""
+    # ru_maxrss of a child process starts at the value of its parent; VmHWM does not.
     status = Path("/proc/self/status")
     if found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text() if status.exists() else ""):
         return int(found[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def in_turns(jobs: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """What each job answers, `rounds` times, in turns that start with another job each time; a first round warms up."""
+def interleave(jobs: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Run all jobs in turns, `rounds` times, and return the results of each job.
+
+    Each round starts with a different job. An additional first round warms up; its results are discarded.
+    """
     names = list(jobs)
-    answers: dict[str, list[float]] = {name: [] for name in names}
+    results: dict[str, list[float]] = {name: [] for name in names}
     for round_ in range(rounds + 1):
         for k in range(len(names)):
             name = names[(round_ + k) % len(names)]
-            answer = jobs[name]()
+            result = jobs[name]()
             if round_:
-                answers[name].append(answer)
-    return answers
+                results[name].append(result)
+    return results
 
 
-class Paused:
-    """A training loop in a process of its own that stands still between its steps: `advance` lets it do one.
+class PausedLoop:
+    """A training loop in a separate process that pauses after each step.
 
-    command: of that process, which calls `stands_still()` after each step.  peak: the most memory that it has used, MB.
+    command: command of that process, which must call `pause_after_each_step()`.  peak: its peak memory so far in MB.
     """
 
     def __init__(self, command: list[str]) -> None:
@@ -92,67 +97,71 @@ class Paused:
         self.peak = 0.0
 
     def advance(self) -> float:
-        """The seconds of the next step."""
+        """Run the next step and return its duration in seconds.  Raises RuntimeError if the loop has ended."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             print("go", file=self._process.stdin, flush=True)
-        if not (said := self._process.stdout.readline()):
+        if not (line := self._process.stdout.readline()):
             self._errors.seek(0)
-            raise RuntimeError(f"a loop ended:\n{self._errors.read()[-3000:]}")
-        seconds, self.peak = map(float, said.split())
+            raise RuntimeError(f"a training loop ended:\n{self._errors.read()[-3000:]}")
+        seconds, self.peak = map(float, line.split())
         return seconds
 
-    def end(self) -> None:
+    def stop(self) -> None:
+        """Kill the process."""
         with self._errors, self._process:
             self._process.kill()
 
 
-def stands_still() -> Callable[[], None]:
-    """What a process of `Paused` calls after each step: it tells the seconds since it was let go, and waits again."""
-    told = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what the loop prints is no answer
+def pause_after_each_step() -> Callable[[], None]:
+    """Wait until `PausedLoop.advance` is called; return a function that the loop must call after each step.
+
+    That function sends the duration of the step and the peak memory, and waits for the next call of `advance`.
+    """
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # keeps what the loop prints out of the replies
     sys.stdin.readline()
     started = time.perf_counter()
 
     def after_step() -> None:
         nonlocal started
-        print(time.perf_counter() - started, peak_memory(), file=told, flush=True)
+        print(time.perf_counter() - started, peak_memory(), file=replies, flush=True)
         if not sys.stdin.readline():
-            os._exit(0)  # whoever measured is gone
+            os._exit(0)  # the measuring process has exited
         started = time.perf_counter()
 
     return after_step
 
 
 def table(rows: Sequence[Row]) -> str:
-    """As markdown."""
-    lines = ["| | ours | peer | | times as good | asked | |", "|---|---|---|---|---|---|---|"]
+    """Return the rows as a Markdown table."""
+    lines = ["| measurement | ours | peer | peer name | ratio | target | notes |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-        asked = "" if row.asked is None else f"{row.asked:g}"
-        values = [_value(values, row.unit) for values in (row.ours, row.peer)]
-        lines.append(f"| {row.what} | {values[0]} | {values[1]} | {row.peer_name} | {ratio} | {asked} | {row.note} |")
+        target = "" if row.asked is None else f"{row.asked:g}"
+        values = [_format_values(values, row.unit) for values in (row.ours, row.peer)]
+        lines.append(f"| {row.what} | {values[0]} | {values[1]} | {row.peer_name} | {ratio} | {target} | {row.note} |")
     return "\n".join(lines)
 
 
-def _value(values: Sequence[float], unit: str) -> str:
+def _format_values(values: Sequence[float], unit: str) -> str:
     if not values:
         return ""
-    spread = "" if len(values) == 1 else f" ({_digits(min(values))} to {_digits(max(values))})"
-    return f"{_digits(statistics.median(values))} {unit}{spread}"
+    spread = "" if len(values) == 1 else f" ({_format_number(min(values))} to {_format_number(max(values))})"
+    return f"{_format_number(statistics.median(values))} {unit}{spread}"
 
 
-def _digits(value: float) -> str:
+def _format_number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def main(doc: str | None, rows: Callable[[argparse.Namespace], Sequence[Row]], **words: Any) -> None:
-    """The command of a benchmark.  words: further arguments, name=(type, default, help)."""
+def main(doc: str | None, rows: Callable[[argparse.Namespace], Sequence[Row]], **options: Any) -> None:
+    """Run the command of a benchmark.  options: further command-line options, name=(type, default, help)."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="where the rows are written to")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each job")
-    for name, (kind, default, text) in words.items():
+    parser.add_argument("--json", type=Path, help="file to write the rows to")
+    parser.add_argument("--rounds", type=int, default=7, help="how often each job is measured")
+    for name, (kind, default, text) in options.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=text)
     arguments = parser.parse_args()
     found = list(rows(arguments))

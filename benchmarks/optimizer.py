@@ -1,10 +1,10 @@
-"""What moves the weights: Adam's step, clipping and the average, at the sizes of our networks.
+"""The optimizer step and the EMA update, at the sizes of our networks.
 
     python benchmarks/optimizer.py
 
-Ours: Adam's fused kernel and one pass over all weights for the average. Beside it, PyTorch's default Adam with the
-average of diffusers' EMAModel, with that of ema-pytorch (which denoising-diffusion-pytorch uses) and with
-AveragedModel of PyTorch, each updated at every step.
+Ours uses Adam's fused kernel and updates the EMA in one pass over all weights. It is compared with PyTorch's default
+Adam and the EMA of diffusers (EMAModel), of ema-pytorch (which denoising-diffusion-pytorch uses) and of PyTorch
+(AveragedModel). Every EMA is updated at each step.
 """
 
 import argparse
@@ -12,36 +12,38 @@ import statistics
 from collections.abc import Callable
 
 import torch
-from measuring import Row, in_turns, main, timed
+from measuring import Row, interleave, main, timed
 from network import ours
 from torch import nn
 
-from diffusion_lab.ema.averages import EMA, ConstantDecay
-from diffusion_lab.training.optimizers import Adam
+from diffusion_lab.ema import EMA, ConstantDecay
+from diffusion_lab.training import Adam
 
 
-def with_gradients(model: str) -> nn.Module:
+def network_with_gradients(model: str) -> nn.Module:
     network = ours(model)
     for parameter in network.parameters():
         parameter.grad = torch.randn_like(parameter)
     return network
 
 
-def mine(model: str) -> tuple[Callable[[], object], Callable[[], object]]:
-    network = with_gradients(model)
-    ema, (optimizer, rates) = EMA(network, {"ema": ConstantDecay()}), Adam()(network.parameters())
-    return lambda: (optimizer.step(), rates), lambda: ema.update(network)  # the rates must live as long
+def our_updates(model: str) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Return our optimizer step and our EMA update."""
+    network = network_with_gradients(model)
+    ema, optimizer = EMA(network, {"ema": ConstantDecay()}), Adam()(network.parameters())
+    return optimizer.step, lambda: ema.update(network)
 
 
-def theirs(model: str, average: str) -> tuple[Callable[[], object], Callable[[], object]]:
-    network = with_gradients(model)
+def peer_updates(model: str, library: str) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Return the step of PyTorch's default Adam and the EMA update of a library."""
+    network = network_with_gradients(model)
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-4)
-    if average == "diffusers' EMAModel":
+    if library == "diffusers' EMAModel":
         from diffusers.training_utils import EMAModel
 
         ema = EMAModel(network.parameters(), decay=0.9999)
         return optimizer.step, lambda: ema.step(network.parameters())
-    if average == "ema-pytorch":
+    if library == "ema-pytorch":
         import ema_pytorch
 
         averaged = ema_pytorch.EMA(network, beta=0.9999, update_every=1, update_after_step=0)
@@ -53,7 +55,7 @@ def theirs(model: str, average: str) -> tuple[Callable[[], object], Callable[[],
 
 
 def milliseconds(job: Callable[[], object]) -> float:
-    """Of the last of three calls: caches hold what this job left, not what the one before it did."""
+    """Return the duration of the last of three calls: by then the caches hold data of this job only."""
     return 1000 * [timed(job) for _ in range(3)][-1]
 
 
@@ -61,24 +63,24 @@ def rows(arguments: argparse.Namespace) -> list[Row]:
     found = []
     names = ("diffusers' EMAModel", "ema-pytorch", "PyTorch's AveragedModel")
     for model in ("unet_cifar10", "unet_tiny"):
-        pairs = {"ours": mine(model)} | {name: theirs(model, name) for name in names}
+        pairs = {"ours": our_updates(model)} | {name: peer_updates(model, name) for name in names}
         steps = {name: step for name, (step, _) in pairs.items()}
-        averages = {f"{name}, average": average for name, (_, average) in pairs.items()}
-        jobs = {name: lambda job=job: milliseconds(job) for name, job in (steps | averages).items()}
-        taken = in_turns(jobs, 3 * arguments.rounds)
-        both = [[a + b for a, b in zip(taken[n], taken[f"{n}, average"], strict=True)] for n in ("ours", names[0])]
+        updates = {f"{name}, EMA": update for name, (_, update) in pairs.items()}
+        jobs = {name: lambda job=job: milliseconds(job) for name, job in (steps | updates).items()}
+        taken = interleave(jobs, 3 * arguments.rounds)
+        both = [[a + b for a, b in zip(taken[n], taken[f"{n}, EMA"], strict=True)] for n in ("ours", names[0])]
         size = sum(parameter.numel() for parameter in ours(model).parameters())
-        # Adam reads weight, gradient and both moments and writes three of them; the average reads two and writes one.
+        # Adam reads weight, gradient and both moments and writes three of them; the EMA reads two and writes one.
         rate = 10 * 4 * size / statistics.median(both[0]) * 1000 / 1e9
         found.append(
             Row(
-                f"{model}: Adam and average", "ms", *both, f"Adam's default and {names[0]}", 4.0,
+                f"{model}: Adam step and EMA update", "ms", *both, f"default Adam and {names[0]}", 4.0,
                 note=f"ours moves {rate:.0f} GB/s",
             )
         )  # fmt: skip
         for name in names:
-            sides = taken["ours, average"], taken[f"{name}, average"]
-            found.append(Row(f"{model}: average", "ms", *sides, name, 1.0))
+            sides = taken["ours, EMA"], taken[f"{name}, EMA"]
+            found.append(Row(f"{model}: EMA update", "ms", *sides, name, 1.0))
     return found
 
 

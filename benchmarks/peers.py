@@ -1,7 +1,7 @@
-"""What others do with the same images: networks and training loops of diffusers and denoising-diffusion-pytorch.
+"""Networks and training loops of diffusers and denoising-diffusion-pytorch, on the same images as ours.
 
-Needs what `make bench` installs. Loops end when `after_step` raises `Stopped`. Where a library has a class for
-something, that class does it here.
+Requires the packages that `make bench` installs. A loop ends when `after_step` raises `Stopped`. If a library has a
+class for a part of the loop, that class is used here.
 """
 
 from collections.abc import Callable
@@ -19,11 +19,14 @@ AfterStep = Callable[[], None]
 
 
 class Stopped(Exception):  # noqa: N818 (no error)
-    """Raised by who has seen enough steps."""
+    """Raised by `after_step` to end a loop."""
 
 
 def diffusers_network(size: str, *, channels: int = 1, side: int = 28, dropout: float = 0.0) -> nn.Module:
-    """UNet2DModel at the settings of our unet_cifar10 or unet_tiny, or at those of its unconditional example."""
+    """Return a UNet2DModel.
+
+    size: unet_cifar10 or unet_tiny, with our settings; default, with those of diffusers' unconditional example.
+    """
     from diffusers import UNet2DModel
 
     common: dict[str, Any] = {"sample_size": side, "in_channels": channels, "out_channels": channels}
@@ -54,8 +57,8 @@ def diffusers_network(size: str, *, channels: int = 1, side: int = 28, dropout: 
     )  # fmt: skip
 
 
-class AsExample(Dataset[Tensor]):
-    """Images as diffusers' unconditional example loads them: PIL, then torchvision's transforms, one by one."""
+class ExampleDataset(Dataset[Tensor]):
+    """Images as diffusers' unconditional example loads them: each from PIL, through torchvision's transforms."""
 
     def __init__(self, pixels: Tensor) -> None:
         """pixels: uint8 [N, C, H, W]."""
@@ -71,9 +74,9 @@ class AsExample(Dataset[Tensor]):
 
 
 class DiffusersLoop:
-    """The loop of diffusers' unconditional example at its defaults, its optional average switched on.
+    """The loop of diffusers' unconditional example at its default settings, with its optional EMA enabled.
 
-    bf16, fused: what a user of it may add, autocast and Adam's fused kernel.
+    bf16, fused: use autocast and Adam's fused kernel, which the example does not do by default.
     """
 
     def __init__(
@@ -84,12 +87,14 @@ class DiffusersLoop:
         from diffusers.training_utils import EMAModel
 
         self.network, self.bf16 = network.train(), bf16
-        self.batches = DataLoader(AsExample(pixels), batch_size=batch_size, shuffle=True)
+        self.batches = DataLoader(ExampleDataset(pixels), batch_size=batch_size, shuffle=True)
         self.scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
         self.optimizer = torch.optim.AdamW(
             network.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8, fused=fused or None
         )
-        self.rates = get_scheduler("cosine", self.optimizer, num_warmup_steps=500, num_training_steps=100 * len(self))
+        self.lr_scheduler = get_scheduler(
+            "cosine", self.optimizer, num_warmup_steps=500, num_training_steps=100 * len(self)
+        )
         self.ema = EMAModel(network.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
 
     def __len__(self) -> int:
@@ -114,19 +119,22 @@ class DiffusersLoop:
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
-        self.rates.step()
+        self.lr_scheduler.step()
         self.optimizer.zero_grad()
         self.ema.step(self.network.parameters())
-        loss.detach().item()  # the example writes it to its log at each step
+        loss.detach().item()  # the example logs the loss at each step
 
-    def averaged(self) -> dict[str, Tensor]:
-        """The averaged weights, under the network's names."""
+    def ema_weights(self) -> dict[str, Tensor]:
+        """Return the EMA weights under the names of the network's parameters."""
         names = [name for name, _ in self.network.named_parameters()]
         return {name: value.detach().clone() for name, value in zip(names, self.ema.shadow_params, strict=True)}
 
 
 def lucidrains_network(size: str, *, channels: int = 1, dropout: float = 0.0) -> nn.Module:
-    """Unet of denoising-diffusion-pytorch at the widths of its README, or at those of our networks."""
+    """Return a Unet of denoising-diffusion-pytorch.
+
+    size: unet_cifar10 or unet_tiny, with our widths; default, with those of its README.
+    """
     from denoising_diffusion_pytorch import Unet
 
     widths: dict[str, tuple[int, tuple[int, ...]]] = {
@@ -139,9 +147,9 @@ def lucidrains_network(size: str, *, channels: int = 1, dropout: float = 0.0) ->
 
 
 class LucidrainsLoop:
-    """denoising-diffusion-pytorch's own Trainer, without the sampling that it would do every thousand steps.
+    """denoising-diffusion-pytorch's Trainer, without its sampling every thousand steps.
 
-    folder: of image files, which is what it reads.
+    folder: folder of image files, the input of that Trainer.
     """
 
     def __init__(
@@ -151,7 +159,7 @@ class LucidrainsLoop:
         from accelerate.state import AcceleratorState
         from denoising_diffusion_pytorch import GaussianDiffusion, Trainer
 
-        AcceleratorState._reset_state(reset_partial_state=True)  # a process may hold trainers of two precisions
+        AcceleratorState._reset_state(reset_partial_state=True)  # one process may create trainers of two precisions
         self.diffusion = GaussianDiffusion(network, image_size=side)
         self.trainer = Trainer(
             self.diffusion, str(folder), train_batch_size=batch_size, save_and_sample_every=10**9,
@@ -164,10 +172,10 @@ class LucidrainsLoop:
             self.trainer.opt = self.trainer.accelerator.prepare(adam)
 
     def run(self, after_step: AfterStep) -> None:
-        advance = self.trainer.ema.update
+        update_ema = self.trainer.ema.update
 
-        def update() -> None:  # the last thing of each of its steps
-            advance()
+        def update() -> None:  # the last call in each step of the Trainer
+            update_ema()
             after_step()
 
         self.trainer.ema.update = update
@@ -176,16 +184,16 @@ class LucidrainsLoop:
         except Stopped:
             pass
         finally:
-            self.trainer.ema.update = advance
+            self.trainer.ema.update = update_ema
 
-    def averaged(self) -> dict[str, Tensor]:
-        """The averaged weights, under the network's names."""
+    def ema_weights(self) -> dict[str, Tensor]:
+        """Return the EMA weights under the names of the network's parameters."""
         state = self.trainer.ema.ema_model.model.state_dict()
         return {name: value.detach().clone() for name, value in state.items()}
 
 
 def write_images(pixels: Tensor, folder: Path) -> Path:
-    """uint8 [N, C, H, W] as PNG files."""
+    """Write images, uint8 [N, C, H, W], as PNG files and return their folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for k, image in enumerate(pixels):
         Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy()).save(folder / f"{k:06}.png")

@@ -1,9 +1,10 @@
-"""Where the time of a training step goes: shares of the operators, and how near the step is to the machine's limit.
+"""Profile a training step: time per kind of operator, and the step's rate compared with that of a matrix product.
 
     python benchmarks/profile_step.py
 
-Forward, backward, clipping, Adam and average of both networks in both precisions; beside it the floating-point
-operations of the step over the rate of a large matrix product measured in the same run.
+A step consists of the forward and backward pass, gradient clipping, Adam and the EMA update. Both networks are profiled
+in both precisions. The step's floating-point operations per second are compared with the rate of a large matrix product
+that is measured in the same run.
 """
 
 import argparse
@@ -18,39 +19,40 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion_lab.commands import malloc
-from diffusion_lab.ema.averages import EMA, ConstantDecay
+from diffusion_lab.ema import EMA, ConstantDecay
 from diffusion_lab.networks import Condition
-from diffusion_lab.training.optimizers import Adam
+from diffusion_lab.training import Adam
 
 KINDS = {
     "convolutions, backward": ("convolution_backward",),
     "convolutions, forward": ("mkldnn_convolution", "convolution", "conv2d", "slow_conv"),
-    "linear maps": ("addmm", "mm", "bmm", "linear"),
+    "linear layers": ("addmm", "mm", "bmm", "linear"),
     "attention": ("scaled_dot_product", "flash_attention"),
     "group norms": ("group_norm",),
     "SiLU": ("silu",),
     "dropout": ("dropout", "bernoulli"),
     "casts and copies": ("copy_", "to_copy", "cat", "clone", "fill_", "zero_"),
-    "Adam, clipping, average": ("_fused_adam", "_foreach", "lerp", "linalg_vector_norm", "norm"),
+    "Adam, clipping, EMA": ("_fused_adam", "_foreach", "lerp", "linalg_vector_norm", "norm"),
 }
 
 
-def kind(operator: str) -> str:
+def kind_of(operator: str) -> str:
     name = operator.removeprefix("aten::")
-    return next((kind for kind, words in KINDS.items() if any(word in name for word in words)), "other")
+    return next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), "other")
 
 
-def peak(bf16: bool) -> float:
-    """Operations a second of a product of two 4096 x 4096 matrices."""
+def matmul_rate(bf16: bool) -> float:
+    """Return the floating-point operations per second of a product of two 4096 x 4096 matrices."""
     a, b = (torch.randn(4096, 4096, dtype=torch.bfloat16 if bf16 else torch.float32) for _ in range(2))
     a @ b
     return 2 * 4096**3 / min(timed(lambda: a @ b) for _ in range(5))
 
 
 def report(model: str, bf16: bool) -> None:
+    """Print the rate of a step and the fraction of the time that each kind of operator takes."""
     network, x = ours(model), torch.randn(SHAPES[model])
     time = torch.randint(0, 1000, (len(x),)).float()
-    (optimizer, rates), ema = Adam()(network.parameters()), EMA(network, {"ema": ConstantDecay()})
+    optimizer, ema = Adam()(network.parameters()), EMA(network, {"ema": ConstantDecay()})
 
     def step() -> None:
         network.zero_grad()
@@ -60,7 +62,6 @@ def report(model: str, bf16: bool) -> None:
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         ema.update(network)
-        rates.step()
 
     step()
     with FlopCounterMode(display=False) as counter:
@@ -70,22 +71,22 @@ def report(model: str, bf16: bool) -> None:
         step()
     shares: Counter[str] = Counter()
     for event in profiled.key_averages():
-        shares[kind(event.key)] += event.self_cpu_time_total
-    operations, limit = counter.get_total_flops(), peak(bf16)
+        shares[kind_of(event.key)] += event.self_cpu_time_total
+    operations, limit = counter.get_total_flops(), matmul_rate(bf16)
     name, rate = f"{model}, batch {len(x)}, {'bfloat16' if bf16 else 'float32'}", operations / seconds
     print(
-        f"{name}: {seconds:.3f} s a step, {operations / len(x) / 1e9:.2f} GFLOP an image, {rate / 1e9:.0f} GFLOP/s of "
-        f"a matrix product's {limit / 1e9:.0f}: {rate / limit:.0%}"
+        f"{name}: {seconds:.3f} s per step, {operations / len(x) / 1e9:.2f} GFLOP per image, {rate / 1e9:.0f} GFLOP/s, "
+        f"{rate / limit:.0%} of a matrix product's {limit / 1e9:.0f} GFLOP/s"
     )
     print("| operators | share |\n|---|---|")
-    for group, taken in shares.most_common():
-        print(f"| {group} | {taken / shares.total():.1%} |")
+    for kind, time_taken in shares.most_common():
+        print(f"| {kind} | {time_taken / shares.total():.1%} |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
-    malloc.keep_freed()  # as our commands do
+    malloc.keep_freed_memory()  # our commands do the same
     for model in SHAPES:
         for bf16 in (False, True):
             report(model, bf16)

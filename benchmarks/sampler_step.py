@@ -1,9 +1,9 @@
-"""What a sampler's step costs outside the network, beside diffusers' schedulers.
+"""The time of a sampler step without the network, compared with diffusers' schedulers.
 
     python benchmarks/sampler_step.py
 
-Each loop runs 50 steps on a network that answers at once, so that all its time is the sampler's own. Ours draws from
-one random stream an image, as evaluations do; diffusers draws from one for the batch.
+Each loop runs 50 steps with a network that returns a constant, so that all time is spent in the sampler. Ours uses one
+random stream per image, as evaluations do; diffusers uses one for the batch.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
-from measuring import Row, in_turns, main, timed
+from measuring import Row, interleave, main, timed
 from torch import Tensor, nn
 
 from diffusion_lab.denoiser import Denoiser
@@ -24,24 +24,24 @@ SHAPES = ((16, 3, 32, 32), (1, 3, 32, 32), (128, 1, 28, 28))
 NUM_STEPS = 50
 
 
-class Instant(nn.Module):
-    """Answers the same noise to everything."""
+class ConstantNetwork(nn.Module):
+    """Returns the same noise for every input."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
-        self.answer = torch.randn(shape)
+        self.output = torch.randn(shape)
 
     def forward(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        return self.answer
+        return self.output
 
 
-def ours(sampler: Ancestral | DDIM, shape: tuple[int, ...]) -> Callable[[], Tensor]:
-    denoiser = Denoiser(Instant(shape), sampler.process, Epsilon())
+def our_loop(sampler: Ancestral | DDIM, shape: tuple[int, ...]) -> Callable[[], Tensor]:
+    denoiser = Denoiser(ConstantNetwork(shape), sampler.process, Epsilon())
     return lambda: sampler.sample(denoiser, ImageNoise(range(shape[0]), shape[1:]), Condition())
 
 
-def theirs(scheduler: DDPMScheduler | DDIMScheduler, shape: tuple[int, ...]) -> Callable[[], Tensor]:
-    network = Instant(shape)
+def their_loop(scheduler: DDPMScheduler | DDIMScheduler, shape: tuple[int, ...]) -> Callable[[], Tensor]:
+    network = ConstantNetwork(shape)
 
     @torch.no_grad()
     def sample() -> Tensor:
@@ -58,15 +58,15 @@ def rows(arguments: argparse.Namespace) -> list[Row]:
     process, found = GaussianProcess(LinearSchedule()), []
     for shape in SHAPES:
         loops = {
-            "ddim": ours(DDIM(process, NUM_STEPS, time_grid=LeadingTimes()), shape),
-            "DDIMScheduler": theirs(DDIMScheduler(clip_sample=True), shape),
-            "ancestral": ours(Ancestral(process, NUM_STEPS, LeadingTimes()), shape),
-            "DDPMScheduler": theirs(DDPMScheduler(clip_sample=True), shape),
+            "ddim": our_loop(DDIM(process, NUM_STEPS, time_grid=LeadingTimes()), shape),
+            "DDIMScheduler": their_loop(DDIMScheduler(clip_sample=True), shape),
+            "ancestral": our_loop(Ancestral(process, NUM_STEPS, LeadingTimes()), shape),
+            "DDPMScheduler": their_loop(DDPMScheduler(clip_sample=True), shape),
         }
         jobs = {name: lambda loop=loop: 1e6 * timed(loop) / NUM_STEPS for name, loop in loops.items()}
-        taken = in_turns(jobs, 5 * arguments.rounds)
+        taken = interleave(jobs, 5 * arguments.rounds)
         for mine, other in (("ddim", "DDIMScheduler"), ("ancestral", "DDPMScheduler")):
-            what = f"a step of {mine} outside the network, {' x '.join(map(str, shape))}"
+            what = f"{mine} step without the network, {' x '.join(map(str, shape))}"
             asked = 1 / 0.7 if shape[0] == 16 else 1.0
             found.append(Row(what, "us", taken[mine], taken[other], f"diffusers' {other}", round(asked, 2)))
     return found

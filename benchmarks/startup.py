@@ -1,9 +1,9 @@
-"""Seconds of whole commands, from the shell: help, and until a first training step of unet_tiny is done.
+"""The duration of complete commands: --help, and a training run of unet_tiny that ends after its first step.
 
     python benchmarks/startup.py
 
-Ours is src/train.py itself, with its summary and a checkpoint at the end; the peers import themselves, build the
-same network, and do one step of 64 images of noise by the loops in peers.py.
+Ours is src/train.py, which also prints its summary and writes a checkpoint at the end. The peers import their library,
+build the same network and run one step with 64 images of noise by the loops in peers.py.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from measuring import ROOT, Row, in_turns, main, timed
+from measuring import ROOT, Row, interleave, main, timed
 
 PEER = """
 import sys; sys.path.insert(0, {here!r})
@@ -32,8 +32,9 @@ loop.run(stop)
 """
 
 
-def command(*words: str) -> float:
-    return timed(lambda: subprocess.run([sys.executable, "-W", "ignore", *words], check=True, capture_output=True))
+def command_seconds(*arguments: str) -> float:
+    """Run Python with these arguments and return the duration in seconds."""
+    return timed(lambda: subprocess.run([sys.executable, "-W", "ignore", *arguments], check=True, capture_output=True))
 
 
 def rows(arguments: argparse.Namespace) -> list[Row]:
@@ -42,30 +43,32 @@ def rows(arguments: argparse.Namespace) -> list[Row]:
 
         def ours() -> float:
             run = tempfile.mkdtemp(dir=folder)
-            path, os.environ["PYTHONPATH"] = os.environ.get("PYTHONPATH", ""), ""  # as a user has it
+            path, os.environ["PYTHONPATH"] = os.environ.get("PYTHONPATH", ""), ""  # a user's environment has none
             try:
-                return command(train, "model=unet_tiny", "trainer.max_steps=1", f"hydra.run.dir={run}/run",
-                               "callbacks.measure_distance=null", "callbacks.sample_images=null")  # fmt: skip
+                return command_seconds(
+                    train, "model=unet_tiny", "trainer.max_steps=1", f"hydra.run.dir={run}/run",
+                    "callbacks.measure_distance=null", "callbacks.sample_images=null",
+                )  # fmt: skip
             finally:
                 os.environ["PYTHONPATH"] = path
 
         def peer(library: str) -> float:
-            words = {"here": str(Path(__file__).parent), "library": library, "folder": folder}
-            return command("-c", PEER.format(**words))
+            values = {"here": str(Path(__file__).parent), "library": library, "folder": folder}
+            return command_seconds("-c", PEER.format(**values))
 
         jobs = {
-            "help": lambda: command(train, "--help"),
+            "help": lambda: command_seconds(train, "--help"),
             "ours": ours,
             "diffusers": lambda: peer("diffusers"),
             "lucidrains": lambda: peer("lucidrains"),
         }
-        seconds = in_turns(jobs, min(arguments.rounds, 3))
-    step = "until a first step of unet_tiny is done"
+        seconds = interleave(jobs, min(arguments.rounds, 3))
+    step = "train unet_tiny for one step"
     return [
-        Row("src/train.py --help", "s", seconds["help"], [1.5], "what we ask for", 1.0),
-        Row(step, "s", seconds["ours"], [12.0], "what we ask for", 1.0),
-        Row(step, "s", seconds["ours"], seconds["diffusers"], "diffusers, a loop like its example", 1.0),
-        Row(step, "s", seconds["ours"], seconds["lucidrains"], "denoising-diffusion-pytorch, its Trainer", 1.0),
+        Row("src/train.py --help", "s", seconds["help"], [1.5], "our target", 1.0),
+        Row(step, "s", seconds["ours"], [12.0], "our target", 1.0),
+        Row(step, "s", seconds["ours"], seconds["diffusers"], "diffusers, loop of its example", 1.0),
+        Row(step, "s", seconds["ours"], seconds["lucidrains"], "denoising-diffusion-pytorch's Trainer", 1.0),
     ]
 
 

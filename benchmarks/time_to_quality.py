@@ -1,13 +1,14 @@
-"""Distance to Fashion-MNIST against minutes of training, beside diffusers and denoising-diffusion-pytorch.
+"""Distance to Fashion-MNIST against minutes of training, compared with diffusers and denoising-diffusion-pytorch.
 
     python benchmarks/time_to_quality.py train ours_default --path FASHION_MNIST --folder WORK    # ten minutes
     python benchmarks/time_to_quality.py measure ours_default --path FASHION_MNIST --folder WORK
-    python benchmarks/time_to_quality.py report --folder WORK     # the table, and docs/time_to_quality.png
+    python benchmarks/time_to_quality.py report --folder WORK     # prints the table, draws docs/time_to_quality.png
 
-All without labels. Weights are kept at some minutes and measured afterwards, in one way for all: 5000 samples of the
-averaged weights by DDIM, 10 evenly spaced steps, estimates clipped to [-1, 1], bfloat16; `fd_fashion_cnn_5k` to the
-60,000 training images. Ours starts its clock with the command, so that imports count; the peers' starts with their
-first step. Where a peer's default network halves more often than twice, it sees 32 x 32, black around the 28 x 28.
+All networks are trained without labels. Snapshots of the EMA weights are saved at some minutes and measured afterwards
+in the same way: 5000 samples by DDIM with 10 evenly spaced steps, estimates clipped to [-1, 1], bfloat16; the distance
+is `fd_fashion_cnn_5k` to the 60,000 training images. Our time starts with the command and includes imports; that of the
+peers starts with their first step. The peers' default networks downsample more than twice, so they are trained on 32 x
+32 images: the 28 x 28 images with a black border.
 """
 
 import argparse
@@ -37,7 +38,7 @@ from diffusion_lab.networks import Condition
 from diffusion_lab.pixels import to_uint8
 from diffusion_lab.process import CustomSchedule, Epsilon, GaussianProcess, LinearSchedule, Prediction, V
 from diffusion_lab.randomness import ImageNoise
-from diffusion_lab.runs import build as run_loading
+from diffusion_lab.runs.load import load_config
 from diffusion_lab.samplers import DDIM
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +49,10 @@ TICKS = (3, 4, 6, 8, 10, 15, 20, 30, 40, 60)
 
 @dataclass(frozen=True)
 class Peer:
-    """library: whose loop.  size: of its network, its own default or ours.  added: bfloat16 and fused Adam."""
+    """A training loop of another library.
+
+    size: default, the library's network; unet_tiny, a network like ours.  added: use bfloat16 and Adam's fused kernel.
+    """
 
     library: str
     size: str = "default"
@@ -79,37 +83,38 @@ def images(path: Path, cache: Path) -> Images:
     return ImageStore(None, path, channels=1, resolution=28, fit="pad", cache_folder=cache).load()
 
 
-def train_ours(name: str, path: Path, folder: Path, words: list[str]) -> None:
-    """Our command; its checkpoints are the snapshots, dated by their files."""
+def train_ours(name: str, path: Path, folder: Path, overrides: list[str]) -> None:
+    """Run our command and save snapshots of its checkpoints, dated by the files' modification times."""
     run = folder / name
     command = [
         sys.executable, str(ROOT / "src" / "train.py"), *OURS[name], "data=fashion_mnist", f"data.path={path}",
         "data.batch_size=64", "data.num_held_out=0", f"data.cache_folder={folder / 'cache'}", "conditioning=none",
         "guidance_scale=1", "callbacks.sample_images=null", "callbacks.measure_distance=null",
         "callbacks.save_last.every_n_steps=100", "callbacks.save_last.keep_every_n_steps=100",
-        f"hydra.run.dir={run}", *words,
+        f"hydra.run.dir={run}", *overrides,
     ]  # fmt: skip
     started = time.time()
     subprocess.run(command, check=True)
     files = sorted((run / "checkpoints").glob("step_*.ckpt"), key=lambda file: file.stat().st_mtime)
     minutes = {file.name: (file.stat().st_mtime - started) / 60 for file in files}
-    wanted = {min(minutes, key=lambda kept: abs(minutes[kept] - minute)) for minute in MINUTES}
+    wanted = {min(minutes, key=lambda file: abs(minutes[file] - minute)) for minute in MINUTES}
     for file in files:
         if file.name in wanted:
             state = torch.load(file, weights_only=True, map_location="cpu")["state_dict"]
-            keep(folder, name, minutes[file.name], int(file.stem.split("_")[1]), averaged(state))
+            save_snapshot(folder, name, minutes[file.name], int(file.stem.split("_")[1]), ema_weights(state))
         file.unlink()
 
 
-def averaged(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The averaged weights in a checkpoint of ours, under the network's names."""
-    average = "ema.networks."
-    name = next(key for key in state if key.startswith(average)).removeprefix(average).split(".")[0]
-    prefix = f"{average}{name}."
+def ema_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the EMA weights in the state_dict of our module, under the names of the network's parameters."""
+    networks = "ema.networks."
+    name = next(key for key in state if key.startswith(networks)).removeprefix(networks).split(".")[0]
+    prefix = f"{networks}{name}."
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def train_peer(name: str, path: Path, folder: Path, minutes: float) -> None:
+    """Run a peer's training loop and save snapshots of its EMA weights."""
     peer = PEERS[name]
     torch.manual_seed(0)
     pixels = images(path, folder / "cache").gather(torch.arange(60_000))
@@ -119,11 +124,11 @@ def train_peer(name: str, path: Path, folder: Path, minutes: float) -> None:
         network = peers.diffusers_network(peer.size, side=peer.side)
         loop = peers.DiffusersLoop(network, pixels, batch_size=peer.batch_size, bf16=peer.added, fused=peer.added)
     else:
-        written = folder / f"images_{peer.side}"
-        if not written.exists():
-            peers.write_images(pixels, written)
+        image_folder = folder / f"images_{peer.side}"
+        if not image_folder.exists():
+            peers.write_images(pixels, image_folder)
         loop = peers.LucidrainsLoop(
-            peers.lucidrains_network(peer.size), written, side=peer.side, batch_size=peer.batch_size,
+            peers.lucidrains_network(peer.size), image_folder, side=peer.side, batch_size=peer.batch_size,
             bf16=peer.added, fused=peer.added, results=folder / name,
         )  # fmt: skip
     due = [minute for minute in MINUTES if minute <= minutes] or [minutes]
@@ -134,39 +139,39 @@ def train_peer(name: str, path: Path, folder: Path, minutes: float) -> None:
         step += 1
         now = time.monotonic()
         if now - started - saving >= 60 * due[0]:
-            keep(folder, name, (now - started - saving) / 60, step, loop.averaged())
+            save_snapshot(folder, name, (now - started - saving) / 60, step, loop.ema_weights())
             due.pop(0)
-            saving += time.monotonic() - now  # theirs is not the time in which we write
+            saving += time.monotonic() - now  # saving a snapshot does not count as training time
             if not due:
                 raise peers.Stopped
 
     loop.run(after_step)
 
 
-def keep(folder: Path, name: str, minutes: float, step: int, weights: dict[str, Tensor]) -> None:
+def save_snapshot(folder: Path, name: str, minutes: float, step: int, weights: dict[str, Tensor]) -> None:
     torch.save(weights, folder / f"{name}-{step:06}.pt")
     with (folder / "snapshots.jsonl").open("a") as file:
         file.write(json.dumps({"name": name, "step": step, "minutes": round(minutes, 3)}) + "\n")
-    print(f"{name}: step {step} at {minutes:.2f} minutes", flush=True)
+    print(f"{name}: snapshot of step {step} at {minutes:.2f} minutes", flush=True)
 
 
-class TimedNetwork(nn.Module):
-    """A peer's network, called as ours are."""
+class PeerNetwork(nn.Module):
+    """A peer's network with the signature of our networks."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        answer = self.network(x_t, time)
-        return answer if isinstance(answer, Tensor) else answer.sample  # type: ignore[no-any-return]
+        output = self.network(x_t, time)
+        return output if isinstance(output, Tensor) else output.sample  # type: ignore[no-any-return]
 
 
 def denoiser(name: str, weights: dict[str, Tensor], folder: Path) -> tuple[Denoiser, int]:
-    """The averaged network as it was meant, and the side of its images."""
+    """Return the denoiser of a snapshot, with its own process and prediction, and the side of its images."""
     prediction: Prediction
     if name in OURS:
-        config = run_loading.load_config(folder / name)
+        config = load_config(folder / name)
         network = instantiate(config.model, _convert_="all")
         network.load_state_dict(weights)
         process, prediction = instantiate(config.process, _convert_="all"), instantiate(config.prediction)
@@ -181,81 +186,84 @@ def denoiser(name: str, weights: dict[str, Tensor], folder: Path) -> tuple[Denoi
         diffusion = GaussianDiffusion(network, image_size=peer.side)
         schedule = CustomSchedule(diffusion.betas.double().tolist())
     network.load_state_dict(weights)
-    return Denoiser(TimedNetwork(network).eval(), GaussianProcess(schedule), prediction), peer.side
+    return Denoiser(PeerNetwork(network).eval(), GaussianProcess(schedule), prediction), peer.side
 
 
 @torch.no_grad()
 def samples(denoiser: Denoiser, side: int, num_samples: int) -> Tensor:
+    """Return generated images, uint8 [num_samples, 1, side, side]."""
     sampler = DDIM(denoiser.process, NUM_STEPS)
-    drawn = []
+    batches = []
     for start in range(0, num_samples, BATCH_SIZE):
         noise = ImageNoise(range(start, start + BATCH_SIZE), (1, side, side))
         with torch.autocast("cpu", torch.bfloat16):
-            drawn.append(to_uint8(sampler.sample(denoiser, noise, Condition())))
-    return torch.cat(drawn)
+            batches.append(to_uint8(sampler.sample(denoiser, noise, Condition())))
+    return torch.cat(batches)
 
 
-def seen(pixels: Tensor, features: FashionCNN) -> FeatureSet:
+def feature_set(pixels: Tensor, features: FashionCNN) -> FeatureSet:
     return FeatureSet.of(torch.cat([features(part)["pooled"] for part in pixels.split(100)]))
 
 
 def measure(name: str, path: Path, folder: Path, only: list[float], num_samples: int) -> None:
-    """Adds the distance of each snapshot to distances.jsonl."""
+    """Measure the distance of each snapshot and append it to distances.jsonl.  only: measure at these minutes."""
     features = FashionCNN()
-    reference = seen(images(path, folder / "cache").gather(torch.arange(60_000)), features)
+    reference = feature_set(images(path, folder / "cache").gather(torch.arange(60_000)), features)
     lines = [json.loads(line) for line in (folder / "snapshots.jsonl").read_text().splitlines()]
     for line in lines:
         if line["name"] != name or (only and not any(abs(line["minutes"] - minute) < 0.4 for minute in only)):
             continue
         weights = torch.load(folder / f"{name}-{line['step']:06}.pt", weights_only=True)
         pixels = samples(*denoiser(name, weights, folder), num_samples)
-        distance = float(frechet_distance(seen(pixels, features), reference))
-        picture(pixels[:64], folder / f"{name}-{line['step']:06}.png")
+        distance = float(frechet_distance(feature_set(pixels, features), reference))
+        save_grid(pixels[:64], folder / f"{name}-{line['step']:06}.png")
         with (folder / "distances.jsonl").open("a") as file:
             file.write(json.dumps({**line, "num_samples": num_samples, "distance": distance}) + "\n")
         print(f"{name}: {line['minutes']:.2f} minutes, {num_samples} samples: {distance:.3f}", flush=True)
 
 
-def picture(pixels: Tensor, file: Path) -> None:
+def save_grid(pixels: Tensor, file: Path) -> None:
     from torchvision.utils import save_image
 
     save_image(pixels.float() / 255, file, nrow=8)
 
 
 def curve(lines: list[dict[str, float]]) -> tuple[list[float], list[float]]:
-    """Minutes and distances, growing in time."""
+    """Return minutes, in increasing order, and distances."""
     ordered = sorted((line["minutes"], line["distance"]) for line in lines)
     return [minutes for minutes, _ in ordered], [distance for _, distance in ordered]
 
 
-def reached(minutes: list[float], distances: list[float], wanted: float) -> str:
-    """When a curve first falls to a distance, between two measurements along a straight line in the logarithm."""
+def minute_reached(minutes: list[float], distances: list[float], target: float) -> str:
+    """Return the minute at which a curve first reaches a distance, as text.
+
+    The logarithm of the distance is interpolated linearly between two measurements.
+    """
     for k, distance in enumerate(distances):
-        if distance <= wanted:
+        if distance <= target:
             if k == 0:
                 return f"before {minutes[0]:.2f}"
-            share = math.log(distances[k - 1] / wanted) / math.log(distances[k - 1] / distance)
-            return f"{minutes[k - 1] + share * (minutes[k] - minutes[k - 1]):.2f}"
-    return "not"
+            fraction = math.log(distances[k - 1] / target) / math.log(distances[k - 1] / distance)
+            return f"{minutes[k - 1] + fraction * (minutes[k] - minutes[k - 1]):.2f}"
+    return "not reached"
 
 
 def report(folder: Path) -> None:
-    """The table, and the plot of all curves."""
+    """Print the table and draw docs/time_to_quality.png."""
     measured = [json.loads(line) for line in (folder / "distances.jsonl").read_text().splitlines()]
-    lines = list({(line["name"], line["step"]): line for line in measured}.values())  # the last one counts
+    lines = list({(line["name"], line["step"]): line for line in measured}.values())  # the last measurement counts
     curves = {name: curve([line for line in lines if line["name"] == name]) for name in (*OURS, *PEERS)}
     counts = {line["name"]: int(line["num_samples"]) for line in lines}
-    print("| | distance at the end | at minute | samples | ours is there at minute | times sooner |")
+    print("| run | final distance | at minute | samples | reached by ours at minute | speedup |")
     print("|---|---|---|---|---|---|")
     for name, (minutes, distances) in curves.items():
         if not distances:
             continue
         cells = [name, f"{distances[-1]:.2f}", f"{minutes[-1]:.1f}", f"{counts[name]:,}"]
         if name in PEERS:
-            when = reached(
-                *curves["ours_default" if PEERS[name].size == "default" else "ours_unet_tiny"], distances[-1]
-            )
-            ratio = "" if when == "not" else f"{minutes[-1] / float(when.removeprefix('before ')):.1f}"
+            our_curve = curves["ours_default" if PEERS[name].size == "default" else "ours_unet_tiny"]
+            when = minute_reached(*our_curve, distances[-1])
+            ratio = "" if when == "not reached" else f"{minutes[-1] / float(when.removeprefix('before ')):.1f}"
             cells += [when, f"over {ratio}" if "before" in when else ratio]
         print("| " + " | ".join([*cells, "", ""][:6]) + " |")
     figure, axes = pyplot.subplots(figsize=(8.5, 4.5), layout="constrained")
@@ -275,13 +283,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=["train", "measure", "report"])
     parser.add_argument("name", nargs="?", choices=[*OURS, *PEERS])
-    parser.add_argument("--path", type=Path, help="folder of Fashion-MNIST as parquet")
-    parser.add_argument("--folder", type=Path, required=True, help="for snapshots, distances and pictures")
-    parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--only", type=float, nargs="*", default=[], help="measure snapshots of these minutes alone")
+    parser.add_argument("--path", type=Path, help="folder of Fashion-MNIST as parquet files")
+    parser.add_argument("--folder", type=Path, required=True, help="folder of snapshots, distances and image grids")
+    parser.add_argument("--minutes", type=float, default=10, help="training time of a peer")
+    parser.add_argument("--only", type=float, nargs="*", default=[], help="measure only the snapshots of these minutes")
     parser.add_argument("--num-samples", type=int, default=NUM_SAMPLES)
-    parser.add_argument("words", nargs="*", help="more words of our command")
-    arguments, extra = parser.parse_known_args()
+    parser.add_argument("overrides", nargs="*", help="further overrides of our command")
+    arguments, further = parser.parse_known_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     os.chdir(arguments.folder)
     if arguments.action == "report":
@@ -289,7 +297,7 @@ def main() -> None:
     elif arguments.action == "measure":
         measure(arguments.name, arguments.path, arguments.folder, arguments.only, arguments.num_samples)
     elif arguments.name in OURS:
-        train_ours(arguments.name, arguments.path, arguments.folder, extra)
+        train_ours(arguments.name, arguments.path, arguments.folder, [*arguments.overrides, *further])
     else:
         train_peer(arguments.name, arguments.path, arguments.folder, arguments.minutes)
 

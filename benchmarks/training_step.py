@@ -1,11 +1,11 @@
-"""A whole training step: noising, forward, backward, clipping, Adam, average; data and log too.
+"""A complete training step: data loading, noise, forward, backward, gradient clipping, Adam, EMA and logging.
 
     python benchmarks/training_step.py
 
-Ours through src/train.py's own objects, Lightning's Trainer and all callbacks that act at each step; a bare loop of the
-same mathematics; diffusers' unconditional example and denoising-diffusion-pytorch's Trainer at their defaults, and with
-bfloat16 and Adam's fused kernel. Each loop has a process of its own; they stand still between their steps and take
-turns.
+Ours uses the objects that src/train.py builds: Lightning's Trainer and all callbacks that act at each step. It is
+compared with the same computation in a bare PyTorch loop, and with diffusers' unconditional example and
+denoising-diffusion-pytorch's Trainer, both at their default settings and with bfloat16 and Adam's fused kernel. Each
+loop runs in a separate process that pauses between its steps, and the steps of the loops are measured in turns.
 """
 
 import argparse
@@ -20,12 +20,16 @@ from typing import Any
 import peers
 import torch
 from hydra import compose, initialize_config_dir
-from measuring import ROOT, Paused, Row, in_turns, main, stands_still
+from measuring import ROOT, PausedLoop, Row, interleave, main, pause_after_each_step
 from torch import Tensor, nn
 
 from diffusion_lab.commands import malloc
 from diffusion_lab.networks import Condition
+from diffusion_lab.pixels import from_uint8
 from diffusion_lab.runs import training_setup
+
+Loop = Callable[[Callable[[], None]], None]
+"""A training loop.  Its argument is a function that it calls after each step."""
 
 SIZES: dict[str, dict[str, Any]] = {
     "unet_cifar10": {"shape": (3, 32, 32), "batch_size": 16, "dropout": 0.1},
@@ -34,14 +38,14 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 def write_set(folder: Path, shape: tuple[int, int, int], num_images: int = 512) -> Tensor:
-    """A set of noise, as files.  Returns uint8 [N, C, H, W]."""
+    """Write a data set of random pixels as image files and return the pixels, uint8 [N, C, H, W]."""
     pixels = torch.randint(0, 256, (num_images, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     peers.write_images(pixels, folder)
     return pixels
 
 
-def config(model: str, folder: Path, *words: str) -> Any:
-    """Of src/train.py for this model on a folder of images."""
+def config(model: str, folder: Path, *overrides: str) -> Any:
+    """Return the config of src/train.py for a model and the images in `folder`."""
     shape = SIZES[model]["shape"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose("train", [
@@ -51,36 +55,36 @@ def config(model: str, folder: Path, *words: str) -> Any:
             f"data.batch_size={SIZES[model]['batch_size']}", f"run_folder={folder / 'run'}",
             "trainer.max_steps=1000000", "callbacks.sample_images=null", "callbacks.measure_distance=null",
             "callbacks.save_last=null", "callbacks.restore_on_divergence=null", "callbacks.stop_on_signal=null",
-            *words,
+            *overrides,
         ])  # fmt: skip
 
 
-def ours(model: str, folder: Path, bf16: bool, *words: str) -> Callable[[Callable[[], None]], None]:
+def ours(model: str, folder: Path, bf16: bool, *overrides: str) -> Loop:
+    """Return our training loop, through Lightning's Trainer."""
     from lightning import Callback
 
-    class Tell(Callback):
+    class CallAfterStep(Callback):
         def on_train_batch_start(self, *args: Any) -> None:
-            if self.begun:
+            if self.has_started:
                 self.after_step()
-            self.begun = True
+            self.has_started = True
 
-    run = training_setup.build(
-        config(model, folder, f"trainer.precision={'bf16-mixed' if bf16 else '32-true'}", *words)
-    )
-    tell = Tell()
-    tell.begun = False
-    run.trainer.callbacks.append(tell)
+    precision = "bf16-mixed" if bf16 else "32-true"
+    run = training_setup.build(config(model, folder, f"trainer.precision={precision}", *overrides))
+    callback = CallAfterStep()
+    callback.has_started = False
+    run.trainer.callbacks.append(callback)
 
     def fit(after_step: Callable[[], None]) -> None:
-        tell.after_step = after_step
+        callback.after_step = after_step
         run.trainer.fit(run.module, datamodule=run.datamodule)
 
     return fit
 
 
-def bare(model: str, folder: Path, pixels: Tensor, bf16: bool, *words: str) -> Callable[[Callable[[], None]], None]:
-    """The same step in plain PyTorch, on noise from the global random state."""
-    run = training_setup.build(config(model, folder, *words))
+def bare(model: str, folder: Path, pixels: Tensor, bf16: bool, *overrides: str) -> Loop:
+    """Return the same training step as a loop in plain PyTorch, with noise from the global random state."""
+    run = training_setup.build(config(model, folder, *overrides))
     network, process, batch_size = run.module.network, run.module.process, SIZES[model]["batch_size"]
     average = [parameter.detach().clone() for parameter in network.parameters()]
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-4, weight_decay=0.0, fused=True)
@@ -89,7 +93,7 @@ def bare(model: str, folder: Path, pixels: Tensor, bf16: bool, *words: str) -> C
     def loop(after_step: Callable[[], None]) -> None:
         network.train()
         for start in itertools.cycle(range(0, len(pixels) - batch_size + 1, batch_size)):
-            x_0 = pixels[start : start + batch_size].float().div_(127.5).sub_(1)
+            x_0 = from_uint8(pixels[start : start + batch_size])
             index = torch.randint(0, len(alpha_bar), (batch_size,))
             noise = torch.randn(x_0.shape)
             level = alpha_bar[index].view(-1, 1, 1, 1)
@@ -108,17 +112,20 @@ def bare(model: str, folder: Path, pixels: Tensor, bf16: bool, *words: str) -> C
     return loop
 
 
-def loop(name: str, model: str, folder: Path, pixels: Tensor) -> Callable[[Callable[[], None]], None]:
-    """One of the loops.  name: whose, and in which precision; peers get Adam's fused kernel with bfloat16."""
-    who, precision = name.split(", ")
+def build_loop(name: str, model: str, folder: Path, pixels: Tensor) -> Loop:
+    """Return a training loop.
+
+    name: "LIBRARY, PRECISION"; the peers use Adam's fused kernel if the precision is bfloat16.
+    """
+    library, precision = name.split(", ")
     (channels, side, _), batch_size, dropout = (SIZES[model][key] for key in ("shape", "batch_size", "dropout"))
     bf16 = precision == "bfloat16"
-    if who == "ours":
-        malloc.keep_freed()  # as the command does
+    if library == "ours":
+        malloc.keep_freed_memory()  # our commands do the same
         return ours(model, folder, bf16)
-    if who == "bare loop":
+    if library == "bare loop":
         return bare(model, folder, pixels, bf16)
-    if who == "diffusers":
+    if library == "diffusers":
         network = peers.diffusers_network(model, channels=channels, side=side, dropout=dropout)
         return peers.DiffusersLoop(network, pixels, batch_size=batch_size, bf16=bf16, fused=bf16).run
     network = peers.lucidrains_network(model, channels=channels, dropout=dropout)
@@ -128,62 +135,69 @@ def loop(name: str, model: str, folder: Path, pixels: Tensor) -> Callable[[Calla
 
 
 PREPARE = "prepare"
-DEFAULTS, ADDED = "its defaults", "bfloat16 and fused Adam"
+DEFAULTS, ADDED, BARE = "default settings", "bfloat16 and fused Adam", "the same step in a bare loop"
 GROUPS: tuple[tuple[tuple[str, str, str, str], ...], ...] = (
     (
         ("ours, bfloat16", "diffusers, float32", "diffusers' example", DEFAULTS),
         ("ours, bfloat16", "diffusers, bfloat16", "diffusers' example", ADDED),
-        ("ours, bfloat16", "bare loop, bfloat16", "the same in a bare loop", ""),
+        ("ours, bfloat16", "bare loop, bfloat16", BARE, ""),
     ),
     (
         ("ours, float32", "diffusers, float32", "diffusers' example", DEFAULTS),
-        ("ours, float32", "bare loop, float32", "the same in a bare loop", ""),
+        ("ours, float32", "bare loop, float32", BARE, ""),
     ),
     (
         ("ours, bfloat16", "lucidrains, float32", "denoising-diffusion-pytorch", DEFAULTS),
         ("ours, bfloat16", "lucidrains, bfloat16", "denoising-diffusion-pytorch", ADDED),
     ),
 )
-"""(ours, the other, its name, how): the loops of a group take turns; the memory of a laptop holds no more of them."""
+"""(our loop, other loop, name of the other, its settings).
+
+All loops of a group are in memory at the same time. More of them would not fit into the memory of a laptop.
+"""
 
 
-def compared(model: str, group: Sequence[tuple[str, str, str, str]], rounds: int) -> list[Row]:
+def compare(model: str, group: Sequence[tuple[str, str, str, str]], rounds: int) -> list[Row]:
+    """Measure the loops of a group in turns."""
     names = sorted({name for pair in group for name in pair[:2]})
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-W", "ignore", __file__, "--models", model, "--folder", folder, "--loop"]
         subprocess.run([*command, PREPARE], check=True, stdout=subprocess.DEVNULL)
-        loops = {name: Paused([*command, name]) for name in names}
-        seconds = in_turns({name: paused.advance for name, paused in loops.items()}, rounds)
-        for paused in loops.values():
-            paused.end()
+        loops = {name: PausedLoop([*command, name]) for name in names}
+        seconds = interleave({name: loop.advance for name, loop in loops.items()}, rounds)
+        for loop in loops.values():
+            loop.stop()
     batch, found = f"{model}, batch {SIZES[model]['batch_size']}", []
-    for mine, other, peer, how in group:
-        name = f"{peer}, {how}".strip(", ")
-        found.append(Row(f"{batch}: {mine}", "s", seconds[mine], seconds[other], name, asked(model, mine, peer, how)))
-        if mine.split(", ")[1] == other.split(", ")[1] and peer != "the same in a bare loop":
-            peaks = [loops[mine].peak], [loops[other].peak]
-            found.append(Row(f"{batch}: most memory of the process, {mine}", "MB", *peaks, name, 1.0))
+    for our_loop, other_loop, peer, settings in group:
+        name, precision = f"{peer}, {settings}".strip(", "), our_loop.split(", ")[1]
+        sides = seconds[our_loop], seconds[other_loop]
+        found.append(
+            Row(f"{batch}: step, ours in {precision}", "s", *sides, name, target(model, our_loop, peer, settings))
+        )
+        if precision == other_loop.split(", ")[1] and peer != BARE:
+            peaks = [loops[our_loop].peak], [loops[other_loop].peak]
+            found.append(Row(f"{batch}: peak memory, ours in {precision}", "MB", *peaks, name, 1.0))
     return found
 
 
-def asked(model: str, mine: str, peer: str, how: str) -> float:
-    """How many times as fast we want to be."""
-    if peer == "the same in a bare loop":
+def target(model: str, our_loop: str, peer: str, settings: str) -> float:
+    """Return how many times faster than the peer our step must be."""
+    if peer == BARE:
         return 0.97
-    if (mine, peer, how) == ("ours, bfloat16", "diffusers' example", DEFAULTS):
+    if (our_loop, peer, settings) == ("ours, bfloat16", "diffusers' example", DEFAULTS):
         return {"unet_cifar10": 1.6, "unet_tiny": 1.4}[model]
     return 1.0
 
 
 def prepare(model: str, folder: Path) -> None:
-    """The images, as all loops read them; ours from its cache, as in every run after the first."""
+    """Write the images that all loops read, and build our cache, which exists in every run after the first."""
     torch.save(write_set(folder / "images", SIZES[model]["shape"]), folder / "pixels.pt")
     training_setup.build(config(model, folder)).datamodule.setup("fit")
 
 
-def run_alone(model: str, name: str, folder: Path) -> None:
-    """One loop, for as long as somebody lets it go on."""
-    loop(name, model, folder, torch.load(folder / "pixels.pt"))(stands_still())
+def run_loop(model: str, name: str, folder: Path) -> None:
+    """Run one loop in this process until the measuring process stops it."""
+    build_loop(name, model, folder, torch.load(folder / "pixels.pt"))(pause_after_each_step())
 
 
 def rows(arguments: argparse.Namespace) -> list[Row]:
@@ -191,14 +205,14 @@ def rows(arguments: argparse.Namespace) -> list[Row]:
         prepare(arguments.models, Path(arguments.folder))
         return []
     if arguments.loop:
-        run_alone(arguments.models, arguments.loop, Path(arguments.folder))
+        run_loop(arguments.models, arguments.loop, Path(arguments.folder))
         return []
     models = arguments.models.split(",")
-    return [row for model in models for group in GROUPS for row in compared(model, group, arguments.rounds)]
+    return [row for model in models for group in GROUPS for row in compare(model, group, arguments.rounds)]
 
 
 if __name__ == "__main__":
     main(
-        __doc__, rows, models=(str, "unet_cifar10,unet_tiny", "which networks"), loop=(str, "", argparse.SUPPRESS),
-        folder=(str, "", argparse.SUPPRESS),
+        __doc__, rows, models=(str, "unet_cifar10,unet_tiny", "comma-separated names of networks"),
+        loop=(str, "", argparse.SUPPRESS), folder=(str, "", argparse.SUPPRESS),
     )  # fmt: skip

@@ -1,3 +1,4 @@
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,9 +7,28 @@ import pytest
 from hypothesis import settings
 
 import diffusion_lab.config  # noqa: F401  (resolvers, for tests that compose)
+from support.config_files import parse_once
 
 # At the end: where something is in both places, the environment's own comes first.
 sys.path.append(str(Path(sys.prefix, "peers")))
+
+parse_once()
+
+SLOW = (
+    *("cluster", "commands", "earlier_runs", "sweeps", "test_benchmarks", "test_configs", "test_entry_points"),
+    *("test_recipes", "test_agreement", "test_damage", "test_image_cache", "test_collectives", "test_convergence"),
+    *("test_evaluator", "test_kill_and_resume", "test_nonfinite_guard", "test_ranks", "test_recovery"),
+    *(
+        "test_reference",
+        "test_restore_on_divergence",
+        "test_save_averages",
+        "test_classifier",
+        "test_loss_second_moment",
+    ),
+    *("test_published_sizes", "test_image_files", "test_inception", "test_efficient_net", "test_training_step"),
+    *("test_compilation", "test_snapshots", "test_low_resolution_images", "test_architecture", "test_likelihood"),
+)
+"""Folders and files whose tests start processes or take seconds; `make test-fast` leaves them out."""
 
 # derandomize: the suite answers the same on every run. No deadline: a busy machine is not a failure.
 settings.register_profile("suite", derandomize=True, deadline=None, database=None, max_examples=40)
@@ -17,7 +37,15 @@ settings.load_profile("suite")
 
 @pytest.fixture(scope="session", autouse=True)
 def image_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Decoded sets of the suite, and of the processes that it starts, are kept apart from the person's own."""
+    """Keep decoded sets and measured references out of the user's own cache; the workers of pytest-xdist share one."""
+    folder = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setenv("DIFFUSION_LAB_CACHE", str(tmp_path_factory.mktemp("image_cache")))
+        shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+        monkeypatch.setenv("DIFFUSION_LAB_CACHE", str(shared / "image_cache"))
         yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if {item.path.stem, item.path.parent.name} & set(SLOW):
+            item.add_marker(pytest.mark.slow)

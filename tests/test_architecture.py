@@ -1,9 +1,10 @@
-"""The cuts between the parts of the package, as the folder names promise them."""
+"""The order of imports, the libraries that each folder may load, and the sizes of files, functions and constructors."""
 
 import ast
 import pkgutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,111 +12,176 @@ import pytest
 import diffusion_lab
 
 PACKAGE = Path(diffusion_lab.__file__).parent
-MATHEMATICS = (
-    "process",
-    "objectives",
-    "samplers",
-    "networks",
-    "ema",
-    "power_ema",
-    "snapshots",
-    "denoiser",
-    "noisy_classifier",
-    "likelihood",
-    "reconstruction",
-    "optimizers",
-    "step_guard",
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+FLAT = {  # modules directly under the package; everything else is in a folder
+    *("__init__", "atomic_files", "checkpoint_files", "denoiser", "errors", "fingerprints", "latents"),
+    "low_resolution",
+    *("paths", "pixels", "randomness"),
+}
+
+# A folder or flat module imports only from lines above its own, and from its own folder.
+ORDER = (
+    ("errors", "paths", "atomic_files"),
+    ("fingerprints", "checkpoint_files", "randomness"),
+    ("pixels", "process", "networks"),
+    ("ema", "objectives", "denoiser", "low_resolution"),
+    ("guidance",),
+    ("samplers",),
+    ("distributed",),
+    ("config", "reporting", "latents"),
+    ("data", "features"),
+    ("metrics",),
+    ("training",),
+    ("generation",),
+    ("evaluation",),
+    ("callbacks",),
+    ("runs",),
+    ("sweeps",),
+    ("commands",),
 )
-DOORS = (
-    *("acceleration", "config_check", "config_entry", "config_values", "guides"),
-    *(
-        "runs",
-        "run_building",
-        "run_evaluations",
-        "run_folder",
-        "run_images",
-        "run_resume",
-        "run_tables",
-        "run_training",
-    ),
-    *("sweeps", "sweep_jobs", "slurm_jobs"),
-)
+LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
+
+MATHEMATICS = ("process", "objectives", "samplers", "guidance", "networks", "ema", "denoiser")
+"""Folders that import torch alone."""
+
+KNOW_HYDRA = ("config", "runs", "sweeps", "commands")
+
+START_UP = ("commands.entry", "config", "runs.load", "runs.resume", "runs.train", "sweeps.plan", "sweeps.slurm")
+"""Modules that every command loads before it has checked its arguments."""
 
 
-def modules(prefix: str = "diffusion_lab") -> list[str]:
+def modules(prefix: str) -> list[str]:
     found = pkgutil.walk_packages([str(PACKAGE)], "diffusion_lab.")
-    return [module.name for module in found if module.name.startswith(prefix)]
+    return [module.name for module in found if f"{module.name}.".startswith(f"diffusion_lab.{prefix}.")]
 
 
-def leaves_out(names: list[str], *libraries: str) -> bool:
-    """Whether a fresh process that imports `names` has loaded none of `libraries`."""
+def loads_none_of(names: list[str], *libraries: str) -> bool:
+    """Whether a new process that imports `names` has loaded none of `libraries`."""
     code = f"import sys, {', '.join(names)}; sys.exit(any(name in sys.modules for name in {libraries!r}))"
     return subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def imported(path: Path) -> Iterator[tuple[str, bool]]:
+    """Modules that a file imports, at any depth, and whether it does so when it is loaded itself."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node in tree.body) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from ((f"{node.module}.{alias.name}", node in tree.body) for alias in node.names)
+
+
+def part_of(module: str) -> str:
+    """The folder or flat module below diffusion_lab that an imported name belongs to."""
+    return module.split(".")[1]
+
+
 def test_the_mathematics_loads_without_lightning_hydra_or_torchvision() -> None:
-    names = [name for part in MATHEMATICS for name in modules(f"diffusion_lab.{part}")]
-    assert len(names) > 15
-    assert leaves_out(names, "lightning", "hydra", "omegaconf", "torchmetrics", "torchvision")
+    names = [name for part in MATHEMATICS for name in modules(part)]
+    assert len(names) > 40
+    assert loads_none_of(names, "lightning", "hydra", "omegaconf", "torchmetrics", "torchvision")
 
 
 def test_the_check_above_can_fail() -> None:
-    assert not leaves_out(["diffusion_lab.process", "hydra"], "hydra")
+    assert not loads_none_of(["diffusion_lab.errors", "hydra"], "hydra")
 
 
-def test_the_command_line_loads_without_torch() -> None:
-    assert leaves_out([f"diffusion_lab.{door}" for door in DOORS], "torch", "lightning", "datasets")
+def test_a_command_starts_without_torch() -> None:
+    assert loads_none_of([f"diffusion_lab.{name}" for name in START_UP], "torch", "lightning", "datasets")
 
 
-def imports(path: Path) -> set[str]:
-    tree = ast.walk(ast.parse(path.read_text()))
-    names = set()
-    for node in tree:
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
-    return names
+def test_only_the_listed_modules_lie_directly_under_the_package() -> None:
+    assert {path.stem for path in PACKAGE.glob("*.py")} == FLAT
+    assert {path.name for path in PACKAGE.iterdir() if path.is_dir()} - {"__pycache__"} == set(LEVEL) - FLAT
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
-def test_only_the_doors_know_hydra(path: Path) -> None:
-    knows = any(name.split(".")[0] in ("hydra", "omegaconf") for name in imports(path))
-    assert knows == (path.stem in DOORS)
+@pytest.mark.parametrize("part", sorted(LEVEL))
+def test_imports_point_down(part: str) -> None:
+    files = [PACKAGE / f"{part}.py"] if part in FLAT else sorted((PACKAGE / part).rglob("*.py"))
+    names = [name for path in files for name, _ in imported(path) if name.startswith("diffusion_lab.")]
+    used = {part_of(name) for name in names} - {part, "__version__"}
+    assert {name for name in used if LEVEL[name] >= LEVEL[part]} == set()
 
 
-LAYERS = (
-    "process",
-    "networks",
-    "objectives",
-    "denoiser",
-    "noisy_classifier",
-    "samplers",
-    "likelihood",
-    "training_module",
-    "lightning_module",
-    "classifier_module",
-    "callbacks",
-    "runs",
-)
+def test_no_modules_import_each_other() -> None:
+    graph = {name: {f for f, at_load in imported(path) if at_load} for path in FILES for name in [dotted(path)]}
+    names = set(graph)
+    edges = {
+        name: {target for used in uses for target in (used, used.rpartition(".")[0]) if target in names} - {name}
+        for name, uses in graph.items()
+    }
+    assert circles(edges) == []
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
-def test_imports_point_down_the_layers(path: Path) -> None:
-    own = path.relative_to(PACKAGE).with_suffix("").parts[0]
-    if own not in LAYERS:
-        return
-    used = {name.split(".")[1] for name in imports(path) if name.startswith("diffusion_lab.")}
-    above = LAYERS[LAYERS.index(own) + 1 :]
-    assert not used & set(above)
+def dotted(path: Path) -> str:
+    return ".".join(("diffusion_lab", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
 
 
-def test_networks_and_the_average_import_no_sibling() -> None:
-    for path in [*(PACKAGE / "networks").glob("*.py"), PACKAGE / "ema.py"]:
-        siblings = {name for name in imports(path) if name.startswith("diffusion_lab.")}
-        assert all(name.startswith("diffusion_lab.networks") for name in siblings), path
+def circles(edges: dict[str, set[str]]) -> list[str]:
+    """Modules that remain when those without imports among the remaining ones are removed again and again."""
+    left = {name: set(uses) for name, uses in edges.items() if not is_package(name)}
+    while ready := [name for name, uses in left.items() if not uses & set(left)]:
+        for name in ready:
+            del left[name]
+    return sorted(left)
 
 
-def test_source_files_stay_short_enough_to_read() -> None:
-    lengths = {path: len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")}
-    assert all(length <= (400 if path.parent.name == "networks" else 300) for path, length in lengths.items()), lengths
+def is_package(name: str) -> bool:
+    """Packages re-export their modules, so a module may import names from its own package's siblings through it."""
+    return (PACKAGE.parent / name.replace(".", "/")).is_dir()
+
+
+def test_the_check_for_circles_can_fail() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("part", sorted(LEVEL))
+def test_hydra_and_omegaconf_appear_in_four_folders_alone(part: str) -> None:
+    files = [PACKAGE / f"{part}.py"] if part in FLAT else sorted((PACKAGE / part).rglob("*.py"))
+    libraries = {name.split(".")[0] for path in files for name, _ in imported(path)}
+    assert bool(libraries & {"hydra", "omegaconf"}) == (part in KNOW_HYDRA)
+
+
+def test_networks_and_averages_import_no_other_folder() -> None:
+    for part, also in (("networks", set()), ("ema", {"checkpoint_files"})):
+        used = {
+            part_of(n) for path in (PACKAGE / part).glob("*.py") for n, _ in imported(path) if "diffusion_lab." in n
+        }
+        assert used <= {part} | also
+
+
+def test_every_target_in_conf_is_exported_by_a_package_or_flat_module() -> None:
+    conf = PACKAGE.parents[1] / "conf"
+    lines = [line for path in conf.rglob("*.yaml") for line in path.read_text().splitlines() if "_target_:" in line]
+    targets = {line.partition("_target_:")[2].split("#")[0].strip() for line in lines}
+    ours = {target for target in targets if target.startswith("diffusion_lab.")}
+    assert len(ours) > 80
+    assert {target for target in ours if target.count(".") != 2} == set()
+
+
+def test_files_are_short_enough_to_read() -> None:
+    lengths = {dotted(path): len(path.read_text().splitlines()) for path in FILES}
+    assert {n: k for n, k in lengths.items() if k > (400 if n.startswith("diffusion_lab.networks") else 300)} == {}
+
+
+def functions() -> Iterator[tuple[str, ast.FunctionDef]]:
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                yield f"{dotted(path)}.{node.name}", node
+
+
+def test_functions_have_at_most_sixty_lines() -> None:
+    lengths = {name: (node.end_lineno or 0) - node.lineno + 1 for name, node in functions()}
+    assert {name: length for name, length in lengths.items() if length > 60} == {}
+
+
+def test_constructors_have_at_most_twelve_arguments_and_networks_fourteen() -> None:
+    counts = {
+        name: len(node.args.args) + len(node.args.kwonlyargs) - 1
+        for name, node in functions()
+        if node.name == "__init__"
+    }
+    limits = {name: 14 if name.startswith("diffusion_lab.networks") else 12 for name in counts}
+    assert {name: count for name, count in counts.items() if count > limits[name]} == {}

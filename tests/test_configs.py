@@ -1,7 +1,9 @@
-"""Every file under conf/ composes, fits the signatures of what it builds, and builds."""
+"""Every file in conf/ composes, matches the signatures of its targets, and builds."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -15,59 +17,87 @@ from diffusion_lab.config.validation import argument_problems
 from diffusion_lab.paths import CONF
 from diffusion_lab.runs.load import resolve
 
+PIXELS_256 = ("afhq", "celeba_hq", "ffhq", "imagenet256", "lsun_bedroom", "lsun_cat", "lsun_church")
 CHOICES = [
     f"{path.parent.name}={path.stem}"
     for path in sorted(CONF.glob("*/*.yaml"))
     if path.parent.name != "experiment"  # test_recipes.py
 ]
-NEEDS = {  # what a choice cannot do without
+REQUIRED = {  # overrides that a choice requires
     "schedule=custom": ["schedule.betas=[0.1,0.2,0.4]"],
     "data=folder": ["data.path=somewhere"],
     "data=class_folders": ["data.path=somewhere"],
     "low_resolution=area": ["low_resolution.resolution=14"],
     "low_resolution=noised": ["low_resolution.resolution=14"],
     "space=sd_latents": ["model=dit_s", "data.resolution=256"],
-    # training measures the distance; the other metrics are of evaluation, and may stand beside it
+    **{f"data={name}": ["model=unet_256"] for name in PIXELS_256},  # others do not reach their attention at 16 x 16
+    # every network can halve a resolution of 32
+    **{choice: ["data.resolution=32"] for choice in CHOICES if choice.startswith("model=")},
+    # training needs a distance as the first metric; these metrics are for evaluation
     **{f"metrics={name}": [f"metrics=[fid,{name}]"] for name in ("bound", "nll", "flow", "reconstruction")},
 }
 NAMES_ELSEWHERE: dict[str, dict[str, str]] = OmegaConf.to_object(OmegaConf.load(CONF / "_names_elsewhere.yaml"))  # type: ignore[assignment]
 
 
 @pytest.fixture(autouse=True)
-def hydra_here() -> Iterator[None]:
+def initialized_hydra() -> Iterator[None]:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         yield
 
 
+@cache
 def composed(*overrides: str) -> DictConfig:
     return resolve(compose("train", overrides=["run_folder=somewhere", *overrides]))
 
 
-@pytest.mark.parametrize("choice", CHOICES)
-def test_each_choice_composes_and_fits_the_signatures(choice: str) -> None:
-    config = composed(choice, *NEEDS.get(choice, []))
-    config.trainer = without_acceleration(config.trainer)
-    assert list(argument_problems(config, "")) == []
+def choice_alone(choice: str) -> DictConfig:
+    return composed(choice, *REQUIRED.get(choice, []))
 
 
-@pytest.mark.parametrize("choice", CHOICES)
-def test_each_choice_builds_its_mathematics(choice: str) -> None:
-    config = composed(choice, "data.resolution=32", *NEEDS.get(choice, []))  # a side that every network can halve
+Result = TypeVar("Result")
+RESULTS: dict[tuple[str, str], Any] = {}
+
+
+def once(function: Callable[[Any], Result], node: Any) -> Result:
+    """Return function(node), computed once for all nodes with the same content: a choice changes few of the nodes."""
+    key = (function.__name__, repr(node))
+    if key not in RESULTS:
+        RESULTS[key] = function(node)
+    result: Result = RESULTS[key]
+    return result
+
+
+def problems(node: Any) -> list[str]:
+    return list(argument_problems(node, ""))
+
+
+def build(node: DictConfig) -> Any:
+    return instantiate(node, _convert_="all")
+
+
+def build_network(node: DictConfig) -> Any:
     with torch.device("meta"):
-        network = instantiate(config.model, _convert_="all")
-    assert network.in_channels == (4 if choice == "space=sd_latents" else config.data.channels)
+        return build(node)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_each_choice_composes_matches_the_signatures_and_builds_its_objects(choice: str) -> None:
+    config = choice_alone(choice)
+    nodes = {**config, "trainer": without_acceleration(config.trainer)}
+    assert [problem for node in nodes.values() for problem in once(problems, node)] == []
+    assert once(build_network, config.model).in_channels == (
+        4 if choice == "space=sd_latents" else config.data.channels
+    )
     for part in ("process", "prediction", "objective", "times", "sampler", "optimizer", "ema", "guard", "variance"):
-        assert instantiate(config[part], _convert_="all") is not None
+        assert once(build, config[part]) is not None
 
 
 @pytest.mark.parametrize(
     ("overrides", "num_parameters"),
     [
-        (["data=cifar10", "model=unet_cifar10"], 35_746_307),
-        (["experiment=ddpm_cifar10"], 35_746_307),
-        (["model=unet_tiny"], 1_623_169),
-        # the label's table is the only difference: one row a class, and the null label's where labels are dropped
+        (["experiment=ddpm_cifar10"], 35_746_307),  # networks alone: networks/test_published_sizes.py
+        # the label embedding adds one row per class, and one for the null label if labels are dropped
         (["model=unet_tiny", "conditioning=label"], 1_623_169 + 11 * 128),
         (["model=unet_tiny", "conditioning=label", "conditioning.dropout=0"], 1_623_169 + 10 * 128),
     ],
@@ -78,7 +108,7 @@ def test_networks_have_the_stated_number_of_parameters(overrides: list[str], num
     assert sum(parameter.numel() for parameter in network.parameters()) == num_parameters
 
 
-def test_the_data_brings_its_network_and_features_and_both_can_be_overridden() -> None:
+def test_a_data_set_selects_network_and_features_and_both_can_be_overridden() -> None:
     assert composed("data=cifar10").model.channels == 128
     assert composed("data=cifar10").features._target_.endswith("Inception")
     assert composed("data=fashion_mini").features._target_.endswith("FashionCNN")
@@ -87,7 +117,7 @@ def test_the_data_brings_its_network_and_features_and_both_can_be_overridden() -
     assert other.features._target_.endswith("FashionCNN")
 
 
-def test_an_augmentation_brings_the_network_that_is_told_and_mirrors_alone() -> None:
+def test_an_augmentation_conditions_the_network_and_replaces_other_flips() -> None:
     plain, augmented = composed("data=cifar10"), composed("data=cifar10", "augmentation=edm")
     assert plain.data.horizontal_flip
     assert plain.data.datamodule.augmentation is None
@@ -96,17 +126,17 @@ def test_an_augmentation_brings_the_network_that_is_told_and_mirrors_alone() -> 
     assert instantiate(augmented.data.datamodule).augmentation.probability == 0.12
 
 
-def test_a_schedule_brings_what_suits_it_and_all_can_be_overridden() -> None:
+def test_a_schedule_selects_matching_choices_and_all_can_be_overridden() -> None:
     config = composed("schedule=edm")
-    brought = [config[key]._target_.rpartition(".")[2] for key in ("prediction", "times", "weighting", "time_grid")]
-    assert brought == ["EDMDenoiser", "LogNormalSigma", "EDMWeighting", "KarrasTimes"]
+    selected = [config[key]._target_.rpartition(".")[2] for key in ("prediction", "times", "weighting", "time_grid")]
+    assert selected == ["EDMDenoiser", "LogNormalSigma", "EDMWeighting", "KarrasTimes"]
     other = composed("schedule=edm", "prediction=v", "times=stratified", "weighting=none", "time_grid=log_snr")
     overridden = [other[key]._target_.rpartition(".")[2] for key in ("prediction", "times", "weighting", "time_grid")]
     assert overridden == ["V", "Stratified", "unweighted", "LogSNRTimes"]
     assert composed("schedule=jsd").prediction._target_.endswith(".V")
 
 
-def test_power_averages_bring_the_callback_that_saves_them_fifty_times_a_run() -> None:
+def test_power_averages_add_the_callback_that_saves_them_fifty_times_per_run() -> None:
     assert composed("ema=power").callbacks.save_averages.every_n_steps == 1000 // 50
     assert composed("ema=power", "trainer.max_steps=30").callbacks.save_averages.every_n_steps == 1
     assert composed("ema=power", "trainer.max_steps=-1").callbacks.save_averages.every_n_steps == 5000
@@ -114,32 +144,32 @@ def test_power_averages_bring_the_callback_that_saves_them_fifty_times_a_run() -
 
 
 @pytest.mark.parametrize("choice", [choice for choice in CHOICES if choice.startswith("ema=")])
-def test_the_average_that_is_sampled_is_main_whatever_the_rule(choice: str) -> None:
-    ema = instantiate(composed(choice).ema, _convert_="all")(torch.nn.Linear(2, 2))
+def test_main_is_the_average_that_is_sampled_for_every_choice(choice: str) -> None:
+    ema = instantiate(choice_alone(choice).ema, _convert_="all")(torch.nn.Linear(2, 2))
     assert ema.network is ema.networks["main"]
 
 
 @pytest.mark.parametrize("choice", [choice for choice in CHOICES if choice.startswith("variance=")])
-@pytest.mark.parametrize("objective", ["hybrid", "simple", "vlb"])
-def test_networks_answer_twice_the_channels_where_the_variance_is_learned(choice: str, objective: str) -> None:
-    config = composed(f"objective={objective}", choice)
+@pytest.mark.parametrize("objective", [[], ["objective=hybrid"], ["objective=vlb"]])
+def test_networks_have_twice_the_output_channels_if_the_variance_is_learned(choice: str, objective: list[str]) -> None:
+    config = composed(choice, *objective)
     learned = instantiate(config.variance).learned
     assert config.model.out_channels == config.data.channels * (2 if learned else 1)
 
 
-def test_samplers_take_no_more_steps_than_a_short_table_has_unless_told() -> None:
+def test_samplers_take_at_most_the_steps_of_a_short_schedule_by_default() -> None:
     assert composed("schedule.num_timesteps=10").sampler.num_steps == 10
     assert composed("schedule=custom", "schedule.betas=[0.1,0.2,0.4]").sampler.num_steps == 3
     assert composed("schedule=vp", "sampler=ancestral").sampler.num_steps == 1000
-    assert composed("schedule.num_timesteps=10", "sampler.num_steps=20").sampler.num_steps == 20  # refused when built
+    assert composed("schedule.num_timesteps=10", "sampler.num_steps=20").sampler.num_steps == 20  # rejected later
 
 
 @pytest.mark.parametrize("group", list(NAMES_ELSEWHERE))
-def test_names_of_other_code_are_none_of_ours_and_point_to_ours(group: str) -> None:
-    ours = {choice.partition("=")[2] for choice in CHOICES if choice.startswith(f"{group}=")}
-    for name, meaning in NAMES_ELSEWHERE[group].items():
-        assert name not in ours
-        assert meaning.split()[0].rstrip(",") in ours
+def test_names_of_other_libraries_refer_to_choices_that_exist(group: str) -> None:
+    choices = {choice.partition("=")[2] for choice in CHOICES if choice.startswith(f"{group}=")}
+    for name, text in NAMES_ELSEWHERE[group].items():
+        assert name not in choices
+        assert text.split()[0] in choices
 
 
 def test_training_measures_the_first_metric() -> None:
@@ -150,7 +180,7 @@ def test_training_measures_the_first_metric() -> None:
     assert list(targets.values()) == ["FrechetDistance", "KernelDistance", "PrecisionRecall"]
 
 
-def test_metrics_that_bring_features_of_their_own_leave_the_others_theirs() -> None:
+def test_features_of_one_metric_do_not_replace_those_of_others() -> None:
     metrics = composed("metrics=[fid,cmmd]", "features=inception").metrics
     assert [metrics[name].features._target_.rpartition(".")[2] for name in ("fid", "cmmd")] == ["Inception", "CLIP"]
 
@@ -159,19 +189,19 @@ def test_the_default_prediction_is_the_noise() -> None:
     assert composed().prediction._target_.endswith(".Epsilon")
 
 
-def test_the_classroom_recipe_has_variances_0_to_098_in_steps_of_002() -> None:
+def test_the_sneakers_recipe_has_variances_0_to_098_in_steps_of_002() -> None:
     schedule = instantiate(composed("experiment=notebook_sneakers").schedule)
     assert schedule.betas.tolist() == pytest.approx([0.02 * step for step in range(50)], abs=1e-12)
 
 
-def test_conf_holds_one_folder_for_each_group_of_the_command_line() -> None:
+def test_conf_has_one_folder_per_group() -> None:
     groups = {path.name for path in Path(CONF).iterdir() if path.is_dir()}
-    wanted = "data schedule model prediction objective times sampler ema optimizer metrics callbacks logger trainer"
-    assert set(f"{wanted} experiment".split()) <= groups
+    expected = "data schedule model prediction objective times sampler ema optimizer metrics callbacks logger trainer"
+    assert set(f"{expected} experiment".split()) <= groups
 
 
-def test_a_folder_of_classes_counts_them(tmp_path: Path) -> None:
-    for place in ("train/cat", "train/dog", "test/cat", ".hidden"):
-        (tmp_path / place).mkdir(parents=True)
+def test_class_folders_are_counted(tmp_path: Path) -> None:
+    for name in ("train/cat", "train/dog", "test/cat", ".hidden"):
+        (tmp_path / name).mkdir(parents=True)
     assert composed("data=class_folders", f"data.path={tmp_path}").data.num_classes == 2
     assert composed("data=class_folders", f"data.path={tmp_path / 'train'}").data.num_classes == 2

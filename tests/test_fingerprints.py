@@ -1,4 +1,4 @@
-"""May two numbers stand beside each other?"""
+"""Fingerprints and their comparison."""
 
 import json
 import math
@@ -21,11 +21,11 @@ from diffusion_lab.samplers import DDIM, Churn, Heun, StaticClipping, TrailingTi
 PROCESS = GaussianProcess(CosineSchedule(100))
 
 
-def of(**changes: object) -> dict[str, object]:
+def fingerprint(**changes: object) -> dict[str, object]:
     return {"num_samples": 50, "sampler": {"name": "DDIM", "num_steps": 10, "eta": 0.0}, "seed": 0} | changes
 
 
-def test_an_object_is_its_name_and_its_settings() -> None:
+def test_an_object_is_described_by_its_class_name_and_its_fields() -> None:
     found = describe(DDIM(PROCESS, num_steps=10, eta=0.5, time_grid=TrailingTimes()), omit=("process",))
     assert found == {
         "name": "DDIM", "num_steps": 10, "eta": 0.5, "time_grid": {"name": "TrailingTimes"},
@@ -33,7 +33,7 @@ def test_an_object_is_its_name_and_its_settings() -> None:
     }  # fmt: skip
 
 
-def test_unlike_settings_have_unlike_descriptions_however_deep() -> None:
+def test_different_settings_have_different_digests_at_any_depth() -> None:
     samplers = [
         Heun(PROCESS, num_steps=5, churn=churn)
         for churn in (Churn(amount=0.0), Churn(amount=40.0), Churn(sigma_max=50.0))
@@ -41,7 +41,7 @@ def test_unlike_settings_have_unlike_descriptions_however_deep() -> None:
     assert len({digest(describe(sampler, omit=("process",))) for sampler in samplers}) == 3
 
 
-def test_long_lists_and_tensors_are_known_by_their_hash() -> None:
+def test_long_lists_and_tensors_are_described_by_their_sha256() -> None:
     betas = [0.01 * k for k in range(1, 41)]
     found = describe(CustomSchedule(betas))
     assert found["variances"]["length"] == 40
@@ -50,20 +50,20 @@ def test_long_lists_and_tensors_are_known_by_their_hash() -> None:
     assert describe([1, 2]) == [1, 2]
 
 
-def test_numbers_that_are_not_finite_are_texts() -> None:
+def test_numbers_that_are_not_finite_are_strings() -> None:
     found = describe(Churn(), omit=())
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert describe(math.nan) == describe(math.nan) == "nan"
 
 
-def test_fields_have_dotted_names() -> None:
-    assert flat(of()) == {
+def test_flat_fields_have_dotted_names() -> None:
+    assert flat(fingerprint()) == {
         "num_samples": 50, "sampler.name": "DDIM", "sampler.num_steps": 10, "sampler.eta": 0.0, "seed": 0,
     }  # fmt: skip
 
 
-def test_differences_are_found_field_by_field_and_allowed_by_name() -> None:
-    one, other = of(), of(sampler={"name": "DDIM", "num_steps": 20, "eta": 0.0}, seed=3)
+def test_differences_are_by_field_and_can_be_allowed_by_name() -> None:
+    one, other = fingerprint(), fingerprint(sampler={"name": "DDIM", "num_steps": 20, "eta": 0.0}, seed=3)
     assert differences([one, other]) == {"sampler.num_steps": [10, 20], "seed": [0, 3]}
     assert differences([one, other], ["sampler"]) == {"seed": [0, 3]}
     assert differences([one, other], ["sampler.num_steps", "seed"]) == {}
@@ -71,29 +71,29 @@ def test_differences_are_found_field_by_field_and_allowed_by_name() -> None:
     assert differences([one, one]) == {}
 
 
-def test_a_field_that_one_lacks_differs_also_from_null() -> None:
-    assert differences([of(label=None), of()]) == {"label": [None, "nothing"]}
+def test_a_missing_field_differs_from_none() -> None:
+    assert differences([fingerprint(label=None), fingerprint()]) == {"label": [None, "missing"]}
 
 
-def test_of_unlike_kinds_the_kind_alone_is_said() -> None:
-    other = of(sampler={"name": "Heun", "num_steps": 10, "churn": {"amount": 0.0}})
-    assert differences([of(), other]) == {"sampler.name": ["DDIM", "Heun"]}
+def test_for_different_classes_only_the_class_name_is_a_difference() -> None:
+    other = fingerprint(sampler={"name": "Heun", "num_steps": 10, "churn": {"amount": 0.0}})
+    assert differences([fingerprint(), other]) == {"sampler.name": ["DDIM", "Heun"]}
 
 
-def test_unlike_numbers_are_refused_with_the_field_the_values_and_the_remedy() -> None:
-    require_comparable("fid_10", {"a": of(), "b": of()})
-    other = of(sampler={"name": "DDIM", "num_steps": 20, "eta": 0.0}, seed=1)
-    sentence = (
-        r"fid_10 cannot be compared: sampler.num_steps is 10 in a and 20 in c \(seed differ too\); "
-        r"allow=\[sampler,seed\] compares them nevertheless"
+def test_the_error_for_incomparable_numbers_has_the_field_the_values_and_the_remedy() -> None:
+    require_comparable("fid_10", {"a": fingerprint(), "b": fingerprint()})
+    other = fingerprint(sampler={"name": "DDIM", "num_steps": 20, "eta": 0.0}, seed=1)
+    message = (
+        r"fid_10 cannot be compared: sampler.num_steps is 10 in a and 20 in c \(also different: seed\); "
+        r"allow=\[sampler,seed\] compares them anyway"
     )
-    with pytest.raises(IncomparableError, match=sentence):
-        require_comparable("fid_10", {"a": of(), "b": of(), "c": other})
-    require_comparable("fid_10", {"a": of(), "c": other}, ["sampler", "seed"])
+    with pytest.raises(IncomparableError, match=message):
+        require_comparable("fid_10", {"a": fingerprint(), "b": fingerprint(), "c": other})
+    require_comparable("fid_10", {"a": fingerprint(), "c": other}, ["sampler", "seed"])
 
 
 @pytest.mark.parametrize(
-    ("swept", "covered", "apart"),
+    ("swept", "included", "excluded"),
     [
         ("sampler.num_steps", "sampler.num_steps", "seed"),
         ("sampler", "sampler.clipping", "schedule"),
@@ -107,10 +107,10 @@ def test_unlike_numbers_are_refused_with_the_field_the_values_and_the_remedy() -
         ("schedule", "schedule.name", "seed"),
     ],
 )
-def test_what_is_swept_may_differ_and_nothing_else(swept: str, covered: str, apart: str) -> None:
-    def unlike(field: str) -> list[dict[str, object]]:
+def test_only_fields_that_the_swept_setting_determines_may_differ(swept: str, included: str, excluded: str) -> None:
+    def different(field: str) -> list[dict[str, object]]:
         head, _, rest = field.partition(".")
         return [{head: {rest: value}} if rest else {head: value} for value in (1, 2)]
 
-    assert differences(unlike(covered), fields_set_by([swept])) == {}
-    assert differences(unlike(apart), fields_set_by([swept])) != {}
+    assert differences(different(included), fields_set_by([swept])) == {}
+    assert differences(different(excluded), fields_set_by([swept])) != {}

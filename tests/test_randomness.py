@@ -12,31 +12,29 @@ from diffusion_lab.randomness import Draws, ImageNoise, Purpose, normal_stream, 
 IMAGE = (3, 8, 6)
 
 
-def everything(seed: int, step: int, positions: Sequence[int]) -> list[Tensor]:
-    """All that a training step draws, one row an image."""
+def all_draws(seed: int, step: int, positions: Sequence[int]) -> list[Tensor]:
+    """Return all random numbers of a training step, one row per image."""
     draws = Draws(seed, step, positions, batch_size=60)
     noise = draws.noise(like=torch.zeros(len(positions), *IMAGE))
     return [draws.times(), draws.flips(0.5), draws.dropped_labels(0.3), noise]
 
 
 @given(st.permutations(range(7)), st.integers(1, 6), st.integers(0, 2**63), st.integers(0, 10**9))
-def test_draws_do_not_depend_on_how_positions_are_shared_out(
-    positions: list[int], cut: int, seed: int, step: int
-) -> None:
-    whole = everything(seed, step, range(7))
-    parts = zip(everything(seed, step, positions[:cut]), everything(seed, step, positions[cut:]), strict=True)
-    for all_at_once, (first, rest) in zip(whole, parts, strict=True):
-        assert torch.equal(all_at_once[positions], torch.cat([first, rest]))
+def test_draws_do_not_depend_on_the_split_of_the_batch(positions: list[int], cut: int, seed: int, step: int) -> None:
+    whole = all_draws(seed, step, range(7))
+    parts = zip(all_draws(seed, step, positions[:cut]), all_draws(seed, step, positions[cut:]), strict=True)
+    for together, (first, rest) in zip(whole, parts, strict=True):
+        assert torch.equal(together[positions], torch.cat([first, rest]))
 
 
 @pytest.mark.parametrize(("seed", "step"), [(0, 1), (1, 0), (1, 1)])
 def test_draws_differ_between_steps_and_between_seeds(seed: int, step: int) -> None:
-    for one, other in zip(everything(0, 0, range(60)), everything(seed, step, range(60)), strict=True):
+    for one, other in zip(all_draws(0, 0, range(60)), all_draws(seed, step, range(60)), strict=True):
         assert not torch.equal(one, other)
 
 
 def test_draws_differ_between_positions() -> None:
-    times, _, _, noise = everything(0, 0, range(60))
+    times, _, _, noise = all_draws(0, 0, range(60))
     assert len(set(times.tolist())) == 60
     assert len(set(noise[:, 0, 0, 0].tolist())) == 60
 
@@ -46,35 +44,35 @@ def test_draws_differ_between_purposes() -> None:
     assert len(numbers) == len(Purpose)
 
 
-def test_a_stream_is_philox_at_the_address_of_its_use() -> None:
-    # A run must give the same numbers in every version: this pins what is written in its key and counter.
+def test_a_stream_is_philox_with_the_documented_key_and_counter() -> None:
+    # Runs must have identical random numbers in all versions, so that key and counter must not change.
     philox = np.random.Philox(key=[5, 3], counter=[0, 0, 7, 2])
     assert stream(5, Purpose.NOISE, step=2, position=7).random() == np.random.Generator(philox).random()
     assert [purpose.value for purpose in Purpose] == list(range(15))
 
 
-def test_uses_of_one_step_do_not_share_numbers() -> None:
+def test_numbers_for_different_uses_in_one_step_are_independent() -> None:
     draws = Draws(0, 0, range(4096), 4096)
     late, flipped, dropped = (draws.times() < 0.5), draws.flips(0.5), draws.dropped_labels(0.5)
     for one, other in ((late, flipped), (late, dropped), (flipped, dropped)):
         assert float((one == other).double().mean()) == pytest.approx(0.5, abs=0.03)
 
 
-def test_draws_are_the_same_when_asked_again() -> None:
+def test_repeated_calls_give_the_same_draws() -> None:
     draws = Draws(0, 0, range(5), 5)
     assert torch.equal(draws.times(), draws.times())
     assert torch.equal(draws.noise(torch.zeros(5, *IMAGE)), draws.noise(torch.zeros(5, *IMAGE)))
 
 
-def test_an_augmentation_draws_for_the_whole_batch_whatever_the_share() -> None:
-    whole, share = (Draws(3, 7, positions, 12).augmentation(5, 2) for positions in (range(12), [4, 2]))
+def test_augmentation_numbers_are_those_of_the_global_batch_for_any_positions() -> None:
+    whole, part = (Draws(3, 7, positions, 12).augmentation(5, 2) for positions in (range(12), [4, 2]))
     assert [numbers.shape for numbers in whole] == [(12, 5), (12, 2)]
-    assert all(torch.equal(one, other) for one, other in zip(whole, share, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(whole, part, strict=True))
     for other in (Draws(3, 8, range(12), 12), Draws(4, 7, range(12), 12)):
         assert not any(torch.equal(one, two) for one, two in zip(whole, other.augmentation(5, 2), strict=True))
 
 
-def test_an_augmentation_draws_uniform_and_standard_normal_numbers() -> None:
+def test_augmentation_numbers_are_uniform_and_standard_normal() -> None:
     uniform, normal = Draws(3, 7, [0], 20_000).augmentation(1, 1)
     assert uniform.dtype == normal.dtype == torch.float64
     assert 0 <= float(uniform.min()) < 0.001
@@ -94,7 +92,7 @@ def test_times_are_float64_and_uniform() -> None:
     assert float((counts - 2000).abs().max()) < 200  # 4.7 standard deviations
 
 
-def test_the_shared_time_belongs_to_the_step_and_to_nothing_else() -> None:
+def test_the_shared_time_depends_only_on_seed_and_step() -> None:
     shared = Draws(3, 7, [0, 5], 12).shared_time()
     assert shared.shape == ()
     assert shared.dtype == torch.float64
@@ -104,13 +102,13 @@ def test_the_shared_time_belongs_to_the_step_and_to_nothing_else() -> None:
     assert len({float(number) for number in (shared, *others)}) == 4
 
 
-def test_shared_times_are_uniform_over_the_steps() -> None:
+def test_shared_times_are_uniform_over_training_steps() -> None:
     shared = torch.stack([Draws(3, step, [0], 1).shared_time() for step in range(2000)])
     counts = torch.histc(shared, 10, 0, 1)
     assert float((counts - 200).abs().max()) < 60  # 4.5 standard deviations
 
 
-def test_flips_and_dropped_labels_have_the_probability_asked_for() -> None:
+def test_flips_and_dropped_labels_have_the_given_probability() -> None:
     draws = Draws(3, 7, range(20_000), 20_000)
     assert float(draws.flips(0.5).double().mean()) == pytest.approx(0.5, abs=0.015)
     assert float(draws.dropped_labels(0.1).double().mean()) == pytest.approx(0.1, abs=0.01)
@@ -130,8 +128,8 @@ def test_noise_is_standard_normal_in_float32(noise: Callable[[], Tensor]) -> Non
     assert float((numbers.abs() < 1).double().mean()) == pytest.approx(0.6827, abs=0.01)
 
 
-def test_noise_for_another_number_of_images_than_positions_is_refused() -> None:
-    with pytest.raises(ValueError, match="noise must be of one image a position, 4, got 5"):
+def test_noise_for_another_number_of_images_than_positions_is_rejected() -> None:
+    with pytest.raises(ValueError, match="noise must have one sample per position \\(4\\), got 5"):
         Draws(0, 0, range(4), 4).noise(torch.zeros(5, *IMAGE))
 
 
@@ -144,26 +142,26 @@ def test_an_image_has_the_same_noise_in_any_batch() -> None:
 
 
 @pytest.mark.parametrize("shape", [IMAGE, (1, 28, 28), (1, 5, 7), (3, 128, 128)])
-def test_draws_of_an_image_follow_each_other_in_its_stream(shape: tuple[int, int, int]) -> None:
+def test_draws_of_an_image_are_consecutive_numbers_of_its_stream(shape: tuple[int, int, int]) -> None:
     noise, alone = ImageNoise([3, 8], shape), normal_stream(8, Purpose.SAMPLING)
-    drawn = [noise.draw() for _ in range(17)]  # some are drawn together, and none is lost between them
+    drawn = [noise.draw() for _ in range(17)]  # some are generated ahead, and no number is skipped
     assert all(torch.equal(draw[1], torch.empty(shape).normal_(generator=alone)) for draw in drawn)
 
 
-def test_an_image_has_new_noise_at_every_draw_and_for_every_seed() -> None:
+def test_the_noise_differs_between_draws_and_between_seeds() -> None:
     noise = ImageNoise([0, 1], IMAGE)
     first, second = noise.draw(), noise.draw()
     assert float((first == second).double().mean()) < 0.01
     assert float((first[0] == first[1]).double().mean()) < 0.01
 
 
-def test_sampling_does_not_repeat_the_noise_of_training() -> None:
+def test_sampling_and_training_have_different_noise() -> None:
     sampling = ImageNoise([7], IMAGE).draw()
     training = Draws(seed=7, step=0, positions=[0], batch_size=1).noise(torch.zeros(1, *IMAGE))
     assert float((sampling == training).double().mean()) < 0.01
 
 
-def test_an_image_of_a_set_has_the_same_noise_in_any_batch_of_a_likelihood() -> None:
+def test_an_image_has_the_same_likelihood_noise_in_any_batch() -> None:
     together, alone = ImageNoise.of_images(5, [3, 1, 4], IMAGE), ImageNoise.of_images(5, [4], IMAGE)
     for _ in range(3):
         drawn, expected = together.draw(), alone.draw()
@@ -171,62 +169,62 @@ def test_an_image_of_a_set_has_the_same_noise_in_any_batch_of_a_likelihood() -> 
         assert torch.equal(drawn[2:], expected)
 
 
-def test_noise_of_a_likelihood_differs_by_seed_position_and_from_that_of_sampling() -> None:
+def test_likelihood_noise_depends_on_seed_and_position_and_differs_from_sampling() -> None:
     noise = ImageNoise.of_images(5, [0, 1], IMAGE).draw()
     others = (ImageNoise.of_images(6, [0, 1], IMAGE).draw(), ImageNoise([5, 5], IMAGE).draw(), noise.flip(0))
     for other in others:
         assert float((noise == other).double().mean()) < 0.01
 
 
-def test_negative_seeds_are_refused() -> None:
+def test_negative_seeds_are_rejected() -> None:
     with pytest.raises(ValueError, match="seeds must be whole numbers of at least 0, got -2"):
         ImageNoise([3, -2, -1], IMAGE)
 
 
-def test_the_order_of_an_epoch_holds_every_image_once() -> None:
+def test_the_order_of_an_epoch_has_every_image_once() -> None:
     orders = [permutation(seed=1, epoch=epoch, size=50) for epoch in (0, 1)]
     assert [sorted(order.tolist()) for order in orders] == [list(range(50))] * 2
     assert orders[0].tolist() != orders[1].tolist()
     assert orders[0].tolist() != permutation(seed=2, epoch=0, size=50).tolist()
 
 
-def test_global_random_states_are_neither_read_nor_moved() -> None:
+def test_global_random_states_are_neither_read_nor_changed() -> None:
     def draw_all() -> list[Tensor]:
         noise = ImageNoise([3, 1], IMAGE)
         order = torch.from_numpy(permutation(0, 0, 50))
-        return [*everything(0, 0, range(5)), order, noise.draw(), noise.draw()]
+        return [*all_draws(0, 0, range(5)), order, noise.draw(), noise.draw()]
 
-    answers = []
+    results = []
     for seed in (1, 2):
         torch.manual_seed(seed)
         np.random.seed(seed)
         torch_state, numpy_state = torch.get_rng_state(), np.random.get_state(legacy=False)
-        answers.append(draw_all())
+        results.append(draw_all())
         assert torch.equal(torch.get_rng_state(), torch_state)
         assert str(np.random.get_state(legacy=False)) == str(numpy_state)
-    assert all(torch.equal(one, other) for one, other in zip(*answers, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
-def test_normal_numbers_come_from_a_mersenne_twister_whose_whole_state_is_drawn_from_the_address() -> None:
-    # A run must give the same numbers in every version of torch: this pins the state that is written.
+def test_a_normal_stream_is_a_mersenne_twister_whose_complete_state_comes_from_philox() -> None:
+    # Runs must have identical random numbers in all versions of torch, so that the state must not change.
     twister, words = np.random.MT19937(), np.random.Philox(key=[5, 3], counter=[0, 0, 7, 2]).random_raw(312)
     twister.state = {"bit_generator": "MT19937", "state": {"key": words.view(np.uint32), "pos": 624}}
     stream_of_torch = normal_stream(5, Purpose.NOISE, step=2, position=7)
-    found = torch.empty(2000, dtype=torch.int32).random_(generator=stream_of_torch)  # all but the highest bit
+    found = torch.empty(2000, dtype=torch.int32).random_(generator=stream_of_torch)  # without the highest bit
     assert np.array_equal(found.numpy(), twister.random_raw(2000) & (2**31 - 1))
 
 
 @pytest.mark.parametrize("image", [IMAGE, (3, 64, 96), (1, 160, 200)])  # blocks of 16, 3 and 2 positions
-@pytest.mark.parametrize("border", [1, 15, 16, 17, 31, 47])
-def test_noise_does_not_depend_on_where_the_blocks_of_a_stream_are_cut(border: int, image: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("boundary", [1, 15, 16, 17, 31, 47])
+def test_noise_does_not_depend_on_the_split_of_the_blocks_of_a_stream(boundary: int, image: tuple[int, ...]) -> None:
     def noise(positions: Sequence[int]) -> Tensor:
         return Draws(3, 8, positions, 48).noise(like=torch.zeros(len(positions), *image))
 
-    assert torch.equal(torch.cat([noise(range(border)), noise(range(border, 48))]), noise(range(48)))
+    assert torch.equal(torch.cat([noise(range(boundary)), noise(range(boundary, 48))]), noise(range(48)))
     assert torch.equal(noise([40, 3, 19]), noise(range(48))[[40, 3, 19]])
 
 
-def test_no_two_positions_of_a_step_share_numbers_however_many_blocks_there_are() -> None:
+def test_all_positions_of_a_step_have_different_noise() -> None:
     noise = Draws(0, 0, range(80), 80).noise(like=torch.zeros(80, *IMAGE)).flatten(1)
     assert len({tuple(row) for row in noise.tolist()}) == 80
-    assert float((noise @ noise.T / 144).fill_diagonal_(0).abs().max()) < 0.5  # six deviations of 1 / 12
+    assert float((noise @ noise.T / 144).fill_diagonal_(0).abs().max()) < 0.5  # six standard deviations of 1 / 12

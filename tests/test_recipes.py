@@ -1,7 +1,8 @@
-"""Every recipe: it says what it claims and how to run it, builds whole, and trains a step when it is made small."""
+"""Every recipe in conf/experiment states its claim and its commands, builds, and trains a step when made small."""
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import diffusers
@@ -20,26 +21,27 @@ from diffusion_lab.runs.load import build_module, instantiate_node, resolve
 
 RECIPES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 PAPERS = [name for name in RECIPES if re.match(r"(ddpm|iddpm|adm|edm|dit|classifier_imagenet)", name)]
-NEEDS = {"adm_g_imagenet256": ["classifier=none"]}
-SMALL = {  # widths, depths and batches alone: no option changes
+REQUIRED = {"adm_g_imagenet256": ["classifier=none"]}
+SMALL = {  # only width, depth and batch size change, no other option
     "UNet": ["model.channels=32", "model.num_blocks=1"],
     "HalfUNet": ["model.channels=64", "model.num_blocks=1"],
     "DiT": ["model.channels=64", "model.depth=2"],
 }
-WIDER = {"adm_imagenet64": 64, "adm_imagenet128": 64, "iddpm_imagenet64": 64}  # their heads do not divide less
+WIDER = {"adm_imagenet64": 64, "adm_imagenet128": 64, "iddpm_imagenet64": 64}  # divisible by their heads
 
 
 def command_of(name: str) -> str:
     return "train_classifier" if name.startswith("classifier") else "train"
 
 
+@cache
 def composed(name: str, *overrides: str) -> DictConfig:
-    words = [f"experiment={name}", "run_folder=somewhere", *NEEDS.get(name, []), *overrides]
-    return resolve(compose(command_of(name), overrides=words))
+    all_overrides = [f"experiment={name}", "run_folder=somewhere", *REQUIRED.get(name, []), *overrides]
+    return resolve(compose(command_of(name), overrides=all_overrides))
 
 
 @pytest.fixture(autouse=True)
-def hydra_here() -> Iterator[None]:
+def initialized_hydra() -> Iterator[None]:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         yield
@@ -47,7 +49,7 @@ def hydra_here() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def autoencoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One of the kind of Stable Diffusion's, with few channels."""
+    """Folder of an autoencoder with the architecture of Stable Diffusion's and few channels."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("autoencoder")
     network = diffusers.AutoencoderKL(
@@ -63,12 +65,12 @@ def head(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_each_recipe_says_how_to_run_it(name: str) -> None:
+def test_each_recipe_states_its_command(name: str) -> None:
     assert f"python src/{command_of(name)}.py experiment={name}" in head(name)
 
 
 @pytest.mark.parametrize("name", PAPERS)
-def test_a_published_recipe_names_its_paper_what_to_expect_and_two_commands(name: str) -> None:
+def test_a_published_recipe_states_its_paper_its_expected_result_and_its_commands(name: str) -> None:
     text = head(name)
     assert re.search(r"[A-Z]\w+( & \w+| et al\.)? \(20\d\d\), (Table|Tables|Figure|section) ", text)
     assert "Look at " in text
@@ -76,25 +78,24 @@ def test_a_published_recipe_names_its_paper_what_to_expect_and_two_commands(name
     assert "trainer=gpu" in text
     assert "trainer=ddp" in text
     assert "hydra/launcher=slurm" in text
-    figure = r"(FID|bits/dim|accuracy)"
-    assert re.search(figure, text)
+    assert re.search(r"(FID|bits/dim|accuracy)", text)
 
 
 def small_overrides(name: str, folder: Path) -> list[str]:
     kind = composed(name).model._target_.rpartition(".")[2]
-    words = [*SMALL[kind], "data.batch_size=1"]
+    overrides = [*SMALL[kind], "data.batch_size=1"]
     if name in WIDER:
-        words.append(f"model.channels={WIDER[name]}")
+        overrides.append(f"model.channels={WIDER[name]}")
     if kind == "DiT":
-        words.append(f"space.autoencoder.pretrained_model_name_or_path={folder}")
-    return words
+        overrides.append(f"space.autoencoder.pretrained_model_name_or_path={folder}")
+    return overrides
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_each_recipe_fits_the_signatures_and_builds_its_network_whole(name: str) -> None:
+def test_each_recipe_matches_the_signatures_and_builds_its_complete_network(name: str) -> None:
     config = composed(name)
-    config.trainer = without_acceleration(config.trainer)
-    assert list(argument_problems(config, "")) == []
+    nodes = {**config, "trainer": without_acceleration(config.trainer)}
+    assert list(argument_problems(nodes, "")) == []
     with torch.device("meta"):
         network = instantiate_node(config.model, "model")
     assert (sum(parameter.numel() for parameter in network.parameters()) > 30e6) == (name in PAPERS)
@@ -116,5 +117,5 @@ def test_a_published_recipe_trains_a_step_when_it_is_small(name: str, autoencode
     loss.backward()
     optimizer.step()
     assert bool(loss.isfinite())
-    untouched = [name for name, parameter in module.network.named_parameters() if parameter.grad is None]
-    assert untouched == []
+    without_gradient = [name for name, parameter in module.network.named_parameters() if parameter.grad is None]
+    assert without_gradient == []

@@ -1,24 +1,26 @@
-"""A network made into an estimator of the clean image: the only thing that a sampler sees."""
+"""Denoisers: estimators of the clean image, the only interface between networks and samplers."""
 
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from diffusion_lab.networks import Condition
-from diffusion_lab.process import GaussianProcess, Preconditioning, Prediction, split_output, weighted_sum
+from diffusion_lab.networks import Condition, Network
+from diffusion_lab.process import GaussianProcess, Preconditioning, Prediction, split_output
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a denoiser answers.
+    """The output of a denoiser.
 
-    x_0: the expected clean image, [B, C, H, W].  variance_output: what the network says of the reverse variance, shaped
-    as x_0; None unless it learned it. `Variance` reads it, since it means something only for a step from t to s.
-    gradient: of a classifier's log-probability after x_t, times its scale, shaped as x_0; None without one. Samplers
-    apply it: ancestral sampling moves the mean of its step by it, all others the estimate (see `Sampler.estimate`).
+    x_0: the expected clean image, [B, C, H, W].
+    variance_output: the network output for the reverse variance, in the shape of x_0, or None if the variance is fixed.
+        `Variance` interprets this output, because the variance depends on the step from t to s.
+    gradient: gradient of a classifier's log-probability with respect to x_t, times the guidance scale, in the shape of
+        x_0, or None without classifier guidance. Ancestral sampling shifts the mean of its step by the gradient; all
+        other samplers shift the estimate of x_0 (see `samplers.base`).
     """
 
     x_0: Tensor
@@ -27,57 +29,38 @@ class Estimate:
 
 
 class DenoiserLike(Protocol):
-    """Anything that estimates the clean image; guidance wraps one and is one."""
+    """Protocol of denoisers. Guidance wraps a denoiser and is itself a denoiser."""
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
-        """x_t: [B, C, H, W].  t: [B].  Estimate of the clean images."""
+        """Estimate the clean images.  x_t: noisy images, [B, C, H, W].  t: times, [B]."""
 
 
 @dataclass(frozen=True)
 class Denoiser:
-    """Network + process + prediction: (x_t, t, condition) -> Estimate, at the process's times and between them."""
+    """A network with its diffusion process and prediction: (x_t, t, condition) -> Estimate, at any continuous time."""
 
-    network: nn.Module
+    network: Network
     process: GaussianProcess
     prediction: Prediction
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
-        around = self._around(t)
-        x_in, time = around.inputs(x_t)
+        preconditioning = self._preconditioning(t)
+        x_in, time = preconditioning.inputs(x_t)
         output, variance_output = split_output(self.network(x_in, time, condition).float(), channels=x_t.shape[1])
-        return Estimate(around.x_0(output, x_t), variance_output)
+        return Estimate(preconditioning.x_0(output, x_t), variance_output)
 
-    def _around(self, t: Tensor) -> "Preconditioning | _AtOneTime":
-        # A sampler asks at one time for all images, spread out without a copy, and at the same times for each batch.
+    def _preconditioning(self, t: Tensor) -> Preconditioning:
+        # Samplers pass one time for all images, expanded without a copy, and the same times for every batch.
         if t.stride() == (0,):
             try:
-                return _AtOneTime.remembered(self.prediction, self.process, float(t[0]))
-            except TypeError:  # somebody's own schedule that has no hash
-                return _AtOneTime.of(self.prediction, self.process, float(t[0]))
+                return _cached_at_one_time(self.prediction, self.process, float(t[0]))
+            except TypeError:  # the user's own prediction or schedule is not hashable
+                return _at_one_time(self.prediction, self.process, float(t[0]))
         return self.prediction.preconditioning(t, self.process.continuous)
 
 
-@dataclass(frozen=True)
-class _AtOneTime:
-    """`Preconditioning` in plain numbers, which cost a fifth of a tensor's arithmetic."""
+def _at_one_time(prediction: Prediction, process: GaussianProcess, t: float) -> Preconditioning:
+    return prediction.preconditioning(torch.tensor([t], dtype=torch.float64), process.continuous).as_floats()
 
-    c_in: float
-    c_noise: float
-    c_skip: float
-    c_out: float
 
-    @classmethod
-    @lru_cache(maxsize=8192)
-    def remembered(cls, prediction: Prediction, process: GaussianProcess, t: float) -> "_AtOneTime":
-        return cls.of(prediction, process, t)
-
-    @classmethod
-    def of(cls, prediction: Prediction, process: GaussianProcess, t: float) -> "_AtOneTime":
-        around = prediction.preconditioning(torch.tensor([t], dtype=torch.float64), process.continuous)
-        return cls(float(around.c_in), float(around.c_noise), float(around.c_skip), float(around.c_out))
-
-    def inputs(self, x_t: Tensor) -> tuple[Tensor, Tensor]:
-        return x_t if self.c_in == 1 else self.c_in * x_t, x_t.new_full((len(x_t),), self.c_noise)
-
-    def x_0(self, output: Tensor, x_t: Tensor) -> Tensor:
-        return weighted_sum(self.c_skip, x_t, self.c_out, output)
+_cached_at_one_time = lru_cache(maxsize=8192)(_at_one_time)

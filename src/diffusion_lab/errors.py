@@ -1,5 +1,5 @@
-"""Errors that a user can put right."""
+"""Errors that the user can correct."""
 
 
 class UserError(Exception):
-    """Something that a person can put right; shown as one sentence, without a traceback."""
+    """An error that the user can correct. Commands print its message without a traceback."""

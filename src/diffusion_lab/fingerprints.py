@@ -1,4 +1,4 @@
-"""The protocol of a number as plain data, and whether two numbers may stand beside each other."""
+"""Fingerprints: the settings that determine a metric value, as plain data, and the comparison of fingerprints."""
 
 import dataclasses
 import hashlib
@@ -9,13 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 VERSION = 1
-"""Version of fingerprints: raised when the same settings come to give another number."""
+"""Fingerprint version. Increment it if a release gives different metric values for the same settings."""
 
 LONGEST = 16
-"""Numbers of a sequence that are written out; of a longer one the sha256 is."""
+"""Longest sequence that is stored in full; a longer one is stored as its SHA-256."""
 
-MISSING = "nothing"
-"""In the place of a field that a fingerprint does not have."""
+MISSING = "missing"
+"""Value that `differences` returns for a field that a fingerprint does not have."""
 
 COVERED = {
     "experiment": ("schedule", "sampler", "weights", "features", "reference", "label", "guidance_scale", "precision"),
@@ -39,20 +39,20 @@ COVERED = {
     "trainer": ("precision",),
     "callbacks": ("sampler", "batch_size", "guidance_scale"),
 }
-"""What a setting of the command line decides in a fingerprint, beside the field of its own name."""
+"""Fields of a fingerprint that a setting determines, in addition to the field with the same name."""
 
 
 class IncomparableError(ValueError):
-    """Numbers that were made in unlike ways; the message says in which field."""
+    """Metric values that were measured with different settings. The message contains a field that differs."""
 
 
 def describe(value: Any, omit: Sequence[str] = ()) -> Any:
-    """An object as plain data: a dataclass is its name and its fields, but for those in `omit`, at any depth."""
+    """Return an object as plain data: a dataclass as its class name and fields, without the fields in `omit`."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [field.name for field in dataclasses.fields(value) if field.name not in omit]
         return {"name": type(value).__name__} | {name: describe(getattr(value, name), omit) for name in names}
     if isinstance(value, float) and not math.isfinite(value):
-        return str(value)  # JSON knows no infinity, and NaN is unlike itself
+        return str(value)  # JSON has no infinity, and NaN != NaN
     if isinstance(value, bool | int | float | str) or value is None:
         return value
     if isinstance(value, Mapping):
@@ -67,20 +67,22 @@ def describe(value: Any, omit: Sequence[str] = ()) -> Any:
 
 
 def digest(content: Any) -> str:
-    """sha256 of plain data, whatever the order of its keys."""
+    """Return the SHA-256 of plain data, independent of the order of keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def version_of(code: str) -> int | str:
-    """Return the fingerprint version of a version of this package.
+    """Return the fingerprint version of a release of this package.
 
-    0.3 and later give the numbers of version 1. Versions before are returned as they are: they gave other numbers.
+    Releases from 0.3 on give the metric values of fingerprint version 1. Earlier releases gave different values, and
+    their own version is returned unchanged.
+    code: version of the release, such as 0.3.1.
     """
     return VERSION if tuple(int(part) for part in re.findall(r"\d+", code)[:2]) >= (0, 3) else code
 
 
 def flat(fingerprint: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Fields by dotted names: {"sampler": {"eta": 0}} -> {"sampler.eta": 0}."""
+    """Flatten nested fields to dotted names: {"sampler": {"eta": 0}} -> {"sampler.eta": 0}."""
     fields: dict[str, Any] = {}
     for key, value in fingerprint.items():
         fields |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
@@ -88,24 +90,24 @@ def flat(fingerprint: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(fingerprints: Sequence[Mapping[str, Any]], allowed: Iterable[str] = ()) -> dict[str, list[Any]]:
-    """The fields that are not the same in all, with their values in the order of the fingerprints.
+    """Return the fields that differ, with their values in the order of the fingerprints.
 
-    allowed: fields that may differ; "sampler" covers all below it.
+    allowed: fields that may differ; a field such as "sampler" includes its nested fields.
     """
     allowed = tuple(allowed)
     fields = [flat(fingerprint) for fingerprint in fingerprints]
     names = dict.fromkeys(name for one in fields for name in one)
     found = {name: [one.get(name, MISSING) for one in fields] for name in names if not _covered(name, allowed)}
-    unlike = {name: values for name, values in found.items() if any(value != values[0] for value in values)}
-    # Of things of unlike kinds, the kind says all.
-    kinds = [name.removesuffix("name") for name in unlike if name.endswith(".name")]
-    return {n: v for n, v in unlike.items() if n.endswith(".name") or not any(n.startswith(kind) for kind in kinds)}
+    different = {name: values for name, values in found.items() if any(value != values[0] for value in values)}
+    # If the class names differ, the differences between their fields are not of interest.
+    classes = [name.removesuffix("name") for name in different if name.endswith(".name")]
+    return {n: v for n, v in different.items() if n.endswith(".name") or not any(n.startswith(c) for c in classes)}
 
 
 def require_comparable(name: str, fingerprints: Mapping[str, Mapping[str, Any]], allowed: Iterable[str] = ()) -> None:
-    """Raises UnlikeNumbersError unless all numbers of a name were made in the same way.
+    """Raise IncomparableError unless all values of the metric `name` were measured with the same settings.
 
-    fingerprints: by what the numbers are of.  allowed: see `differences`.
+    fingerprints: fingerprint of each value, by its run or file.  allowed: fields that may differ; see `differences`.
     """
     found = differences(list(fingerprints.values()), allowed)
     if not found:
@@ -113,22 +115,22 @@ def require_comparable(name: str, fingerprints: Mapping[str, Mapping[str, Any]],
     field, values = next(iter(found.items()))
     owners = list(fingerprints)
     other = next(k for k, value in enumerate(values) if value != values[0])
-    more = f" ({', '.join(list(found)[1:5])} differ too)" if len(found) > 1 else ""
+    more = f" (also different: {', '.join(list(found)[1:5])})" if len(found) > 1 else ""
     raise IncomparableError(
         f"{name} cannot be compared: {field} is {_short(values[0])} in {owners[0]} and {_short(values[other])} in "
-        f"{owners[other]}{more}; allow=[{_remedy(found)}] compares them nevertheless"
+        f"{owners[other]}{more}; allow=[{_top_level(found)}] compares them anyway"
     )
 
 
 def fields_set_by(swept: Iterable[str]) -> list[str]:
-    """The fields that settings of the command line decide: what somebody who varies them asks to see differ."""
+    """Return the fields that the swept settings determine, and that therefore may differ between the runs."""
     fields: list[str] = []
     for key in swept:
-        word = key.lstrip("+").split("@")[0]
-        group = word.partition(".")[0]
-        fields += [word, *(COVERED.get(group, ()))]
+        setting = key.lstrip("+").split("@")[0]
+        group = setting.partition(".")[0]
+        fields += [setting, *(COVERED.get(group, ()))]
         fields += [group] if group in ("sampler", "features", "schedule", "ema") else []
-        fields += ["precision"] if word in ("trainer.precision", "trainer.compile", "trainer.channels_last") else []
+        fields += ["precision"] if setting in ("trainer.precision", "trainer.compile", "trainer.channels_last") else []
     return list(dict.fromkeys(fields))
 
 
@@ -136,7 +138,7 @@ def _covered(name: str, allowed: Iterable[str]) -> bool:
     return any(name == field or name.startswith(f"{field}.") for field in allowed)
 
 
-def _remedy(found: Mapping[str, Any]) -> str:
+def _top_level(found: Mapping[str, Any]) -> str:
     return ",".join(dict.fromkeys(name.partition(".")[0] for name in found))
 
 

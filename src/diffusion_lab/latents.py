@@ -1,4 +1,4 @@
-"""The space that a diffusion model works in: pixels, or the latents of an autoencoder (Rombach et al. 2022)."""
+"""The space of a diffusion model: pixels, or the latents of an autoencoder (Rombach et al. 2022)."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,30 +9,32 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Pixels:
-    """Images as they are."""
+    """Pixel space: images are not encoded."""
 
     def image_shape(self, channels: int, side: int) -> tuple[int, int, int]:
-        """Of the image [C, H, W] of what a network answers."""
+        """Return the shape [C, H, W] of an image from the channels and the side of a network output."""
         return channels, side, side
 
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Images [B, C, H, W] in [-1, 1] -> what is noised: the same."""
+        """Return the images [B, C, H, W] unchanged."""
         return images
 
     def decode(self, x_0: Tensor) -> Tensor:
-        """What was denoised -> images [B, C, H, W] in [-1, 1]: the same."""
+        """Return x_0 [B, C, H, W] unchanged."""
         return x_0
 
     def noise_shape(self, images: Tensor) -> tuple[int, ...] | None:
-        """Of the noise that encoding draws; None where it draws none."""
+        """Return None: encoding needs no noise."""
         return None
 
 
 class Latents:
-    """Draws of an autoencoder's posterior, shifted and scaled to unit size; the autoencoder is frozen.
+    """Latent space: samples of the posterior of a frozen autoencoder, shifted and scaled to unit variance.
 
-    autoencoder: of the library diffusers, AutoencoderKL or what is called like it. It is no part of checkpoints.
-    scale: of the latents, 0.18215 for Stable Diffusion's.  shift: taken from them first.
+    autoencoder: an `AutoencoderKL` of the library `diffusers`, or a module with the same interface. Checkpoints do not
+        contain the autoencoder.
+    scale: factor of the latents, 0.18215 for Stable Diffusion.
+    shift: value that is subtracted from the latents before scaling.
     """
 
     def __init__(self, autoencoder: nn.Module, scale: float = 0.18215, shift: float = 0.0) -> None:
@@ -43,39 +45,39 @@ class Latents:
 
     @property
     def channels(self) -> int:
-        """Of the latents."""
+        """Number of channels of the latents."""
         return int(self.autoencoder.config.latent_channels)
 
     @property
     def factor(self) -> int:
-        """An image's side over that of its latents."""
+        """Ratio of the side of an image to the side of its latents."""
         return int(2 ** (len(self.autoencoder.config.block_out_channels) - 1))
 
     def image_shape(self, channels: int, side: int) -> tuple[int, int, int]:
-        """Of the image [C, H, W] of latents."""
+        """Return the shape [C, H, W] of an image from the channels and the side of its latents."""
         return int(self.autoencoder.config.out_channels), side * self.factor, side * self.factor
 
     def noise_shape(self, images: Tensor) -> tuple[int, ...]:
-        """Of the noise that encoding images [B, C, H, W] draws."""
+        """Return the shape of the noise with which images [B, C, H, W] are encoded."""
         return (len(images), self.channels, images.shape[2] // self.factor, images.shape[3] // self.factor)
 
     @torch.no_grad()
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """A draw of the latents of images [B, C, H, W] in [-1, 1]; their mean where noise is None."""
+        """Encode images [B, C, H, W] in [-1, 1] to a posterior sample, or to the posterior mean if noise is None."""
         with torch.autocast(images.device.type, enabled=False):
-            posterior = self._here(images).encode(images.to(self.autoencoder.dtype)).latent_dist
+            posterior = self._autoencoder_on_device_of(images).encode(images.to(self.autoencoder.dtype)).latent_dist
         latents = posterior.mean if noise is None else posterior.mean + posterior.std * noise.to(posterior.mean.dtype)
         return ((latents - self.shift) * self.scale).to(images.dtype)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def decode(self, x_0: Tensor) -> Tensor:
-        """Images [B, C, H, W] of denoised latents, in [-1, 1] up to the autoencoder's errors."""
+        """Decode latents to images [B, C, H, W], in [-1, 1] up to the errors of the autoencoder."""
         latents = x_0 / self.scale + self.shift
         with torch.autocast(x_0.device.type, enabled=False):
-            images: Tensor = self._here(x_0).decode(latents.to(self.autoencoder.dtype)).sample
+            images: Tensor = self._autoencoder_on_device_of(x_0).decode(latents.to(self.autoencoder.dtype)).sample
         return images.to(x_0.dtype)
 
-    def _here(self, like: Tensor) -> Any:
+    def _autoencoder_on_device_of(self, like: Tensor) -> Any:
         self.autoencoder = self.autoencoder.to(like.device)
         return self.autoencoder
 

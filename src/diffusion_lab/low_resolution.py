@@ -1,4 +1,4 @@
-"""Super-resolution: the low-resolution image that a network is told beside the noisy one."""
+"""Super-resolution: the low-resolution image that a network is conditioned on."""
 
 from dataclasses import dataclass
 
@@ -7,16 +7,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffusion_lab.networks import Condition
+from diffusion_lab.process import widen
 
 
 @dataclass(frozen=True)
 class LowResolution:
-    """How images become small, and how noisy the small ones are (Ho et al. 2022, section 4.2).
+    """Resolution of the low-resolution images, and the noise that is added to them (Ho et al. 2022, section 4.2).
 
-    resolution: side of the small image; each of its pixels is the mean of those that it covers, as in the code of
-        Dhariwal & Nichol (2021).
-    max_noise: in training the small image keeps sqrt(1 - level^2) of itself beside noise of standard deviation level, uniform in
-        [0, max_noise] and told to the network, so that it forgives the faults of generated images; 0 adds none.
+    resolution: side of the low-resolution image; each low-resolution pixel is the mean of the pixels that it covers, as
+        in the code of Dhariwal & Nichol (2021).
+    max_noise: largest noise level; 0 adds no noise. In training the low-resolution image becomes
+        sqrt(1 - level^2) image + level noise, with a level that is uniform in [0, max_noise] and is passed to the
+        network. The noise makes the network robust to artifacts in generated images.
     """
 
     resolution: int
@@ -30,27 +32,31 @@ class LowResolution:
 
     @property
     def num_channels(self) -> int:
-        """Numbers that the network is told of the small image's noise."""
+        """Number of values that describe the noise of a low-resolution image: 1 with noise, otherwise 0."""
         return int(self.max_noise > 0)
 
-    def of(self, images: Tensor) -> Tensor:
-        """The small images: [B, C, H, W] -> [B, C, resolution, resolution].  Raises ValueError for smaller images."""
+    def downsample(self, images: Tensor) -> Tensor:
+        """Downsample images: [B, C, H, W] -> [B, C, resolution, resolution].  Raises ValueError for smaller images."""
         if min(images.shape[-2:]) < self.resolution:
             raise ValueError(
-                f"low_resolution.resolution must be at most the images' side, {min(images.shape[-2:])}, got "
+                f"low_resolution.resolution must be at most the side of the images, {min(images.shape[-2:])}, got "
                 f"{self.resolution}."
             )
         return F.adaptive_avg_pool2d(images, self.resolution)
 
     def condition(self, label: Tensor | None, small: Tensor, level: Tensor, noise: Tensor) -> Condition:
-        """What the network is told.
+        """Return the condition of a super-resolution network.
 
-        label: int64 [B].  small, noise: [B, C, h, w].  level: [B] in [0, max_noise].  Raises ValueError for others.
+        label: classes, int64 [B].  small: low-resolution images, [B, C, h, w].
+        noise: standard normal noise, [B, C, h, w].
+        level: standard deviation of the noise, [B].  Raises ValueError unless level is in [0, max_noise].
         """
         if bool((level < 0).any()) or bool((level > self.max_noise).any()):
             raise ValueError(f"level must be in [0, max_noise={self.max_noise}], got {float(level.max()):g}.")
         if not self.max_noise:
-            return Condition(label, None, small)
+            return Condition(label, low_resolution=small)
         level = level.to(small.device, small.dtype, non_blocking=small.is_cuda)
-        wide = level.view(-1, 1, 1, 1)
-        return Condition(label, level[:, None], torch.sqrt(1 - wide**2) * small + wide * noise)
+        wide = widen(level, small, name="level")
+        return Condition(
+            label, low_resolution=torch.sqrt(1 - wide**2) * small + wide * noise, low_resolution_noise=level
+        )

@@ -1,4 +1,4 @@
-"""Places of the checkout: configs, logs, and the cache of decoded images."""
+"""Paths of the repository, the configs and the cache of decoded images."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ CONF = ROOT / "conf"
 
 
 def default_cache_folder() -> Path:
-    """DIFFUSION_LAB_CACHE, or diffusion_lab in XDG_CACHE_HOME or ~/.cache."""
-    if named := os.environ.get("DIFFUSION_LAB_CACHE"):
-        return Path(named)
+    """Return DIFFUSION_LAB_CACHE if it is set, else the folder diffusion_lab in XDG_CACHE_HOME or ~/.cache."""
+    if folder := os.environ.get("DIFFUSION_LAB_CACHE"):
+        return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "diffusion_lab"

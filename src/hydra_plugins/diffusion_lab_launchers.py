@@ -1,7 +1,8 @@
-"""How the runs of a sweep are started: hydra/launcher=in_turn, local_parallel or slurm.
+"""Launchers for the runs of a sweep: hydra/launcher=in_turn, local_parallel or slurm.
 
-Hydra finds launchers in this package alone. All three tell what they find before they start anything, run only what is
-missing, and believe the status file of a run, not the scheduler. Torch and Lightning are not imported here.
+Hydra searches only the package hydra_plugins for launchers. All three launchers print a plan before they start any run,
+skip finished runs, and rely on the status files of the runs instead of the scheduler. Torch and Lightning are not
+imported here, so that a sweep starts fast.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from diffusion_lab.sweeps.plan import PlannedRun
 
 
 class InTurn(BasicLauncher):
-    """One run after the other, in this process."""
+    """Launcher that executes the runs of a sweep sequentially in this process."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         assert self.config is not None
@@ -32,14 +33,15 @@ class InTurn(BasicLauncher):
         local_sweeps.refuse_multiple_ranks(planned)
         returned: list[JobReturn] = []
         for number, run in enumerate(planned, initial_job_idx):
-            answers = [] if run.is_done else super().launch([overrides.with_sweep_name(run.words, folder)], number)
-            keeps_status = run_status.read(run.folder) is not None
-            returned += [sweep_plan.job_return(run)] if keeps_status else answers
+            arguments = overrides.with_sweep_name(run.overrides, folder)
+            jobs = [] if run.is_done else super().launch([arguments], number)
+            has_status = run_status.read(run.folder) is not None
+            returned += [sweep_plan.job_return(run)] if has_status else jobs
         return returned
 
 
 class LocalParallel(Launcher):
-    """Some runs at once on this machine, each a process of its own."""
+    """Launcher that executes the runs of a sweep in parallel on this machine, each in a separate process."""
 
     def __init__(self, num_at_once: int, num_threads: int | None) -> None:
         self.num_at_once, self.num_threads = num_at_once, num_threads
@@ -54,7 +56,7 @@ class LocalParallel(Launcher):
 
 
 class Slurm(Launcher):
-    """One array of Slurm jobs, which this process waits for."""
+    """Launcher that submits the runs of a sweep as an array of Slurm jobs and waits for these jobs."""
 
     def __init__(self, **settings: Any) -> None:
         self.settings: Any = OmegaConf.to_container(OmegaConf.create(settings), resolve=True)

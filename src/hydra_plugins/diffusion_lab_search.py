@@ -1,6 +1,6 @@
-"""A search for the settings with the smallest result: hydra/sweeper=optuna.
+"""A sweeper that searches for the settings with the smallest result: hydra/sweeper=optuna.
 
-Hydra finds sweepers in this package alone. Optuna is imported when a search begins.
+Hydra searches only the package hydra_plugins for sweepers. Optuna is optional and is imported when a search begins.
 """
 
 from collections.abc import Sequence
@@ -19,14 +19,18 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.errors import UserError
 
-CUT_OFF = "cut_off"
+INTERRUPTED = "cut_off"
+"""User attribute of a trial that repeats an interrupted trial; its value is the number of the interrupted trial."""
 
 
 class Search(Sweeper):
-    """Rounds of `num_at_once` runs, each drawn by Optuna from what all runs before it came to.
+    """Rounds of `num_at_once` parallel runs, whose settings Optuna samples given the results of all earlier rounds.
 
-    The study is in a file of the sweep's folder. After a kill the same command does the runs that were cut off, then
-    those that are missing. What is drawn for a round is a function of the seed and of the runs before it.
+    The study is stored in search.db in the sweep's folder. After an interruption, the same command first repeats the
+    interrupted runs and then continues. The settings of a round depend only on `seed` and the earlier results.
+
+    sampler: config of an Optuna sampler.  seed: seed of the sampler.
+    params: search space in addition to the search space on the command line.
     """
 
     def __init__(self, sampler: Any, seed: int, num_trials: int, num_at_once: int, params: Any) -> None:
@@ -48,18 +52,22 @@ class Search(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        words = [f"{key}={value}" for key, value in (self.params or {}).items()] + arguments
-        parsed = OverridesParser.create().parse_overrides(words)
-        fixed = [word.input_line or "" for word in parsed if not word.is_sweep_override()]
+        given = [f"{key}={value}" for key, value in (self.params or {}).items()] + arguments
+        parsed = OverridesParser.create().parse_overrides(given)
+        fixed = [override.input_line or "" for override in parsed if not override.is_sweep_override()]
         space = {}
-        for word in parsed:
-            if word.is_sweep_override():
+        for override in parsed:
+            if override.is_sweep_override():
                 try:
-                    space[_name(word)] = _distribution(word)
+                    space[_name(override)] = _distribution(override)
                 except ValueError as error:
-                    raise UserError(f"{_name(word)} cannot be searched in {word.value()}: {error}") from error
+                    raise UserError(
+                        f"{_name(override)} must be a valid search space, got {override.value()}: {error}"
+                    ) from error
         if not space:
-            raise UserError("hydra/sweeper=optuna must be told what to search (optimizer.lr=interval(1e-4,1e-2)).")
+            raise UserError(
+                "hydra/sweeper=optuna needs a setting to search, got none; try 'optimizer.lr=interval(1e-4,1e-2)'."
+            )
         study = self._study()
         while (done := _num_done(study)) < self.num_trials:
             study.sampler = instantiate(self.sampler, seed=self.seed + done)
@@ -76,7 +84,7 @@ class Search(Sweeper):
         )
         for trial in study.get_trials(states=[TrialState.RUNNING]):
             study.tell(trial.number, state=TrialState.FAIL)
-            study.enqueue_trial(trial.params, user_attrs={CUT_OFF: trial.number})
+            study.enqueue_trial(trial.params, user_attrs={INTERRUPTED: trial.number})
         return study
 
     def _round(self, study: Any, space: dict[str, Any], fixed: Sequence[str], count: int, done: int) -> None:
@@ -86,56 +94,60 @@ class Search(Sweeper):
             trials = [study.ask(space) for _ in range(count)]
         except ValueError as error:
             raise UserError(
-                f"hydra/sweeper=optuna must search what it searched before in {self.folder}, or under another "
-                f"sweep.name: {error}"
+                f"hydra/sweeper=optuna must search the same settings as before in {self.folder}; choose another "
+                f"sweep.name for a different search: {error}"
             ) from error
-        drawn = [[*fixed, *(f"{name}={value}" for name, value in trial.params.items())] for trial in trials]
-        different = {tuple(words): words for words in drawn}  # few choices are soon drawn twice
-        returned = dict(zip(different, self.launcher.launch(list(different.values()), done), strict=True))
-        for trial, words in zip(trials, drawn, strict=True):
-            job = returned[tuple(words)]
-            # A run that came to no number is a point that is worth nothing, and no end of the search.
+        sampled = [[*fixed, *(f"{name}={value}" for name, value in trial.params.items())] for trial in trials]
+        unique = {tuple(overrides): overrides for overrides in sampled}  # trials may have sampled the same settings
+        returned = dict(zip(unique, self.launcher.launch(list(unique.values()), done), strict=True))
+        for trial, overrides in zip(trials, sampled, strict=True):
+            job = returned[tuple(overrides)]
+            # A run without a result is a failed trial; the search continues.
             if job.status is JobStatus.COMPLETED and job.return_value is not None:
                 study.tell(trial, float(job.return_value))
             else:
                 study.tell(trial, state=TrialState.FAIL)
 
     def _write_best(self, study: Any) -> None:
-        over = [trial for trial in study.trials if trial.value is not None]
-        if not over:
-            raise UserError(f"none of the {_num_done(study)} runs of the search came to a number.")
-        best = min(over, key=lambda trial: trial.value)
+        with_result = [trial for trial in study.trials if trial.value is not None]
+        if not with_result:
+            raise UserError(f"none of the {_num_done(study)} runs of the search has a result.")
+        best = min(with_result, key=lambda trial: trial.value)
         OmegaConf.save(OmegaConf.create({"value": best.value, "params": best.params}), self.folder / "best.yaml")
-        words = " ".join(f"{name}={value}" for name, value in best.params.items())
-        print(f"the best of {_num_done(study)} runs: {best.value:.6g} with {words}", flush=True)
+        overrides = " ".join(f"{name}={value}" for name, value in best.params.items())
+        print(f"the best of {_num_done(study)} runs: {best.value:.6g} with {overrides}", flush=True)
 
 
 def _num_done(study: Any) -> int:
-    """How many runs have come to an end; one that was cut off counts when it is done again."""
-    over = sum(trial.state.is_finished() for trial in study.trials)
-    return int(over) - sum(CUT_OFF in trial.user_attrs for trial in study.trials)
+    """Return the number of finished trials; an interrupted trial counts when its repetition finishes."""
+    num_finished = sum(trial.state.is_finished() for trial in study.trials)
+    return int(num_finished) - sum(INTERRUPTED in trial.user_attrs for trial in study.trials)
 
 
-def _name(word: Override) -> str:
-    return str(word.get_key_element())
+def _name(override: Override) -> str:
+    return str(override.get_key_element())
 
 
-def _distribution(word: Override) -> Any:
-    """What Optuna draws from: choices, a range of numbers or an interval, in powers with tag(log,...)."""
+def _distribution(override: Override) -> Any:
+    """Return the Optuna distribution of a sweep override.
+
+    The override is a list of choices, a range, or an interval; tag(log,...) makes an interval logarithmic.
+    Raises ValueError for bounds that Optuna rejects.
+    """
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    value = word.value()
+    value = override.value()
     if isinstance(value, IntervalSweep):
         assert value.start is not None
         assert value.end is not None
-        in_powers = "log" in value.tags
+        is_log = "log" in value.tags
         if isinstance(value.start, int) and isinstance(value.end, int):
-            return IntDistribution(value.start, value.end, log=in_powers)
-        return FloatDistribution(value.start, value.end, log=in_powers)
+            return IntDistribution(value.start, value.end, log=is_log)
+        return FloatDistribution(value.start, value.end, log=is_log)
     if isinstance(value, RangeSweep) and not value.shuffle:
         numbers = [float(number) for number in value.range()]
         if all(number.is_integer() for number in numbers):
             return IntDistribution(int(numbers[0]), int(numbers[-1]), step=int(value.step))
         return FloatDistribution(numbers[0], numbers[-1], step=float(value.step))
-    choices: list[Any] = list(word.sweep_iterator(transformer=Transformer.encode))
+    choices: list[Any] = list(override.sweep_iterator(transformer=Transformer.encode))
     return CategoricalDistribution(choices)

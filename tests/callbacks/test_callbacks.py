@@ -1,4 +1,4 @@
-"""What callbacks leave behind."""
+"""Files and metrics that callbacks produce."""
 
 import csv
 import re
@@ -28,10 +28,10 @@ from support.fake_features import Brightness
 from support.small_runs import FewImages, fit, small_module, weights
 
 
-class MeanAndSpread(Features):
-    """Two features: mean level and its deviation."""
+class MeanAndStd(Features):
+    """Two features: mean and standard deviation of the pixels."""
 
-    name = "mean_and_spread"
+    name = "mean_and_std"
     num_features = 2
     channels = (1,)
     resize = "none"
@@ -47,23 +47,23 @@ class MeanAndSpread(Features):
 
 def measure(folder: Path, **settings: int | list[int]) -> MeasureDistance:
     sampler = DDIM(small_module().process, num_steps=3)
-    metric = FrechetDistance(MeanAndSpread())
+    metric = FrechetDistance(MeanAndStd())
     return MeasureDistance(metric, str(folder), sampler=sampler, num_samples=30, batch_size=7, **settings)  # type: ignore[arg-type]
 
 
-def test_grids_and_animations_come_every_n_steps_and_at_the_end(tmp_path: Path) -> None:
-    pictures = SampleImages(str(tmp_path), every_n_steps=2, num_images=6, num_columns=3, num_frames=4)
-    fit(small_module(Labels(3, 0.2)), 5, callbacks=[pictures])
+def test_grids_and_animations_are_saved_every_n_steps_and_at_the_end(tmp_path: Path) -> None:
+    sample_images = SampleImages(str(tmp_path), every_n_steps=2, num_images=6, num_columns=3, num_frames=4)
+    fit(small_module(Labels(3, 0.2)), 5, callbacks=[sample_images])
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == [f"step_000000{step}.{kind}" for step in (2, 4, 5) for kind in ("png", "webp")]
     with Image.open(tmp_path / "step_0000005.png") as grid:
         size = grid.size
-    assert size == (3 * (56 + 2) + 2, 2 * (56 + 2) + 2)  # images of 8 pixels are enlarged seven times
+    assert size == (3 * (56 + 2) + 2, 2 * (56 + 2) + 2)  # images of 8 x 8 pixels are shown at 7 times their size
     with Image.open(tmp_path / "step_0000005.webp") as animation:
         assert 1 < animation.n_frames <= 4  # type: ignore[attr-defined]  # equal frames are merged
 
 
-def test_the_grid_shows_the_images_that_their_seeds_give(tmp_path: Path) -> None:
+def test_the_grid_shows_the_images_of_their_seeds(tmp_path: Path) -> None:
     module = small_module()
     fit(module, 3, callbacks=[SampleImages(str(tmp_path), every_n_steps=9, num_images=2, num_columns=2)])
     with Image.open(tmp_path / "step_0000003.png") as grid:
@@ -72,7 +72,7 @@ def test_the_grid_shows_the_images_that_their_seeds_give(tmp_path: Path) -> None
     assert torch.equal(first.to(torch.uint8), to_uint8(module.sample([0]))[0, 0])
 
 
-def test_distances_are_measured_when_asked_and_kept_with_the_best_checkpoint(tmp_path: Path) -> None:
+def test_distances_are_measured_at_the_given_steps_and_the_best_checkpoint_is_saved(tmp_path: Path) -> None:
     distances = measure(tmp_path / "checkpoints", every_n_steps=4, also_at=[1])
     module = small_module()
     fit(module, 9, callbacks=[distances], logger=CSVLogger(tmp_path, name="", version=""))
@@ -80,36 +80,36 @@ def test_distances_are_measured_when_asked_and_kept_with_the_best_checkpoint(tmp
     best_step = min(distances.history, key=lambda entry: entry[1])[0]
     state = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
     assert state["global_step"] == best_step
-    assert "fd_mean_and_spread_30" in (tmp_path / "metrics.csv").read_text().splitlines()[0]
+    assert "fd_mean_and_std_30" in (tmp_path / "metrics.csv").read_text().splitlines()[0]
 
 
-def test_a_run_shorter_than_the_interval_measures_only_where_asked(tmp_path: Path) -> None:
+def test_a_run_shorter_than_the_interval_measures_only_at_the_steps_in_also_at(tmp_path: Path) -> None:
     distances = measure(tmp_path, every_n_steps=100, also_at=[2])
     fit(small_module(), 5, callbacks=[distances])
     assert [step for step, _ in distances.history] == [2]
 
 
-def test_the_measured_distance_is_that_of_the_samples_of_seeds_0_to_n(tmp_path: Path) -> None:
+def test_the_measured_distance_is_that_of_the_samples_with_seeds_0_to_n(tmp_path: Path) -> None:
     distances = measure(tmp_path, every_n_steps=5)
     module = small_module()
     fit(module, 5, callbacks=[distances])
     samples = to_uint8(module.sample(range(30), sampler=distances.sampler))
-    sets = [FeatureSet.of(MeanAndSpread()(p)["pooled"]) for p in (samples, FewImages().load().gather(torch.arange(50)))]
+    sets = [FeatureSet.of(MeanAndStd()(p)["pooled"]) for p in (samples, FewImages().load().gather(torch.arange(50)))]
     assert distances.history[0][1] == pytest.approx(float(frechet_distance(*sets)), rel=1e-3)
 
 
-def test_metrics_of_no_samples_and_too_few_samples_are_refused(tmp_path: Path) -> None:
-    sampler, metric = DDIM(small_module().process, num_steps=3), FrechetDistance(MeanAndSpread())
+def test_metrics_without_samples_and_too_few_samples_are_refused(tmp_path: Path) -> None:
+    sampler, metric = DDIM(small_module().process, num_steps=3), FrechetDistance(MeanAndStd())
     mean: Any = MeanOverImages(Brightness(), "train")
-    for first, num_samples, sentence in (
-        (mean, 30, "metrics must begin with one of sets of images .*, got MeanOverImages"),
+    for first, num_samples, message in (
+        (mean, 30, "`metrics` must begin with a metric of image sets .*, got MeanOverImages"),
         (metric, 1, "num_samples must be at least 2, got 1"),
     ):
-        with pytest.raises(ValueError, match=sentence):
+        with pytest.raises(ValueError, match=message):
             MeasureDistance(first, str(tmp_path), sampler=sampler, num_samples=num_samples, every_n_steps=1)
 
 
-def test_measuring_says_how_long_it_took_and_with_which_protocol(tmp_path: Path) -> None:
+def test_a_measurement_logs_its_duration_and_has_a_fingerprint(tmp_path: Path) -> None:
     distances = measure(tmp_path, every_n_steps=2)
     fit(
         small_module(),
@@ -123,7 +123,7 @@ def test_measuring_says_how_long_it_took_and_with_which_protocol(tmp_path: Path)
     assert sum(float(row["measuring_seconds"]) for row in rows) == pytest.approx(distances.seconds, rel=0.01)
     assert 0 < float(rows[-1]["measuring_share"]) < 1
     (number,) = distances.numbers
-    assert number.name == "fd_mean_and_spread_30_train"
+    assert number.name == "fd_mean_and_std_30_train"
     fingerprint = number.fingerprint
     assert (fingerprint["num_samples"], fingerprint["batch_size"], fingerprint["precision"]) == (30, 7, "bf16-mixed")
     assert fingerprint["weights"] == {
@@ -135,23 +135,23 @@ def test_measuring_says_how_long_it_took_and_with_which_protocol(tmp_path: Path)
     assert fingerprint["sampler"]["num_steps"] == 3
 
 
-def test_a_measurement_moves_no_random_state_of_training(tmp_path: Path) -> None:
+def test_a_measurement_does_not_change_the_randomness_of_training(tmp_path: Path) -> None:
     measured, plain = small_module(), small_module()
     fit(measured, 4, callbacks=[measure(tmp_path, every_n_steps=1)])
     fit(plain, 4)
     assert torch.equal(weights(measured.network), weights(plain.network))
 
 
-def test_throughput_counts_the_images_of_every_process_and_the_time_that_batches_were_waited_for(
+def test_throughput_logs_images_per_second_and_the_fraction_of_time_spent_waiting_for_data(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     gather = Images.gather
 
-    def slow(self: Images, index: Any) -> Tensor:
+    def slow_gather(self: Images, index: Any) -> Tensor:
         time.sleep(0.05)
         return gather(self, index)
 
-    monkeypatch.setattr(Images, "gather", slow)
+    monkeypatch.setattr(Images, "gather", slow_gather)
     throughput = Throughput(num_steps=3)
     trainer = fit(small_module(), 6, callbacks=[throughput], accumulate_grad_batches=2)
     training, waiting = sum(throughput._training), sum(throughput._waiting)
@@ -161,13 +161,13 @@ def test_throughput_counts_the_images_of_every_process_and_the_time_that_batches
     assert numbers["data_wait"] == pytest.approx(waiting / (training + waiting), rel=1e-4)
 
 
-def test_the_speed_leaves_out_the_first_batch() -> None:
+def test_the_throughput_excludes_the_first_batch() -> None:
     throughput = Throughput()
     fit(small_module(), 5, callbacks=[throughput])
     assert len(throughput._training) == 4
 
 
-def test_progress_says_step_loss_and_speed_in_lines_where_there_is_no_terminal(
+def test_progress_prints_step_loss_and_speed_as_lines_without_a_terminal(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     fit(small_module(), 3, callbacks=[Progress(), Throughput()], enable_progress_bar=True)

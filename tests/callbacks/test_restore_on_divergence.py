@@ -1,4 +1,4 @@
-"""Runs that go back to a checkpoint, and runs that give up."""
+"""Runs that diverge: they restore a checkpoint, or end with an error."""
 
 import csv
 import os
@@ -26,7 +26,7 @@ from support.small_runs import FewImages, fit, small_module, weights
 
 
 def guarded(**settings: Any) -> DiffusionModule:
-    """A small module whose learning rate and times tell how far a run is; it gives up on three steps in a row."""
+    """Return a small module whose learning rate and times depend on the steps done; patience of three steps."""
     module = small_module()
     module.guard = NonFiniteGuard(patience=3, **settings)
     module.optimizer, module.lr_schedule = Adam(lr=1e-2), ConstantWithWarmup(num_warmup_steps=40)
@@ -34,15 +34,15 @@ def guarded(**settings: Any) -> DiffusionModule:
     return module
 
 
-class Keep(Callback):
-    """Copies the checkpoint that was written after a step."""
+class CopyCheckpoint(Callback):
+    """Copies the checkpoint of a step to copy.ckpt."""
 
     def __init__(self, folder: Path, step: int) -> None:
         self.folder, self.step = folder, step
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         if trainer.global_step == self.step + 1:
-            shutil.copy(self.folder / "checkpoints" / "last.ckpt", self.folder / "kept.ckpt")
+            shutil.copy(self.folder / "checkpoints" / "last.ckpt", self.folder / "copy.ckpt")
 
 
 class SaveOnce(Callback):
@@ -55,41 +55,43 @@ class SaveOnce(Callback):
 
 
 def saving(folder: Path) -> list[Callback]:
-    """Checkpoints after 5, 10, ... steps: a row that starts at step 5 meets a look before a checkpoint."""
+    """Return callbacks that save after 5, 10, ... steps. The guard is checked before the next checkpoint is due."""
     return [RestoreOnDivergence(str(folder)), SaveLast(str(folder / "checkpoints"), every_n_steps=5)]
 
 
-def test_a_restored_run_ends_as_one_that_was_told_to_skip_all_since_the_checkpoint(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_restoring_a_checkpoint_has_the_same_result_as_skipping_all_steps_since(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     older = SaveOnce(tmp_path / "checkpoints" / "best.ckpt", 2)
-    restored = fit(guarded(), 18, callbacks=[PlantedNaN([6, 7, 8]), Keep(tmp_path, 5), older, *saving(tmp_path)])
-    told = fit(guarded(skip_steps=[[5, 8]]), 18, ckpt_path=tmp_path / "kept.ckpt")
-    own = ("ema.", "guard.")  # the average of a skipped range is not restored but goes on
+    callbacks = [PlantedNaN([6, 7, 8]), CopyCheckpoint(tmp_path, 5), older, *saving(tmp_path)]
+    restored = fit(guarded(), 18, callbacks=callbacks)
+    requested = fit(guarded(skip_steps=[[5, 8]]), 18, ckpt_path=tmp_path / "copy.ckpt")
+    different = ("ema.", "guard.")  # skipped steps update the average, but a restore resets it
     one, other = (
-        {key: value for key, value in learned(run).items() if not key.startswith(own)} for run in (restored, told)
+        {key: value for key, value in learned(run).items() if not key.startswith(different)}
+        for run in (restored, requested)
     )
     assert same(one, other)
-    assert restored.optimizers[0].param_groups[0]["lr"] == told.optimizers[0].param_groups[0]["lr"]
+    assert restored.optimizers[0].param_groups[0]["lr"] == requested.optimizers[0].param_groups[0]["lr"]
     module = restored.lightning_module
     assert (int(module.guard.num_restores), int(module.guard.num_refused), int(module.guard.streak)) == (1, 3, 0)
     assert int(module.ema.num_updates) == 5 + 18 - 9
     assert (
-        "3 steps in a row had a loss or a gradient that is not finite: restored last.ckpt, and skipped what followed "
-        "it, steps 5 to 8 (restore 1 of 3)." in capsys.readouterr().err
+        "the loss or the gradient was not finite in 3 consecutive steps: restored last.ckpt and skipped steps 5 to 8, "
+        "which followed it (restore 1 of 3)." in caplog.text
     )
 
 
-def test_a_checkpoint_written_among_refused_steps_is_passed_over(tmp_path: Path) -> None:
-    among = SaveOnce(tmp_path / "checkpoints" / "best.ckpt", 11)
-    fit(guarded(), 15, callbacks=[PlantedNaN([9, 10, 11]), among, *saving(tmp_path)])
+def test_a_checkpoint_saved_during_a_streak_is_not_restored(tmp_path: Path) -> None:
+    in_streak = SaveOnce(tmp_path / "checkpoints" / "best.ckpt", 11)
+    fit(guarded(), 15, callbacks=[PlantedNaN([9, 10, 11]), in_streak, *saving(tmp_path)])
     state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert int(state["guard.num_restores"]) == 1
-    assert int(state["ema._extra_state"]) == 5 + 15 - 12  # after 10 steps nothing was saved: the tenth was refused
+    assert int(state["ema._extra_state"]) == 5 + 15 - 12  # no checkpoint after 10 steps: the tenth was skipped
 
 
-def test_a_run_gives_up_with_the_last_good_state_after_max_restores(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_after_max_restores_the_run_ends_with_the_last_good_state(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     good, last = tmp_path / "checkpoints" / "previous.ckpt", tmp_path / "checkpoints" / "last.ckpt"
     save = [SaveOnce(good, 5), SaveLast(str(last.parent), every_n_steps=1000)]
@@ -99,24 +101,24 @@ def test_a_run_gives_up_with_the_last_good_state_after_max_restores(
             callbacks=[PlantedNaN(range(5, 100)), RestoreOnDivergence(str(tmp_path)), *save],
         )  # fmt: skip
     assert str(error.value) == (
-        "training diverged: 3 steps in a row had a loss or a gradient that is not finite after guard.max_restores=2 "
-        f"returns to a checkpoint; the last good one is {good}, of step 5; try a lower optimizer.lr, a lower "
+        "training diverged: the loss or the gradient was not finite in 3 consecutive steps after guard.max_restores=2 "
+        f"restores; the last good checkpoint is {good} (step 5); try a lower optimizer.lr, a lower "
         "trainer.gradient_clip_val or trainer.precision=32-true."
     )
-    assert capsys.readouterr().err.count("restored previous.ckpt") == 2
+    assert caplog.text.count("restored previous.ckpt") == 2
     assert "\n8,waiting for a restore," in (tmp_path / "refused_steps.csv").read_text()
     before, after = (torch.load(path, weights_only=True)["state_dict"] for path in (good, last))
-    learnt = [key for key in before if not key.startswith("guard.")]
-    assert same({key: before[key] for key in learnt}, {key: after[key] for key in learnt})
+    trained = [key for key in before if not key.startswith("guard.")]
+    assert same({key: before[key] for key in trained}, {key: after[key] for key in trained})
     assert int(after["guard.streak"]) == 0
 
 
-def test_a_run_without_a_good_checkpoint_gives_up(tmp_path: Path) -> None:
-    with pytest.raises(DivergedError, match="before there was a checkpoint to go back to; try a lower"):
+def test_a_run_without_a_good_checkpoint_ends_with_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match="3 consecutive steps, and there is no checkpoint to restore; try a lower"):
         fit(guarded(), 9, callbacks=[PlantedNaN(range(9)), *saving(tmp_path)])
 
 
-def test_a_run_that_was_gone_on_with_elsewhere_goes_back_to_where_it_came_from(tmp_path: Path) -> None:
+def test_a_run_resumed_in_another_folder_restores_the_checkpoint_that_it_resumed_from(tmp_path: Path) -> None:
     fit(guarded(), 5, callbacks=saving(tmp_path / "first"))
     path = tmp_path / "first" / "checkpoints" / "last.ckpt"
     module = guarded()
@@ -130,8 +132,8 @@ def named(module: DiffusionModule) -> list[tuple[str, Any]]:
     return list(module.network.named_parameters())
 
 
-class Shown(Callback):
-    """The images of each step, before anything is planted in them."""
+class RecordImages(Callback):
+    """Records the images of each step, before a NaN is planted in them."""
 
     def __init__(self) -> None:
         self.of_step: dict[int, list[torch.Tensor]] = {}
@@ -140,25 +142,25 @@ class Shown(Callback):
         self.of_step.setdefault(batch.draws.step, []).append(((batch.x_0 + 1) * 127.5).round().to(torch.uint8))
 
 
-def test_refused_steps_are_listed_with_the_images_of_their_whole_batch(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_skipped_steps_are_listed_with_the_images_of_their_global_batch(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    shown = Shown()
-    callbacks = [shown, PlantedNaN([4]), RestoreOnDivergence(str(tmp_path))]  # step 4 meets two epochs
+    recorded = RecordImages()
+    callbacks = [recorded, PlantedNaN([4]), RestoreOnDivergence(str(tmp_path))]  # step 4 spans two epochs
     fit(guarded(skip_steps=[7]), 8, callbacks=callbacks, accumulate_grad_batches=2)
     with (tmp_path / "refused_steps.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [(row["step"], row["reason"]) for row in rows] == [("4", "loss not finite"), ("7", "told to skip")]
+    assert [(row["step"], row["reason"]) for row in rows] == [("4", "loss not finite"), ("7", "skip requested")]
     for row in rows:
         index = [int(k) for k in row["images"].split()]
-        assert torch.equal(FewImages().load().gather(torch.tensor(index)), torch.cat(shown.of_step[int(row["step"])]))
-    said = capsys.readouterr().err.splitlines()
-    assert said == [
-        f"warning: not applied: step 4 (loss not finite); the images are in {tmp_path / 'refused_steps.csv'}."
-    ]
+        expected = torch.cat(recorded.of_step[int(row["step"])])
+        assert torch.equal(FewImages().load().gather(torch.tensor(index)), expected)
+    path = tmp_path / "refused_steps.csv"
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == [f"skipped optimizer steps: 4 (loss not finite); their images are listed in {path}."]
 
 
-def test_a_diverged_run_ends_the_command_with_one_sentence(tmp_path: Path) -> None:
+def test_a_diverged_run_ends_the_command_with_an_error_message(tmp_path: Path) -> None:
     small = [
         "model=unet_quick", "model.channels=8", "data.batch_size=4", "trainer.max_steps=12", "guard.patience=2",
         "guard.max_restores=0", "callbacks.save_last.every_n_steps=1000", "callbacks.measure_distance=null",
@@ -166,12 +168,12 @@ def test_a_diverged_run_ends_the_command_with_one_sentence(tmp_path: Path) -> No
     ]  # fmt: skip
     done = run("train.py", *small)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("error: training diverged: 2 steps in a row had a loss or")
+    assert done.stderr.splitlines()[-1].startswith("error: training diverged: the loss or the gradient was not")
     assert "Traceback" not in done.stderr
     assert "loss not finite" in (tmp_path / "refused_steps.csv").read_text()
 
 
-def test_refused_steps_are_listed_once_whatever_stopped_the_run_and_where_it_went_on(tmp_path: Path) -> None:
+def test_skipped_steps_are_listed_once_after_a_run_is_stopped_and_resumed(tmp_path: Path) -> None:
     class Signal(Callback):
         def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
             if trainer.global_step == 8:
@@ -185,7 +187,7 @@ def test_refused_steps_are_listed_once_whatever_stopped_the_run_and_where_it_wen
             return [row["step"] for row in csv.DictReader(file)]
 
     with pytest.raises(StoppedBySignal):
-        trained(20, Signal(), StopOnSignal())  # before it looks at steps 6 and 7
+        trained(20, Signal(), StopOnSignal())  # before the guard is checked after steps 6 and 7
     assert listed() == ["1", "6", "7"]
-    trained(10, ckpt_path=tmp_path / "checkpoints" / "previous.ckpt")  # from step 5 on: they come again
+    trained(10, ckpt_path=tmp_path / "checkpoints" / "previous.ckpt")  # repeats the steps from 5 on
     assert listed() == ["1", "6", "7"]

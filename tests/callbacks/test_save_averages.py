@@ -1,4 +1,4 @@
-"""Averages kept during training."""
+"""Snapshots of averages that are saved during training."""
 
 from pathlib import Path
 
@@ -15,21 +15,21 @@ from support.small_runs import fit, small_module, weights
 
 def module_with_power_averages() -> DiffusionModule:
     module = small_module()
-    widths = {"main": 0.1, "narrow": 0.05, "wanted": 0.15}
+    widths = {"main": 0.1, "narrow": 0.05, "tracked": 0.15}
     module.ema = EMA(module.network, {name: PowerFunctionDecay(width) for name, width in widths.items()})
     return module
 
 
-def test_any_length_of_a_real_run_is_reconstructed_within_a_thousandth(tmp_path: Path) -> None:
+def test_an_average_of_any_length_is_reconstructed_within_a_thousandth(tmp_path: Path) -> None:
     module = module_with_power_averages()
-    fit(module, 100, callbacks=[SaveAverages(str(tmp_path), every_n_steps=2)])
-    saved = [snapshot for snapshot in saved_averages(tmp_path) if snapshot.name != "wanted"]
-    tracked = weights(module.ema.networks["wanted"])
-    made = combination([snapshot.profile for snapshot in saved], Profile(0.15, 100))
+    fit(module, 24, callbacks=[SaveAverages(str(tmp_path), every_n_steps=2)])
+    saved = [snapshot for snapshot in saved_averages(tmp_path) if snapshot.name != "tracked"]
+    tracked = weights(module.ema.networks["tracked"])
+    reconstruction = combination([snapshot.profile for snapshot in saved], Profile(0.15, 24))
     other = small_module().network
-    other.load_state_dict(combined(saved, made.coefficients))
+    other.load_state_dict(combined(saved, reconstruction.coefficients))
     assert (weights(other) - tracked).norm() < 1e-3 * tracked.norm()
-    assert (weights(module.ema.network) - tracked).norm() > 1e-3 * tracked.norm()  # the run moved
+    assert (weights(module.ema.network) - tracked).norm() > 1e-3 * tracked.norm()  # so the weights did change
 
 
 def test_averages_are_saved_every_n_steps_and_at_the_end_however_batches_are_accumulated(tmp_path: Path) -> None:
@@ -40,12 +40,14 @@ def test_averages_are_saved_every_n_steps_and_at_the_end_however_batches_are_acc
     assert torch.equal(torch.cat([value.flatten() for value in saved.values()]), weights(module.ema.networks["narrow"]))
 
 
-def test_only_the_first_process_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_rank_0_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightning.Trainer.is_global_zero", False)
     fit(module_with_power_averages(), 2, callbacks=[SaveAverages(str(tmp_path), every_n_steps=1)])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_without_a_power_function_average_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"callbacks\.save_averages needs an average with PowerFunctionDecay"):
+    with pytest.raises(
+        ValueError, match=r"ema must have an average with PowerFunctionDecay .*, got RampedDecay; try ema=power\."
+    ):
         fit(small_module(), 2, callbacks=[SaveAverages(str(tmp_path), every_n_steps=1)])

@@ -1,4 +1,4 @@
-"""Tests on a real Slurm, through the real commands; run by make test-cluster."""
+"""Tests of the commands on a real Slurm; run by make test-cluster."""
 
 import contextlib
 import csv
@@ -14,23 +14,23 @@ from typing import Any
 import pytest
 import torch
 
-from cluster import slurm as one_machine
+from cluster import slurm as slurm_daemons
 from cluster.slurm import Slurm
 
 ROOT = Path(__file__).parents[2]
 SKIPPED: list[str] = []
 
-FEW = (
+SHORT = (
     "model=unet_tiny", "data.batch_size=8", "trainer.max_steps=6", "trainer.log_every_n_steps=1", "num_samples=20",
     "callbacks.measure_distance.every_n_steps=6", "callbacks.sample_images.every_n_steps=6", "sampler.num_steps=2",
     "callbacks.sample_images.num_images=4", "callbacks.sample_images.num_frames=0", "trainer.precision=32-true",
 )  # fmt: skip
-"""A run of some seconds, of which most are its start."""
+"""Overrides for a run of a few seconds, most of which are its start."""
 
-BARE = (*FEW, "callbacks.measure_distance=null", "callbacks.sample_images=null")
-"""One that trains and nothing else."""
+TRAIN_ONLY = (*SHORT, "callbacks.measure_distance=null", "callbacks.sample_images=null")
+"""Overrides for a short run that neither samples nor measures."""
 
-TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+TWO_RANKS = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,70 +41,72 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     for reason in SKIPPED[:1]:
-        terminalreporter.write_line(f"NOTHING WAS TESTED ON SLURM: {reason}.", red=True, bold=True)
+        terminalreporter.write_line(f"ALL TESTS ON SLURM WERE SKIPPED: {reason}.", red=True, bold=True)
 
 
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[Slurm]:
-    """Two nodes that wait for jobs; skips the tests where there can be none."""
+    """A Slurm cluster of two nodes; skips the tests if this machine cannot run one."""
     try:
-        one_machine.require()
-    except one_machine.CannotRunError as error:
+        slurm_daemons.require()
+    except slurm_daemons.CannotRunError as error:
         SKIPPED.append(str(error))
-        pytest.skip(f"no Slurm: {error}")
-    with one_machine.running() as cluster, pytest.MonkeyPatch.context() as patch:
+        pytest.skip(f"Slurm cannot run: {error}")
+    with slurm_daemons.running() as cluster, pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("SLURM_")]:
             patch.delenv(name)
         patch.setenv("SLURM_CONF", str(cluster.conf))
         patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # of the mishaps
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # for the callbacks in mishaps.py
         yield cluster
 
 
-def command(script: str, *words: str) -> list[str]:
-    """A command of the product."""
-    return [sys.executable, str(ROOT / "src" / f"{script}.py"), *words]
+def command(script: str, *arguments: str) -> list[str]:
+    """Return the command line of a script in src/."""
+    return [sys.executable, str(ROOT / "src" / f"{script}.py"), *arguments]
 
 
-def start(script: str, *words: str, **environment: str) -> "subprocess.Popen[str]":
-    """Starts a command, whose words can be read later."""
+def start(script: str, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
+    """Start a command in the background.  environment: additional variables."""
     return subprocess.Popen(
-        command(script, *words), env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, start_new_session=True,
+        command(script, *arguments), env={**os.environ, **environment}, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
 
-def said_by(process: "subprocess.Popen[str]", *, status: int = 0, seconds: float = 240) -> str:
-    """All that a command said, after its end."""
-    said, _ = process.communicate(timeout=seconds)
-    assert process.returncode == status, said
-    return said
+def finish(process: "subprocess.Popen[str]", *, status: int = 0, seconds: float = 240) -> str:
+    """Wait for the end of a command, check its exit status, and return its output."""
+    output, _ = process.communicate(timeout=seconds)
+    assert process.returncode == status, output
+    return output
 
 
-def run(script: str, *words: str, status: int = 0, **environment: str) -> str:
-    """A command to its end."""
-    return said_by(start(script, *words, **environment), status=status)
+def run(script: str, *arguments: str, status: int = 0, **environment: str) -> str:
+    """Run a command, check its exit status, and return its output."""
+    return finish(start(script, *arguments, **environment), status=status)
 
 
-def sbatch(cluster: Slurm, script: str, *words: str, tasks: int = 1, output: Path, more: tuple[str, ...] = ()) -> str:
-    """A batch job that gives a command to srun, as docs/cluster.md says; its identity."""
-    quoted = " ".join(f"'{word}'" for word in command(script, *words))
-    return cluster.ask(
+def sbatch(
+    cluster: Slurm, script: str, *arguments: str, tasks: int = 1, output: Path, options: tuple[str, ...] = ()
+) -> str:
+    """Submit a batch job that starts a command with srun, as in docs/cluster.md, and return its job id."""
+    quoted = " ".join(f"'{argument}'" for argument in command(script, *arguments))
+    return cluster.run(
         "sbatch", "--parsable", "--nodes=1", f"--ntasks-per-node={tasks}", "--signal=USR1@60", "--requeue",
-        "--open-mode=append", f"--output={output}", "--chdir=/", *more, f"--wrap=srun --kill-on-bad-exit=1 {quoted}",
+        "--open-mode=append", f"--output={output}", "--chdir=/", *options, f"--wrap=srun --kill-on-bad-exit=1 {quoted}",
     )  # fmt: skip
 
 
-def wait(what: str, condition: Callable[[], object], seconds: float = 120) -> None:
-    """Until something is so, and not for a fixed time."""
+def wait_for(what: str, condition: Callable[[], object], seconds: float = 120) -> None:
+    """Wait until a condition is true.  Fails after `seconds`."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, f"{what} in {seconds} s"
+        assert time.monotonic() < end, f"{what}: not within {seconds} s"
         time.sleep(0.05)
 
 
 def status(folder: Path) -> dict[str, Any]:
-    """What a status file says; of state none where there is none yet."""
+    """Return the content of a status file; the state is None if there is no file yet."""
     with contextlib.suppress(FileNotFoundError):
         content: dict[str, Any] = json.loads((folder / "status.json").read_text())
         return content
@@ -112,12 +114,12 @@ def status(folder: Path) -> dict[str, Any]:
 
 
 def wait_for_end(folder: Path, state: str = "finished") -> None:
-    """Until a run has a state."""
-    wait(f"{folder.name} must be {state}, is {status(folder)}", lambda: status(folder)["state"] == state, 180)
+    """Wait until a run has a state."""
+    wait_for(f"state {state} of {folder.name}", lambda: status(folder)["state"] == state, 180)
 
 
 def steps(folder: Path) -> list[int]:
-    """The steps that a run has logged its loss of."""
+    """Return the steps with a logged loss."""
     path = folder / "metrics.csv"
     if not path.is_file():
         return []
@@ -126,18 +128,18 @@ def steps(folder: Path) -> list[int]:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Everything that a run has learned."""
+    """Return all tensors in the last checkpoint of a run."""
     state: dict[str, torch.Tensor] = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
 
 
 def same_weights(one: Path, other: Path) -> bool:
-    """Whether two runs have learned the same to the last bit."""
+    """Return whether the last checkpoints of two runs are identical to the last bit."""
     first, second = weights(one), weights(other)
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def table(folder: Path) -> list[dict[str, str]]:
-    """The rows of a sweep's table."""
+    """Return the rows of the table of a sweep."""
     with (folder / "sweep.csv").open() as file:
         return list(csv.DictReader(file))

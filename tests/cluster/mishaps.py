@@ -1,4 +1,4 @@
-"""What goes wrong in a run, once."""
+"""Callbacks that make a run fail."""
 
 import os
 import signal
@@ -10,7 +10,10 @@ from lightning import Callback, Trainer
 
 
 class Mishap(Callback):
-    """After the third step of a run's first start: an exception, a kill, or steps so slow that it can be ended."""
+    """After three steps of a run's first start: raises, kills the process, or slows down so that it can be canceled.
+
+    kind: raise, kill, or any other name for slow steps.  folder: of a file that records the first start.
+    """
 
     def __init__(self, kind: str, folder: str) -> None:
         self.kind, self.marker = kind, Path(folder) / f"{kind}.happened"
@@ -20,7 +23,7 @@ class Mishap(Callback):
         if trainer.global_step == 3 and not self.marker.exists():
             self.marker.touch()
             if self.kind == "raise":
-                raise RuntimeError("the third step went wrong")
+                raise RuntimeError("the third step failed")
             if self.kind == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             self.slow = True
@@ -28,16 +31,16 @@ class Mishap(Callback):
             time.sleep(1)
 
 
-class OneRank(Callback):
-    """An exception in the second of two processes alone."""
+class FailOnRank1(Callback):
+    """Raises an exception on rank 1 only."""
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         if trainer.global_step == 3 and trainer.global_rank == 1:
-            raise RuntimeError("the second process went wrong")
+            raise RuntimeError("only rank 1 failed")
 
 
-class Slower(Callback):
-    """The first process needs longer for each step than the others: they are out of step when a signal comes."""
+class SlowRank0(Callback):
+    """Slows down rank 0, so that the ranks are at different places when a signal arrives."""
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
         time.sleep(0.15 if trainer.global_rank == 0 else 0.0)

@@ -1,7 +1,7 @@
-"""A real Slurm on this one machine, for the tests of this folder: two nodes, accounting, preemption, time limits.
+"""A real Slurm on one machine for the tests in this folder: two nodes, accounting, preemption and time limits.
 
-All of it listens on the loopback interface and lives in one folder. It needs root and Debian's packages, which it
-installs where they are missing. By hand:  python tests/cluster/slurm.py  starts it and waits for Ctrl-C.
+All daemons listen on the loopback interface and write to one folder. They need root and packages of Debian, which are
+installed if they are missing.  python tests/cluster/slurm.py  starts a cluster and waits for Ctrl-C.
 """
 
 import contextlib
@@ -23,17 +23,18 @@ CPUS, MEMORY_MB = 8, 16000  # of each node, whatever the machine has
 
 
 class CannotRunError(Exception):
-    """There can be no Slurm on this machine, and why."""
+    """Slurm cannot run on this machine; the message states the reason."""
 
 
 def require() -> None:
-    """Installs what is missing.  Raises CannotRunError."""
+    """Install missing packages.  Raises CannotRunError if Slurm cannot run."""
     if os.geteuid() != 0:
-        raise CannotRunError("it takes root to start the daemons of Slurm")
+        raise CannotRunError("the daemons of Slurm must be started by root")
     if all(shutil.which(program) for program in PROGRAMS):
         return
     if not shutil.which("apt-get"):
-        raise CannotRunError(f"{', '.join(p for p in PROGRAMS if not shutil.which(p))} are missing, and so is apt-get")
+        missing = ", ".join(program for program in PROGRAMS if not shutil.which(program))
+        raise CannotRunError(f"{missing} are missing and cannot be installed without apt-get")
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
     subprocess.run(["apt-get", "update"], check=False, **quiet)  # type: ignore[call-overload]
@@ -46,7 +47,7 @@ def require() -> None:
 
 @contextlib.contextmanager
 def _no_services() -> Iterator[None]:
-    """Keeps freshly installed packages from starting daemons of their own."""
+    """Prevent packages from starting daemons when they are installed."""
     policy = Path("/usr/sbin/policy-rc.d")
     if policy.exists():
         yield
@@ -60,7 +61,7 @@ def _no_services() -> Iterator[None]:
 
 
 class Slurm:
-    """The daemons, and what a person of the cluster does with it."""
+    """The daemons of a cluster, and commands of its user.  folder: of all files of the daemons."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
@@ -69,41 +70,41 @@ class Slurm:
 
     @property
     def environment(self) -> dict[str, str]:
-        """By which commands find this cluster; nothing of a job that the tests themselves may be a part of."""
-        own = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "MASTER_"))}
-        return {**own, "SLURM_CONF": str(self.conf)}
+        """Environment for commands on this cluster, without variables of a Slurm job that the tests may run in."""
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "MASTER_"))}
+        return {**inherited, "SLURM_CONF": str(self.conf)}
 
-    def ask(self, *command: str) -> str:
-        """What a command of Slurm says."""
+    def run(self, *command: str) -> str:
+        """Run a command on the cluster and return its output."""
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout.strip()
 
     def start(self) -> None:
-        """Returns when both nodes wait for jobs."""
+        """Start all daemons and return when both nodes are idle."""
         self._write_files()
-        run, log = self.folder / "run", self.folder / "log"
+        sockets, log = self.folder / "run", self.folder / "log"
         key, seed = self.folder / "munge" / "munge.key", self.folder / "munge" / "seed"
         self._daemon(
-            "munged", "--foreground", f"--key-file={key}", f"--socket={run}/munge.socket", f"--seed-file={seed}",
-            f"--pid-file={run}/munged.pid", f"--log-file={log}/munged.log",
+            "munged", "--foreground", f"--key-file={key}", f"--socket={sockets}/munge.socket", f"--seed-file={seed}",
+            f"--pid-file={sockets}/munged.pid", f"--log-file={log}/munged.log",
         )  # fmt: skip
-        self._wait("munged", (run / "munge.socket").is_socket)
+        self._wait("munged", (sockets / "munge.socket").is_socket)
         self._start_accounting()
         self._daemon("slurmctld", "-D", "-c", "-f", str(self.conf))
-        self._wait("slurmctld", lambda: self._answers("scontrol", "ping"))
+        self._wait("slurmctld", lambda: self._output("scontrol", "ping"))
         for node in NODES:
-            # A host name and names of all nodes of its own: jobs look up the first node of theirs.
+            # Each node has its own host name and hosts file, since jobs look up the name of their first node.
             script = 'mount --bind "$1" /etc/hosts && hostname "$2" && exec slurmd -D -N "$2" -f "$3"'
             arguments = ("sh", "-c", script, "-", str(self.folder / "hosts"), node, str(self.conf))
             self._daemon("unshare", "--mount", "--uts", *arguments, name=node)
-        self._wait("the nodes", lambda: self._answers("sinfo", "-h", "-p", "main", "-t", "idle", "-o", "%D") == "2")
+        self._wait("the nodes", lambda: self._output("sinfo", "-h", "-p", "main", "-t", "idle", "-o", "%D") == "2")
 
     def stop(self) -> None:
-        """Cancels the jobs, then ends the daemons, the last one first."""
+        """Cancel all jobs, then stop the daemons in reverse order."""
         with contextlib.suppress(Exception):
             subprocess.run(["scancel", "-u", "root"], env=self.environment, capture_output=True, timeout=20)
-            self._wait("the end of all jobs", lambda: self._answers("squeue", "-h") == "", seconds=15)
+            self._wait("the end of all jobs", lambda: self._output("squeue", "-h") == "", seconds=15)
         for _, daemon in reversed(self.daemons):
             daemon.terminate()
             try:
@@ -120,7 +121,7 @@ class Slurm:
         key.chmod(0o400)
         names = "".join(f"127.0.0.1 {node}\n" for node in NODES)
         (self.folder / "hosts").write_text(Path("/etc/hosts").read_text().rstrip("\n") + "\n" + names)
-        (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")  # loaded, but not used
+        (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")  # required but not used
         self.control, self.accounts, self.database, *ports = _free_ports(3 + len(NODES))
         self.conf.write_text(self._conf(ports))
         accounts = self.folder / "slurmdbd.conf"
@@ -133,8 +134,8 @@ class Slurm:
             f"NodeName={node} NodeHostname={node} NodeAddr=127.0.0.1 Port={port} CPUs={CPUS} RealMemory={MEMORY_MB}"
             for node, port in zip(NODES, ports, strict=True)
         )
-        # cred_expire is how long a job that was queued again waits; it must be more than KillWait, or the node still
-        # ends the old start when the new one comes. The other times are short so that tests are.
+        # cred_expire is the time that a requeued job waits. It must be longer than KillWait: otherwise the node still
+        # stops the previous start when the next one begins. The other times are short to keep the tests short.
         return f"""ClusterName=lab
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={self.control}
@@ -195,7 +196,7 @@ CommunicationParameters=NoInAddrAny
 """
 
     def _start_accounting(self) -> None:
-        data, door = self.folder / "mysql", self.folder / "run" / "mysql.socket"
+        data, mysql_socket = self.folder / "mysql", self.folder / "run" / "mysql.socket"
         subprocess.run(
             ["mariadb-install-db", "--no-defaults", "--user=root", f"--datadir={data}", "--skip-test-db",
              "--innodb-log-file-size=8M", "--auth-root-authentication-method=normal"],
@@ -203,17 +204,17 @@ CommunicationParameters=NoInAddrAny
         )  # fmt: skip
         self._daemon(
             "mariadbd", "--no-defaults", "--user=root", f"--datadir={data}", "--bind-address=127.0.0.1",
-            f"--port={self.database}", f"--socket={door}", f"--pid-file={self.folder}/run/mariadbd.pid",
+            f"--port={self.database}", f"--socket={mysql_socket}", f"--pid-file={self.folder}/run/mariadbd.pid",
             "--innodb-buffer-pool-size=64M", "--innodb-log-file-size=8M", "--innodb-flush-log-at-trx-commit=0",
         )  # fmt: skip
-        client = ("mariadb", "--no-defaults", "-uroot", f"--socket={door}", "-e")
-        self._wait("the database", lambda: self._answers(*client, "select 1") is not None)
+        client = ("mariadb", "--no-defaults", "-uroot", f"--socket={mysql_socket}", "-e")
+        self._wait("the database", lambda: self._output(*client, "select 1") is not None)
         for host in ("127.0.0.1", "localhost"):
             statements = f"create user slurm@'{host}' identified by 'slurm'; grant all on *.* to slurm@'{host}'"
-            self.ask(*client, f"create database if not exists slurm; {statements}")
+            self.run(*client, f"create database if not exists slurm; {statements}")
         self._daemon("slurmdbd", "-D")
-        self._wait("slurmdbd", lambda: self._answers("sacctmgr", "-n", "list", "cluster") is not None)
-        self.ask("sacctmgr", "-i", "add", "cluster", "lab")
+        self._wait("slurmdbd", lambda: self._output("sacctmgr", "-n", "list", "cluster") is not None)
+        self.run("sacctmgr", "-i", "add", "cluster", "lab")
 
     def _daemon(self, *command: str, name: str | None = None) -> None:
         with (self.folder / "log" / f"{name or command[0]}.out").open("wb") as output:
@@ -223,7 +224,7 @@ CommunicationParameters=NoInAddrAny
             )  # fmt: skip
         self.daemons.append((name or command[0], daemon))
 
-    def _answers(self, *command: str) -> str | None:
+    def _output(self, *command: str) -> str | None:
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=30)
         return done.stdout.strip() if done.returncode == 0 else None
 
@@ -232,23 +233,23 @@ CommunicationParameters=NoInAddrAny
         while not condition():
             ended = [name for name, daemon in self.daemons if daemon.poll() is not None]
             if ended or time.monotonic() > end:
-                raise RuntimeError(f"Slurm: no {what}; {', '.join(ended) or 'nothing'} ended; see {self.folder}/log.")
+                raise RuntimeError(f"Slurm: no {what}; {', '.join(ended) or 'no daemon'} ended; see {self.folder}/log.")
             time.sleep(0.1)
 
 
 def _free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
+        for free in sockets:
+            free.bind(("127.0.0.1", 0))
+        return [int(free.getsockname()[1]) for free in sockets]
 
 
 @contextlib.contextmanager
 def running() -> Iterator[Slurm]:
-    """A cluster for as long as it is entered."""
+    """Start a cluster and stop it at the end of the context."""
     with tempfile.TemporaryDirectory(prefix="slurm") as folder:
-        os.chmod(folder, 0o755)  # munge serves no socket in a place that others cannot reach
+        os.chmod(folder, 0o755)  # munge requires a folder that other users can access
         slurm = Slurm(Path(folder))
         try:
             slurm.start()

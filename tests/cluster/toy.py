@@ -1,4 +1,4 @@
-"""A command that does nothing but come to a number: all that a sweep of it takes is overhead."""
+"""A command that only returns a number, to measure the overhead of a sweep."""
 
 import time
 from pathlib import Path
@@ -10,7 +10,7 @@ from diffusion_lab.runs import results as run_results
 
 
 def toy(config: DictConfig) -> float:
-    """The square of the seed, over ten."""
+    """Return the square of the seed, divided by ten."""
     time.sleep(0.5)
     run_results.write_summary(Path(config.run_folder), {"loss": config.seed**2 / 10})
     return float(config.seed**2 / 10)

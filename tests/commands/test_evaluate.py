@@ -1,10 +1,11 @@
-"""`src/evaluate.py` and `src/show_schedule.py` on a small run, in processes of their own."""
+"""`src/evaluate.py` and `src/show_schedule.py` on a small run, in separate processes."""
 
 import csv
 import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,16 +14,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from support.commands import ROOT, TINY, run
+from support.commands import ROOT, TINY, run, start
 
-READ = ["metrics.bound.split=train", "metrics.bound.num_images=10", "num_pictures=0"]
+ONE_MEAN = ["metrics.bound.split=train", "metrics.bound.num_images=10", "num_pictures=0"]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two steps on eight steps of noise, with a learned variance."""
+    """A run of two steps on 300 images with a schedule of eight steps and a learned variance."""
     folder = tmp_path_factory.mktemp("trained")
-    done = run("train.py", *TINY, "schedule=cosine", "objective=hybrid", f"hydra.run.dir={folder}")
+    changes = ["schedule=cosine", "objective=hybrid", "data.max_images=300"]
+    done = run("train.py", *TINY, *changes, f"hydra.run.dir={folder}")
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -32,7 +34,7 @@ def numbers(folder: Path) -> dict[str, float]:
     return content
 
 
-def test_one_call_gives_all_numbers_and_pictures(trained: Path, tmp_path: Path) -> None:
+def test_one_evaluation_gives_all_numbers_and_pictures(trained: Path, tmp_path: Path) -> None:
     done = run(
         "evaluate.py", f"run={trained}", "metrics=[fid,bound,reconstruction]", "num_samples=20",
         "metrics.bound.split=train", "metrics.bound.num_images=10", "metrics.reconstruction.split=train",
@@ -52,8 +54,8 @@ def test_one_call_gives_all_numbers_and_pictures(trained: Path, tmp_path: Path) 
             assert image.width > least
 
 
-def test_numbers_do_not_depend_on_batches_or_processes(trained: Path, tmp_path: Path) -> None:
-    settings = [f"run={trained}", "metrics=[bound,fid]", "num_samples=21", *READ]
+def test_numbers_do_not_depend_on_batch_size_or_ranks(trained: Path, tmp_path: Path) -> None:
+    settings = [f"run={trained}", "metrics=[bound,fid]", "num_samples=21", *ONE_MEAN]
     layouts = {"one": [], "batches": ["batch_size=3"], "processes": ["trainer.devices=2", "batch_size=4"]}
     found, distance = {}, "fd_fashion_cnn_21_train"
     for name, layout in layouts.items():
@@ -80,11 +82,11 @@ def test_a_sweep_of_samplers_ends_with_a_table(trained: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "message"),
     [
-        ([], r"run must be the folder of a run \(run=logs/train/\.\.\.\), got nothing\."),
-        (["run=/nowhere"], r"run must be the folder of a run, got /nowhere: config\.yaml is missing\."),
-        (["run=TRAINED", "checkpoint=best.ckpt"], r"run must be .*: checkpoints/best\.ckpt is missing\."),
+        ([], r"`run` must be a run folder \(run=logs/train/\.\.\.\), got no value\."),
+        (["run=/nowhere"], r"`run` must be a run folder, got /nowhere: config\.yaml is missing\."),
+        (["run=TRAINED", "checkpoint=best.ckpt"], r"`run` must be .*: checkpoints/best\.ckpt is missing\."),
         (
             ["run=TRAINED", "sampler=ddim", "sampler.num_steps=9"],
             r"sampler: num_steps must be at most .* 8 steps, got 9\.",
@@ -92,21 +94,21 @@ def test_a_sweep_of_samplers_ends_with_a_table(trained: Path, tmp_path: Path) ->
         (["run=TRAINED", "sampler.num_stepz=9"], r"sampler\.num_stepz is not a setting in sampler: .*num_steps\."),
         (
             ["run=TRAINED", "metrics=reconstruction", "sampler=ddim", "sampler.eta=0.5"],
-            r"metrics\.reconstruction\.quantity: sampler must be ddim with eta 0 to encode images, got eta=0\.5\.",
+            r"metrics\.reconstruction\.quantity: `sampler` must be ddim with eta=0 to encode images, got eta=0\.5\.",
         ),
         (["run=TRAINED", "metrics=bound", "metrics.bound.split=test"], r"data\.path=.* with a split 'test': .*"),
-        (["run=TRAINED", "reference=tset"], r"reference must be one of train, or a file of statistics .*, got tset\."),
+        (["run=TRAINED", "reference=tset"], r"`reference` must be one of train, or a statistics file .*, got tset\."),
         (
             ["run=TRAINED", "features=inception", "features.weights=no.pth"],
             r"features\.weights must be .*no\.pth.*",
         ),
-        (["run=TRAINED", "metrics=sfid"], r"metrics\.sfid: features must have the output 'spatial' .*fashion_cnn.*"),
-        (["run='/nowhere/*'"], r"run must be the folder of a run, or a pattern of such, got /nowhere/\*, which .*"),
+        (["run=TRAINED", "metrics=sfid"], r"metrics\.sfid: `features` must have the output 'spatial' .*fashion_cnn.*"),
+        (["run='/nowhere/*'"], r"run: no run folder matches /nowhere/\*\."),
         (
             ["run=TRAINED", "weights=raw", "trainer.compile=true"],
-            r"trainer\.compile must be false for weights=raw, a fresh copy for each batch, got True\.",
+            r"trainer\.compile must be false for weights=raw, which are copied for each batch, got True\.",
         ),
-        (["run=TRAINED", "weights=slow"], r"weights must be main or raw, got slow\."),
+        (["run=TRAINED", "weights=slow"], r"`weights` must be main or raw, got slow\."),
         (
             ["run=TRAINED", "metrics=fidd"],
             r"metrics must be one of bound, .*, got fidd; perhaps you mean fid\.",
@@ -114,39 +116,41 @@ def test_a_sweep_of_samplers_ends_with_a_table(trained: Path, tmp_path: Path) ->
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_mistake_is_one_sentence(trained: Path, arguments: list[str], sentence: str, tmp_path: Path) -> None:
-    words = [word.replace("TRAINED", str(trained)) for word in arguments]
-    done = run("evaluate.py", *words, f"hydra.run.dir={tmp_path / 'run'}")
+def test_an_invalid_setting_is_rejected_with_a_message(
+    trained: Path, arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    overrides = [argument.replace("TRAINED", str(trained)) for argument in arguments]
+    done = run("evaluate.py", *overrides, f"hydra.run.dir={tmp_path / 'run'}")
     assert done.returncode == 1
-    assert re.fullmatch(f"error: {sentence}", done.stderr.strip().splitlines()[-1]), done.stderr
+    assert re.fullmatch(f"error: {message}", done.stderr.strip().splitlines()[-1]), done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_schedules_are_drawn_beside_each_other(tmp_path: Path) -> None:
+def test_schedules_are_plotted_in_one_figure(tmp_path: Path) -> None:
     done = run("show_schedule.py", "schedule=linear,jsd,edm", "schedule.num_timesteps=20", f"hydra.run.dir={tmp_path}")
     assert done.returncode == 0, done.stderr
-    assert re.search(r"^linear .*num_timesteps=20.*alpha / sigma at the end: 2\.11$", done.stdout, flags=re.MULTILINE)
-    assert re.search(r"^jsd .*alpha / sigma at the end: 0$", done.stdout, flags=re.MULTILINE)
+    assert re.search(r"^linear .*num_timesteps=20.*alpha / sigma at t_max: 2\.11$", done.stdout, flags=re.MULTILINE)
+    assert re.search(r"^jsd .*alpha / sigma at t_max: 0$", done.stdout, flags=re.MULTILINE)
     with Image.open(tmp_path / "schedules.png") as picture:
         assert picture.size[0] > 1000
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "message"),
     [
         (["schedule=linear", "beside=[cosin]"], "schedule must be one of .*, got cosin; perhaps you mean cosine.*"),
-        (["image=10000"], r"image must be in 0\.\.9999, got 10000\."),
-        (["schedule=custom", "schedule.betas=[0.5,2]"], r"schedule: betas must be in \[0, 1\], got 2; .*"),
+        (["image=10000"], r"`image` must be in 0\.\.9999, got 10000\."),
+        (["schedule=custom", "schedule.betas=[0.5,2]"], r"schedule: betas must be in \[0, 1\], got 2 from .*"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_schedule_that_cannot_be_drawn_is_one_sentence(arguments: list[str], sentence: str, tmp_path: Path) -> None:
+def test_a_schedule_that_cannot_be_plotted_is_rejected(arguments: list[str], message: str, tmp_path: Path) -> None:
     done = run("show_schedule.py", *arguments, f"hydra.run.dir={tmp_path / 'run'}")
     assert done.returncode == 1
-    assert re.fullmatch(f"error: {sentence}", done.stderr.strip()), done.stderr
+    assert re.fullmatch(f"error: {message}", done.stderr.strip()), done.stderr
 
 
-def test_runs_given_as_a_pattern_make_one_table(trained: Path, tmp_path: Path) -> None:
+def test_runs_that_match_a_glob_pattern_make_one_table(trained: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         shutil.copytree(trained, tmp_path / "runs" / name)
     done = run(
@@ -167,7 +171,7 @@ def test_runs_given_as_a_pattern_make_one_table(trained: Path, tmp_path: Path) -
     assert set(record["seconds"]) == {"sampling", "features", "statistics"}
 
 
-def test_statistics_in_a_file_are_a_reference_and_carry_its_name(trained: Path, tmp_path: Path) -> None:
+def test_numbers_against_a_file_of_statistics_are_named_after_the_file(trained: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "clothes.npz", mu=np.zeros(128), sigma=np.eye(128))
     settings = [f"run={trained}", "num_samples=20", "batch_size=20", "num_pictures=0"]
     done = run("evaluate.py", *settings, f"reference={tmp_path}/clothes.npz", f"hydra.run.dir={tmp_path / 'out'}")
@@ -175,20 +179,60 @@ def test_statistics_in_a_file_are_a_reference_and_carry_its_name(trained: Path, 
     assert "fd_fashion_cnn_20_clothes" in numbers(tmp_path / "out")
     np.savez(tmp_path / "other.npz", mu=np.zeros(7), sigma=np.eye(7))
     done = run("evaluate.py", *settings, f"reference={tmp_path}/other.npz", f"hydra.run.dir={tmp_path / 'out2'}")
-    assert done.stderr.strip().splitlines()[-1].endswith("must be of 128 features, as fashion_cnn has, got 7.")
+    assert done.stderr.strip().splitlines()[-1].endswith("must have 128 features, as fashion_cnn has, got 7.")
 
 
-def test_processes_that_others_started_share_the_work(trained: Path, tmp_path: Path) -> None:
-    """As under torchrun; without trainer=ddp each would do all of it, and that is refused."""
-    starter = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    job = [str(ROOT / "src" / "evaluate.py"), f"run={trained}", "num_samples=25", "batch_size=10", "num_pictures=0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for name, words in {"shared": ["trainer=ddp", "trainer.accelerator=cpu"], "refused": []}.items():
-        command = [*starter, *job, *words, f"hydra.run.dir={tmp_path / name}"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert (done.returncode == 0) == (name == "shared"), done.stderr
-    assert "trainer must be of the 2 processes that torchrun started here, got one: trainer=ddp." in done.stderr
-    alone = run("evaluate.py", *job[1:], f"hydra.run.dir={tmp_path / 'alone'}")
+JOB = ["num_samples=25", "batch_size=10", "num_pictures=0"]
+ON_TWO_RANKS = ["trainer=ddp", "trainer.accelerator=cpu"]
+REJECTED = (
+    "trainer.devices must be 2, the number of ranks that torchrun started on this node (--nproc-per-node), got 1; "
+    "set trainer=ddp."
+)
+
+
+def environment_of_torchrun(rank: int) -> dict[str, str]:
+    """Return the variables that torchrun sets for one of two ranks on a single node, except the address of rank 0."""
+    same = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    return {name: str(value) for name, value in same.items()} | {"TORCHELASTIC_RUN_ID": "none"}
+
+
+@pytest.fixture(scope="module")
+def distance_on_one_rank(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> float:
+    folder = tmp_path_factory.mktemp("alone")
+    alone = run("evaluate.py", f"run={trained}", *JOB, f"hydra.run.dir={folder}")
     assert alone.returncode == 0, alone.stderr
-    found, expected = (numbers(tmp_path / name)["fd_fashion_cnn_25_train"] for name in ("shared", "alone"))
-    assert found == pytest.approx(expected, rel=1e-9)
+    return numbers(folder)["fd_fashion_cnn_25_train"]
+
+
+def test_ranks_that_a_launcher_started_share_the_work(
+    trained: Path, distance_on_one_rank: float, tmp_path: Path
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    arguments = [f"run={trained}", *JOB, *ON_TWO_RANKS, f"hydra.run.dir={tmp_path / 'shared'}"]
+    environments = [environment_of_torchrun(rank) | address for rank in (0, 1)]
+    ranks = [start("evaluate.py", *arguments, **environment) for environment in environments]  # type: ignore[arg-type]
+    for done in [rank.wait() for rank in ranks]:
+        assert done.returncode == 0, done.stderr
+    assert numbers(tmp_path / "shared")["fd_fashion_cnn_25_train"] == pytest.approx(distance_on_one_rank, rel=1e-9)
+
+
+def test_ranks_that_would_each_do_all_the_work_are_rejected(trained: Path, tmp_path: Path) -> None:
+    environment = environment_of_torchrun(0)
+    done = run("evaluate.py", f"run={trained}", *JOB, f"hydra.run.dir={tmp_path}", **environment)  # type: ignore[arg-type]
+    assert done.returncode == 1
+    assert REJECTED in done.stderr
+
+
+@pytest.mark.full
+def test_torchrun_starts_ranks_that_share_the_work(trained: Path, distance_on_one_rank: float, tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    command = [*torchrun, str(ROOT / "src" / "evaluate.py"), f"run={trained}", *JOB]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for name, overrides in {"shared": ON_TWO_RANKS, "rejected": []}.items():
+        arguments = [*overrides, f"hydra.run.dir={tmp_path / name}"]
+        done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, check=False)
+        assert (done.returncode == 0) == (name == "shared"), done.stderr
+    assert REJECTED in done.stderr
+    assert numbers(tmp_path / "shared")["fd_fashion_cnn_25_train"] == pytest.approx(distance_on_one_rank, rel=1e-9)

@@ -1,4 +1,4 @@
-"""`src/inspect_data.py`, in processes of its own."""
+"""`src/inspect_data.py`, in separate processes."""
 
 import csv
 import json
@@ -18,11 +18,14 @@ def run(*arguments: str) -> CompletedProcess[str]:
 
 
 def write_images(folder: Path) -> None:
-    """Two classes of 16 in train and 4 in test, with a copy and a mirrored copy in train, and a copy in test."""
-    draw = np.random.default_rng(0)
+    """Write two classes of 16 images in train and 4 in test.
+
+    The train split has an exact copy and a flipped near copy; the test split has an exact copy of an image of train.
+    """
+    generator = np.random.default_rng(0)
     for split, count in (("train", 16), ("test", 4)):
         for name in ("cat", "dog"):
-            pixels = draw.integers(20, 200, (count, 16, 16, 3), dtype=np.uint8)
+            pixels = generator.integers(20, 200, (count, 16, 16, 3), dtype=np.uint8)
             if (split, name) == ("train", "dog"):
                 pixels[9], pixels[10] = pixels[2], pixels[3, :, ::-1] + 1
             if (split, name) == ("test", "cat"):
@@ -38,7 +41,7 @@ def size(path: Path) -> tuple[int, int]:
         return picture.size
 
 
-def test_splits_of_a_folder_are_reported_in_numbers_and_pictures(tmp_path: Path) -> None:
+def test_the_splits_of_a_folder_are_reported_in_files_and_images(tmp_path: Path) -> None:
     write_images(tmp_path / "set")
     done = run(
         "-m", "data=class_folders", f"data.path={tmp_path / 'set'}", "data.resolution=16", "num_rows=5",
@@ -61,17 +64,17 @@ def test_splits_of_a_folder_are_reported_in_numbers_and_pictures(tmp_path: Path)
     tile = 4 * 16 + 2
     assert size(folder / "contact_sheet.png") == (2 * tile + 2, 16 + 5 * tile + 2)
     assert size(folder / "duplicates.png") == (6 * (2 * tile + 2), 32 + tile + 2)
-    assert "of 8 images of test, 1 are also in train, and 0 nearly" in done.stdout
+    assert "of 8 images of test, 1 are exact copies, and 0 are near duplicates" in done.stdout
     assert done.stderr == ""
     assert json.loads((of_test / "report.json").read_text())["overlap"] is None
     assert not (of_test / "duplicates.png").exists()
 
 
-def test_the_embedded_set_has_no_test_split_and_says_how_many_were_compared(tmp_path: Path) -> None:
+def test_a_set_without_test_split_is_reported_with_the_number_of_compared_images(tmp_path: Path) -> None:
     done = run("num_rows=2", "data.max_images=600", "near_duplicates.max_compared=50", f"hydra.run.dir={tmp_path}")
     assert done.returncode == 0, done.stderr
-    assert re.match(r"note: nothing to look for images of train in: .* a split 'test'", done.stderr)
-    assert "near pairs were looked for among 50 of the 600 images of train alone" in done.stdout
+    assert re.match(r"note: train is not compared with another split: .* a split 'test'", done.stderr)
+    assert "only 50 of the 600 images of train were searched for near duplicates" in done.stdout
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["num_images"], report["overlap"], report["duplicates"]["num_compared"]) == (600, None, 50)
     assert sum(report["class_counts"].values()) == 600
@@ -79,23 +82,23 @@ def test_the_embedded_set_has_no_test_split_and_says_how_many_were_compared(tmp_
 
 
 @pytest.mark.parametrize(
-    ("argument", "sentence"),
+    ("override", "message"),
     [
         ("split=nope", r"data\.path=.* cannot be read as images with a split 'nope': .*\['train'\]\."),
-        ("split=null", r"split must name a part of the set, as train does, got null\."),
-        ("against=train", r"against must be another split than split=train, got train\."),
+        ("split=null", r"`split` must be the name of a split, such as train, got null\."),
+        ("against=train", r"`against` must be a split other than split=train, got train\."),
         ("num_rows=0", r"num_rows must be a whole number of at least 1, got 0\."),
         ("num_pairs=true", r"num_pairs must be a whole number of at least 1, got True\."),
         ("seed=-1", r"seed must be a whole number in 0\.\.2\^63 - 1, got -1\."),
-        ("near_duplicates=null", r"near_duplicates must hold settings, got null; .*"),
+        ("near_duplicates=null", r"near_duplicates must not be null; .*"),
         ("near_duplicates.max_ratio=2", r"near_duplicates: max_ratio must be in \(0, 1\), got 2\."),
-        ("near_duplicates.neighbour=few", r"near_duplicates\.neighbour must be a whole number, got few\."),
+        ("near_duplicates.neighbor=few", r"near_duplicates\.neighbor must be a whole number, got few\."),
         ("data.label_column=klass", r"data\.image_column and data\.label_column must be .*, got klass; .*"),
     ],
     ids=lambda value: value if "\\" not in value else "",
 )
-def test_a_mistake_is_one_sentence(argument: str, sentence: str, tmp_path: Path) -> None:
-    done = run(argument, f"hydra.run.dir={tmp_path / 'run'}")
+def test_a_wrong_setting_raises_an_error_of_one_line(override: str, message: str, tmp_path: Path) -> None:
+    done = run(override, f"hydra.run.dir={tmp_path / 'run'}")
     assert done.returncode == 1
-    assert re.fullmatch(f"error: {sentence}", done.stderr.strip()), done.stderr
+    assert re.fullmatch(f"error: {message}", done.stderr.strip()), done.stderr
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""`src/reconstruct_ema.py` on a small run, and `src/evaluate.py` on what it leaves."""
+"""`src/reconstruct_ema.py` on a small run, and `src/evaluate.py` on its checkpoint."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from support.commands import run
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of sixty steps whose averages were saved every ten."""
+    """A run of sixty steps with snapshots of its averages every ten steps."""
     folder = tmp_path_factory.mktemp("trained")
     done = run(
         "train.py", "ema=power", "model=unet_quick", "model.channels=8", "data.batch_size=8", "trainer.max_steps=60",
@@ -36,7 +36,8 @@ def reconstruct(folder: Path, **settings: object) -> float:
 def test_evaluation_measures_the_reconstructed_average(trained: Path, tmp_path: Path) -> None:
     made = run("reconstruct_ema.py", f"run={trained}", "length=0.1", f"hydra.run.dir={tmp_path / 'note'}")
     assert made.returncode == 0, made.stderr
-    assert "length 0.1 at step 60, of 12 averages; 0.00% of its profile is missed" in made.stdout
+    printed = "EMA length 0.1 at step 60, from 12 snapshots; 0.00% of its averaging profile is not reproduced"
+    assert printed in made.stdout
     settings = [
         "metrics=reconstruction", "metrics.reconstruction.split=train", "metrics.reconstruction.num_images=10",
         "num_pictures=4", "sampler.num_steps=4", "trainer.precision=32-true", f"run={trained}",
@@ -59,7 +60,7 @@ def error(folder: Path) -> float:
     return float(content["reconstruction_rmse_train_10"])
 
 
-def test_an_earlier_step_of_another_length_has_a_file_of_its_own(trained: Path) -> None:
+def test_an_average_at_an_earlier_step_has_the_step_in_its_file_name(trained: Path) -> None:
     reconstruct(trained, length=0.07, step=40)
     module = load_module(trained, "ema_0.070_step_0000040.ckpt")
     saved = [snapshot for snapshot in saved_averages(trained / "checkpoints" / "ema") if snapshot.profile.step <= 40]
@@ -70,45 +71,49 @@ def test_an_earlier_step_of_another_length_has_a_file_of_its_own(trained: Path) 
     assert module.ema.num_updates == 40
 
 
-def test_a_length_that_is_hardly_within_reach_is_warned_of(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_length_that_is_barely_reproduced_logs_a_warning(trained: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert 0.01 < reconstruct(trained, length=0.15) < 0.1
-    said = capsys.readouterr().err
-    assert said.startswith("warning: length=0.15 is out of reach of 12 averages of widths 0.05, 0.1: ")
-    assert said.count("\n") == 1
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.message.startswith(
+        "length=0.15 cannot be reconstructed accurately from 12 snapshots with EMA lengths 0.05, 0.1: "
+    )
 
 
 @pytest.mark.parametrize(
-    ("settings", "sentence"),
+    ("settings", "message"),
     [
-        ({"run": "???", "length": 0.1}, r"run must be given \(run=logs/train/RUN\), got nothing"),
-        ({}, r"length must be given \(length=0\.1\), got nothing"),
-        ({"run": "/nowhere", "length": 0.1}, r"run must be the folder of a run, got /nowhere: config\.yaml is missing"),
-        ({"length": 0.3}, r"length must be a number in \(0, 0\.288\], got 0\.3"),
-        ({"length": "short"}, r"length must be a number in \(0, 0\.288\], got short"),
-        ({"length": 0.1, "step": 44}, r"step must be one of those saved, 10 to 60, got 44; try step=40"),
+        ({"run": "???", "length": 0.1}, r"`run` must be given \(run=logs/train/RUN\), got no value"),
+        ({}, r"`length` must be given \(length=0\.1\), got no value"),
+        ({"run": "/nowhere", "length": 0.1}, r"`run` must be a run folder, got /nowhere: config\.yaml is missing"),
+        ({"length": 0.3}, r"`length` must be a number in \(0, 0\.288\], got 0\.3"),
+        ({"length": "short"}, r"`length` must be a number in \(0, 0\.288\], got short"),
+        ({"length": 0.1, "step": 44}, r"`step` must be the step of a snapshot, 10 to 60, got 44; try step=40"),
         (
             {"length": 0.02},
-            r"length=0\.02 is out of reach of 12 averages of widths 0\.05, 0\.1: \d+\.\d% of its profile",
+            r"length=0\.02 cannot be reconstructed .* 12 snapshots with EMA lengths 0\.05, 0\.1: \d+\.\d% of its",
         ),
     ],
 )
-def test_a_mistake_is_one_sentence(trained: Path, settings: dict[str, object], sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence):
+def test_an_invalid_setting_is_rejected_with_a_message(
+    trained: Path, settings: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
         reconstruct(**{"folder": trained, **settings})  # type: ignore[arg-type]
 
 
-def test_a_run_that_saved_no_averages_is_refused(trained: Path, tmp_path: Path) -> None:
+def test_a_run_without_snapshots_is_rejected(trained: Path, tmp_path: Path) -> None:
     config = OmegaConf.load(trained / "config.yaml")
     OmegaConf.save(config, tmp_path / "config.yaml")
-    with pytest.raises(UserError, match=r"run must hold averages saved during training, .* has none"):
+    with pytest.raises(UserError, match=r"`run` must be a run folder with snapshots .* has none"):
         reconstruct(tmp_path, length=0.1)
     config.ema.decays = {"main": {"_target_": "diffusion_lab.ema.averages.RampedDecay"}}
     OmegaConf.save(config, tmp_path / "config.yaml")
-    with pytest.raises(UserError, match=r"run must be one that was trained with ema=power, .* with RampedDecay"):
+    with pytest.raises(UserError, match=r"`run` must be a run trained with ema=power, .* with RampedDecay"):
         reconstruct(tmp_path, length=0.1)
 
 
-def test_a_reconstructed_checkpoint_has_no_other_weights_to_choose(trained: Path, tmp_path: Path) -> None:
+def test_weights_cannot_be_selected_in_a_reconstructed_checkpoint(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "run")
     reconstruct(tmp_path / "run", length=0.1)
     done = run(
@@ -120,6 +125,6 @@ def test_a_reconstructed_checkpoint_has_no_other_weights_to_choose(trained: Path
     )
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1] == (
-        "error: weights must be left out for checkpoint=ema_0.100.ckpt, which holds nothing but the reconstructed "
-        "average, got raw."
+        "error: `weights` must be null for checkpoint=ema_0.100.ckpt, which has only the reconstructed average, "
+        "got raw."
     )

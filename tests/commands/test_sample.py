@@ -1,9 +1,9 @@
-"""`src/sample.py` and `src/compare.py` on a small run, in processes of their own."""
+"""`src/sample.py` and `src/compare.py` on a small run, in separate processes."""
 
 import json
+import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -11,31 +11,31 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from support.commands import ROOT, TINY, run
+from support.commands import TINY, run, start
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two steps that knows ten classes."""
+    """A run of two steps on 300 images of ten classes."""
     folder = tmp_path_factory.mktemp("trained")
-    done = run("train.py", *TINY, "conditioning=label", f"hydra.run.dir={folder}")
+    done = run("train.py", *TINY, "conditioning=label", "data.max_images=300", f"hydra.run.dir={folder}")
     assert done.returncode == 0, done.stderr
     return folder
 
 
-def draw(trained: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def sample(trained: Path, folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     work = f"work_folder={folder.parent / 'work'}"
-    return run("sample.py", f"run={trained}", "sampler.num_steps=4", work, *words, f"hydra.run.dir={folder}")
+    return run("sample.py", f"run={trained}", "sampler.num_steps=4", work, *overrides, f"hydra.run.dir={folder}")
 
 
 def pictures(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (folder / "images").iterdir()}
 
 
-def test_images_are_pictures_a_grid_an_animation_and_an_archive(trained: Path, tmp_path: Path) -> None:
-    done = draw(trained, tmp_path / "out", "num_images=20", "animation=true", "num_frames=3", "save_npz=true")
+def test_images_are_saved_as_files_a_grid_an_animation_and_an_archive(trained: Path, tmp_path: Path) -> None:
+    done = sample(trained, tmp_path / "out", "num_images=20", "animation=true", "num_frames=3", "save_npz=true")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == f"20 images of {trained} after 2 steps are in {tmp_path / 'out'}"
+    assert done.stdout.splitlines()[-1] == f"20 images of {trained} at step 2 are in {tmp_path / 'out'}"
     assert sorted(pictures(tmp_path / "out")) == [f"{seed:06}.png" for seed in range(20)]
     with Image.open(tmp_path / "out" / "samples.png") as grid, Image.open(tmp_path / "out" / "samples.webp") as film:
         assert grid.size == film.size
@@ -47,62 +47,69 @@ def test_images_are_pictures_a_grid_an_animation_and_an_archive(trained: Path, t
     assert not (tmp_path / "work").exists() or not list((tmp_path / "work").iterdir())
 
 
-def test_an_image_alone_or_on_two_processes_is_the_same_file(trained: Path, tmp_path: Path) -> None:
+def test_an_image_alone_or_on_two_ranks_is_the_same_file(trained: Path, tmp_path: Path) -> None:
     label = ["label=7", "guidance_scale=2"]
-    assert draw(trained, tmp_path / "all", "num_images=40", *label).returncode == 0
+    assert sample(trained, tmp_path / "all", "num_images=40", *label).returncode == 0
     together = pictures(tmp_path / "all")
     assert len(set(together.values())) == 40
-    assert draw(trained, tmp_path / "one", "image=37", *label).returncode == 0
+    assert sample(trained, tmp_path / "one", "image=37", *label).returncode == 0
     assert pictures(tmp_path / "one") == {"000037.png": together["000037.png"]}
-    done = draw(trained, tmp_path / "some", "seed=30", "image=[7,2]", "trainer.devices=2", *label)
+    done = sample(trained, tmp_path / "some", "seed=30", "image=[7,2]", "trainer.devices=2", *label)
     assert done.returncode == 0, done.stderr
     assert pictures(tmp_path / "some") == {name: together[name] for name in ("000032.png", "000037.png")}
 
 
-def test_a_killed_job_goes_on_where_it_stopped(trained: Path, tmp_path: Path) -> None:
-    words = ["num_images=4000", "save_png=false", "save_npz=true", f"work_folder={tmp_path / 'work'}"]
-    command = [
-        sys.executable, str(ROOT / "src" / "sample.py"), f"run={trained}", "sampler.num_steps=8", *words,
-        f"hydra.run.dir={tmp_path / 'out'}",
+def test_a_killed_job_resumes_where_it_stopped(trained: Path, tmp_path: Path) -> None:
+    arguments = [
+        f"run={trained}", "sampler.num_steps=8", "num_images=480", "save_png=false", "save_npz=true",
+        f"work_folder={tmp_path / 'work'}", f"hydra.run.dir={tmp_path / 'out'}",
     ]  # fmt: skip
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        until = time.monotonic() + 120
-        while len(list((tmp_path / "work").glob("*/*.npy"))) < 5 and time.monotonic() < until:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("*/*.npy")}
-    assert 5 <= len(kept) < 4000 // 16
-    again = subprocess.run([*command, "keep_images=true"], capture_output=True, text=True, check=False)
+    job = start("sample.py", *arguments)
+    until = time.monotonic() + 120
+    while len(list((tmp_path / "work").glob("*/*.npy"))) < 5 and time.monotonic() < until:
+        time.sleep(0.01)
+    os.kill(job.pid, signal.SIGKILL)
+    assert job.wait().returncode == -signal.SIGKILL
+    finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("*/*.npy")}
+    assert 5 <= len(finished) < 480 // 16
+    again = run("sample.py", *arguments, "keep_images=true")
     assert again.returncode == 0, again.stderr
-    assert f"note: {16 * len(kept):,} of these images were drawn before an interruption and are kept." in again.stdout
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    with np.load(tmp_path / "out" / "samples_4000x28x28x3.npz") as archive:
-        assert archive["arr_0"].shape == (4000, 28, 28, 3)
+    note = f"note: {16 * len(finished):,} images were generated before an interruption and are reused."
+    assert again.stderr.count(note) == 1
+    assert note not in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    with np.load(tmp_path / "out" / "samples_480x28x28x3.npz") as archive:
+        assert archive["arr_0"].shape == (480, 28, 28, 3)
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("overrides", "message"),
     [
         (["num_images=0"], "num_images must be a whole number of at least 1, got 0."),
-        (["image=-1"], "image must be a number of at least 0, or a list of such, got -1."),
-        (["label=10"], "label must be in 0..9, or random, got 10."),
+        (["image=-1"], "`image` must be a whole number of at least 0 or a list of such numbers, got -1."),
+        (["label=10"], "`label` must be in 0..9, or random, got 10."),
         (
             ["checkpoint='*.ckpt'", "run=/nowhere"],
-            "run must be the folder of a run, got /nowhere: config.yaml is missing.",
+            "`run` must be a run folder, got /nowhere: config.yaml is missing.",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_mistake_is_one_sentence(trained: Path, words: list[str], sentence: str, tmp_path: Path) -> None:
+def test_an_invalid_setting_is_rejected_with_a_message(
+    trained: Path, overrides: list[str], message: str, tmp_path: Path
+) -> None:
     done = run(
-        "sample.py", *([] if "run=/nowhere" in words else [f"run={trained}"]), *words, f"hydra.run.dir={tmp_path}/x"
+        "sample.py",
+        *([] if "run=/nowhere" in overrides else [f"run={trained}"]),
+        *overrides,
+        f"hydra.run.dir={tmp_path}/x",
     )
     assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1] == f"error: {sentence}"
+    assert done.stderr.strip().splitlines()[-1] == f"error: {message}"
     assert "Traceback" not in done.stderr
 
 
-def test_networks_that_diverged_are_said_in_one_sentence(trained: Path, tmp_path: Path) -> None:
+def test_a_diverged_network_is_reported_with_a_message(trained: Path, tmp_path: Path) -> None:
     import torch
 
     broken = tmp_path / "broken"
@@ -113,15 +120,15 @@ def test_networks_that_diverged_are_said_in_one_sentence(trained: Path, tmp_path
         if value.is_floating_point() and key.startswith("ema.networks"):
             value.fill_(float("nan"))
     torch.save(checkpoint, broken / "checkpoints" / "last.ckpt")
-    done = draw(broken, tmp_path / "out", "num_images=2")
+    done = sample(broken, tmp_path / "out", "num_images=2")
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("error: images must be finite, got NaN or infinity")
 
 
-def test_numbers_are_compared_only_where_they_were_made_alike(trained: Path, tmp_path: Path) -> None:
-    for name, words in {"one": ["weights=raw"], "more": ["weights=raw", "sampler.num_steps=4"]}.items():
+def test_only_comparable_numbers_are_compared(trained: Path, tmp_path: Path) -> None:
+    for name, overrides in {"one": ["weights=raw"], "more": ["weights=raw", "sampler.num_steps=4"]}.items():
         done = run(
-            "evaluate.py", f"run={trained}", "num_samples=20", "num_pictures=0", "batch_size=20", *words,
+            "evaluate.py", f"run={trained}", "num_samples=20", "num_pictures=0", "batch_size=20", *overrides,
             f"hydra.run.dir={tmp_path / name}",
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -137,5 +144,6 @@ def test_numbers_are_compared_only_where_they_were_made_alike(trained: Path, tmp
     assert (tmp_path / "allowed" / "against_sampling_steps.png").is_file()
     done = run("compare.py", f"numbers={tmp_path / 'nothing'}", f"hydra.run.dir={tmp_path / 'none'}")
     assert done.stderr.strip() == (
-        f"error: numbers must be folders with a metrics.json in or below them, got {tmp_path / 'nothing'}."
+        f"error: numbers=... must list folders that contain a metrics.json, also in a subfolder, "
+        f"got {tmp_path / 'nothing'}."
     )

@@ -18,12 +18,12 @@ X_T, TIME = torch.linspace(-1, 1, 2 * 64).view(2, 1, 8, 8), torch.tensor([3.0, 7
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def separate_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIFFUSION_LAB_CACHE", str(tmp_path))
-    monkeypatch.setenv(compilation.CACHE, str(tmp_path / "torch"))
+    monkeypatch.setenv(compilation.CACHE_VARIABLE, str(tmp_path / "torch"))
 
 
-def test_a_compiled_network_learns_the_same_under_the_same_names() -> None:
+def test_a_compiled_network_learns_the_same_weights_under_the_same_names() -> None:
     plain, compiled = small_module(), small_module()
     Acceleration(compile=True)(compiled.network, backend="aot_eager")
     fit(plain, 3)
@@ -32,62 +32,62 @@ def test_a_compiled_network_learns_the_same_under_the_same_names() -> None:
     assert list(compiled.state_dict()) == list(plain.state_dict())
 
 
-def test_a_network_is_compiled_when_it_is_first_called() -> None:
+def test_a_network_is_compiled_on_its_first_call() -> None:
     network, graphs = small_module().network, []
 
-    def counting(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
+    def count_graphs(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
         graphs.append(graph)
         return graph.forward
 
-    Acceleration(compile=True)(network, backend=counting)  # type: ignore[arg-type]
+    Acceleration(compile=True)(network, backend=count_graphs)  # type: ignore[arg-type]
     assert not graphs
     network(X_T, TIME, Condition())
     assert len(graphs) == 1
 
 
-def test_a_copy_of_a_compiled_network_is_plain() -> None:
+def test_a_copy_of_a_compiled_network_is_not_compiled() -> None:
     network = small_module().network
     expected = network(X_T, TIME, Condition())
 
-    def never(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
+    def fail(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
         raise AssertionError
 
-    Acceleration(compile=True)(network, backend=never)  # type: ignore[arg-type]
+    Acceleration(compile=True)(network, backend=fail)  # type: ignore[arg-type]
     assert torch.equal(copy.deepcopy(network)(X_T, TIME, Condition()), expected)
 
 
-def test_channels_last_changes_where_weights_lie_and_no_answer() -> None:
+def test_channels_last_changes_the_memory_format_of_weights_but_not_the_output() -> None:
     module = small_module()
-    plain, shifted = module.network, copy.deepcopy(module.network)
-    Acceleration(channels_last=True)(shifted)
-    assert shifted.conv_in.weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[operator, union-attr]
-    torch.testing.assert_close(shifted(X_T, TIME, Condition()), plain(X_T, TIME, Condition()), rtol=0, atol=1e-5)
+    plain, accelerated = module.network, copy.deepcopy(module.network)
+    Acceleration(channels_last=True)(accelerated)
+    assert accelerated.conv_in.weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[operator, union-attr]
+    torch.testing.assert_close(accelerated(X_T, TIME, Condition()), plain(X_T, TIME, Condition()), rtol=0, atol=1e-5)
 
 
-def test_what_was_compiled_is_kept_beside_decoded_sets_unless_somebody_named_a_place(
+def test_compiled_code_is_stored_in_the_package_cache_unless_the_user_sets_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Acceleration(compile=True)(torch.nn.Identity())
-    assert os.environ[compilation.CACHE] == str(tmp_path / "torch")
-    monkeypatch.setenv(compilation.CACHE, default_cache_dir())  # where torch puts it by itself
+    assert os.environ[compilation.CACHE_VARIABLE] == str(tmp_path / "torch")
+    monkeypatch.setenv(compilation.CACHE_VARIABLE, default_cache_dir())  # torch's own default
     Acceleration(compile=True)(torch.nn.Identity())
-    assert os.environ[compilation.CACHE] == str(tmp_path / "compiled")
+    assert os.environ[compilation.CACHE_VARIABLE] == str(tmp_path / "compiled")
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "message"),
     [
         ({"compile": "fast"}, "trainer.compile must be true, false or one of default, reduce-overhead, .*, got fast"),
         ({"compile": 1}, "trainer.compile must be true, false or one of .*, got 1"),
         ({"channels_last": "no"}, "trainer.channels_last must be true or false, got no"),
     ],
 )
-def test_a_wrong_setting_is_named(setting: dict[str, object], said: str) -> None:
-    with pytest.raises(UserError, match=said):
-        Acceleration.of(OmegaConf.create(setting))
+def test_a_wrong_setting_is_rejected(setting: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Acceleration.from_trainer(OmegaConf.create(setting))
 
 
-def test_numbers_of_accelerated_networks_carry_it_in_their_precision() -> None:
+def test_the_name_of_the_precision_includes_the_acceleration() -> None:
     settings: list[dict[str, Any]] = [{}, {"compile": True}, {"compile": "reduce-overhead", "channels_last": True}]
     trainers = [OmegaConf.create({"precision": "32-true", **setting}) for setting in settings]
     assert [compilation.precision_name(trainer) for trainer in trainers] == [
@@ -97,12 +97,12 @@ def test_numbers_of_accelerated_networks_carry_it_in_their_precision() -> None:
     ]
 
 
-def test_a_run_forked_into_another_layout_of_its_weights_goes_on_with_each_weights_own_moments(tmp_path: Path) -> None:
-    plain, shifted = small_module(), small_module()
-    begun = fit(small_module(), 3)
-    begun.save_checkpoint(tmp_path / "begun.ckpt")
-    Acceleration(channels_last=True).apply_memory_format(shifted)
-    for module in (plain, shifted):
-        fit(module, 6, ckpt_path=tmp_path / "begun.ckpt")
-    torch.testing.assert_close(weights(shifted.network), weights(plain.network), rtol=0, atol=1e-4)
-    assert shifted.ema.network.conv_in.weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[operator, union-attr]
+def test_a_run_forked_to_channels_last_keeps_the_optimizer_moments_of_each_weight(tmp_path: Path) -> None:
+    plain, accelerated = small_module(), small_module()
+    trainer = fit(small_module(), 3)
+    trainer.save_checkpoint(tmp_path / "first.ckpt")
+    Acceleration(channels_last=True).apply_memory_format(accelerated)
+    for module in (plain, accelerated):
+        fit(module, 6, ckpt_path=tmp_path / "first.ckpt")
+    torch.testing.assert_close(weights(accelerated.network), weights(plain.network), rtol=0, atol=1e-4)
+    assert accelerated.ema.network.conv_in.weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[operator, union-attr]

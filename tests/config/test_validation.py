@@ -1,4 +1,4 @@
-"""Arguments against signatures."""
+"""Validation of arguments against signatures."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -9,7 +9,7 @@ from diffusion_lab.config.validation import argument_problems, raise_problems
 from diffusion_lab.errors import UserError
 
 
-class Thing:
+class Target:
     def __init__(
         self,
         size: int,
@@ -22,28 +22,29 @@ class Thing:
 
 
 def problems(**arguments: Any) -> list[str]:
-    return list(argument_problems({"_target_": f"{__name__}.Thing", **arguments}, "thing"))
+    return list(argument_problems({"_target_": f"{__name__}.Target", **arguments}, "thing"))
 
 
-def test_right_arguments_are_no_problem() -> None:
+def test_valid_arguments_have_no_problems() -> None:
     assert problems(size=3, scale=2, kind="b", sides=[1, 2], on=False) == []
 
 
-def test_every_wrong_argument_is_named_with_the_accepted_ones() -> None:
-    found = problems(size=3, scal=2.0, colour="red")
+def test_every_unknown_argument_is_reported_with_the_accepted_ones() -> None:
+    found = problems(size=3, scal=2.0, color="red")
     assert found[0] == (
-        "thing.scal is not a setting of Thing: accepted are size, scale, kind, sides, on; perhaps you mean scale"
+        "thing.scal is not a setting of Target: accepted settings are size, scale, kind, sides, on; "
+        "perhaps you mean scale"
     )
-    assert found[1].startswith("thing.colour is not a setting of Thing")
+    assert found[1].startswith("thing.color is not a setting of Target")
 
 
-def test_a_missing_argument_is_named_unless_the_call_is_partial() -> None:
+def test_a_missing_argument_is_reported_unless_the_call_is_partial() -> None:
     assert problems() == ["thing.size is missing"]
     assert problems(_partial_=True) == []
 
 
 @pytest.mark.parametrize(
-    ("argument", "sentence"),
+    ("argument", "message"),
     [
         ({"size": "abc"}, "thing.size must be a whole number, got abc"),
         ({"size": 1.5}, "thing.size must be a whole number, got 1.5"),
@@ -54,23 +55,23 @@ def test_a_missing_argument_is_named_unless_the_call_is_partial() -> None:
         ({"size": 1, "on": "yes"}, "thing.on must be true or false, got yes"),
     ],
 )
-def test_values_of_the_wrong_type_are_refused(argument: dict[str, Any], sentence: str) -> None:
-    assert problems(**argument) == [sentence]
+def test_values_of_the_wrong_type_are_reported(argument: dict[str, Any], message: str) -> None:
+    assert problems(**argument) == [message]
 
 
-def test_mistakes_are_found_below_lists_and_groups() -> None:
-    node = {"parts": [{"_target_": f"{__name__}.Thing", "size": "x"}]}
+def test_problems_are_found_at_any_depth_and_in_lists() -> None:
+    node = {"parts": [{"_target_": f"{__name__}.Target", "size": "x"}]}
     assert list(argument_problems(node, "")) == ["parts.0.size must be a whole number, got x"]
 
 
-def test_a_target_that_cannot_be_imported_is_named() -> None:
-    (sentence,) = argument_problems({"_target_": "diffusion_lab.nothing.Here"}, "model")
-    assert sentence.startswith(
-        "model._target_ must name something that can be imported, got diffusion_lab.nothing.Here"
+def test_a_target_that_cannot_be_imported_is_reported() -> None:
+    (message,) = argument_problems({"_target_": "diffusion_lab.missing.Class"}, "model")
+    assert message.startswith(
+        "model._target_ must be the import path of a class or function, got diffusion_lab.missing.Class"
     )
 
 
-def test_all_problems_end_in_one_sentence() -> None:
+def test_all_problems_are_raised_in_one_message() -> None:
     with pytest.raises(UserError, match=r"^one; two\.$"):
         raise_problems(["one", "two"])
     raise_problems([])

@@ -1,26 +1,30 @@
-"""Sets that are built once and mapped by all."""
+"""Decoded sets that are built once and memory-mapped by all processes."""
 
 import json
 import os
 import shutil
-import subprocess
+import signal
 import sys
+import time
 from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from diffusion_lab.data import building
 from diffusion_lab.data.building import Decoder
 from diffusion_lab.data.image_cache import ImageCache
 from diffusion_lab.data.image_store import ImageStore
 from diffusion_lab.paths import default_cache_folder
+from support.processes import forked_processes
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Twenty images of 4 x 4, image k of level k."""
+    """Folder of twenty images of 4 x 4 pixels; all pixels of image k are k."""
     (tmp_path / "set").mkdir()
     for number in range(20):
         Image.new("L", (4, 4), number).save(tmp_path / "set" / f"{number:02}.png")
@@ -43,15 +47,15 @@ def entries(folder: Path) -> list[Path]:
 
 @pytest.fixture
 def decodings(monkeypatch: pytest.MonkeyPatch) -> list[range]:
-    """The ranges that were decoded since."""
+    """Ranges that are decoded during the test."""
     ranges: list[range] = []
     decode = Decoder.__call__
 
-    def counted(decoder: Decoder, numbers: range) -> object:
+    def recording(decoder: Decoder, numbers: range) -> object:
         ranges.append(numbers)
         return decode(decoder, numbers)
 
-    monkeypatch.setattr(Decoder, "__call__", counted)
+    monkeypatch.setattr(Decoder, "__call__", recording)
     return ranges
 
 
@@ -60,22 +64,32 @@ def test_a_set_is_decoded_once(folder: Path, decodings: list[range]) -> None:
     assert decodings == [range(20)]
 
 
-def test_a_warm_cache_needs_neither_the_library_of_sets_nor_the_decoder(folder: Path) -> None:
-    levels(folder)
-    code = (
-        "import sys; from diffusion_lab.data.image_store import ImageStore; "
-        f"images = ImageStore(None, {str(folder)!r}, label_column=None, channels=1, resolution=4, "
-        f"cache_folder={str(folder.parent / 'cache')!r}).load(); "
-        "sys.exit(len(images) != 20 or 'datasets' in sys.modules or 'pyarrow' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def in_process(function: Callable[[Path], object], folder: Path) -> ForkServerProcess:
+    process = forked_processes().Process(target=function, args=(folder,))
+    process.start()
+    return process
+
+
+def exit_status(process: ForkServerProcess) -> int | None:
+    process.join(timeout=120)
+    return process.exitcode
+
+
+def load_without_datasets(folder: Path) -> None:
+    images, libraries = store(folder).load(), {"datasets", "pyarrow"}
+    sys.exit(0 if len(images) == 20 and libraries.isdisjoint(sys.modules) else 1)
+
+
+def test_loading_from_the_cache_imports_neither_datasets_nor_pyarrow(folder: Path) -> None:
+    assert exit_status(in_process(load_without_datasets, folder)) == 1  # building the set does
+    assert exit_status(in_process(load_without_datasets, folder)) == 0
 
 
 def change_a_file(folder: Path) -> None:
     Image.new("L", (4, 4), 99).save(folder / "07.png")
 
 
-def change_only_its_time(folder: Path) -> None:
+def change_only_content_and_time(folder: Path) -> None:
     content = (folder / "07.png").read_bytes()
     replaced = content.replace(content[33:], (folder / "08.png").read_bytes()[33:])
     assert len(replaced) == len(content)
@@ -89,15 +103,15 @@ def remove_a_file(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "found"),
-    [(change_a_file, [*range(7), 99]), (change_only_its_time, [*range(7), 8]), (remove_a_file, [*range(7), 8])],
+    [(change_a_file, [*range(7), 99]), (change_only_content_and_time, [*range(7), 8]), (remove_a_file, [*range(7), 8])],
 )
-def test_other_files_are_another_set(folder: Path, change: Callable[[Path], None], found: list[int]) -> None:
+def test_a_changed_folder_is_decoded_again(folder: Path, change: Callable[[Path], None], found: list[int]) -> None:
     levels(folder)
     change(folder)
     assert levels(folder)[:8] == found
 
 
-def test_another_preparation_is_another_entry(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_preparation_has_its_own_entry(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     choices: list[dict[str, object]] = [{}, {"channels": 3}, {"resolution": 6}, {"fit": "pad"}, {"resample": "box"}]
     for choice in choices:
         levels(folder, **choice)
@@ -106,9 +120,7 @@ def test_another_preparation_is_another_entry(folder: Path, monkeypatch: pytest.
     assert len(entries(folder)) == 6
 
 
-def test_an_entry_that_is_not_whole_is_built_again(
-    folder: Path, decodings: list[range], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_incomplete_entry_is_rebuilt(folder: Path, decodings: list[range], caplog: pytest.LogCaptureFixture) -> None:
     levels(folder)
     (entry,) = entries(folder)
     meta = json.loads((entry / "meta.json").read_text())
@@ -123,88 +135,103 @@ def test_an_entry_that_is_not_whole_is_built_again(
         damage()
         assert levels(folder) == list(range(20))
         assert len(decodings) == number
-        assert f"{entry} is damaged and is built again" in capsys.readouterr().err
+        assert f"{entry} is damaged and will be rebuilt" in caplog.messages[-1]
 
 
-def test_what_a_killed_process_left_behind_is_removed_and_never_used(folder: Path) -> None:
-    code = (
-        "import os, signal; from diffusion_lab.data import building; from diffusion_lab.data.image_store import "
-        "ImageStore; building.CHUNK_BYTES = 64; decode = building.Decoder.__call__; "
-        "building.Decoder.__call__ = lambda self, r: os.kill(os.getpid(), signal.SIGKILL) if r.start > 9 else "
-        "decode(self, r); "
-        f"ImageStore(None, {str(folder)!r}, label_column=None, channels=1, resolution=4, "
-        f"cache_folder={str(folder.parent / 'cache')!r}).load()"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == -9
+def build_and_die(folder: Path) -> None:
+    """Decode four images at a time and kill this process after twelve."""
+    decode, building.CHUNK_BYTES = Decoder.__call__, 64
+
+    def decode_or_die(decoder: Decoder, numbers: range) -> object:
+        if numbers.start > 9:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return decode(decoder, numbers)
+
+    Decoder.__call__ = decode_or_die  # type: ignore[assignment, method-assign]
+    store(folder).load()
+
+
+def test_the_incomplete_set_of_a_killed_process_is_deleted_and_never_used(folder: Path) -> None:
+    assert exit_status(in_process(build_and_die, folder)) == -signal.SIGKILL
     (partial,) = entries(folder)
     assert partial.suffix == ".partial"
-    assert (partial / "pixels.uint8").stat().st_size == 192  # twelve images of twenty
+    assert (partial / "pixels.uint8").stat().st_size == 192  # twelve of twenty images
     assert levels(folder) == list(range(20))
     assert [path.suffix for path in entries(folder)] == [""]
 
 
-def test_two_processes_at_once_build_a_set_once(folder: Path) -> None:
-    code = (
-        "import sys, time; from diffusion_lab.data import building; from diffusion_lab.data.image_store import "
-        "ImageStore; decode = building.Decoder.__call__; "
-        "building.Decoder.__call__ = lambda self, r: (time.sleep(2), print('decoding'), decode(self, r))[2]; "
-        f"images = ImageStore(None, {str(folder)!r}, label_column=None, channels=1, resolution=4, "
-        f"cache_folder={str(folder.parent / 'cache')!r}).load(); print(len(images), images.fingerprint)"
-    )
-    both = [subprocess.Popen([sys.executable, "-c", code], text=True, stdout=-1, stderr=-1) for _ in range(2)]
-    said = [process.communicate(timeout=120) for process in both]
-    lines = [line for out, _ in said for line in out.splitlines()]
-    assert lines.count("decoding") == 1
-    assert len({line for line in lines if line.startswith("20 ")}) == 1
-    assert [process.returncode for process in both] == [0, 0]
+def build_slowly(folder: Path) -> None:
+    """Write the fingerprint of the set to a file, and leave another file for each call of the decoder."""
+    decode, name = Decoder.__call__, f"{folder.parent}/{{}}_{os.getpid()}"
+
+    def slow_decode(decoder: Decoder, numbers: range) -> object:
+        Path(name.format("decoding")).touch()
+        time.sleep(0.5)
+        return decode(decoder, numbers)
+
+    Decoder.__call__ = slow_decode  # type: ignore[assignment, method-assign]
+    images = store(folder).load()
+    Path(name.format("loaded")).write_text(f"{len(images)} {images.fingerprint}")
 
 
-def test_a_build_that_fails_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object) -> None:
+def test_two_simultaneous_processes_build_a_set_once(folder: Path) -> None:
+    processes = [in_process(build_slowly, folder) for _ in range(2)]
+    assert [exit_status(process) for process in processes] == [0, 0]
+    assert len(list(folder.parent.glob("decoding_*"))) == 1
+    loaded = [path.read_text() for path in folder.parent.glob("loaded_*")]
+    assert len(loaded) == 2
+    assert loaded[0] == loaded[1]
+    assert loaded[0].startswith("20 ")
+
+
+def test_an_interrupted_build_leaves_no_entry(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Decoder, "__call__", interrupted)
+        patch.setattr(Decoder, "__call__", interrupt)
         with pytest.raises(KeyboardInterrupt):
             store(folder).load()
     assert entries(folder) == []
     assert levels(folder) == list(range(20))
 
 
-def test_a_cache_that_cannot_be_written_is_said_in_one_sentence(
+def test_a_cache_that_cannot_be_written_is_refused_with_the_reason(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"data\.cache_folder must be a folder that can be written to .*Not a direct"):
+    with pytest.raises(ValueError, match=r"data\.cache_folder must be a writable folder .*: Not a direct"):
         store(folder, cache_folder=tmp_path / "file").load()
 
-    def full(*_: object) -> None:
+    def disk_full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Decoder, "__call__", full)
-    with pytest.raises(ValueError, match=r"data\.cache_folder must .* with enough space, got .*: No space left on dev"):
+    monkeypatch.setattr(Decoder, "__call__", disk_full)
+    with pytest.raises(ValueError, match=r"data\.cache_folder must .* enough free space, got .*: No space left on dev"):
         store(folder).load()
     assert entries(folder) == []
 
 
-def test_many_processes_write_what_one_would(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_worker_processes_write_the_same_pixels_as_one_process(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = store(folder).load().fingerprint
     shutil.rmtree(folder.parent / "cache")
     (folder / "05.png").write_bytes(b"damaged")
     serial = store(folder).load().fingerprint
     shutil.rmtree(folder.parent / "cache")
-    monkeypatch.setattr("diffusion_lab.data.building.CHUNK_BYTES", 48)  # three images a range
-    monkeypatch.setattr("diffusion_lab.data.building._pays", lambda *_: True)
-    monkeypatch.setattr("diffusion_lab.data.building._num_processors", lambda: 2)
+    monkeypatch.setattr("diffusion_lab.data.building.CHUNK_BYTES", 48)  # three images per range
+    monkeypatch.setattr("diffusion_lab.data.building._workers_pay_off", lambda *_: True)
+    monkeypatch.setattr("diffusion_lab.data.building._num_cpus", lambda: 2)
+    context = forked_processes()  # as separate as spawned processes, in a tenth of their time
+    monkeypatch.setattr("diffusion_lab.data.building.multiprocessing.get_context", lambda method: context)
     images = store(folder).load()
     assert images.fingerprint == serial != expected
     assert images.gather(np.arange(19))[:, 0, 3, 3].tolist() == [*range(5), *range(6, 20)]
-    assert "goes on in one process" not in capsys.readouterr().err
+    assert "continues in one process" not in caplog.text
 
 
-def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_environment_variables_set_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert default_cache_folder() == Path(os.environ["DIFFUSION_LAB_CACHE"])
     monkeypatch.delenv("DIFFUSION_LAB_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -1,4 +1,4 @@
-"""What a training step receives."""
+"""Batches of the training steps."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import torch
 from lightning import Trainer
 
 from diffusion_lab.data.augmentation import EDMAugmentation
-from diffusion_lab.data.image_datamodule import ImageBatch, ImageDataModule, mirror
+from diffusion_lab.data.image_datamodule import ImageBatch, ImageDataModule, horizontal_flip_
 from support.small_runs import FewImages
 
 
@@ -18,42 +18,42 @@ def first_batches(count: int, **settings: Any) -> list[ImageBatch]:
     return [data.on_after_batch_transfer(next(batches), 0) for _ in range(count)]
 
 
-def test_images_arrive_as_float_in_minus_one_to_one_and_every_level_survives() -> None:
+def test_images_are_float32_in_minus_one_to_one_with_all_levels_exact() -> None:
     pixels = FewImages().load().gather(torch.arange(50))
     for batch in first_batches(3):
         assert batch.x_0.dtype == torch.float32
         levels = ((batch.x_0 + 1) * 127.5).round().to(torch.uint8)
-        assert all(any(torch.equal(image, known) for known in pixels) for image in levels)
+        assert all(any(torch.equal(image, original) for original in pixels) for image in levels)
         assert batch.x_0.min() >= -1
         assert batch.x_0.max() <= 1
 
 
-def test_batches_carry_their_step_and_positions() -> None:
+def test_batches_have_the_random_numbers_of_their_step_and_positions() -> None:
     batches = first_batches(3)
     assert [batch.draws.step for batch in batches] == [0, 1, 2]
     assert all(batch.draws.positions == list(range(12)) for batch in batches)
 
 
-def test_flips_are_drawn_for_each_image() -> None:
+def test_each_image_is_flipped_at_random() -> None:
     plain, flipped = first_batches(4), first_batches(4, horizontal_flip=True)
-    mirrored = 0
+    num_flipped = 0
     for one, other in zip(plain, flipped, strict=True):
         for before, after in zip(one.x_0, other.x_0, strict=True):
             assert torch.equal(after, before) or torch.equal(after, before.flip(-1))
-            mirrored += torch.equal(after, before.flip(-1))
-    assert 12 < mirrored < 36  # of 48
+            num_flipped += torch.equal(after, before.flip(-1))
+    assert 12 < num_flipped < 36  # of 48
 
 
-@pytest.mark.parametrize("shape", [(5, 3, 4, 6), (5, 1, 3, 5)])  # rows of whole words, and of odd bytes
-def test_mirroring_turns_over_the_chosen_images_alone(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("shape", [(5, 3, 4, 6), (5, 1, 3, 5)])  # image sizes that are and are not divisible by 8 bytes
+def test_horizontal_flip_changes_only_the_selected_images(shape: tuple[int, ...]) -> None:
     images = torch.arange(torch.tensor(shape).prod().item()).to(torch.uint8).view(shape)
-    turned = images.clone()
-    mirror(turned, torch.tensor([True, False, False, True, True]))
-    for k, chosen in enumerate([1, 0, 0, 1, 1]):
-        assert torch.equal(turned[k], images[k].flip(-1) if chosen else images[k])
+    flipped = images.clone()
+    horizontal_flip_(flipped, torch.tensor([True, False, False, True, True]))
+    for k, selected in enumerate([1, 0, 0, 1, 1]):
+        assert torch.equal(flipped[k], images[k].flip(-1) if selected else images[k])
 
 
-def test_augmented_images_arrive_with_what_was_done_to_them() -> None:
+def test_augmented_images_have_augmentation_labels() -> None:
     augmentation = EDMAugmentation(0.5)
     plain, augmented = first_batches(2), first_batches(2, augmentation=augmentation)
     assert [batch.augmentation for batch in plain] == [None, None]
@@ -65,12 +65,12 @@ def test_augmented_images_arrive_with_what_was_done_to_them() -> None:
         assert torch.equal(other.augmentation, label)
 
 
-def test_mirroring_twice_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"horizontal_flip must be false where augmentation mirrors .* got true"):
+def test_horizontal_flip_with_augmentation_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"horizontal_flip must be false with an augmentation, .* got true"):
         first_batches(1, augmentation=EDMAugmentation(), horizontal_flip=True)
 
 
-def test_workers_do_not_change_what_is_trained_on() -> None:
+def test_workers_do_not_change_the_batches() -> None:
     for one, other in zip(first_batches(3), first_batches(3, num_workers=2), strict=True):
         assert torch.equal(one.x_0, other.x_0)
         assert torch.equal(one.label, other.label)

@@ -1,4 +1,4 @@
-"""Sets of images that lie in files."""
+"""Decoded image sets in memory-mapped files."""
 
 import pickle
 from pathlib import Path
@@ -21,10 +21,10 @@ def images(tmp_path: Path) -> Images:
     return Images.open(tmp_path / "pixels", tmp_path / "label", SHAPE, class_names=("a", "b", "c", "d"))
 
 
-def test_images_are_gathered_in_the_order_asked_for(images: Images) -> None:
+def test_images_are_gathered_in_the_order_of_the_index(images: Images) -> None:
     index = np.array([7, 49, 0, 7])
-    for asked in (index, torch.from_numpy(index)):
-        batch = images.gather(asked)
+    for numbers in (index, torch.from_numpy(index)):
+        batch = images.gather(numbers)
         assert (batch.dtype, batch.shape) == (torch.uint8, (4, 3, 8, 6))
         assert np.array_equal(batch.numpy(), PIXELS[index])
     assert images.label[index].tolist() == [3, 1, 0, 3]
@@ -32,14 +32,14 @@ def test_images_are_gathered_in_the_order_asked_for(images: Images) -> None:
         images.gather(np.array([50]))
 
 
-def test_a_batch_can_be_written_to_and_the_set_cannot(images: Images) -> None:
+def test_writing_to_a_batch_does_not_change_the_set(images: Images) -> None:
     images.gather(np.array([3])).fill_(0)
     images.label[3] = 77
     assert np.array_equal(images.gather(np.array([3]))[0].numpy(), PIXELS[3])
     assert int(pickle.loads(pickle.dumps(images)).label[3]) == 3
 
 
-def test_selections_of_selections_are_views(images: Images) -> None:
+def test_nested_selections_are_views(images: Images) -> None:
     part = images.select(torch.tensor([40, 30, 20, 10])).select(np.array([2, 0]))
     assert np.array_equal(part.gather(np.array([0, 1])).numpy(), PIXELS[[20, 40]])
     assert part.label.tolist() == [0, 0]
@@ -47,31 +47,31 @@ def test_selections_of_selections_are_views(images: Images) -> None:
     assert np.shares_memory(part._pixels, images._pixels)
 
 
-def test_batches_are_all_images_once(images: Images) -> None:
+def test_batches_contain_all_images_once(images: Images) -> None:
     batches = list(images.select(np.arange(40, 3, -1)).batches(15))
     assert [len(batch) for batch in batches] == [15, 15, 7]
     assert np.array_equal(torch.cat(batches).numpy(), PIXELS[40:3:-1])
 
 
-def test_a_spawned_process_receives_names_of_files_and_no_pixels(tmp_path: Path) -> None:
+def test_a_spawned_process_receives_file_names_instead_of_pixels(tmp_path: Path) -> None:
     shape = (1000, 3, 32, 32)
     np.zeros(shape, dtype=np.uint8).tofile(tmp_path / "pixels")
     np.zeros(1000, dtype=np.int64).tofile(tmp_path / "label")
     images = Images.open(tmp_path / "pixels", tmp_path / "label", shape)
     assert len(images.label) == 1000
-    sent = pickle.dumps(images)
-    assert len(sent) < 1000  # of three million pixels
-    assert pickle.loads(sent).gather(np.array([999])).shape == (1, 3, 32, 32)
+    pickled = pickle.dumps(images)
+    assert len(pickled) < 1000  # bytes, for three million pixels
+    assert pickle.loads(pickled).gather(np.array([999])).shape == (1, 3, 32, 32)
 
 
-def test_the_fingerprint_is_of_the_content_wherever_it_lies(images: Images) -> None:
+def test_the_fingerprint_is_the_same_in_files_and_in_memory(images: Images) -> None:
     in_memory = Images(torch.from_numpy(PIXELS), torch.from_numpy(LABEL), ("other", "names"))
     assert images.fingerprint == in_memory.fingerprint
-    # sha256 of the shape as text, the pixels and the labels: a constant, so that it is the same on every machine
+    # SHA-256 of the shape as text, the pixels and the labels, which must be the same on all machines.
     assert in_memory.fingerprint == "92cdc1050fcebd32759e4bcba928530b86e059f4c30c68060327fde930d66077"
 
 
-def test_other_pixels_labels_shapes_and_choices_have_other_fingerprints(images: Images) -> None:
+def test_the_fingerprint_depends_on_pixels_labels_shape_and_selection(images: Images) -> None:
     pixels, label = PIXELS.copy(), LABEL.copy()
     pixels[49, 2, 7, 5] ^= 1
     label[49] += 1

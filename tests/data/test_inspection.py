@@ -1,4 +1,4 @@
-"""What an inspection says of sets whose content is known, as numbers, files and sheets."""
+"""Inspection of sets with known content: statistics, files and contact sheets."""
 
 import csv
 import json
@@ -12,30 +12,30 @@ from torch import Tensor
 from diffusion_lab.data.duplicates import NearDuplicates, Pair
 from diffusion_lab.data.images import Images
 from diffusion_lab.data.inspection import class_counts, inspect
-from diffusion_lab.data.inspection_report import Found, Split, as_dict, pairs, show, write_numbers
+from diffusion_lab.data.inspection_report import FoundPair, Split, as_dict, list_pairs, print_report, write_report
 from diffusion_lab.data.inspection_sheets import contact_sheet, duplicate_sheet
 
 SHAPE = (3, 12, 10)
 
 
 def pixels(count: int, seed: int = 0, shape: tuple[int, int, int] = SHAPE) -> Tensor:
-    """Pictures of noise, no two of them alike: uint8 [count, *shape] in 20..200."""
-    draw = torch.Generator().manual_seed(seed)
-    return torch.randint(20, 201, (count, *shape), dtype=torch.uint8, generator=draw)
+    """Different images of noise: uint8 [count, *shape] in 20..200."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(20, 201, (count, *shape), dtype=torch.uint8, generator=generator)
 
 
 def images(content: Tensor, names: tuple[str, ...] = ()) -> Images:
-    """A set whose labels go round the names."""
+    """Set with the labels 0, 1, ..., one per name, repeated."""
     return Images(content, torch.arange(len(content)) % max(1, len(names)), names)
 
 
-def reported(split: Split, other: Split | None = None, search: NearDuplicates | None = None) -> dict[str, object]:
+def report_of(split: Split, other: Split | None = None, search: NearDuplicates | None = None) -> dict[str, object]:
     search = search or NearDuplicates()
     inspected = inspect(split.images, other.images if other else None, search)
     return as_dict(inspected, split, other, search)
 
 
-def test_sizes_and_values_are_those_of_all_pixels() -> None:
+def test_shape_and_pixel_statistics_are_those_of_all_images() -> None:
     content = pixels(600)
     content[:, 1] = 0
     content[599, 0, 3:7] = 255
@@ -50,7 +50,7 @@ def test_sizes_and_values_are_those_of_all_pixels() -> None:
     assert [values.share_0 for values in found.values] == [0, 1, 0]
 
 
-def test_images_of_one_colour_are_constant() -> None:
+def test_images_with_a_single_color_are_constant() -> None:
     content = pixels(300)
     content[280] = 77
     content[5] = torch.tensor([10, 20, 30])[:, None, None]
@@ -58,7 +58,7 @@ def test_images_of_one_colour_are_constant() -> None:
     assert inspect(images(content)).constant == (5, 280)
 
 
-def test_classes_are_counted_with_those_that_are_empty_or_without_a_name() -> None:
+def test_counts_include_empty_classes_and_classes_without_a_name() -> None:
     label = torch.tensor([2, 0, 2, 2, 3])
     assert class_counts(Images(pixels(5), label, ("a", "b", "c", "d"))) == {"a": 1, "b": 0, "c": 3, "d": 1}
     assert class_counts(Images(pixels(5), label, ("a", "b", "c"))) == {"a": 1, "b": 0, "c": 3, "3": 1}
@@ -66,7 +66,7 @@ def test_classes_are_counted_with_those_that_are_empty_or_without_a_name() -> No
     assert class_counts(Images(pixels(5), torch.zeros(5, dtype=torch.int64))) == {}
 
 
-def test_copies_of_the_same_bytes_are_named_once_and_are_not_near_too() -> None:
+def test_exact_copies_are_reported_once_and_not_as_near_duplicates() -> None:
     content = pixels(400)
     content[300] = content[399] = content[2]
     content[50] = content[40]
@@ -77,13 +77,13 @@ def test_copies_of_the_same_bytes_are_named_once_and_are_not_near_too() -> None:
     assert found.num_compared == 400
 
 
-def test_images_of_another_set_are_found_by_their_numbers_in_both() -> None:
-    mine, theirs = pixels(300), pixels(80, seed=1)
-    theirs[70], theirs[71] = mine[290], mine[290]
-    theirs[5], theirs[6] = mine[200].flip(-1) + 1, mine[100] + 1
-    mine[101] = mine[100]
-    theirs[50] = theirs[49]
-    found = inspect(images(mine), images(theirs)).overlap
+def test_duplicates_in_another_set_are_reported_with_both_numbers() -> None:
+    content, others = pixels(300), pixels(80, seed=1)
+    others[70], others[71] = content[290], content[290]
+    others[5], others[6] = content[200].flip(-1) + 1, content[100] + 1
+    content[101] = content[100]
+    others[50] = others[49]
+    found = inspect(images(content), images(others)).overlap
     assert found is not None
     assert found.same_bytes == (Pair(290, 70), Pair(290, 71))
     by_second = sorted((pair.second, pair.kind, pair.first) for pair in found.near)
@@ -93,9 +93,9 @@ def test_images_of_another_set_are_found_by_their_numbers_in_both() -> None:
     assert (found.num_others, found.num_others_compared, found.num_compared) == (80, 80, 300)
 
 
-def test_near_duplicates_are_looked_for_among_the_chosen_images_alone() -> None:
+def test_near_duplicates_are_only_searched_among_the_chosen_images() -> None:
     search = NearDuplicates(max_compared=100, seed=5)
-    chosen = sorted(search.choice(300).tolist())
+    chosen = sorted(search.choose(300).tolist())
     left_out = sorted(set(range(300)) - set(chosen))
     content = pixels(300)
     content[chosen[90]] = content[chosen[3]] + 1
@@ -110,7 +110,7 @@ def test_near_duplicates_are_looked_for_among_the_chosen_images_alone() -> None:
     assert inspect(images(content), None, NearDuplicates(max_compared=0)).duplicates.near == ()
 
 
-def test_the_reduced_pictures_of_large_images_belong_to_their_numbers() -> None:
+def test_near_duplicates_of_downsampled_images_have_the_numbers_of_the_images() -> None:
     content = pixels(520, shape=(1, 40, 36)) // 8
     content += torch.nn.functional.interpolate(pixels(520, seed=1, shape=(1, 5, 4)), (40, 36), mode="nearest") // 2
     content[510] = content[4].flip(-1) + 1
@@ -121,22 +121,25 @@ def test_the_reduced_pictures_of_large_images_belong_to_their_numbers() -> None:
 
 
 def test_sets_that_cannot_be_inspected_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"a set must hold at least 1 image to be inspected, got none\."):
+    with pytest.raises(ValueError, match=r"a set must contain at least 1 image to be inspected, got 0\."):
         inspect(images(pixels(0)))
-    with pytest.raises(ValueError, match=r"must be of one shape to be compared, got \(3, 12, 10\) and \(3, 12, 9\)\."):
+    with pytest.raises(ValueError, match=r"both sets must have the same shape, got \(3, 12, 10\) and \(3, 12, 9\)\."):
         inspect(images(pixels(4)), images(pixels(4, shape=(3, 12, 9))))
 
 
-def test_a_report_counts_copies_near_pairs_and_pairs_of_two_classes(tmp_path: Path) -> None:
-    mine, theirs = pixels(100), pixels(30, seed=1)
-    mine[21], mine[31] = mine[20], mine[20]
-    mine[62], theirs[7], theirs[8] = mine[50] // 4, mine[90], mine[91] + 1
+def test_the_report_counts_exact_copies_near_duplicates_and_pairs_with_two_classes(tmp_path: Path) -> None:
+    content, others = pixels(100), pixels(30, seed=1)
+    content[21], content[31] = content[20], content[20]
+    content[62], others[7], others[8] = content[50] // 4, content[90], content[91] + 1
     names = ("a", "b")
-    split, other = Split("train", images(mine, names)), Split("test", Images(theirs, 1 - torch.arange(30) % 2, names))
+    split, other = (
+        Split("train", images(content, names)),
+        Split("test", Images(others, 1 - torch.arange(30) % 2, names)),
+    )
     inspected = inspect(split.images, other.images)
-    content, found = as_dict(inspected, split, other, NearDuplicates()), pairs(inspected, split, other)
+    summary, found = as_dict(inspected, split, other, NearDuplicates()), list_pairs(inspected, split, other)
     folder = tmp_path / "new" / "folder"
-    write_numbers(content, found, folder)
+    write_report(summary, found, folder)
     report = json.loads((folder / "report.json").read_text())
     assert report["duplicates"] == {
         "same_bytes": 2, "same_bytes_groups": 1, "near_pairs": 1, "pairs_of_two_classes": 2, "num_compared": 100,
@@ -157,49 +160,51 @@ def test_a_report_counts_copies_near_pairs_and_pairs_of_two_classes(tmp_path: Pa
     assert 0 < float(rows[2][8]) < 0.4
 
 
-def test_an_image_near_to_two_is_counted_once(capsys: pytest.CaptureFixture[str]) -> None:
-    mine, theirs = pixels(100), pixels(30, seed=1)
-    mine[4] = mine[60].flip(-1) + 2
-    theirs[3] = mine[60] + 1
-    content = reported(Split("train", images(mine)), Split("test", images(theirs)))
-    overlap = content["overlap"]
+def test_an_image_with_two_near_duplicates_is_counted_once(capsys: pytest.CaptureFixture[str]) -> None:
+    content, others = pixels(100), pixels(30, seed=1)
+    content[4] = content[60].flip(-1) + 2
+    others[3] = content[60] + 1
+    report = report_of(Split("train", images(content)), Split("test", images(others)))
+    overlap = report["overlap"]
     assert isinstance(overlap, dict)
     assert (overlap["near"], overlap["near_pairs"]) == (1, 2)
-    show(content)
-    assert "of 30 images of test, 0 are also in train, and 1 nearly" in capsys.readouterr().out
+    print_report(report)
+    assert "of 30 images of test, 0 are exact copies, and 1 are near duplicates" in capsys.readouterr().out
 
 
-def test_the_terminal_says_what_was_left_out_and_names_classes_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_printed_report_states_omissions_and_prints_class_names_verbatim(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     names = ("[/red]", "a:smile:", "long" * 20, *map(str, range(39)))
     split, other = Split("train", images(pixels(60), names)), Split("test", images(pixels(50, seed=1), names))
-    show(reported(split, other, NearDuplicates(max_compared=40)))
-    said = capsys.readouterr().out
-    assert "train: 60 images of 3 x 12 x 10" in said
-    assert "near pairs were looked for among 40 of the 60 images of train alone" in said
-    assert "near pairs were looked for among 40 of the 50 images of test alone" in said
-    assert "of 50 images of test, 0 are also in train, and 0 nearly" in said
-    rows = [[word.strip() for word in line.split("│")[1:-1]] for line in said.splitlines() if line.startswith("│")]
+    print_report(report_of(split, other, NearDuplicates(max_compared=40)))
+    output = capsys.readouterr().out
+    assert "train: 60 images of 3 x 12 x 10" in output
+    assert "only 40 of the 60 images of train were searched for near duplicates" in output
+    assert "only 40 of the 50 images of test were searched for near duplicates" in output
+    assert "of 50 images of test, 0 are exact copies, and 0 are near duplicates" in output
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in output.splitlines() if line.startswith("│")]
     assert rows[3:6] == [["[/red]", "2", "3.33%"], ["a:smile:", "2", "3.33%"], ["long" * 20, "2", "3.33%"]]
     assert rows[-1] == ["and 12 more", "1 to 2", ""]
-    show(reported(split))
-    assert "alone" not in capsys.readouterr().out
+    print_report(report_of(split))
+    assert "only" not in capsys.readouterr().out
 
 
-def test_a_contact_sheet_shows_each_class_in_a_column_of_its_own() -> None:
+def test_a_contact_sheet_has_a_column_for_each_class() -> None:
     shades = torch.tensor([40, 120, 220], dtype=torch.uint8)
     label = torch.tensor([0, 1, 1, 2, 2, 2, 2, 2])
     content = shades[label][:, None, None, None].expand(8, 1, 14, 14)
     sheet = contact_sheet(Images(content, label, ("a", "b", "c")), num_rows=3, seed=0)
     assert sheet.shape == (16 + 3 * 58 + 2, 3 * 58 + 2, 3)
-    middles = sheet[16 + 2 + 28 :: 58, 2 + 28 :: 58, 0]
-    assert middles.tolist() == [[40, 120, 220], [0, 120, 220], [0, 0, 220]]
+    centers = sheet[16 + 2 + 28 :: 58, 2 + 28 :: 58, 0]
+    assert centers.tolist() == [[40, 120, 220], [0, 120, 220], [0, 0, 220]]
     assert sheet[:16].max() == 255
     assert contact_sheet(Images(content, label), num_rows=3, seed=0).shape == sheet.shape
     many = contact_sheet(images(pixels(30), tuple(map(str, range(30)))), num_rows=1, seed=0)
     assert many.shape[1] == 20 * (6 * SHAPE[2] + 2) + 2
 
 
-def test_a_contact_sheet_without_classes_has_ten_columns_and_other_images_for_another_seed() -> None:
+def test_a_contact_sheet_without_classes_has_ten_columns_and_depends_on_the_seed() -> None:
     plain = images(pixels(70, shape=(1, 28, 28)))
     sheet = contact_sheet(plain, num_rows=3, seed=0)
     assert sheet.shape == (3 * 58 + 2, 10 * 58 + 2, 3)
@@ -207,10 +212,10 @@ def test_a_contact_sheet_without_classes_has_ten_columns_and_other_images_for_an
     assert not np.array_equal(sheet, contact_sheet(plain, num_rows=3, seed=1))
 
 
-def test_a_sheet_of_duplicates_shows_pairs_from_the_nearest_to_the_least_near() -> None:
+def test_a_sheet_of_duplicates_is_ordered_by_ratio() -> None:
     shades = torch.arange(0, 250, 10, dtype=torch.uint8)
     split = Split("train", images(shades[:, None, None, None].expand(25, 1, 28, 28)))
-    found = [Found(Pair(k, 24, "near", 0.9, ratio=0.01 * (10 - k)), split, split) for k in range(9)]
+    found = [FoundPair(Pair(k, 24, "near", 0.9, ratio=0.01 * (10 - k)), split, split) for k in range(9)]
     cell = (2 * 16 + 60, 118)
     sheet = duplicate_sheet(found, num_pairs=60)
     assert sheet.shape == (2 * cell[0], 6 * cell[1], 3)

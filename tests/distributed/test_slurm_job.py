@@ -1,4 +1,4 @@
-"""What a process learns of its job from the environment."""
+"""The job of a process from environment variables."""
 
 import os
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ SUBMITIT = {"SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_NTASKS": "2", "SUBMITI
 
 @pytest.fixture(autouse=True)
 def no_job() -> Iterator[None]:
-    """An environment of its own for each test, without the job that the tests may be a part of."""
+    """Give each test an environment without the variables of the job in which the tests may run."""
     before = dict(os.environ)
     for name in before:
         if name.startswith(("SLURM_", "SUBMITIT_", "TORCHELASTIC_")) or name in (*TORCHRUN, *OTHERS):
@@ -31,28 +31,28 @@ def no_job() -> Iterator[None]:
     os.environ.update(before)
 
 
-def within(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> None:
+def set_environment(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
 
 
 @pytest.mark.parametrize(
-    ("environment", "rank", "count"),
+    ("environment", "rank", "world_size"),
     [({}, 0, 1), (STEP, 3, 4), (TORCHRUN, 5, 8), (SUBMITIT, 1, 1), ({"LOCAL_RANK": "1"}, 1, 1)],
 )
-def test_the_rank_is_that_of_whoever_started_the_process(
-    environment: dict[str, str], rank: int, count: int, monkeypatch: pytest.MonkeyPatch
+def test_rank_and_world_size_are_those_of_the_launcher(
+    environment: dict[str, str], rank: int, world_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    within(monkeypatch, environment)
-    assert (slurm_job.rank(), slurm_job.world_size()) == (rank, count)
+    set_environment(monkeypatch, environment)
+    assert (slurm_job.rank(), slurm_job.world_size()) == (rank, world_size)
 
 
-def test_a_folder_is_named_by_the_job_the_array_and_the_later_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    within(monkeypatch, STEP)
+def test_the_job_name_has_the_job_the_array_task_and_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_environment(monkeypatch, STEP)
     assert slurm_job.job_name() == "slurm_17"
     monkeypatch.setenv("SLURM_STEP_ID", "2")
     assert slurm_job.job_name() == "slurm_17.2"
-    within(monkeypatch, {"SLURM_ARRAY_JOB_ID": "16", "SLURM_ARRAY_TASK_ID": "4"})
+    set_environment(monkeypatch, {"SLURM_ARRAY_JOB_ID": "16", "SLURM_ARRAY_TASK_ID": "4"})
     assert slurm_job.job_name() == "slurm_16_4.2"
     assert slurm_job.slurm_id() == "16_4"
 
@@ -62,16 +62,16 @@ def test_a_folder_is_named_by_the_job_the_array_and_the_later_steps(monkeypatch:
     [("interactive", {}, False), ("interactive", {"SLURM_STEP_ID": "3", "SLURM_PROCID": "0"}, True),
      ("bash", {"SLURM_STEP_ID": "0", "SLURM_PROCID": "0"}, False), ("train", {}, True)],
 )  # fmt: skip
-def test_what_is_typed_into_a_shell_of_a_job_has_a_folder_of_its_own(
+def test_commands_in_an_interactive_shell_of_a_job_have_separate_names(
     shell: str, step: dict[str, str], named: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As after salloc, or srun --pty bash: many commands, one job."""
-    within(monkeypatch, {"SLURM_JOB_ID": "17", "SLURM_JOB_NAME": shell, **step})
+    """For example after salloc or srun --pty bash, where one job runs several commands."""
+    set_environment(monkeypatch, {"SLURM_JOB_ID": "17", "SLURM_JOB_NAME": shell, **step})
     assert slurm_job.job_name().startswith("slurm_17") == named
 
 
-def test_processes_of_one_torchrun_have_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    within(monkeypatch, TORCHRUN)
+def test_ranks_of_one_torchrun_have_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_environment(monkeypatch, TORCHRUN)
     assert slurm_job.job_name() == slurm_job.job_name()
     assert slurm_job.job_name().startswith("torchrun_")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "night")
@@ -79,77 +79,65 @@ def test_processes_of_one_torchrun_have_one_name(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("environment", "here", "nodes"), [({}, None, 1), (STEP, 2, 2), (TORCHRUN, 4, 2), (SUBMITIT, 2, 1)]
+    ("environment", "local_ranks", "nodes"), [({}, None, 1), (STEP, 2, 2), (TORCHRUN, 4, 2), (SUBMITIT, 2, 1)]
 )
-def test_the_layout_is_that_of_the_started_processes(
-    environment: dict[str, str], here: int | None, nodes: int, monkeypatch: pytest.MonkeyPatch
+def test_nodes_and_local_ranks_are_those_of_the_launcher(
+    environment: dict[str, str], local_ranks: int | None, nodes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    within(monkeypatch, environment)
-    assert (launch.num_local_ranks(), launch.num_nodes()) == (here, nodes)
-    launch.validate(here or 1, nodes, "ddp")
+    set_environment(monkeypatch, environment)
+    assert (launch.num_local_ranks(), launch.num_nodes()) == (local_ranks, nodes)
+    launch.validate(local_ranks or 1, nodes, "ddp")
 
 
 @pytest.mark.parametrize(
     ("environment", "devices", "nodes", "strategy", "message"),
     [
         ({}, 0, 1, "ddp", "trainer.devices must be at least 1, got 0"),
-        ({}, 1, 2, "ddp", "trainer.num_nodes=2 needs a process on each node"),
-        (
-            {},
-            2,
-            1,
-            "ddp_spawn",
-            "trainer.strategy must be one whose processes are commands, such as ddp, got ddp_spawn",
-        ),
-        (STEP, 1, 2, "auto", "must be of the 2 processes that srun started here, got one: trainer=ddp"),
-        (STEP, 4, 2, "ddp", r"trainer.devices must be 2, .* srun started here \(--ntasks-per-node\), got 4"),
-        (STEP, 2, 1, "ddp", "trainer.num_nodes must be 2, as srun was told, got 1"),
-        (
-            TORCHRUN,
-            [0, 1],
-            2,
-            "ddp",
-            r"must be 4, as many processes as torchrun started here \(--nproc-per-node\), got",
-        ),
+        ({}, 1, 2, "ddp", "trainer.num_nodes must be 1 without a launcher, got 2"),
+        ({}, 2, 1, "ddp_spawn", "trainer.strategy must start each rank as a command, .* got ddp_spawn"),
+        (STEP, 1, 2, "auto", r"must be 2, .* srun started on this node .*, got 1; set trainer=ddp"),
+        (STEP, 4, 2, "ddp", r"trainer.devices must be 2, .* srun started .* \(--ntasks-per-node\), got 4\."),
+        (STEP, 2, 1, "ddp", "trainer.num_nodes must be 2, the number of srun nodes, got 1"),
+        (TORCHRUN, [0, 1], 2, "ddp", r"must be 4, .* torchrun started on this node \(--nproc-per-node\), got 2"),
         (SUBMITIT, 3, 1, "ddp", r"must be 2, .* \(hydra.launcher.tasks_per_node\), got 3"),
     ],
 )
-def test_a_trainer_of_other_processes_than_those_started_is_refused(
+def test_a_trainer_that_does_not_match_the_launcher_is_rejected(
     environment: dict[str, str], devices: object, nodes: int, strategy: str, message: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    within(monkeypatch, environment)
+    set_environment(monkeypatch, environment)
     with pytest.raises(LaunchError, match=message):
         launch.validate(devices, nodes, strategy)
 
 
-def test_a_step_with_more_tasks_on_one_node_than_on_another_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    within(monkeypatch, STEP | {"SLURM_STEP_TASKS_PER_NODE": "2,1"})
-    with pytest.raises(LaunchError, match=r"as many tasks on each node .*, got 2,1"):
+def test_a_step_with_different_numbers_of_tasks_per_node_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_environment(monkeypatch, STEP | {"SLURM_STEP_TASKS_PER_NODE": "2,1"})
+    with pytest.raises(LaunchError, match=r"the same number of tasks on each node .*, got 2,1"):
         launch.num_local_ranks()
 
 
-@pytest.mark.parametrize(("more", "threads"), [({}, "8"), ({"SLURM_CPUS_PER_TASK": "5"}, "5")])
-def test_a_task_of_srun_has_the_threads_of_its_own_cpus(
-    more: dict[str, str], threads: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("variables", "threads"), [({}, "8"), ({"SLURM_CPUS_PER_TASK": "5"}, "5")])
+def test_a_task_of_srun_uses_the_threads_of_its_own_cpus(
+    variables: dict[str, str], threads: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    within(monkeypatch, STEP | more)
+    set_environment(monkeypatch, STEP | variables)
     launch.limit_threads()
     assert os.environ["OMP_NUM_THREADS"] == threads
 
 
-def test_a_shell_in_a_job_is_no_task_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch script of two tasks that starts a command without srun: Lightning itself would wait for the second."""
+def test_a_shell_in_a_job_is_not_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch script of two tasks runs a command without srun. Lightning would wait for the second task."""
     from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 
-    within(monkeypatch, {"SLURM_JOB_ID": "17", "SLURM_PROCID": "0", "SLURM_NTASKS": "2"})
+    set_environment(monkeypatch, {"SLURM_JOB_ID": "17", "SLURM_PROCID": "0", "SLURM_NTASKS": "2"})
     assert isinstance(launch.cluster_environment(), LightningEnvironment)
-    within(monkeypatch, STEP)
-    within(monkeypatch, {"SLURM_STEP_NODELIST": "n[3-4]", "SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "7"})
+    set_environment(monkeypatch, STEP)
+    set_environment(monkeypatch, {"SLURM_STEP_NODELIST": "n[3-4]", "SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "7"})
     environment = launch.cluster_environment()
     assert isinstance(environment, SLURMEnvironment)
     assert environment.auto_requeue is False
     assert (environment.main_address, environment.world_size(), environment.global_rank()) == ("n3", 4, 3)
-    environment.validate_settings(num_devices=2, num_nodes=2)  # of the step, whatever the job is
-    within(monkeypatch, TORCHRUN)
+    environment.validate_settings(num_devices=2, num_nodes=2)  # those of the step, not of the job
+    set_environment(monkeypatch, TORCHRUN)
     assert isinstance(launch.cluster_environment(), TorchElasticEnvironment)

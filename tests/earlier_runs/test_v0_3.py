@@ -78,4 +78,4 @@ def test_a_sweep_of_0_3_given_again_finds_its_runs(runs: Path) -> None:
         f"hydra.sweep.dir={runs}/sweep",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("is there") == 2
+    assert done.stdout.count("skip (finished)") == 2

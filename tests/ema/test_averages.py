@@ -9,7 +9,7 @@ from diffusion_lab.ema.averages import EMA, ConstantDecay, Decay, HalfLifeDecay,
 
 
 def network(value: float = 0.0) -> nn.Sequential:
-    """Parameters all equal to `value`, buffers (of the normalisation), and dropout."""
+    """Return a network with all parameters equal to `value`, buffers of a normalization, and dropout."""
     layers = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3), nn.Dropout(0.5))
     return set_parameters(layers, value)
 
@@ -20,7 +20,7 @@ def set_parameters(layers: nn.Sequential, value: float) -> nn.Sequential:
     return layers
 
 
-def follow(decay: Decay, trajectory: list[float]) -> EMA:
+def average_of(decay: Decay, trajectory: list[float]) -> EMA:
     ema = EMA(network(trajectory[0]), {"main": decay})
     for value in trajectory[1:]:
         ema.update(network(value))
@@ -28,12 +28,12 @@ def follow(decay: Decay, trajectory: list[float]) -> EMA:
 
 
 def averages(ema: EMA, name: str = "main") -> list[float]:
-    """All values that a parameter of the average has."""
+    """Return all distinct values of the parameters of an average."""
     return sorted({value for parameter in ema.networks[name].parameters() for value in parameter.flatten().tolist()})
 
 
 def weights_of_steps(decay: Decay, num_steps: int) -> torch.Tensor:
-    """What each step weighs in the average after `num_steps`, and, in front of them, the first weights: float64."""
+    """Return the weight of the initial weights and of each step in the average: [1 + num_steps], float64."""
     layer = nn.Linear(num_steps + 1, 1, bias=False, dtype=torch.float64)
     one_hot = torch.eye(num_steps + 1, dtype=torch.float64)
     layer.load_state_dict({"weight": one_hot[:1]})
@@ -44,20 +44,20 @@ def weights_of_steps(decay: Decay, num_steps: int) -> torch.Tensor:
     return next(ema.network.parameters()).detach()[0]
 
 
-def test_average_under_constant_decay_is_the_weighted_sum_of_the_trajectory() -> None:
+def test_average_with_constant_decay_is_the_weighted_sum_of_the_trajectory() -> None:
     trajectory = [1.0, 4.0, -2.0, 0.5, 8.0]
     expected = 0.9**4 * 1.0 + 0.1 * (0.9**3 * 4.0 + 0.9**2 * -2.0 + 0.9 * 0.5 + 8.0)
-    assert averages(follow(ConstantDecay(0.9), trajectory)) == pytest.approx([expected], rel=1e-6)
+    assert averages(average_of(ConstantDecay(0.9), trajectory)) == pytest.approx([expected], rel=1e-6)
 
 
-def test_average_under_ramped_decay_follows_its_own_rule_at_every_update() -> None:
+def test_average_with_ramped_decay_uses_the_decay_of_each_update() -> None:
     first = 0.1 * 1.0 + 0.9 * 4.0  # decay 1 / 10
     second = 2 / 11 * first + 9 / 11 * -2.0
     third = 0.2 * second + 0.8 * 0.5  # 3 / 12 is above the largest decay
-    assert averages(follow(RampedDecay(0.2), [1.0, 4.0, -2.0, 0.5])) == pytest.approx([third], rel=1e-6)
+    assert averages(average_of(RampedDecay(0.2), [1.0, 4.0, -2.0, 0.5])) == pytest.approx([third], rel=1e-6)
 
 
-def test_every_average_follows_its_own_rule_and_the_first_is_the_one_sampled() -> None:
+def test_every_average_has_its_own_decay_and_sampling_uses_the_first() -> None:
     ema = EMA(network(1.0), {"slow": ConstantDecay(0.9), "fast": ConstantDecay(0.5), "ramp": RampedDecay()})
     for value in (4.0, -2.0):
         ema.update(network(value))
@@ -82,7 +82,7 @@ def test_an_update_is_one_pass_over_the_weights_for_each_average(monkeypatch: py
     assert passes == [4, 4]
 
 
-def test_average_starts_at_the_first_weights_and_is_a_network_of_its_own() -> None:
+def test_average_starts_at_the_initial_weights_and_is_a_separate_network() -> None:
     trained = network(3.0)
     ema = EMA(trained, {"main": ConstantDecay(0.9)})
     set_parameters(trained, 7.0)
@@ -94,14 +94,14 @@ def test_average_starts_at_the_first_weights_and_is_a_network_of_its_own() -> No
 def test_buffers_are_copied_not_averaged() -> None:
     trained = network(1.0)
     ema = EMA(trained, {"main": ConstantDecay(0.9)})
-    trained(torch.randn(7, 5))  # moves the statistics of the normalisation
+    trained(torch.randn(7, 5))  # updates the statistics of the normalization
     ema.update(trained)
     for average, buffer in zip(ema.network.buffers(), trained.buffers(), strict=True):
         assert torch.equal(average, buffer)
     assert int(ema.network[1].num_batches_tracked) == 1  # type: ignore[index]
 
 
-def test_the_trained_network_is_left_alone() -> None:
+def test_the_trained_network_is_unchanged() -> None:
     trained = network(3.0)
     before = copy.deepcopy(trained.state_dict())
     EMA(network(1.0), {"main": ConstantDecay(0.9)}).update(trained)
@@ -109,50 +109,50 @@ def test_the_trained_network_is_left_alone() -> None:
     assert trained.training
 
 
-def test_average_stays_in_evaluation_mode_while_its_owner_trains() -> None:
-    owner = nn.ModuleDict({"network": network(1.0), "ema": EMA(network(1.0), {"main": ConstantDecay(0.9)})})
-    owner.train()
-    assert owner["network"].training
-    assert not any(module.training for module in owner["ema"].modules())
+def test_average_stays_in_evaluation_mode_when_its_parent_is_in_training_mode() -> None:
+    parent = nn.ModuleDict({"network": network(1.0), "ema": EMA(network(1.0), {"main": ConstantDecay(0.9)})})
+    parent.train()
+    assert parent["network"].training
+    assert not any(module.training for module in parent["ema"].modules())
     x = torch.randn(7, 5)
-    average = owner["ema"].network
+    average = parent["ema"].network
     assert torch.equal(average(x), average(x))  # type: ignore[operator]
 
 
-def test_an_average_restored_from_its_state_goes_on_as_if_never_stopped() -> None:
-    whole = follow(RampedDecay(0.9), [1.0, 4.0, -2.0, 0.5])
+def test_an_average_restored_from_its_state_dict_continues_identically() -> None:
+    whole = average_of(RampedDecay(0.9), [1.0, 4.0, -2.0, 0.5])
     restored = EMA(network(-9.0), {"main": RampedDecay(0.9)})
-    restored.load_state_dict(follow(RampedDecay(0.9), [1.0, 4.0, -2.0]).state_dict())
+    restored.load_state_dict(average_of(RampedDecay(0.9), [1.0, 4.0, -2.0]).state_dict())
     restored.update(network(0.5))
     assert restored.num_updates == 3
     assert averages(restored) == averages(whole)
 
 
-def test_average_of_a_resting_network_is_that_network() -> None:
-    assert averages(follow(RampedDecay(), [3.0] * 6)) == [3.0]
+def test_average_of_a_constant_network_is_that_network() -> None:
+    assert averages(average_of(RampedDecay(), [3.0] * 6)) == [3.0]
 
 
 def test_constant_decay_is_the_same_at_every_update() -> None:
     assert [ConstantDecay(0.99)(n) for n in (0, 1, 10**6)] == [0.99, 0.99, 0.99]
 
 
-def test_ramped_decay_grows_from_a_tenth_to_its_largest() -> None:
+def test_ramped_decay_increases_from_a_tenth_to_max_decay() -> None:
     decays = [RampedDecay(0.999)(n) for n in (0, 8, 90, 8980, 8990, 10**6)]
     assert decays == pytest.approx([0.1, 0.5, 0.91, 8981 / 8990, 0.999, 0.999], rel=1e-12)
 
 
 @pytest.mark.parametrize("rampup_ratio", [None, 0.05])
-def test_a_step_weighs_half_as_much_after_the_half_life_in_images(rampup_ratio: float | None) -> None:
+def test_the_weight_of_a_step_halves_after_half_life_images(rampup_ratio: float | None) -> None:
     weights = weights_of_steps(HalfLifeDecay(160, batch_size=8, rampup_ratio=rampup_ratio), 700)
     assert weights.sum().item() == pytest.approx(1)
-    # 160 images are 20 steps; where it is ramped, the half-life is whole from image 160 / 0.05 = 3200, step 400
+    # 160 images are 20 steps. With rampup, the half-life reaches 160 images at image 160 / 0.05 = 3200, step 400.
     assert (weights[430:680] / weights[450:700]).tolist() == pytest.approx([0.5] * 250)
     if rampup_ratio is None:
         assert (weights[1:680] / weights[21:700]).tolist() == pytest.approx([0.5] * 679)
         assert weights[0].item() == pytest.approx(0.5**35)
 
 
-def test_the_ramped_half_life_is_a_share_of_the_images_seen_and_forgets_the_first_weights() -> None:
+def test_the_ramped_half_life_is_a_fraction_of_the_images_seen() -> None:
     decay = HalfLifeDecay(500_000, batch_size=512, rampup_ratio=0.05)
     decays = [decay(n) for n in (0, 1, 1000, 10**6)]
     assert decays == pytest.approx([0.0, 0.5**20, 0.5 ** (1 / 50), 0.5 ** (512 / 500_000)])
@@ -160,7 +160,7 @@ def test_the_ramped_half_life_is_a_share_of_the_images_seen_and_forgets_the_firs
 
 
 @pytest.mark.parametrize("relative_width", [0.05, 0.1, 0.25])
-def test_steps_weigh_as_the_power_function_in_closed_form(relative_width: float) -> None:
+def test_weights_of_steps_are_the_closed_form_of_the_power_function(relative_width: float) -> None:
     decay = PowerFunctionDecay(relative_width)
     power = decay.exponent + 1
     i = torch.arange(1, 301, dtype=torch.float64)
@@ -169,15 +169,15 @@ def test_steps_weigh_as_the_power_function_in_closed_form(relative_width: float)
 
 
 @pytest.mark.parametrize("relative_width", [0.01, 0.05, 0.1, 0.288])
-def test_the_relative_width_is_the_deviation_of_the_steps_as_a_share_of_training(relative_width: float) -> None:
+def test_the_relative_width_is_the_std_of_the_steps_as_a_fraction_of_training(relative_width: float) -> None:
     power = PowerFunctionDecay(relative_width).exponent + 1
     edges = torch.linspace(0, 1, 200_001, dtype=torch.float64)
-    weights, share = (edges**power).diff(), (edges[1:] + edges[:-1]) / 2
-    std = ((share**2 * weights).sum() - (share * weights).sum() ** 2).sqrt()
+    weights, fraction = (edges**power).diff(), (edges[1:] + edges[:-1]) / 2
+    std = ((fraction**2 * weights).sum() - (fraction * weights).sum() ** 2).sqrt()
     assert std.item() == pytest.approx(relative_width, rel=1e-6)
 
 
-def test_the_exponents_of_the_papers_two_widths() -> None:
+def test_exponents_are_those_of_the_paper() -> None:
     exponents = [PowerFunctionDecay(width).exponent for width in (0.05, 0.1)]
     assert exponents == pytest.approx([16.97, 6.94], abs=0.005)  # Karras et al. (2024), section 3.2
 
@@ -185,14 +185,14 @@ def test_the_exponents_of_the_papers_two_widths() -> None:
 @pytest.mark.parametrize(
     ("decays", "message"),
     [
-        ({}, r"ema.decays must name at least one average, got \{\}"),
-        ({"main": 0.9}, r"ema.decays.main must be a decay, got 0.9"),
-        ({"raw": RampedDecay()}, r"ema.decays must name averages by plain words other than raw, got raw"),
-        ({"main.fast": RampedDecay()}, r"by plain words other than raw, got main.fast"),
-        ({"keys": RampedDecay()}, r"by plain words other than raw, got keys"),
+        ({}, r"ema.decays must have at least one average, got \{\}"),
+        ({"main": 0.9}, r"ema.decays.main must be a Decay, got 0.9"),
+        ({"raw": RampedDecay()}, r"keys of ema.decays must be identifiers other than raw .* got raw"),
+        ({"main.fast": RampedDecay()}, r"must be identifiers .* got main.fast"),
+        ({"keys": RampedDecay()}, r"must be identifiers .* attributes of nn.ModuleDict, got keys"),
     ],
 )
-def test_averages_without_a_usable_name_or_rule_are_refused(decays: dict[str, Decay], message: str) -> None:
+def test_averages_with_an_invalid_name_or_decay_are_rejected(decays: dict[str, Decay], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EMA(network(), decays)
 
@@ -210,21 +210,21 @@ def test_averages_without_a_usable_name_or_rule_are_refused(decays: dict[str, De
         (lambda: PowerFunctionDecay(0.29), r"relative_width must be in \(0, 0.288\], got 0.29"),
     ],
 )
-def test_decays_that_never_move_or_diverge_are_refused(build: Callable[[], Decay], message: str) -> None:
+def test_decays_out_of_range_are_rejected(build: Callable[[], Decay], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
 
 
-def test_the_average_follows_whichever_network_it_is_told_of_and_wherever_that_is_moved() -> None:
+def test_an_update_uses_the_network_that_it_receives_and_its_current_dtype() -> None:
     first, second, ema = network(1.0), network(3.0), EMA(network(0.0), {"ema": ConstantDecay(0.5)})
-    for followed, expected in ((first, 0.5), (second, 1.75), (first, 1.375)):
-        ema.update(followed)
+    for trained, expected in ((first, 0.5), (second, 1.75), (first, 1.375)):
+        ema.update(trained)
         assert all(torch.equal(p, torch.full_like(p, expected)) for p in ema.network.parameters())
     ema.double().update(second.double())
     assert all(torch.equal(p, torch.full_like(p, 2.1875)) for p in ema.network.parameters())
 
 
-def test_a_copy_of_an_average_follows_what_it_is_told_of() -> None:
+def test_a_copy_of_an_average_is_updated_independently() -> None:
     trained = network(1.0)
     ema = EMA(trained, {"main": ConstantDecay(0.0)})
     ema.update(trained)

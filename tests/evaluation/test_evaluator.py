@@ -1,4 +1,4 @@
-"""One pass of sampling and of features, all metrics, any number of processes."""
+"""One pass of sampling and one of feature extraction for all metrics, on any number of ranks."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from diffusion_lab.metrics.mean_over_images import MeanOverImages
 from diffusion_lab.metrics.metric import Metric
 from diffusion_lab.metrics.precision_recall import PrecisionRecall
 from support.fake_features import Brightness, Spatial, StandIn
-from support.ranks import on_processes
+from support.ranks import run_on_ranks
 from support.small_runs import FewImages, small_module
 
 NUM_SAMPLES = 23
@@ -40,41 +40,42 @@ def every_metric(features: StandIn) -> list[Metric]:
     ]  # fmt: skip
 
 
-def measured(folder: Path, batch_size: int) -> tuple[list[Number], dict[int, Tensor]]:
-    seen: dict[int, Tensor] = {}
+def measure(folder: Path, batch_size: int) -> tuple[list[Number], dict[int, Tensor]]:
+    """Return all numbers, and the images of this rank by their seeds."""
+    images: dict[int, Tensor] = {}
     job = evaluation(folder, batch_size=batch_size)
-    numbers = job.measure(every_metric(Spatial()), lambda seeds, pixels: seen.update(zip(seeds, pixels, strict=True)))
-    return [*numbers, job.mean(MeanOverImages(Brightness(), "train"), FewImages().load())], seen
+    numbers = job.measure(every_metric(Spatial()), lambda seeds, pixels: images.update(zip(seeds, pixels, strict=True)))
+    return [*numbers, job.mean(MeanOverImages(Brightness(), "train"), FewImages().load())], images
 
 
-def test_numbers_and_images_are_the_same_on_1_2_and_3_processes(tmp_path: Path) -> None:
+def test_numbers_and_images_are_the_same_on_1_2_and_3_ranks(tmp_path: Path) -> None:
     batch_size = 10  # three batches, the last one padded
-    answers = {n: on_processes(n, measured, tmp_path / str(n), tmp_path / f"cache{n}", batch_size) for n in (1, 2, 3)}
-    ((numbers, images),) = answers[1]
-    assert sorted(images) == list(range(NUM_SAMPLES))
-    assert len(numbers) == 11
-    for count in (2, 3):
-        shown = [seed for _, seen in answers[count] for seed in seen]
-        assert sorted(shown) == list(range(NUM_SAMPLES))  # none twice, none missing
-        for found, seen in answers[count]:
-            assert all(torch.equal(image, images[seed]) for seed, image in seen.items())
-            for one, other in zip(numbers, found, strict=True):
-                assert other.name == one.name
-                assert other.value == pytest.approx(one.value, rel=1e-9)
-                assert other.fingerprint == one.fingerprint
+    results = {n: run_on_ranks(n, measure, tmp_path / str(n), tmp_path / f"cache{n}", batch_size) for n in (1, 2, 3)}
+    ((expected_numbers, expected_images),) = results[1]
+    assert sorted(expected_images) == list(range(NUM_SAMPLES))
+    assert len(expected_numbers) == 11
+    for world_size in (2, 3):
+        seeds = [seed for _, images in results[world_size] for seed in images]
+        assert sorted(seeds) == list(range(NUM_SAMPLES))  # each seed on one rank
+        for numbers, images in results[world_size]:
+            assert all(torch.equal(image, expected_images[seed]) for seed, image in images.items())
+            for expected, number in zip(expected_numbers, numbers, strict=True):
+                assert number.name == expected.name
+                assert number.value == pytest.approx(expected.value, rel=1e-9)
+                assert number.fingerprint == expected.fingerprint
 
 
-def test_numbers_are_those_of_the_features_of_the_images(tmp_path: Path) -> None:
-    features, seen = StandIn(), list[Tensor]()
-    numbers = evaluation(tmp_path).measure([FrechetDistance(features)], lambda seeds, pixels: seen.append(pixels))
+def test_numbers_are_computed_from_the_features_of_the_generated_images(tmp_path: Path) -> None:
+    features, batches = StandIn(), list[Tensor]()
+    numbers = evaluation(tmp_path).measure([FrechetDistance(features)], lambda seeds, pixels: batches.append(pixels))
     sets = [
-        FeatureSet.of(features(p)["pooled"]) for p in (torch.cat(seen), FewImages().load().gather(torch.arange(50)))
+        FeatureSet.of(features(p)["pooled"]) for p in (torch.cat(batches), FewImages().load().gather(torch.arange(50)))
     ]
     assert [number.name for number in numbers] == ["fd_stand_in_23_train"]
     assert numbers[0].value == pytest.approx(FrechetDistance(features).measure(*sets)["fd"], rel=1e-9)
 
 
-def test_one_pass_of_features_serves_all_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_metrics_share_one_pass_of_feature_extraction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     features, sizes = Spatial(), []
     extract = features.extract
 
@@ -87,10 +88,10 @@ def test_one_pass_of_features_serves_all_metrics(tmp_path: Path, monkeypatch: py
     job.measure(every_metric(features))
     assert sizes == [50, 5, 5, 5, 5, 3]  # the reference, then the samples
     job.measure([FrechetDistance(features)])
-    assert sizes[6:] == [5, 5, 5, 5, 3]  # the reference is known
+    assert sizes[6:] == [5, 5, 5, 5, 3]  # the reference is not extracted again
 
 
-def test_time_is_counted_by_what_it_went_to(tmp_path: Path) -> None:
+def test_the_time_of_each_part_of_an_evaluation_is_recorded(tmp_path: Path) -> None:
     job = evaluation(tmp_path)
     job.measure(every_metric(Spatial()))
     assert set(job.seconds) == {"sampling", "features", "statistics"}
@@ -99,7 +100,7 @@ def test_time_is_counted_by_what_it_went_to(tmp_path: Path) -> None:
     assert job.seconds["means over images"] > 0
 
 
-def test_the_fingerprint_says_all_that_a_number_depends_on(tmp_path: Path) -> None:
+def test_the_fingerprint_contains_all_settings_of_a_number(tmp_path: Path) -> None:
     job = evaluation(tmp_path, precision="32-true", seed=7)
     kid, score = KernelDistance(StandIn(), subset_size=20), InceptionScore(StandIn(), 3)
     found = {number.name: number.fingerprint for number in job.measure([kid, score])}
@@ -119,27 +120,27 @@ def test_the_fingerprint_says_all_that_a_number_depends_on(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("seed", [0, 4])
-def test_a_seed_starts_another_row_of_images(seed: int, tmp_path: Path) -> None:
-    shown: list[int] = []
+def test_the_seed_is_that_of_the_first_image(seed: int, tmp_path: Path) -> None:
+    generated: list[int] = []
     job = evaluation(tmp_path, seed=seed)
-    job.measure([FrechetDistance(StandIn())], lambda seeds, pixels: shown.extend(seeds))
-    assert shown == list(range(seed, seed + 23))
+    job.measure([FrechetDistance(StandIn())], lambda seeds, pixels: generated.extend(seeds))
+    assert generated == list(range(seed, seed + 23))
 
 
 @pytest.mark.parametrize(
-    ("num_samples", "metric", "sentence"),
+    ("num_samples", "metric", "message"),
     [
         (1, FrechetDistance, "num_samples must be at least 2 for FrechetDistance, got 1"),
         (9, InceptionScore, "num_samples must be at least 10 for InceptionScore, got 9"),
         (3, PrecisionRecall, "num_samples must be at least 4 for PrecisionRecall, got 3"),
     ],
 )
-def test_too_few_samples_are_refused_before_any_is_drawn(
-    num_samples: int, metric: type[Metric], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_too_few_samples_are_refused_before_any_is_generated(
+    num_samples: int, metric: type[Metric], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = evaluation(tmp_path, num_samples)
-    monkeypatch.setattr(job.images, "draw", None)
-    with pytest.raises(ValueError, match=sentence):
+    monkeypatch.setattr(job.images, "generate", None)
+    with pytest.raises(ValueError, match=message):
         job.measure([metric(StandIn())])
 
 

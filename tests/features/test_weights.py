@@ -17,44 +17,44 @@ EMPTY_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_missing_weights_are_reported_with_the_place_that_was_searched(network: Any, tmp_path: Path) -> None:
+def test_missing_weights_are_reported_with_their_path(network: Any, tmp_path: Path) -> None:
     with pytest.raises(FeaturesUnavailableError, match=f"features.weights must be .*, got {tmp_path / 'nothing.pt'}"):
         network(tmp_path / "nothing.pt")
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_weights_of_another_network_are_refused_in_one_sentence(
+def test_weights_of_another_network_are_refused_in_one_line(
     network: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if hasattr(network, "architecture"):  # two narrow layers, or it takes seconds
+    if hasattr(network, "architecture"):  # two narrow layers, to save time
         narrow = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
         monkeypatch.setattr(network, "architecture", network.architecture | narrow)
     torch.save({"strange": torch.zeros(3)}, tmp_path / "other.pt")
-    with pytest.raises(FeaturesUnavailableError, match=r"other\.pt are weights of another network: ") as refusal:
+    with pytest.raises(FeaturesUnavailableError, match=r"other\.pt contains weights of another network: ") as caught:
         network(tmp_path / "other.pt")
-    assert len(str(refusal.value)) < 300 + len(str(tmp_path))
-    assert "\n" not in str(refusal.value)
+    assert len(str(caught.value)) < 300 + len(str(tmp_path))
+    assert "\n" not in str(caught.value)
 
 
 class Malicious:
-    """Writes a file when it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
-    def __init__(self, proof: Path) -> None:
-        self.proof = proof
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.proof),)
+        return os.mkdir, (str(self.folder),)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_what_a_pickle_would_run_is_not_run(network: Any, tmp_path: Path) -> None:
+def test_code_in_a_pickle_is_not_run(network: Any, tmp_path: Path) -> None:
     path = tmp_path / "malicious.pt"
-    torch.save({"weight": Malicious(tmp_path / "proof")}, path)
+    torch.save({"weight": Malicious(tmp_path / "created")}, path)
     with pytest.raises(FeaturesUnavailableError, match=r"malicious\.pt cannot be read as weights: "):
         network(path)
-    assert not (tmp_path / "proof").exists()
+    assert not (tmp_path / "created").exists()
     torch.load(path, weights_only=False)
-    assert (tmp_path / "proof").exists()  # the file was as bad as it should be
+    assert (tmp_path / "created").exists()  # the check above can fail
 
 
 @pytest.mark.parametrize("name", ["cut.pt", "cut.safetensors"])
@@ -69,9 +69,9 @@ def test_truncated_files_are_refused(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [[torch.zeros(3)], {"epoch": 3}])
-def test_files_that_hold_something_else_than_weights_are_refused(content: Any, tmp_path: Path) -> None:
+def test_files_without_weights_are_refused(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "run.ckpt")
-    with pytest.raises(FeaturesUnavailableError, match=r"run\.ckpt must hold weights by name"):
+    with pytest.raises(FeaturesUnavailableError, match=r"run\.ckpt must contain only tensors by name"):
         files.read(tmp_path / "run.ckpt")
 
 
@@ -81,39 +81,39 @@ def test_a_pickle_of_plain_python_is_refused(tmp_path: Path) -> None:
         files.read(tmp_path / "plain.pkl")
 
 
-def test_the_sha256_is_that_of_the_standard_and_can_be_asked_for(tmp_path: Path) -> None:
+def test_the_sha256_is_returned_and_verified(tmp_path: Path) -> None:
     path = tmp_path / "empty.pt"
     path.touch()
-    assert files.checked_sha256(path, None, "E3B0c442") == EMPTY_SHA256
-    with pytest.raises(FeaturesUnavailableError, match=f"begins with 6726825d, got {EMPTY_SHA256}: it is damaged"):
-        files.checked_sha256(path, "e3b0", "6726825d")
+    assert files.verify_sha256(path, None, "E3B0c442") == EMPTY_SHA256
+    with pytest.raises(
+        FeaturesUnavailableError, match=f"begins with 6726825d, got {EMPTY_SHA256}; the file is damaged"
+    ):
+        files.verify_sha256(path, "e3b0", "6726825d")
 
 
-@pytest.mark.parametrize("beginning", [57934424, "", "6726825x"])
-def test_what_cannot_begin_a_sha256_is_refused(beginning: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("prefix", [57934424, "", "6726825x"])
+def test_an_invalid_prefix_of_a_sha256_is_refused(prefix: Any, tmp_path: Path) -> None:
     (tmp_path / "empty.pt").touch()
-    with pytest.raises(ValueError, match=f"sha256 must be 1 to 64 hexadecimal digits, .* in quotes, got {beginning}."):
-        files.checked_sha256(tmp_path / "empty.pt", beginning)
+    with pytest.raises(ValueError, match=f"sha256 must be 1 to 64 hexadecimal digits, in quotes .*, got {prefix}."):
+        files.verify_sha256(tmp_path / "empty.pt", prefix)
 
 
-def test_a_file_is_fetched_once_for_all_who_ask_at_the_same_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fetched = []
+def test_simultaneous_requests_download_a_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    downloaded = []
 
-    def fetch(url: str, path: str, **options: Any) -> None:
-        fetched.append(url)
-        time.sleep(0.1)  # the others arrive meanwhile
-        Path(path).write_bytes(b"whole")
+    def download(url: str, path: str, **options: Any) -> None:
+        downloaded.append(url)
+        time.sleep(0.1)  # the other threads start waiting
+        Path(path).write_bytes(b"content")
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: files.download("url", tmp_path / "new" / "file.pth", "abcd"), range(4)))
-    assert fetched == ["url"]
-    assert (tmp_path / "new" / "file.pth").read_bytes() == b"whole"
+    assert downloaded == ["url"]
+    assert (tmp_path / "new" / "file.pth").read_bytes() == b"content"
 
 
-def test_what_arrives_with_another_sha256_is_not_kept(tmp_path: Path) -> None:
+def test_a_download_with_another_sha256_is_deleted(tmp_path: Path) -> None:
     (tmp_path / "source").touch()
     url, path = (tmp_path / "source").as_uri(), tmp_path / "new" / "file.pth"
     with pytest.raises(OSError, match="invalid hash value"):

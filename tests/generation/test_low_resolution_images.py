@@ -1,4 +1,4 @@
-"""Super-resolution: what is enlarged, to which seeds, and the cascades that follow."""
+"""Super-resolution: low-resolution images of seeds, and cascades."""
 
 from typing import Any
 
@@ -17,17 +17,17 @@ from diffusion_lab.training.diffusion_module import DiffusionModule
 from support.small_runs import FewImages, fit, small_module
 
 LOW = LowResolution(4, max_noise=0.5)
-TOLD: dict[str, Any] = {"low_resolution_channels": 1, "num_augmentation_channels": 1}
+CHANNELS: dict[str, Any] = {"low_resolution_channels": 1, "num_augmentation_channels": 1}
 
 
 def base(side: int = 4, labels: Labels | None = None) -> DiffusionModule:
-    """A network of images of another side, whose answers are not all the same."""
+    """Return a network for images of side `side` with random weights."""
     module = small_module(labels)
     module.network.resolution = module.ema.network.resolution = side  # type: ignore[assignment]
-    return filled(module)
+    return with_random_weights(module)
 
 
-def filled(module: DiffusionModule) -> DiffusionModule:
+def with_random_weights(module: DiffusionModule) -> DiffusionModule:
     torch.manual_seed(0)
     for parameter in module.ema.network.parameters():
         nn.init.normal_(parameter, std=0.2)
@@ -36,32 +36,34 @@ def filled(module: DiffusionModule) -> DiffusionModule:
 
 
 def upsampler(labels: Labels | None = None) -> DiffusionModule:
-    return filled(small_module(labels, **TOLD))
+    return with_random_weights(small_module(labels, **CHANNELS))
 
 
 def cascade(noise: float = 0.0, batch_size: int = 4, labels: Labels | None = None, **settings: int) -> SeededImages:
-    small = SeededImages(base(labels=labels), batch_size=batch_size, **settings)  # type: ignore[arg-type]
-    return SeededImages(upsampler(labels), batch_size=batch_size, small=CascadeImages(small, LOW, noise))
+    first = SeededImages(base(labels=labels), batch_size=batch_size, **settings)  # type: ignore[arg-type]
+    source = CascadeImages(first, LOW, noise)
+    return SeededImages(upsampler(labels), batch_size=batch_size, low_resolution_images=source)
 
 
-def test_a_network_learns_from_the_small_images_of_its_data() -> None:
-    plain, told = small_module(), small_module(**TOLD)
+def test_a_network_learns_from_the_low_resolution_images_of_its_data() -> None:
+    plain, conditioned = small_module(), small_module(**CHANNELS)
     losses = [
-        float(fit(m, 100, low_resolution=low).callback_metrics["loss"]) for m, low in ((plain, None), (told, LOW))
+        float(fit(m, 100, low_resolution=low).callback_metrics["loss"])
+        for m, low in ((plain, None), (conditioned, LOW))
     ]
-    assert losses[1] < losses[0]  # random images: nothing else than their means can be known
+    assert losses[1] < losses[0]  # the images are random: only their low-resolution images can reduce the loss
 
 
-def test_image_k_of_a_cascade_is_made_of_image_k_of_the_stage_before() -> None:
+def test_image_k_of_a_cascade_is_generated_from_image_k_of_the_previous_stage() -> None:
     images = cascade()
-    small = SeededImages(base(), batch_size=4).draw(range(4))
-    told = LOW.condition(None, small.float() / 127.5 - 1, torch.zeros(4), torch.zeros(4, 1, 4, 4))
-    expected = to_uint8(upsampler().sample(range(4), told, stage=1))
-    assert torch.equal(images.draw(range(4)), expected)
-    assert torch.equal(images.draw(range(2, 4)), expected[2:])
+    first = SeededImages(base(), batch_size=4).generate(range(4))
+    condition = LOW.condition(None, first.float() / 127.5 - 1, torch.zeros(4), torch.zeros(4, 1, 4, 4))
+    expected = to_uint8(upsampler().sample(range(4), condition, stage=1))
+    assert torch.equal(images.generate(range(4)), expected)
+    assert torch.equal(images.generate(range(2, 4)), expected[2:])
 
 
-def test_no_two_stages_draw_the_same_noise() -> None:
+def test_stages_have_different_noise() -> None:
     first, second = (ImageNoise(range(2), (1, 8, 8), stage=stage).draw() for stage in (0, 1))
     third = ImageNoise(range(2), (1, 8, 8), stage=1, purpose=Purpose.SAMPLED_CONDITION).draw()
     for one, other in ((first, second), (first, third), (second, third)):
@@ -70,56 +72,57 @@ def test_no_two_stages_draw_the_same_noise() -> None:
     assert torch.equal(first, ImageNoise(range(2), (1, 8, 8)).draw())
 
 
-def test_noise_on_what_is_enlarged_is_that_of_the_seed() -> None:
-    plain, noised = cascade(), cascade(noise=0.4)
-    assert not torch.equal(plain.draw(range(4)), noised.draw(range(4)))
-    assert torch.equal(noised.draw(range(4)), cascade(noise=0.4).draw(range(4)))
-    assert noised.small is not None
-    told = noised.small.condition(range(4), None, torch.device("cpu"))
-    assert told.augmentation is not None
-    assert told.augmentation.flatten().tolist() == pytest.approx([0.4] * 4)
+def test_the_noise_of_the_low_resolution_images_is_a_function_of_the_seed() -> None:
+    plain, noisy = cascade(), cascade(noise=0.4)
+    assert not torch.equal(plain.generate(range(4)), noisy.generate(range(4)))
+    assert torch.equal(noisy.generate(range(4)), cascade(noise=0.4).generate(range(4)))
+    assert noisy.low_resolution_images is not None
+    condition = noisy.low_resolution_images.condition(range(4), None, torch.device("cpu"))
+    assert condition.low_resolution_noise is not None
+    assert condition.low_resolution_noise.flatten().tolist() == pytest.approx([0.4] * 4)
 
 
-def test_all_stages_are_told_the_same_class() -> None:
+def test_all_stages_are_conditioned_on_the_same_class() -> None:
     labels = Labels(3, 0.2)
     assert cascade(labels=labels).labels(range(5)).tolist() == [0, 1, 2, 0, 1]  # type: ignore[union-attr]
     assert cascade(labels=labels, label=2).labels(range(5)).tolist() == [2] * 5  # type: ignore[union-attr]
 
 
-def test_images_of_the_data_are_enlarged_in_a_drawn_order_with_their_classes() -> None:
+def test_images_of_a_data_set_are_upsampled_in_random_order_with_their_classes() -> None:
     data = FewImages().load()
-    small = DownsampledImages(data, "train", LOW)
-    images = SeededImages(upsampler(Labels(3, 0.2)), batch_size=4, small=small)
+    source = DownsampledImages(data, "train", LOW)
+    images = SeededImages(upsampler(Labels(3, 0.2)), batch_size=4, low_resolution_images=source)
     order = permutation(seed=0, epoch=0, size=50)[[48, 49, 0, 1]]
     means: Tensor = data.gather(order).float().view(4, 1, 4, 2, 4, 2).mean(dim=(3, 5))
-    torch.testing.assert_close(small.draw(range(48, 52)).float(), means, rtol=0, atol=0.51)
+    torch.testing.assert_close(source.pixels(range(48, 52)).float(), means, rtol=0, atol=0.51)
     assert images.labels(range(48, 52)).tolist() == data.label[order].tolist()  # type: ignore[union-attr]
 
 
-def test_what_is_enlarged_is_part_of_the_protocol_and_the_identity() -> None:
-    drawn = cascade()
-    data = SeededImages(upsampler(), batch_size=4, small=DownsampledImages(FewImages().load(), "train", LOW, 0.1))
-    assert drawn.protocol()["low_resolution"]["from"]["sampler"]["name"] == "DDIM"
+def test_protocol_and_identity_depend_on_the_low_resolution_images() -> None:
+    generated = cascade()
+    source = DownsampledImages(FewImages().load(), "train", LOW, 0.1)
+    data = SeededImages(upsampler(), batch_size=4, low_resolution_images=source)
+    assert generated.protocol()["low_resolution"]["from"]["sampler"]["name"] == "DDIM"
     assert data.protocol()["low_resolution"]["from"] == "images of train"
     assert data.protocol()["low_resolution"]["noise"] == 0.1
-    identities = {images.identity("32-true") for images in (drawn, cascade(noise=0.2), data)}
+    identities = {images.identity("32-true") for images in (generated, cascade(noise=0.2), data)}
     assert len(identities) == 3
     other = SeededImages(base(), batch_size=4)
     other.module.ema.network.get_parameter("conv_in.bias").data += 0.1
-    changed = SeededImages(upsampler(), batch_size=4, small=CascadeImages(other, LOW))
+    changed = SeededImages(upsampler(), batch_size=4, low_resolution_images=CascadeImages(other, LOW))
     assert changed.identity("32-true") not in identities
 
 
 def test_stages_that_do_not_fit_together_are_refused() -> None:
     plain = SeededImages(base(side=8), batch_size=4)
-    with pytest.raises(ValueError, match=r"cascade must go on from images of side 4, .* got 8"):
+    with pytest.raises(ValueError, match=r"`cascade` must continue from images of side 4, .* got side 8"):
         CascadeImages(plain, LOW)
     with pytest.raises(ValueError, match=r"low_resolution_noise must be in \[0, 0.5\], .* got 0.6"):
         cascade(noise=0.6)
-    with pytest.raises(ValueError, match="cascade must begin with a run that is told no low-resolution image"):
+    with pytest.raises(ValueError, match="`cascade` must begin with a run without low-resolution images"):
         SeededImages(upsampler(), batch_size=4)
-    small = CascadeImages(SeededImages(base(), batch_size=4), LOW)
-    with pytest.raises(ValueError, match="low_resolution images must be none for this network, got 1 channels"):
-        SeededImages(small_module(), batch_size=4, small=small)
-    with pytest.raises(ValueError, match=r"cascade must begin with a run that is told the 3 classes .* got one of 0"):
-        SeededImages(upsampler(Labels(3)), batch_size=4, small=small)
+    source = CascadeImages(SeededImages(base(), batch_size=4), LOW)
+    with pytest.raises(ValueError, match="low-resolution images must not be given for this network, got 1 channels"):
+        SeededImages(small_module(), batch_size=4, low_resolution_images=source)
+    with pytest.raises(ValueError, match=r"must begin with a run conditioned on the 3 classes .* got a run with 0"):
+        SeededImages(upsampler(Labels(3)), batch_size=4, low_resolution_images=source)

@@ -1,4 +1,4 @@
-"""Our numbers beside those of torch-fidelity and pytorch-fid, through an Inception of random weights."""
+"""Comparison with torch-fidelity and pytorch-fid, for an Inception network with random weights."""
 
 import os
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ from diffusion_lab.metrics.inception_score import InceptionScore
 from diffusion_lab.metrics.kid import KernelDistance
 from diffusion_lab.metrics.metric import Metric
 from diffusion_lab.metrics.precision_recall import PrecisionRecall
-from diffusion_lab.pixels import to_uint8
+from diffusion_lab.pixels import from_uint8, to_uint8
 from support.inception_weights import random_inception
 
 FASHION_MINI = Path(diffusion_lab.__file__).parent / "data" / "embedded" / "fashion_mini"
 
 BATCH_SIZE = 10
-"""Of both sides, since the last digits of features depend on it; small ones are fastest on a CPU."""
+"""The same for both libraries, since the last digits of features depend on it. Small ones are fastest on a CPU."""
 
 pytestmark = pytest.mark.filterwarnings("ignore:The `disp` argument is deprecated")  # in pytorch-fid
 
@@ -38,8 +38,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return random_inception(tmp_path_factory.mktemp("weights") / "random.pth")
 
 
-class Listed(Dataset[Tensor]):
-    """Images as torch-fidelity takes them."""
+class ImageDataset(Dataset[Tensor]):
+    """Images in the form that torch-fidelity requires."""
 
     def __init__(self, images: Tensor) -> None:
         self.images = images
@@ -53,7 +53,7 @@ class Listed(Dataset[Tensor]):
 
 @dataclass(frozen=True)
 class Pair:
-    """Two sets, uint8 [N, 3, H, W], and the features of each by the name of the output."""
+    """Two sets of images, uint8 [N, 3, H, W], and their features by the name of the output."""
 
     inception: Inception
     images: tuple[Tensor, Tensor]
@@ -61,31 +61,31 @@ class Pair:
 
     @classmethod
     def of(cls, pixels: Tensor, weights: Path) -> "Pair":
-        """Half of the images with noise, as samples in [-1, 1] would come, beside the other half without."""
+        """Build a pair of one half of the images with added noise and the other half without."""
         noise = 0.3 * torch.randn(pixels.shape, generator=torch.Generator().manual_seed(0))
-        images = to_uint8(pixels.float() / 127.5 - 1 + noise)[0::2], pixels[1::2]
+        images = to_uint8(from_uint8(pixels) + noise)[0::2], pixels[1::2]
         inception = Inception(weights)
         return cls(inception, images, (features_of(images[0], inception), features_of(images[1], inception)))
 
-    def measured_by(self, metric: Metric) -> dict[str, float]:
-        """Over the output that the metric itself asks for."""
+    def measure(self, metric: Metric) -> dict[str, float]:
+        """Measure with the output that the metric requires."""
         samples, reference = self.features
         return metric.measure(samples[metric.output], reference[metric.output])
 
     def by_torch_fidelity(self, weights: Path, subset_size: int) -> dict[str, float]:
-        """All on its own, from the same images."""
+        """Return the numbers that torch-fidelity computes from the same images and weights."""
         samples, reference = self.images
         found: dict[str, float] = calculate_metrics(
-            input1=Listed(samples), input2=Listed(reference), batch_size=BATCH_SIZE, cuda=False, cache=False,
-            fid=True, kid=True, isc=True, prc=True, kid_subset_size=subset_size, feature_layer_prc="2048",
+            input1=ImageDataset(samples), input2=ImageDataset(reference), batch_size=BATCH_SIZE, cuda=False,
+            cache=False, fid=True, kid=True, isc=True, prc=True, kid_subset_size=subset_size, feature_layer_prc="2048",
             feature_extractor="inception-v3-compat", feature_extractor_weights_path=str(weights),
             save_cpu_ram=True, verbose=False,
         )  # fmt: skip
         return found
 
     def fids_over(self, dimensions: int) -> tuple[float, float]:
-        """Ours and pytorch-fid's over the first features alone, or scipy would doubt its root."""
-        sets = [FeatureSet.of(seen["pooled"].require_rows()[:, :dimensions]) for seen in self.features]
+        """Return our FID and that of pytorch-fid, for the first features only: scipy's root requires few dimensions."""
+        sets = [FeatureSet.of(outputs["pooled"].require_rows()[:, :dimensions]) for outputs in self.features]
         rows = [features.require_rows().numpy() for features in sets]
         statistics = [(np.mean(part, axis=0), np.cov(part, rowvar=False)) for part in rows]
         return float(frechet_distance(*sets)), float(calculate_frechet_distance(*statistics[0], *statistics[1]))
@@ -96,48 +96,50 @@ def features_of(images: Tensor, inception: Inception) -> dict[str, FeatureSet]:
     return {name: FeatureSet.of(torch.cat([batch[name] for batch in batches])) for name in inception.outputs}
 
 
-def require_the_same(pair: Pair, expected: dict[str, float], subset_size: int) -> dict[str, float]:
-    """Raises AssertionError unless ours are torch-fidelity's numbers.  Returns ours."""
+def assert_agreement(pair: Pair, expected: dict[str, float], subset_size: int) -> dict[str, float]:
+    """Assert that our numbers are those of torch-fidelity, and return them."""
     inception = pair.inception
-    found = pair.measured_by(FrechetDistance(inception))
+    found = pair.measure(FrechetDistance(inception))
     for metric in (KernelDistance(inception, subset_size=subset_size), InceptionScore(inception)):
-        found |= pair.measured_by(metric)
-    found |= pair.measured_by(PrecisionRecall(inception))
+        found |= pair.measure(metric)
+    found |= pair.measure(PrecisionRecall(inception))
     assert found["fd"] == pytest.approx(expected["frechet_inception_distance"], rel=1e-4)
     assert found["kid"] == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-4)
     assert found["kid_std"] == pytest.approx(expected["kernel_inception_distance_std"], rel=1e-2)
     assert found["is"] == pytest.approx(expected["inception_score_mean"], rel=1e-6)
     assert found["is_std"] == pytest.approx(expected["inception_score_std"], rel=1e-4)
     size = len(pair.images[0])
-    assert found["precision"] == pytest.approx(expected["precision"], abs=1.5 / size)  # one image may sit on a border
+    assert found["precision"] == pytest.approx(
+        expected["precision"], abs=1.5 / size
+    )  # one image may be on the border of a ball
     assert found["recall"] == pytest.approx(expected["recall"], abs=1.5 / size)
     return found
 
 
-def test_sixty_images_have_torch_fidelitys_and_pytorch_fids_numbers(weights: Path) -> None:
+def test_numbers_of_sixteen_images_agree_with_torch_fidelity_and_pytorch_fid(weights: Path) -> None:
     images = ImageStore(None, FASHION_MINI, channels=3, resolution=32).load()
-    pair = Pair.of(images.gather(np.arange(120)), weights)
-    found = require_the_same(pair, pair.by_torch_fidelity(weights, 20), subset_size=20)
-    assert found["fd"] > 1  # or the weights would not tell images apart
-    assert found["is"] > 1.02  # pooled features taken for logits: 1.0006
+    pair = Pair.of(images.gather(np.arange(32)), weights)
+    found = assert_agreement(pair, pair.by_torch_fidelity(weights, 8), subset_size=8)
+    assert found["fd"] > 1  # otherwise the weights do not distinguish images
+    assert found["is"] > 1.01  # 1.0006 if pooled features are used instead of logits
     assert 0 < found["precision"] != found["recall"]
-    ours, theirs = pair.fids_over(20)
+    ours, theirs = pair.fids_over(8)
     assert ours == pytest.approx(theirs, rel=1e-4)
 
 
 @pytest.mark.full
-@pytest.mark.filterwarnings("ignore:Matrix is singular")  # some features of random weights are 0 on all photographs
-def test_thousands_of_photographs_have_torch_fidelitys_and_pytorch_fids_numbers(
+@pytest.mark.filterwarnings("ignore:Matrix is singular")  # some features are 0 for all photographs
+def test_numbers_of_thousands_of_photographs_agree_with_torch_fidelity_and_pytorch_fid(
     weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """2,200 of CIFAR-10 in the folder DIFFUSION_LAB_CIFAR10 beside 2,200 with noise; clothes where it is not set."""
+    """4,400 images of CIFAR-10 in the folder DIFFUSION_LAB_CIFAR10, or of the embedded set if it is not set."""
     folder = os.environ.get("DIFFUSION_LAB_CIFAR10")
     settings: dict[str, Any] = {"image_column": "img"} if folder else {}
     images = ImageStore(None, folder or FASHION_MINI, channels=3, resolution=32, **settings).load()
     pair = Pair.of(images.gather(np.arange(4400)), weights)
     expected = pair.by_torch_fidelity(weights, 1000)
-    found = require_the_same(pair, expected, subset_size=1000)
+    found = assert_agreement(pair, expected, subset_size=1000)
     ours, theirs = pair.fids_over(2048)
     assert ours == pytest.approx(theirs, rel=1e-4)
     with capsys.disabled():
-        print(f"\nours {found}\ntorch-fidelity's {expected}\npytorch-fid's {theirs}")
+        print(f"\nthis package: {found}\ntorch-fidelity: {expected}\npytorch-fid: {theirs}")

@@ -15,7 +15,7 @@ def measured(label: torch.Tensor | None) -> dict[str, float]:
     return ClassAccuracy(FashionCNN(weights=None)).measure(samples, samples)
 
 
-def test_accuracy_is_the_share_of_samples_in_which_the_asked_class_is_found() -> None:
+def test_accuracy_is_the_fraction_of_samples_with_the_predicted_class() -> None:
     assert measured(torch.tensor([1, 0, 2, 0])) == {"class_accuracy": 1.0}
     assert measured(torch.tensor([1, 0, 1, 1])) == {"class_accuracy": 0.5}
 
@@ -23,11 +23,11 @@ def test_accuracy_is_the_share_of_samples_in_which_the_asked_class_is_found() ->
 @pytest.mark.parametrize(
     ("num_classes", "message"),
     [
-        (0, "conditioning must be label for class_accuracy, got a network that was told no classes"),
-        (7, "features must be of a classifier of the 7 classes that are asked for, got fashion_cnn"),
+        (0, "conditioning=label is required for class_accuracy, got an unconditional network"),
+        (7, "`features` must be a classifier with the 7 classes of the samples for class_accuracy, got fashion_cnn"),
     ],
 )
-def test_other_classes_than_those_of_the_classifier_are_refused(num_classes: int, message: str) -> None:
+def test_samples_without_the_classes_of_the_classifier_are_refused(num_classes: int, message: str) -> None:
     metric = ClassAccuracy(FashionCNN(weights=None))
     metric.require_classes(10)
     with pytest.raises(ValueError, match=message):

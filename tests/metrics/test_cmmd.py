@@ -19,7 +19,7 @@ def measured(samples: Tensor, reference: Tensor) -> float:
     return CMMD(StandInForCLIP()).measure(FeatureSet.of(samples), FeatureSet.of(reference))["cmmd"]
 
 
-def test_it_is_a_thousand_times_the_squared_distance_of_mean_embeddings_under_the_kernel() -> None:
+def test_cmmd_is_a_thousand_times_the_squared_mmd_of_the_kernel() -> None:
     x, y = unit(20, 0).double(), unit(30, 1, 0.5).double()
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
@@ -28,20 +28,20 @@ def test_it_is_a_thousand_times_the_squared_distance_of_mean_embeddings_under_th
     assert measured(x, y) == pytest.approx(1000 * float(kernel(x, x) + kernel(y, y) - 2 * kernel(x, y)), rel=1e-9)
 
 
-def test_two_points_have_the_distance_of_the_kernel_between_them() -> None:
+def test_cmmd_of_two_points_is_known_in_closed_form() -> None:
     x, y = torch.zeros(2, 12), torch.zeros(2, 12)
     x[:, 0], y[:, 1] = 1, 1
     assert measured(x, y) == pytest.approx(1000 * 2 * (1 - math.exp(-2 / 200)), rel=1e-9)
 
 
-def test_a_set_has_distance_0_to_itself_and_order_and_memory_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_set_has_distance_0_to_itself_and_order_and_batch_size_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = unit(40, 0), unit(50, 1, 0.5)
     assert measured(one, one) == pytest.approx(0, abs=1e-9)
-    whole = measured(one, other)
+    expected = measured(one, other)
     monkeypatch.setattr(cmmd, "BATCH_SIZE", 7)
-    assert measured(other, one.flip(0)) == pytest.approx(whole, rel=1e-9)
+    assert measured(other, one.flip(0)) == pytest.approx(expected, rel=1e-9)
 
 
-def test_only_clips_embeddings_have_it() -> None:
-    with pytest.raises(ValueError, match="features must be clip for cmmd, got stand_in"):
+def test_features_other_than_clip_are_refused() -> None:
+    with pytest.raises(ValueError, match="`features` must be clip for cmmd, got stand_in"):
         CMMD(StandIn())

@@ -15,39 +15,39 @@ def score(logits: Tensor, num_splits: int = 1) -> dict[str, float]:
     return InceptionScore(StandIn(), num_splits).measure(samples, samples)
 
 
-def test_sure_of_every_image_and_of_all_classes_alike_scores_their_number() -> None:
+def test_confident_and_balanced_predictions_score_the_number_of_classes() -> None:
     logits = 100 * torch.eye(5).repeat(20, 1)
     assert score(logits)["is"] == pytest.approx(5, rel=1e-6)
 
 
-def test_always_the_same_class_scores_1_and_so_does_no_idea() -> None:
+def test_constant_and_uniform_predictions_score_1() -> None:
     assert score(torch.tensor([[9.0, 0, 0]]).repeat(20, 1))["is"] == pytest.approx(1, rel=1e-9)
     assert score(torch.zeros(20, 5))["is"] == pytest.approx(1, rel=1e-9)
 
 
-def test_half_sure_of_two_classes_is_the_divergence_by_hand() -> None:
+def test_the_score_of_two_classes_is_known_in_closed_form() -> None:
     p = 0.9
     logits = torch.tensor([[p, 1 - p], [1 - p, p]]).log().repeat(10, 1)
     divergence = p * math.log(2 * p) + (1 - p) * math.log(2 * (1 - p))
     assert score(logits)["is"] == pytest.approx(math.exp(divergence), rel=1e-6)
 
 
-def test_it_sees_logits_and_no_reference() -> None:
+def test_the_score_requires_logits_and_no_reference() -> None:
     assert (InceptionScore.output, InceptionScore.needs_reference) == ("logits", False)
 
 
-def test_it_needs_an_image_a_part() -> None:
+def test_each_split_requires_an_image() -> None:
     assert InceptionScore(StandIn(), 10).min_images == 10
-    with pytest.raises(ValueError, match="samples must hold at least num_splits=10 images, got 9"):
+    with pytest.raises(ValueError, match="samples must contain at least num_splits=10 images, got 9"):
         score(torch.zeros(9, 5), 10)
     with pytest.raises(ValueError, match="num_splits must be at least 1, got 0"):
         InceptionScore(StandIn(), 0)
 
 
-def test_the_order_of_the_parts_is_always_the_same() -> None:
+def test_the_splits_do_not_depend_on_global_random_states() -> None:
     logits = torch.randn(50, 5, generator=torch.Generator().manual_seed(0))
     found = []
-    for seed in (1, 2):  # the global states are none of its business
+    for seed in (1, 2):
         torch.manual_seed(seed)
         np.random.seed(seed)
         found.append(score(logits, 5))

@@ -12,7 +12,7 @@ def features(size: int, seed: int, shift: float = 0.0) -> FeatureSet:
     return FeatureSet.of(torch.randn(size, 12, generator=torch.Generator().manual_seed(seed)) + shift)
 
 
-def test_the_distance_of_one_subset_is_the_unbiased_estimate_by_hand() -> None:
+def test_the_distance_of_one_subset_is_the_unbiased_estimate() -> None:
     one, other = features(30, 0), features(30, 1, 0.5)
     found = KernelDistance(StandIn(), num_subsets=1).measure(one, other)["kid"]
     x, y = (s.require_rows().double().numpy() for s in (one, other))
@@ -21,7 +21,7 @@ def test_the_distance_of_one_subset_is_the_unbiased_estimate_by_hand() -> None:
     assert found == pytest.approx(within - 2 * kernels[2].mean(), rel=1e-4)
 
 
-def test_sets_of_the_same_distribution_have_distance_0_within_its_error() -> None:
+def test_sets_of_the_same_distribution_have_distance_0_within_the_standard_error() -> None:
     found = KernelDistance(StandIn(), num_subsets=50, subset_size=200).measure(features(1000, 0), features(1000, 1))
     assert abs(found["kid"]) < 3 * found["kid_std"] / 50**0.5 + 1e-3
     assert found["kid_std"] > 0
@@ -29,26 +29,26 @@ def test_sets_of_the_same_distribution_have_distance_0_within_its_error() -> Non
     assert far["kid"] > 10 * abs(found["kid"])
 
 
-def test_it_is_torch_fidelitys_and_any_process_finds_the_same() -> None:
+def test_distance_agrees_with_torch_fidelity_and_does_not_depend_on_global_random_states() -> None:
     one, other = features(120, 0), features(90, 1, 0.2)
     expected = kid_features_to_metric(
         one.require_rows(), other.require_rows(), kid_subsets=70, kid_subset_size=50, verbose=False
     )
-    for seed in (1, 2):  # the global states are none of its business
+    for seed in (1, 2):
         torch.manual_seed(seed)
         np.random.seed(seed)
         found = KernelDistance(StandIn(), num_subsets=70, subset_size=50).measure(one, other)
         assert list(found.values()) == list(expected.values())
 
 
-def test_subsets_are_as_large_as_the_smaller_set_allows() -> None:
+def test_subsets_are_at_most_as_large_as_the_smaller_set() -> None:
     one, other = features(40, 0), features(25, 1)
     assert KernelDistance(StandIn()).measure(one, other) == KernelDistance(StandIn(), subset_size=25).measure(
         one, other
     )
 
 
-@pytest.mark.parametrize(("name", "value", "least"), [("num_subsets", 0, 1), ("subset_size", 1, 2)])
-def test_settings_that_mean_nothing_are_refused(name: str, value: int, least: int) -> None:
-    with pytest.raises(ValueError, match=f"{name} must be at least {least}, got {value}"):
+@pytest.mark.parametrize(("name", "value", "minimum"), [("num_subsets", 0, 1), ("subset_size", 1, 2)])
+def test_settings_below_their_minimum_are_refused(name: str, value: int, minimum: int) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be at least {minimum}, got {value}"):
         KernelDistance(StandIn(), **{name: value})

@@ -13,7 +13,7 @@ class ThreeTerms:
         return x_0
 
 
-def test_mean_is_that_of_all_images_however_they_came() -> None:
+def test_the_mean_does_not_depend_on_the_batches() -> None:
     terms = torch.randn(7, 3, dtype=torch.float64)
     metric = MeanOverImages(ThreeTerms())
     metric.update(terms[:5])
@@ -23,14 +23,14 @@ def test_mean_is_that_of_all_images_however_they_came() -> None:
 
 
 @pytest.mark.parametrize(("count", "name"), [(7, "bits_bound_test_7"), (2000, "bits_bound_test_2k")])
-def test_the_name_says_of_which_split_and_how_many_images(count: int, name: str) -> None:
+def test_the_name_contains_the_split_and_the_number_of_images(count: int, name: str) -> None:
     metric = MeanOverImages(ThreeTerms(), split="test")
     metric.update(torch.zeros(count, 3))
     metric.compute()
     assert metric.name == name
 
 
-def test_no_image_has_no_mean() -> None:
+def test_a_mean_without_images_is_refused() -> None:
     with (
         pytest.raises(ValueError, match="bits_bound needs at least 1 image, got 0"),
         pytest.warns(UserWarning, match="before the ``update`` method"),
@@ -38,6 +38,6 @@ def test_no_image_has_no_mean() -> None:
         MeanOverImages(ThreeTerms()).compute()
 
 
-def test_a_number_of_images_below_1_is_refused() -> None:
+def test_num_images_below_1_is_refused() -> None:
     with pytest.raises(ValueError, match="num_images must be at least 1, or null for all, got 0"):
         MeanOverImages(ThreeTerms(), num_images=0)

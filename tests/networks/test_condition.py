@@ -62,7 +62,7 @@ def test_what_was_done_to_the_images_stays_with_them() -> None:
 
 @pytest.mark.parametrize("name", ["label", "augmentation"])
 def test_a_part_that_one_condition_alone_has_is_not_lost(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} must be given in both conditions or in none, got it in one"):
+    with pytest.raises(ValueError, match=f"{name} must be given in both conditions or in neither, got it in only one"):
         Condition.cat(Condition(**{name: LABEL}), Condition())
 
 
@@ -72,7 +72,7 @@ def test_a_part_that_one_condition_alone_has_is_not_lost(name: str) -> None:
         (-1, 0.0, "num_classes must be at least 0, got -1"),
         (3, 1.0, r"dropout must be in \[0, 1\), got 1.0"),
         (3, -0.1, r"dropout must be in \[0, 1\), got -0.1"),
-        (0, 0.1, "dropout must be 0 where num_classes is 0, got 0.1"),
+        (0, 0.1, "dropout must be 0 if num_classes is 0, got 0.1"),
     ],
 )
 def test_labels_out_of_range_are_refused(num_classes: int, dropout: float, message: str) -> None:

@@ -106,7 +106,9 @@ def test_labels_for_a_network_that_takes_none_are_refused() -> None:
     assert FromDiffusers(network)(torch.randn(2, 1, 8, 8), torch.zeros(2), Condition()).shape == (2, 1, 8, 8)
     autoencoder = nn.Linear(1, 1)
     autoencoder.config = type("Config", (), {"sample_size": 8, "in_channels": 1, "out_channels": 1})  # type: ignore
-    with pytest.raises(ValueError, match="conditioning must be none for Linear, which takes no labels, got label"):
+    with pytest.raises(
+        ValueError, match="conditioning=none is required for Linear, which takes no class labels, got label"
+    ):
         FromDiffusers(autoencoder, labels=Labels(3))
 
 
@@ -115,7 +117,9 @@ def test_a_network_without_a_square_side_is_refused() -> None:
         sample_size=(8, 16), block_out_channels=(8,), layers_per_block=1, norm_num_groups=4,
         down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
     )  # fmt: skip
-    with pytest.raises(ValueError, match=r"network.sample_size must be the side of square images, got .*8, 16"):
+    with pytest.raises(
+        ValueError, match=r"network.sample_size must be one number, the side of square images, got .*8, 16"
+    ):
         FromDiffusers(network)
 
 

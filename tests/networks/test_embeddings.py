@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion_lab.networks import Sinusoids
+from diffusion_lab.networks import Condition, Sinusoids
 from diffusion_lab.networks.embeddings import TimeEmbedding
 
 
@@ -34,18 +34,29 @@ def test_embedding_has_the_channels_that_residual_blocks_expect() -> None:
 
 
 def test_an_augmentation_is_added_to_the_sinusoids_by_a_linear_map() -> None:
-    embed, time, told = TimeEmbedding(8, 36, num_augmentation_channels=3), torch.tensor([0.0, 3.0]), torch.randn(2, 3)
-    expected = embed.layers(Sinusoids()(time, 8) + told @ embed.augmentation.weight.mT)
-    torch.testing.assert_close(embed(time, told), expected)
-    assert torch.equal(embed(time, torch.zeros(2, 3)), embed(time))
+    embed, time = TimeEmbedding(8, 36, num_augmentation_channels=3), torch.tensor([0.0, 3.0])
+    numbers = torch.randn(2, 3)
+    expected = embed.layers(Sinusoids()(time, 8) + numbers @ embed.augmentation.weight.mT)
+    torch.testing.assert_close(embed(time, Condition(augmentation=numbers)), expected)
+    assert torch.equal(embed(time, Condition(augmentation=torch.zeros(2, 3))), embed(time))
 
 
-@pytest.mark.parametrize(("known", "told"), [(0, 3), (9, 3)])
-def test_an_augmentation_of_another_length_is_refused(known: int, told: int) -> None:
-    embed = TimeEmbedding(8, 36, num_augmentation_channels=known)
-    message = f"augmentation must be told in num_augmentation_channels={known} numbers an image, got {told}"
+def test_the_noise_of_a_low_resolution_image_is_the_last_number() -> None:
+    embed, time = TimeEmbedding(8, 36, num_augmentation_channels=3), torch.tensor([0.0, 3.0])
+    numbers, noise = torch.randn(2, 2), torch.tensor([0.1, 0.4])
+    both = Condition(augmentation=numbers, low_resolution_noise=noise)
+    joined = Condition(augmentation=torch.cat([numbers, noise[:, None]], dim=1))
+    assert torch.equal(embed(time, both), embed(time, joined))
+    alone = Condition(augmentation=torch.cat([torch.zeros(2, 2), noise[:, None]], dim=1))
+    assert torch.equal(embed(time, Condition(low_resolution_noise=noise)), embed(time, alone))
+
+
+@pytest.mark.parametrize(("wanted", "given"), [(0, 3), (9, 3)])
+def test_an_augmentation_of_another_length_is_refused(wanted: int, given: int) -> None:
+    embed = TimeEmbedding(8, 36, num_augmentation_channels=wanted)
+    message = f"must have num_augmentation_channels={wanted} values per image, got {given}"
     with pytest.raises(ValueError, match=message):
-        embed(torch.tensor([0.0, 3.0]), torch.zeros(2, told))
+        embed(torch.tensor([0.0, 3.0]), Condition(augmentation=torch.zeros(2, given)))
 
 
 def test_a_negative_length_of_the_augmentation_is_refused() -> None:

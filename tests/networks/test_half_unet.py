@@ -91,5 +91,5 @@ def test_images_of_another_shape_are_refused() -> None:
 
 
 def test_fewer_than_two_classes_are_refused() -> None:
-    with pytest.raises(ValueError, match="num_classes must be at least 2 to tell them apart, got 1"):
+    with pytest.raises(ValueError, match="num_classes must be at least 2, got 1"):
         HalfUNet(2, 1, resolution=16)

@@ -95,7 +95,7 @@ def test_a_low_resolution_image_is_told_beside_the_noisy_one(kind: type[Network]
     x_t, time, condition = batch()
     answers = [upsampler(x_t, time, replace(condition, low_resolution=torch.randn(3, 2, 8, 8))) for _ in range(2)]
     assert float((answers[0] - answers[1]).abs().amax(dim=(1, 2, 3)).min()) > 1e-4
-    with pytest.raises(ValueError, match="low_resolution must be given to this network as None"):
+    with pytest.raises(ValueError, match="`low_resolution` must be None for this network"):
         network(x_t, time, replace(condition, low_resolution=torch.randn(3, 2, 8, 8)))
 
 
@@ -142,11 +142,11 @@ def test_images_of_another_shape_are_refused(kind: type[Network], shape: tuple[i
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"patch_size": 3}, "patch_size must divide the resolution, 16, got 3"),
+        ({"patch_size": 3}, "patch_size must divide resolution=16, got 3"),
         ({"num_heads": 3}, "num_heads must divide channels=16, got 3"),
         ({"depth": 0}, "depth must be at least 1, got 0"),
         ({"mlp_ratio": 0.0}, "mlp_ratio must be above 0, got 0.0"),
-        ({"channels": 18, "num_heads": 2}, "channels must be divisible by 4, .* got 18"),
+        ({"channels": 18, "num_heads": 2}, "channels must be divisible by 4 .* got 18"),
     ],
 )
 def test_settings_that_do_not_fit_together_are_refused(
@@ -157,7 +157,7 @@ def test_settings_that_do_not_fit_together_are_refused(
 
 
 def test_heads_that_cannot_be_rotated_both_ways_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"channels / num_heads must be divisible by 4, .* got 6"):
+    with pytest.raises(ValueError, match=r"channels / num_heads must be divisible by 4 .* got 6"):
         small(PixelTransformer, channels=12, num_heads=2)
 
 

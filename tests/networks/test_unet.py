@@ -111,8 +111,8 @@ def test_the_null_label_has_a_row_only_where_labels_are_dropped() -> None:
 def test_labels_that_are_missing_or_of_no_use_are_refused(label: Tensor | None) -> None:
     x_t, time, _ = batch()
     network = small(labels=Labels() if label is not None else Labels(4, dropout=0.1))
-    wanted = "no label" if label is not None else r"labels in 0\.\.4"
-    with pytest.raises(ValueError, match=f"label must be given to this network as {wanted}, got"):
+    wanted = "None" if label is not None else r"labels in 0\.\.4"
+    with pytest.raises(ValueError, match=f"`label` must be {wanted} for this network, got"):
         network(x_t, time, Condition(label))
 
 
@@ -146,14 +146,14 @@ def test_images_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
         ({"patch_size": 3}, r"resolution must be divisible by 6 \(patch_size=3 and 2 levels.* got 16; .*resolution=18"),
         ({"patch_size": 0}, "patch_size must .* got 0"),
         ({"channel_multipliers": ()}, "channel_multipliers must "),
-        ({"attention_resolutions": (7,)}, r"attention_resolutions must name sides among \[16, 8\] .* got \[7\]"),
-        ({"num_groups": 3}, "num_groups must divide every level's channels, got num_groups=3 for 8"),
+        ({"attention_resolutions": (7,)}, r"attention_resolutions must be sides among \[16, 8\] .* got \[7\]"),
+        ({"num_groups": 3}, "num_groups must divide the channels of every level, got num_groups=3 for 8"),
         ({"head_channels": 5}, "head_channels must divide the channels of levels with attention, got 5 for 16"),
         ({"num_heads": 3}, "num_heads must divide the channels of levels with attention, got 3 for 16"),
-        ({"num_heads": 2, "head_channels": 4}, "num_heads must be null where head_channels is given, got num_heads=2"),
+        ({"num_heads": 2, "head_channels": 4}, "num_heads must be null if head_channels is given, got num_heads=2"),
         (
             {"num_blocks": (1, 2, 3)},
-            r"num_blocks must be .* one number for all 2 levels or one for each, got \[1, 2, 3\]",
+            r"num_blocks must be .* one number for all 2 levels or one number per level, got \[1, 2, 3\]",
         ),
         ({"num_blocks": 0}, "num_blocks must be at least 1, .* got 0"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
@@ -221,7 +221,7 @@ def test_time_acts_on_the_second_normalisation(normalise: Callable[[Tensor, Tens
 def test_downsampling_pads_at_the_right_and_the_bottom_alone() -> None:
     downsample = Downsample(3)
     corner = torch.zeros(3, 3, 3, 3)
-    corner[range(3), range(3), 0, 0] = 1  # each channel's upper left neighbour
+    corner[range(3), range(3), 0, 0] = 1  # each channel's upper left neighbor
     downsample.load_state_dict({"conv.weight": corner, "conv.bias": torch.zeros(3)})
     x = torch.randn(5, 3, 8, 6)
     torch.testing.assert_close(downsample(x, torch.zeros(5, 4)), x[:, :, ::2, ::2])
@@ -338,7 +338,7 @@ def test_an_enlarged_low_resolution_image_stands_beside_the_noisy_one() -> None:
 def test_a_low_resolution_image_that_is_missing_or_of_no_use_is_refused(known: int, low: Tensor | None) -> None:
     x_t, time, condition = batch()
     wanted = rf"\[B, {known}, h, w\]" if known else "None"
-    with pytest.raises(ValueError, match=f"low_resolution must be given to this network as {wanted}, got"):
+    with pytest.raises(ValueError, match=f"`low_resolution` must be {wanted} for this network, got"):
         small(low_resolution_channels=known)(x_t, time, replace(condition, low_resolution=low))
 
 

@@ -25,8 +25,8 @@ PREDICTION = pytest.mark.parametrize("prediction", [Epsilon(), V()], ids=str)
 LEARNED = pytest.mark.parametrize("variance", [LearnedRange(), LearnedDiagonal()], ids=str)
 
 
-def answered(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x_0, noise, and a network's answers for mean and variance: [5, 3, 8, 6] each, float64."""
+def random_example(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return x_0, noise, and network outputs for mean and variance: [5, 3, 8, 6] each, float64."""
     generator = torch.Generator().manual_seed(seed)
     x_0 = torch.randint(0, 256, (5, 3, 8, 6), generator=generator).double() / 127.5 - 1
     noise, mean, variance = torch.randn(3, 5, 3, 8, 6, dtype=torch.float64, generator=generator)
@@ -40,12 +40,12 @@ def loss_of(objective: Denoising | Hybrid | Variational, x_0: Tensor, noise: Ten
 
 @PREDICTION
 @LEARNED
-def test_hybrid_is_the_simple_loss_and_a_thousandth_of_t_times_the_bounds_term(
+def test_hybrid_is_the_simple_loss_plus_t_over_1000_times_the_term_of_the_bound(
     prediction: Prediction, variance: Variance
 ) -> None:
-    x_0, noise, mean, answer = answered()
+    x_0, noise, mean, variance_output = random_example()
     simple, bound = Denoising(prediction), Variational(prediction, variance)
-    output = torch.cat([mean, answer], dim=1)
+    output = torch.cat([mean, variance_output], dim=1)
     term = loss_of(bound, x_0, noise, output) / T
     expected = loss_of(simple, x_0, noise, mean) + T / 1000 * term  # Nichol & Dhariwal (2021), eq. 16, code
     torch.testing.assert_close(loss_of(Hybrid(simple, bound), x_0, noise, output), expected, rtol=1e-12, atol=0)
@@ -54,47 +54,45 @@ def test_hybrid_is_the_simple_loss_and_a_thousandth_of_t_times_the_bounds_term(
 @PREDICTION
 @LEARNED
 @pytest.mark.parametrize("bound_weight", [0.001, 1.0])
-def test_the_bound_teaches_the_variance_and_nothing_else(
-    prediction: Prediction, variance: Variance, bound_weight: float
-) -> None:
-    x_0, noise, mean, answer = answered()
+def test_the_bound_trains_only_the_variance(prediction: Prediction, variance: Variance, bound_weight: float) -> None:
+    x_0, noise, mean, variance_output = random_example()
     simple, bound = Denoising(prediction), Variational(prediction, variance)
-    output = torch.cat([mean, answer], dim=1)
+    output = torch.cat([mean, variance_output], dim=1)
     hybrid = loss_of(Hybrid(simple, bound, bound_weight), x_0, noise, output).sum()
-    of_mean, of_variance = torch.autograd.grad(hybrid, (mean, answer))
+    of_mean, of_variance = torch.autograd.grad(hybrid, (mean, variance_output))
     (alone,) = torch.autograd.grad(loss_of(simple, x_0, noise, mean).sum(), mean)
     assert torch.equal(of_mean, alone)
-    through_both, of_bound = torch.autograd.grad(loss_of(bound, x_0, noise, output).sum(), (mean, answer))
+    through_both, of_bound = torch.autograd.grad(loss_of(bound, x_0, noise, output).sum(), (mean, variance_output))
     torch.testing.assert_close(of_variance, bound_weight * of_bound, rtol=1e-9, atol=1e-15)
     assert bool((of_variance != 0).all())
-    assert float(through_both.abs().max()) > 1e-3  # which is what the stopped gradient keeps out
+    assert float(through_both.abs().max()) > 1e-3  # the gradient that detach() removes
 
 
 @PREDICTION
-def test_a_hybrid_of_the_bound_alone_has_no_gradient_for_the_mean(prediction: Prediction) -> None:
-    x_0, noise, _, answer = answered()
-    target = prediction.target(x_0, noise, TIMES, PROCESS).requires_grad_()  # where the simple loss is at its least
+def test_the_bound_has_no_gradient_for_the_mean(prediction: Prediction) -> None:
+    x_0, noise, _, variance_output = random_example()
+    target = prediction.target(x_0, noise, TIMES, PROCESS).requires_grad_()  # the minimum of the simple loss
     hybrid = Hybrid(Denoising(prediction), Variational(prediction, LearnedRange()))
-    loss = loss_of(hybrid, x_0, noise, torch.cat([target + 0 * answer, answer], dim=1)).sum()
-    of_mean, of_variance = torch.autograd.grad(loss, (target, answer))
+    loss = loss_of(hybrid, x_0, noise, torch.cat([target + 0 * variance_output, variance_output], dim=1)).sum()
+    of_mean, of_variance = torch.autograd.grad(loss, (target, variance_output))
     assert of_mean.abs().max() == 0
     assert float(of_variance.abs().min()) > 0
 
 
-def test_a_weighting_of_the_simple_loss_leaves_the_bound_as_it_is() -> None:
-    x_0, noise, mean, answer = answered()
+def test_a_weighting_of_the_simple_loss_does_not_change_the_bound() -> None:
+    x_0, noise, mean, variance_output = random_example()
     bound = Variational(V(), LearnedRange())
-    output = torch.cat([mean, answer], dim=1)
-    rests = [
+    output = torch.cat([mean, variance_output], dim=1)
+    bounds = [
         loss_of(Hybrid(simple, bound, 0.5), x_0, noise, output) - loss_of(simple, x_0, noise, mean)
         for simple in (Denoising(V()), Denoising(V(), MinSNR()))
     ]
-    torch.testing.assert_close(*rests, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(*bounds, rtol=1e-9, atol=1e-12)
 
 
-def test_answers_in_bfloat16_are_computed_in_float32() -> None:
-    x_0, noise, mean, answer = answered()
-    half = torch.cat([mean, answer], dim=1).detach().bfloat16()
+def test_loss_of_bfloat16_outputs_is_computed_in_float32() -> None:
+    x_0, noise, mean, variance_output = random_example()
+    half = torch.cat([mean, variance_output], dim=1).detach().bfloat16()
     hybrid = Hybrid(Denoising(V()), Variational(V(), LearnedRange()))
     losses = [loss_of(hybrid, x_0.float(), noise.float(), output) for output in (half, half.float())]
     assert losses[0].dtype == torch.float32
@@ -102,22 +100,22 @@ def test_answers_in_bfloat16_are_computed_in_float32() -> None:
 
 
 @pytest.mark.parametrize("variance", [FixedSmall(), FixedLarge()], ids=str)
-def test_a_fixed_variance_has_nothing_to_learn_from_the_bound(variance: Variance) -> None:
+def test_a_fixed_variance_is_rejected(variance: Variance) -> None:
     message = f"variance must be learned_range or learned_diagonal for objective=hybrid.* got {type(variance).__name__}"
     with pytest.raises(ValueError, match=message):
         Hybrid(Denoising(V()), Variational(V(), variance))
 
 
-def test_a_bound_that_counts_less_than_nothing_is_refused() -> None:
+def test_a_negative_bound_weight_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"bound_weight must be at least 0, got -0.001"):
         Hybrid(Denoising(V()), Variational(V(), LearnedRange()), -0.001)
     Hybrid(Denoising(V()), Variational(V(), LearnedRange()), 0.0)
 
 
-def test_hybrid_needs_a_table_and_twice_the_channels() -> None:
+def test_hybrid_requires_discrete_steps_and_twice_the_channels() -> None:
     hybrid = Hybrid(Denoising(V()), Variational(V(), LearnedRange()))
     hybrid.require(PROCESS.schedule, 3, 6)
-    with pytest.raises(ValueError, match=r"objective=vlb and hybrid need a schedule of steps .* RectifiedFlowSchedule"):
+    with pytest.raises(ValueError, match=r"schedule must have discrete steps .* RectifiedFlowSchedule"):
         hybrid.require(RectifiedFlowSchedule(), 3, 6)
     with pytest.raises(ValueError, match=r"out_channels must be 6 for a learned variance, twice the 3 .* got 3"):
         hybrid.require(PROCESS.schedule, 3, 3)

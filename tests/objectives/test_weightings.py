@@ -35,7 +35,7 @@ WEIGHTINGS = [Constant(), MinSNR(), SoftMinSNR(), TruncatedSNR(), P2(), P2(0.5, 
         (TruncatedSNR(), [1.0, 1.0, 1.0, 4.0, 16.0]),
         (P2(), [0.0, 0.2, 0.5, 0.8, 16 / 17]),
         (P2(3.0, 0.5), [0.0, 0.25 / math.sqrt(3.25), 0.5, 4 / math.sqrt(7), 16 / math.sqrt(19)]),
-        (P2(3.0, 0.0), SNR),  # no weight on the noise's error
+        (P2(3.0, 0.0), SNR),  # weight 1 for the error of the noise
         (EDMWeighting(), [4.0, 4.25, 5.0, 8.0, 20.0]),  # (sigma^2 + 0.25) / (0.5 sigma)^2
         (EDMWeighting(2.0), [0.25, 0.5, 1.25, 4.25, 16.25]),
     ],
@@ -51,7 +51,7 @@ def test_weights_of_the_x_0_error_are_those_of_the_papers(weighting: Weighting, 
     ("weighting", "limit"), [(Constant(), 1.0), (MinSNR(), 5.0), (SoftMinSNR(), 4.0), (P2(), 1.0), (P2(1.0, 2.0), 0.0)],
     ids=str,
 )  # fmt: skip
-def test_weights_of_an_image_without_noise_are_their_limits(weighting: Weighting, limit: float) -> None:
+def test_weights_for_infinite_snr_are_the_limits(weighting: Weighting, limit: float) -> None:
     assert weighting(torch.tensor([math.inf], dtype=torch.float64)).tolist() == [limit]
 
 
@@ -67,16 +67,14 @@ def test_min_snr_weights_are_divided_by_snr_for_epsilon_1_for_x_0_and_snr_plus_1
     process = GaussianProcess(VPSchedule())
     t = process.schedule.at_log_snr(torch.full((5,), math.log(snr), dtype=torch.float64))
     output = torch.full((5, 3, 8, 6), 2.0, dtype=torch.float64)
-    nothing = torch.zeros_like(output)
-    loss = Denoising(prediction, MinSNR(3.0))(output, nothing, nothing, nothing, t, process)
+    zeros = torch.zeros_like(output)
+    loss = Denoising(prediction, MinSNR(3.0))(output, zeros, zeros, zeros, t, process)
     assert loss.tolist() == pytest.approx([4 * min(snr, 3.0) / divisor(snr)] * 5, rel=1e-9)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS, ids=str)
 @pytest.mark.parametrize("weighting", WEIGHTINGS, ids=str)
-def test_every_weight_is_that_of_the_x_0_error_in_value_and_gradient(
-    prediction: Prediction, weighting: Weighting
-) -> None:
+def test_weights_apply_to_the_x_0_error_in_value_and_gradient(prediction: Prediction, weighting: Weighting) -> None:
     x_0, noise, output = torch.randn(3, 5, 3, 8, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     output.requires_grad_()
     for schedule in SCHEDULES:
@@ -93,7 +91,7 @@ def test_every_weight_is_that_of_the_x_0_error_in_value_and_gradient(
         assert_same(*gradients)
 
 
-def test_edm_weights_make_an_edm_network_learn_every_noise_level_alike() -> None:
+def test_edm_weights_are_1_for_the_error_of_an_edm_network() -> None:
     x_0, noise, output = torch.randn(3, 5, 3, 8, 6, dtype=torch.float64)
     for schedule in SCHEDULES:
         process, t = GaussianProcess(schedule), some_times(schedule)
@@ -106,7 +104,7 @@ def test_edm_weights_make_an_edm_network_learn_every_noise_level_alike() -> None
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS, ids=str)
-def test_a_weighting_cannot_be_changed(weighting: Weighting) -> None:
+def test_weightings_are_immutable(weighting: Weighting) -> None:
     with pytest.raises(FrozenInstanceError):
         weighting.gamma = 0.7  # type: ignore[attr-defined]
 
@@ -126,7 +124,7 @@ def test_no_weighting_is_none() -> None:
         (lambda: EDMWeighting(0.0), "sigma_data must be above 0, got 0.0"),
     ],
 )
-def test_settings_out_of_range_are_refused(build: Callable[[], Weighting], message: str) -> None:
+def test_invalid_settings_are_rejected(build: Callable[[], Weighting], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
 

@@ -1,4 +1,4 @@
-"""Golden values: float64, from independent public implementations, compared to the digits written."""
+"""Golden values from independent public implementations in float64, compared to all digits that are listed."""
 
 import math
 from collections.abc import Callable
@@ -46,14 +46,14 @@ GOLDEN = [
 
 
 def assert_agrees(value: float, golden: str) -> None:
-    """To the last digit written."""
+    """Assert that value agrees with all digits of golden."""
     exponent = Decimal(golden).as_tuple().exponent
     assert isinstance(exponent, int)
     assert abs(value - float(golden)) <= 0.5000001 * 10.0**exponent, (value, golden)
 
 
 @pytest.mark.parametrize(("schedule", "ends", "levels"), GOLDEN, ids=lambda value: str(value)[:40])
-def test_signal_levels_and_variances_are_the_published_ones(schedule: TableSchedule, ends: str, levels: str) -> None:
+def test_alpha_bar_and_betas_are_the_published_values(schedule: TableSchedule, ends: str, levels: str) -> None:
     steps = schedule.num_timesteps
     index = [0, steps // 4 - 1, steps // 2 - 1, 3 * steps // 4 - 1, steps - 1]
     for value, golden in zip(schedule.alpha_bar[index].tolist(), levels.split(), strict=True):
@@ -63,31 +63,31 @@ def test_signal_levels_and_variances_are_the_published_ones(schedule: TableSched
 
 
 @pytest.mark.parametrize("schedule", TABLES, ids=str)
-def test_variances_and_signal_levels_are_float64_and_one_for_each_step(schedule: TableSchedule) -> None:
+def test_tables_are_float64_with_one_value_per_step(schedule: TableSchedule) -> None:
     for table in (schedule.betas, schedule.alpha_bar, schedule.steps):
         assert table.dtype == torch.float64
         assert table.shape == (schedule.num_timesteps,)
 
 
-def test_linear_variances_grow_by_equal_steps() -> None:
+def test_linear_variances_are_evenly_spaced() -> None:
     torch.testing.assert_close(LinearSchedule(5, 0.1, 0.5).betas, torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5]).double())
 
 
 @given(st.integers(20, 4000))
-def test_scaled_linear_variances_of_any_table_are_those_of_1000_steps_stretched(steps: int) -> None:
+def test_linear_scaled_variances_have_the_same_sum_for_any_number_of_steps(steps: int) -> None:
     betas = LinearScaledSchedule(steps).betas
     assert float(betas[0]) == pytest.approx(0.1 / steps, rel=1e-12)
     assert float(betas[-1]) == pytest.approx(min(20 / steps, 1), rel=1e-12)
     assert float(betas.sum()) == pytest.approx(10.05, rel=1e-12)  # 1000 times the mean of 1e-4 and 0.02
 
 
-def test_roots_of_quadratic_variances_grow_by_equal_steps() -> None:
+def test_square_roots_of_quadratic_variances_are_evenly_spaced() -> None:
     betas = QuadraticSchedule(4, 0.01, 0.16).betas
     assert betas.tolist() == pytest.approx([0.01, 0.04, 0.09, 0.16], rel=1e-12)
 
 
 @pytest.mark.parametrize("offset", [0.008, 0.05])
-def test_cosine_signal_follows_equation_17_up_to_the_bounded_last_step(offset: float) -> None:
+def test_cosine_alpha_bar_is_equation_17_up_to_the_clipped_last_step(offset: float) -> None:
     schedule = CosineSchedule(1000, offset)
     curve = torch.cos((schedule.steps + offset) / (1 + offset) * math.pi / 2) ** 2
     expected = curve / math.cos(offset / (1 + offset) * math.pi / 2) ** 2  # Nichol & Dhariwal (2021), eq. 17
@@ -96,67 +96,67 @@ def test_cosine_signal_follows_equation_17_up_to_the_bounded_last_step(offset: f
 
 
 @pytest.mark.parametrize("schedule", [CosineSchedule(40, max_beta=0.2), SigmoidSchedule(40, max_beta=0.2)], ids=str)
-def test_no_variance_passes_its_bound(schedule: TableSchedule) -> None:
+def test_variances_are_clipped_to_max_beta(schedule: TableSchedule) -> None:
     assert float(schedule.betas.max()) == 0.2
     assert int((schedule.betas == 0.2).sum()) > 1
 
 
 @pytest.mark.parametrize(("start", "end", "temperature"), [(-3.0, 3.0, 1.0), (0.0, 3.0, 0.7), (-2.0, 4.0, 1.5)])
-def test_sigmoid_signal_follows_algorithm_1_of_jabri_et_al(start: float, end: float, temperature: float) -> None:
+def test_sigmoid_alpha_bar_is_algorithm_1_of_jabri_et_al(start: float, end: float, temperature: float) -> None:
     schedule = SigmoidSchedule(50, start, end, temperature)
 
     def sigmoid(x: float) -> float:
         return 1 / (1 + math.exp(-x / temperature))
 
-    for k in range(1, 50):  # the last step is bounded
+    for k in range(1, 50):  # the last step is clipped
         level = (sigmoid(end) - sigmoid(start + k / 50 * (end - start))) / (sigmoid(end) - sigmoid(start))
         assert float(schedule.alpha_bar[k - 1]) == pytest.approx(level, rel=1e-9)
 
 
-def test_the_published_last_level_of_the_sigmoid_comes_from_ends_rounded_to_float32() -> None:
+def test_the_published_last_alpha_bar_of_the_sigmoid_differs_by_float32_rounding_of_the_ends() -> None:
     start, end = torch.tensor([-3.0, 3.0]).sigmoid().double()
     before_last = (end - torch.tensor(3 - 6 / 1000, dtype=torch.float64).sigmoid()) / (end - start)
     before_last = before_last / ((end - torch.tensor(-3.0).double().sigmoid()) / (end - start))
-    assert_agrees(0.001 * float(before_last), "3.002870e-07")  # against 3.002792e-07 above
+    assert_agrees(0.001 * float(before_last), "3.002870e-07")  # GOLDEN has the float64 value 3.002792e-07
     assert float(SigmoidSchedule(1000).alpha_bar[-1]) == pytest.approx(0.001 * float(before_last), rel=3e-5)
 
 
-def test_sigmoid_variances_run_from_the_ends_of_a_sigmoid_over_minus_6_to_6() -> None:
+def test_sigmoid_beta_variances_are_a_sigmoid_over_minus_6_to_6() -> None:
     betas = SigmoidBetaSchedule(13, 0.1, 0.5).betas
     expected = [0.1 + 0.4 / (1 + math.exp(-x)) for x in range(-6, 7)]
     assert betas.tolist() == pytest.approx(expected, rel=1e-12)
 
 
-def test_constant_variances_let_the_signal_decay_by_equal_factors() -> None:
+def test_constant_variances_give_a_geometric_alpha_bar() -> None:
     schedule = ConstantSchedule(30, 0.05)
     assert schedule.betas.tolist() == [0.05] * 30
     assert schedule.alpha_bar.tolist() == pytest.approx([0.95**k for k in range(1, 31)], rel=1e-12)
 
 
 @given(st.integers(1, 2000))
-def test_jsd_signal_level_falls_evenly_to_0(steps: int) -> None:
+def test_jsd_alpha_bar_falls_linearly_to_0(steps: int) -> None:
     schedule = JSDSchedule(steps)
     assert schedule.betas.tolist() == pytest.approx([1 / (steps - k) for k in range(steps)], rel=1e-12)
     assert schedule.alpha_bar.tolist() == pytest.approx([1 - k / steps for k in range(1, steps + 1)], abs=1e-12)
     assert float(schedule.alpha_bar[-1]) == 0
 
 
-def test_warmup_variances_grow_for_a_share_of_the_steps_then_stay() -> None:
+def test_warmup_variances_increase_for_a_fraction_of_the_steps() -> None:
     assert WarmupSchedule(10, 0.1, 0.4, 0.4).betas.tolist() == pytest.approx([0.1, 0.2, 0.3] + [0.4] * 7, rel=1e-12)
     assert WarmupSchedule(10, 0.1, 0.4, 0.0).betas.tolist() == [0.4] * 10
-    grown = WarmupSchedule(10, 0.1, 0.4, 1.0).betas
-    torch.testing.assert_close(grown, LinearSchedule(10, 0.1, 0.4).betas, rtol=1e-12, atol=0)
+    full = WarmupSchedule(10, 0.1, 0.4, 1.0).betas
+    torch.testing.assert_close(full, LinearSchedule(10, 0.1, 0.4).betas, rtol=1e-12, atol=0)
 
 
-def test_schedules_are_those_of_ho_et_al_unless_said() -> None:
+def test_default_settings_are_those_of_ho_et_al() -> None:
     assert ConstantSchedule().betas.tolist() == [0.02] * 1000
-    grown = WarmupSchedule().betas
-    assert int((grown < 0.02).sum()) == 99  # the hundredth has arrived
-    assert [float(grown[0]), float(grown[-1]), len(grown)] == [1e-4, 0.02, 1000]
+    betas = WarmupSchedule().betas
+    assert int((betas < 0.02).sum()) == 99  # the hundredth is 0.02
+    assert [float(betas[0]), float(betas[-1]), len(betas)] == [1e-4, 0.02, 1000]
 
 
 @pytest.mark.parametrize("schedule", [table for table in TABLES if not isinstance(table, CustomSchedule)], ids=str)
-def test_a_table_has_1000_steps_unless_said_and_its_end_is_asked_for_by_name(schedule: TableSchedule) -> None:
+def test_tables_have_1000_steps_by_default_and_zero_terminal_snr_is_keyword_only(schedule: TableSchedule) -> None:
     kind: Any = type(schedule)
     assert kind().num_timesteps == 1000
     assert not kind().zero_terminal_snr
@@ -185,7 +185,7 @@ def test_a_custom_schedule_has_exactly_the_given_variances() -> None:
     ],
     ids=str,
 )
-def test_zero_terminal_snr_stretches_the_alphas_to_0_and_keeps_the_first(
+def test_zero_terminal_snr_rescales_alpha_to_end_at_0_and_keeps_the_first(
     schedule: TableSchedule, rescaled: TableSchedule
 ) -> None:
     old, _ = schedule.coefficients(schedule.steps)
@@ -213,13 +213,13 @@ def test_only_jsd_and_zero_terminal_snr_end_without_signal(schedule: TableSchedu
         (lambda: LinearScaledSchedule(0), "num_timesteps must be a whole number of at least 1, got 0"),
         (lambda: CustomSchedule([]), "num_timesteps must be a whole number of at least 1, got 0"),
         (lambda: LinearSchedule(10.5), "num_timesteps must be a whole number of at least 1, got 10.5"),  # type: ignore[arg-type]
-        (lambda: LinearSchedule(beta_start=-0.1), r"betas must be in \[0, 1\], got -0.1; LinearSchedule gives it"),
-        (lambda: LinearSchedule(beta_end=1.1), r"betas must be in \[0, 1\], got 1.*; LinearSchedule gives it"),
-        (lambda: LinearScaledSchedule(10), r"betas must be in \[0, 1\], got 1.*; LinearScaledSchedule gives it"),
-        (lambda: SigmoidBetaSchedule(beta_end=1.1), r"betas must be in \[0, 1\], got 1.*; SigmoidBetaSchedule gives"),
-        (lambda: ConstantSchedule(5, -0.2), r"betas must be in \[0, 1\], got -0.2; ConstantSchedule gives it"),
-        (lambda: CustomSchedule([0.1, 1.5]), r"betas must be in \[0, 1\], got 1.5; CustomSchedule gives it"),
-        (lambda: CustomSchedule([0.1, math.nan]), r"betas must be in \[0, 1\], got nan; CustomSchedule gives it"),
+        (lambda: LinearSchedule(beta_start=-0.1), r"betas must be in \[0, 1\], got -0.1 from LinearSchedule"),
+        (lambda: LinearSchedule(beta_end=1.1), r"betas must be in \[0, 1\], got 1.* from LinearSchedule"),
+        (lambda: LinearScaledSchedule(10), r"betas must be in \[0, 1\], got 1.* from LinearScaledSchedule"),
+        (lambda: SigmoidBetaSchedule(beta_end=1.1), r"betas must be in \[0, 1\], got 1.* from SigmoidBetaSchedule"),
+        (lambda: ConstantSchedule(5, -0.2), r"betas must be in \[0, 1\], got -0.2 from ConstantSchedule"),
+        (lambda: CustomSchedule([0.1, 1.5]), r"betas must be in \[0, 1\], got 1.5 from CustomSchedule"),
+        (lambda: CustomSchedule([0.1, math.nan]), r"betas must be in \[0, 1\], got nan from CustomSchedule"),
         (lambda: QuadraticSchedule(beta_start=-0.1), r"beta_start must be in \[0, 1\], got -0.1"),
         (lambda: QuadraticSchedule(beta_end=1.1), r"beta_end must be in \[0, 1\], got 1.1"),
         (lambda: CosineSchedule(offset=1.0), r"offset must be in \[0, 1\), got 1.0"),
@@ -232,12 +232,12 @@ def test_only_jsd_and_zero_terminal_snr_end_without_signal(schedule: TableSchedu
         (lambda: WarmupSchedule(fraction=-0.1), r"fraction must be in \[0, 1\], got -0.1"),
         (lambda: CustomSchedule([0.1, 1.0, 0.1]), "betas must be below 1 before the last step, got 1"),
         (lambda: ConstantSchedule(5, 1.0), "betas must be below 1 before the last step, got 1"),
-        (lambda: JSDSchedule(40, zero_terminal_snr=True), "zero_terminal_snr must be false .* last alpha is 0 already"),
-        (lambda: CustomSchedule([0.1], zero_terminal_snr=True), "zero_terminal_snr must be false for one step"),
-        (lambda: CustomSchedule([0.1, 0.0], zero_terminal_snr=True), "and where no step after the first adds noise"),
+        (lambda: JSDSchedule(40, zero_terminal_snr=True), "zero_terminal_snr must be false .* is already 0"),
+        (lambda: CustomSchedule([0.1], zero_terminal_snr=True), "zero_terminal_snr must be false .* a single step"),
+        (lambda: CustomSchedule([0.1, 0.0], zero_terminal_snr=True), "if no step after the first adds noise, got true"),
     ],
 )
-def test_settings_out_of_range_are_refused(build: Callable[[], NoiseSchedule], message: str) -> None:
+def test_invalid_settings_are_rejected(build: Callable[[], NoiseSchedule], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
 

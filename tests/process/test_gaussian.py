@@ -15,13 +15,15 @@ from diffusion_lab.process import (
     LinearSchedule,
     NoiseSchedule,
     TableSchedule,
+    weighted_sum,
+    widen,
 )
-from support.schedule_examples import CURVES, some_times
+from support.schedule_examples import CONTINUOUS, some_times
 
 T = 20
 SCHEDULE = CosineSchedule(T)
 PROCESS = GaussianProcess(SCHEDULE)
-NO_NOISE_AT_FIRST = GaussianProcess(LinearSchedule(50, 0.0, 0.98))
+NOISELESS_FIRST_STEP = GaussianProcess(LinearSchedule(50, 0.0, 0.98))
 
 processes = st.sampled_from(
     [PROCESS, GaussianProcess(LinearSchedule(T, 1e-3, 0.4)), GaussianProcess(LinearSchedule(T))]
@@ -29,27 +31,27 @@ processes = st.sampled_from(
 increasing_steps = st.lists(st.integers(1, T), min_size=2, unique=True).map(sorted)
 
 
-def times(*steps: int, of: int = T) -> Tensor:
-    return torch.tensor(steps, dtype=torch.float64) / of
+def times(*steps: int, total: int = T) -> Tensor:
+    return torch.tensor(steps, dtype=torch.float64) / total
 
 
 def assert_same(actual: Tensor, expected: Tensor, tolerance: float = 1e-12) -> None:
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
-def test_noisy_image_weighs_image_and_noise() -> None:
+def test_q_sample_is_the_weighted_sum_of_image_and_noise() -> None:
     x_0, noise = torch.randn(3, 2, 8, 6).double(), torch.randn(3, 2, 8, 6).double()
     x_t = PROCESS.q_sample(x_0, times(0, 7, 20), noise)
-    level = SCHEDULE.alpha_bar[[6, 19]].tolist()
+    alpha_bar = SCHEDULE.alpha_bar[[6, 19]].tolist()
     assert_same(x_t[0], x_0[0])
-    assert_same(x_t[1], math.sqrt(level[0]) * x_0[1] + math.sqrt(1 - level[0]) * noise[1])
-    assert_same(x_t[2], math.sqrt(level[1]) * x_0[2] + math.sqrt(1 - level[1]) * noise[2])
+    assert_same(x_t[1], math.sqrt(alpha_bar[0]) * x_0[1] + math.sqrt(1 - alpha_bar[0]) * noise[1])
+    assert_same(x_t[2], math.sqrt(alpha_bar[1]) * x_0[2] + math.sqrt(1 - alpha_bar[1]) * noise[2])
 
 
-def test_as_many_images_as_columns_still_have_one_time_each() -> None:
+def test_each_image_has_its_own_time_if_there_are_as_many_images_as_columns() -> None:
     x_0, noise, t = torch.randn(6, 3, 8, 6), torch.randn(6, 3, 8, 6), times(1, 4, 7, 11, 15, 20)
     s = times(0, 3, 2, 10, 14, 1)
-    answers = (
+    batched = (
         PROCESS.q_sample(x_0, t, noise),
         PROCESS.q_step(x_0, s, t, noise),
         PROCESS.q_posterior(x_0, noise, s, t)[0],
@@ -62,12 +64,12 @@ def test_as_many_images_as_columns_still_have_one_time_each() -> None:
             PROCESS.q_step(x_0[one], s[one], t[one], noise[one]),
             *PROCESS.q_posterior(x_0[one], noise[one], s[one], t[one]),
         )
-        for whole, single in zip(answers, alone, strict=True):
-            assert torch.equal(whole[one], single)
+        for together, single in zip(batched, alone, strict=True):
+            assert torch.equal(together[one], single)
 
 
 @pytest.mark.parametrize("t", [times(3), times(1, 2, 3, 4, 5, 6), times(1, 2, 3, 4, 5)[:, None], times(3)[0]])
-def test_any_other_number_of_times_than_images_is_refused(t: Tensor) -> None:
+def test_another_number_of_times_than_images_is_rejected(t: Tensor) -> None:
     x = torch.randn(5, 3, 8, 6)
     for call in (
         lambda: PROCESS.coefficients(t, like=x),
@@ -75,32 +77,32 @@ def test_any_other_number_of_times_than_images_is_refused(t: Tensor) -> None:
         lambda: PROCESS.q_step(x, t, t, x),
         lambda: PROCESS.q_posterior(x, x, torch.zeros_like(t), t),
     ):
-        with pytest.raises(ValueError, match=r"t must hold one time per image, \[5\], got \["):
+        with pytest.raises(ValueError, match=r"t must have one value per image, \[5\], got \["):
             call()
 
 
-def test_noise_of_another_shape_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"noise must be shaped as x_0, \[5, 3, 8, 6\], got \[5, 1, 8, 6\]"):
+def test_noise_of_another_shape_is_rejected() -> None:
+    with pytest.raises(ValueError, match=r"noise must have the shape of x_0, \[5, 3, 8, 6\], got \[5, 1, 8, 6\]"):
         PROCESS.q_sample(torch.randn(5, 3, 8, 6), times(1, 2, 3, 4, 5), torch.randn(5, 1, 8, 6))
 
 
-def test_coefficients_are_ready_to_multiply_images() -> None:
+def test_coefficients_broadcast_against_images_in_their_dtype() -> None:
     for dtype in (torch.float32, torch.float64):
         alpha_t, sigma_t = PROCESS.coefficients(times(1, 2, 3, 4, 5), like=torch.zeros(5, 3, 8, 6, dtype=dtype))
         assert (alpha_t.shape, alpha_t.dtype) == ((5, 1, 1, 1), dtype)
         assert (sigma_t.shape, sigma_t.dtype) == ((5, 1, 1, 1), dtype)
 
 
-def test_neighbouring_steps_shrink_by_the_root_of_one_minus_beta_and_add_beta() -> None:
+def test_transition_of_adjacent_steps_is_sqrt_of_one_minus_beta_and_beta() -> None:
     schedule = CosineSchedule(1000)
-    t = times(*range(1, 1001), of=1000)
+    t = times(*range(1, 1001), total=1000)
     scale, variance = GaussianProcess(schedule).transition(t - 1 / 1000, t)
     assert_same(scale, (1 - schedule.betas).sqrt())  # Ho et al. (2020), eq. 2
     torch.testing.assert_close(variance, schedule.betas, rtol=1e-9, atol=0)
 
 
 @given(processes, increasing_steps)
-def test_chained_steps_reach_the_mean_and_variance_of_one_leap(process: GaussianProcess, steps: list[int]) -> None:
+def test_chained_transitions_equal_the_marginal_of_the_last_time(process: GaussianProcess, steps: list[int]) -> None:
     mean, variance = torch.ones(1).double(), torch.zeros(1).double()
     for s, t in zip([0, *steps], steps, strict=False):
         scale, added = process.transition(times(s), times(t))
@@ -110,14 +112,14 @@ def test_chained_steps_reach_the_mean_and_variance_of_one_leap(process: Gaussian
     assert_same(variance, sigma_t**2)
 
 
-def test_one_noisy_step_weighs_image_and_noise() -> None:
+def test_q_step_is_the_weighted_sum_of_image_and_noise() -> None:
     x_s, noise = torch.randn(3, 2, 8, 6).double(), torch.randn(3, 2, 8, 6).double()
     beta = SCHEDULE.betas[[0, 6, 19]].view(3, 1, 1, 1)
     x_t = PROCESS.q_step(x_s, times(0, 6, 19), times(1, 7, 20), noise)
     assert_same(x_t, (1 - beta).sqrt() * x_s + beta.sqrt() * noise)
 
 
-def test_chained_noisy_images_have_the_mean_and_deviation_of_one_leap() -> None:
+def test_images_after_several_q_steps_have_the_mean_and_std_of_the_last_time() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.tensor([0.8, -0.5]).view(2, 1, 1, 1).expand(2, 3, 128, 96)
     steps = [(0, 0), (1, 3), (5, 4), (6, 9), (12, 10)]
@@ -128,18 +130,18 @@ def test_chained_noisy_images_have_the_mean_and_deviation_of_one_leap() -> None:
     assert x.std(dim=(1, 2, 3)).tolist() == pytest.approx(sigma_t.tolist(), abs=0.01)
 
 
-def test_posterior_of_neighbouring_steps_is_equation_7_of_ho_et_al() -> None:
+def test_posterior_of_neighboring_steps_is_equation_7_of_ho_et_al() -> None:
     schedule = LinearSchedule(T, 1e-3, 0.4)
     beta, alpha_bar = schedule.betas, (1 - schedule.betas).cumprod(0)
-    before = torch.cat([torch.ones(1).double(), alpha_bar[:-1]])
-    on_x_0 = before.sqrt() * beta / (1 - alpha_bar)
-    on_x_t = (1 - beta).sqrt() * (1 - before) / (1 - alpha_bar)
-    variance = (1 - before) / (1 - alpha_bar) * beta
+    previous = torch.cat([torch.ones(1).double(), alpha_bar[:-1]])
+    on_x_0 = previous.sqrt() * beta / (1 - alpha_bar)
+    on_x_t = (1 - beta).sqrt() * (1 - previous) / (1 - alpha_bar)
+    variance = (1 - previous) / (1 - alpha_bar) * beta
 
     x_0, x_t = torch.randn(T, 3, 8, 6).double(), torch.randn(T, 3, 8, 6).double()
-    mean, answered = GaussianProcess(schedule).q_posterior(x_0, x_t, times(*range(T)), times(*range(1, T + 1)))
+    mean, found = GaussianProcess(schedule).q_posterior(x_0, x_t, times(*range(T)), times(*range(1, T + 1)))
     assert_same(mean, on_x_0.view(T, 1, 1, 1) * x_0 + on_x_t.view(T, 1, 1, 1) * x_t)
-    assert_same(answered, variance.view(T, 1, 1, 1))
+    assert_same(found, variance.view(T, 1, 1, 1))
 
 
 @given(processes, increasing_steps)
@@ -155,7 +157,7 @@ def test_posterior_of_any_two_times_is_bayes_rule(process: GaussianProcess, step
 
 
 @given(processes, increasing_steps)
-def test_posterior_leads_from_the_later_marginal_to_the_earlier(process: GaussianProcess, steps: list[int]) -> None:
+def test_posterior_maps_the_later_marginal_to_the_earlier(process: GaussianProcess, steps: list[int]) -> None:
     s, t = times(*steps[:-1]), times(*steps[1:])
     alpha_s, sigma_s = process.schedule.coefficients(s)
     alpha_t, sigma_t = process.schedule.coefficients(t)
@@ -174,11 +176,11 @@ def test_posterior_leads_from_the_later_marginal_to_the_earlier(process: Gaussia
     ],
     ids=str,
 )
-def test_log_posterior_variances_are_the_published_ones_and_the_first_is_the_second(
+def test_posterior_log_variances_are_the_published_ones_and_the_first_equals_the_second(
     schedule: TableSchedule, second: float, last: float
 ) -> None:
     steps = schedule.num_timesteps
-    s, t = times(0, 1, steps - 1, of=steps), times(1, 2, steps, of=steps)
+    s, t = times(0, 1, steps - 1, total=steps), times(1, 2, steps, total=steps)
     log_variance = GaussianProcess(schedule).posterior_log_variance(s, t)
     assert log_variance.dtype == torch.float64
     assert [round(value, 6) for value in log_variance.tolist()] == [second, second, last]
@@ -191,30 +193,30 @@ def test_log_variances_are_the_logarithms_of_the_variances(process: GaussianProc
     assert_same(process.transition_log_variance(s, t).exp(), process.transition(s, t)[1])
 
 
-def test_log_variance_of_a_leap_to_the_clean_image_is_that_of_the_step_after() -> None:
+def test_posterior_log_variance_for_s_0_is_that_of_the_following_step() -> None:
     expected = PROCESS.posterior_coefficients(times(9, 19), times(10, 20))[2].log()
     assert_same(PROCESS.posterior_log_variance(times(0, 0), times(9, 19)), expected)
 
 
-def test_log_variance_is_that_of_the_forward_step_where_no_step_follows() -> None:
+def test_posterior_log_variance_for_s_0_without_a_following_step_is_that_of_the_forward_step() -> None:
     _, sigma_t = SCHEDULE.coefficients(times(20))
     assert_same(PROCESS.posterior_log_variance(times(0), times(20)), 2 * sigma_t.log())
-    alone = GaussianProcess(LinearSchedule(1, 0.3, 0.3))
-    assert float(alone.posterior_log_variance(times(0), times(1, of=1))) == pytest.approx(math.log(0.3), rel=1e-9)
-    assert float(GaussianProcess(EDMSchedule()).posterior_log_variance(times(0), times(3, of=1))) == pytest.approx(
+    single = GaussianProcess(LinearSchedule(1, 0.3, 0.3))
+    assert float(single.posterior_log_variance(times(0), times(1, total=1))) == pytest.approx(math.log(0.3), rel=1e-9)
+    assert float(GaussianProcess(EDMSchedule()).posterior_log_variance(times(0), times(3, total=1))) == pytest.approx(
         math.log(9)
     )
 
 
 def test_variances_of_0_have_finite_logarithms_in_float32() -> None:
-    s, t = times(0, 1, of=50), times(1, 2, of=50)
-    for answer in (NO_NOISE_AT_FIRST.posterior_log_variance, NO_NOISE_AT_FIRST.transition_log_variance):
-        assert bool(answer(s, t).float().isfinite().all())
-    assert float(NO_NOISE_AT_FIRST.transition_log_variance(s, t)[0]) == pytest.approx(math.log(1e-30))
+    s, t = times(0, 1, total=50), times(1, 2, total=50)
+    for log_variance in (NOISELESS_FIRST_STEP.posterior_log_variance, NOISELESS_FIRST_STEP.transition_log_variance):
+        assert bool(log_variance(s, t).float().isfinite().all())
+    assert float(NOISELESS_FIRST_STEP.transition_log_variance(s, t)[0]) == pytest.approx(math.log(1e-30))
 
 
-@pytest.mark.parametrize("process", [GaussianProcess(schedule) for schedule in CURVES], ids=str)
-def test_two_steps_along_a_curve_reach_the_mean_and_variance_of_one_leap(process: GaussianProcess) -> None:
+@pytest.mark.parametrize("process", [GaussianProcess(schedule) for schedule in CONTINUOUS], ids=str)
+def test_two_transitions_of_a_continuous_schedule_equal_the_marginal(process: GaussianProcess) -> None:
     s, t = some_times(process.schedule)[:-1], some_times(process.schedule)[1:]
     scale, variance = process.transition(s, t)
     alpha_s, sigma_s = process.schedule.coefficients(s)
@@ -224,33 +226,33 @@ def test_two_steps_along_a_curve_reach_the_mean_and_variance_of_one_leap(process
     assert bool((variance > 0).all())
 
 
-def test_the_process_between_its_steps_is_that_of_the_interpolated_table() -> None:
+def test_the_continuous_process_has_the_interpolated_schedule() -> None:
     assert PROCESS.continuous == GaussianProcess(SCHEDULE.continuous)
-    alpha_t, sigma_t = PROCESS.continuous.coefficients(times(7, 8, of=21), like=torch.zeros(2, 3, 8, 6).double())
+    alpha_t, sigma_t = PROCESS.continuous.coefficients(times(7, 8, total=21), like=torch.zeros(2, 3, 8, 6).double())
     assert_same(alpha_t**2 + sigma_t**2, torch.ones(2, 1, 1, 1).double())
 
 
-def test_first_step_is_undone_exactly() -> None:
+def test_posterior_for_s_0_is_x_0_without_variance() -> None:
     x_0, x_t = torch.randn(5, 3, 8, 6), torch.randn(5, 3, 8, 6)
     mean, variance = PROCESS.q_posterior(x_0, x_t, torch.zeros(5), times(1, 2, 3, 4, 20))
     torch.testing.assert_close(mean, x_0)
     assert variance.flatten().tolist() == [0.0] * 5
 
 
-def test_a_first_step_without_noise_is_undone_exactly_too() -> None:
+def test_posterior_of_a_first_step_without_noise_is_x_0_without_variance() -> None:
     x_0 = torch.randn(3, 2, 8, 6)
-    mean, variance = NO_NOISE_AT_FIRST.q_posterior(x_0, x_0, times(0, 0, 1, of=50), times(1, 2, 2, of=50))
+    mean, variance = NOISELESS_FIRST_STEP.q_posterior(x_0, x_0, times(0, 0, 1, total=50), times(1, 2, 2, total=50))
     torch.testing.assert_close(mean, x_0)
     assert variance.flatten().tolist() == [0.0] * 3
 
 
 def test_posteriors_after_a_first_step_without_noise_are_finite() -> None:
-    s, t = times(*range(50), of=50), times(*range(1, 51), of=50)
-    assert all(bool(value.isfinite().all()) for value in NO_NOISE_AT_FIRST.posterior_coefficients(s, t))
+    s, t = times(*range(50), total=50), times(*range(1, 51), total=50)
+    assert all(bool(value.isfinite().all()) for value in NOISELESS_FIRST_STEP.posterior_coefficients(s, t))
 
 
 @pytest.mark.parametrize(
-    ("refused", "message"),
+    ("invalid", "message"),
     [
         ([], "strictly decreasing list of numbers above 0, got"),
         ([0.25, 0.5], "strictly decreasing list of numbers above 0, got"),
@@ -260,17 +262,31 @@ def test_posteriors_after_a_first_step_without_noise_are_finite() -> None:
         ([1.05, 0.5], "t must be one of 0, 1/20, 2/20, ..., 1 .* got 1.05"),
     ],
 )
-def test_lists_of_times_that_no_sampler_can_walk_are_refused(refused: list[float], message: str) -> None:
+def test_invalid_lists_of_times_are_rejected(invalid: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        PROCESS.validate_times(refused)
+        PROCESS.validate_times(invalid)
 
 
-def test_lists_of_times_beyond_a_curve_are_refused() -> None:
+def test_lists_of_times_out_of_range_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"t must be in \[0, 80\], got 81"):
         GaussianProcess(EDMSchedule()).validate_times([81.0, 1.0])
 
 
 @pytest.mark.parametrize("schedule", [CosineSchedule(T), LinearSchedule(T)], ids=str)
-def test_lists_of_decreasing_steps_are_accepted(schedule: NoiseSchedule) -> None:
+def test_decreasing_lists_of_times_are_accepted(schedule: NoiseSchedule) -> None:
     GaussianProcess(schedule).validate_times([1.0, 0.95, 0.5, 0.05])
     GaussianProcess(schedule).validate_times([0.3])
+
+
+def test_widen_names_the_value_in_its_error() -> None:
+    images = torch.zeros(5, 3, 8, 6)
+    assert widen(torch.arange(5.0).double(), images).shape == (5, 1, 1, 1)
+    with pytest.raises(ValueError, match=r"level must have one value per image, \[5\], got \[6\]"):
+        widen(torch.zeros(6), images, name="level")
+
+
+def test_weighted_sum_accepts_floats_and_one_weight_per_image() -> None:
+    x, y = torch.randn(2, 6, 3, 8, 6)
+    a, b = torch.rand(2, 6)
+    each = torch.cat([weighted_sum(float(a[k]), x[k : k + 1], float(b[k]), y[k : k + 1]) for k in range(6)])
+    torch.testing.assert_close(weighted_sum(a, x, b, y), each)

@@ -28,7 +28,7 @@ from diffusion_lab.process import (
     VESchedule,
     VPSchedule,
 )
-from support.schedule_examples import CURVES, PREDICTIONS, SCHEDULES, TABLES, accepted, some_times
+from support.schedule_examples import CONTINUOUS, PREDICTIONS, SCHEDULES, TABLES, accepted, some_times
 
 PAIRS = [
     pytest.param(prediction, GaussianProcess(schedule), id=f"{prediction}-{schedule}")
@@ -36,7 +36,7 @@ PAIRS = [
     for schedule in SCHEDULES
     if accepted(prediction, schedule)
 ]
-# alpha is 0.6 and 0.8, sigma 0.8 and 0.6; the first step takes 0.8^2 of the signal, the second 0.75^2 of the rest
+# alpha is 0.8 and 0.6, sigma is 0.6 and 0.8: alpha_bar is 0.8^2 after the first step, 0.8^2 * 0.75^2 after the second.
 TWO_STEPS = GaussianProcess(CustomSchedule([0.36, 1 - 0.5625]))
 T_1, T_2 = torch.tensor([0.5], dtype=torch.float64), torch.tensor([1.0], dtype=torch.float64)
 
@@ -47,7 +47,7 @@ def images(seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def target_of(prediction: Prediction, t: Tensor, process: GaussianProcess) -> float:
-    """For an image of 0.5 and noise of -2."""
+    """Return the target for an image of 0.5 and noise of -2."""
     x_0, noise = torch.full((1, 3, 8, 6), 0.5).double(), torch.full((1, 3, 8, 6), -2.0).double()
     target = prediction.target(x_0, noise, t, process)
     assert target.shape == x_0.shape
@@ -85,7 +85,7 @@ def test_score_is_the_gradient_of_the_log_density_of_the_noisy_image() -> None:
     torch.testing.assert_close(Score().target(x_0, noise, t, process), score, rtol=1e-9, atol=1e-9)
 
 
-def test_posterior_mean_is_that_of_the_process_for_every_step() -> None:
+def test_posterior_mean_target_is_the_posterior_mean_of_the_process_at_every_step() -> None:
     process = GaussianProcess(CosineSchedule(5))
     x_0, noise = images()
     t = process.schedule.nearest(torch.linspace(0.2, 1, 5))
@@ -95,19 +95,19 @@ def test_posterior_mean_is_that_of_the_process_for_every_step() -> None:
 
 @pytest.mark.parametrize(("prediction", "process"), PAIRS)
 @settings(max_examples=5)
-@given(places=st.lists(st.floats(0, 1), min_size=5, max_size=5), seed=st.integers(0, 2**32))
-def test_a_perfect_answer_stands_for_the_clean_image_and_for_the_noise(
-    prediction: Prediction, process: GaussianProcess, places: list[float], seed: int
+@given(quantiles=st.lists(st.floats(0, 1), min_size=5, max_size=5), seed=st.integers(0, 2**32))
+def test_the_target_converts_to_the_clean_image_and_to_the_noise(
+    prediction: Prediction, process: GaussianProcess, quantiles: list[float], seed: int
 ) -> None:
     x_0, noise = images(seed)
-    t = process.schedule.nearest(process.schedule.quantile(torch.tensor(places, dtype=torch.float64)))
+    t = process.schedule.nearest(process.schedule.quantile(torch.tensor(quantiles, dtype=torch.float64)))
     target, x_t = prediction.target(x_0, noise, t, process), process.q_sample(x_0, t, noise)
     torch.testing.assert_close(prediction.to_x_0(target, x_t, t, process), x_0, rtol=1e-8, atol=1e-8)
     torch.testing.assert_close(prediction.to_noise(target, x_t, t, process), noise, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("prediction", [Epsilon(), X0(), V(), FlowVelocity(), PosteriorMean()], ids=str)
-def test_a_perfect_answer_stands_for_the_clean_image_after_a_first_step_without_noise(prediction: Prediction) -> None:
+def test_the_target_converts_to_the_clean_image_if_the_first_step_adds_no_noise(prediction: Prediction) -> None:
     process = GaussianProcess(LinearSchedule(40, 0.0, 0.3))
     x_0, noise = images()
     t = torch.tensor([1, 1, 2, 3, 40], dtype=torch.float64) / 40
@@ -120,18 +120,18 @@ def test_error_ratio_is_the_ratio_of_measured_squared_errors(prediction: Predict
     x_t, output = images()
     t = some_times(process.schedule)
     output.requires_grad_()
-    (made,) = torch.autograd.grad(prediction.to_x_0(output, x_t, t, process).sum(), output)
-    torch.testing.assert_close(prediction.error_ratio(t, process), made[:, 0, 0, 0] ** -2, rtol=1e-9, atol=1e-12)
+    (gain,) = torch.autograd.grad(prediction.to_x_0(output, x_t, t, process).sum(), output)
+    torch.testing.assert_close(prediction.error_ratio(t, process), gain[:, 0, 0, 0] ** -2, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("schedule", [TABLES[0], TABLES[3], *CURVES], ids=str)
-def test_error_ratios_of_epsilon_x_0_and_v_are_the_snr_one_and_the_power_over_sigma_squared(
+@pytest.mark.parametrize("schedule", [TABLES[0], TABLES[3], *CONTINUOUS], ids=str)
+def test_error_ratios_are_the_snr_for_epsilon_1_for_x_0_and_snr_plus_1_for_v(
     schedule: NoiseSchedule,
 ) -> None:
     process, t = GaussianProcess(schedule), some_times(schedule)
     alpha_t, sigma_t = schedule.coefficients(t)
     snr = alpha_t**2 / sigma_t**2
-    # (alpha^2 + sigma^2)^2 / sigma^2: SNR + 1 where variance is kept
+    # (alpha^2 + sigma^2)^2 / sigma^2 is SNR + 1 for variance-preserving schedules.
     for prediction, expected in ((Epsilon(), snr), (X0(), snr**0), (V(), (alpha_t**2 + sigma_t**2) ** 2 / sigma_t**2)):
         torch.testing.assert_close(prediction.error_ratio(t, process), expected, rtol=1e-9, atol=1e-12)
 
@@ -139,66 +139,66 @@ def test_error_ratios_of_epsilon_x_0_and_v_are_the_snr_one_and_the_power_over_si
 @given(sigma=st.floats(0.002, 80), sigma_data=st.floats(0.05, 3))
 def test_edm_preconditioning_is_table_1_of_karras_et_al(sigma: float, sigma_data: float) -> None:
     t = torch.tensor([sigma], dtype=torch.float64)
-    around = EDMDenoiser(sigma_data).preconditioning(t, GaussianProcess(EDMSchedule()))
+    preconditioning = EDMDenoiser(sigma_data).preconditioning(t, GaussianProcess(EDMSchedule()))
     power = sigma**2 + sigma_data**2
-    assert float(around.c_skip) == pytest.approx(sigma_data**2 / power, rel=1e-9)
-    assert float(around.c_out) == pytest.approx(sigma * sigma_data / math.sqrt(power), rel=1e-9)
-    assert float(around.c_in) == pytest.approx(1 / math.sqrt(power), rel=1e-9)
-    assert float(around.c_noise) == pytest.approx(math.log(sigma) / 4, abs=1e-12)
+    assert float(preconditioning.c_skip) == pytest.approx(sigma_data**2 / power, rel=1e-9)
+    assert float(preconditioning.c_out) == pytest.approx(sigma * sigma_data / math.sqrt(power), rel=1e-9)
+    assert float(preconditioning.c_in) == pytest.approx(1 / math.sqrt(power), rel=1e-9)
+    assert float(preconditioning.c_noise) == pytest.approx(math.log(sigma) / 4, abs=1e-12)
 
 
-def test_edm_data_deviate_by_a_half_unless_said() -> None:
+def test_sigma_data_is_a_half_by_default() -> None:
     assert EDMDenoiser() == EDMDenoiser(0.5)
 
 
-def test_edm_prediction_of_unit_data_is_minus_v_where_variance_is_kept() -> None:
+def test_edm_prediction_with_sigma_data_1_is_minus_v_for_variance_preserving_schedules() -> None:
     for schedule in (CosineSchedule(5), VPSchedule(), CosineSchedule(5).continuous):
         process, (x_0, noise), t = GaussianProcess(schedule), images(), some_times(schedule)
         v, edm = (prediction.target(x_0, noise, t, process) for prediction in (V(), EDMDenoiser(1.0)))
         torch.testing.assert_close(edm, -v, rtol=1e-12, atol=1e-12)
-        around = EDMDenoiser(1.0).preconditioning(t, process)
-        torch.testing.assert_close(around.c_in, torch.ones(5).double(), rtol=1e-12, atol=0)
-        torch.testing.assert_close(around.c_noise, schedule.network_time(t), rtol=0, atol=0)
+        preconditioning = EDMDenoiser(1.0).preconditioning(t, process)
+        torch.testing.assert_close(preconditioning.c_in, torch.ones(5).double(), rtol=1e-12, atol=0)
+        torch.testing.assert_close(preconditioning.c_noise, schedule.network_time(t), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
-def test_an_edm_network_sees_and_answers_unit_variance(schedule: NoiseSchedule) -> None:
+def test_inputs_and_targets_of_an_edm_network_have_unit_variance(schedule: NoiseSchedule) -> None:
     t, process = some_times(schedule), GaussianProcess(schedule)
     alpha_t, sigma_t = schedule.coefficients(t)
     prediction = EDMDenoiser(0.3)
     on_x_0, on_noise = prediction.weights(t, process)
     c_in = prediction.preconditioning(t, process).c_in
-    seen, answered = c_in**2 * (0.09 * alpha_t**2 + sigma_t**2), 0.09 * on_x_0**2 + on_noise**2
-    torch.testing.assert_close(seen, torch.ones_like(t), rtol=1e-12, atol=0)
-    torch.testing.assert_close(answered, torch.ones_like(t), rtol=1e-12, atol=0)
+    of_input, of_target = c_in**2 * (0.09 * alpha_t**2 + sigma_t**2), 0.09 * on_x_0**2 + on_noise**2
+    torch.testing.assert_close(of_input, torch.ones_like(t), rtol=1e-12, atol=0)
+    torch.testing.assert_close(of_target, torch.ones_like(t), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS[:6], ids=str)
-def test_only_edm_scales_what_the_network_sees(prediction: Prediction) -> None:
+def test_only_edm_scales_the_network_input(prediction: Prediction) -> None:
     x_t, _ = images()
     process = GaussianProcess(CosineSchedule(5))
-    around = prediction.preconditioning(some_times(process.schedule), process)
-    seen, time = around.inputs(x_t.float())
-    assert torch.equal(seen, x_t.float())
+    preconditioning = prediction.preconditioning(some_times(process.schedule), process)
+    x_in, time = preconditioning.inputs(x_t.float())
+    assert torch.equal(x_in, x_t.float())
     assert (time.dtype, time.tolist()) == (torch.float32, [0.0, 1.0, 2.0, 3.0, 4.0])
 
 
-def test_an_edm_network_is_given_each_image_over_its_own_deviation() -> None:
+def test_an_edm_network_receives_each_image_divided_by_its_std() -> None:
     x_t, _ = images()
     t = torch.tensor([1e-9, 0.5, 1.0, 7.0, 80.0], dtype=torch.float64)
-    around = EDMDenoiser(1.0).preconditioning(t, GaussianProcess(EDMSchedule(1e-9)))
-    assert float(around.c_in[0]) == 1  # one image that needs no scaling does not spare the others
-    seen, time = around.inputs(x_t.float())
-    torch.testing.assert_close(seen, x_t.float() / (t**2 + 1).sqrt().float().view(5, 1, 1, 1))
+    preconditioning = EDMDenoiser(1.0).preconditioning(t, GaussianProcess(EDMSchedule(1e-9)))
+    # A factor of 1 for one image must not disable the scaling of the others.
+    assert float(torch.as_tensor(preconditioning.c_in)[0]) == 1
+    x_in, time = preconditioning.inputs(x_t.float())
+    torch.testing.assert_close(x_in, x_t.float() / (t**2 + 1).sqrt().float().view(5, 1, 1, 1))
     torch.testing.assert_close(time, (t.log() / 4).float())
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS, ids=str)
 def test_coefficients_are_float64_whatever_the_dtype_of_the_times(prediction: Prediction) -> None:
     process, t = GaussianProcess(CosineSchedule(5)), torch.tensor([0.2, 0.6, 1.0])
-    around = prediction.preconditioning(t, process)
-    coefficients = (around.c_in, around.c_noise, around.c_skip, around.c_out, prediction.error_ratio(t, process))
-    for coefficient in (*prediction.weights(t, process), *coefficients):
+    coefficients = vars(prediction.preconditioning(t, process)).values()
+    for coefficient in (*prediction.weights(t, process), *coefficients, prediction.error_ratio(t, process)):
         assert (coefficient.dtype, coefficient.shape) == (torch.float64, (3,))
 
 
@@ -207,7 +207,7 @@ NO_SIGNAL = [JSDSchedule(40), CosineSchedule(40, zero_terminal_snr=True), Rectif
 
 @pytest.mark.parametrize("schedule", [*NO_SIGNAL, JSDSchedule(40).continuous], ids=str)
 @pytest.mark.parametrize(("prediction", "name"), [(Epsilon(), "epsilon"), (Score(), "score")])
-def test_noise_cannot_be_predicted_where_the_last_alpha_is_0(
+def test_noise_predictions_are_rejected_if_the_last_alpha_is_0(
     prediction: Prediction, name: str, schedule: NoiseSchedule
 ) -> None:
     message = f"prediction must be x_0 or v for {type(schedule).__name__}, whose last alpha is 0 .* got {name}"
@@ -215,9 +215,9 @@ def test_noise_cannot_be_predicted_where_the_last_alpha_is_0(
         prediction.require(schedule)
 
 
-@pytest.mark.parametrize("schedule", [*NO_SIGNAL, *CURVES], ids=str)
+@pytest.mark.parametrize("schedule", [*NO_SIGNAL, *CONTINUOUS], ids=str)
 @pytest.mark.parametrize("prediction", [X0(), V(), FlowVelocity(), EDMDenoiser()], ids=str)
-def test_x_0_and_its_mixtures_with_noise_suit_every_schedule(prediction: Prediction, schedule: NoiseSchedule) -> None:
+def test_other_predictions_are_accepted_for_every_schedule(prediction: Prediction, schedule: NoiseSchedule) -> None:
     prediction.require(schedule)
     coefficients = prediction.preconditioning(torch.tensor([schedule.t_max]).double(), GaussianProcess(schedule))
     assert math.isfinite(float(coefficients.c_skip))
@@ -225,26 +225,26 @@ def test_x_0_and_its_mixtures_with_noise_suit_every_schedule(prediction: Predict
 
 
 @pytest.mark.parametrize("schedule", [VPSchedule(), VESchedule(), EDMSchedule(), LinearSchedule(1000)], ids=str)
-def test_noise_can_be_predicted_where_some_signal_is_left(schedule: NoiseSchedule) -> None:
+def test_noise_predictions_are_accepted_if_the_last_alpha_is_above_0(schedule: NoiseSchedule) -> None:
     Epsilon().require(schedule)
     Score().require(schedule)
 
 
 @pytest.mark.parametrize(
-    ("refused", "message"),
+    ("call", "message"),
     [
-        (lambda: Score().require(LinearSchedule(40, 0.0, 0.3)), "must not be score .* first step adds no noise"),
-        (lambda: PosteriorMean().require(VPSchedule()), "must be a table of steps .* continuous VPSchedule"),
+        (lambda: Score().require(LinearSchedule(40, 0.0, 0.3)), "must not be score .* first step .* adds no noise"),
+        (lambda: PosteriorMean().require(VPSchedule()), "must have discrete steps .* continuous VPSchedule"),
         (lambda: EDMDenoiser(0.0), "sigma_data must be above 0, got 0.0"),
         (lambda: EDMDenoiser(-1.0), "sigma_data must be above 0, got -1.0"),
     ],
 )
-def test_predictions_that_cannot_be_made_are_refused(refused: Callable[[], object], message: str) -> None:
+def test_invalid_predictions_are_rejected(call: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        refused()
+        call()
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS, ids=str)
-def test_a_prediction_cannot_be_changed(prediction: Prediction) -> None:
+def test_predictions_are_immutable(prediction: Prediction) -> None:
     with pytest.raises(FrozenInstanceError):
         prediction.sigma_data = 0.7  # type: ignore[attr-defined]

@@ -34,24 +34,24 @@ def log_variance(
 
 
 def test_fixed_large_is_beta() -> None:
-    answered = log_variance(FixedLarge(), times(*range(1, 40)), times(*range(2, 41)))
-    assert answered.shape == (39, 1, 1, 1)
-    torch.testing.assert_close(answered.exp().flatten(), SCHEDULE.betas[1:], rtol=1e-9, atol=0)
+    found = log_variance(FixedLarge(), times(*range(1, 40)), times(*range(2, 41)))
+    assert found.shape == (39, 1, 1, 1)
+    torch.testing.assert_close(found.exp().flatten(), SCHEDULE.betas[1:], rtol=1e-9, atol=0)
 
 
 def test_fixed_small_is_beta_tilde() -> None:
-    answered = log_variance(FixedSmall(), times(*range(1, 40)), times(*range(2, 41)))
-    assert answered.shape == (39, 1, 1, 1)
-    left = 1 - SCHEDULE.alpha_bar
-    torch.testing.assert_close(answered.exp().flatten(), left[:-1] / left[1:] * SCHEDULE.betas[1:], rtol=1e-9, atol=0)
+    found = log_variance(FixedSmall(), times(*range(1, 40)), times(*range(2, 41)))
+    assert found.shape == (39, 1, 1, 1)
+    noise = 1 - SCHEDULE.alpha_bar
+    torch.testing.assert_close(found.exp().flatten(), noise[:-1] / noise[1:] * SCHEDULE.betas[1:], rtol=1e-9, atol=0)
 
 
-def test_variances_of_a_longer_leap_count_all_steps_between() -> None:
-    leap = SCHEDULE.alpha_bar[29] / SCHEDULE.alpha_bar[9]  # from step 30 to step 10
-    left = (1 - SCHEDULE.alpha_bar[9]) / (1 - SCHEDULE.alpha_bar[29])
+def test_variances_of_a_longer_step_include_all_steps_between() -> None:
+    ratio = SCHEDULE.alpha_bar[29] / SCHEDULE.alpha_bar[9]  # from step 30 to step 10
+    reduction = (1 - SCHEDULE.alpha_bar[9]) / (1 - SCHEDULE.alpha_bar[29])
     large, small = (log_variance(variance, times(10), times(30)).exp() for variance in (FixedLarge(), FixedSmall()))
-    assert float(large) == pytest.approx(float(1 - leap), rel=1e-9)
-    assert float(small) == pytest.approx(float(left * (1 - leap)), rel=1e-9)
+    assert float(large) == pytest.approx(float(1 - ratio), rel=1e-9)
+    assert float(small) == pytest.approx(float(reduction * (1 - ratio)), rel=1e-9)
 
 
 @pytest.mark.parametrize("variance", [FixedSmall(), FixedLarge(), LearnedRange(), LearnedDiagonal()], ids=str)
@@ -66,16 +66,16 @@ def test_the_last_step_adds_no_noise(variance: Variance, process: GaussianProces
 
 
 @pytest.mark.parametrize("variance", [FixedSmall(), FixedLarge(), LearnedRange(), LearnedDiagonal()], ids=str)
-def test_deviation_is_the_root_of_the_variance(variance: Variance) -> None:
+def test_std_is_the_square_root_of_the_variance(variance: Variance) -> None:
     like = torch.randn(2, 3, 8, 6).double()
     s, t = times(3, 9), times(4, 30)
-    answered = log_variance(variance, s, t, like)
+    found = log_variance(variance, s, t, like)
     std = variance.std(PROCESS, s, t, like=like, output=like)
-    torch.testing.assert_close(std**2, answered.exp(), rtol=1e-9, atol=0)
+    torch.testing.assert_close(std**2, found.exp(), rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("variance", [FixedSmall(), FixedLarge()], ids=str)
-def test_deviations_of_a_whole_walk_are_those_of_its_steps(variance: Variance) -> None:
+def test_stds_are_the_std_of_each_step(variance: Variance) -> None:
     s, t = times(30, 9, 0), times(40, 30, 9)
     like = torch.zeros(3, 3, 8, 6).double()
     expected = variance.std(PROCESS, s, t, like=like, output=None).flatten().tolist()
@@ -85,52 +85,52 @@ def test_deviations_of_a_whole_walk_are_those_of_its_steps(variance: Variance) -
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("variance", [FixedSmall(), FixedLarge(), LearnedRange(), LearnedDiagonal()], ids=str)
-def test_variances_come_in_the_dtype_of_the_images(variance: Variance, dtype: torch.dtype) -> None:
+def test_variances_have_the_dtype_of_the_images(variance: Variance, dtype: torch.dtype) -> None:
     like = torch.zeros(2, 3, 8, 6, dtype=dtype)
-    for answer in (variance.log_variance, variance.std):
-        assert answer(PROCESS, times(0, 3), times(1, 4), like=like, output=like).dtype == dtype
+    for function in (variance.log_variance, variance.std):
+        assert function(PROCESS, times(0, 3), times(1, 4), like=like, output=like).dtype == dtype
 
 
-def test_the_first_step_of_every_fixed_variance_is_the_small_variance_of_the_second() -> None:
+def test_fixed_variances_for_s_0_are_the_small_variance_of_the_following_step() -> None:
     second = math.log((1 - SCHEDULE.alpha_bar[0]) / (1 - SCHEDULE.alpha_bar[1]) * SCHEDULE.betas[1])
     for variance in (FixedSmall(), FixedLarge()):
         assert float(log_variance(variance, times(0), times(1))) == pytest.approx(second, rel=1e-9)
 
 
-def test_learned_range_runs_from_small_to_large_through_their_geometric_mean() -> None:
+def test_learned_range_interpolates_geometrically_from_small_to_large() -> None:
     s, t = times(1, 8, 39), times(2, 30, 40)
     small, large = log_variance(FixedSmall(), s, t), log_variance(FixedLarge(), s, t)
-    for answer, expected in ((-1.0, small), (1.0, large), (0.0, (small + large) / 2), (3.0, 2 * large - small)):
-        output = torch.full((3, 3, 8, 6), answer).double()
-        answered = log_variance(LearnedRange(), s, t, output)
-        torch.testing.assert_close(answered, expected.expand_as(output), rtol=1e-12, atol=1e-12)
+    for value, expected in ((-1.0, small), (1.0, large), (0.0, (small + large) / 2), (3.0, 2 * large - small)):
+        output = torch.full((3, 3, 8, 6), value).double()
+        found = log_variance(LearnedRange(), s, t, output)
+        torch.testing.assert_close(found, expected.expand_as(output), rtol=1e-12, atol=1e-12)
     middle = log_variance(LearnedRange(), s, t, torch.zeros(3, 3, 8, 6).double()).exp()
     torch.testing.assert_close(middle, (small.exp() * large.exp()).sqrt().expand(3, 3, 8, 6), rtol=1e-9, atol=0)
 
 
-def test_learned_range_of_the_first_step_runs_from_the_small_variance_of_the_second_to_beta() -> None:
+def test_learned_range_for_s_0_is_from_the_small_variance_of_the_following_step_to_beta() -> None:
     output = torch.tensor([-1.0, 1.0]).double().view(2, 1, 1, 1).expand(2, 3, 8, 6)
-    answered = log_variance(LearnedRange(), times(0, 0), times(1, 1), output)[:, 0, 0, 0].tolist()
+    found = log_variance(LearnedRange(), times(0, 0), times(1, 1), output)[:, 0, 0, 0].tolist()
     second = (1 - SCHEDULE.alpha_bar[0]) / (1 - SCHEDULE.alpha_bar[1]) * SCHEDULE.betas[1]
-    assert answered == pytest.approx([math.log(second), math.log(SCHEDULE.betas[0])], rel=1e-9)
+    assert found == pytest.approx([math.log(second), math.log(SCHEDULE.betas[0])], rel=1e-9)
 
 
 @given(st.floats(-20, 5))
-def test_learned_diagonal_is_the_answer_itself(answer: float) -> None:
-    output = torch.full((2, 3, 8, 6), answer).double()
+def test_learned_diagonal_is_the_network_output(value: float) -> None:
+    output = torch.full((2, 3, 8, 6), value).double()
     assert torch.equal(log_variance(LearnedDiagonal(), times(0, 3), times(1, 4), output), output)
 
 
 @pytest.mark.parametrize("variance", [LearnedRange(), LearnedDiagonal()], ids=str)
-def test_a_learned_variance_of_a_network_that_answers_none_is_refused(variance: Variance) -> None:
-    with pytest.raises(ValueError, match="variance must be fixed_small or fixed_large for a network that answers none"):
+def test_a_learned_variance_without_a_variance_output_is_rejected(variance: Variance) -> None:
+    with pytest.raises(ValueError, match="variance must be fixed_small or fixed_large for a network without"):
         log_variance(variance, times(3), times(4))
     for out_channels in (3, 5, 12):
-        with pytest.raises(ValueError, match=rf"out_channels must be 6 .* the 3 of the image, got {out_channels};"):
+        with pytest.raises(ValueError, match=rf"out_channels must be 6 .* the 3 channels .*, got {out_channels};"):
             variance.require(3, out_channels)
 
 
-def test_networks_with_the_channels_that_a_variance_needs_are_accepted() -> None:
+def test_networks_with_suitable_channels_are_accepted() -> None:
     for learned in (LearnedRange(), LearnedDiagonal()):
         assert learned.learned
         learned.require(3, 6)
@@ -140,19 +140,19 @@ def test_networks_with_the_channels_that_a_variance_needs_are_accepted() -> None
         fixed.require(3, 3)
 
 
-def test_an_answer_of_twice_the_channels_is_prediction_then_variance() -> None:
+def test_an_output_of_twice_the_channels_is_split_into_prediction_and_variance() -> None:
     output = torch.randn(5, 6, 8, 4)
     prediction, variance_output = split_output(output, channels=3)
     assert variance_output is not None
     assert torch.equal(prediction, output[:, :3])
     assert torch.equal(variance_output, output[:, 3:])
-    alone, none = split_output(output, channels=6)
-    assert alone is output
-    assert none is None
+    prediction, variance_output = split_output(output, channels=6)
+    assert prediction is output
+    assert variance_output is None
 
 
 @pytest.mark.parametrize("variance", [FixedSmall(), FixedLarge(), LearnedRange(), LearnedDiagonal()], ids=str)
-def test_a_variance_is_a_value_like_another_of_its_kind_and_cannot_be_changed(variance: Variance) -> None:
+def test_variances_are_equal_by_value_and_immutable(variance: Variance) -> None:
     assert variance == type(variance)()
     with pytest.raises(FrozenInstanceError):
         variance.learned = True  # type: ignore[misc]

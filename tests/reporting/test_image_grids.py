@@ -13,12 +13,12 @@ def flat(*levels: float, channels: int = 3) -> torch.Tensor:
     return torch.tensor(levels).view(-1, 1, 1, 1).expand(-1, channels, 8, 6)
 
 
-def test_images_stand_in_rows_from_left_to_right() -> None:
+def test_images_are_placed_in_rows_from_left_to_right() -> None:
     picture = grid(flat(-1.0, -0.5, 0.0, 0.5, 1.0), num_columns=3, tile=6)
     assert picture.dtype == np.uint8
-    assert picture.shape == (2 * 8 + 3 * 2, 3 * 6 + 4 * 2, 3)  # 2 pixels of frame around each image
-    centres = [[picture[y, x].tolist() for x in (5, 13, 21)] for y in (6, 16)]
-    assert centres == [[[0] * 3, [64] * 3, [128] * 3], [[191] * 3, [255] * 3, [0] * 3]]
+    assert picture.shape == (2 * 8 + 3 * 2, 3 * 6 + 4 * 2, 3)  # 2 pixels of padding around each image
+    centers = [[picture[y, x].tolist() for x in (5, 13, 21)] for y in (6, 16)]
+    assert centers == [[[0] * 3, [64] * 3, [128] * 3], [[191] * 3, [255] * 3, [0] * 3]]
 
 
 def test_the_range_is_fixed_so_that_saturation_shows() -> None:
@@ -26,7 +26,7 @@ def test_the_range_is_fixed_so_that_saturation_shows() -> None:
     assert picture[6, [5, 13, 21, 29], 0].tolist() == [0, 96, 159, 255]
 
 
-def test_small_images_are_enlarged_by_a_whole_factor() -> None:
+def test_small_images_are_upsampled_by_an_integer_factor() -> None:
     images = torch.linspace(-1, 1, 48).view(1, 1, 8, 6).expand(2, 3, 8, 6)
     once, thrice = grid(images, 2, tile=6), grid(images, 2, tile=20)
     assert thrice.shape == (3 * 8 + 4, 2 * 3 * 6 + 6, 3)
@@ -37,30 +37,30 @@ def test_large_images_keep_their_size() -> None:
     assert grid(torch.zeros(2, 3, 80, 60), 2, tile=20).shape == (84, 126, 3)
 
 
-def test_grey_images_become_grey_pictures() -> None:
+def test_grayscale_images_become_gray_rgb_pictures() -> None:
     picture = grid(flat(0.5, -0.5, channels=1), num_columns=2, tile=6)
     assert picture.shape == (12, 18, 3)
     assert picture[6, [5, 13]].tolist() == [[191] * 3, [64] * 3]
 
 
-def test_pictures_are_written_without_loss_and_with_their_folder(tmp_path: Path) -> None:
+def test_pictures_are_lossless_and_their_folder_is_created(tmp_path: Path) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (8, 6, 3), dtype=np.uint8)
     path = tmp_path / "deep" / "down" / "grid.png"
     save_picture(picture, path)
     assert np.array_equal(np.asarray(Image.open(path)), picture)
 
 
-def test_animation_shows_every_frame_in_time_and_rests_on_the_last(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "film.webp"
+def test_an_animation_has_all_frames_with_their_durations(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "animation.webp"
     levels = [0, 60, 120, 180, 240]
     save_animation([np.full((16, 24, 3), level, dtype=np.uint8) for level in levels], path, seconds=1.0, rest=0.7)
-    with Image.open(path) as film:
-        assert (film.n_frames, film.info["loop"], film.size) == (5, 0, (24, 16))  # type: ignore[attr-defined]
+    with Image.open(path) as animation:
+        assert (animation.n_frames, animation.info["loop"], animation.size) == (5, 0, (24, 16))  # type: ignore[attr-defined]
         durations, shown = [], []
         for frame in range(5):
-            film.seek(frame)
-            film.load()
-            durations.append(film.info["duration"])
-            shown.append(float(np.asarray(film.convert("RGB")).mean()))
+            animation.seek(frame)
+            animation.load()
+            durations.append(animation.info["duration"])
+            shown.append(float(np.asarray(animation.convert("RGB")).mean()))
     assert durations == [200, 200, 200, 200, 700]
     assert shown == pytest.approx(levels, abs=4)

@@ -3,7 +3,7 @@ import pytest
 from diffusion_lab.reporting import progress
 
 
-def test_lines_say_how_many_are_done_how_fast_and_how_long_it_takes(
+def test_lines_have_the_completed_items_the_speed_and_the_remaining_time(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = 1000.0
@@ -17,12 +17,12 @@ def test_lines_say_how_many_are_done_how_fast_and_how_long_it_takes(
     assert capsys.readouterr().err == "sampling: 2,000/5,000  100.0 images/s  0:00:30 left\n"
 
 
-def test_nothing_to_do_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_total_of_0_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with progress.progress_bar("sampling", 0) as advance:
         advance(1)
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00:00"), (65.4, "0:01:05"), (36_059.6, "10:01:00")])
-def test_times_are_hours_minutes_and_seconds(seconds: float, text: str) -> None:
+def test_durations_are_hours_minutes_and_seconds(seconds: float, text: str) -> None:
     assert progress.format_duration(seconds) == text

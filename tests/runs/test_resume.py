@@ -1,4 +1,4 @@
-"""What a run that has nothing left to do answers."""
+"""Resuming a run: starting points and finished runs."""
 
 import json
 from pathlib import Path
@@ -9,13 +9,13 @@ from omegaconf import OmegaConf
 from diffusion_lab.runs.resume import StartingPoint, print_done
 
 
-@pytest.mark.parametrize(("distance", "answer"), [({"fd_fashion_cnn_2k": 1.5}, 1.5), ({}, 0.25)])
-def test_a_finished_run_answers_its_distance_or_its_loss(
-    distance: dict[str, float], answer: float, tmp_path: Path
+@pytest.mark.parametrize(("distance", "result"), [({"fd_fashion_cnn_2k": 1.5}, 1.5), ({}, 0.25)])
+def test_the_result_of_a_finished_run_is_its_distance_or_its_loss(
+    distance: dict[str, float], result: float, tmp_path: Path
 ) -> None:
     content = {"steps": 8, "loss": 0.25, **distance, "images_per_second": 300.0, "minutes": 2.0}
     (tmp_path / "summary.json").write_text(json.dumps(content))
     config = OmegaConf.create({"run_folder": str(tmp_path), "trainer": {"max_steps": 8}})
     start = StartingPoint(config, tmp_path / "last.ckpt", 8, continues=True)
     assert start.is_done
-    assert print_done(start) == answer
+    assert print_done(start) == result

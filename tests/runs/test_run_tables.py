@@ -1,4 +1,4 @@
-"""What runs came to."""
+"""Results of runs, and tables of them."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ def measured(
     folder: Path, value: float, *, num_steps: int = 10, seed: int = 0, step: int = 100, overrides: tuple[str, ...] = (),
     run: str = "logs/train/a", **fields: Any,
 ) -> Path:  # fmt: skip
-    """A folder as an evaluation leaves it."""
+    """Write the files of an evaluation and return its folder."""
     fingerprint = {
         "num_samples": 50, "sampler": {"name": "DDIM", "num_steps": num_steps}, "seed": seed, "precision": "32-true",
         "schedule": {"name": "LinearSchedule"},
@@ -27,7 +27,7 @@ def measured(
     write_metrics(folder, {"run": run, "checkpoint": "last.ckpt", "step": step, "numbers": [number]})
     write_summary(folder, {"fd_stand_in_50_train": value, "minutes": 1.5})
     (folder / ".hydra").mkdir()
-    (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {word}\n" for word in overrides) or "[]")
+    (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {override}\n" for override in overrides) or "[]")
     return folder
 
 
@@ -38,19 +38,19 @@ def table(output: Path, name: str) -> list[dict[str, str]]:
 
 def sweep(folder: Path) -> Path:
     for number, (sampler, steps) in enumerate([("ddim", 10), ("ddim", 50), ("ancestral", 10), ("ancestral", 50)]):
-        words = (f"sampler={sampler}", f"sampler.num_steps={steps}", "num_samples=50")
-        measured(folder / f"{number}_x", 1234.5 / steps + number, num_steps=steps, overrides=words)
+        overrides = (f"sampler={sampler}", f"sampler.num_steps={steps}", "num_samples=50")
+        measured(folder / f"{number}_x", 1234.5 / steps + number, num_steps=steps, overrides=overrides)
     return folder
 
 
 def test_a_number_that_is_not_finite_is_null_in_the_summary(tmp_path: Path) -> None:
     write_summary(tmp_path, {"steps": 4, "loss": float("nan"), "minutes": 0.5, "distance": None})
     text = (tmp_path / "summary.json").read_text()
-    assert "NaN" not in text  # which JSON does not know
+    assert "NaN" not in text  # it is not valid JSON
     assert json.loads(text) == {"steps": 4, "loss": None, "minutes": 0.5, "distance": None}
 
 
-def test_numbers_say_by_which_commit_they_were_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measured_numbers_record_the_commit_of_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured(tmp_path / "a", 1.0)
     commit = json.loads((tmp_path / "a" / "metrics.json").read_text())["commit"]
     assert commit is None or re.fullmatch(r"\S*[0-9a-f]{40}\+?", commit)
@@ -59,7 +59,7 @@ def test_numbers_say_by_which_commit_they_were_made(tmp_path: Path, monkeypatch:
     assert json.loads((tmp_path / "b" / "metrics.json").read_text())["commit"] is None
 
 
-def test_a_sweep_has_a_row_a_run_with_exact_numbers_in_its_file(tmp_path: Path) -> None:
+def test_the_table_of_a_sweep_has_one_row_for_each_run_and_exact_numbers_in_its_file(tmp_path: Path) -> None:
     assert write_sweep_table(sweep(tmp_path))
     rows = table(tmp_path, "sweep")
     assert [(row["run"], row["sampler"], row["sampler.num_steps"]) for row in rows] == [
@@ -68,14 +68,14 @@ def test_a_sweep_has_a_row_a_run_with_exact_numbers_in_its_file(tmp_path: Path) 
     assert float(rows[3]["fd_stand_in_50_train"]) == 1234.5 / 50 + 3
     lines = (tmp_path / "sweep.md").read_text().splitlines()
     shown = "sampler | sampler.num_steps | step | fd_stand_in_50_train"
-    assert lines[0] == f"| {shown} |"  # nothing else that is always the same
+    assert lines[0] == f"| {shown} |"  # no other columns whose values are all equal
     assert len(lines) == 6
 
 
-def test_numbers_are_drawn_against_the_steps_of_sampling_and_of_training(tmp_path: Path) -> None:
+def test_numbers_are_plotted_against_sampling_steps_and_training_steps(tmp_path: Path) -> None:
     write_sweep_table(sweep(tmp_path / "a"))
-    drawn = sorted(path.name for path in (tmp_path / "a").glob("*.png"))
-    assert drawn == ["against_sampler.png", "against_sampling_steps.png"]
+    plots = sorted(path.name for path in (tmp_path / "a").glob("*.png"))
+    assert plots == ["against_sampler.png", "against_sampling_steps.png"]
     with Image.open(tmp_path / "a" / "against_sampling_steps.png") as picture:
         assert min(picture.size) > 400
     for number, step in enumerate((100, 200)):
@@ -84,22 +84,21 @@ def test_numbers_are_drawn_against_the_steps_of_sampling_and_of_training(tmp_pat
     assert [path.name for path in (tmp_path / "b").glob("*.png")] == ["against_training_step.png"]
 
 
-def test_unlike_numbers_are_left_out_with_the_field_that_differs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_incomparable_numbers_are_left_out_with_the_field_that_differs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     one = measured(tmp_path / "one", 1.0, overrides=("trainer.precision=32-true",))
     other = measured(tmp_path / "other", 2.0, precision="bf16-mixed", overrides=("trainer.precision=bf16-mixed",))
     assert not write_and_print_table([one, other], tmp_path / "table", "numbers")
-    said = capsys.readouterr()
-    assert "precision is 32-true in" in said.err
-    assert "and bf16-mixed in" in said.err
-    assert "allow=[precision]" in said.err
+    assert "precision is 32-true in" in caplog.text
+    assert "and bf16-mixed in" in caplog.text
+    assert "allow=[precision]" in caplog.text
     assert "fd_stand_in_50_train" not in table(tmp_path / "table", "numbers")[0]
     assert write_and_print_table([one, other], tmp_path / "table", "numbers", allowed=["precision"])
     assert [row["fd_stand_in_50_train"] for row in table(tmp_path / "table", "numbers")] == ["1.0", "2.0"]
 
 
-def test_what_was_swept_may_differ_and_nothing_beside_it(tmp_path: Path) -> None:
+def test_only_swept_settings_may_differ(tmp_path: Path) -> None:
     for number, name in enumerate(("LinearSchedule", "CosineSchedule")):
         measured(tmp_path / f"{number}_x", 1.0, overrides=(f"schedule={number}",), schedule={"name": name})
     assert write_sweep_table(tmp_path)
@@ -107,7 +106,7 @@ def test_what_was_swept_may_differ_and_nothing_beside_it(tmp_path: Path) -> None
     assert not write_sweep_table(tmp_path)
 
 
-def test_runs_of_one_evaluation_may_differ_in_what_was_trained(tmp_path: Path) -> None:
+def test_runs_of_one_evaluation_may_differ_in_their_training(tmp_path: Path) -> None:
     for number, name in enumerate(("LinearSchedule", "CosineSchedule")):
         folder = measured(tmp_path / f"{number}_{name}", 1.0, run=f"logs/train/{name}", schedule={"name": name})
         (folder / ".hydra" / "overrides.yaml").unlink()
@@ -117,18 +116,17 @@ def test_runs_of_one_evaluation_may_differ_in_what_was_trained(tmp_path: Path) -
     assert not write_and_print_table([tmp_path], tmp_path, "runs")
 
 
-@pytest.mark.parametrize(("seed", "note"), [(1, "share 49 of their 50 noises"), (50, None)])
-def test_sets_of_near_seeds_are_noted_to_share_noise(
-    seed: int, note: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("seed", "note"), [(1, "use the same noise for 49 of 50 images"), (50, None)])
+def test_a_note_reports_that_sets_with_close_seeds_share_noise(
+    seed: int, note: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for number, start in enumerate((0, seed)):
         measured(tmp_path / f"{number}_x", 1.0 + number, seed=start, overrides=(f"seed={start}",))
     assert write_sweep_table(tmp_path)
-    said = capsys.readouterr().err
-    assert note in said if note else not said
+    assert note in caplog.text if note else not caplog.text
 
 
-def test_a_folder_without_a_protocol_has_its_row_too(tmp_path: Path) -> None:
+def test_a_folder_without_fingerprints_has_a_row_too(tmp_path: Path) -> None:
     write_summary(tmp_path / "0_a", {"steps": 5, "loss": 0.5})
     measured(tmp_path / "1_b", 3.0)
     (row, other) = find_rows(tmp_path)
@@ -138,13 +136,13 @@ def test_a_folder_without_a_protocol_has_its_row_too(tmp_path: Path) -> None:
     assert table(tmp_path, "sweep")[0]["loss"] == "0.5"
 
 
-def test_numbers_that_came_out_the_same_are_shown_too(tmp_path: Path) -> None:
+def test_numbers_that_are_equal_in_all_rows_are_shown(tmp_path: Path) -> None:
     for number in range(2):
         measured(tmp_path / f"{number}_x", 3.25, overrides=(f"seed={100 * number}",), seed=100 * number)
     assert write_sweep_table(tmp_path)
     assert (tmp_path / "sweep.md").read_text().splitlines()[0] == ("| seed | step | fd_stand_in_50_train |")
 
 
-def test_nothing_measured_is_no_table(tmp_path: Path) -> None:
+def test_a_sweep_without_results_has_no_table(tmp_path: Path) -> None:
     assert write_sweep_table(tmp_path)
     assert not list(tmp_path.iterdir())

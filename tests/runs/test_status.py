@@ -16,11 +16,11 @@ from diffusion_lab.runs import status as run_status
 from diffusion_lab.runs.status import Attempt, FolderLockedError, Status
 
 
-class Answers(SlurmQueue):
-    """Slurm's queue as a test wants it."""
+class FakeQueue(SlurmQueue):
+    """A Slurm queue with given states of jobs."""
 
     def __init__(self, states: dict[str, str] | None, accounts: dict[str, str] | None = None) -> None:
-        self._states, self._asked, self.accounts = states, True, accounts or {}
+        self._states, self._queried, self.accounts = states, True, accounts or {}
 
 
 def test_a_run_is_queued_then_runs_then_is_finished_with_its_number(tmp_path: Path) -> None:
@@ -45,9 +45,9 @@ def test_a_result_that_is_not_finite_is_none(tmp_path: Path) -> None:
 
 def test_the_first_reason_of_a_failure_stays_until_the_next_start(tmp_path: Path) -> None:
     run_status.mark_running(tmp_path)
-    run_status.mark_failed(tmp_path, "process 1: RuntimeError: first")
+    run_status.mark_failed(tmp_path, "rank 1: RuntimeError: first")
     run_status.mark_failed(tmp_path, "RuntimeError: connection closed by peer")
-    assert run_status.read(tmp_path).reason == "process 1: RuntimeError: first"  # type: ignore[union-attr]
+    assert run_status.read(tmp_path).reason == "rank 1: RuntimeError: first"  # type: ignore[union-attr]
     run_status.mark_running(tmp_path)
     run_status.mark_failed(tmp_path, "second")
     status = run_status.read(tmp_path)
@@ -55,7 +55,7 @@ def test_the_first_reason_of_a_failure_stays_until_the_next_start(tmp_path: Path
     assert (status.reason, len(status.starts)) == ("second", 2)
 
 
-def test_a_run_whose_process_was_killed_is_settled_as_failed(tmp_path: Path) -> None:
+def test_a_run_whose_process_was_killed_is_marked_as_failed(tmp_path: Path) -> None:
     code = (
         f"from diffusion_lab.runs import status; from pathlib import Path; status.mark_running(Path({str(tmp_path)!r}))"
     )
@@ -66,63 +66,59 @@ def test_a_run_whose_process_was_killed_is_settled_as_failed(tmp_path: Path) -> 
     assert status is not None
     assert status.state == "failed"
     assert status.reason is not None
-    assert status.reason.endswith("ended without a word")
-    run_status.mark_running(tmp_path)  # by this process, which lives
+    assert status.reason.endswith("ended without a status")
+    run_status.mark_running(tmp_path)  # by this process, which is alive
     assert run_status.reconcile(tmp_path).state == "running"  # type: ignore[union-attr]
 
 
-def with_job(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def queue_with_job(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_status.mark_queued(folder)
     run_status.write_job_id(folder, "17_3")
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "17")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
 
 
-def test_slurm_is_asked_for_a_run_that_is_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with_job(tmp_path, monkeypatch)
+def test_the_state_of_a_job_comes_from_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue_with_job(tmp_path, monkeypatch)
     assert run_status.job_id(tmp_path) == "17_3"
-    assert run_status.reconcile(tmp_path, Answers({"17_3": "PENDING"})).state == "queued"  # type: ignore[union-attr]
+    assert run_status.reconcile(tmp_path, FakeQueue({"17_3": "PENDING"})).state == "queued"  # type: ignore[union-attr]
     run_status.mark_running(tmp_path)
-    assert run_status.reconcile(tmp_path, Answers({"17_3": "RUNNING"})).state == "running"  # type: ignore[union-attr]
-    assert run_status.reconcile(tmp_path, Answers(None)).state == "running"  # type: ignore[union-attr]
-    monkeypatch.setattr(slurm_job, "_asked", lambda *command: {"17_3": "OUT_OF_MEMORY+"})
-    status = run_status.reconcile(tmp_path, Answers({"17_4": "RUNNING"}))
+    assert run_status.reconcile(tmp_path, FakeQueue({"17_3": "RUNNING"})).state == "running"  # type: ignore[union-attr]
+    assert run_status.reconcile(tmp_path, FakeQueue(None)).state == "running"  # type: ignore[union-attr]
+    monkeypatch.setattr(slurm_job, "_query", lambda *command: {"17_3": "OUT_OF_MEMORY+"})
+    status = run_status.reconcile(tmp_path, FakeQueue({"17_4": "RUNNING"}))
     assert status is not None
-    assert (status.state, status.reason) == ("failed", "job 17_3 ended without a word: OUT_OF_MEMORY")
+    assert (status.state, status.reason) == ("failed", "job 17_3 ended without a status: OUT_OF_MEMORY")
 
 
-def test_a_job_that_is_in_the_accounts_but_not_yet_in_the_queue_is_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with_job(tmp_path, monkeypatch)
-    monkeypatch.setattr(slurm_job, "_asked", lambda *command: {"17_3": "PENDING"})
-    assert run_status.reconcile(tmp_path, Answers({})).state == "queued"  # type: ignore[union-attr]
+def test_a_job_that_sacct_lists_before_squeue_remains_queued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue_with_job(tmp_path, monkeypatch)
+    monkeypatch.setattr(slurm_job, "_query", lambda *command: {"17_3": "PENDING"})
+    assert run_status.reconcile(tmp_path, FakeQueue({})).state == "queued"  # type: ignore[union-attr]
 
 
-def test_a_folder_is_held_by_one_command_at_a_time(tmp_path: Path) -> None:
-    busy = pytest.raises(FolderLockedError, match="is being worked in by another process")
+def test_a_folder_is_locked_by_one_command_at_a_time(tmp_path: Path) -> None:
+    busy = pytest.raises(FolderLockedError, match="is in use by another process")
     with FileLock(tmp_path / ".lock"), busy, run_status.locked(tmp_path):
         pass
     with run_status.locked(tmp_path):
         pass
 
 
-def test_a_folder_in_which_a_job_elsewhere_works_is_not_entered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with_job(tmp_path, monkeypatch)
+def test_a_folder_in_use_by_a_job_on_another_node_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue_with_job(tmp_path, monkeypatch)
     run_status.mark_running(tmp_path)
     with run_status.locked(tmp_path):
-        pass  # the same job, which started again
+        pass  # the same job after a restart
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "4")
     monkeypatch.setattr(SlurmQueue, "states", lambda self: {"17_3": "RUNNING", "17_4": "RUNNING"})
     with pytest.raises(FolderLockedError, match="by job 17_3 on "), run_status.locked(tmp_path):
         pass
 
 
-def test_hours_are_of_all_starts_and_one_that_was_killed_counts_to_its_last_sign() -> None:
-    starts = (Attempt(0.0, "1", "n1", 5, ended=3600.0), Attempt(7200.0, "1", "n2", 6))
-    assert Status("failed", 20000.0, starts=starts).hours(last_sign=7200.0 + 1800.0) == 1.5
+def test_hours_add_all_attempts_and_a_killed_one_counts_to_its_last_activity() -> None:
+    attempts = (Attempt(0.0, "1", "n1", 5, ended=3600.0), Attempt(7200.0, "1", "n2", 6))
+    assert Status("failed", 20000.0, starts=attempts).hours(last_activity=7200.0 + 1800.0) == 1.5
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"state": "running"}', '{"state": 1, "starts": [{}]}'])

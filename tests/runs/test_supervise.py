@@ -1,4 +1,4 @@
-"""The ways in which a run can end, and what its status file says then."""
+"""The ways in which a run can end, and the status file after each."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from diffusion_lab.runs.supervise import FolderInUseError, supervise
 
 
 @pytest.fixture(autouse=True)
-def no_job(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_job(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith(("SLURM_", "TORCHELASTIC_", "LOCAL_RANK", "RANK"))]:
         monkeypatch.delenv(name)
 
@@ -43,7 +43,7 @@ def killing(number: int) -> Callable[[], float]:
     return work
 
 
-def test_a_run_that_ends_well_is_finished_with_its_number(tmp_path: Path) -> None:
+def test_a_successful_run_is_finished_with_its_result(tmp_path: Path) -> None:
     assert supervise(tmp_path, lambda: 2.5) == 2.5
     assert (status(tmp_path).state, status(tmp_path).result) == ("finished", 2.5)
 
@@ -56,14 +56,14 @@ def test_a_run_that_ends_well_is_finished_with_its_number(tmp_path: Path) -> Non
         (KeyboardInterrupt(), "interrupted"),
     ],
 )
-def test_a_run_that_fails_says_why(error: BaseException, reason: str, tmp_path: Path) -> None:
+def test_a_failed_run_has_a_reason(error: BaseException, reason: str, tmp_path: Path) -> None:
     with pytest.raises(type(error)):
         supervise(tmp_path, raising(error))
     assert (status(tmp_path).state, status(tmp_path).reason) == ("failed", reason)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_is_no_success_and_handlers_are_as_before(number: int, tmp_path: Path) -> None:
+def test_a_signal_gives_a_nonzero_exit_status_and_handlers_are_restored(number: int, tmp_path: Path) -> None:
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as end:
         supervise(tmp_path, killing(number))
@@ -72,7 +72,7 @@ def test_a_signal_is_no_success_and_handlers_are_as_before(number: int, tmp_path
     assert signal.getsignal(number) is before
 
 
-def test_an_exit_without_a_status_is_no_success(tmp_path: Path) -> None:
+def test_an_exit_without_a_status_becomes_a_nonzero_exit_status(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as end:  # as Lightning's on a SIGTERM
         supervise(tmp_path, raising(SystemExit()))
     assert end.value.code == 143
@@ -80,42 +80,45 @@ def test_an_exit_without_a_status_is_no_success(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def in_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    def with_scontrol(answer: str) -> None:
+def start_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    def start_with_scontrol(command: str) -> None:
         tool = tmp_path / "bin" / "scontrol"
         tool.parent.mkdir()
-        tool.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n{answer}\n')
+        tool.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n{command}\n')
         tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
         monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
         monkeypatch.setenv("SLURM_JOB_ID", "17")
 
-    def at_the_end() -> None:
+    def exit_now() -> None:
         raise SystemExit(0)
 
-    monkeypatch.setattr(module, "_await_the_end", at_the_end)
-    return with_scontrol
+    monkeypatch.setattr(module, "_wait_for_slurm", exit_now)
+    return start_with_scontrol
 
 
-def test_a_job_asks_to_be_queued_again(tmp_path: Path, in_a_job: Callable[[str], None]) -> None:
-    in_a_job("exit 0")
+def test_a_job_requeues_itself_after_sigusr1(
+    tmp_path: Path, start_job: Callable[[str], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    start_job("exit 0")
     with pytest.raises(SystemExit):
         supervise(tmp_path / "run", killing(signal.SIGUSR1))
-    assert (tmp_path / "asked").read_text() == "requeue 17\n"
+    assert (tmp_path / "calls").read_text() == "requeue 17\n"
     assert status(tmp_path / "run").state == "requeued"
-    assert supervise(tmp_path / "run", lambda: 1.0) == 1.0  # the next start
+    assert caplog.messages == ["stopped by SIGUSR1; job 17 is requeued and resumes from there."]
+    assert supervise(tmp_path / "run", lambda: 1.0) == 1.0  # the next attempt
     assert (status(tmp_path / "run").state, len(status(tmp_path / "run").starts)) == ("finished", 2)
 
 
-def test_a_job_that_may_not_be_queued_again_has_failed(tmp_path: Path, in_a_job: Callable[[str], None]) -> None:
-    in_a_job("echo not allowed >&2; exit 1")
+def test_a_job_that_cannot_be_requeued_has_failed(tmp_path: Path, start_job: Callable[[str], None]) -> None:
+    start_job("echo not allowed >&2; exit 1")
     with pytest.raises(SystemExit) as end:
         supervise(tmp_path / "run", killing(signal.SIGUSR1))
     assert end.value.code == 128 + signal.SIGUSR1
     assert status(tmp_path / "run").reason == "stopped by SIGUSR1, but scontrol requeue 17: not allowed"
 
 
-def test_a_folder_in_use_is_left_as_it_is(tmp_path: Path) -> None:
-    with FileLock(tmp_path / ".lock"), pytest.raises(UserError, match="is being worked in by another process"):
+def test_a_folder_in_use_remains_unchanged(tmp_path: Path) -> None:
+    with FileLock(tmp_path / ".lock"), pytest.raises(UserError, match="is in use by another process"):
         supervise(tmp_path, lambda: 1.0)
     assert not (tmp_path / "status.json").exists()
 
@@ -131,10 +134,10 @@ def test_a_folder_of_another_run_keeps_its_status(tmp_path: Path) -> None:
     assert run_status.read(tmp_path / "new") is None
     with pytest.raises(FolderInUseError):
         supervise(tmp_path, raising(FolderInUseError("holds another")), in_sweep=True)
-    assert status(tmp_path).reason == "holds another"  # the sweep looks there
+    assert status(tmp_path).reason == "holds another"  # the sweep reads it there
 
 
-def test_of_several_processes_the_first_keeps_the_status_and_each_tells_its_failure(
+def test_rank_0_writes_the_status_and_other_ranks_only_their_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
@@ -142,7 +145,7 @@ def test_of_several_processes_the_first_keeps_the_status_and_each_tells_its_fail
     assert not (tmp_path / "status.json").exists()
     with pytest.raises(SystemExit) as end:
         supervise(tmp_path, killing(signal.SIGTERM))
-    assert end.value.code == 0  # the first one says how the run ended
+    assert end.value.code == 0  # rank 0 reports how the run ended
     with pytest.raises(RuntimeError):
         supervise(tmp_path, raising(RuntimeError("lost power")))
-    assert status(tmp_path).reason == "process 1: RuntimeError: lost power"
+    assert status(tmp_path).reason == "rank 1: RuntimeError: lost power"

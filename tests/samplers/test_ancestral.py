@@ -29,7 +29,7 @@ def sampler(variance: Variance) -> Ancestral:
 
 
 def stds(variance: Variance, denoiser: DenoiserLike) -> list[float]:
-    """Deviation of x_t after each step, over 46,080 pixels: its standard error is below 0.4 %."""
+    """Return the std of x_t after each step, over 46,080 pixels: its standard error is below 0.4 %."""
     visited, _ = walk(sampler(variance), denoiser, ImageNoise(range(40), (3, 24, 16)))
     return [float(x_t.std()) for x_t in visited]
 
@@ -50,8 +50,8 @@ def test_each_step_is_algorithm_2_of_ho_et_al() -> None:
 
 @pytest.mark.parametrize("variance", [FixedLarge(), FixedSmall()], ids=str)
 @pytest.mark.parametrize("num_steps", [1, 7, 20])
-def test_as_many_noises_are_drawn_as_there_are_steps(variance: Variance, num_steps: int) -> None:
-    noise = RecordedNoise((5, 3, 8, 6))  # one to start from, none in the last step
+def test_noise_is_drawn_once_per_step(variance: Variance, num_steps: int) -> None:
+    noise = RecordedNoise((5, 3, 8, 6))  # one for the start, none in the last step
     Ancestral(PROCESS, num_steps=num_steps, variance=variance).sample(GaussianOracle(PROCESS), noise, Condition())
     assert len(noise.drawn) == num_steps
 
@@ -69,7 +69,7 @@ def test_the_small_variance_is_exact_for_data_at_a_point() -> None:
 
 
 @pytest.mark.parametrize("std", [0.5, 1.0])
-def test_the_small_variance_narrows_and_the_large_widens_what_is_neither(std: float) -> None:
+def test_the_small_variance_narrows_and_the_large_variance_widens_other_gaussians(std: float) -> None:
     small = stds(FixedSmall(), GaussianOracle(PROCESS, 0.0, std))[-1]
     large = stds(FixedLarge(), GaussianOracle(PROCESS, 0.0, std))[-1]
     assert small == pytest.approx(expected_std(std, large=False), rel=0.015)
@@ -78,14 +78,16 @@ def test_the_small_variance_narrows_and_the_large_widens_what_is_neither(std: fl
 
 
 def expected_std(std: float, *, large: bool) -> float:
-    """Of the images: the chain of Ho et al. (2020), eq. 7, is linear in x_t when the denoiser is."""
+    """Return the std of the images: with a linear denoiser, the chain of Ho et al. (2020), eq. 7, is linear in x_t."""
     alpha_bar = [1.0, *SCHEDULE.alpha_bar.tolist()]
     variance = 1.0
     for k in reversed(range(1, 21)):
-        now, before, beta = alpha_bar[k], alpha_bar[k - 1], 1 - alpha_bar[k] / alpha_bar[k - 1]
-        gain = math.sqrt(now) * std**2 / (now * std**2 + 1 - now)
-        slope = (math.sqrt(before) * beta * gain + math.sqrt(1 - beta) * (1 - before)) / (1 - now)
-        added = (beta if large else beta * (1 - before) / (1 - now)) if k > 1 else 0.0
+        alpha_bar_t, alpha_bar_s = alpha_bar[k], alpha_bar[k - 1]
+        beta = 1 - alpha_bar_t / alpha_bar_s
+        gain = math.sqrt(alpha_bar_t) * std**2 / (alpha_bar_t * std**2 + 1 - alpha_bar_t)
+        slope = math.sqrt(alpha_bar_s) * beta * gain + math.sqrt(1 - beta) * (1 - alpha_bar_s)
+        slope = slope / (1 - alpha_bar_t)
+        added = (beta if large else beta * (1 - alpha_bar_s) / (1 - alpha_bar_t)) if k > 1 else 0.0
         variance = slope**2 * variance + added
     return math.sqrt(variance)
 
@@ -96,56 +98,61 @@ def test_the_sampler_of_ho_et_al_is_the_default() -> None:
     assert default.variance == FixedLarge()
 
 
-class Answering:
-    """An exact denoiser that also says something of the variance."""
+class WithVarianceOutput:
+    """An exact denoiser with a constant variance output."""
 
-    def __init__(self, answer: float) -> None:
-        self.answer = answer
+    def __init__(self, variance_output: float) -> None:
+        self.variance_output = variance_output
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
         x_0 = GaussianOracle(PROCESS, 0.3, 0.5)(x_t, t, condition).x_0
-        return Estimate(x_0, torch.full_like(x_t, self.answer))
+        return Estimate(x_0, torch.full_like(x_t, self.variance_output))
 
 
 @pytest.mark.parametrize("num_steps", [1, 7, 20])
-@pytest.mark.parametrize(("answer", "fixed"), [(-1.0, FixedSmall()), (1.0, FixedLarge())], ids=["small", "large"])
-def test_the_ends_of_a_learned_range_are_the_fixed_variances(answer: float, fixed: Variance, num_steps: int) -> None:
+@pytest.mark.parametrize(("output", "fixed"), [(-1.0, FixedSmall()), (1.0, FixedLarge())], ids=["small", "large"])
+def test_the_ends_of_a_learned_range_are_the_fixed_variances(output: float, fixed: Variance, num_steps: int) -> None:
     noise = RecordedNoise((5, 3, 8, 6))
-    learned, _ = walk(Ancestral(PROCESS, num_steps, variance=LearnedRange()), Answering(answer), noise)
-    plain, _ = walk(Ancestral(PROCESS, num_steps, variance=fixed), Answering(answer), RecordedNoise((5, 3, 8, 6)))
-    torch.testing.assert_close(learned, plain, rtol=1e-9, atol=1e-9)
+    learned, _ = walk(Ancestral(PROCESS, num_steps, variance=LearnedRange()), WithVarianceOutput(output), noise)
+    expected, _ = walk(
+        Ancestral(PROCESS, num_steps, variance=fixed), WithVarianceOutput(output), RecordedNoise((5, 3, 8, 6))
+    )
+    torch.testing.assert_close(learned, expected, rtol=1e-9, atol=1e-9)
     assert len(noise.drawn) == num_steps
 
 
 def test_the_middle_of_a_learned_range_is_the_geometric_mean() -> None:
     small, middle, large = (
-        walk(sampler(LearnedRange()), Answering(answer), RecordedNoise((5, 3, 8, 6)))[0][0] for answer in (-1, 0, 1)
+        walk(sampler(LearnedRange()), WithVarianceOutput(output), RecordedNoise((5, 3, 8, 6)))[0][0]
+        for output in (-1, 0, 1)
     )
     beta, alpha_bar = SCHEDULE.betas[-1], SCHEDULE.alpha_bar
-    ratio = (((1 - alpha_bar[-2]) / (1 - alpha_bar[-1])) ** 0.5).sqrt()  # of the deviations of small and of middle
+    ratio = (((1 - alpha_bar[-2]) / (1 - alpha_bar[-1])) ** 0.5).sqrt()  # std of small / std of middle
     torch.testing.assert_close(middle - small, (large - small) * (ratio - ratio**2) / (1 - ratio**2))
     assert float((large - small).std()) == pytest.approx(float(beta.sqrt() * (1 - ratio**2)), rel=0.1)
 
 
 def test_a_learned_diagonal_is_the_log_variance_itself() -> None:
     noise = RecordedNoise((5, 3, 8, 6))
-    found, _ = walk(sampler(LearnedDiagonal()), Answering(math.log(0.09)), noise)
-    plain, _ = walk(sampler(LearnedDiagonal()), Answering(math.log(1e-30)), RecordedNoise((5, 3, 8, 6)))
-    torch.testing.assert_close(found[0] - plain[0], 0.3 * noise.drawn[1], rtol=1e-9, atol=1e-9)
+    found, _ = walk(sampler(LearnedDiagonal()), WithVarianceOutput(math.log(0.09)), noise)
+    without_noise, _ = walk(
+        sampler(LearnedDiagonal()), WithVarianceOutput(math.log(1e-30)), RecordedNoise((5, 3, 8, 6))
+    )
+    torch.testing.assert_close(found[0] - without_noise[0], 0.3 * noise.drawn[1], rtol=1e-9, atol=1e-9)
 
 
-def test_a_learned_variance_of_a_denoiser_that_answers_none_is_refused() -> None:
+def test_a_learned_variance_of_a_denoiser_without_variance_output_is_refused() -> None:
     with pytest.raises(ValueError, match="variance must be fixed_small or fixed_large"):
         sampler(LearnedRange()).sample(GaussianOracle(PROCESS), RecordedNoise((5, 3, 8, 6)), Condition())
 
 
-def test_cosine_in_few_steps_forgets_everything_in_the_first_and_still_recovers_the_data() -> None:
-    # The last signal level of 4000 cosine steps is 1.5e-10: the first of 50 steps has variance 1 to six digits, and an
-    # error of the noise divided by its root would be 81,000 times as large.
+def test_few_cosine_steps_recover_the_data_although_the_first_step_starts_almost_without_signal() -> None:
+    # The last alpha_bar of 4000 cosine steps is 1.5e-10. The first of 50 steps has variance 1 to six digits, and an
+    # error of the predicted noise, divided by the root of alpha_bar, would be 81,000 times larger.
     process = GaussianProcess(CosineSchedule(4000))
     chain = Ancestral(process, num_steps=50, variance=FixedSmall(), clipping=NoClipping())
-    t, s = chain.steps()
+    t, s = chain.intervals()
     assert float(process.transition(s, t)[1][0]) == pytest.approx(1, abs=1e-6)
     images = chain.sample(GaussianOracle(process, 0.3, 0.5), ImageNoise(range(40), (3, 24, 16)), Condition())
     assert float(images.mean()) == pytest.approx(0.3, abs=0.01)
-    assert 0.4 < float(images.std()) < 0.5  # the small variance narrows what is wider than a point
+    assert 0.4 < float(images.std()) < 0.5  # the small variance narrows all data but a single point

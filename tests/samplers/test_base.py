@@ -1,4 +1,4 @@
-"""What every sampler keeps to: the contract. What comes out of it is in test_recovery.py."""
+"""The contract of all samplers. The distribution of their images is tested in test_recovery.py."""
 
 import math
 from collections.abc import Sequence
@@ -43,24 +43,24 @@ from support.oracles import GaussianOracle, MixtureOracle, RecordedNoise, walk
 
 LINEAR = GaussianProcess(LinearSchedule())
 COSINE = GaussianProcess(CosineSchedule(40))
-ON_THE_LIST = {name: case for name, case in SAMPLERS.items() if case.asked is not None}
-UNCHURNED = {name: case for name, case in SAMPLERS.items() if "later time" not in case.why}
+WITH_LISTED_TIMES = {name: case for name, case in SAMPLERS.items() if case.call_times is not None}
+WITHOUT_CHURN = {name: case for name, case in SAMPLERS.items() if "later time" not in case.reason}
 
 
 def listed(*steps: int) -> ListedTimes:
     return ListedTimes([step / 40 for step in steps])
 
 
-@pytest.mark.parametrize("case", ON_THE_LIST.values(), ids=ON_THE_LIST.keys())
+@pytest.mark.parametrize("case", WITH_LISTED_TIMES.values(), ids=WITH_LISTED_TIMES.keys())
 @given(steps=st.lists(st.integers(1, 40), min_size=1, max_size=8, unique=True))
-def test_any_decreasing_list_of_times_is_walked_in_order(case: Case, steps: list[int]) -> None:
+def test_any_decreasing_list_of_times_is_followed_in_order(case: Case, steps: list[int]) -> None:
     steps, spy = sorted(steps, reverse=True), Spy()
     case.build(COSINE, num_steps=len(steps), time_grid=listed(*steps)).sample(
         spy, ImageNoise(range(5), (3, 8, 6)), Condition()
     )
-    assert case.asked is not None
-    assert [t.tolist() for _, t, _ in spy.asked] == [[t] * 5 for t in case.asked([step / 40 for step in steps])]
-    assert all(t.dtype == torch.float64 for _, t, _ in spy.asked)
+    assert case.call_times is not None
+    assert [t.tolist() for _, t, _ in spy.calls] == [[t] * 5 for t in case.call_times([step / 40 for step in steps])]
+    assert all(t.dtype == torch.float64 for _, t, _ in spy.calls)
 
 
 @every_sampler
@@ -84,7 +84,7 @@ def test_any_decreasing_list_of_times_ends_at_the_image(case: Case, steps: list[
         ([0.75, 0.5, 0.25], 4, "num_steps must be 3, the number of listed times, got 4"),
     ],
 )
-def test_lists_that_cannot_be_walked_are_refused_when_built(
+def test_invalid_lists_of_times_are_refused_by_the_constructor(
     case: Case, times: Sequence[float], num_steps: int, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -92,15 +92,15 @@ def test_lists_that_cannot_be_walked_are_refused_when_built(
 
 
 @every_sampler
-def test_more_steps_than_the_table_has_are_refused_when_built(case: Case) -> None:
+def test_more_steps_than_the_table_has_are_refused_by_the_constructor(case: Case) -> None:
     with pytest.raises(ValueError, match="num_steps must be at most the schedule's 1000 steps, got 2000"):
         case.build(LINEAR, num_steps=2000)
 
 
 @every_sampler
-def test_no_number_of_steps_is_all_of_a_table_and_refused_without_one(case: Case) -> None:
+def test_num_steps_none_takes_all_steps_of_a_table_and_is_refused_without_one(case: Case) -> None:
     assert case.build(COSINE, num_steps=None).times == tuple(k / 40 for k in range(40, 0, -1))
-    with pytest.raises(ValueError, match="num_steps must be given for the continuous VPSchedule, got none"):
+    with pytest.raises(ValueError, match="num_steps must be given for the continuous VPSchedule, got None"):
         case.build(GaussianProcess(VPSchedule()), num_steps=None)
 
 
@@ -110,7 +110,7 @@ def test_no_number_of_steps_is_all_of_a_table_and_refused_without_one(case: Case
     [
         (COSINE, 1.0),
         (GaussianProcess(JSDSchedule(40)), 1.0),
-        (GaussianProcess(LinearSchedule(40, 0.001, 0.1)), 1.0),  # as in the paper, though signal is left at its end
+        (GaussianProcess(LinearSchedule(40, 0.001, 0.1)), 1.0),  # as in the paper, although signal is left at t_max
         (GaussianProcess(VPSchedule()), 1.0),
         (GaussianProcess(RectifiedFlowSchedule()), 1.0),
         (GaussianProcess(VESchedule()), 50.0),
@@ -118,15 +118,15 @@ def test_no_number_of_steps_is_all_of_a_table_and_refused_without_one(case: Case
     ],
     ids=str,
 )
-def test_sampling_starts_from_noise_of_the_deviation_of_the_papers(
+def test_sampling_starts_from_noise_with_the_std_of_the_papers(
     case: Case, process: GaussianProcess, std: float
 ) -> None:
     spy, noise = Spy(), RecordedNoise((5, 3, 8, 6))
     case.build(process, num_steps=4).sample(spy, noise, Condition())
-    torch.testing.assert_close(spy.asked[0][0], std * noise.drawn[0])
+    torch.testing.assert_close(spy.calls[0][0], std * noise.drawn[0])
 
 
-@pytest.mark.parametrize("case", UNCHURNED.values(), ids=UNCHURNED.keys())
+@pytest.mark.parametrize("case", WITHOUT_CHURN.values(), ids=WITHOUT_CHURN.keys())
 @pytest.mark.parametrize(
     ("process", "times", "std"),
     [
@@ -141,13 +141,13 @@ def test_a_later_start_has_noise_at_the_level_of_its_first_time(
 ) -> None:
     spy, noise = Spy(), RecordedNoise((5, 3, 8, 6))
     case.build(process, num_steps=2, time_grid=ListedTimes(times)).sample(spy, noise, Condition())
-    torch.testing.assert_close(spy.asked[0][0], std * noise.drawn[0])
-    assert spy.asked[0][1].tolist() == pytest.approx([times[0]] * 5, rel=1e-12)
+    torch.testing.assert_close(spy.calls[0][0], std * noise.drawn[0])
+    assert spy.calls[0][1].tolist() == pytest.approx([times[0]] * 5, rel=1e-12)
 
 
 @every_sampler
 @pytest.mark.parametrize("num_steps", [1, 7])
-def test_noise_is_drawn_as_often_as_the_algorithm_says(case: Case, num_steps: int) -> None:
+def test_noise_is_drawn_as_often_as_the_algorithm_requires(case: Case, num_steps: int) -> None:
     noise = RecordedNoise((5, 3, 8, 6))
     case.build(COSINE, num_steps=num_steps).sample(Spy(), noise, Condition())
     assert len(noise.drawn) == case.num_draws(num_steps)
@@ -167,7 +167,7 @@ def test_each_step_is_reported_once_and_the_last_is_the_image(case: Case) -> Non
 
 
 @every_sampler
-def test_watching_the_steps_changes_nothing(case: Case) -> None:
+def test_on_step_does_not_change_the_images(case: Case) -> None:
     sampler, noise = case.build(COSINE, num_steps=6), partial(ImageNoise, range(5), (3, 8, 6))
     watched, _ = walk(sampler, GaussianOracle(COSINE, 0.3, 0.5), noise())
     assert torch.equal(watched[-1], sampler.sample(GaussianOracle(COSINE, 0.3, 0.5), noise(), Condition()))
@@ -183,7 +183,7 @@ def test_an_image_does_not_depend_on_its_batch(case: Case, process: GaussianProc
 
 
 @every_sampler
-def test_an_image_does_not_depend_on_neighbours_that_are_far_harder(case: Case) -> None:
+def test_an_image_does_not_depend_on_much_harder_images_in_its_batch(case: Case) -> None:
     def denoiser(x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
         assert condition.label is not None
         steepness = torch.where(condition.label == 0, 1.0, 40.0).view(-1, 1, 1, 1)
@@ -196,27 +196,27 @@ def test_an_image_does_not_depend_on_neighbours_that_are_far_harder(case: Case) 
 
 
 @every_sampler
-def test_clipping_holds_estimates_in_range_and_changes_the_images(case: Case) -> None:
+def test_clipping_keeps_estimates_in_range_and_changes_the_images(case: Case) -> None:
     denoiser, noise = GaussianOracle(COSINE, 0.9, 0.5), partial(ImageNoise, range(5), (3, 8, 6))
-    clipped, held = walk(case.build(COSINE, num_steps=6, clipping=StaticClipping()), denoiser, noise())
-    free, unheld = walk(case.build(COSINE, num_steps=6, clipping=NoClipping()), denoiser, noise())
-    assert float(held.abs().max()) == 1.0
-    assert float(unheld.max()) > 1.5
+    clipped, clipped_estimates = walk(case.build(COSINE, num_steps=6, clipping=StaticClipping()), denoiser, noise())
+    free, free_estimates = walk(case.build(COSINE, num_steps=6, clipping=NoClipping()), denoiser, noise())
+    assert float(clipped_estimates.abs().max()) == 1.0
+    assert float(free_estimates.max()) > 1.5
     assert float(clipped[-1].max()) <= 1 + 1e-6
     assert float((free - clipped)[-1].abs().max()) > 0.5
-    # Clipped only at the end, the mean of the earlier steps would not move.
+    # If only the last estimate were clipped, earlier steps would not change.
     assert float((free - clipped)[-2].abs().max()) > 0.1
 
 
 @every_sampler
-def test_estimates_are_clipped_unless_asked_otherwise(case: Case) -> None:
+def test_estimates_are_clipped_by_default(case: Case) -> None:
     noise = ImageNoise(range(5), (3, 8, 6))
     _, estimates = walk(case.build(COSINE, num_steps=6), GaussianOracle(COSINE, 0.9, 0.5), noise)
     assert float(estimates.max()) == 1.0
 
 
 @every_sampler
-def test_sampling_keeps_no_gradients_and_passes_the_condition_on(case: Case) -> None:
+def test_sampling_computes_no_gradients_and_passes_the_condition_to_the_denoiser(case: Case) -> None:
     spy, weight, label = Spy(), torch.ones(1, requires_grad=True), torch.tensor([3, 1, 4, 1, 5])
 
     def denoiser(x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
@@ -224,14 +224,14 @@ def test_sampling_keeps_no_gradients_and_passes_the_condition_on(case: Case) -> 
 
     images = case.build(COSINE, num_steps=3).sample(denoiser, ImageNoise(range(5), (3, 8, 6)), Condition(label))
     assert not images.requires_grad
-    for _, _, condition in spy.asked:
+    for _, _, condition in spy.calls:
         assert condition.label is not None
         assert torch.equal(condition.label, label)
 
 
 @every_sampler
 @pytest.mark.parametrize("schedule", [EDMSchedule(), VESchedule()], ids=str)
-def test_the_levels_of_karras_serve_every_sampler(case: Case, schedule: EDMSchedule | VESchedule) -> None:
+def test_karras_times_work_with_every_sampler(case: Case, schedule: EDMSchedule | VESchedule) -> None:
     process = GaussianProcess(schedule)
     sampler = case.build(process, num_steps=7, time_grid=KarrasTimes())
     images = sampler.sample(Spy(), RecordedNoise((5, 3, 8, 6)), Condition())

@@ -11,13 +11,13 @@ from support.oracles import GaussianOracle, RecordedNoise, walk
 
 SCHEDULE = CosineSchedule(40)
 PROCESS = GaussianProcess(SCHEDULE)
-LIST = ListedTimes([0.9, 0.7, 0.4, 0.1])
+GRID = ListedTimes([0.9, 0.7, 0.4, 0.1])
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 def test_each_step_is_equation_12_of_song_et_al(eta: float) -> None:
     denoiser, noise = GaussianOracle(PROCESS, 0.3, 0.5), RecordedNoise((5, 3, 8, 6))
-    sampler = DDIM(PROCESS, num_steps=4, eta=eta, time_grid=LIST, clipping=NoClipping())
+    sampler = DDIM(PROCESS, num_steps=4, eta=eta, time_grid=GRID, clipping=NoClipping())
     visited, _ = walk(sampler, denoiser, noise)
     level = [1.0, *SCHEDULE.alpha_bar.tolist()]  # alpha in the paper
     x_t = noise.drawn[0]
@@ -42,7 +42,7 @@ def test_eta_1_is_ancestral_sampling_with_the_small_variance(process: GaussianPr
     torch.testing.assert_close(implicit, ancestral, rtol=1e-9, atol=1e-9)
 
 
-def test_without_eta_only_the_first_noise_matters() -> None:
+def test_with_eta_0_only_the_initial_noise_is_drawn() -> None:
     sampler, noise = DDIM(PROCESS, num_steps=7), RecordedNoise((5, 3, 8, 6))
     first = sampler.sample(GaussianOracle(PROCESS, 0.3, 0.5), noise, Condition())
     second = sampler.sample(GaussianOracle(PROCESS, 0.3, 0.5), RecordedNoise((5, 3, 8, 6)), Condition())
@@ -50,23 +50,23 @@ def test_without_eta_only_the_first_noise_matters() -> None:
     assert torch.equal(first, second)
 
 
-def test_with_eta_as_many_noises_are_drawn_as_there_are_steps() -> None:
-    noise = RecordedNoise((5, 3, 8, 6))  # one to start from, none in the last step
+def test_with_eta_above_0_noise_is_drawn_once_per_step() -> None:
+    noise = RecordedNoise((5, 3, 8, 6))  # one for the start, none in the last step
     DDIM(PROCESS, num_steps=7, eta=0.2).sample(GaussianOracle(PROCESS), noise, Condition())
     assert len(noise.drawn) == 7
 
 
-def test_more_steps_come_closer_to_the_exact_flow() -> None:
+def test_the_error_of_the_flow_falls_with_the_number_of_steps() -> None:
     process = GaussianProcess(LinearSchedule())
-    misses = []
+    errors = []
     for num_steps in (10, 50, 250):
         sampler = DDIM(process, num_steps=num_steps, clipping=NoClipping())
-        # From N(0, 1) to N(0, 1) the exact flow leaves every pixel where it is.
+        # The exact flow from N(0, 1) to N(0, 1) leaves every pixel unchanged.
         noise = ImageNoise(range(5), (3, 8, 6)).draw()
         images = sampler.sample(GaussianOracle(process, 0.0, 1.0), ImageNoise(range(5), (3, 8, 6)), Condition())
-        misses.append(float((images - noise).square().mean().sqrt()))
-    assert misses == pytest.approx(sorted(misses, reverse=True))
-    assert misses[-1] < 0.01
+        errors.append(float((images - noise).square().mean().sqrt()))
+    assert errors == pytest.approx(sorted(errors, reverse=True))
+    assert errors[-1] < 0.01
 
 
 @pytest.mark.parametrize("eta", [-0.1, 1.1])

@@ -37,37 +37,37 @@ def test_each_level_is_algorithm_1_of_song_and_ermon(
         AnnealedLangevin(process, 5, num_updates, step_size, ListedTimes(times), NoClipping()), oracle, noise
     )
     alphas = schedule.coefficients(torch.tensor(times, dtype=torch.float64))[0].tolist()
-    epsilon, fresh = step_size * LEVELS[-1] ** 2, iter(noise.drawn)
-    x = next(fresh) * LEVELS[0]  # in the paper's variable, x_t / alpha_t
+    epsilon, remaining = step_size * LEVELS[-1] ** 2, iter(noise.drawn)
+    x = next(remaining) * LEVELS[0]  # in the paper's variable, x_t / alpha_t
     for i, (level, alpha, t) in enumerate(zip(LEVELS, alphas, times, strict=True)):
         size = epsilon * level**2 / LEVELS[-1] ** 2
         for _ in range(num_updates):
             # d log p / d(x_t / alpha_t) = alpha_t d log p / d(x_t)
-            x = x + size / 2 * alpha * score(oracle, alpha * x, t) + math.sqrt(size) * next(fresh)
+            x = x + size / 2 * alpha * score(oracle, alpha * x, t) + math.sqrt(size) * next(remaining)
         if i + 1 < len(LEVELS):
             torch.testing.assert_close(visited[i], alphas[i + 1] * x, rtol=1e-9, atol=1e-9)
     image = x + LEVELS[-1] ** 2 * alphas[-1] * score(oracle, alphas[-1] * x, times[-1])  # Song & Ermon 2020, appendix
     torch.testing.assert_close(visited[-1], image, rtol=1e-9, atol=1e-9)
-    assert not list(fresh)
+    assert not list(remaining)
 
 
 @pytest.mark.parametrize("step_size", [0.2, 1.0])
-def test_a_level_settles_at_the_deviation_that_its_step_size_gives(step_size: float) -> None:
+def test_the_std_at_a_level_converges_to_the_value_for_its_step_size(step_size: float) -> None:
     sampler = AnnealedLangevin(EDM, 2, 60, step_size, ListedTimes([1.0, 0.9]), NoClipping())
     visited, _ = walk(sampler, GaussianOracle(EDM, 0.3, 0.5), ImageNoise(range(20), (3, 24, 16)))
-    # x - gain x + spread noise keeps the variance spread^2 / (1 - (1 - gain)^2) (Song & Ermon 2020, proposition 3).
+    # x - gain x + s noise has the stationary variance s^2 / (1 - (1 - gain)^2) (Song & Ermon 2020, proposition 3).
     gain = step_size / 2 / (0.5**2 + 1)
     assert float(visited[0].mean()) == pytest.approx(0.3, abs=0.02)
     assert float(visited[0].std()) == pytest.approx(math.sqrt(step_size / (1 - (1 - gain) ** 2)), rel=0.015)
 
 
-def test_the_papers_step_is_the_default() -> None:
+def test_the_defaults_are_those_of_the_paper() -> None:
     default = AnnealedLangevin(EDM)
     assert (default.num_updates, default.step_size) == (10, 0.2)
 
 
 @pytest.mark.parametrize("step_size", [-0.1, 0.0, 4.0])
-def test_steps_that_do_not_settle_are_refused(step_size: float) -> None:
+def test_step_sizes_that_do_not_converge_are_refused(step_size: float) -> None:
     with pytest.raises(ValueError, match=rf"step_size must be in \(0, 4\).* got {step_size}"):
         AnnealedLangevin(EDM, step_size=step_size)
 

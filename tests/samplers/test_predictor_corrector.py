@@ -1,4 +1,4 @@
-"""Predictor-corrector sampling against algorithms 1, 4 and 5 of Song et al. (2021), with the norms of each image."""
+"""Predictor-corrector sampling against algorithms 1, 4 and 5 of Song et al. (2021), with norms per image."""
 
 import math
 
@@ -32,7 +32,7 @@ def score(oracle: MixtureOracle, x_t: Tensor, t: float) -> Tensor:
 
 
 def corrected(x: Tensor, g: Tensor, z: Tensor, snr: float, alpha: float) -> Tensor:
-    """Algorithms 4 (alpha = 1) and 5, inner loop, one image at a time."""
+    """Apply the inner loop of algorithms 4 (alpha = 1) and 5 to each image."""
     images = []
     for image, image_g, image_z in zip(x, g, z, strict=True):
         epsilon = 2 * alpha * float(snr * image_z.square().sum().sqrt() / image_g.square().sum().sqrt()) ** 2
@@ -41,58 +41,58 @@ def corrected(x: Tensor, g: Tensor, z: Tensor, snr: float, alpha: float) -> Tens
 
 
 @pytest.mark.parametrize(("num_corrections", "snr"), [(0, 0.16), (1, 0.16), (2, 0.05)])
-def test_along_variance_preserving_steps_it_is_algorithm_5(num_corrections: int, snr: float) -> None:
+def test_on_a_variance_preserving_schedule_it_is_algorithm_5(num_corrections: int, snr: float) -> None:
     oracle, noise = MixtureOracle(VP), RecordedNoise(SHAPE)
     sampler = PredictorCorrector(VP, num_corrections=num_corrections, snr=snr, num_steps=12, clipping=NoClipping())
     visited, _ = walk(sampler, oracle, noise)
-    fresh = iter(noise.drawn)
-    x = next(fresh)
+    remaining = iter(noise.drawn)
+    x = next(remaining)
     for i, k in enumerate(range(12, 0, -1)):
         beta = float(TABLE.betas[k - 1])
-        for _ in range(num_corrections):  # in the order of the paper's code: first corrected, then predicted
-            x = corrected(x, score(oracle, x, k / 12), next(fresh), snr, 1 - beta)
+        for _ in range(num_corrections):  # the order of the paper's code: correction, then prediction
+            x = corrected(x, score(oracle, x, k / 12), next(remaining), snr, 1 - beta)
         x = (x + beta * score(oracle, x, k / 12)) / math.sqrt(1 - beta)  # its ancestral sampling, eq. 4
-        x = x + math.sqrt(beta) * next(fresh) if k > 1 else x
+        x = x + math.sqrt(beta) * next(remaining) if k > 1 else x
         torch.testing.assert_close(visited[i], x, rtol=1e-9, atol=1e-9)
-    assert not list(fresh)
+    assert not list(remaining)
 
 
 @pytest.mark.parametrize("variance", [FixedLarge(), FixedSmall()], ids=["reverse diffusion", "ancestral"])
-def test_along_exploding_noise_it_is_algorithm_4(variance: Variance) -> None:
+def test_on_a_variance_exploding_schedule_it_is_algorithm_4(variance: Variance) -> None:
     levels = [50.0, 12.0, 4.0, 1.0, 0.3, 0.1]
     oracle, noise = MixtureOracle(EDM), RecordedNoise(SHAPE)
     sampler = PredictorCorrector(
         EDM, 6, variance=variance, time_grid=ListedTimes(levels), clipping=NoClipping(), num_corrections=2
     )
     visited, _ = walk(sampler, oracle, noise)
-    fresh = iter(noise.drawn)
-    x = levels[0] * next(fresh)
+    remaining = iter(noise.drawn)
+    x = levels[0] * next(remaining)
     for i, (sigma, after) in enumerate(zip(levels, [*levels[1:], 0.0], strict=True)):
         for _ in range(2):
-            x = corrected(x, score(oracle, x, sigma), next(fresh), 0.16, 1.0)
+            x = corrected(x, score(oracle, x, sigma), next(remaining), 0.16, 1.0)
         added = sigma**2 - after**2
         x = x + added * score(oracle, x, sigma)
         if after > 0:
-            spread = math.sqrt(added) if variance == FixedLarge() else math.sqrt(after**2 * added / sigma**2)
-            x = x + spread * next(fresh)
+            std = math.sqrt(added) if variance == FixedLarge() else math.sqrt(after**2 * added / sigma**2)
+            x = x + std * next(remaining)
         torch.testing.assert_close(visited[i], x, rtol=1e-9, atol=1e-9)
-    assert not list(fresh)
+    assert not list(remaining)
 
 
-def test_an_image_with_more_noise_in_it_has_its_own_step_size() -> None:
-    # Averaged over the batch, the norms would move every other image when one of them changes.
+def test_the_step_size_of_a_correction_is_computed_for_each_image() -> None:
+    # If norms were averaged over the batch, a change of one image would change all others.
     oracle = MixtureOracle(EDM)
     sampler = PredictorCorrector(EDM, 2, time_grid=ListedTimes([5.0, 1.0]), clipping=NoClipping())
 
-    class Louder(RecordedNoise):
+    class FirstNoiseScaled(RecordedNoise):
         def draw(self) -> Tensor:
             noise = super().draw()
             return torch.cat([9 * noise[:1], noise[1:]])
 
     plain = sampler.sample(oracle, RecordedNoise(SHAPE), Condition())
-    louder = sampler.sample(oracle, Louder(SHAPE), Condition())
-    assert torch.equal(plain[1:], louder[1:])
-    assert not torch.equal(plain[:1], louder[:1])
+    scaled = sampler.sample(oracle, FirstNoiseScaled(SHAPE), Condition())
+    assert torch.equal(plain[1:], scaled[1:])
+    assert not torch.equal(plain[:1], scaled[:1])
 
 
 def test_without_corrections_it_is_ancestral_sampling_of_the_same_variance() -> None:
@@ -104,7 +104,7 @@ def test_without_corrections_it_is_ancestral_sampling_of_the_same_variance() -> 
         torch.testing.assert_close(predicted, ancestral, rtol=1e-9, atol=1e-9)
 
 
-def test_the_predictor_reads_a_learned_variance_at_the_corrected_image() -> None:
+def test_the_predictor_uses_the_learned_variance_at_the_corrected_image() -> None:
     oracle = GaussianOracle(VP, 0.3, 0.5)
 
     def denoiser(x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
@@ -115,12 +115,12 @@ def test_the_predictor_reads_a_learned_variance_at_the_corrected_image() -> None
     torch.testing.assert_close(learned, large, rtol=1e-9, atol=1e-9)
 
 
-def test_the_papers_snr_is_the_default() -> None:
+def test_the_defaults_are_those_of_the_paper() -> None:
     assert PredictorCorrector(VP, 12).snr == 0.16
     assert PredictorCorrector(VP, 12).num_corrections == 1
 
 
-def test_corrections_that_cannot_be_made_are_refused() -> None:
+def test_settings_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match="num_corrections must be at least 0, got -1"):
         PredictorCorrector(VP, 12, num_corrections=-1)
     with pytest.raises(ValueError, match="snr must be above 0, got 0"):

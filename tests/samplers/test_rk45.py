@@ -22,7 +22,7 @@ from support.oracles import GaussianOracle, MixtureOracle, RecordedNoise
 
 SHAPE = (5, 3, 8, 6)
 EDM = GaussianProcess(EDMSchedule())
-every_kind = pytest.mark.parametrize(
+every_schedule = pytest.mark.parametrize(
     "schedule",
     [VPSchedule(), EDMSchedule(), RectifiedFlowSchedule(), CosineSchedule(40)],
     ids=["vp", "edm", "rectified_flow", "cosine table"],
@@ -30,7 +30,7 @@ every_kind = pytest.mark.parametrize(
 
 
 def closed_form(oracle: GaussianOracle, start: Tensor) -> Tensor:
-    """The estimate at t_min where the flow arrives from `start` at t_max: it keeps a number's place in the Gaussian."""
+    """Return the estimate at t_min after the exact flow from `start` at t_max, which maps quantiles to quantiles."""
     schedule = oracle.process.schedule
     alpha, sigma = schedule.coefficients(torch.tensor([schedule.t_max, schedule.t_min], dtype=torch.float64))
     std = (alpha**2 * oracle.std**2 + sigma**2).sqrt()
@@ -38,8 +38,8 @@ def closed_form(oracle: GaussianOracle, start: Tensor) -> Tensor:
     return oracle(x, torch.full((len(x),), schedule.t_min, dtype=torch.float64), Condition()).x_0
 
 
-@every_kind
-def test_a_gaussian_arrives_where_the_closed_form_says(schedule: NoiseSchedule) -> None:
+@every_schedule
+def test_the_flow_of_a_gaussian_is_that_of_the_closed_form(schedule: NoiseSchedule) -> None:
     oracle, noise = GaussianOracle(GaussianProcess(schedule), 0.3, 0.5), RecordedNoise(SHAPE)
     sampler = RK45(oracle.process, rtol=1e-8, atol=1e-8, clipping=NoClipping())
     images = sampler.sample(oracle, noise, Condition())
@@ -49,10 +49,10 @@ def test_a_gaussian_arrives_where_the_closed_form_says(schedule: NoiseSchedule) 
 
 @pytest.mark.parametrize("schedule", [VPSchedule(), EDMSchedule()], ids=["vp", "edm"])
 def test_the_error_falls_with_the_tolerance_and_is_of_its_size(schedule: NoiseSchedule) -> None:
-    oracle, asked = MixtureOracle(GaussianProcess(schedule)), []
+    oracle, num_calls = MixtureOracle(GaussianProcess(schedule)), list[int]()
     start = RecordedNoise(SHAPE).draw() * float(schedule.prior_std(torch.tensor(schedule.t_max)))
-    arrived = oracle.flow(start, schedule.t_max, schedule.t_min)
-    exact = oracle(arrived, torch.full((5,), schedule.t_min, dtype=torch.float64), Condition()).x_0
+    end = oracle.flow(start, schedule.t_max, schedule.t_min)
+    exact = oracle(end, torch.full((5,), schedule.t_min, dtype=torch.float64), Condition()).x_0
     errors: list[float] = []
     for tolerance in (1e-2, 1e-4, 1e-6, 1e-8):
         times: list[Tensor] = []
@@ -64,16 +64,16 @@ def test_the_error_falls_with_the_tolerance_and_is_of_its_size(schedule: NoiseSc
         sampler = RK45(oracle.process, rtol=tolerance, atol=tolerance, clipping=NoClipping())
         images = sampler.sample(denoiser, RecordedNoise(SHAPE), Condition())
         errors.append(float((images - exact).square().mean().sqrt()))
-        asked.append(len(times))
+        num_calls.append(len(times))
         assert errors[-1] < 10 * tolerance
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 1e-4 * errors[0]
-    # Fifth order: a step a hundred times more exact is 100^(1/5), about 2.5 times, shorter; and never without cost.
-    assert asked == sorted(asked)
-    assert asked[-1] < 3.5 * asked[-2] < 3.5**2 * asked[-3]
+    # Fifth order: a hundredth of the error takes steps that are 100^(1/5), about 2.5 times, shorter.
+    assert num_calls == sorted(num_calls)
+    assert num_calls[-1] < 3.5 * num_calls[-2] < 3.5**2 * num_calls[-3]
 
 
-def test_one_tolerance_alone_holds_the_error_too() -> None:
+def test_each_tolerance_alone_limits_the_error() -> None:
     oracle, noise = GaussianOracle(EDM, 0.3, 0.5), RecordedNoise(SHAPE)
     for rtol, atol in ((1e-7, 1e-30), (1e-30, 1e-7)):
         images = RK45(EDM, rtol=rtol, atol=atol, clipping=NoClipping()).sample(
@@ -84,25 +84,25 @@ def test_one_tolerance_alone_holds_the_error_too() -> None:
 
 
 @pytest.mark.parametrize("label", [0, 1])
-def test_an_image_is_asked_for_as_often_beside_harder_ones_as_alone(label: int) -> None:
-    asked: list[Tensor] = []
+def test_the_number_of_evaluations_of_an_image_does_not_depend_on_its_batch(label: int) -> None:
+    labels: list[Tensor] = []
 
     def denoiser(x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
         assert condition.label is not None
-        asked.append(condition.label)
+        labels.append(condition.label)
         steepness = torch.where(condition.label == 0, 1.0, 30.0).view(-1, 1, 1, 1)
         return Estimate((steepness * x_t).tanh())
 
     sampler = RK45(EDM, clipping=NoClipping())
     sampler.sample(denoiser, ImageNoise([4, 9], (3, 8, 6)), Condition(torch.tensor([0, 1])))
-    together = int((torch.cat(asked) == label).sum())
-    asked.clear()
+    together = int((torch.cat(labels) == label).sum())
+    labels.clear()
     sampler.sample(denoiser, ImageNoise([[4, 9][label]], (3, 8, 6)), Condition(torch.tensor([label])))
-    assert together == len(torch.cat(asked))
+    assert together == len(torch.cat(labels))
     assert together > 10
 
 
-def test_the_harder_of_two_images_is_asked_for_more_often() -> None:
+def test_the_harder_of_two_images_is_evaluated_more_often() -> None:
     count = torch.zeros(2)
 
     def denoiser(x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
@@ -120,9 +120,11 @@ def test_the_harder_of_two_images_is_asked_for_more_often() -> None:
     [(VPSchedule(), [1.0, 0.6, 0.3, 0.1]), (EDMSchedule(), [80.0, 20.0, 5.0, 1.0])],
     ids=["vp", "edm"],
 )
-def test_a_time_is_reported_once_every_image_has_passed_it(schedule: NoiseSchedule, times: list[float]) -> None:
+def test_on_step_is_called_for_a_time_once_every_image_has_passed_it(
+    schedule: NoiseSchedule, times: list[float]
+) -> None:
     process, noise, stds = GaussianProcess(schedule), RecordedNoise((2, 3, 8, 6)), [0.5, 0.02]
-    found: list[list[float]] = []
+    ratios: list[list[float]] = []
 
     def denoiser(x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
         assert condition.label is not None
@@ -131,21 +133,21 @@ def test_a_time_is_reported_once_every_image_has_passed_it(schedule: NoiseSchedu
         return Estimate(torch.cat(parts))
 
     def on_step(done: int, x_t: Tensor, x_0: Tensor) -> None:
-        found.append((x_t.flatten(1).std(dim=1) / noise.drawn[0].flatten(1).std(dim=1)).tolist())
+        ratios.append((x_t.flatten(1).std(dim=1) / noise.drawn[0].flatten(1).std(dim=1)).tolist())
 
     sampler = RK45(process, 4, rtol=1e-6, atol=1e-6, time_grid=ListedTimes(times), clipping=NoClipping())
     sampler.sample(denoiser, noise, Condition(torch.tensor([0, 1])), on_step)
-    assert len(found) == 4
+    assert len(ratios) == 4
     alpha, sigma = (each.tolist() for each in schedule.coefficients(torch.tensor(times, dtype=torch.float64)))
     prior = float(schedule.prior_std(torch.tensor(times[0], dtype=torch.float64)))
     for image, std in enumerate(stds):
-        spread = [math.hypot(a * std, b) for a, b in zip(alpha, sigma, strict=True)]
-        for report, at_the_time in zip(found, spread[1:], strict=False):
-            expected = prior * at_the_time / spread[0]
-            assert 0.5 * expected < report[image] < expected * (1 + 1e-4)
+        exact_stds = [math.hypot(a * std, b) for a, b in zip(alpha, sigma, strict=True)]
+        for ratio, exact_std in zip(ratios, exact_stds[1:], strict=False):
+            expected = prior * exact_std / exact_stds[0]
+            assert 0.5 * expected < ratio[image] < expected * (1 + 1e-4)
 
 
-def test_the_solver_leaves_its_start_as_it_is() -> None:
+def test_the_solver_does_not_modify_its_initial_state() -> None:
     start = torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64)
     end = dormand_prince(lambda state, angle, rows: -state, start, 1.0, 0.0, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(end, math.e * start, rtol=1e-8, atol=0)
@@ -154,45 +156,44 @@ def test_the_solver_leaves_its_start_as_it_is() -> None:
 
 @pytest.mark.parametrize("bad_from", [1.0, 0.5])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_denoiser_that_answers_no_number_raises_instead_of_hanging(bad_from: float, value: float) -> None:
+def test_an_estimate_that_is_not_finite_raises_an_error(bad_from: float, value: float) -> None:
     process = GaussianProcess(VPSchedule())
 
     def denoiser(x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
         bad = (t <= bad_from).view(-1, 1, 1, 1)
         return Estimate(torch.where(bad, value, x_t / 2))
 
-    with pytest.raises(FloatingPointError, match="the flow cannot be followed"):
+    with pytest.raises(FloatingPointError, match="the probability flow cannot be solved"):
         RK45(process, clipping=NoClipping()).sample(denoiser, ImageNoise(range(5), (3, 8, 6)), Condition())
 
 
 @pytest.mark.parametrize("beta_start", [0.0, 1e-4])
-def test_a_few_hundred_evaluations_are_enough_whatever_the_first_step_adds(beta_start: float) -> None:
-    process, asked = GaussianProcess(LinearSchedule(50, beta_start, 0.98)), []
+def test_the_number_of_evaluations_is_bounded_if_the_first_step_adds_little_or_no_noise(beta_start: float) -> None:
+    process, times = GaussianProcess(LinearSchedule(50, beta_start, 0.98)), list[Tensor]()
 
     def denoiser(x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
-        asked.append(t)
+        times.append(t)
         return GaussianOracle(process, 0.3, 0.5)(x_t, t, condition)
 
     RK45(process, clipping=NoClipping()).sample(denoiser, ImageNoise(range(5), (3, 8, 6)), Condition())
-    assert len(asked) < 200
+    assert len(times) < 200
 
 
 @pytest.mark.parametrize("value", [0.0, -1e-3, math.nan])
-def test_tolerances_that_nothing_can_meet_are_refused(value: float) -> None:
+def test_tolerances_that_are_not_above_0_are_refused(value: float) -> None:
     with pytest.raises(ValueError, match=f"rtol must be above 0, got {value}"):
         RK45(EDM, rtol=value)
     with pytest.raises(ValueError, match=f"atol must be above 0, got {value}"):
         RK45(EDM, atol=value)
 
 
-def test_the_tableau_meets_the_conditions_of_fifth_and_of_fourth_order() -> None:
+def test_the_tableau_satisfies_the_conditions_of_order_5_and_of_order_4() -> None:
     fifth = [*STAGES[-1], 0.0]
     fourth = [weight - error for weight, error in zip(fifth, ERROR, strict=True)]
     for node, row in zip(NODES, STAGES, strict=True):
         assert sum(row) == pytest.approx(node, abs=1e-14)
     for row in STAGES[2:]:
-        along = zip(row, NODES, strict=False)
-        assert sum(a * c for a, c in along) == pytest.approx(sum(row) ** 2 / 2, abs=1e-14)
+        assert sum(a * c for a, c in zip(row, NODES, strict=False)) == pytest.approx(sum(row) ** 2 / 2, abs=1e-14)
     for weights, order in ((fifth, 5), (fourth, 4)):
         for power in range(order):
             moment = sum(weight * node**power for weight, node in zip(weights, NODES, strict=True))

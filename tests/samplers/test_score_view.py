@@ -1,4 +1,4 @@
-"""The same sampler and the same loss, seen as a score and a stochastic equation (Song et al. 2021)."""
+"""Samplers and losses in terms of the score and of stochastic differential equations (Song et al. 2021)."""
 
 import math
 
@@ -31,49 +31,49 @@ SCHEDULES: list[NoiseSchedule] = [
     LinearSchedule(), CosineSchedule(), VPSchedule(), VESchedule(), EDMSchedule(), RectifiedFlowSchedule(),
 ]  # fmt: skip
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: type(schedule).__name__)
-TIMES = [0.9, 0.7, 0.5, 0.3, 0.1]  # of every schedule
+TIMES = [0.9, 0.7, 0.5, 0.3, 0.1]  # times of every schedule
 
 
 def score(oracle: MixtureOracle, x_t: Tensor, t: Tensor) -> Tensor:
-    """Slope of log q(x_t), by automatic differentiation of the mixture's density."""
+    """Return the gradient of log q(x_t), by automatic differentiation of the density of the mixture."""
     x_t = x_t.detach().requires_grad_()
     return torch.autograd.grad(oracle.log_density(x_t, t).sum(), x_t)[0]
 
 
 def noisy(oracle: MixtureOracle) -> tuple[Tensor, Tensor, Tensor]:
-    """Clean images, noise and times, one of each of TIMES."""
-    draws = RecordedNoise(SHAPE)
-    return draws.draw() / 2, draws.draw(), torch.tensor(TIMES, dtype=torch.float64)
+    """Return clean images, noise and times, one image for each of TIMES."""
+    source = RecordedNoise(SHAPE)
+    return source.draw() / 2, source.draw(), torch.tensor(TIMES, dtype=torch.float64)
 
 
 @every_schedule
-def test_the_noise_that_a_network_learns_is_the_score_of_the_noising_times_minus_sigma(schedule: NoiseSchedule) -> None:
+def test_the_noise_target_is_minus_sigma_times_the_score_of_the_forward_process(schedule: NoiseSchedule) -> None:
     process = GaussianProcess(schedule)
     x_0, noise, t = noisy(MixtureOracle(process))
     alpha_t, sigma_t = process.coefficients(t, like=x_0)
     x_t = process.q_sample(x_0, t, noise).requires_grad_()
     log_density = -((x_t - alpha_t * x_0) ** 2) / (2 * sigma_t**2)  # of q(x_t | x_0)
-    of_the_noising = torch.autograd.grad(log_density.sum(), x_t)[0]
+    forward_score = torch.autograd.grad(log_density.sum(), x_t)[0]
     target = Score().target(x_0, noise, t, process)
-    torch.testing.assert_close(target, of_the_noising, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(target, forward_score, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(target, -Epsilon().target(x_0, noise, t, process) / sigma_t, rtol=1e-12, atol=0)
 
 
 @every_schedule
-def test_learning_the_noise_is_denoising_score_matching_weighted_by_the_variance(schedule: NoiseSchedule) -> None:
+def test_the_loss_of_the_noise_is_denoising_score_matching_weighted_by_the_variance(schedule: NoiseSchedule) -> None:
     process = GaussianProcess(schedule)
     x_0, noise, t = noisy(MixtureOracle(process))
     x_t, (_, sigma_t) = process.q_sample(x_0, t, noise), process.coefficients(t, like=x_0)
     output = (3 * x_t).sin()  # any network
-    of_noise = (output - Epsilon().target(x_0, noise, t, process)) ** 2
-    of_score = (-output / sigma_t - Score().target(x_0, noise, t, process)) ** 2
-    torch.testing.assert_close(of_noise, sigma_t**2 * of_score, rtol=1e-9, atol=1e-12)
-    as_noise = Epsilon().to_x_0(output, x_t, t, process)
-    torch.testing.assert_close(as_noise, Score().to_x_0(-output / sigma_t, x_t, t, process), rtol=1e-9, atol=1e-9)
+    noise_loss = (output - Epsilon().target(x_0, noise, t, process)) ** 2
+    score_loss = (-output / sigma_t - Score().target(x_0, noise, t, process)) ** 2
+    torch.testing.assert_close(noise_loss, sigma_t**2 * score_loss, rtol=1e-9, atol=1e-12)
+    x_0_of_noise = Epsilon().to_x_0(output, x_t, t, process)
+    torch.testing.assert_close(x_0_of_noise, Score().to_x_0(-output / sigma_t, x_t, t, process), rtol=1e-9, atol=1e-9)
 
 
 @every_schedule
-def test_the_score_of_the_data_is_the_best_estimate_less_the_noisy_image(schedule: NoiseSchedule) -> None:
+def test_the_score_of_the_data_follows_from_the_expected_clean_image(schedule: NoiseSchedule) -> None:
     oracle = MixtureOracle(GaussianProcess(schedule))
     x_0, noise, t = noisy(oracle)
     x_t = oracle.process.q_sample(x_0, t, noise)
@@ -83,7 +83,7 @@ def test_the_score_of_the_data_is_the_best_estimate_less_the_noisy_image(schedul
 
 
 def one_step(sampler: Sampler, noise: RecordedNoise) -> tuple[Tensor, Tensor]:
-    """x_t and x_s of the first of two steps."""
+    """Return x_t and x_s of the first of two steps."""
     visited, _ = walk(sampler, MixtureOracle(sampler.process), noise)
     start = float(sampler.process.schedule.prior_std(torch.tensor(sampler.times[0], dtype=torch.float64)))
     return start * noise.drawn[0], visited[0]
@@ -95,8 +95,8 @@ def one_step(sampler: Sampler, noise: RecordedNoise) -> tuple[Tensor, Tensor]:
 def test_an_ancestral_step_is_drift_and_a_langevin_step(
     schedule: NoiseSchedule, t: float, s: float, variance: Variance
 ) -> None:
-    # Undo the step's shrinking, y = x_t / scale. There the step has added noise of variance v, the score is scale
-    # times as large, and x_s = y + (v - step / 2) score_y [drift] + (step / 2) score_y + sqrt(step) z [Langevin].
+    # In y = x_t / scale, the forward step only adds noise, of variance v, and the score is multiplied by scale. Then
+    # x_s = y + (v - step / 2) score_y [drift] + (step / 2) score_y + sqrt(step) z [Langevin].
     process, noise = GaussianProcess(schedule), RecordedNoise(SHAPE)
     sampler = Ancestral(process, 2, ListedTimes([t, s]), variance, NoClipping())
     x_t, x_s = one_step(sampler, noise)
@@ -109,9 +109,9 @@ def test_an_ancestral_step_is_drift_and_a_langevin_step(
     y, score_y = x_t / scale, scale * score(MixtureOracle(process), x_t, torch.full((5,), t, dtype=torch.float64))
     langevin = y + step / 2 * score_y + math.sqrt(step) * noise.drawn[1]
     drift = (v - step / 2) * score_y
-    # Where x_t is 80 times an image, its score has as many digits less.
+    # For large sigma_t, rounding of x_t leaves fewer digits of its score.
     torch.testing.assert_close(x_s, langevin + drift, rtol=1e-10, atol=1e-10 * max(1, sigma_t))
-    # In small steps the drift is the probability flow: half the score's pull, the other half is Langevin's.
+    # In small steps the drift is the probability flow, with half the weight of the score. Langevin has the other half.
     if t - s < 0.01:
         assert (v - step / 2) / v == pytest.approx(0.5, abs=0.03)
 
@@ -121,8 +121,8 @@ def test_an_ancestral_step_is_equation_11_of_ho_et_al_in_its_score() -> None:
     process, noise = GaussianProcess(schedule), RecordedNoise(SHAPE)
     x_t, x_s = one_step(Ancestral(process, 2, ListedTimes([0.4, 0.399]), clipping=NoClipping()), noise)
     beta = float(schedule.betas[399])
-    pulled = x_t + beta * score(MixtureOracle(process), x_t, torch.full((5,), 0.4, dtype=torch.float64))
-    expected = pulled / math.sqrt(1 - beta) + math.sqrt(beta) * noise.drawn[1]
+    shifted = x_t + beta * score(MixtureOracle(process), x_t, torch.full((5,), 0.4, dtype=torch.float64))
+    expected = shifted / math.sqrt(1 - beta) + math.sqrt(beta) * noise.drawn[1]
     torch.testing.assert_close(x_s, expected, rtol=1e-10, atol=1e-10)
 
 
@@ -140,14 +140,14 @@ def test_ddim_with_eta_1_is_ancestral_sampling_with_the_small_variance(schedule:
 
 @every_schedule
 @pytest.mark.parametrize("build", [DDIM, Euler])
-def test_ddim_with_eta_0_is_euler_on_the_flow_in_its_own_variables(
+def test_ddim_with_eta_0_is_eulers_method_on_the_flow_of_x_over_alpha(
     build: type[DDIM] | type[Euler], schedule: NoiseSchedule
 ) -> None:
     process, noise = GaussianProcess(schedule), RecordedNoise(SHAPE)
     oracle = MixtureOracle(process)
     visited, _ = walk(build(process, 5, time_grid=ListedTimes(TIMES), clipping=NoClipping()), oracle, noise)
     alpha, sigma = (each.tolist() for each in schedule.coefficients(torch.tensor([*TIMES, 0.0], dtype=torch.float64)))
-    ratio = [above / below for above, below in zip(sigma, alpha, strict=True)]
+    ratio = [s / a for s, a in zip(sigma, alpha, strict=True)]
     start = schedule.prior_std(torch.tensor(TIMES[0], dtype=torch.float64))
     x = noise.drawn[0] * float(start) / alpha[0]  # x_t / alpha_t
     for i, t in enumerate(TIMES):
@@ -157,7 +157,7 @@ def test_ddim_with_eta_0_is_euler_on_the_flow_in_its_own_variables(
         torch.testing.assert_close(visited[i], alpha[i + 1] * x, rtol=1e-8, atol=1e-8)
 
 
-def test_along_straight_lines_ddim_walks_with_the_velocity() -> None:
+def test_on_rectified_flow_ddim_steps_follow_the_velocity() -> None:
     process, noise = GaussianProcess(RectifiedFlowSchedule()), RecordedNoise(SHAPE)
     oracle = MixtureOracle(process)
     times = [1.0, *TIMES]

@@ -1,4 +1,4 @@
-"""What every grid keeps to, on every schedule and for any number of steps."""
+"""Laws of all time grids, on every schedule and for any number of steps."""
 
 from itertools import pairwise
 
@@ -41,7 +41,7 @@ every_grid = pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: type(grid).
 every_table = pytest.mark.parametrize("table", TABLES, ids=lambda table: table.__name__)
 
 
-def is_walkable(times: tuple[float, ...], schedule: NoiseSchedule, num_steps: int) -> bool:
+def is_valid(times: tuple[float, ...], schedule: NoiseSchedule, num_steps: int) -> bool:
     GaussianProcess(schedule).validate_times(times)
     return len(times) == num_steps and all(t > s for t, s in pairwise(times)) and times[0] <= schedule.t_max
 
@@ -49,18 +49,18 @@ def is_walkable(times: tuple[float, ...], schedule: NoiseSchedule, num_steps: in
 @every_grid
 @every_table
 @given(num_timesteps=st.integers(3, 300), data=st.data())
-def test_any_number_of_steps_up_to_all_of_a_table_can_be_walked(
+def test_grids_are_valid_for_any_number_of_steps_of_a_table(
     grid: TimeGrid, table: type[LinearSchedule] | type[JSDSchedule], num_timesteps: int, data: st.DataObject
 ) -> None:
     schedule = table(num_timesteps)
     num_steps = data.draw(st.integers(1, num_timesteps))
-    assert is_walkable(grid(schedule, num_steps), schedule, num_steps)
+    assert is_valid(grid(schedule, num_steps), schedule, num_steps)
 
 
 @every_grid
 @every_table
 @pytest.mark.parametrize("num_timesteps", [3, 40, 1000])
-def test_as_many_steps_as_the_table_has_are_all_of_them(
+def test_grids_of_all_steps_of_a_table_are_the_table(
     grid: TimeGrid, table: type[LinearSchedule] | type[JSDSchedule], num_timesteps: int
 ) -> None:
     every = tuple(k / num_timesteps for k in range(num_timesteps, 0, -1))
@@ -71,9 +71,11 @@ def test_as_many_steps_as_the_table_has_are_all_of_them(
 @every_grid
 @pytest.mark.parametrize("num_timesteps", [3, 50, 1000])
 @pytest.mark.parametrize("num_steps", [1, 2, 3])
-def test_a_table_without_signal_at_its_end_can_be_walked(grid: TimeGrid, num_timesteps: int, num_steps: int) -> None:
+def test_grids_are_valid_for_a_table_without_signal_at_its_end(
+    grid: TimeGrid, num_timesteps: int, num_steps: int
+) -> None:
     schedule = CosineSchedule(num_timesteps, zero_terminal_snr=True)
-    assert is_walkable(grid(schedule, num_steps), schedule, num_steps)
+    assert is_valid(grid(schedule, num_steps), schedule, num_steps)
 
 
 @every_grid
@@ -81,17 +83,17 @@ def test_a_table_without_signal_at_its_end_can_be_walked(grid: TimeGrid, num_tim
 @given(num_steps=st.integers(1, 3000))
 @example(num_steps=1000)
 @example(num_steps=2500)
-def test_any_number_of_steps_of_a_continuous_schedule_can_be_walked(
+def test_grids_are_valid_for_any_number_of_steps_of_a_continuous_schedule(
     grid: TimeGrid, schedule: NoiseSchedule, num_steps: int
 ) -> None:
-    assert is_walkable(grid(schedule, num_steps), schedule, num_steps)
+    assert is_valid(grid(schedule, num_steps), schedule, num_steps)
 
 
 @given(st.integers(1, 400), st.lists(st.integers(1, 8), min_size=1, max_size=6))
-def test_sections_of_any_size_can_be_walked(extra: int, counts: list[int]) -> None:
+def test_sections_of_any_size_are_valid(extra: int, counts: list[int]) -> None:
     schedule = LinearSchedule(len(counts) * 8 + extra)
     times = SectionTimes(counts)(schedule, None)
-    assert is_walkable(times, schedule, sum(counts))
+    assert is_valid(times, schedule, sum(counts))
     assert times[-1] == schedule.t_min
 
 
@@ -110,15 +112,15 @@ def test_fewer_than_one_step_is_refused(grid: TimeGrid, schedule: NoiseSchedule,
 
 
 @every_grid
-def test_a_continuous_schedule_has_no_number_of_steps_of_its_own(grid: TimeGrid) -> None:
-    with pytest.raises(ValueError, match="num_steps must be given for the continuous EDMSchedule, got none"):
+def test_num_steps_none_is_refused_for_a_continuous_schedule(grid: TimeGrid) -> None:
+    with pytest.raises(ValueError, match="num_steps must be given for the continuous EDMSchedule, got None"):
         grid(EDMSchedule(), None)
 
 
 def test_the_end_of_each_step_is_read_from_the_list() -> None:
-    # 10 uniform steps of 1000 are the indices 999, 888, ...: one stride below 999 is 899, which is not on the list.
+    # 10 uniform steps of 1000 have the indices 999, 888, ...; a stride of 1000 // 10 below 999 would be 899.
     sampler = DDIM(GaussianProcess(LinearSchedule()), num_steps=10)
-    t, s = sampler.steps()
+    t, s = sampler.intervals()
     assert (t * 1000 - 1).round().tolist() == [999, 888, 777, 666, 555, 444, 333, 222, 111, 0]
     assert (s[:-1] * 1000 - 1).round().tolist() == [888, 777, 666, 555, 444, 333, 222, 111, 0]
     assert float(s[-1]) == 0
@@ -126,8 +128,8 @@ def test_the_end_of_each_step_is_read_from_the_list() -> None:
 
 @pytest.mark.parametrize("num_steps", [1, 21, 30, 1000])
 @pytest.mark.parametrize("grid", [UniformTimes(), LeadingTimes(), TrailingTimes()], ids=str)
-def test_so_many_evaluations_are_made_and_the_last_ends_at_the_clean_image(grid: TimeGrid, num_steps: int) -> None:
-    # A last step to the level of index 0 instead would leave a hundredth of the noise, and one step more in the list.
+def test_there_are_num_steps_steps_and_the_last_ends_at_the_clean_image(grid: TimeGrid, num_steps: int) -> None:
+    # A last step to the noise level of index 0 would leave a hundredth of the noise in the image.
     process = GaussianProcess(LinearSchedule())
     sampler = DDIM(process, num_steps=num_steps, time_grid=grid)
     visited, estimates = walk(sampler, GaussianOracle(process, 0.0, 0.3), RecordedNoise((2, 3, 8, 6)))
@@ -135,7 +137,7 @@ def test_so_many_evaluations_are_made_and_the_last_ends_at_the_clean_image(grid:
     torch.testing.assert_close(visited[-1], estimates[-1], rtol=0, atol=1e-12)
 
 
-def test_a_step_goes_to_the_time_that_is_listed_next_however_uneven_the_list() -> None:
+def test_each_step_ends_at_the_next_time_of_an_uneven_list() -> None:
     process = GaussianProcess(RectifiedFlowSchedule())
     oracle, listed = GaussianOracle(process, 0.3, 0.5), ListedTimes([0.9, 0.85, 0.2])
     visited, estimates = walk(DDIM(process, 3, time_grid=listed), oracle, RecordedNoise((2, 3, 8, 6)))

@@ -1,4 +1,4 @@
-"""Each grid against the list of its paper or code; what all grids keep to is in test_time_grid_laws.py."""
+"""Each time grid against its paper or the code of the paper. Common laws are in test_time_grid_laws.py."""
 
 import math
 
@@ -30,7 +30,7 @@ from diffusion_lab.samplers import (
 
 
 def indices(grid: TimeGrid, num_steps: int | None, num_timesteps: int = 1000) -> list[int]:
-    """The step indices k - 1 that are visited, from data to noise as the papers list them."""
+    """Return the step indices k - 1 of a grid, from data to noise as in the papers."""
     times = grid(LinearSchedule(num_timesteps), num_steps)
     return [round(t * num_timesteps) - 1 for t in reversed(times)]
 
@@ -45,9 +45,9 @@ def indices(grid: TimeGrid, num_steps: int | None, num_timesteps: int = 1000) ->
         (SectionTimes([10] * 5), 50, [0, 22, 44], [955, 977, 999]),  # "10,10,10,10,10"
         (TrailingTimes(), 50, [19, 39, 59], [959, 979, 999]),
     ],
-    ids=["250", "ddim50", "ddim25", "sections", "100", "trailing"],
+    ids=["250", "100", "ddim50", "ddim25", "sections", "trailing"],
 )
-def test_respacings_of_1000_steps_are_those_of_the_codes(
+def test_subsets_of_1000_steps_are_those_of_the_published_code(
     grid: TimeGrid, num_steps: int, first: list[int], last: list[int]
 ) -> None:
     visited = indices(grid, num_steps)
@@ -56,14 +56,14 @@ def test_respacings_of_1000_steps_are_those_of_the_codes(
 
 
 @pytest.mark.parametrize("num_steps", [3, 10, 25, 37, 50, 75, 100, 250, 1000])
-def test_all_uniform_indices_are_rounded_as_nichol_and_dhariwal_round_them(num_steps: int) -> None:
-    stride = 999 / (num_steps - 1)  # their space_timesteps: strides that end in .5 go to the even index
+def test_uniform_indices_are_rounded_as_in_nichol_and_dhariwal(num_steps: int) -> None:
+    stride = 999 / (num_steps - 1)  # their space_timesteps, which rounds .5 to the even index
     assert indices(UniformTimes(), num_steps) == [round(stride * i) for i in range(num_steps)]
 
 
 @pytest.mark.parametrize("num_steps", [10, 21, 30, 50, 100, 999, 1000])
 def test_leading_steps_are_those_of_song_et_al(num_steps: int) -> None:
-    # 30 of 1000 stay 30: a range with a step of 33 would give 31 (and 21 would give 22).
+    # 30 of 1000 steps are 30: range(0, 1000, 33) would have 31 (and 22 for 21 steps).
     stride = 1000 // num_steps
     assert indices(LeadingTimes(), num_steps) == [i * stride for i in range(num_steps)]
 
@@ -81,14 +81,14 @@ def test_quadratic_steps_are_those_of_song_et_al(num_steps: int) -> None:
     assert len(set(squares)) == num_steps
 
 
-def test_quadratic_steps_that_would_meet_are_moved_apart() -> None:
+def test_equal_quadratic_steps_are_made_distinct() -> None:
     visited = indices(QuadraticTimes(), 100)
     squares = [int(s) for s in np.linspace(0, np.sqrt(0.8 * 1000), 100) ** 2]
-    assert visited[:6] == [0, 1, 2, 3, 4, 5]  # 0, 0, 0, 0, 1, 2 as they are
+    assert visited[:6] == [0, 1, 2, 3, 4, 5]  # 0, 0, 0, 0, 1, 2 before
     assert visited[20:] == squares[20:]
 
 
-def test_the_reach_of_quadratic_steps_is_their_last_index() -> None:
+def test_reach_sets_the_last_index_of_quadratic_steps() -> None:
     assert indices(QuadraticTimes(reach=0.5), 10)[-1] == 500
     assert indices(QuadraticTimes(reach=1.0), 10)[-1] == 999
 
@@ -98,7 +98,7 @@ def test_sections_are_those_of_nichol_and_dhariwal() -> None:
     assert indices(SectionTimes([2, 1]), 6, 20) == [0, 3, 6, 9, 10, 19]
 
 
-def test_the_levels_of_karras_et_al_to_the_digits_they_are_known() -> None:
+def test_the_levels_of_karras_et_al_agree_to_the_listed_digits() -> None:
     levels = [80, 57.586, 40.786, 28.375, 19.353, 12.910, 8.4009, 5.3152, 3.2568]
     levels += [1.9233, 1.0882, 0.5853, 0.2964, 0.1395, 0.0599, 0.0229, 0.0075, 0.0020]
     found = KarrasTimes()(EDMSchedule(), 18)
@@ -108,16 +108,16 @@ def test_the_levels_of_karras_et_al_to_the_digits_they_are_known() -> None:
 
 @pytest.mark.parametrize("rho", [1.0, 3.0, 7.0])
 @pytest.mark.parametrize("schedule", [EDMSchedule(), VESchedule(), VPSchedule(), RectifiedFlowSchedule()], ids=str)
-def test_the_roots_of_karras_levels_are_even_on_every_schedule(rho: float, schedule: NoiseSchedule) -> None:
-    num_silent = int(schedule == RectifiedFlowSchedule())  # its last time, an infinite level, comes first
-    times = KarrasTimes(rho, sigma_min=0.05, sigma_max=20.0)(schedule, 9 + num_silent)
-    alpha_t, sigma_t = schedule.coefficients(torch.tensor(times[num_silent:], dtype=torch.float64))
+def test_the_roots_of_karras_levels_are_evenly_spaced_on_every_schedule(rho: float, schedule: NoiseSchedule) -> None:
+    num_infinite = int(schedule == RectifiedFlowSchedule())  # the first time is t_max, with an infinite level
+    times = KarrasTimes(rho, sigma_min=0.05, sigma_max=20.0)(schedule, 9 + num_infinite)
+    alpha_t, sigma_t = schedule.coefficients(torch.tensor(times[num_infinite:], dtype=torch.float64))
     expected = torch.linspace(20.0 ** (1 / rho), 0.05 ** (1 / rho), 9, dtype=torch.float64) ** rho  # eq. 5
     torch.testing.assert_close(sigma_t / alpha_t, expected, rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("schedule", [EDMSchedule(), VESchedule(), VPSchedule()], ids=str)
-def test_log_snr_steps_are_even_in_log_snr_from_end_to_end(schedule: NoiseSchedule) -> None:
+def test_log_snr_times_are_evenly_spaced_between_the_ends_of_the_schedule(schedule: NoiseSchedule) -> None:
     times = torch.tensor(LogSNRTimes()(schedule, 9), dtype=torch.float64)
     found = schedule.log_snr(times)
     torch.testing.assert_close(found.diff(), found.diff()[:1].expand(8), rtol=1e-7, atol=0)
@@ -128,29 +128,27 @@ def test_log_snr_steps_are_even_in_log_snr_from_end_to_end(schedule: NoiseSchedu
 @pytest.mark.parametrize(
     "schedule", [JSDSchedule(50), CosineSchedule(50, zero_terminal_snr=True), RectifiedFlowSchedule()], ids=str
 )
-def test_where_no_signal_is_left_the_first_time_is_still_the_last_of_the_schedule(
-    grid: TimeGrid, schedule: NoiseSchedule
-) -> None:
+def test_the_first_time_is_t_max_also_if_it_has_no_signal(grid: TimeGrid, schedule: NoiseSchedule) -> None:
     times = grid(schedule, 8)
     assert (times[0], len(times)) == (1.0, 8)
-    # The levels, infinite at that end, start one step before it.
+    # The level of t_max is infinite: evenly spaced levels start one step before it.
     before = 0.98 if schedule != RectifiedFlowSchedule() else 0.999
     assert times[1] == pytest.approx(before, abs=1e-9)
     assert times[-1] == pytest.approx(schedule.t_min, rel=1e-9)
     assert grid(schedule, 1) == (1.0,)
 
 
-def test_log_snr_steps_of_a_table_are_its_nearest() -> None:
+def test_log_snr_times_of_a_table_are_the_nearest_steps() -> None:
     table = LinearSchedule(1000)
     log_snr = table.log_snr(torch.tensor(LogSNRTimes()(table, 8), dtype=torch.float64))
-    wanted = torch.linspace(float(log_snr[0]), float(log_snr[-1]), 8, dtype=torch.float64)
-    around = table.log_snr(table.steps)
-    for found, at in zip(log_snr.tolist(), wanted.tolist(), strict=True):
-        assert abs(found - at) == pytest.approx(float((around - at).abs().min()), abs=1e-9)
+    targets = torch.linspace(float(log_snr[0]), float(log_snr[-1]), 8, dtype=torch.float64)
+    all_log_snr = table.log_snr(table.steps)
+    for found, target in zip(log_snr.tolist(), targets.tolist(), strict=True):
+        assert abs(found - target) == pytest.approx(float((all_log_snr - target).abs().min()), abs=1e-9)
 
 
-def test_a_first_step_without_noise_does_not_take_the_log_snr_steps_with_it() -> None:
-    # Its log-SNR is infinite: no even way leads there, but the grid has to reach the image all the same.
+def test_log_snr_times_reach_the_data_if_the_first_step_of_the_schedule_adds_no_noise() -> None:
+    # The log-SNR of that step is infinite, so that the grid ends at the step after it.
     found = LogSNRTimes()(LinearSchedule(50, 0.0, 0.98), 6)
     assert found[0] == 1.0
     assert found[-1] <= 0.1
@@ -167,20 +165,20 @@ def test_a_first_step_without_noise_does_not_take_the_log_snr_steps_with_it() ->
     ],
     ids=str,
 )
-def test_continuous_schedules_are_cut_between_their_own_ends(
+def test_continuous_schedules_are_divided_between_t_min_and_t_max(
     schedule: NoiseSchedule, grid: TimeGrid, expected: list[float]
 ) -> None:
     assert grid(schedule, 4) == pytest.approx(expected, rel=1e-12)
 
 
-def test_a_single_step_starts_where_its_grid_does() -> None:
+def test_a_single_step_starts_at_the_first_time_of_its_grid() -> None:
     assert indices(UniformTimes(), 1, 30) == indices(TrailingTimes(), 1, 30) == [29]
     assert indices(LeadingTimes(), 1, 30) == indices(QuadraticTimes(), 1, 30) == [0]
     assert KarrasTimes()(EDMSchedule(), 1) == pytest.approx([80.0])
     assert LogSNRTimes()(VPSchedule(), 1) == pytest.approx([1.0])
 
 
-def test_listed_times_are_visited_as_they_are_listed() -> None:
+def test_listed_times_are_unchanged() -> None:
     assert ListedTimes([0.9, 0.4, 0.1])(LinearSchedule(10), 3) == (0.9, 0.4, 0.1)
     assert ListedTimes([0.9, 0.4, 0.1])(LinearSchedule(10), None) == (0.9, 0.4, 0.1)
 
@@ -188,8 +186,8 @@ def test_listed_times_are_visited_as_they_are_listed() -> None:
 @pytest.mark.parametrize(
     ("grid", "schedule", "num_steps", "message"),
     [
-        (SectionTimes([10, 10]), EDMSchedule(), 20, "sections need a schedule of steps, got the continuous EDMSch"),
-        (SectionTimes([10, 10]), LinearSchedule(1000), 25, "num_steps must be 20, the sum of counts, or split like"),
+        (SectionTimes([10, 10]), EDMSchedule(), 20, r"discrete steps .* for sections, got the continuous EDMSch"),
+        (SectionTimes([10, 10]), LinearSchedule(1000), 25, "num_steps must be 20, the sum of counts, or a number"),
         (SectionTimes([30, 1]), LinearSchedule(20), None, r"counts must be in 1\.\.10, .* of a section, got 30"),
         (SectionTimes([10, 0]), LinearSchedule(20), None, r"counts must be in 1\.\.10, .* of a section, got 0"),
         (SectionTimes([0]), LinearSchedule(20), None, "counts must be"),
@@ -200,7 +198,7 @@ def test_listed_times_are_visited_as_they_are_listed() -> None:
     ],
     ids=str,
 )
-def test_grids_that_do_not_fit_are_refused(
+def test_grids_that_do_not_suit_the_schedule_are_refused(
     grid: TimeGrid, schedule: NoiseSchedule, num_steps: int | None, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -208,12 +206,12 @@ def test_grids_that_do_not_fit_are_refused(
 
 
 @pytest.mark.parametrize("reach", [0.0, -0.5, 1.1, math.nan])
-def test_a_reach_that_is_no_share_is_refused(reach: float) -> None:
+def test_a_reach_out_of_range_is_refused(reach: float) -> None:
     with pytest.raises(ValueError, match=rf"reach must be in \(0, 1\], got {reach}"):
         QuadraticTimes(reach)
 
 
 @pytest.mark.parametrize("rho", [0.0, -7.0])
-def test_a_root_that_is_none_is_refused(rho: float) -> None:
+def test_rho_that_is_not_above_0_is_refused(rho: float) -> None:
     with pytest.raises(ValueError, match=f"rho must be above 0, got {rho}"):
         KarrasTimes(rho)

@@ -18,7 +18,7 @@ SHAPE = (5, 3, 8, 6)
 
 
 def weights(ratios: list[float], h: float) -> list[float]:
-    """The rho of Zhao et al. (2023), eq. 9 in the data form of appendix A with B(h) = exp(-h) - 1: R rho = phi / B."""
+    """Solve R rho = phi / B, eq. 9 of Zhao et al. (2023), in the data form of appendix A with B(h) = exp(-h) - 1."""
     if len(ratios) == 1:
         return [0.5]
     b, factorial, h_phi = [], 1, math.expm1(-h) / -h - 1
@@ -48,21 +48,22 @@ def test_each_step_is_algorithm_1_of_zhao_et_al(order: int) -> None:
     for i, (start, end) in enumerate(pairwise(STEPS)):
         h, m_0 = lam[end] - lam[start], buffer[-1][1]
         first = sigma[end] / sigma[start] * x - alpha[end] * math.expm1(-h) * m_0
-        older = buffer[-order:-1]
-        ratios = [(at - lam[start]) / h for at, _ in older]
-        slopes = [(m - m_0) / r for r, (_, m) in zip(ratios, older, strict=True)]
-        sums = sum((rho * d for rho, d in zip(weights(ratios, h) if older else [], slopes, strict=True)), 0 * m_0)
+        older_estimates = buffer[-order:-1]
+        ratios = [(older_lambda - lam[start]) / h for older_lambda, _ in older_estimates]
+        slopes = [(m - m_0) / r for r, (_, m) in zip(ratios, older_estimates, strict=True)]
+        rhos = weights(ratios, h) if older_estimates else []
+        sums = sum((rho * d for rho, d in zip(rhos, slopes, strict=True)), 0 * m_0)
         predicted = first - alpha[end] * math.expm1(-h) * sums  # UniP
         torch.testing.assert_close(visited[i], predicted, rtol=1e-9, atol=1e-9)
         m_t = model(predicted, end)
         ratios, slopes = [*ratios, 1.0], [*slopes, m_t - m_0]
         sums = sum((rho * d for rho, d in zip(weights(ratios, h), slopes, strict=True)), 0 * m_0)
-        x = first - alpha[end] * math.expm1(-h) * sums  # UniC, with the estimate that the next step needs anyway
+        x = first - alpha[end] * math.expm1(-h) * sums  # UniC, with the estimate that is also that of the next step
         buffer.append((lam[end], m_t))
     torch.testing.assert_close(visited[-1], buffer[-1][1], rtol=1e-9, atol=1e-9)
 
 
-def test_three_estimates_predict_exactly_where_the_image_is_quadratic_in_log_snr() -> None:
+def test_three_estimates_are_exact_if_x_0_is_quadratic_in_log_snr() -> None:
     # With alpha = 1 and sigma = exp(-l), the flow is d(x / sigma) / dl = exp(l) x_0(l): for x_0 = a + b l + c l^2,
     # x = a + b (l - 1) + c (l^2 - 2 l + 2) + constant * sigma, of any constant.
     a, b, c = 0.3, -0.2, 0.05
@@ -79,7 +80,7 @@ def test_three_estimates_predict_exactly_where_the_image_is_quadratic_in_log_snr
     sigma = torch.tensor(times[1:], dtype=torch.float64).view(-1, 1, 1, 1, 1)
     log = -sigma.log()
     constant = (visited[:-1] - (a + b * (log - 1) + c * (log**2 - 2 * log + 2))) / sigma
-    # From the third step on three estimates are known. A correction that were not exact would move the constant too.
+    # From the third step on there are three estimates. An inexact correction would also change the constant.
     torch.testing.assert_close(constant[3:], constant[2:-1], rtol=1e-9, atol=1e-9)
     assert float((constant[1] - constant[0]).abs().max()) > 1e-4
 
@@ -91,8 +92,8 @@ def test_orders_other_than_1_to_3_are_refused(order: int) -> None:
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
-def test_after_a_start_without_signal_the_orders_build_up_anew(order: int) -> None:
-    # Its log-SNR is infinite: no difference can be taken to it, and the next step is a first step again.
+def test_the_step_after_a_start_without_signal_is_of_first_order(order: int) -> None:
+    # The log-SNR of the start is infinite: its estimate is not used again, and the next step is like a first step.
     process, times = GaussianProcess(JSDSchedule(40)), [1.0, 0.8, 0.6, 0.4, 0.2]
     visited, _ = walk(
         UniPC(process, 5, order, ListedTimes(times), NoClipping()), MixtureOracle(process), RecordedNoise(SHAPE)

@@ -1,4 +1,4 @@
-"""Where the weights of our U-Net stand in a UNet2DModel of the library diffusers."""
+"""Conversion of the weights of our U-Net to a UNet2DModel of diffusers."""
 
 from collections.abc import Iterator
 from itertools import chain
@@ -28,19 +28,20 @@ ENDS = {
 
 
 def as_diffusers(network: UNet) -> dict[str, Tensor]:
-    """The state of a UNet2DModel with the same weights."""
+    """Return the state_dict of a UNet2DModel with the same weights."""
     ends = (
         (theirs, network.get_submodule(ours)) for ours, theirs in ENDS.items() if getattr(network, ours, 0) is not None
     )
-    places = chain(ends, *(_of_block(name, block) for name, block in _blocks(network)))
-    return dict(chain.from_iterable(_tensors(name, module) for name, module in places))
+    modules = chain(ends, *(_of_block(name, block) for name, block in _blocks(network)))
+    return dict(chain.from_iterable(_tensors(name, module) for name, module in modules))
 
 
 def _blocks(network: UNet) -> Iterator[tuple[str, nn.Module]]:
-    """Every block and its name there, in the order of the flow."""
+    """Yield every block with its name in diffusers, in the order of the forward pass."""
     for kind, stages, ends in (("down_blocks", network.down, "downsamplers"), ("up_blocks", network.up, "upsamplers")):
         level = count = 0
-        for modules in ([*stage] for stage in stages):  # type: ignore[misc]  # a residual block and perhaps attention; what resizes stands last
+        # A stage is a residual block and optionally attention. A module that changes the resolution is the last one.
+        for modules in ([*stage] for stage in stages):  # type: ignore[misc]
             resizes = [m for m in modules if _resizes(m)]
             for module in modules[: len(modules) - len(resizes)]:
                 part = "attentions" if isinstance(module, Attention) else "resnets"
@@ -49,8 +50,8 @@ def _blocks(network: UNet) -> Iterator[tuple[str, nn.Module]]:
             for module in resizes:
                 yield f"{kind}.{level}.{ends}.0", module
                 level, count = level + 1, 0
-    for place, module in zip(("resnets.0", "attentions.0", "resnets.1"), network.middle, strict=True):
-        yield f"mid_block.{place}", module
+    for part, module in zip(("resnets.0", "attentions.0", "resnets.1"), network.middle, strict=True):
+        yield f"mid_block.{part}", module
 
 
 def _resizes(module: nn.Module) -> bool:
@@ -69,11 +70,11 @@ def _of_block(name: str, block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield f"{name}.conv", block.get_submodule("conv")
 
 
-def _linear(convolution: nn.Conv2d, part: int, parts: int) -> nn.Linear:
-    """A part of the answers of a 1 x 1 convolution, as a linear layer."""
-    weight = convolution.weight.chunk(parts)[part].flatten(1)
+def _linear(convolution: nn.Conv2d, index: int, num_parts: int) -> nn.Linear:
+    """Return a part of the output channels of a 1 x 1 convolution as a linear layer."""
+    weight = convolution.weight.chunk(num_parts)[index].flatten(1)
     linear = nn.Linear(weight.shape[1], weight.shape[0])
-    linear.load_state_dict({"weight": weight, "bias": convolution.bias.chunk(parts)[part]})  # type: ignore[union-attr]
+    linear.load_state_dict({"weight": weight, "bias": convolution.bias.chunk(num_parts)[index]})  # type: ignore[union-attr]
     return linear
 
 

@@ -1,4 +1,4 @@
-"""The samplers that the shared laws hold for. A new one is one more line in SAMPLERS."""
+"""All samplers, for tests of their common properties. Add a new sampler to SAMPLERS."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,38 +38,41 @@ def twice(times: Sequence[float]) -> list[float]:
 
 
 def at_both_ends(times: Sequence[float]) -> list[float]:
-    return [times[0], *twice(times[1:])]  # the last step ends at 0, where nothing is asked
+    return [times[0], *twice(times[1:])]  # the last step ends at 0, where the denoiser is not called
 
 
-def ten_updates_and_the_image(times: Sequence[float]) -> list[float]:
+def ten_updates_and_the_last_time(times: Sequence[float]) -> list[float]:
     return [t for t in times for _ in range(10)] + [times[-1]]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A sampler with its options, and what the laws expect of it.
+    """A sampler with its options and its expected properties.
 
-    asked: the times of a list -> those that the denoiser is asked at; None where it has its own, for the reason `why`.
-    num_draws: of noise in num_steps steps from t_max.  num_steps: enough to recover a distribution.
-    bias: of the deviation that is left then, for N(0.3, 0.5^2).
+    call_times: list of times -> times of the denoiser calls; None if the sampler chooses other times, for `reason`.
+    num_draws: number of noise draws in num_steps steps from t_max.
+    num_steps: steps that are sufficient to recover a distribution.
+    bias: error of the std after these steps, for N(0.3, 0.5^2).
     """
 
     build: Build
-    asked: Callable[[Sequence[float]], list[float]] | None = once
+    call_times: Callable[[Sequence[float]], list[float]] | None = once
     num_draws: Callable[[int], int] = lambda num_steps: 1
     num_steps: int = 250
     bias: float = 0.015
-    why: str = ""
+    reason: str = ""
 
 
 def as_many_as_steps(num_steps: int) -> int:
-    return num_steps  # one to start from, none in the last step
+    return num_steps  # one for the start, none in the last step
 
 
 CHURN = Churn(amount=20.0, noise_scale=1.003)
-churned = partial(Case, asked=None, num_draws=as_many_as_steps, why="starts each step at a later time: test_churn.py")
+churned = partial(
+    Case, call_times=None, num_draws=as_many_as_steps, reason="starts each step at a later time: test_churn.py"
+)
 noisy = partial(Case, num_draws=as_many_as_steps)
-corrected = partial(Case, asked=twice, num_draws=lambda num_steps: 2 * num_steps, num_steps=125)
+corrected = partial(Case, call_times=twice, num_draws=lambda num_steps: 2 * num_steps, num_steps=125)
 
 SAMPLERS = {
     "ancestral, fixed large": noisy(partial(Ancestral, variance=FixedLarge())),
@@ -86,23 +89,25 @@ SAMPLERS = {
     "unipc, order 1": Case(partial(UniPC, order=1), num_steps=125),
     "unipc, order 2": Case(partial(UniPC, order=2), num_steps=125),
     "unipc, order 3": Case(partial(UniPC, order=3), num_steps=125),
-    # A step of finite size widens every level's distribution (Song & Ermon 2020, section 3.3).
+    # Steps of finite size increase the variance at every noise level (Song & Ermon 2020, section 3.3).
     "langevin": Case(
-        AnnealedLangevin, ten_updates_and_the_image, lambda num_steps: 1 + 10 * num_steps, num_steps=150, bias=0.05
+        AnnealedLangevin, ten_updates_and_the_last_time, lambda num_steps: 1 + 10 * num_steps, num_steps=150, bias=0.05
     ),
     "predictor_corrector, large": corrected(PredictorCorrector),
     "predictor_corrector, small": corrected(partial(PredictorCorrector, variance=FixedSmall())),
-    "rk45": Case(RK45, asked=None, why="error control chooses the steps; the list says when on_step is told"),
+    "rk45": Case(
+        RK45, call_times=None, reason="error control chooses the steps; the list only sets the times of on_step"
+    ),
 }
 every_sampler = pytest.mark.parametrize("case", SAMPLERS.values(), ids=SAMPLERS.keys())
 
 
 class Spy:
-    """A denoiser that answers 0.5 everywhere and remembers what it was asked."""
+    """A denoiser with the estimate 0.5 everywhere that records its calls."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[Tensor, Tensor, Condition]] = []
+        self.calls: list[tuple[Tensor, Tensor, Condition]] = []
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
-        self.asked.append((x_t, t, condition))
+        self.calls.append((x_t, t, condition))
         return Estimate(torch.full_like(x_t, 0.5))

@@ -1,4 +1,4 @@
-"""Networks of features that are no networks, for tests of what is done with features."""
+"""Fake feature networks for tests of metrics and evaluation."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from diffusion_lab.networks import Condition
 
 
 class StandIn(Features):
-    """Features that are the grey levels of an image's first pixels, so that every sum of them is exact."""
+    """Features that are the levels of the first pixels of an image, so that all sums of them are exact."""
 
     name = "stand_in"
     num_features = 12
@@ -30,7 +30,7 @@ class StandIn(Features):
 
 
 class Spatial(StandIn):
-    """With the levels of all pixels as spatial features."""
+    """Additionally has the levels of all pixels as spatial features."""
 
     outputs = ("pooled", "logits", "spatial")
 
@@ -44,7 +44,7 @@ class StandInForCLIP(StandIn):
 
 @dataclass(frozen=True)
 class Brightness:
-    """Mean level of an image, and of its noise."""
+    """A per-image metric: the mean of an image, and the mean of its noise."""
 
     name = "brightness"
     num_terms = 2

@@ -1,4 +1,4 @@
-"""Numbers that are not finite, planted in chosen steps of a small run."""
+"""Callbacks that inject NaN or infinity in given steps of a small run."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from diffusion_lab.training.diffusion_module import DiffusionModule
 
 
 class PlantedNaN(Callback):
-    """One pixel of the first batch of a step is no number."""
+    """Set one pixel of the first batch of the given steps to NaN."""
 
     def __init__(self, steps: Sequence[int], rank: int = 0) -> None:
         self.steps, self.rank = steps, rank
@@ -24,29 +24,29 @@ class PlantedNaN(Callback):
 
 
 class PlantedInfinity(Callback):
-    """The gradient of the network's last bias is infinite in some steps; the losses are finite."""
+    """Make the gradient of the last bias of the network infinite in the given steps. The losses stay finite."""
 
     def __init__(self, steps: Sequence[int]) -> None:
         self.steps, self.losses = steps, dict[int, float]()
 
     def on_train_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
-        def planted(gradient: Tensor) -> Tensor:
+        def inject(gradient: Tensor) -> Tensor:
             return torch.full_like(gradient, float("inf")) if trainer.global_step in self.steps else gradient
 
         *_, bias = pl_module.network.parameters()
-        bias.register_hook(planted)  # type: ignore[no-untyped-call]
+        bias.register_hook(inject)  # type: ignore[no-untyped-call]
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         self.losses[trainer.global_step - 1] = float(trainer.callback_metrics["loss"])
 
 
 def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two dictionaries of tensors are the same, to the last bit."""
+    """Return whether two dictionaries of tensors are bitwise equal."""
     return one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())
 
 
 def learned(trainer: Trainer) -> dict[str, Tensor]:
-    """All that training moved: the module's state, and that of its optimizer."""
+    """Return all tensors that training changes: the state of the module and of its optimizer."""
     state: dict[str, Tensor] = {**trainer.lightning_module.state_dict()}
     for k, moments in trainer.optimizers[0].state_dict()["state"].items():
         state |= {f"optimizer.{k}.{name}": value for name, value in moments.items()}

@@ -1,4 +1,4 @@
-"""Inception with random weights, for tests that cannot fetch the real ones."""
+"""Inception with random weights, for tests that cannot download the real weights."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from torch_fidelity import feature_extractor_inceptionv3 as original
 
 
 def random_inception(path: Path) -> Path:
-    """Writes weights that keep features apart from each other, the same at every call."""
+    """Write random weights, identical in every call, that give different features for different images."""
     with mock.patch.object(original, "load_state_dict_from_url"), mock.patch.object(nn.Module, "load_state_dict"):
         network: Any = original.FeatureExtractorInceptionV3("random", ["2048"])
     generator = torch.Generator().manual_seed(0)
@@ -18,7 +18,7 @@ def random_inception(path: Path) -> Path:
         if isinstance(module, nn.Conv2d | nn.Linear):
             fan_in = module.weight[0].numel()
             module.weight.data.normal_(0, (2 / fan_in) ** 0.5, generator=generator)
-    network.fc.weight.data.mul_(10)  # or every image would be of every class, and of a single one with 100
-    network.fc.bias.data.normal_(generator=generator)  # plain to see where it should be left out
+    network.fc.weight.data.mul_(10)  # 1 would give uniform class probabilities, 100 one-hot
+    network.fc.bias.data.normal_(generator=generator)  # nonzero, so that tests notice if it is not omitted
     torch.save(network.state_dict(), path)
     return path

@@ -1,4 +1,4 @@
-"""Small runs in processes of their own, that can be killed at any moment and resumed."""
+"""Small runs in separate processes that can be killed at any time and resumed."""
 
 import contextlib
 import multiprocessing
@@ -18,13 +18,14 @@ from diffusion_lab.data.images import Images
 from diffusion_lab.networks import Labels
 from diffusion_lab.process import LinearSchedule, LossSecondMoment
 from diffusion_lab.training.loggers import MetricsFile
+from support.processes import forked_processes
 from support.small_runs import FewImages, small_module
 
 NUM_STEPS = 14
 
 
-class NumberOfImages(FewImages):
-    """The first images of FewImages: 48 of them make epochs of exactly four steps of 12."""
+class FirstImages(FewImages):
+    """The first images of FewImages. 48 images give epochs of exactly four steps of 12."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -36,7 +37,7 @@ class NumberOfImages(FewImages):
 
 @dataclass(frozen=True)
 class Layout:
-    """How a run is cut: none of it may change what it comes to."""
+    """How a run is distributed, which must not change its result."""
 
     size: int = 50
     num_workers: int = 0
@@ -46,7 +47,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a run does. Dropout is drawn for each batch, so that it alone changes with the layout."""
+    """The settings of a run. Dropout depends on the batch and therefore on the layout, unlike all other randomness."""
 
     num_steps: int = NUM_STEPS
     dropout: float = 0.1
@@ -55,9 +56,9 @@ class Recipe:
 
 
 def train(folder: Path, layout: Layout, *, recipe: Recipe = Recipe(), die_in_write: int | None = None) -> None:
-    """Trains from the newest checkpoint in `folder`, logging each step.
+    """Train from the newest checkpoint in `folder` and log each step.
 
-    die_in_write: the process kills itself in the middle of writing its n-th checkpoint, counted from 0.
+    die_in_write: index, from 0, of the checkpoint during whose write the process kills itself.
     """
     torch.set_num_threads(1)
     if die_in_write is not None:
@@ -67,7 +68,7 @@ def train(folder: Path, layout: Layout, *, recipe: Recipe = Recipe(), die_in_wri
     logger.continue_after(0 if path is None else checkpoint_files.read(path)["global_step"])
     module = small_module(Labels(3, dropout=0.2), dropout=recipe.dropout, lr=recipe.lr)
     module.times = LossSecondMoment(LinearSchedule(20, 1e-3, 0.4), num_kept=1)
-    store = NumberOfImages(layout.size)
+    store = FirstImages(layout.size)
     datamodule = ImageDataModule(store, batch_size=12, seed=3, horizontal_flip=True, num_workers=layout.num_workers)
     options: dict[str, Any] = {"strategy": "ddp_fork"} if layout.num_processes > 1 else {}
     trainer = Trainer(
@@ -96,7 +97,8 @@ def _die_in_write(number: int) -> None:
 
 
 def _in_own_group(folder: Path, layout: Layout, arguments: dict[str, Any], ready: Any) -> None:
-    os.setpgid(0, 0)  # so that a kill reaches the processes that this one starts
+    os.setpgid(0, 0)  # a kill of the group includes the child processes
+    multiprocessing.set_start_method("fork", force=True)  # for data loading workers, as in a command
     ready.set()
     import logging
     import warnings
@@ -107,20 +109,19 @@ def _in_own_group(folder: Path, layout: Layout, arguments: dict[str, Any], ready
 
 
 def run(folder: Path, layout: Layout, *, kill_after: float | None = None, **arguments: Any) -> bool:
-    """Trains in a process of its own, killed after so many seconds; whether it came to its end."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["diffusion_lab.callbacks.checkpoints", "diffusion_lab.training.loggers"])
+    """Train in a separate process, kill it after kill_after seconds, and return whether it finished."""
+    context = forked_processes()
     ready = context.Event()
     process = context.Process(target=_in_own_group, args=(folder, layout, arguments, ready))
     process.start()
     ready.wait()
     process.join(kill_after)
-    with contextlib.suppress(ProcessLookupError):  # where one of its processes died, the others may still wait for it
+    with contextlib.suppress(ProcessLookupError):  # ranks may still wait for a rank that died
         os.killpg(process.pid, signal.SIGKILL)  # type: ignore[arg-type]
     process.join()
     return process.exitcode == 0
 
 
 def outcome(folder: Path) -> tuple[list[str], dict[str, Any]]:
-    """The numbers of every step, as written, and the state at the end."""
+    """Return the logged numbers of every step and the final checkpoint."""
     return (folder / "metrics.csv").read_text().splitlines(), checkpoint_files.read(folder / "last.ckpt")

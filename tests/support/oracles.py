@@ -1,4 +1,4 @@
-"""Denoisers that are exact, and samplers watched at every step."""
+"""Exact denoisers, and the trajectories of samplers."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from diffusion_lab.samplers import Noise, Sampler
 
 @dataclass(frozen=True)
 class GaussianOracle:
-    """E[x_0 | x_t] of images whose pixels are independent draws of N(mean, std^2)."""
+    """E[x_0 | x_t] of images whose pixels are independent samples of N(mean, std^2)."""
 
     process: GaussianProcess
     mean: float = 0.0
@@ -30,7 +30,7 @@ class GaussianOracle:
 
 @dataclass(frozen=True)
 class MixtureOracle:
-    """E[x_0 | x_t] of images whose pixels are independent draws of a mixture of Gaussians."""
+    """E[x_0 | x_t] of images whose pixels are independent samples of a mixture of Gaussians."""
 
     process: GaussianProcess
     means: tuple[float, ...] = (-0.6, 0.2, 0.7)
@@ -44,56 +44,57 @@ class MixtureOracle:
     @property
     def std(self) -> float:
         parts = zip(self.weights, self.means, self.stds, strict=True)
-        return math.sqrt(sum(weight * (mean**2 + dev**2) for weight, mean, dev in parts) - self.mean**2)
+        return math.sqrt(sum(weight * (mean**2 + std**2) for weight, mean, std in parts) - self.mean**2)
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
-        alpha_t = self.process.continuous.coefficients(t, like=x_t)[0].unsqueeze(-1)
-        off, variance = self._around_modes(x_t, t)
+        alpha_t = self.process.continuous.coefficients(t, like=x_t)[0]
+        difference, variance = self._difference_to_modes(x_t, t)
         _, means, stds = self._modes(x_t)
-        expected = means + alpha_t * stds**2 / variance * off  # of each mode: [B, C, H, W, modes]
-        return Estimate((self._log_joint(x_t, t).softmax(-1) * expected).sum(-1))
+        expected = means + alpha_t * stds**2 / variance * difference  # of each mode: [modes, B, C, H, W]
+        return Estimate((self.log_joint(x_t, t).softmax(0) * expected).sum(0))
 
     def log_density(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """Of the noisy pixels, up to a constant: [B, C, H, W].  t: [B]."""
-        return self._log_joint(x_t, t).logsumexp(-1)
+        """Return the log-density of the noisy pixels up to a constant: [B, C, H, W].  t: [B]."""
+        return self.log_joint(x_t, t).logsumexp(0)
 
     def below(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """Share of the noisy pixels at t [B] that lie below x_t [B, C, H, W]."""
-        off, variance = self._around_modes(x_t, t)
-        below_each: Tensor = torch.special.ndtr(off / variance.sqrt())
-        return (self._modes(x_t)[0] * below_each).sum(-1)
+        """Return the cumulative distribution function of the noisy pixels at x_t [B, C, H, W].  t: [B]."""
+        difference, variance = self._difference_to_modes(x_t, t)
+        below_each: Tensor = torch.special.ndtr(difference / variance.sqrt())
+        return (self._modes(x_t)[0] * below_each).sum(0)
 
     def flow(self, x_t: Tensor, t: float, s: float) -> Tensor:
-        """Where the probability flow carries x_t [B, C, H, W], float64, from time t to s.
+        """Return the exact solution of the probability flow from x_t [B, C, H, W], float64, at time t to time s.
 
-        Exact: along the flow of one number, the share of numbers below it stays as it is.
+        The flow of a single pixel preserves the value of the cumulative distribution function.
         """
         t_all, s_all = (torch.full((len(x_t),), time, dtype=torch.float64) for time in (t, s))
-        wanted = self.below(x_t, t_all)
+        target = self.below(x_t, t_all)
         low, high = torch.full_like(x_t, -1e3), torch.full_like(x_t, 1e3)
         for _ in range(70):
             middle = (low + high) / 2
-            over = self.below(middle, s_all) > wanted
+            over = self.below(middle, s_all) > target
             low, high = torch.where(over, low, middle), torch.where(over, middle, high)
         return (low + high) / 2
 
     def _modes(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        weights, means, stds = (like.new_tensor(each) for each in (self.weights, self.means, self.stds))
-        return weights, means, stds
+        each = torch.tensor([self.weights, self.means, self.stds], dtype=torch.float64).to(like).view(3, -1, 1, 1, 1, 1)
+        return each[0], each[1], each[2]
 
-    def _around_modes(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """x_t less the noisy mean of each mode, and its variance: [B, C, H, W, modes]."""
-        alpha_t, sigma_t = (each.unsqueeze(-1) for each in self.process.continuous.coefficients(t, like=x_t))
+    def _difference_to_modes(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x_t minus the noisy mean of each mode, [modes, B, C, H, W], and the variances, [modes, B, 1, 1, 1]."""
+        alpha_t, sigma_t = self.process.continuous.coefficients(t, like=x_t)
         _, means, stds = self._modes(x_t)
-        return x_t.unsqueeze(-1) - alpha_t * means, alpha_t**2 * stds**2 + sigma_t**2
+        return x_t - alpha_t * means, alpha_t**2 * stds**2 + sigma_t**2
 
-    def _log_joint(self, x_t: Tensor, t: Tensor) -> Tensor:
-        off, variance = self._around_modes(x_t, t)
-        return self._modes(x_t)[0].log() - variance.log() / 2 - off**2 / (2 * variance)
+    def log_joint(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """Return the log-density of the noisy pixels and each mode up to a constant: [modes, B, C, H, W]."""
+        difference, variance = self._difference_to_modes(x_t, t)
+        return self._modes(x_t)[0].log() - variance.log() / 2 - difference**2 / (2 * variance)
 
 
 class RecordedNoise:
-    """The noise of seeds 0, 1, ..., kept, and in float64 so that samplers can be compared to many digits."""
+    """The recorded noise of seeds 0, 1, ..., in float64, so that samplers can be compared precisely."""
 
     def __init__(self, shape: Sequence[int]) -> None:
         self.drawn: list[Tensor] = []
@@ -105,7 +106,7 @@ class RecordedNoise:
 
 
 def walk(sampler: Sampler, denoiser: DenoiserLike, noise: Noise) -> tuple[Tensor, Tensor]:
-    """x_t after each step, and the estimate of x_0 in it: [steps, B, C, H, W] each."""
+    """Return x_t after each step and the estimate of x_0 in each step: [steps, B, C, H, W] each."""
     steps: list[tuple[Tensor, Tensor]] = []
     sampler.sample(denoiser, noise, Condition(), lambda _, x_t, x_0: steps.append((x_t.clone(), x_0.clone())))
     visited, estimates = zip(*steps, strict=True)

@@ -1,4 +1,4 @@
-"""A small schedule of every kind, and every prediction, for laws that hold for all of them."""
+"""Small examples of all schedules and predictions, for tests of properties that all of them have."""
 
 import torch
 from torch import Tensor
@@ -44,9 +44,9 @@ TABLES: list[TableSchedule] = [
     CustomSchedule([0.01, 0.3, 0.02, 0.1, 0.5]),
     LinearSchedule(40, 1e-3, 0.3, zero_terminal_snr=True),
 ]
-CURVES: list[NoiseSchedule] = [EDMSchedule(), RectifiedFlowSchedule(), VPSchedule(), VESchedule()]
-BETWEEN = [Interpolated(table) for table in TABLES]
-SCHEDULES: list[NoiseSchedule] = [*TABLES, *CURVES, *BETWEEN]
+CONTINUOUS: list[NoiseSchedule] = [EDMSchedule(), RectifiedFlowSchedule(), VPSchedule(), VESchedule()]
+INTERPOLATED = [Interpolated(table) for table in TABLES]
+SCHEDULES: list[NoiseSchedule] = [*TABLES, *CONTINUOUS, *INTERPOLATED]
 
 PREDICTIONS: list[Prediction] = [
     Epsilon(), X0(), V(), Score(), FlowVelocity(), PosteriorMean(), EDMDenoiser(), EDMDenoiser(1.3)
@@ -61,6 +61,6 @@ def accepted(prediction: Prediction, schedule: NoiseSchedule) -> bool:
     return True
 
 
-def some_times(schedule: NoiseSchedule, number: int = 5) -> Tensor:
-    """Times from the first to the last, spread evenly: [number]."""
-    return schedule.nearest(torch.linspace(schedule.t_min, schedule.t_max, number, dtype=torch.float64))
+def some_times(schedule: NoiseSchedule, num_times: int = 5) -> Tensor:
+    """Return evenly spaced times from t_min to t_max: [num_times]."""
+    return schedule.nearest(torch.linspace(schedule.t_min, schedule.t_max, num_times, dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""A small run in this process, for tests of the module and its callbacks."""
+"""Small runs in this process, for tests of modules and callbacks."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ from diffusion_lab.training.optimizers import Adam
 
 
 class FewImages(ImageStore):
-    """Fifty random grey images of 8 x 8 pixels in three classes."""
+    """Fifty random grayscale images of 8 x 8 pixels in three classes."""
 
     def __init__(self) -> None:
         super().__init__(None, channels=1, resolution=8)
@@ -37,13 +37,15 @@ class FewImages(ImageStore):
         return Images(pixels, torch.arange(50) % 3, ("a", "b", "c"))
 
 
-def small_module(labels: Labels | None = None, dropout: float = 0.0, lr: float = 1e-2, **told: Any) -> DiffusionModule:
-    """An untrained U-Net of a few thousand weights on 20 steps of noise.  told: what else it is told, as in `UNet`."""
+def small_module(
+    labels: Labels | None = None, dropout: float = 0.0, lr: float = 1e-2, **options: Any
+) -> DiffusionModule:
+    """Return an untrained U-Net of a few thousand weights with 20 diffusion steps.  options: arguments of `UNet`."""
     torch.manual_seed(0)
     process = GaussianProcess(LinearSchedule(20, 1e-3, 0.4))
     network = UNet(
         1, 1, resolution=8, channels=8, channel_multipliers=(1, 2), num_blocks=1, attention_resolutions=(4,),
-        blocks=Blocks(num_groups=4, dropout=dropout), labels=labels, **told,
+        blocks=Blocks(num_groups=4, dropout=dropout), labels=labels, **options,
     )  # fmt: skip
     return DiffusionModule(
         network,
@@ -58,7 +60,7 @@ def small_module(labels: Labels | None = None, dropout: float = 0.0, lr: float =
 
 
 def fit(module: TrainedModule, max_steps: int, *, callbacks: Sequence[Callback] = (), **settings: Any) -> Trainer:
-    """Trains on FewImages, 12 images a step, without logs and checkpoints of Lightning's own."""
+    """Train on FewImages with 12 images per step, without the logger and the checkpoints of Lightning."""
     datamodule = ImageDataModule(
         settings.pop("store", None) or FewImages(),
         batch_size=12,
@@ -77,12 +79,12 @@ def fit(module: TrainedModule, max_steps: int, *, callbacks: Sequence[Callback] 
 
 
 def weights(network: nn.Module) -> torch.Tensor:
-    """All parameters in one vector."""
+    """Return all parameters in one vector."""
     return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
 
 
 def first_batch(**settings: Any) -> ImageBatch:
-    """The first step's images of FewImages, as a network in training gets them."""
+    """Return the first training batch of FewImages, after augmentation and conditioning."""
     datamodule = ImageDataModule(FewImages(), batch_size=12, seed=3, **settings)
     positions = range(12)
     images, index = datamodule.train_images, torch.arange(12)

@@ -1,4 +1,4 @@
-"""The folders of sweeps and what is left to do in them."""
+"""Folder names of sweeps and the plan of what is left to do in them."""
 
 import json
 import time
@@ -19,25 +19,25 @@ from diffusion_lab.sweeps.plan import PlannedRun
 
 @pytest.fixture(autouse=True)
 def command_line(monkeypatch: pytest.MonkeyPatch) -> Any:
-    def say(*words: str) -> None:
-        monkeypatch.setattr("sys.argv", ["train.py", "-m", *words])
+    def set_arguments(*arguments: str) -> None:
+        monkeypatch.setattr("sys.argv", ["train.py", "-m", *arguments])
         overrides.export_command_line()
 
     monkeypatch.setenv(overrides.SWEEP_VARIABLE, "")
     monkeypatch.setattr(sweep_plan, "_launched", {})
-    return say
+    return set_arguments
 
 
-def test_a_sweep_is_named_by_what_is_swept_of_what_and_a_digest_of_the_rest(command_line: Any) -> None:
+def test_a_sweep_is_named_after_its_experiment_its_swept_keys_and_a_digest_of_the_rest(command_line: Any) -> None:
     command_line("schedule=linear,cosine", "seed=1,2,3")
     assert sweep_folder_name(None, None) == "schedule_seed"
-    command_line("schedule=linear,cosine,jsd", "seed=range(1,9)")  # more of the same is the same sweep
+    command_line("schedule=linear,cosine,jsd", "seed=range(1,9)")  # the same sweep with more values
     assert sweep_folder_name(None, None) == "schedule_seed"
     command_line("experiment=quickstart", "schedule=linear,cosine", "data.batch_size=32")
     name = sweep_folder_name(None, None)
     assert name.startswith("quickstart-schedule-")
     command_line("data.batch_size=32", "experiment=quickstart", "schedule=linear,cosine", "trainer.devices=4")
-    assert sweep_folder_name(None, None) == name  # in another order, and elsewhere
+    assert sweep_folder_name(None, None) == name  # in another order, on other devices
     command_line("experiment=quickstart", "schedule=linear,cosine", "data.batch_size=64")
     assert sweep_folder_name(None, None) != name
     assert sweep_folder_name("mine", None) == "mine"
@@ -45,12 +45,12 @@ def test_a_sweep_is_named_by_what_is_swept_of_what_and_a_digest_of_the_rest(comm
     assert sweep_folder_name(None, OmegaConf.create({"optimizer.lr": "interval(0,1)"})).startswith("optimizer.lr-")
 
 
-def test_where_and_how_a_sweep_is_launched_is_not_in_its_name(command_line: Any) -> None:
+def test_settings_of_the_launcher_do_not_change_the_name_of_a_sweep(command_line: Any) -> None:
     command_line("seed=1,2", "hydra/launcher=slurm", "hydra.launcher.partition=gpu", "trainer.num_nodes=2")
     assert sweep_folder_name(None, None) == "seed"
 
 
-def test_a_run_is_named_by_its_swept_values_in_characters_that_the_command_line_takes(command_line: Any) -> None:
+def test_a_run_is_named_after_its_swept_values_in_characters_that_need_no_quotes(command_line: Any) -> None:
     command_line("schedule=linear,cosine", "data.path=/a/b", "seed=1,2", "+new=x,y")
     assert (
         run_folder_name(["data.path=/a/b", "schedule=linear", "seed=1", "+new=x"], None)
@@ -58,99 +58,101 @@ def test_a_run_is_named_by_its_swept_values_in_characters_that_the_command_line_
     )
     command_line("data.path=/a/b,/a-b", "x=[1,2],[1,3]")
     names = [run_folder_name([f"data.path={path}", "x=[1,2]"], None) for path in ("/a/b", "/a-b")]
-    assert len(set(names)) == 2  # what had to be replaced leaves a digest
+    assert len(set(names)) == 2  # names with replaced characters end in a digest
     assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789.-_") for name in names)
     long = run_folder_name(["x=" + "a" * 500], OmegaConf.create({"x": 1}))
     assert len(long) == 120
 
 
-def test_a_process_that_others_started_knows_what_is_swept(command_line: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_child_processes_receive_the_swept_keys(command_line: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     command_line("schedule=linear,cosine")
     monkeypatch.setattr("sys.argv", ["_submit.py", "/somewhere"])
     assert run_folder_name(["schedule=linear", "seed=1"], None) == "schedule-linear"
 
 
 class Loader:
-    """Stands in for Hydra's loader of a sweep's configs."""
+    """Replaces Hydra's config loader."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def load_sweep_config(self, config: Any, words: list[str]) -> Any:
-        name = run_folder_name(words, None)
+    def load_sweep_config(self, config: Any, overrides: list[str]) -> Any:
+        name = run_folder_name(overrides, None)
         return OmegaConf.create({"hydra": {"sweep": {"dir": str(self.folder), "subdir": name}}, "trainer": {}})
 
 
-def planned(folder: Path, *words: str) -> list[PlannedRun]:
-    return sweep_plan.plan(OmegaConf.create(), [[word, "data.batch_size=32"] for word in words], Loader(folder))
+def plan_runs(folder: Path, *swept: str) -> list[PlannedRun]:
+    return sweep_plan.plan(OmegaConf.create(), [[value, "data.batch_size=32"] for value in swept], Loader(folder))
 
 
-def started(folder: Path, *words: str) -> Path:
+def started_run(folder: Path, *run_overrides: str) -> Path:
     folder.mkdir(parents=True)
-    (folder / "overrides.yaml").write_text("".join(f"- {word}\n" for word in words))
+    (folder / "overrides.yaml").write_text("".join(f"- {override}\n" for override in run_overrides))
     run_status.mark_running(folder)
     return folder
 
 
-def test_what_is_there_is_not_done_again_and_what_was_cut_off_goes_on(command_line: Any, tmp_path: Path) -> None:
+def test_finished_runs_are_skipped_and_interrupted_runs_are_resumed(command_line: Any, tmp_path: Path) -> None:
     command_line("seed=1,2,3,4,5,6", "data.batch_size=32")
-    run_status.mark_finished(started(tmp_path / "seed-1", "seed=1", "data.batch_size=32", "sweep.name=x"), 0.5)
-    run_status.mark_failed(started(tmp_path / "seed-2", "seed=2", "data.batch_size=32"), "RuntimeError: no")
+    run_status.mark_finished(started_run(tmp_path / "seed-1", "seed=1", "data.batch_size=32", "sweep.name=x"), 0.5)
+    run_status.mark_failed(started_run(tmp_path / "seed-2", "seed=2", "data.batch_size=32"), "RuntimeError: no")
     (tmp_path / "seed-2" / "checkpoints").mkdir()
     (tmp_path / "seed-2" / "checkpoints" / "last.ckpt").touch()
-    run_status.mark_failed(started(tmp_path / "seed-3", "seed=3", "data.batch_size=32"), "no")
-    run_status.mark_finished(started(tmp_path / "seed-4", "seed=4", "data.batch_size=16"), 0.5)  # of something else
-    started(tmp_path / "seed-5", "seed=5", "data.batch_size=32")
-    plan = planned(tmp_path, *(f"seed={k}" for k in range(1, 7)))
+    run_status.mark_failed(started_run(tmp_path / "seed-3", "seed=3", "data.batch_size=32"), "no")
+    run_status.mark_finished(started_run(tmp_path / "seed-4", "seed=4", "data.batch_size=16"), 0.5)  # other overrides
+    started_run(tmp_path / "seed-5", "seed=5", "data.batch_size=32")
+    plan = plan_runs(tmp_path, *(f"seed={k}" for k in range(1, 7)))
     assert [run.next_action for run in plan] == [
-        "is there", "goes on, failed: RuntimeError: no", "starts again, failed: no", "starts again", "is running",
-        "starts",
+        "skip (finished)", "resume (failed: RuntimeError: no)", "restart (failed: no)", "restart", "wait (running)",
+        "start",
     ]  # fmt: skip
     assert [run.is_done for run in plan] == [True, False, False, False, False, False]
     assert [run.is_busy for run in plan] == [False, False, False, False, True, False]
 
 
-def test_a_sweeper_is_told_the_number_of_a_run_or_none_of_one_that_failed(command_line: Any, tmp_path: Path) -> None:
+def test_a_sweeper_receives_the_result_of_a_run_and_none_if_it_failed(command_line: Any, tmp_path: Path) -> None:
     command_line("seed=1,2")
-    run_status.mark_finished(started(tmp_path / "seed-1", "seed=1"), 0.5)
-    run_status.mark_failed(started(tmp_path / "seed-2", "seed=2"), "no")
-    done, failed = (sweep_plan.job_return(run) for run in planned(tmp_path, "seed=1", "seed=2"))
+    run_status.mark_finished(started_run(tmp_path / "seed-1", "seed=1"), 0.5)
+    run_status.mark_failed(started_run(tmp_path / "seed-2", "seed=2"), "no")
+    done, failed = (sweep_plan.job_return(run) for run in plan_runs(tmp_path, "seed=1", "seed=2"))
     assert (done.status, done.return_value) == (JobStatus.COMPLETED, 0.5)
     assert (failed.status, failed.return_value) == (JobStatus.COMPLETED, None)
 
 
-def test_two_runs_in_one_folder_are_refused(command_line: Any, tmp_path: Path) -> None:
+def test_two_runs_in_one_folder_are_rejected(command_line: Any, tmp_path: Path) -> None:
     command_line("seed=1,1")
-    with pytest.raises(UserError, match="a folder of its own, got seed-1 twice"):
-        planned(tmp_path, "seed=1", "seed=1")
+    with pytest.raises(UserError, match="must have its own folder, got seed-1 twice"):
+        plan_runs(tmp_path, "seed=1", "seed=1")
 
 
-def test_an_evaluation_of_a_checkpoint_that_was_trained_on_is_done_again(command_line: Any, tmp_path: Path) -> None:
+def test_an_evaluation_is_repeated_if_its_checkpoint_is_newer(command_line: Any, tmp_path: Path) -> None:
     command_line("sampler=ddim,ancestral")
     trained = tmp_path / "run"
     (trained / "checkpoints").mkdir(parents=True)
     (trained / "config.yaml").write_text("seed: 0\n")
     (trained / "checkpoints" / "last.ckpt").touch()
     time.sleep(0.02)
-    words = ("sampler=ddim", "data.batch_size=32")
-    run_status.mark_finished(started(tmp_path / "sweep" / "sampler-ddim", *words), 0.5)
+    run_overrides = ("sampler=ddim", "data.batch_size=32")
+    run_status.mark_finished(started_run(tmp_path / "sweep" / "sampler-ddim", *run_overrides), 0.5)
     config = OmegaConf.create({"run": str(trained), "checkpoint": "last.ckpt"})
     status = run_status.read(tmp_path / "sweep" / "sampler-ddim")
-    assert sweep_plan._is_done(tmp_path / "sweep" / "sampler-ddim", words, config, status)
+    assert sweep_plan._is_done(tmp_path / "sweep" / "sampler-ddim", run_overrides, config, status)
     time.sleep(0.02)
     (trained / "checkpoints" / "last.ckpt").touch()
-    assert not sweep_plan._is_done(tmp_path / "sweep" / "sampler-ddim", words, config, status)
+    assert not sweep_plan._is_done(tmp_path / "sweep" / "sampler-ddim", run_overrides, config, status)
 
 
-def test_a_sweep_ends_with_its_table_and_a_sentence_on_what_is_missing(
+def test_a_sweep_ends_with_its_table_and_an_error_message_about_failed_runs(
     command_line: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command_line("seed=1,2")
     assert sweep_plan.finish() is None  # no sweep
-    run_status.mark_finished(started(tmp_path / "seed-1", "seed=1", "data.batch_size=32"), 0.5)
-    run_status.mark_failed(started(tmp_path / "seed-2", "seed=2", "data.batch_size=32"), "RuntimeError: [no] reason.")
+    run_status.mark_finished(started_run(tmp_path / "seed-1", "seed=1", "data.batch_size=32"), 0.5)
+    failed = started_run(tmp_path / "seed-2", "seed=2", "data.batch_size=32")
+    run_status.mark_failed(failed, "RuntimeError: [no] reason.")
     (tmp_path / "seed-1" / "summary.json").write_text(json.dumps({"loss": 0.5, "steps": 7}))
-    planned(tmp_path, "seed=1", "seed=2")
-    said = "1 of the sweep's 2 runs failed; the same command runs what is missing. seed-2: RuntimeError: [no] reason."
-    assert sweep_plan.finish() == said
+    plan_runs(tmp_path, "seed=1", "seed=2")
+    assert sweep_plan.finish() == (
+        "1 of the sweep's 2 runs failed; run the same command again to resume them. seed-2: RuntimeError: [no] reason."
+    )
     assert "RuntimeError: [no] reason" in " ".join(capsys.readouterr().out.split())

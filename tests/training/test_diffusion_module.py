@@ -1,4 +1,4 @@
-"""The training and sampling flows, through Lightning; one training step alone is in test_training_step.py."""
+"""The training and sampling flows through Lightning; test_training_step.py tests a single training step."""
 
 import copy
 from pathlib import Path
@@ -17,7 +17,7 @@ from diffusion_lab.randomness import Draws
 from support.small_runs import fit, small_module, weights
 
 
-def test_times_learn_once_an_optimiser_step_from_all_its_accumulated_batches() -> None:
+def test_the_time_distribution_learns_once_per_optimizer_step_from_all_accumulated_batches() -> None:
     histories = []
     for accumulate in (1, 2, 4):
         module = small_module()
@@ -26,26 +26,26 @@ def test_times_learn_once_an_optimiser_step_from_all_its_accumulated_batches() -
         fit(module, 5, accumulate_grad_batches=accumulate)
         assert int(times.num_met.sum()) == 5 * 12
         histories.append((times.num_met, times.kept))
-    for num_met, kept in histories[1:]:
+    for num_met, losses in histories[1:]:
         assert torch.equal(num_met, histories[0][0])
-        torch.testing.assert_close(kept, histories[0][1], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(losses, histories[0][1], rtol=1e-3, atol=1e-4)
 
 
-def test_the_history_of_the_losses_is_part_of_a_checkpoint(tmp_path: Path) -> None:
+def test_a_checkpoint_contains_the_loss_history_of_the_time_distribution(tmp_path: Path) -> None:
     runs = [small_module() for _ in range(3)]
     for module in runs:
         module.times = LossSecondMoment(LinearSchedule(20, 1e-3, 0.4), num_kept=1)
-    whole, first, resumed = runs
-    fit(whole, 12)
+    uninterrupted, first, resumed = runs
+    fit(uninterrupted, 12)
     fit(first, 9, callbacks=[SaveLast(str(tmp_path), every_n_steps=9)])
     fit(resumed, 12, ckpt_path=tmp_path / "last.ckpt")
-    histories = [module.times for module in (whole, resumed)]
+    histories = [module.times for module in (uninterrupted, resumed)]
     assert all(isinstance(times, LossSecondMoment) for times in histories)
     one, other = (times.state_dict() for times in histories if isinstance(times, LossSecondMoment))
-    assert int(one["num_met"].min()) > 0  # so that the losses have chosen times
+    assert int(one["num_met"].min()) > 0  # the losses have influenced the sampled times
     assert torch.equal(one["kept"], other["kept"])
     assert torch.equal(one["num_met"], other["num_met"])
-    assert torch.equal(weights(resumed.network), weights(whole.network))
+    assert torch.equal(weights(resumed.network), weights(uninterrupted.network))
 
 
 def test_steps_are_the_same_however_batches_are_accumulated() -> None:
@@ -57,7 +57,7 @@ def test_steps_are_the_same_however_batches_are_accumulated() -> None:
         assert int(module.ema.num_updates) == 5
         runs[accumulate] = (weights(module.network), weights(module.ema.network))
     for accumulate in (2, 4):
-        # Adam divides by the gradient's size: rounding of sums shows where a gradient is nearly 0.
+        # Adam divides by the size of the gradient, which amplifies rounding errors of gradients close to 0.
         torch.testing.assert_close(runs[accumulate][0], runs[1][0], rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(runs[accumulate][1], runs[1][1], rtol=1e-3, atol=1e-4)
 
@@ -82,12 +82,12 @@ def test_weights_of_other_precisions_train_and_sample(precision: str, dtype: tor
     assert module.sample(range(2)).isfinite().all()
 
 
-def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"data\.batch_size .* divisible by .* 1 \* 5, got 12"):
+def test_a_batch_size_that_cannot_be_divided_evenly_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"data\.batch_size.* divisible by .*1 \* 5\), got 12"):
         fit(small_module(), 2, accumulate_grad_batches=5)
 
 
-def test_the_average_is_another_network_that_stays_in_evaluation_mode() -> None:
+def test_the_average_is_a_separate_network_that_stays_in_evaluation_mode() -> None:
     module = small_module(dropout=0.5)
     fit(module, 3)
     module.train()
@@ -96,22 +96,22 @@ def test_the_average_is_another_network_that_stays_in_evaluation_mode() -> None:
     assert not torch.equal(weights(module.network), weights(module.ema.network))
 
 
-def test_training_is_the_same_twice_and_with_sampling_between() -> None:
-    class Peek(Callback):
+def test_training_is_reproducible_and_independent_of_sampling() -> None:
+    class SampleEachStep(Callback):
         def on_train_batch_end(self, trainer: Trainer, *args: object) -> None:
             trainer.lightning_module.sample(range(3))
 
-    plain, again, peeked = small_module(), small_module(), small_module()
-    fit(plain, 4)
-    fit(again, 4)
-    fit(peeked, 4, callbacks=[Peek()])
-    assert torch.equal(weights(plain.network), weights(again.network))
-    assert torch.equal(weights(plain.network), weights(peeked.network))
+    first, second, with_sampling = small_module(), small_module(), small_module()
+    fit(first, 4)
+    fit(second, 4)
+    fit(with_sampling, 4, callbacks=[SampleEachStep()])
+    assert torch.equal(weights(first.network), weights(second.network))
+    assert torch.equal(weights(first.network), weights(with_sampling.network))
 
 
-def test_a_checkpoint_holds_the_average_and_resumes_at_its_step(tmp_path: Path) -> None:
-    whole, first = small_module(), small_module()
-    fit(whole, 6)
+def test_a_checkpoint_contains_the_average_and_resumes_at_its_step(tmp_path: Path) -> None:
+    uninterrupted, first = small_module(), small_module()
+    fit(uninterrupted, 6)
     fit(first, 4, callbacks=[SaveLast(str(tmp_path), every_n_steps=4)])
     state = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert state["global_step"] == 4
@@ -119,8 +119,8 @@ def test_a_checkpoint_holds_the_average_and_resumes_at_its_step(tmp_path: Path) 
     assert torch.equal(average, weights(first.ema.network))
     resumed = small_module()
     fit(resumed, 6, ckpt_path=tmp_path / "last.ckpt")
-    assert torch.equal(weights(resumed.network), weights(whole.network))
-    assert torch.equal(weights(resumed.ema.network), weights(whole.ema.network))
+    assert torch.equal(weights(resumed.network), weights(uninterrupted.network))
+    assert torch.equal(weights(resumed.ema.network), weights(uninterrupted.ema.network))
 
 
 def test_samples_come_from_the_average_not_from_the_trained_weights() -> None:
@@ -145,29 +145,29 @@ def test_any_average_and_the_trained_weights_can_be_sampled_by_name() -> None:
     assert torch.equal(module.sample(range(4)), main)
     assert not torch.equal(main, slow)
     module.ema.networks["main"].load_state_dict(module.network.state_dict())
-    assert torch.equal(module.sample(range(4)), raw)  # without dropout
+    assert torch.equal(module.sample(range(4)), raw)  # raw samples are generated without dropout
     assert module.network.training
     assert all(parameter.requires_grad for parameter in module.network.parameters())
 
 
 def test_weights_of_an_unknown_name_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"weights must be main or raw, got slow\."):
+    with pytest.raises(ValueError, match=r"`weights` must be main or raw, got slow\."):
         small_module().sample(range(2), weights="slow")
 
 
-def test_image_k_does_not_depend_on_its_neighbours() -> None:
+def test_image_k_does_not_depend_on_the_other_images_of_its_batch() -> None:
     module = small_module(Labels(3, 0.2))
     fit(module, 5)
-    together, alone = module.sample(range(5)), module.sample([3])
-    torch.testing.assert_close(together[3:4], alone, rtol=0, atol=1e-5)
+    batch, alone = module.sample(range(5)), module.sample([3])
+    torch.testing.assert_close(batch[3:4], alone, rtol=0, atol=1e-5)
 
 
-def test_seeds_choose_classes_in_turn_and_labels_can_be_asked_for() -> None:
+def test_seed_k_is_given_class_k_modulo_their_number_unless_labels_are_passed() -> None:
     module = small_module(Labels(3, 0.2))
     fit(module, 30)
-    asked = module.sample([0, 1, 2, 3], Condition(torch.tensor([0, 1, 2, 0])))
-    assert torch.equal(module.sample([0, 1, 2, 3]), asked)
-    assert not torch.equal(module.sample([0, 1, 2, 3], Condition(torch.tensor([1, 1, 2, 0]))), asked)
+    expected = module.sample([0, 1, 2, 3], Condition(torch.tensor([0, 1, 2, 0])))
+    assert torch.equal(module.sample([0, 1, 2, 3]), expected)
+    assert not torch.equal(module.sample([0, 1, 2, 3], Condition(torch.tensor([1, 1, 2, 0]))), expected)
 
 
 def test_guidance_without_a_null_label_is_refused() -> None:
@@ -176,21 +176,21 @@ def test_guidance_without_a_null_label_is_refused() -> None:
             small_module(labels).sample(range(2), guidance=Guidance(Strength(1.5)))
 
 
-def test_gradients_are_clipped_to_the_asked_norm() -> None:
+def test_gradients_are_clipped_to_gradient_clip_val() -> None:
     module = small_module()
-    seen = []
+    norms = []
     clip = module.configure_gradient_clipping
 
-    def watched(*arguments: Any, **settings: Any) -> None:
+    def clip_and_record(*arguments: Any, **settings: Any) -> None:
         clip(*arguments, **settings)
-        seen.append(torch.cat([p.grad.flatten() for p in module.network.parameters() if p.grad is not None]).norm())
+        norms.append(torch.cat([p.grad.flatten() for p in module.network.parameters() if p.grad is not None]).norm())
 
-    module.configure_gradient_clipping = watched  # type: ignore[method-assign]
+    module.configure_gradient_clipping = clip_and_record  # type: ignore[method-assign]
     fit(module, 3, gradient_clip_val=0.01)
-    assert [norm.item() for norm in seen] == pytest.approx([0.01] * 3, rel=1e-3)
+    assert [norm.item() for norm in norms] == pytest.approx([0.01] * 3, rel=1e-3)
 
 
-def test_dropped_labels_are_the_asked_share_of_training() -> None:
+def test_labels_are_dropped_with_the_given_probability() -> None:
     labels = Labels(3, 0.25)
     dropped = Draws(0, 0, range(4000), 4000).dropped_labels(labels.dropout)
     label = labels.drop(torch.zeros(4000, dtype=torch.int64), dropped)

@@ -1,7 +1,10 @@
-"""A run that was stopped anywhere and resumed comes to the same numbers and the same state, bit for bit."""
+"""A run that is killed at any point and resumed gives bitwise the same metrics and the same state."""
 
 import random
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ from support.killed_runs import NUM_STEPS, Layout, Recipe, outcome, run
 
 
 def assert_same(one: Any, other: Any) -> None:
-    """Every number in two checkpoints' states is the same to the last bit."""
+    """Assert that two states of checkpoints are bitwise equal."""
     assert type(one) is type(other)
     if isinstance(one, torch.Tensor):
         assert torch.equal(one, other)
@@ -23,65 +26,82 @@ def assert_same(one: Any, other: Any) -> None:
             assert_same(one[key], other[key])
     elif isinstance(one, (list, tuple)):
         assert len(one) == len(other)
-        for mine, its in zip(one, other, strict=True):
-            assert_same(mine, its)
+        for item, other_item in zip(one, other, strict=True):
+            assert_same(item, other_item)
     else:
         assert one == other
 
 
-def assert_same_run(folder: Path, whole: Path) -> None:
-    (rows, state), (rows_of_whole, state_of_whole) = outcome(folder), outcome(whole)
+def assert_same_run(folder: Path, uninterrupted: Path) -> None:
+    (rows, state), (expected_rows, expected_state) = outcome(folder), outcome(uninterrupted)
     assert len(rows) == 1 + NUM_STEPS
-    assert rows == rows_of_whole
+    assert rows == expected_rows
     for part in ("global_step", "state_dict", "optimizer_states", "lr_schedulers"):
-        assert_same(state[part], state_of_whole[part])
+        assert_same(state[part], expected_state[part])
 
 
-def whole_run(folder: Path, layout: Layout) -> float:
-    """Trains without a stop; the seconds it took."""
-    started = time.monotonic()
-    assert run(folder, layout)
-    return time.monotonic() - started
+@dataclass(frozen=True)
+class Uninterrupted:
+    """A run that was never stopped, and its duration."""
+
+    folder: Path
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Layout], Uninterrupted]:
+    """Return a function that trains each layout once, without interruption."""
+
+    @cache
+    def trained(layout: Layout) -> Uninterrupted:
+        folder, started = tmp_path_factory.mktemp("uninterrupted"), time.monotonic()
+        assert run(folder, layout)
+        return Uninterrupted(folder, time.monotonic() - started)
+
+    return trained
 
 
 @pytest.mark.parametrize(
     "layout", [Layout(), Layout(size=48, num_workers=2, accumulate=2), Layout(num_processes=2)], ids=str
 )
-def test_killed_at_any_moment_and_resumed_is_never_killed(layout: Layout, tmp_path: Path) -> None:
-    seconds = whole_run(tmp_path / "whole", layout)
-    killed, moments = tmp_path / "killed", random.Random(str(layout))
-    for _ in range(3):
-        run(killed, layout, kill_after=moments.uniform(0.2, 1) * seconds)
-    assert run(killed, layout)
-    assert_same_run(killed, tmp_path / "whole")
+def test_a_run_killed_at_any_time_and_resumed_equals_an_uninterrupted_run(
+    layout: Layout, uninterrupted: Callable[[Layout], Uninterrupted], tmp_path: Path
+) -> None:
+    rng = random.Random(str(layout))
+    for _ in range(2):
+        run(tmp_path, layout, kill_after=rng.uniform(0.2, 1) * uninterrupted(layout).seconds)
+    assert run(tmp_path, layout)
+    assert_same_run(tmp_path, uninterrupted(layout).folder)
 
 
-def test_killed_while_a_checkpoint_is_written_goes_on_from_the_one_before(tmp_path: Path) -> None:
-    whole_run(tmp_path / "whole", Layout())
-    killed = tmp_path / "killed"
-    for number in (0, 2, 1):  # 0: nothing was kept yet
-        assert not run(killed, Layout(), die_in_write=number)
-    assert (killed / "last.ckpt.partial").is_file()
-    assert torch.load(killed / "last.ckpt")["global_step"] == 9
-    assert run(killed, Layout())
-    assert_same_run(killed, tmp_path / "whole")
+def test_a_run_killed_while_writing_a_checkpoint_resumes_from_the_previous_one(
+    uninterrupted: Callable[[Layout], Uninterrupted], tmp_path: Path
+) -> None:
+    for number in (0, 2, 1):  # 0: there is no checkpoint yet
+        assert not run(tmp_path, Layout(), die_in_write=number)
+    assert (tmp_path / "last.ckpt.partial").is_file()
+    assert torch.load(tmp_path / "last.ckpt")["global_step"] == 9
+    assert run(tmp_path, Layout())
+    assert_same_run(tmp_path, uninterrupted(Layout()).folder)
 
 
-def test_a_run_that_was_stopped_between_two_saves_repeats_the_steps_since(tmp_path: Path) -> None:
-    whole_run(tmp_path / "whole", Layout())
-    assert run(tmp_path / "shorter", Layout(), recipe=Recipe(num_steps=8))
-    assert run(tmp_path / "shorter", Layout())
-    assert_same_run(tmp_path / "shorter", tmp_path / "whole")
+def test_a_run_stopped_between_two_checkpoints_repeats_the_steps_since_the_first(
+    uninterrupted: Callable[[Layout], Uninterrupted], tmp_path: Path
+) -> None:
+    assert run(tmp_path, Layout(), recipe=Recipe(num_steps=8))
+    assert run(tmp_path, Layout())
+    assert_same_run(tmp_path, uninterrupted(Layout()).folder)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("layout", [Layout(*parts) for parts in product((48, 50), (0, 2), (1, 2), (1, 2))], ids=str)
-def test_every_layout_killed_often_is_never_killed(layout: Layout, tmp_path: Path) -> None:
-    seconds = whole_run(tmp_path / "whole", layout)
-    moments = random.Random(str(layout))
+def test_runs_of_all_layouts_killed_and_resumed_equal_uninterrupted_runs(
+    layout: Layout, uninterrupted: Callable[[Layout], Uninterrupted], tmp_path: Path
+) -> None:
+    rng = random.Random(str(layout))
     for number in range(6):
         killed = tmp_path / f"killed_{number}"
-        run(killed, layout, kill_after=moments.uniform(0.1, 1.1) * seconds)
-        run(killed, layout, die_in_write=moments.randrange(3))
+        run(killed, layout, kill_after=rng.uniform(0.1, 1.1) * uninterrupted(layout).seconds)
+        run(killed, layout, die_in_write=rng.randrange(3))
         assert run(killed, layout)
-        assert_same_run(killed, tmp_path / "whole")
+        assert_same_run(killed, uninterrupted(layout).folder)

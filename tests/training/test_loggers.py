@@ -1,4 +1,4 @@
-"""Numbers of a run that was stopped and resumed."""
+"""Loggers of a run that is stopped and resumed."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ def lines(folder: Path) -> list[str]:
     return (folder / "metrics.csv").read_text().splitlines()
 
 
-def logged(folder: Path, *rows: dict[str, float], after: int = 0) -> None:
+def log(folder: Path, *rows: dict[str, float], after: int = 0) -> None:
     logger = MetricsFile(str(folder))
     logger.continue_after(after)
     for row in rows:
@@ -19,33 +19,33 @@ def logged(folder: Path, *rows: dict[str, float], after: int = 0) -> None:
         logger.save()
 
 
-def test_a_resumed_run_drops_the_rows_that_come_again_and_appends(tmp_path: Path) -> None:
+def test_a_resumed_run_drops_the_rows_of_repeated_steps_and_appends(tmp_path: Path) -> None:
     first = [{"loss": 0.1 * k, "step": k} for k in (2, 4, 6, 8)]
-    logged(tmp_path, *first[:2], {"distance": 7.5, "step": 4}, *first[2:])
-    logged(tmp_path, {"loss": 0.6, "step": 6}, after=4)
+    log(tmp_path, *first[:2], {"distance": 7.5, "step": 4}, *first[2:])
+    log(tmp_path, {"loss": 0.6, "step": 6}, after=4)
     assert lines(tmp_path) == ["distance,loss,step", ",0.2,2", ",0.4,4", "7.5,,4", ",0.6,6"]
 
 
-def test_a_new_run_starts_an_empty_table(tmp_path: Path) -> None:
-    logged(tmp_path, {"loss": 0.5, "step": 2})
-    logged(tmp_path, {"loss": 0.25, "step": 2})
+def test_a_new_run_starts_with_an_empty_table(tmp_path: Path) -> None:
+    log(tmp_path, {"loss": 0.5, "step": 2})
+    log(tmp_path, {"loss": 0.25, "step": 2})
     assert lines(tmp_path) == ["loss,step", "0.25,2"]
 
 
-def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_is_dropped(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("distance,loss,step\n,0.5,2\n,0.12")
-    logged(tmp_path, {"loss": 0.25, "step": 4}, after=2)
+    log(tmp_path, {"loss": 0.25, "step": 4}, after=2)
     assert lines(tmp_path) == ["distance,loss,step", ",0.5,2", ",0.25,4"]
 
 
-def test_a_resumed_run_may_log_a_number_for_the_first_time(tmp_path: Path) -> None:
-    logged(tmp_path, {"loss": 0.5, "step": 2})
-    logged(tmp_path, {"loss": 0.25, "distance": 3.0, "step": 4}, after=2)
+def test_a_resumed_run_may_log_a_new_metric(tmp_path: Path) -> None:
+    log(tmp_path, {"loss": 0.5, "step": 2})
+    log(tmp_path, {"loss": 0.25, "distance": 3.0, "step": 4}, after=2)
     assert lines(tmp_path) == ["distance,loss,step", ",0.5,2", "3.0,0.25,4"]
 
 
 class Recorder:
-    """Stands in for wandb's own run."""
+    """Test double of a wandb run."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[int, dict[str, float]]] = []
@@ -54,36 +54,40 @@ class Recorder:
         self.rows.append((step, {key: value for key, value in row.items() if key != "trainer/global_step"}))
 
 
-def told(folder: Path, *rows: tuple[int, dict[str, float]], monkeypatch: pytest.MonkeyPatch) -> tuple[str, Recorder]:
-    """The identity that a start of a run has on Weights & Biases, and what it tells there."""
-    recorder, begun = Recorder(), dict[str, str]()
+def log_to_wandb(
+    folder: Path, *rows: tuple[int, dict[str, float]], monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, Recorder]:
+    """Log rows with a new logger; return its run id and the recorded rows."""
+    recorder, init_settings = Recorder(), dict[str, str]()
 
     def init(**settings: str) -> Recorder:
-        begun.update(settings)
+        init_settings.update(settings)
         return recorder
 
     monkeypatch.setattr("wandb.init", init)
     logger = WandbRun(str(folder), project="p", offline=True)
     for step, row in rows:
         logger.log_metrics(row, step)
-    return begun["id"], recorder
+    return init_settings["id"], recorder
 
 
-def test_a_run_keeps_its_identity_on_weights_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_keeps_its_id_on_weights_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = (1, {"loss": 1.0})
-    one, again, other = (told(tmp_path / name, row, monkeypatch=monkeypatch)[0] for name in ("one", "one", "other"))
-    assert one == again
-    assert one != other
+    first, resumed, other = (
+        log_to_wandb(tmp_path / name, row, monkeypatch=monkeypatch)[0] for name in ("one", "one", "other")
+    )
+    assert first == resumed
+    assert first != other
 
 
-def test_steps_that_are_done_again_are_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repeated_steps_are_logged_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [(k, {"loss": 1.0 / k}) for k in range(1, 5)]
-    told(tmp_path, *rows, (4, {"distance": 7.0}), monkeypatch=monkeypatch)
-    again = [
+    log_to_wandb(tmp_path, *rows, (4, {"distance": 7.0}), monkeypatch=monkeypatch)
+    repeated = [
         *rows[2:],
         (4, {"distance": 7.0}),
         (4, {"share": 0.1}),
         (5, {"loss": 0.2}),
     ]  # from the checkpoint of step 2
-    _, recorder = told(tmp_path, *again, monkeypatch=monkeypatch)
+    _, recorder = log_to_wandb(tmp_path, *repeated, monkeypatch=monkeypatch)
     assert recorder.rows == [(4, {"share": 0.1}), (5, {"loss": 0.2})]

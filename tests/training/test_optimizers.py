@@ -16,12 +16,12 @@ def step(adam: Adam, weight: float, gradient: float) -> float:
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_first_step_of_adam_is_the_learning_rate_whatever_the_gradient(fused: bool) -> None:
+def test_the_first_step_of_adam_has_the_size_of_the_learning_rate_for_any_gradient(fused: bool) -> None:
     for gradient in (1e-3, 5.0):
         assert step(Adam(lr=0.01, fused=fused), 1.0, gradient) == pytest.approx(0.99, abs=1e-6)
 
 
-def test_adam_is_the_algorithm_of_kingma_and_ba() -> None:
+def test_adam_matches_the_algorithm_of_kingma_and_ba() -> None:
     adam = Adam(lr=0.01, betas=(0.5, 0.8))
     parameter = nn.Parameter(torch.tensor([1.0]))
     optimizer = adam([parameter])

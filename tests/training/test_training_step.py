@@ -1,4 +1,4 @@
-"""One training step: image -> loss."""
+"""A single training step: image -> loss."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +29,7 @@ from diffusion_lab.process import (
 )
 from diffusion_lab.process.time_sampling import TimeDraws
 from diffusion_lab.randomness import Draws
-from diffusion_lab.training.base_module import CODE
+from diffusion_lab.training.base_module import VERSION_KEY
 from diffusion_lab.training.diffusion_module import DiffusionModule
 from support.small_runs import FewImages, fit, small_module
 
@@ -40,24 +40,24 @@ def batch(module_seed: int = 0, size: int = 6) -> ImageBatch:
     return ImageBatch(x_0, torch.arange(size) % 3, Draws(5, 7, range(size), size))
 
 
-def test_the_first_loss_of_a_network_that_answers_zero_is_the_power_of_the_noise() -> None:
+def test_the_first_loss_of_a_network_with_output_0_is_the_power_of_the_noise() -> None:
     module, data = small_module(), batch()
     loss = module.training_step(data, 0)
     assert loss.item() == pytest.approx(data.draws.noise(data.x_0).square().mean().item(), rel=1e-6)
 
 
-def test_the_network_is_told_of_the_augmentation() -> None:
+def test_the_network_is_conditioned_on_the_augmentation() -> None:
     module, data = small_module(), batch()
-    told: list[Tensor | None] = []
-    module.network.register_forward_pre_hook(lambda _, inputs: told.append(inputs[2].augmentation))
+    received: list[Tensor | None] = []
+    module.network.register_forward_pre_hook(lambda _, inputs: received.append(inputs[2].augmentation))
     module.training_step(data, 0)
     data.augmentation = torch.randn(6, 9)
-    with pytest.raises(ValueError, match="num_augmentation_channels=0"):  # and refuses what it cannot use
+    with pytest.raises(ValueError, match="num_augmentation_channels=0"):  # this network takes none
         module.training_step(data, 0)
-    assert told == [None, data.augmentation]
+    assert received == [None, data.augmentation]
 
 
-def test_the_loss_is_that_of_the_formulas_written_out() -> None:
+def test_the_loss_matches_the_formulas_written_out() -> None:
     module, data = small_module(), batch()
     with torch.no_grad():
         for parameter in module.network.parameters():
@@ -74,32 +74,32 @@ def test_the_loss_is_that_of_the_formulas_written_out() -> None:
 
 
 @dataclass(frozen=True)
-class Heavier(TimeDistribution):
-    """Uniform times of which image k counts k times, watched."""
+class RecordedTimes(TimeDistribution):
+    """Uniform times that give image k the weight k and record their updates."""
 
     schedule: NoiseSchedule
-    told: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    updates: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def sample(self, draws: TimeDraws) -> tuple[Tensor, Tensor]:
         t, weight = Uniform(self.schedule).sample(draws)
         return t, weight * torch.tensor(draws.positions)
 
     def update(self, draws: TimeDraws, t: Tensor, loss: Tensor) -> None:
-        self.told.append((t, loss.detach()))
+        self.updates.append((t, loss.detach()))
 
 
-def test_weights_of_the_times_count_in_the_mean_and_not_in_what_the_times_are_told() -> None:
+def test_time_weights_apply_to_the_mean_loss_but_not_to_the_update_of_the_time_distribution() -> None:
     module, data = small_module(), batch()
-    module.times = Heavier(module.process.schedule)
+    module.times = RecordedTimes(module.process.schedule)
     mean = module.training_step(data, 0)
-    power = data.draws.noise(data.x_0).square().mean(dim=(1, 2, 3))  # the loss of a network that answers 0
+    power = data.draws.noise(data.x_0).square().mean(dim=(1, 2, 3))  # the loss of a network with output 0
     assert mean.item() == pytest.approx((torch.arange(6) * power).mean().item(), rel=1e-6)
-    [(t, told)] = module.times.told
-    torch.testing.assert_close(told, power)
+    [(t, losses)] = module.times.updates
+    torch.testing.assert_close(losses, power)
     assert torch.equal(t, Uniform(module.process.schedule).sample(data.draws)[0])
 
 
-def test_the_loss_of_a_preconditioned_network_is_that_of_the_formulas_written_out() -> None:
+def test_the_loss_of_a_preconditioned_network_matches_the_formulas_written_out() -> None:
     module, data = small_module(), batch()
     module.process, module.prediction = GaussianProcess(EDMSchedule()), EDMDenoiser(0.5)
     module.objective = Denoising(module.prediction, EDMWeighting(0.5))
@@ -116,18 +116,18 @@ def test_the_loss_of_a_preconditioned_network_is_that_of_the_formulas_written_ou
     assert module.training_step(data, 0).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
-def test_a_prediction_that_the_schedule_does_not_allow_is_refused_before_training() -> None:
+def test_a_prediction_that_does_not_fit_the_schedule_is_refused_before_training() -> None:
     module = small_module()
     with pytest.raises(ValueError, match="prediction must be x_0 or v for JSDSchedule"):
         rebuilt(module, process=GaussianProcess(JSDSchedule(20)))
 
 
-def test_an_objective_that_the_network_cannot_meet_is_refused_before_training() -> None:
+def test_an_objective_that_does_not_fit_the_network_is_refused_before_training() -> None:
     module = small_module()
     bound = Variational(Epsilon(), LearnedRange())
     with pytest.raises(ValueError, match=r"model.out_channels must be 2 for a learned variance, .* got 1"):
         rebuilt(module, objective=bound)
-    with pytest.raises(ValueError, match=r"objective=vlb and hybrid need a schedule of steps .* VPSchedule"):
+    with pytest.raises(ValueError, match=r"schedule must have discrete steps .* VPSchedule"):
         rebuilt(module, process=GaussianProcess(VPSchedule()), objective=bound)
 
 
@@ -147,19 +147,19 @@ def test_training_learns_a_single_image() -> None:
     assert module.training_step(data, 0).item() < 0.75  # 1.0 before
 
 
-@pytest.mark.parametrize(("batches_a_step", "expected"), [(1, [False] * 3), (2, [False, True] * 2)])
-def test_gradients_leave_their_memory_to_the_next_forward_pass(batches_a_step: int, expected: list[bool]) -> None:
-    module, kept = small_module(), []
+@pytest.mark.parametrize(("num_batches", "expected"), [(1, [False] * 3), (2, [False, True] * 2)])
+def test_gradients_are_freed_before_the_next_forward_pass(num_batches: int, expected: list[bool]) -> None:
+    module, has_gradients = small_module(), []
     parameters = list(module.network.parameters())
     module.network.register_forward_pre_hook(
-        lambda *_: kept.append(any(parameter.grad is not None for parameter in parameters))
+        lambda *_: has_gradients.append(any(parameter.grad is not None for parameter in parameters))
     )
-    fit(module, len(expected) // batches_a_step, accumulate_grad_batches=batches_a_step)
-    assert kept == expected
+    fit(module, len(expected) // num_batches, accumulate_grad_batches=num_batches)
+    assert has_gradients == expected
 
 
-class Rows(Logger):
-    """Keeps what is logged."""
+class RowLogger(Logger):
+    """Stores logged metrics as rows."""
 
     name, version = "rows", 0
 
@@ -174,45 +174,43 @@ class Rows(Logger):
         pass
 
 
-class Measure(Callback):
-    """Puts a number of its own where the summary looks, once."""
+class MeasureOnce(Callback):
+    """Adds one metric to callback_metrics after the first step."""
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         if trainer.global_step == 1:
             trainer.callback_metrics["measured"] = torch.tensor(5.0)
 
 
-def test_a_row_holds_the_numbers_of_its_step_and_none_that_was_measured_before() -> None:
-    logger = Rows()
-    trainer = fit(small_module(), 5, logger=logger, log_every_n_steps=2, callbacks=[Measure()])
+def test_a_row_contains_only_the_metrics_of_its_step() -> None:
+    logger = RowLogger()
+    trainer = fit(small_module(), 5, logger=logger, log_every_n_steps=2, callbacks=[MeasureOnce()])
     assert [step for step, _ in logger.rows] == [2, 4, 5]
     assert all(set(numbers) == {"loss", "gradient_norm", "learning_rate"} for _, numbers in logger.rows)
-    assert all(torch.is_tensor(value) for value in trainer.callback_metrics.values())  # as Lightning's monitors need
+    assert all(torch.is_tensor(value) for value in trainer.callback_metrics.values())  # for Lightning's monitors
     assert logger.rows[-1][1]["loss"] == float(trainer.callback_metrics["loss"])
 
 
-def test_a_run_told_to_log_nothing_logs_nothing() -> None:
-    logger = Rows()
+def test_log_every_n_steps_0_disables_logging() -> None:
+    logger = RowLogger()
     fit(small_module(), 3, logger=logger, log_every_n_steps=0)
     assert logger.rows == []
 
 
-def test_the_last_row_is_written_before_the_last_checkpoint(tmp_path: Path) -> None:
-    logger, known = Rows(), []
+def test_the_last_row_is_logged_before_the_last_checkpoint(tmp_path: Path) -> None:
+    logger, num_rows = RowLogger(), []
     module, save = small_module(), SaveLast(str(tmp_path), every_n_steps=100)
-    module.on_save_checkpoint = lambda checkpoint: known.append(len(logger.rows))  # type: ignore[method-assign]
+    module.on_save_checkpoint = lambda checkpoint: num_rows.append(len(logger.rows))  # type: ignore[method-assign]
     fit(module, 3, logger=logger, callbacks=[save])
-    assert known == [1]
+    assert num_rows == [1]
 
 
-def test_whoever_goes_on_with_a_checkpoint_of_other_code_is_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_resuming_a_checkpoint_of_another_version_logs_a_note(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     trainer = fit(small_module(), 1)
-    trainer.save_checkpoint(tmp_path / "now.ckpt")
-    checkpoint = torch.load(tmp_path / "now.ckpt", weights_only=True)
-    torch.save(checkpoint | {CODE: "0.2.0"}, tmp_path / "older.ckpt")
-    fit(small_module(), 2, ckpt_path=tmp_path / "now.ckpt")
-    assert "version" not in capsys.readouterr().err
+    trainer.save_checkpoint(tmp_path / "current.ckpt")
+    checkpoint = torch.load(tmp_path / "current.ckpt", weights_only=True)
+    torch.save(checkpoint | {VERSION_KEY: "0.2.0"}, tmp_path / "older.ckpt")
+    fit(small_module(), 2, ckpt_path=tmp_path / "current.ckpt")
+    assert "version" not in caplog.text
     fit(small_module(), 2, ckpt_path=tmp_path / "older.ckpt")
-    assert "written by version 0.2.0" in capsys.readouterr().err
+    assert "written by version 0.2.0" in caplog.text

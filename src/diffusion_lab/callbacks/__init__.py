@@ -1,4 +1,4 @@
-"""Lightning callbacks: when things happen during training. What happens is elsewhere."""
+"""Lightning callbacks: they decide when something happens during training; other packages implement what happens."""
 
 from diffusion_lab.callbacks.checkpoints import SaveLast, WholeCheckpoints
 from diffusion_lab.callbacks.measure_accuracy import MeasureAccuracy

@@ -1,12 +1,13 @@
-"""Counting optimiser steps."""
+"""Intervals of optimizer steps."""
 
 from collections.abc import Sequence
 
 
 class Every:
-    """True once at each multiple of num_steps, and once at each step of also_at.
+    """An interval of optimizer steps: an action is due at each multiple of num_steps and at each step in also_at.
 
-    Lightning's hooks run for every batch: with accumulation, several of them end at the same optimiser step.
+    An action is due only once per step, although Lightning calls its hooks for every batch, and thus several times at
+    the same optimizer step with gradient accumulation.
     """
 
     def __init__(self, num_steps: int, also_at: Sequence[int] = ()) -> None:
@@ -16,16 +17,16 @@ class Every:
         self._last = 0
 
     def start_at(self, step: int) -> None:
-        """Tells that a run begins after `step`: what was due there was done before it stopped."""
+        """Start or resume a run at `step`. Actions due at this step were taken before the run was stopped."""
         self._last = step
 
     def due(self, step: int) -> bool:
-        """Whether to act after optimiser step number `step`, counted from 1."""
+        """Return whether to act after optimizer step number `step`, counted from 1."""
         if step == self._last or not (step % self.num_steps == 0 or step in self.also_at):
             return False
         self._last = step
         return True
 
-    def left_over(self, step: int) -> bool:
-        """Whether a run that ends after `step` has not acted there yet."""
+    def due_at_end(self, step: int) -> bool:
+        """Return whether a run that ends after `step` has not acted at this step yet."""
         return step > 0 and step != self._last

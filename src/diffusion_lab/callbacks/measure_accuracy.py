@@ -1,4 +1,4 @@
-"""How often a classifier of noisy images is right, during training."""
+"""Accuracy of a classifier on noisy images, measured during training."""
 
 from typing import Any
 
@@ -12,18 +12,20 @@ from diffusion_lab.callbacks.progress import long_task
 from diffusion_lab.data.image_store import ImageStore
 from diffusion_lab.data.images import Images
 from diffusion_lab.distributed.collectives import Ranks
+from diffusion_lab.pixels import from_uint8
 from diffusion_lab.randomness import ImageNoise, permutation
 from diffusion_lab.training.classifier_module import ClassifierModule
 
 QUARTERS = (0.0, 0.25, 0.5, 0.75)
-"""Shares of the schedule's times at which images are classified."""
+"""Quantiles of the diffusion time at which noisy images are classified."""
 
 
 class MeasureAccuracy(Callback):
-    """Every n steps: the share of images that are classified rightly, at quarters of the schedule's times.
+    """Callback that measures the accuracy of a classifier on noisy images every n steps, at four noise levels.
 
-    They are images of the first of these splits that there is: `validation`, `test`, held out, trained on; drawn once
-    for all. The name of the number says the split, and the time. Noise is the same at every measurement.
+    The images are a fixed random subset of the first split that exists among `validation`, `test`, `held_out` and
+    `train`. The name of each metric contains the split and the quantile of the diffusion time. All measurements use
+    the same noise.
     """
 
     def __init__(self, *, every_n_steps: int, num_images: int = 2000, batch_size: int = 200) -> None:
@@ -41,48 +43,48 @@ class MeasureAccuracy(Callback):
             self._measure(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: ClassifierModule) -> None:
-        if self.every.left_over(trainer.global_step):
+        if self.every.due_at_end(trainer.global_step):
             self._measure(trainer, pl_module)
 
     def _measure(self, trainer: Trainer, module: ClassifierModule) -> None:
         split, images = self._images = self._images or measured_images(trainer.datamodule.store)
-        chosen = permutation(seed=0, epoch=0, size=len(images))[: self.num_images]  # a set may be sorted by class
-        whole = range(len(chosen))
-        starts = range(0, len(whole), self.batch_size)
-        batches = Ranks.current().shard([whole[k : k + self.batch_size] for k in starts])
+        chosen = permutation(seed=0, epoch=0, size=len(images))[: self.num_images]  # data sets may be sorted by class
+        positions = range(len(chosen))
+        starts = range(0, len(positions), self.batch_size)
+        batches = Ranks.current().shard([positions[k : k + self.batch_size] for k in starts])
         module.eval()
-        right = torch.zeros(len(QUARTERS), dtype=torch.float64)
-        counting = long_task(trainer, f"classifying images of {split}", len(batches), "batches")
-        with Ranks.current().raise_together(), counting as advance:
+        num_correct = torch.zeros(len(QUARTERS), dtype=torch.float64)
+        progress = long_task(trainer, f"classifying images of {split}", len(batches), "batches")
+        with Ranks.current().raise_together(), progress as advance:
             for batch in batches:
-                right += _right(module, images, chosen[batch.start : batch.stop])
+                num_correct += _count_correct(module, images, chosen[batch.start : batch.stop])
                 advance(1)
         module.train()
-        total = torch.stack(Ranks.current().all_gather_object(right)).sum(dim=0)
-        shares = (total / len(whole)).tolist()
-        numbers = {f"accuracy_{split}_t{share:g}": value for share, value in zip(QUARTERS, shares, strict=True)}
+        total = torch.stack(Ranks.current().all_gather_object(num_correct)).sum(dim=0)
+        accuracies = (total / len(positions)).tolist()
+        metrics = {f"accuracy_{split}_t{quarter:g}": value for quarter, value in zip(QUARTERS, accuracies, strict=True)}
         for logger in trainer.loggers:
-            logger.log_metrics(numbers, step=trainer.global_step)
-        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in numbers.items()})
+            logger.log_metrics(metrics, step=trainer.global_step)
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
 
 
 @torch.no_grad()
-def _right(module: ClassifierModule, images: Images, batch: np.ndarray) -> Tensor:
-    """How many of the images of a batch [B] are classified rightly at each time: float64 [len(QUARTERS)]."""
-    x_0 = images.gather(batch).to(module.device).float() / 127.5 - 1
+def _count_correct(module: ClassifierModule, images: Images, batch: np.ndarray) -> Tensor:
+    """Return how many images of a batch [B] are classified correctly at each time: float64 [len(QUARTERS)]."""
+    x_0 = from_uint8(images.gather(batch).to(module.device))
     label, schedule = images.label[batch].to(module.device), module.process.schedule
     noise = ImageNoise.of_images(0, batch.tolist(), x_0.shape[1:], module.device).draw()
     counts = []
     with module.trainer.precision_plugin.forward_context():
-        for share in QUARTERS:
-            t = schedule.quantile(torch.full((len(batch),), share, dtype=torch.float64))
+        for quarter in QUARTERS:
+            t = schedule.quantile(torch.full((len(batch),), quarter, dtype=torch.float64))
             logits = module.classifier.logits(module.process.q_sample(x_0, t, noise), t)
             counts.append((logits.argmax(dim=1) == label).sum())
     return torch.stack(counts).double().cpu()
 
 
 def measured_images(store: ImageStore) -> tuple[str, Images]:
-    """The split that is measured, and its images.  Raises ValueError where its labels are of no use."""
+    """Return the name and the images of the split to measure on.  Raises the same errors as `ImageStore.load`."""
     splits = [*store.splits(), "train"]
     split = next(name for name in ("validation", "test", "held_out", "train") if name in splits)
     return split, store.load(split)

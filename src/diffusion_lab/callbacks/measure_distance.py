@@ -1,4 +1,4 @@
-"""How far samples are from the data, during training."""
+"""Comparison of samples with the training images, measured during training."""
 
 import time
 from collections.abc import Sequence
@@ -22,10 +22,11 @@ from diffusion_lab.training.diffusion_module import DiffusionModule
 
 
 class MeasureDistance(Callback):
-    """Every n steps: a metric of the averaged network's samples beside the training images, logged under its name.
+    """Callback that compares samples from the averaged network with the training images every n steps.
 
-    The checkpoint with the smallest first number is kept as `best.ckpt`. Every process draws its share of the samples,
-    computes, and knows the result. A run shorter than every_n_steps measures at the steps of also_at alone.
+    All values of the metric are logged. The checkpoint with the smallest first value is kept as `best.ckpt`. Each
+    rank generates a part of the samples, and all ranks receive the result. A run shorter than every_n_steps measures
+    only at the steps in also_at.
     """
 
     def __init__(
@@ -40,10 +41,15 @@ class MeasureDistance(Callback):
         batch_size: int = 100,
         guidance: Guidance | None = None,
     ) -> None:
-        """folder: of the checkpoint.  sampler: may be cheaper than that of the pictures.  batch_size: of sampling."""
+        """folder: folder in which `best.ckpt` is saved.
+
+        sampler: sampler for the measured images, which may be cheaper than the sampler for the image grids.
+        also_at: additional steps at which to measure.
+        batch_size: number of images that are sampled at a time.
+        """
         if not isinstance(metric, Metric):
             raise ValueError(
-                f"metrics must begin with one of sets of images (fid, kid, ...), got {type(metric).__name__}."
+                f"`metrics` must begin with a metric of image sets (fid, kid, ...), got {type(metric).__name__}."
             )
         if num_samples < metric.min_images:
             raise ValueError(f"num_samples must be at least {metric.min_images}, got {num_samples}.")
@@ -52,12 +58,12 @@ class MeasureDistance(Callback):
         self.metric, self.folder, self.sampler, self.num_samples = metric, Path(folder), sampler, num_samples
         self.every, self.batch_size, self.guidance = Every(every_n_steps, also_at), batch_size, guidance
         self.history: list[tuple[int, float]] = []
-        """(step, first number) of every measurement."""
+        """(step, first metric value) of each measurement."""
         self.numbers: list[Number] = []
-        """Of the last measurement."""
+        """All metric values of the last measurement."""
         self.seconds = 0.0
-        """Spent measuring so far."""
-        self._evaluation: Evaluator | None = None
+        """Time spent on measurements so far."""
+        self._evaluator: Evaluator | None = None
         self._started = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
@@ -69,7 +75,7 @@ class MeasureDistance(Callback):
             self._measure(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
-        if trainer.global_step >= self.every.num_steps and self.every.left_over(trainer.global_step):
+        if trainer.global_step >= self.every.num_steps and self.every.due_at_end(trainer.global_step):
             self._measure(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
@@ -82,28 +88,28 @@ class MeasureDistance(Callback):
 
     def _measure(self, trainer: Trainer, module: DiffusionModule) -> None:
         started = time.perf_counter()
-        self._evaluation = self._evaluation or self._prepared(trainer, module)
-        self.numbers = self._evaluation.measure([self.metric])
+        self._evaluator = self._evaluator or self._build_evaluator(trainer, module)
+        self.numbers = self._evaluator.measure([self.metric])
         value = self.numbers[0].value
         self.history.append((trainer.global_step, value))
         now = time.perf_counter()
         self.seconds += now - started
-        spent = {"measuring_seconds": now - started, "measuring_share": self.seconds / (now - self._started)}
+        durations = {"measuring_seconds": now - started, "measuring_share": self.seconds / (now - self._started)}
         for logger in trainer.loggers:
-            logger.log_metrics({n.name: n.value for n in self.numbers} | spent, step=trainer.global_step)
+            logger.log_metrics({n.name: n.value for n in self.numbers} | durations, step=trainer.global_step)
             if hasattr(logger, "log_numbers"):
                 logger.log_numbers(self.numbers, step=trainer.global_step)
         if value <= min(earlier for _, earlier in self.history):
             trainer.save_checkpoint(self.folder / checkpoint_files.BEST)
 
-    def _prepared(self, trainer: Trainer, module: DiffusionModule) -> Evaluator:
+    def _build_evaluator(self, trainer: Trainer, module: DiffusionModule) -> Evaluator:
         datamodule = trainer.datamodule
         images = SeededImages(
             module,
             sampler=self.sampler,
             guidance=self.guidance,
             batch_size=self.batch_size,
-            small=training_low_resolution_images(datamodule),
+            low_resolution_images=training_low_resolution_images(datamodule),
         )
         reference = ImageReference(datamodule.train_images, "train", datamodule.store.cache.references)
         display = partial(long_task, trainer)

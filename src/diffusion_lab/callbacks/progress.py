@@ -1,4 +1,4 @@
-"""One line that says how far a run is."""
+"""One-line display of the training progress."""
 
 import sys
 import time
@@ -16,7 +16,7 @@ from diffusion_lab.reporting.progress import SECONDS_BETWEEN_LINES, Advance, for
 
 
 class Progress(ProgressBar):
-    """Step, loss, images a second and time left: as a bar on a terminal, as a line every ten seconds in a file."""
+    """Display of step, loss, speed and remaining time: a bar in a terminal, or a line every ten seconds otherwise."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,16 +43,16 @@ class Progress(ProgressBar):
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         now = time.monotonic()
-        pause = 0.5 if self._bar is not None else SECONDS_BETWEEN_LINES
-        if not self._enabled or (now - self._last_line < pause and trainer.global_step < trainer.max_steps):
-            return  # reading the loss waits for the device: not at every step
+        interval = 0.5 if self._bar is not None else SECONDS_BETWEEN_LINES
+        if not self._enabled or (now - self._last_line < interval and trainer.global_step < trainer.max_steps):
+            return  # not after every step, because reading the loss waits for the device
         self._last_line = now
         text = self._text(trainer)
         if self._bar is not None:
             self._bar.update(self._task, completed=trainer.global_step, text=text)
         else:
-            done = trainer.global_step - self._first_step
-            left = (now - self._started) / max(done, 1) * (trainer.max_steps - trainer.global_step)
+            num_steps = trainer.global_step - self._first_step
+            left = (now - self._started) / max(num_steps, 1) * (trainer.max_steps - trainer.global_step)
             print(
                 f"step {trainer.global_step}/{trainer.max_steps}  {text}  {format_duration(left)} left",
                 file=sys.stderr,
@@ -67,7 +67,10 @@ class Progress(ProgressBar):
 
     @contextmanager
     def task(self, description: str, total: int, unit: str) -> Iterator[Advance]:
-        """Progress of something long beside training, such as sampling; yields a function to tell units done."""
+        """Show the progress of a long task during training, such as sampling.
+
+        Yields a function that receives the number of newly finished units.
+        """
         if self._bar is not None:
             task = self._bar.add_task(description, total=total, text="")
             yield lambda units: self._bar.advance(task, units) if self._bar is not None else None
@@ -78,10 +81,10 @@ class Progress(ProgressBar):
 
     def _text(self, trainer: Trainer) -> str:
         loss = trainer.callback_metrics.get("loss")
-        rate = trainer.callback_metrics.get("images_per_second")
+        speed = trainer.callback_metrics.get("images_per_second")
         parts = [] if loss is None else [f"loss {float(loss):.4f}"]
         waiting = trainer.callback_metrics.get("data_wait")
-        parts += [] if rate is None else [f"{float(rate):,.0f} images/s"]
+        parts += [] if speed is None else [f"{float(speed):,.0f} images/s"]
         return "  ".join(parts if waiting is None else [*parts, f"{100 * float(waiting):.1f}% waiting for data"])
 
     def _stop(self) -> None:
@@ -92,7 +95,7 @@ class Progress(ProgressBar):
 
 @contextmanager
 def long_task(trainer: Trainer, description: str, total: int, unit: str = "images") -> Iterator[Advance]:
-    """A line of progress on the trainer's own display, if it has one."""
+    """Show the progress of a task in the trainer's progress display, if it has one; see `Progress.task`."""
     if isinstance(display := trainer.progress_bar_callback, Progress):
         with display.task(description, total, unit) as advance:
             yield advance

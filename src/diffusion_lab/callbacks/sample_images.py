@@ -1,4 +1,4 @@
-"""Pictures of what the network can draw, during training."""
+"""Sample grids and animations during training."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from diffusion_lab.callbacks.every import Every
 from diffusion_lab.callbacks.progress import long_task
 from diffusion_lab.distributed.collectives import Ranks
 from diffusion_lab.generation.low_resolution_images import training_low_resolution_images
-from diffusion_lab.generation.seeded_images import SeededImages, draw_with_frames
+from diffusion_lab.generation.seeded_images import SeededImages, generate_with_frames
 from diffusion_lab.guidance import Guidance
 from diffusion_lab.reporting.image_grids import grid, save_animation, save_picture
 from diffusion_lab.training.diffusion_module import DiffusionModule
@@ -18,10 +18,11 @@ BATCH_SIZE = 16
 
 
 class SampleImages(Callback):
-    """Every n steps and at the end: a grid of samples, and the animation of their denoising, from fixed noise.
+    """Callback that saves a grid of samples and an animation of their denoising every n steps and at the end.
 
-    Image k always has seed k, so that the same cell of two pictures shows the same noise. Class-conditional networks
-    show one class a column. Every process draws its share.
+    Image k always has seed k, so the image in a given cell starts from the same noise tensor in all grids. If
+    the number of columns equals the number of classes, each column shows one class. The images are divided among the
+    ranks.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class SampleImages(Callback):
         num_frames: int = 24,
         guidance: Guidance | None = None,
     ) -> None:
-        """folder: where pictures go.  num_frames: of the animation; 0 draws none."""
+        """folder: folder for the image files.  num_frames: number of frames in the animation; 0 saves no animation."""
         if num_images < 1 or num_columns < 1:
             raise ValueError(f"num_images and num_columns must be at least 1, got {num_images} and {num_columns}.")
         self.folder, self.every = Path(folder), Every(every_n_steps)
@@ -46,26 +47,26 @@ class SampleImages(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: DiffusionModule, *args: Any) -> None:
         if self.every.due(trainer.global_step):
-            self._draw(trainer, pl_module)
+            self._sample(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
-        if self.every.left_over(trainer.global_step):
-            self._draw(trainer, pl_module)
+        if self.every.due_at_end(trainer.global_step):
+            self._sample(trainer, pl_module)
 
-    def _draw(self, trainer: Trainer, module: DiffusionModule) -> None:
+    def _sample(self, trainer: Trainer, module: DiffusionModule) -> None:
         images = SeededImages(
             module,
             guidance=self.guidance,
             batch_size=BATCH_SIZE,
-            small=training_low_resolution_images(trainer.datamodule),
+            low_resolution_images=training_low_resolution_images(trainer.datamodule),
         )
         batches = Ranks.current().shard(images.batches(range(self.num_images)))
         num_steps = len(module.sampler.times)
-        with long_task(trainer, "drawing samples", num_steps * len(batches), "steps") as advance:
-            drawn, frames = draw_with_frames(images, batches, self.num_frames, advance)
+        with long_task(trainer, "sampling", num_steps * len(batches), "steps") as advance:
+            samples, frames = generate_with_frames(images, batches, self.num_frames, advance)
         if not trainer.is_global_zero:
             return
-        picture = grid(drawn, self.num_columns)
+        picture = grid(samples, self.num_columns)
         name = f"step_{trainer.global_step:07}"
         save_picture(picture, self.folder / f"{name}.png")
         if frames:

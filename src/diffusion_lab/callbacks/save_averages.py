@@ -1,4 +1,4 @@
-"""Averages kept during training, so that their length can be chosen after it."""
+"""Snapshots of the weight averages, from which averages with other EMA lengths are reconstructed after training."""
 
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,22 @@ from diffusion_lab.training.diffusion_module import DiffusionModule
 
 
 class SaveAverages(Callback):
-    """Every n steps and at the end: the power-function averages, as `step_0001000.pt`.
+    """Callback that saves the power-function averages every n steps and at the end, in files such as `step_0001000.pt`.
 
-    The weights are the same in every process: the first writes them, the others do not wait for it.
+    Only rank 0 writes, since all ranks have the same weights; the other ranks do not wait for rank 0.
     """
 
     def __init__(self, folder: str, *, every_n_steps: int) -> None:
         self.folder, self.every = Path(folder), Every(every_n_steps)
 
     def on_fit_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
-        if not any(isinstance(decay, PowerFunctionDecay) for decay in pl_module.ema.decays.values()):
-            raise ValueError("callbacks.save_averages needs an average with PowerFunctionDecay, as in ema=power.")
+        decays = pl_module.ema.decays.values()
+        if not any(isinstance(decay, PowerFunctionDecay) for decay in decays):
+            names = ", ".join(type(decay).__name__ for decay in decays)
+            raise ValueError(
+                "ema must have an average with PowerFunctionDecay for callbacks.save_averages, got "
+                f"{names}; try ema=power."
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         self.every.start_at(trainer.global_step)
@@ -32,7 +37,7 @@ class SaveAverages(Callback):
             self._save(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
-        if self.every.left_over(trainer.global_step):
+        if self.every.due_at_end(trainer.global_step):
             self._save(trainer, pl_module)
 
     def _save(self, trainer: Trainer, module: DiffusionModule) -> None:

@@ -1,7 +1,7 @@
-"""Ctrl-C, SIGTERM and SIGUSR1 end a run between two steps, where nothing is lost."""
+"""Graceful stop of a run on Ctrl-C, SIGTERM or SIGUSR1, between two steps so that no work is lost."""
 
+import logging
 import signal
-import sys
 from typing import Any
 
 import torch
@@ -11,68 +11,75 @@ from torch import distributed as dist
 from diffusion_lab.distributed import signals
 from diffusion_lab.distributed.signals import StoppedBySignal
 
+logger = logging.getLogger(__name__)
+
 
 class StopOnSignal(Callback):
-    """Raises StoppedBySignal before a step that follows a signal, on all processes before the same one.
+    """Callback that raises StoppedBySignal before the first step after a signal, at the same step on all ranks.
 
-    Lightning's own handlers would end the run in the middle of an update (Ctrl-C), save in one (SIGUSR1), or wait for
-    processes that are elsewhere (SIGTERM). A second Ctrl-C ends it at once.
+    Lightning's own handlers could stop the run within an optimizer step (Ctrl-C), save a checkpoint within an optimizer
+    step (SIGUSR1), or wait in a collective that the other ranks do not enter (SIGTERM). A second Ctrl-C stops the run
+    immediately.
     """
 
     def __init__(self) -> None:
         self._received = 0
-        self._before: dict[int, Any] = {}
-        self._asked: _Asked | None = None
+        self._previous_handlers: dict[int, Any] = {}
+        self._exchange: _SignalExchange | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._received = 0
-        self._before = signals.install(self._note, signal.SIGINT)
+        self._previous_handlers = signals.install(self._handle, signal.SIGINT)
         if trainer.world_size > 1:
-            self._asked = _Asked()
-            # Lightning asks after every batch too, and waits for the answer, and so for the device.
+            self._exchange = _SignalExchange()
+            # Lightning exchanges signals after every batch and waits for the result, and thus for the device.
             trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx % trainer.accumulate_grad_batches:
             return
-        number = self._received if self._asked is None else self._asked.of_all(self._received)
+        number = self._received if self._exchange is None else self._exchange.all_reduce_max(self._received)
         if number:
             raise StoppedBySignal(number, trainer.global_step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._restore()
+        self._restore_handlers()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._restore()
+        self._restore_handlers()
 
-    def _note(self, number: int, frame: Any) -> None:
+    def _handle(self, number: int, frame: Any) -> None:
         if self._received and number == signal.SIGINT:
             raise KeyboardInterrupt
         if not self._received and number == signal.SIGINT:
-            print("\nstopping after this step; Ctrl-C again ends at once.", file=sys.stderr, flush=True)
-        self._received = self._received or number  # a SIGTERM after a SIGUSR1 is the same end drawing near
+            logger.info("stopping after this step; press Ctrl-C again to stop immediately.")
+        self._received = self._received or number  # a SIGTERM that follows a SIGUSR1 has the same cause
 
-    def _restore(self) -> None:
-        signals.restore(self._before)
-        self._before, self._asked = {}, None
+    def _restore_handlers(self) -> None:
+        signals.restore(self._previous_handlers)
+        self._previous_handlers, self._exchange = {}, None
 
 
-class _Asked:
-    """The processes tell each other of signals while a step runs, and know at the next: no step waits for it.
+class _SignalExchange:
+    """Exchange of received signals between the ranks in the background.
 
-    Over a group of their own on the CPU, so that a GPU is not waited for either.
+    The result of an exchange is read at the next step. A separate process group on the CPU ensures that no rank waits
+    for its GPU.
     """
 
     def __init__(self) -> None:
         self._group: Any = dist.new_group(backend="gloo")
-        self._said = torch.zeros((), dtype=torch.int64)
+        self._largest = torch.zeros((), dtype=torch.int64)
         self._work: Any = None
 
-    def of_all(self, received: int) -> int:
-        """The largest number that a process said when it was last asked; what this one says now counts at the next."""
+    def all_reduce_max(self, received: int) -> int:
+        """Return the largest signal number that any rank passed to the previous call, and start to exchange the next.
+
+        Collective: call on all ranks.
+        """
         if self._work is not None:
             self._work.wait()
-        number = int(self._said)
-        self._said = torch.tensor(received)
-        self._work = dist.all_reduce(self._said, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        number = int(self._largest)
+        self._largest = torch.tensor(received)
+        self._work = dist.all_reduce(self._largest, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
         return number

@@ -1,4 +1,4 @@
-"""How fast training goes."""
+"""Training speed."""
 
 import time
 from collections import deque
@@ -11,13 +11,13 @@ from diffusion_lab.training.base_module import TrainedModule
 
 
 class Throughput(Callback):
-    """Tells images_per_second, over all processes, and data_wait, the share of the time that batches were waited for.
+    """Callback that logs images_per_second, over all ranks, and data_wait, the fraction of time spent waiting for data.
 
-    Means over the last batches, without sampling and measuring.
+    Both are means over the last batches, without the time spent on sampling and measuring.
     """
 
     def __init__(self, num_steps: int = 50) -> None:
-        """num_steps: length of the means, in batches."""
+        """num_steps: number of batches in the means."""
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
         self._training: deque[float] = deque(maxlen=num_steps)
@@ -31,13 +31,13 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: TrainedModule, outputs: Any, batch: ImageBatch, batch_idx: int
     ) -> None:
-        if self._num_batches == 1:  # the very first batch also prepared kernels
+        if self._num_batches == 1:  # the first batch includes the initialization of kernels
             self._training.clear()
             self._waiting.clear()
         self._num_batches += 1
         self._training.append(time.perf_counter() - self._started)
-        before, self._waited = self._waited, trainer.datamodule.seconds_waited
-        self._waiting.append(self._waited - before)
+        previous, self._waited = self._waited, trainer.datamodule.seconds_waited
+        self._waiting.append(self._waited - previous)
         waiting, seconds = sum(self._waiting), sum(self._training) + sum(self._waiting)
         speed = len(batch) * trainer.world_size * len(self._training) / seconds
         pl_module.log_step(images_per_second=speed, data_wait=waiting / seconds)

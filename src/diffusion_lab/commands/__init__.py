@@ -1,1 +1,1 @@
-"""One module a command, and the entry that all share."""
+"""Command modules, and the entry point and the logging that all commands share."""

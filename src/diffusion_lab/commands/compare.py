@@ -1,4 +1,4 @@
-"""Puts numbers that were measured earlier beside each other.
+"""Compare the metric values of several runs in one table.
 
 python src/compare.py 'numbers=[logs/evaluate/A,logs/evaluate/B]'
 python src/compare.py 'numbers=logs/train/*' 'allow=[sampler]'
@@ -17,27 +17,29 @@ from diffusion_lab.runs import tables as run_tables
 
 
 def compare(config: DictConfig) -> None:
-    """Measured folders -> one table and its plots, if their numbers were made in like ways."""
+    """Write one table of all metric values in the given folders, and plots of the table.
+
+    Exits with status 1 if some of the values are not comparable.
+    """
     if OmegaConf.is_missing(config, "numbers"):
-        raise UserError("numbers must be folders of evaluations or runs (numbers=[logs/evaluate/...]), got nothing.")
-    words = config.numbers if OmegaConf.is_list(config.numbers) else [config.numbers]
-    folders = [folder for word in words for folder in _folders(str(word))]
+        raise UserError("numbers=... must list evaluation or run folders (numbers=[logs/evaluate/A]), got no value.")
+    paths = config.numbers if OmegaConf.is_list(config.numbers) else [config.numbers]
+    folders = [folder for path in paths for folder in _measured_folders(str(path))]
     output = Path(config.output_folder)
-    alike = run_tables.write_and_print_table(folders, output, "numbers", swept=["run"], allowed=config.allow)
-    print(f"everything is in {output}", flush=True)
-    if not alike:
+    comparable = run_tables.write_and_print_table(folders, output, "numbers", swept=["run"], allowed=config.allow)
+    print(f"results are in {output}", flush=True)
+    if not comparable:
         sys.exit(1)
 
 
-def _folders(word: str) -> list[Path]:
-    """Those that a word names, each with something measured in or below it."""
-    places = (
-        sorted(map(Path, glob.glob(os.path.expanduser(word)))) if glob.has_magic(word) else [Path(word).expanduser()]
-    )
-    found = [place for place in places if place.is_dir() and run_tables.find_rows(place)]
-    if not found:
-        raise UserError(f"numbers must be folders with a metrics.json in or below them, got {word}.")
-    return found
+def _measured_folders(path: str) -> list[Path]:
+    """Return the folders that match a path or glob pattern and have metric values in them or in a subfolder."""
+    expanded = os.path.expanduser(path)
+    matches = sorted(map(Path, glob.glob(expanded))) if glob.has_magic(path) else [Path(expanded)]
+    folders = [match for match in matches if match.is_dir() and run_tables.find_rows(match)]
+    if not folders:
+        raise UserError(f"numbers=... must list folders that contain a metrics.json, also in a subfolder, got {path}.")
+    return folders
 
 
 def main() -> None:

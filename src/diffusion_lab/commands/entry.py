@@ -1,12 +1,12 @@
-"""The command line: Hydra's words in, a composed config or one clear sentence out.
+"""Entry point of all commands: composes the config with Hydra, runs the command, and prints errors as one sentence.
 
-Torch and Lightning are not imported here: help and a refused command must not wait seconds for them.
+This module does not import torch and Lightning, whose imports would delay help texts and errors in the settings.
 """
 
+import logging
 import os
 import shutil
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -19,9 +19,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from diffusion_lab.commands import malloc
+from diffusion_lab.commands import logs, malloc
 from diffusion_lab.config import overrides
-from diffusion_lab.config.compose import _sentence, in_sweep
+from diffusion_lab.config.compose import error_message, in_sweep
 from diffusion_lab.distributed import launch, slurm_job
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import CONF
@@ -29,6 +29,9 @@ from diffusion_lab.runs import status as run_status
 from diffusion_lab.runs.folder import save_overrides
 from diffusion_lab.runs.supervise import FolderInUseError, supervise
 from diffusion_lab.sweeps import plan as sweep_plan
+from diffusion_lab.sweeps.plan import RunFailedError
+
+logger = logging.getLogger(__name__)
 
 
 def entry(
@@ -38,91 +41,118 @@ def entry(
     *,
     keeps_status: bool = False,
 ) -> None:
-    """Runs `command` on the composed config of `conf/<config_name>.yaml`, as one run or as each run of a sweep.
+    """Run `command` with the composed config of `conf/<config_name>.yaml`, once or for each run of a sweep.
 
-    keeps_status: each run has a status file in its folder, and a sweep ends with a table of all.
+    prepare_command_line: function that may change sys.argv before Hydra reads it.
+    keeps_status: whether each run has a status file in its folder and a sweep ends with a table of all its runs.
     """
-    # Hydra prints errors in its own way and ends the process; asked for full errors it raises them instead. Whether the
-    # person asked for tracebacks is kept beside, for the processes that this one may start.
-    tracebacks = os.environ.setdefault("DIFFUSION_LAB_TRACEBACKS", os.environ.get("HYDRA_FULL_ERROR", "0"))
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-
-    begun = False
-
-    def run(config: DictConfig) -> object:
-        nonlocal begun
-        begun = True
-        folder = Path(HydraConfig.get().runtime.output_dir)
-        is_own = not in_sweep() and run_status.read(folder) is None  # nobody waits for it
-        try:
-            if not keeps_status:
-                return command(config)
-            result = supervise(folder, lambda: command(config), in_sweep=in_sweep())
-            save_overrides(folder)
-            return result
-        except UserError as error:
-            if is_own and not isinstance(error, FolderInUseError):
-                _forget_run(folder)
-            if tracebacks == "1":
-                raise
-            if not in_sweep():
-                _end(str(error))
-            print(f"error: {folder.name}: {error}", file=sys.stderr)  # the other runs of a sweep go on
-            raise sweep_plan.RunFailedError(f"{folder.name}: {error}") from error
-        except Exception as error:
-            if not in_sweep():
-                raise
-            traceback.print_exc()  # Hydra keeps it to itself until the sweep is over
-            raise sweep_plan.RunFailedError(f"{folder.name}: {type(error).__name__}: {error}") from error
-
-    failure = run_failure = None
+    logs.configure()
+    tracebacks = _request_tracebacks()
+    task = _Task(command, keeps_status=keeps_status, tracebacks=tracebacks)
+    user_error = run_error = None
     try:
         prepare_command_line()
-        _leave_files_to_the_first()
-        overrides.export_command_line()
-        launch.limit_threads()
-        malloc.keep_freed()
-        _prefer_own_search()
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(run)()
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        if tracebacks == "1":
+        _prepare_process()
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(task.run)()
+    except RunFailedError as error:
+        run_error = str(error)
+    except KeyboardInterrupt:  # not during training, which stops after its current step
+        if tracebacks:
             raise
-        failure = _sentence(error, config_name)
-    except OSError as error:
-        if begun or tracebacks == "1":
-            raise
-        failure = f"hydra.run.dir must be a folder that can be written to: {error.strerror}, got {error.filename}."
-    except KeyboardInterrupt:  # before training, which ends by itself between two steps
-        if tracebacks == "1":
-            raise
-        print("interrupted.", file=sys.stderr)
+        logger.error("interrupted.")
         sys.exit(130)
-    except sweep_plan.RunFailedError as error:
-        run_failure = str(error)
-    failures = sweep_plan.finish() if keeps_status else None
-    if said := failure or failures or run_failure:
-        _end(said)
+    except Exception as error:
+        user_error = None if tracebacks else _user_message(error, config_name, has_started=task.has_started)
+        if user_error is None:
+            raise
+    sweep_error = sweep_plan.finish() if keeps_status else None
+    if message := user_error or sweep_error or run_error:
+        _exit_with_error(message)
 
 
-def _leave_files_to_the_first() -> None:
-    """Of the processes of a run, whoever started them, one alone writes Hydra's notes and log."""
-    if slurm_job.rank() > 0:
+class _Task:
+    """The function that Hydra calls with the composed config, once or for each run of a sweep."""
+
+    def __init__(self, command: Callable[[DictConfig], object], *, keeps_status: bool, tracebacks: bool) -> None:
+        self.command, self.keeps_status, self.tracebacks = command, keeps_status, tracebacks
+        self.has_started = False
+
+    def run(self, config: DictConfig) -> object:
+        """Run the command in Hydra's output folder; raise RunFailedError if it fails as one run of a sweep."""
+        self.has_started = True
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        is_new = not in_sweep() and run_status.read(folder) is None
+        with logs.job_log():
+            logger.debug("run folder: %s", folder)
+            try:
+                return self._run_supervised(config, folder)
+            except UserError as error:
+                if is_new and not isinstance(error, FolderInUseError):
+                    _remove_rejected_run(folder)
+                if self.tracebacks:
+                    raise
+                if not in_sweep():
+                    _exit_with_error(str(error))
+                logger.error("%s: %s", folder.name, error)  # the other runs of the sweep continue
+                raise RunFailedError(f"{folder.name}: {error}") from error
+            except Exception as error:
+                if not in_sweep():
+                    raise
+                message = f"{folder.name}: {type(error).__name__}: {error}"
+                logger.exception(message)  # Hydra would show the traceback only after the complete sweep
+                raise RunFailedError(message) from error
+
+    def _run_supervised(self, config: DictConfig, folder: Path) -> object:
+        if not self.keeps_status:
+            return self.command(config)
+        result = supervise(folder, lambda: self.command(config), in_sweep=in_sweep())
+        save_overrides(folder)
+        return result
+
+
+def _request_tracebacks() -> bool:
+    """Let Hydra raise its errors instead of printing them; return whether the user asked for full tracebacks.
+
+    The user's choice (HYDRA_FULL_ERROR=1) is stored in DIFFUSION_LAB_TRACEBACKS for the processes that a run starts.
+    """
+    tracebacks = os.environ.setdefault("DIFFUSION_LAB_TRACEBACKS", os.environ.get("HYDRA_FULL_ERROR", "0"))
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    return tracebacks == "1"
+
+
+def _prepare_process() -> None:
+    """Apply the process settings that must be in place before Hydra starts and torch is imported."""
+    if slurm_job.rank() > 0:  # only rank 0 writes Hydra's files
         sys.argv += ["hydra.output_subdir=null", "hydra/job_logging=stdout"]
+    overrides.export_command_line()
+    launch.limit_threads()
+    malloc.keep_freed_memory()
+    _remove_other_optuna_preset()
 
 
-def _prefer_own_search() -> None:
-    """Hydra's own plugin for Optuna, where it is installed, has a preset of the name of ours, and Hydra mixes them."""
+def _remove_other_optuna_preset() -> None:
+    """Remove the preset of hydra-optuna-sweeper, if installed: Hydra would merge it with the preset in conf/."""
     Plugins.instance()
     ConfigStore.instance().repo.get("hydra", {}).get("sweeper", {}).pop("optuna.yaml", None)
 
 
-def _end(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+def _user_message(error: Exception, config_name: str, *, has_started: bool) -> str | None:
+    """Return the message for an error that the user can correct, or None for any other error."""
+    if isinstance(error, (UserError, HydraException, OmegaConfBaseException)):
+        return error_message(error, config_name)
+    if isinstance(error, OSError) and not has_started:
+        return f"hydra.run.dir must be a writable folder, got {error.filename}: {error.strerror}."
+    return None
+
+
+def _exit_with_error(message: str) -> NoReturn:
+    logger.disabled = False  # hydra/job_logging=disabled disables the logger, but the final error must be printed
+    logger.error(message)
     sys.exit(1)
 
 
-def _forget_run(folder: Path) -> None:
-    """Removes the folder of a run that was refused, unless there is more in it than notes of its start."""
-    notes = (".hydra", run_status.LOCK, run_status.STATUS, "wandb_id")
-    if slurm_job.rank() == 0 and all(path.name in notes or path.suffix == ".log" for path in folder.iterdir()):
+def _remove_rejected_run(folder: Path) -> None:
+    """Remove the folder of a run whose settings were rejected, unless it contains files from a later stage."""
+    files = (".hydra", run_status.LOCK, run_status.STATUS, "wandb_id")
+    if slurm_job.rank() == 0 and all(path.name in files or path.suffix == ".log" for path in folder.iterdir()):
         shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""Measures trained runs: distances of their samples, bits per dimension.
+"""Evaluate trained runs: metrics of their samples, such as the FID, and bits per dimension.
 
 python src/evaluate.py run=logs/train/RUN
 python src/evaluate.py run=logs/train/RUN 'metrics=[fid,kid,is,precision_recall,nll]' num_samples=50000
@@ -25,65 +25,65 @@ if TYPE_CHECKING:
 
 
 def evaluate(config: DictConfig) -> float | None:
-    """Run folder -> averaged denoiser -> sampler -> table of metrics.  Returns the first number."""
+    """Measure the selected checkpoints (denoiser -> sampler -> images -> metrics); return the first metric value."""
     targets = sampling_setup.find_targets(config)
     fabric = sampling_setup.launch_fabric(config)
     output, results = Path(config.output_folder), []
-    for number, measured in enumerate(evaluation_setup.build_each(config, targets, fabric)):
-        folder = output if len(targets) == 1 else output / f"{number}_{measured.target.name}"
+    for number, measurement in enumerate(evaluation_setup.build_each(config, targets, fabric)):
+        folder = output if len(targets) == 1 else output / f"{number}_{measurement.target.name}"
         with fabric.autocast():
-            results.append(_measure(measured, config, folder))
+            results.append(_measure(measurement, config, folder))
         if fabric.is_global_zero:
-            _write(results[-1], measured, folder)
+            _write_results(results[-1], measurement, folder)
     if len(targets) > 1 and fabric.is_global_zero:
         run_tables.write_and_print_table([output], output, "runs", swept=["run"], allowed=config.allow)
-    return results[0][0].value
+    return results[0][0].value if results[0] else None
 
 
-def _measure(measured: "Measurement", config: DictConfig, folder: Path) -> list["Number"]:
-    """All numbers of a checkpoint, and the files of its images; finished batches are kept until all is done."""
+def _measure(measurement: "Measurement", config: DictConfig, folder: Path) -> list["Number"]:
+    """Return all metric values of a checkpoint and write the images.  Finished batches are cached until the end."""
     from diffusion_lab.reporting.image_files import ImageFiles
 
-    evaluation = measured.evaluation
-    drawn = evaluation.images
-    drawn.folder = sampling_setup.work_folder(config, drawn)
+    evaluation = measurement.evaluation
+    images = evaluation.images
+    images.folder = sampling_setup.work_folder(config, images)
     files = ImageFiles(folder, num_pictures=config.num_pictures, png=config.save_png, npz=config.save_npz)
     files.prepare()
     try:
-        if measured.metrics or config.save_npz or config.save_png:
-            numbers = evaluation.measure(measured.metrics, files.look)
-        else:  # what is measured of data alone needs no samples
+        if measurement.metrics or config.save_npz or config.save_png:
+            numbers = evaluation.measure(measurement.metrics, files.add)
+        else:  # metrics that are means over images of the data set need no samples
             numbers = []
-            evaluation.draw(config.num_pictures, files.look)
-        numbers += [evaluation.mean(metric, images) for metric, images in measured.means]
+            evaluation.generate(config.num_pictures, files.add)
+        numbers += [evaluation.mean(metric, data) for metric, data in measurement.means]
     except ValueError as error:
         raise UserError(str(error)) from error
-    files.finish(drawn.shape)
-    sampling_setup.remove_work_folder(config, drawn)
+    files.finish(images.shape)
+    sampling_setup.remove_work_folder(config, images)
     return numbers
 
 
-def _write(numbers: list["Number"], measured: "Measurement", folder: Path) -> None:
+def _write_results(numbers: list["Number"], measurement: "Measurement", folder: Path) -> None:
     from diffusion_lab.reporting import plots
 
     folder.mkdir(parents=True, exist_ok=True)
-    for metric, _ in measured.means:
+    for metric, _ in measurement.means:
         if (steps := getattr(metric.quantity, "steps", None)) is not None:
             plots.save_bound(metric.terms.tolist(), steps.tolist(), folder / f"{metric.name}.csv")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     record = {
-        "run": str(measured.target.folder),
-        "checkpoint": measured.target.checkpoint.name,
-        "step": measured.step,
+        "run": str(measurement.target.folder),
+        "checkpoint": measurement.target.checkpoint.name,
+        "step": measurement.step,
         "numbers": [asdict(number) for number in numbers],
-        "seconds": measured.evaluation.seconds,
+        "seconds": measurement.evaluation.seconds,
         "peak_memory_gb": peak,
     }
     run_results.write_metrics(folder, record)
-    minutes = sum(measured.evaluation.seconds.values()) / 60
+    minutes = sum(measurement.evaluation.seconds.values()) / 60
     run_results.write_summary(folder, {number.name: number.value for number in numbers} | {"minutes": minutes})
     run_results.print_numbers(record)
-    print(f"everything is in {folder}", flush=True)
+    print(f"results are in {folder}", flush=True)
 
 
 def main() -> None:

@@ -1,10 +1,10 @@
-"""Reports what is in an image set: sizes, classes, values, constant images, and images that are there twice.
+"""Report the content of an image set: shape, classes, pixel values, constant images and duplicates.
 
 python src/inspect_data.py data=cifar10
 python src/inspect_data.py data=fashion_mini near_duplicates.max_ratio=0.5 num_pairs=200
 """
 
-import sys
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +18,11 @@ from diffusion_lab.runs import load as run_loading
 if TYPE_CHECKING:
     from diffusion_lab.data.inspection_report import Split
 
+logger = logging.getLogger(__name__)
+
 
 def inspect_data(config: DictConfig) -> None:
-    """Config -> images of one split, and of another -> what is in them, as numbers and pictures."""
+    """Inspect a split and its overlap with another split, and write the report."""
     _check(config)
     node = run_loading.resolve(
         OmegaConf.create(
@@ -32,7 +34,7 @@ def inspect_data(config: DictConfig) -> None:
     )
     search = run_loading.instantiate_node(node.near_duplicates, "near_duplicates")
     store = run_loading.instantiate_node(node.data.store, "data")
-    split, other = _loaded(store, config.split), _other(store, config)
+    split, other = _load_split(store, config.split), _load_other_split(store, config)
 
     from diffusion_lab.data import inspection, inspection_report, inspection_sheets
     from diffusion_lab.reporting import image_grids
@@ -42,33 +44,33 @@ def inspect_data(config: DictConfig) -> None:
     except ValueError as error:
         raise UserError(str(error)) from error
     folder = Path(config.output_folder)
-    found = inspection_report.pairs(inspected, split, other)
+    pairs = inspection_report.list_pairs(inspected, split, other)
     content = inspection_report.as_dict(inspected, split, other, search)
-    inspection_report.write_numbers(content, found, folder)
+    inspection_report.write_report(content, pairs, folder)
     sheet = inspection_sheets.contact_sheet(split.images, config.num_rows, config.seed)
     image_grids.save_picture(sheet, folder / "contact_sheet.png")
-    if found:
-        image_grids.save_picture(inspection_sheets.duplicate_sheet(found, config.num_pairs), folder / "duplicates.png")
-    inspection_report.show(content)
-    print(f"everything is in {folder}", flush=True)
+    if pairs:
+        image_grids.save_picture(inspection_sheets.duplicate_sheet(pairs, config.num_pairs), folder / "duplicates.png")
+    inspection_report.print_report(content)
+    print(f"the report is in {folder}", flush=True)
 
 
 def _check(config: DictConfig) -> None:
-    """What can be said before torch is imported and any image is decoded."""
+    """Raise UserError for invalid settings, before torch is imported or an image is decoded."""
     for name in ("num_rows", "num_pairs"):
         if type(config[name]) is not int or config[name] < 1:
             raise UserError(f"{name} must be a whole number of at least 1, got {config[name]}.")
     if type(config.seed) is not int or not 0 <= config.seed < 2**63:
         raise UserError(f"seed must be a whole number in 0..2^63 - 1, got {config.seed}.")
     if config.split is None:
-        raise UserError("split must name a part of the set, as train does, got null.")
+        raise UserError("`split` must be the name of a split, such as train, got null.")
     if config.against == config.split:
-        raise UserError(f"against must be another split than split={config.split}, got {config.against}.")
+        raise UserError(f"`against` must be a split other than split={config.split}, got {config.against}.")
     if config.near_duplicates is None:
-        raise UserError("near_duplicates must hold settings, got null; near_duplicates.max_compared=0 looks for none.")
+        raise UserError("near_duplicates must not be null; set near_duplicates.max_compared=0 to skip the search.")
 
 
-def _loaded(store: Any, name: str) -> "Split":
+def _load_split(store: Any, name: str) -> "Split":
     from diffusion_lab.data.inspection_report import Split
 
     try:
@@ -76,20 +78,20 @@ def _loaded(store: Any, name: str) -> "Split":
     except (FileNotFoundError, ValueError) as error:
         raise UserError(str(error)) from error
     if not len(images):
-        raise UserError(f"split must name images, but {name} holds none.")
+        raise UserError(f"`split` must be a split that contains images, got {name}, which contains none.")
     return Split(name, images)
 
 
-def _other(store: Any, config: DictConfig) -> "Split | None":
-    """The split to compare with; `auto` is the test split, if the set has one and it is not inspected itself."""
+def _load_other_split(store: Any, config: DictConfig) -> "Split | None":
+    """Load the split to compare with; `auto` selects the test split if it exists and is not the inspected split."""
     if config.against is None or (config.against == "auto" and config.split == "test"):
         return None
     if config.against != "auto":
-        return _loaded(store, config.against)
+        return _load_split(store, config.against)
     try:
-        return _loaded(store, "test")
+        return _load_split(store, "test")
     except UserError as error:
-        print(f"note: nothing to look for images of {config.split} in: {error}", file=sys.stderr)
+        logger.info("%s is not compared with another split: %s", config.split, error)
         return None
 
 

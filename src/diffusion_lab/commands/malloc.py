@@ -1,24 +1,26 @@
-"""Memory of the host that one step of training frees and the next asks for again."""
+"""Reuse of freed host memory by the next training step."""
 
 import ctypes
 import os
 import sys
 
-FREE_AT_MOST, BLOCK_AT_MOST = 2**31 - 1, 32 * 2**20
-"""Bytes kept while nobody uses them, and the largest block that is kept: the most that malloc takes for either."""
+TRIM_THRESHOLD_BYTES, MMAP_THRESHOLD_BYTES = 2**31 - 1, 32 * 2**20
+"""Largest amount of freed memory, and largest freed block, that malloc keeps: the largest values that glibc accepts."""
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-"""Names of the settings, in malloc.h."""
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Parameter numbers of mallopt, from malloc.h."""
 
 
-def keep_freed() -> None:
-    """Has glibc's malloc keep freed memory for the next step, where it would give it back to the system.
+def keep_freed_memory() -> None:
+    """Let glibc's malloc keep freed memory for the next step instead of returning it to the operating system.
 
-    What comes from the system comes page by page, each filled with zeros first: a tenth of a training step on a CPU,
-    and more the larger its tensors. Other C libraries and a person's own settings of malloc are left as they are.
+    The operating system hands out memory page by page and fills each page with zeros first, which takes a tenth of a
+    training step on a CPU, and more with larger tensors. Does nothing with other C libraries, or if the user has
+    configured malloc by environment variables.
     """
-    own = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
-    if own or sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
+    configured = any(name.startswith("MALLOC_") for name in os.environ)
+    configured = configured or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    if configured or sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
         return
-    libc.mallopt(_TRIM_THRESHOLD, FREE_AT_MOST)
-    libc.mallopt(_MMAP_THRESHOLD, BLOCK_AT_MOST)
+    libc.mallopt(_M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES)
+    libc.mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)

@@ -1,11 +1,12 @@
-"""Draws images from a trained run.
+"""Generate images from a trained run.
 
 python src/sample.py run=logs/train/RUN num_images=64
 python src/sample.py run=logs/train/RUN label=7 guidance_scale=2 animation=true
-python src/sample.py run=logs/train/RUN image=57                       # image 57 alone, the same as among the others
+python src/sample.py run=logs/train/RUN image=57               # only image 57, with the same pixels as in a larger set
 torchrun --nproc-per-node 8 src/sample.py run=logs/train/RUN trainer=ddp num_images=50000 save_npz=true
 """
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,59 +19,61 @@ from diffusion_lab.runs import sampling_setup
 if TYPE_CHECKING:
     from diffusion_lab.generation.seeded_images import SeededImages
 
+logger = logging.getLogger(__name__)
+
 
 def sample(config: DictConfig) -> None:
-    """Run folder + seeds -> a grid, and image files."""
+    """Generate the images of the requested seeds with the network of a run; write a grid and image files."""
     target, *others = sampling_setup.find_targets(config)
     if others:
-        raise UserError(f"run must be one run, and checkpoint one of its files, got {1 + len(others)} of them.")
-    rows = _seeds(config)
+        raise UserError(f"`run` and `checkpoint` must select one checkpoint, got {1 + len(others)} checkpoints.")
+    seeds = _seeds(config)
     fabric = sampling_setup.launch_fabric(config)
     images, step = sampling_setup.build_images(config, target, fabric)
     with fabric.autocast():
-        _draw(config, images, rows)
+        _generate(config, images, seeds)
     if fabric.is_global_zero:
-        count = sum(map(len, rows))
-        print(f"{count:,} images of {target.folder} after {step:,} steps are in {config.output_folder}", flush=True)
+        count = sum(map(len, seeds))
+        print(f"{count:,} images of {target.folder} at step {step:,} are in {config.output_folder}", flush=True)
 
 
 def _seeds(config: DictConfig) -> list[range]:
-    """The seeds asked for, in rows of neighbours."""
+    """Return the requested seeds as contiguous ranges.  Raises UserError for values out of range."""
     for name, least in (("seed", 0), ("num_images", 1), ("num_pictures", 0)):
         if not isinstance(config[name], int) or isinstance(config[name], bool) or config[name] < least:
             raise UserError(f"{name} must be a whole number of at least {least}, got {config[name]}.")
     if config.animation and not config.num_pictures:
-        raise UserError("num_pictures must be at least 1 for an animation of them, got 0.")
+        raise UserError("num_pictures must be at least 1 for animation=true, got 0.")
     if config.image is None:
         return [range(config.seed, config.seed + config.num_images)]
     numbers = list(config.image) if OmegaConf.is_list(config.image) else [config.image]
     if not numbers or any(not isinstance(k, int) or isinstance(k, bool) or k < 0 for k in numbers):
-        raise UserError(f"image must be a number of at least 0, or a list of such, got {config.image}.")
+        raise UserError(f"`image` must be a whole number of at least 0 or a list of such numbers, got {config.image}.")
     return [range(config.seed + k, config.seed + k + 1) for k in sorted(set(numbers))]
 
 
-def _draw(config: DictConfig, images: "SeededImages", rows: list[range]) -> None:
-    """Draws this process's share; finished batches are kept until all is done."""
+def _generate(config: DictConfig, images: "SeededImages", seeds: list[range]) -> None:
+    """Generate the batches of this rank and write all files.  Finished batches are stored until the job is complete."""
     from diffusion_lab.distributed.collectives import Ranks
     from diffusion_lab.reporting.image_files import ImageFiles
     from diffusion_lab.reporting.progress import progress_bar
 
     images.folder = sampling_setup.work_folder(config, images)
-    batches = [batch for row in rows for batch in images.batches(row)]
+    batches = [batch for contiguous in seeds for batch in images.batches(contiguous)]
     ranks = Ranks.current()
-    mine = ranks.shard(batches)
+    own_batches = ranks.shard(batches)
     folder, size = Path(config.output_folder), {"num_columns": config.num_columns}
     files = ImageFiles(folder, num_pictures=config.num_pictures, png=config.save_png, npz=config.save_npz, **size)
     files.prepare()
-    done = sum(ranks.all_gather_object(sum(len(batch) for batch in mine if images.is_cached(batch))))
-    if done and ranks.rank == 0:
-        print(f"note: {done:,} of these images were drawn before an interruption and are kept.", flush=True)
+    num_cached = sum(ranks.all_gather_object(sum(len(batch) for batch in own_batches if images.is_cached(batch))))
+    if num_cached:
+        logger.info("%s images were generated before an interruption and are reused.", f"{num_cached:,}")
     try:
         if config.animation:
-            _animate(images, batches, folder / "samples.webp", config)
-        with ranks.raise_together(), progress_bar("sampling", sum(map(len, mine))) as advance:
-            for batch in mine:
-                files.look(batch, images.draw(batch))
+            _save_animation(images, batches, folder / "samples.webp", config)
+        with ranks.raise_together(), progress_bar("sampling", sum(map(len, own_batches))) as advance:
+            for batch in own_batches:
+                files.add(batch, images.generate(batch))
                 advance(len(batch))
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -78,18 +81,18 @@ def _draw(config: DictConfig, images: "SeededImages", rows: list[range]) -> None
     sampling_setup.remove_work_folder(config, images)
 
 
-def _animate(images: "SeededImages", batches: list[range], path: Path, config: DictConfig) -> None:
-    """Writes how the first images came to be."""
+def _save_animation(images: "SeededImages", batches: list[range], path: Path, config: DictConfig) -> None:
+    """Write an animation of the sampling steps of the first images."""
     from diffusion_lab.distributed.collectives import Ranks
-    from diffusion_lab.generation.seeded_images import draw_with_frames
+    from diffusion_lab.generation.seeded_images import generate_with_frames
     from diffusion_lab.reporting.image_grids import grid, save_animation
     from diffusion_lab.reporting.progress import progress_bar
 
     ranks = Ranks.current()
-    enough = -(-config.num_pictures // images.batch_size) + 1
-    mine = ranks.shard(batches[:enough])
-    with progress_bar("drawing steps", len(images.sampler.times) * len(mine), "steps") as advance:
-        _, frames = draw_with_frames(images, mine, config.num_frames, advance)
+    num_batches = -(-config.num_pictures // images.batch_size) + 1
+    own_batches = ranks.shard(batches[:num_batches])
+    with progress_bar("animation", len(images.sampler.times) * len(own_batches), "steps") as advance:
+        _, frames = generate_with_frames(images, own_batches, config.num_frames, advance)
     if ranks.rank == 0:
         pictures = [grid(frame[: config.num_pictures], config.num_columns) for frame in frames]
         save_animation(pictures, path)

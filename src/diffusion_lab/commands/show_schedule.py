@@ -1,4 +1,4 @@
-"""Draws noise schedules: alpha, sigma and log-SNR, and one image noised along each.
+"""Plot noise schedules: alpha, sigma and log-SNR, and one image with increasing noise for each schedule.
 
 python src/show_schedule.py schedule=linear,cosine,edm
 python src/show_schedule.py schedule=linear schedule.num_timesteps=50 'beside=[linear,linear_scaled]'
@@ -19,33 +19,40 @@ from diffusion_lab.errors import UserError
 from diffusion_lab.runs import load as run_loading
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from diffusion_lab.process import NoiseSchedule
 
 
 def show_schedule(config: DictConfig) -> None:
-    """Config -> schedules -> one picture."""
-    named = {HydraConfig.get().runtime.choices["schedule"]: config}
+    """Plot the configured schedule and the schedules in `beside` in one figure."""
+    configs = {HydraConfig.get().runtime.choices["schedule"]: config}
     for name in config.beside:
-        # A schedule that is shown twice, once with other settings, keeps both curves.
-        named[name if name not in named else f"{name} "] = compose.compose_config("show_schedule", [f"schedule={name}"])
+        # The trailing space keeps both curves if a schedule is shown with other settings and with its default settings.
+        key = f"{name} " if name in configs else name
+        configs[key] = compose.compose_config("show_schedule", [f"schedule={name}"])
     schedules, times = {}, {}
-    for name, own in named.items():
+    for name, own in configs.items():
         schedules[name], times[name] = _schedule_and_times(own, config.num_times)
     image = _image(config)
 
     from diffusion_lab.reporting import plots
 
     path = Path(config.output_folder) / "schedules.png"
-    plots.save_schedules(schedules, times, image, path)
+    plots.save_schedules(
+        {name: _curves(schedule) for name, schedule in schedules.items()},
+        {name: t.tolist() for name, t in times.items()},
+        {name: _noisy_images(schedule, times[name], image) for name, schedule in schedules.items()},
+        path,
+    )
     for name, schedule in schedules.items():
-        print(f"{name:16} {schedule}; alpha / sigma at the end: {schedule.remaining_signal:.3g}")
-    print(f"the picture is {path}", flush=True)
+        print(f"{name:16} {schedule}; alpha / sigma at t_max: {schedule.remaining_signal:.3g}")
+    print(f"the figure is in {path}", flush=True)
 
 
 def _schedule_and_times(config: DictConfig, num_times: int) -> tuple["NoiseSchedule", "Tensor"]:
-    """A config's schedule, and num_times of its times, growing, by the time grid that suits it.  Raises UserError."""
+    """Return a schedule and num_times of its times in increasing order.  Raises UserError for invalid settings."""
     import torch
 
     node = run_loading.resolve(OmegaConf.create({"schedule": config.schedule, "time_grid": config.time_grid}))
@@ -62,7 +69,7 @@ def _schedule_and_times(config: DictConfig, num_times: int) -> tuple["NoiseSched
 
 
 def _image(config: DictConfig) -> "Tensor":
-    """The training image that a config names, [C, H, W] in [-1, 1].  Raises UserError."""
+    """Return the configured training image, [C, H, W] in [-1, 1].  Raises UserError if it cannot be loaded."""
     store = run_loading.instantiate_node(run_loading.resolve(config).data.store, "data")
     try:
         images = store.load("train")
@@ -70,20 +77,47 @@ def _image(config: DictConfig) -> "Tensor":
         raise UserError(str(error)) from error
     import torch
 
+    from diffusion_lab.pixels import from_uint8
+
     if not 0 <= config.image < len(images):
-        raise UserError(f"image must be in 0..{len(images) - 1}, got {config.image}.")
-    image: Tensor = images.gather(torch.tensor([config.image]))[0].float() / 127.5 - 1
-    return image
+        raise UserError(f"`image` must be in 0..{len(images) - 1}, got {config.image}.")
+    return from_uint8(images.gather(torch.tensor([config.image]))[0])
 
 
-def _first_and_beside(words: list[str]) -> list[str]:
-    """schedule=a,b,c would be a sweep of three runs; here it is one picture of three curves."""
-    for k, word in enumerate(words):
-        if found := re.fullmatch(r"schedule=(\w+),([\w,]+)", word):
-            return [*words[:k], f"schedule={found[1]}", f"beside=[{found[2]}]", *words[k + 1 :]]
-    return words
+def _curves(schedule: "NoiseSchedule") -> dict[str, "np.ndarray"]:
+    """Return alpha, sigma and log-SNR at 1000 times over the range of a schedule."""
+    import torch
+
+    t = schedule.nearest(torch.linspace(schedule.t_min, schedule.t_max, 1000, dtype=torch.float64))
+    alpha_t, sigma_t = schedule.coefficients(t)
+    curves = {"t / t_max": t / schedule.t_max, "alpha": alpha_t, "sigma": sigma_t, "log-SNR": schedule.log_snr(t)}
+    return {name: curve.numpy() for name, curve in curves.items()}
+
+
+def _noisy_images(schedule: "NoiseSchedule", t: "Tensor", image: "Tensor") -> "Tensor":
+    """Return x_t / sqrt(alpha^2 + sigma^2) of one image at the times t [num_times]: [num_times, C, H, W].
+
+    For schedules with alpha = 1, the division keeps the images in the visible range.
+    """
+    import torch
+
+    from diffusion_lab.process import GaussianProcess
+
+    x_0 = image.expand(len(t), *image.shape)
+    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0)).expand_as(x_0)
+    process = GaussianProcess(schedule)
+    alpha_t, sigma_t = process.coefficients(t, like=x_0)
+    return process.q_sample(x_0, t, noise) / torch.hypot(alpha_t, sigma_t)
+
+
+def _split_schedules(overrides: list[str]) -> list[str]:
+    """Replace schedule=a,b,c, which Hydra would run as a sweep, with schedule=a and beside=[b,c]."""
+    for k, override in enumerate(overrides):
+        if found := re.fullmatch(r"schedule=(\w+),([\w,]+)", override):
+            return [*overrides[:k], f"schedule={found[1]}", f"beside=[{found[2]}]", *overrides[k + 1 :]]
+    return overrides
 
 
 def main() -> None:
-    sys.argv[1:] = _first_and_beside(sys.argv[1:])
+    sys.argv[1:] = _split_schedules(sys.argv[1:])
     entry.entry("show_schedule", show_schedule)

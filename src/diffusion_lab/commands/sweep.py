@@ -1,30 +1,37 @@
-"""What became of a sweep, at any time.
+"""Show the status of a sweep, during or after its runs.
 
 python src/sweep.py status logs/train/SWEEP
-python src/sweep.py status logs/train/SWEEP --allow precision      # a field in which its numbers may differ
+python src/sweep.py status logs/train/SWEEP --allow precision      # also compare results with different precision
 """
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
+from diffusion_lab.commands import logs
 from diffusion_lab.runs import status as run_status
 from diffusion_lab.sweeps import table as sweep_table
 
+logger = logging.getLogger(__name__)
+
 
 def main() -> None:
-    """Sweep folder -> the table of its runs, brought up to date, in the folder too."""
+    """Print the current table of a sweep's runs, and write the table to the sweep folder."""
     parser = argparse.ArgumentParser(
-        description="What became of a sweep: one row a run, in its folder as sweep.csv too."
+        description="Shows the status of a sweep, one row for each run, and writes it to sweep.csv in its folder."
     )
     parser.add_argument("command", choices=["status"], help="shows the table of the sweep's runs")
-    parser.add_argument("folder", type=Path, help="of a sweep, below logs/")
-    parser.add_argument("--allow", nargs="+", default=[], metavar="FIELD", help="in which numbers may differ")
-    words = parser.parse_args()
-    folder = words.folder.expanduser()
+    parser.add_argument("folder", type=Path, help="sweep folder below logs/")
+    parser.add_argument(
+        "--allow", nargs="+", default=[], metavar="FIELD", help="fingerprint fields that may differ between results"
+    )
+    arguments = parser.parse_args()
+    logs.configure()
+    folder = arguments.folder.expanduser()
     if not folder.is_dir() or not any(folder.glob(f"*/{run_status.STATUS}")):
-        print(f"error: folder must be that of a sweep, with runs in it, got {folder}.", file=sys.stderr)
+        logger.error("`folder` must be a sweep folder that contains runs, got %s.", folder)
         sys.exit(1)
-    alike = sweep_table.write_sweep_table(folder, words.allow)
-    print(f"everything is in {folder}")
-    sys.exit(0 if alike else 1)
+    comparable = sweep_table.write_sweep_table(folder, arguments.allow)
+    print(f"results are in {folder}")
+    sys.exit(0 if comparable else 1)

@@ -1,4 +1,4 @@
-"""Trains one diffusion model, or a sweep of them.
+"""Train one diffusion model, or several models in a sweep.
 
 python src/train.py experiment=quickstart
 python src/train.py schedule=cosine data=cifar10

@@ -1,4 +1,4 @@
-"""Trains a classifier of noisy images, whose gradient guides samples.
+"""Train a classifier on noisy images for classifier guidance.
 
 python src/train_classifier.py schedule=cosine data=fashion_mnist
 python src/train_classifier.py resume=last

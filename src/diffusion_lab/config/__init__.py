@@ -1,4 +1,4 @@
-"""Hydra configs: composing, checking, resolvers and overrides. Importing it registers the resolvers of conf/."""
+"""Composition and validation of Hydra configs.  Importing this package registers the resolvers of conf/."""
 
 from diffusion_lab.config import resolvers
 

@@ -1,6 +1,6 @@
-"""The same networks, faster: compiled, or with their channels last in memory.
+"""Faster execution of networks: torch.compile and the channels_last memory format.
 
-Numbers move by rounding, and where a compiled network drops out, by the other numbers that it draws for that.
+Results change by rounding only, except that a compiled network draws different random numbers for dropout.
 """
 
 import os
@@ -15,47 +15,53 @@ if TYPE_CHECKING:
     from torch import nn
 
 SETTINGS = ("compile", "channels_last")
-"""Of a trainer, beside Lightning's own."""
+"""Settings of conf/trainer that lightning.Trainer does not accept."""
 
-CACHE = "TORCHINDUCTOR_CACHE_DIR"
+CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
-GRAPHS = ("reduce-overhead", "max-autotune")
-"""Modes that replay CUDA graphs, whose memory the next call takes again."""
+CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")
+"""Modes of torch.compile that replay CUDA graphs: each call overwrites the outputs of the previous call."""
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-"""Of torch.compile: reduce-overhead replays CUDA graphs, for batches so small that the GPU waits for its orders."""
+"""Modes of torch.compile.  reduce-overhead helps with small batches, for which the GPU waits for kernel launches."""
 
 
 @dataclass(frozen=True)
 class Acceleration:
-    """compile: true, or a mode of torch.compile.  channels_last: of the weights, and so of all that follows them."""
+    """Settings for the faster execution of networks.
+
+    compile: mode of torch.compile; True for the default mode, False for no compilation.
+    channels_last: whether weights, and thus activations, have the channels_last memory format.
+    """
 
     compile: bool | str = False
     channels_last: bool = False
 
     @classmethod
-    def of(cls, trainer: DictConfig) -> "Acceleration":
-        """What trainer.compile and trainer.channels_last ask for.  Raises UserError for anything else."""
-        asked = cls(**{name: trainer[name] for name in SETTINGS if name in trainer})
-        if not isinstance(asked.compile, bool) and asked.compile not in MODES:
-            raise UserError(f"trainer.compile must be true, false or one of {', '.join(MODES)}, got {asked.compile}")
-        if not isinstance(asked.channels_last, bool):
-            raise UserError(f"trainer.channels_last must be true or false, got {asked.channels_last}")
-        return asked
+    def from_trainer(cls, trainer: DictConfig) -> "Acceleration":
+        """Read trainer.compile and trainer.channels_last.  Raises UserError for values that are not accepted."""
+        acceleration = cls(**{name: trainer[name] for name in SETTINGS if name in trainer})
+        if not isinstance(acceleration.compile, bool) and acceleration.compile not in MODES:
+            raise UserError(
+                f"trainer.compile must be true, false or one of {', '.join(MODES)}, got {acceleration.compile}."
+            )
+        if not isinstance(acceleration.channels_last, bool):
+            raise UserError(f"trainer.channels_last must be true or false, got {acceleration.channels_last}.")
+        return acceleration
 
     def __call__(self, network: "nn.Module", backend: str = "inductor") -> None:
-        """Has the network compile itself when it is first called; its weights keep their names.
+        """Set the memory format of a network and, if requested, let the first call compile the network.
 
-        backend: of torch.compile.
+        Names of parameters and buffers do not change.  backend: the backend of torch.compile.
         """
         self.apply_memory_format(network)
         if self.compile:
-            _keep_compiled()
+            _use_persistent_cache()
             mode = self.compile if isinstance(self.compile, str) and self.compile != "default" else None
             network.compile(backend=backend, mode=mode)
 
     def apply_memory_format(self, network: "nn.Module") -> None:
-        """Lays the weights out in memory, and compiles nothing."""
+        """Set the memory format of the weights without compiling the network."""
         import torch
 
         if self.channels_last:
@@ -63,27 +69,29 @@ class Acceleration:
 
 
 def precision_name(trainer: DictConfig) -> str:
-    """Of numbers that come out of networks under this trainer: whoever rounds in another way has another one."""
-    asked = Acceleration.of(trainer)
-    words = [str(trainer.precision)]
-    if asked.channels_last:
-        words.append("channels last")
-    if asked.compile:
-        words.append("compiled" if asked.compile in (True, "default") else f"compiled for {asked.compile}")
-    return ", ".join(words)
+    """Return the name of a trainer's numerical precision: settings that round differently have different names."""
+    acceleration = Acceleration.from_trainer(trainer)
+    mode = acceleration.compile
+    parts = [str(trainer.precision)]
+    if acceleration.channels_last:
+        parts.append("channels last")
+    if mode:
+        parts.append("compiled" if mode in (True, "default") else f"compiled for {mode}")
+    return ", ".join(parts)
 
 
 def without_acceleration(trainer: DictConfig) -> DictConfig:
-    """The settings that Lightning's Trainer itself takes."""
-    own: DictConfig = OmegaConf.masked_copy(trainer, [str(key) for key in trainer if key not in SETTINGS])
-    return own
+    """Return the settings that lightning.Trainer accepts."""
+    accepted: DictConfig = OmegaConf.masked_copy(trainer, [str(key) for key in trainer if key not in SETTINGS])
+    return accepted
 
 
-def _keep_compiled() -> None:
-    """What was compiled once is there for the next run: torch's own place is emptied when the machine restarts."""
+def _use_persistent_cache() -> None:
+    """Store compiled code in the package's cache folder: torch's default folder is deleted when the machine reboots."""
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     from diffusion_lab.paths import default_cache_folder
 
-    if os.environ.get(CACHE) in (None, default_cache_dir()):  # torch may write its own place there when it is imported
-        os.environ[CACHE] = str(default_cache_folder().expanduser() / "compiled")
+    # torch may set the variable to its default when it is imported; any other value is the user's choice.
+    if os.environ.get(CACHE_VARIABLE) in (None, default_cache_dir()):
+        os.environ[CACHE_VARIABLE] = str(default_cache_folder().expanduser() / "compiled")

@@ -1,4 +1,4 @@
-"""Compose configs and explain why one cannot be compose_config."""
+"""Composition of configs, and error messages for configs that cannot be composed."""
 
 import re
 import sys
@@ -19,34 +19,34 @@ from diffusion_lab.paths import CONF
 
 
 def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
-    """Another config beside that of the running job.  Raises UserError where it cannot be compose_config."""
+    """Compose a config other than the config of the running job.  Raises UserError if it cannot be composed."""
     try:
         return hydra.compose(config_name, overrides=overrides)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_sentence(error, config_name).rstrip(".")) from error
+        raise UserError(error_message(error, config_name)) from error
 
 
 def command_name() -> str:
-    """Of the config that is composed, and of the file in src/ that runs."""
+    """Return the name of the running command: the stem of its files in src/ and conf/."""
     return str(HydraConfig.get().job.config_name)
 
 
 def in_sweep() -> bool:
-    """Whether this run is one of a sweep."""
+    """Return whether the current run belongs to a sweep."""
     return HydraConfig.get().mode is RunMode.MULTIRUN
 
 
-def _sentence(error: Exception, config_name: str) -> str:
-    """What a person did wrong, in one sentence."""
+def error_message(error: Exception, config_name: str) -> str:
+    """Return a one-sentence message for an error of Hydra or OmegaConf."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         renamed = current_choice(group, choice)
-        meant = (
-            f"; it is now {group}={renamed}"
+        hint = (
+            f"; it was renamed to {group}={renamed}"
             if renamed
-            else _meaning_here(group, choice) or suggestion(choice, list(error.options))
+            else _name_here(group, choice) or suggestion(choice, list(error.options))
         )
-        return f"{group} must be one of {', '.join(error.options)}, got {choice}{meant}."
+        return f"{group} must be one of {', '.join(error.options)}, got {choice}{hint}."
     if isinstance(error, ConfigCompositionException):
         if found := re.match(
             r"Could not (?:override|append to config\.?|delete from config\.?) ?'([^']+)'", str(error)
@@ -57,16 +57,16 @@ def _sentence(error: Exception, config_name: str) -> str:
     return re.sub(r" See https://hydra\S+ for details", ".", " ".join(str(error).split()))
 
 
-def _meaning_here(group: str, choice: str) -> str:
-    """The end of a sentence that says what a name of other code is called here, if it is one."""
-    meaning = OmegaConf.select(OmegaConf.load(CONF / "_names_elsewhere.yaml"), f"{group}.{choice}")
-    return f"; elsewhere that is what is here {group}={meaning}" if meaning else ""
+def _name_here(group: str, choice: str) -> str:
+    """Return a hint that translates a name that other libraries or papers use; "" if the name is unknown."""
+    name = OmegaConf.select(OmegaConf.load(CONF / "_names_elsewhere.yaml"), f"{group}.{choice}")
+    return f"; use {group}={name}" if name else ""
 
 
 def _unknown_key(key: str, config_name: str) -> str:
-    """The sentence for a key that the config does not have."""
+    """Return the message for an override of a key that the config does not have."""
     if renamed := current_key(key):
-        return f"{key} is now called {renamed}."
+        return f"{key} was renamed to {renamed}."
     node = _composed_without(key, config_name)
     parent, _, name = key.rpartition(".")
     while parent and _at(node, parent) is None:
@@ -78,13 +78,13 @@ def _unknown_key(key: str, config_name: str) -> str:
         accepted = sorted({*accepted, *_groups(config_name)} - {"hydra"})
     where = f" in {parent}" if parent else ""
     children: Any = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else {}
-    below = [f"{parent}.{child}.{name}".lstrip(".") for child, content in children.items() if _has(content, name)]
-    meant = f"; perhaps you mean {below[0]}" if below else suggestion(name, accepted)
-    return f"{key} is not a setting{where}: accepted are {', '.join(accepted) or 'none'}{meant}."
+    deeper = [f"{parent}.{child}.{name}".lstrip(".") for child, content in children.items() if _has(content, name)]
+    hint = f"; perhaps you mean {deeper[0]}" if deeper else suggestion(name, accepted)
+    return f"{key} is not a setting{where}: accepted settings are {', '.join(accepted) or 'none'}{hint}."
 
 
 def _groups(config_name: str) -> list[str]:
-    """The groups that a command's main file names."""
+    """Return the config groups in the defaults list of a command's main config file."""
     entries = OmegaConf.load(CONF / f"{config_name}.yaml").defaults
     named = [str(key).split("@")[0] for entry in entries if isinstance(entry, DictConfig) for key in entry]
     return [name for name in named if (CONF / name).is_dir()]
@@ -95,16 +95,16 @@ def _has(node: Any, name: str) -> bool:
 
 
 def _composed_without(key: str, config_name: str) -> DictConfig:
-    """The config that the command line asks for, leaving out its overrides of `key`."""
-    overrides = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-") and "," not in word]
-    kept = [word for word in overrides if word.lstrip("+~").split("=")[0].split("@")[0] != key]
-    for candidates in (kept, []):
+    """Compose the config of the command line without its overrides of `key`."""
+    given = [text for text in sys.argv[1:] if "=" in text and not text.startswith("-") and "," not in text]
+    others = [override for override in given if override.lstrip("+~").split("=")[0].split("@")[0] != key]
+    for overrides in (others, []):
         GlobalHydra.instance().clear()
         try:
             with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-                return hydra.compose(config_name, overrides=candidates, return_hydra_config=key.startswith("hydra."))
+                return hydra.compose(config_name, overrides=overrides, return_hydra_config=key.startswith("hydra."))
         except (HydraException, OmegaConfBaseException):
-            continue  # a second mistake beside the first: the config without any override still names the keys
+            continue  # another override is wrong too: the config without overrides still has all keys
     return OmegaConf.create()
 
 

@@ -1,7 +1,7 @@
-"""Names of earlier versions and what they are called now.
+"""Mappings from the names in earlier versions of this package to the current names.
 
-A run folder keeps the config, the overrides and the measured numbers of the version that wrote it. Whoever reads one
-passes it through this module first. Each mapping is idempotent: what has today's names stays as it is.
+The config, the overrides and the metric values in a run folder have the names of the version that wrote them. All code
+that reads them first converts them with this module. Each mapping is idempotent: current names stay unchanged.
 """
 
 import re
@@ -12,7 +12,7 @@ from diffusion_lab.fingerprints import version_of
 
 _LAB = "diffusion_lab"
 
-_EXPORTS = {  # module of version 0.3 -> package that exports its classes now
+_EXPORTS = {  # module in version 0.3 -> package that now exports its classes
     **{f"callbacks.{module}": "callbacks" for module in (
         "checkpoints", "measure_accuracy", "measure_distance", "progress", "restore_on_divergence", "sample_images",
         "save_averages", "stop_on_signal", "throughput",
@@ -32,26 +32,33 @@ _EXPORTS = {  # module of version 0.3 -> package that exports its classes now
 }  # fmt: skip
 
 _CLASSES = {"layout.environment": "cluster_environment", "step_guard.StepGuard": "NonFiniteGuard"}
-"""Classes and functions of version 0.3 with another name now."""
+"""Classes and functions that were renamed after version 0.3."""
 
-_KEYS = {  # (_target_ now, key of version 0.3) -> key now
+_KEYS = {  # (current _target_, key in version 0.3) -> current key
     (f"{_LAB}.process.LogNormalSigma", "deviation"): "std",
     (f"{_LAB}.process.LogitNormal", "deviation"): "std",
+    (f"{_LAB}.metrics.PrecisionRecall", "num_neighbours"): "num_neighbors",
+    (f"{_LAB}.metrics.DensityCoverage", "num_neighbours"): "num_neighbors",
 }
 
-_OVERRIDES = {  # key of version 0.3 on the command line -> key now
+_SELECTION = ("num_held_out", "classes", "max_images")
+"""Arguments of ImageStore in version 0.3 that are now arguments of Selection."""
+
+_OVERRIDES = {  # override key in version 0.3 -> current key
     "optimizer.course.num_warmup_steps": "lr_schedule.num_warmup_steps",
     "optimizer.course.num_decay_steps": "lr_schedule.num_decay_steps",
     "times.deviation": "times.std",
+    "metrics.precision_recall.num_neighbours": "metrics.precision_recall.num_neighbors",
+    "metrics.density_coverage.num_neighbours": "metrics.density_coverage.num_neighbors",
 }
 
-_CHOICES = {("schedule", "warmup"): "beta_warmup"}  # (group, choice of version 0.3) -> choice now
+_CHOICES = {("schedule", "warmup"): "beta_warmup"}  # (group, choice in version 0.3) -> current choice
 
-_FINGERPRINT_FIELDS = {"quantisation": "quantization"}
+_FINGERPRINT_FIELDS = {"quantisation": "quantization", "num_neighbours": "num_neighbors"}
 
 
 def current_target(target: str) -> str:
-    """Return the import path that a `_target_` of an earlier version has now."""
+    """Return the current import path for a `_target_` from an earlier version."""
     module, _, name = target.removeprefix(f"{_LAB}.").rpartition(".")
     if not target.startswith(f"{_LAB}.") or module not in _EXPORTS:
         return target
@@ -59,34 +66,34 @@ def current_target(target: str) -> str:
 
 
 def current_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a saved config, as plain containers, under today's names."""
+    """Return a saved config with current names, as plain containers."""
     current: dict[str, Any] = _renamed(config)
     optimizer = current.get("optimizer")
     if isinstance(optimizer, dict) and "course" in optimizer:
-        course = optimizer.pop("course") or {}
-        current["lr_schedule"] = _lr_schedule(course.get("num_warmup_steps", 0), course.get("num_decay_steps"))
+        earlier = optimizer.pop("course") or {}
+        current["lr_schedule"] = _lr_schedule(earlier.get("num_warmup_steps", 0), earlier.get("num_decay_steps"))
     return current
 
 
 def current_overrides(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides that a run was started with under today's names."""
+    """Return the overrides of a saved run with current names."""
     return list(dict.fromkeys(new for override in overrides for new in _current_override(override)))
 
 
 def current_key(key: str) -> str | None:
-    """Return today's name of a key of an earlier version; None if the key was never renamed."""
+    """Return the current name of a key from an earlier version, or None if the key was never renamed."""
     return "lr_schedule" if key == "optimizer.course" else _OVERRIDES.get(key)
 
 
 def current_choice(group: str, choice: str) -> str | None:
-    """Return today's name of a group's choice of an earlier version; None if it was never renamed."""
+    """Return the current name of a choice in a config group, or None if the choice was never renamed."""
     return _CHOICES.get((group, choice))
 
 
 def current_fingerprint(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fingerprint of a measured number under today's names.
+    """Return the fingerprint of a metric value with current names.
 
-    Up to version 0.3 it held the version of the package in place of its own.
+    Up to version 0.3, fingerprints contained the package version instead of a fingerprint version.
     """
     current = {_FINGERPRINT_FIELDS.get(key, key): _current_part(value) for key, value in fingerprint.items()}
     if "code" in current:
@@ -107,6 +114,9 @@ def _renamed(node: Any) -> Any:
         return node
     target = current_target(str(node["_target_"])) if "_target_" in node else None
     renamed = {_KEYS.get((str(target), str(key)), key): _renamed(value) for key, value in node.items()}
+    if target == f"{_LAB}.data.ImageStore" and "selection" not in renamed:
+        selection = {key: renamed.pop(key) for key in _SELECTION if key in renamed}
+        renamed["selection"] = {"_target_": f"{_LAB}.data.Selection"} | selection
     return renamed if target is None else renamed | {"_target_": target}
 
 

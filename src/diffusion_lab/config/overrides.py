@@ -1,4 +1,4 @@
-"""Overrides of the command line: quoting, and names of folders made of them."""
+"""Command-line overrides: selection of the overrides that identify a run, quoting, and run folder names."""
 
 import fnmatch
 import hashlib
@@ -13,95 +13,108 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig
 
-LAYOUT = (
+EXECUTION_SETTINGS = (
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "data.num_workers"),
     *("sweep.*", "logger", "logger.*", "hydra*"),
 )
-"""Settings that say where and how a run is done, and not what it is."""
+"""Glob patterns of the settings that define where and how a run is executed; they do not identify the run."""
 
+OVERRIDES_FILE = "overrides.yaml"
+"""Name of the file in a run folder that contains the overrides of the run."""
 
 SWEEP_VARIABLE = "DIFFUSION_LAB_SWEEP"
+"""Environment variable with the command line of a sweep, one argument per line."""
 
 
-def identifying_overrides(words: Sequence[str]) -> set[str]:
-    """The words that say what a run is."""
-    return {word for word in words if not any(fnmatch.fnmatch(override_key(word), pattern) for pattern in LAYOUT)}
+def identifying_overrides(overrides: Sequence[str]) -> set[str]:
+    """Return the overrides that identify a run: all except overrides of EXECUTION_SETTINGS."""
+    return {
+        override
+        for override in overrides
+        if not any(fnmatch.fnmatch(override_key(override), pattern) for pattern in EXECUTION_SETTINGS)
+    }
 
 
-def override_key(word: str) -> str:
-    return word.lstrip("+~").partition("=")[0]
+def override_key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
 
 
-def with_sweep_name(words: Sequence[str], folder: Path) -> list[str]:
-    """The words of a run, with the name of its sweep."""
-    return [*(word for word in words if override_key(word) != "sweep.name"), f"sweep.name={quote(folder.name)}"]
+def with_sweep_name(overrides: Sequence[str], folder: Path) -> list[str]:
+    """Return the overrides of a run with sweep.name set to the name of its sweep folder."""
+    others = (override for override in overrides if override_key(override) != "sweep.name")
+    return [*others, f"sweep.name={quote(folder.name)}"]
 
 
 def quote(text: str) -> str:
-    """A text as a value of Hydra's override grammar, in which a backslash counts only before a quote."""
+    """Quote a text as a value in Hydra's override grammar, in which a backslash escapes only before a quote."""
     escaped = re.sub(r'(\\+)(?="|$)', r"\1\1", text).replace('"', '\\"')
     return f'"{escaped}"'
 
 
 def sweep_folder_name(name: str | None, params: DictConfig | None) -> str:
-    """The name of a sweep's folder: the given one, or what is swept, of what, and a digest of all else that was said.
+    """Return the folder name of the sweep on the command line.
 
-    params: hydra.sweeper.params, which some sweepers sweep as well.
+    The folder name is `name` if given. Otherwise it consists of the experiment or run, the swept keys, and a digest of
+    all other identifying overrides.
+    params: value of hydra.sweeper.params, whose keys some sweepers also sweep.
     """
     if name:
-        return _plain(str(name))
-    parsed = _parsed()
-    keys = [*_swept(parsed), *(str(key) for key in params or ())]
-    fixed = [word.input_line or "" for word in parsed if word.key_or_group not in keys]
-    of = [_plain(Path(word.partition("=")[2]).name) for word in fixed if override_key(word) in ("experiment", "run")]
-    meaning = sorted(identifying_overrides(fixed))
-    digest = [_digest(" ".join(meaning))] if meaning else []
-    return "-".join([*of, "_".join(map(_plain, keys)) or "one", *digest])
+        return _as_file_name(str(name))
+    parsed = _sweep_overrides()
+    keys = [*_swept_keys(parsed), *(str(key) for key in params or ())]
+    fixed = [override.input_line or "" for override in parsed if override.key_or_group not in keys]
+    subjects = [
+        _as_file_name(Path(override.partition("=")[2]).name)
+        for override in fixed
+        if override_key(override) in ("experiment", "run")
+    ]
+    identifying = sorted(identifying_overrides(fixed))
+    digest = [_digest(" ".join(identifying))] if identifying else []
+    return "-".join([*subjects, "_".join(map(_as_file_name, keys)) or "one", *digest])
 
 
-def run_folder_name(words: Sequence[str], params: DictConfig | None) -> str:
-    """The name of a run's folder in its sweep: what is swept and the value of each."""
-    keys = {*_swept(_parsed()), *(str(key) for key in params or ())}
-    swept = [str(word) for word in words if override_key(str(word)) in keys]
-    shown = "_".join(
-        f"{override_key(word)}-{word.partition('=')[2].rpartition('/')[2]}" for word in swept
-    )  # paths by their ends
-    return _plain(shown, told="_".join(swept) if any("/" in word for word in swept) else None) or "run"
+def run_folder_name(overrides: Sequence[str], params: DictConfig | None) -> str:
+    """Return the folder name of a run in its sweep: the swept keys with their values.
+
+    params: see `sweep_folder_name`.
+    """
+    keys = {*_swept_keys(_sweep_overrides()), *(str(key) for key in params or ())}
+    swept = [str(override) for override in overrides if override_key(str(override)) in keys]
+    # Only the last part of a path is shown, but the digest is computed from the complete path.
+    shown = "_".join(f"{override_key(override)}-{override.partition('=')[2].rpartition('/')[2]}" for override in swept)
+    has_path = any("/" in override for override in swept)
+    return _as_file_name(shown, digested="_".join(swept) if has_path else None) or "run"
 
 
 def export_command_line() -> None:
-    """Lets processes that others start for the runs of a sweep know what is swept: their own command says nothing."""
-    if any(word in ("-m", "--multirun") for word in sys.argv[1:]):
+    """Export the command line of a sweep to child processes, whose own command line does not contain the sweep."""
+    if any(argument in ("-m", "--multirun") for argument in sys.argv[1:]):
         os.environ[SWEEP_VARIABLE] = "\n".join(sys.argv[1:])
 
 
-def _parsed() -> list[Override]:
-    given = os.environ.get(SWEEP_VARIABLE, "").split("\n")
-    words = [word for word in given if re.match(r"[\w.+~/@-]+=", word) and not re.match(r"\+*hydra\b", word)]
+def _sweep_overrides() -> list[Override]:
+    arguments = os.environ.get(SWEEP_VARIABLE, "").split("\n")
+    overrides = [text for text in arguments if re.match(r"[\w.+~/@-]+=", text) and not re.match(r"\+*hydra\b", text)]
     try:
-        return OverridesParser.create().parse_overrides(words)
+        return OverridesParser.create().parse_overrides(overrides)
     except OverrideParseException:
-        return []  # said by Hydra in its own place
+        return []  # Hydra itself reports the error
 
 
-def _swept(parsed: Sequence[Override]) -> list[str]:
-    return [word.key_or_group for word in parsed if word.is_sweep_override()]
+def _swept_keys(overrides: Sequence[Override]) -> list[str]:
+    return [override.key_or_group for override in overrides if override.is_sweep_override()]
 
 
-def _plain(text: str, longest: int = 120, told: str | None = None) -> str:
-    """A text as a file name that the override grammar takes as it is; one that had to change ends in a digest.
+def _as_file_name(text: str, max_length: int = 120, digested: str | None = None) -> str:
+    """Convert a text to a file name that needs no quotes in an override; if this changes the text, append a digest.
 
-    told: all that it stands for, where it is less.
+    digested: text from which the digest is computed, if `text` is only a part of it; None uses `text`.
     """
-    plain = re.sub(r"[^A-Za-z0-9_.+-]+", "-", text).strip("-")
-    if told is None and plain == text and len(plain) <= longest:
-        return plain
-    return f"{plain[: longest - 5]}-{_digest(told or text)[:4]}"
+    name = re.sub(r"[^A-Za-z0-9_.+-]+", "-", text).strip("-")
+    if digested is None and name == text and len(name) <= max_length:
+        return name
+    return f"{name[: max_length - 5]}-{_digest(digested or text)[:4]}"
 
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:6]
-
-
-OVERRIDES_FILE = "overrides.yaml"
-"""The command line of a run, in its folder."""

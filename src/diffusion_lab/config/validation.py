@@ -1,4 +1,4 @@
-"""A config against the signatures of what it builds: mistakes are said before anything is built."""
+"""Validation of a config against the signatures of its targets, before anything is built."""
 
 import inspect
 import logging
@@ -17,13 +17,13 @@ META = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 
 def raise_problems(problems: list[str]) -> None:
-    """Raises UserError with all problems in one sentence, if there are any."""
+    """Raise UserError with all problems in one message, if there are any."""
     if problems:
         raise UserError("; ".join(problems) + ".")
 
 
 def argument_problems(node: Any, path: str) -> Iterator[str]:
-    """What is wrong with the arguments of every `_target_` below a resolved node: unknown, missing, of wrong type."""
+    """Yield a message for each unknown, missing or wrongly typed argument of every `_target_` in a resolved node."""
     if isinstance(node, (list, ListConfig)):
         for index, child in enumerate(node):
             yield from argument_problems(child, f"{path}.{index}")
@@ -31,15 +31,15 @@ def argument_problems(node: Any, path: str) -> Iterator[str]:
     if not isinstance(node, (dict, DictConfig)):
         return
     if "_target_" in node:
-        yield from _wrong_call(node, path)
+        yield from _call_problems(node, path)
     for key, child in node.items():
-        word = str(key)
-        yield from argument_problems(child, f"{path}.{word}" if path else word)
+        name = str(key)
+        yield from argument_problems(child, f"{path}.{name}" if path else name)
 
 
-def _wrong_call(node: Any, path: str) -> Iterator[str]:
+def _call_problems(node: Any, path: str) -> Iterator[str]:
     name = str(node["_target_"])
-    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs in four lines what is said here in one
+    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # Hydra logs failed imports, which are reported here
     try:
         target = get_object(name)
     except (ImportError, ValueError) as error:
@@ -48,7 +48,7 @@ def _wrong_call(node: Any, path: str) -> Iterator[str]:
             yield f"{path}._target_ needs the library {library}, which is not installed, got {name}"
         else:
             reason = " ".join(str(error).split())
-            yield f"{path}._target_ must name something that can be imported, got {name} ({reason})"
+            yield f"{path}._target_ must be the import path of a class or function, got {name} ({reason})"
         return
     owner = getattr(target, "__name__", str(target))
     parameters = inspect.signature(target).parameters
@@ -57,7 +57,7 @@ def _wrong_call(node: Any, path: str) -> Iterator[str]:
         for key in node:
             if key not in META and key not in names:
                 accepted = f"{', '.join(names) or 'none'}{suggestion(str(key), names)}"
-                yield f"{path}.{key} is not a setting of {owner}: accepted are {accepted}"
+                yield f"{path}.{key} is not a setting of {owner}: accepted settings are {accepted}"
     if not node.get("_partial_"):
         for name in names:
             if parameters[name].default is inspect.Parameter.empty and name not in node:
@@ -69,16 +69,16 @@ def _wrong_call(node: Any, path: str) -> Iterator[str]:
 
 
 def _hints(target: Any) -> dict[str, Any]:
-    described = target.__init__ if inspect.isclass(target) else target
+    function = target.__init__ if inspect.isclass(target) else target
     try:
-        return typing.get_type_hints(described)
-    except NameError:  # types that are imported for type checkers alone are names here; the others are themselves
-        hints: dict[str, Any] = getattr(described, "__annotations__", {})
+        return typing.get_type_hints(function)
+    except NameError:  # a type is imported for type checkers only; its hint stays a string and is not checked
+        hints: dict[str, Any] = getattr(function, "__annotations__", {})
         return {name: hint for name, hint in hints.items() if not isinstance(hint, str)}
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a plain config value can be what a type hint says; other types are left to the constructor."""
+    """Return whether a plain config value can match a type hint; the constructor checks other types."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if isinstance(value, (dict, DictConfig)):
         return True
@@ -103,18 +103,16 @@ def _fits(value: Any, hint: Any) -> bool:
 def _readable(hint: Any) -> str:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(word for argument in arguments for word in _readable(argument).split(" or ")))
+        return " or ".join(dict.fromkeys(name for argument in arguments for name in _readable(argument).split(" or ")))
     if origin is Literal:
         return " or ".join(str(argument) for argument in arguments)
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
-    return (
-        str(words.get(hint))
-        if hint in words
-        else ("a list" if origin is not None else getattr(hint, "__name__", str(hint)))
-    )
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", type(None): "null"}
+    if hint in names:
+        return names[hint]
+    return "a list" if origin is not None else getattr(hint, "__name__", str(hint))
 
 
-def suggestion(word: str, choices: list[str]) -> str:
-    """The end of a sentence that names the choice most like `word`, if one is."""
-    close = get_close_matches(word, choices, n=1, cutoff=0.6)
+def suggestion(name: str, choices: list[str]) -> str:
+    """Return a hint with the choice closest to `name`, for the end of an error message; "" if no choice is close."""
+    close = get_close_matches(name, choices, n=1, cutoff=0.6)
     return f"; perhaps you mean {close[0]}" if close else ""

@@ -1,4 +1,4 @@
-"""Augmentation whose distortions the network is told, so that it need not draw them (Karras et al. 2022, section 5)."""
+"""Augmentation with network conditioning, so that samples are not augmented (Karras et al. 2022, section 5)."""
 
 import math
 from abc import ABC, abstractmethod
@@ -11,9 +11,9 @@ from torch import Tensor
 from diffusion_lab.randomness import Draws
 
 LOG_SCALE_STD = 0.2
-"""Of the powers of two that zoom and stretch (Karras et al. 2022, table 6), as the next is."""
+"""Standard deviation of the log2 of isotropic and of anisotropic scale factors (Karras et al. 2022, table 6)."""
 TRANSLATION_STD = 1 / 8
-"""Of the shift, in sides of the image."""
+"""Standard deviation of translations, as a fraction of the image side (Karras et al. 2022, table 6)."""
 
 # The low-pass filter of Daubechies' least asymmetric wavelet with six vanishing moments (Daubechies 1992, table 6.3).
 SYM6 = (
@@ -31,27 +31,36 @@ SYM6 = (
     -0.007800708325034148,
 )
 _HALF = len(SYM6) // 2
-# Where pixel j stands on the grid of twice the pixels: at 2j + _CENTRE. The filter is not symmetric: with its middle
-# instead of the centre of its mass, half a turn would also shift the image by 0.4 pixels.
-_CENTRE = sum(k * tap for k, tap in enumerate(SYM6)) / math.sqrt(2) - (_HALF - 1)
+# Pixel j of an image is at position 2j + _CENTER on the grid that is upsampled by 2. The filter is not symmetric, so
+# _CENTER is the filter's center of mass instead of its middle: with the middle, a rotation by 180 degrees would shift
+# the image by 0.4 pixels.
+_CENTER = sum(k * tap for k, tap in enumerate(SYM6)) / math.sqrt(2) - (_HALF - 1)
 
 
 class Augmentation(ABC):
-    """Distorts images and says how.  num_channels: length of what it says of an image."""
+    """Random transformation of images that also returns its parameters, on which the network is conditioned.
+
+    num_channels: number of values in the augmentation label of an image.
+    """
 
     num_channels: int
 
     @abstractmethod
     def __call__(self, x_0: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        """x_0: float [B, C, H, W].  Returns the images and float32 [B, num_channels], 0 for an image left as it was."""
+        """Transform the images of a training step.
+
+        x_0: images, float [B, C, H, W].
+        Returns the transformed images and their augmentation labels, float32 [B, num_channels].
+        The label of an unchanged image is 0.
+        """
 
 
 @dataclass(frozen=True)
 class EDMAugmentation(Augmentation):
-    """Mirroring, zoom, rotation, stretching along a direction and shift (Karras et al. 2022, appendix F.2, table 6).
+    """Flips, isotropic and anisotropic scaling, rotation and translation (Karras et al. 2022, appendix F.2, table 6).
 
-    probability: of each transformation but the left-right mirroring, which half of the images get whatever it is.
-    The network is told 9 numbers an image. Augmented images exceed [-1, 1] a little where the filter overshoots.
+    probability: probability of each transformation except the horizontal flip, which always has probability 1/2.
+    The augmentation label has 9 values. Transformed images can slightly exceed [-1, 1], because the filter overshoots.
     """
 
     probability: float = 0.12
@@ -63,148 +72,157 @@ class EDMAugmentation(Augmentation):
             raise ValueError(f"probability must be in [0, 1], got {self.probability}.")
 
     def __call__(self, x_0: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        distortions = Distortions.drawn(draws, self.probability)
-        return distortions(x_0), distortions.label.float().to(x_0.device, non_blocking=x_0.is_cuda)
+        transforms = GeometricTransforms.sample(draws, self.probability)
+        label = transforms.augmentation_label.float()
+        return transforms(x_0), label.to(x_0.device, non_blocking=x_0.is_cuda)
 
 
 @dataclass(frozen=True)
-class Distortions:
-    """What happens to each image, in this order; 0 is nothing.  All float64 [B] on the CPU.
+class GeometricTransforms:
+    """Parameters of each image's transformations, which are applied in the order of the fields; 0 is the identity.
 
-    flip_x, flip_y: 1 mirrors left and right, top and bottom.  zoom: enlarges by 2^(0.2 zoom).
-    angle: turns counter-clockwise, in radians.
-    stretch, direction: enlarges by 2^(0.2 stretch) along the direction, in radians clockwise from the right, and
-        shrinks as much across it; half of the directions are 0.
-    right, down: shifts, in eighths of the side.
+    All fields are float64 [B] on the CPU.
+    flip_x, flip_y: 1 flips the image horizontally or vertically, respectively; 0 does not flip it.
+    scale: exponent of the isotropic scale factor 2^(0.2 scale).
+    rotation: counterclockwise angle in radians.
+    anisotropy: exponent of the factor 2^(0.2 anisotropy), by which the image is scaled up along the direction and
+        scaled down across it.
+    direction: angle in radians, clockwise from the x-axis; 0 for half of the images.
+    shift_x, shift_y: translations to the right and downwards, in eighths of the image side.
     """
 
     flip_x: Tensor
     flip_y: Tensor
-    zoom: Tensor
-    angle: Tensor
-    stretch: Tensor
+    scale: Tensor
+    rotation: Tensor
+    anisotropy: Tensor
     direction: Tensor
-    right: Tensor
-    down: Tensor
+    shift_x: Tensor
+    shift_y: Tensor
 
     @classmethod
-    def drawn(cls, draws: Draws, probability: float) -> "Distortions":
-        """Those of a step's images (Karras et al. 2022, table 6)."""
-        # Worked out for the whole global batch: vectorised functions may round otherwise in a batch of another length.
+    def sample(cls, draws: Draws, probability: float) -> "GeometricTransforms":
+        """Sample the parameters for the images of a training step (Karras et al. 2022, table 6)."""
+        # Computed for the global batch, because vectorized functions may round differently at another batch size.
         uniform, normal = draws.augmentation(num_uniform=10, num_normal=4)
-        flip_y, zoomed, turned, stretched, shifted = (uniform[:, :5] < probability).double().unbind(1)
+        flip_y, scale, rotate, stretch, shift = (uniform[:, :5] < probability).double().unbind(1)
         coins = (uniform[:, 5:7] < 0.5).double()
         angles = math.pi * (2 * uniform[:, 7:9] - 1)
-        oblique = (uniform[:, 9] < 0.5).double()  # the others along the sides, as in the paper's code
-        whole = (
+        oblique = (uniform[:, 9] < 0.5).double()  # the other images are scaled along an axis, as in the paper's code
+        parameters = (
             coins[:, 0],
             flip_y * coins[:, 1],
-            zoomed * normal[:, 0],
-            turned * angles[:, 0],
-            stretched * normal[:, 1],
-            stretched * oblique * angles[:, 1],
-            shifted * normal[:, 2],
-            shifted * normal[:, 3],
+            scale * normal[:, 0],
+            rotate * angles[:, 0],
+            stretch * normal[:, 1],
+            stretch * oblique * angles[:, 1],
+            shift * normal[:, 2],
+            shift * normal[:, 3],
         )
-        return cls(*(numbers[draws.positions] for numbers in whole))
+        return cls(*(parameter[draws.positions] for parameter in parameters))
 
     @property
-    def label(self) -> Tensor:
-        """What the network is told (Karras et al. 2022, table 6): [B, 9], float64."""
+    def augmentation_label(self) -> Tensor:
+        """The values on which the network is conditioned (Karras et al. 2022, table 6): [B, 9], float64."""
         return torch.stack(
             [
                 self.flip_x,
                 self.flip_y,
-                self.zoom,
-                self.angle.cos() - 1,
-                self.angle.sin(),
-                self.stretch * self.direction.cos(),
-                self.stretch * self.direction.sin(),
-                self.right,
-                self.down,
+                self.scale,
+                self.rotation.cos() - 1,
+                self.rotation.sin(),
+                self.anisotropy * self.direction.cos(),
+                self.anisotropy * self.direction.sin(),
+                self.shift_x,
+                self.shift_y,
             ],
             dim=1,
         )
 
     def inverse(self, height: int, width: int) -> Tensor:
-        """From a place in the distorted image to its place in the mirrored one: [B, 2, 3] on (x, y, 1), float64.
+        """Return the affine maps from positions in transformed images to positions in flipped images.
 
-        x to the right and y down, in pixels from the middle of the image.
+        Returns [B, 2, 3], float64, for (x, y, 1) in pixels from the image center, x to the right and y downwards.
         """
-        shrink = torch.exp2(-LOG_SCALE_STD * self.stretch)
-        along = _rotations(self.direction)
-        unstretch = along @ torch.diag_embed(torch.stack([shrink, 1 / shrink], dim=1)) @ along.mT
-        unzoom = torch.exp2(-LOG_SCALE_STD * self.zoom)[:, None, None]
-        linear = unzoom * _rotations(self.angle) @ unstretch  # y points down: a rotation by +angle undoes the turn
-        shift = TRANSLATION_STD * torch.stack([self.right * width, self.down * height], dim=1)[:, :, None]
+        shrink = torch.exp2(-LOG_SCALE_STD * self.anisotropy)
+        axes = _rotation_matrices(self.direction)
+        anisotropic = axes @ torch.diag_embed(torch.stack([shrink, 1 / shrink], dim=1)) @ axes.mT
+        isotropic = torch.exp2(-LOG_SCALE_STD * self.scale)[:, None, None]
+        # y points downwards, so a rotation matrix of the angle itself undoes the counterclockwise rotation.
+        linear = isotropic * _rotation_matrices(self.rotation) @ anisotropic
+        shift = TRANSLATION_STD * torch.stack([self.shift_x * width, self.shift_y * height], dim=1)[:, :, None]
         return torch.cat([linear, -linear @ shift], dim=2)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The distorted images [B, C, H, W]; those that are only mirrored keep every bit."""
+        """Transform images [B, C, H, W].  Images that are only flipped are not resampled."""
         for flips, dim in ((self.flip_x, -1), (self.flip_y, -2)):
             x = torch.where(flips.bool().to(x.device, non_blocking=x.is_cuda)[:, None, None, None], x.flip(dim), x)
-        shifted = torch.stack([self.zoom, self.angle, self.stretch, self.right, self.down]).any(0).nonzero().squeeze(1)
-        if not len(shifted):
+        parameters = torch.stack([self.scale, self.rotation, self.anisotropy, self.shift_x, self.shift_y])
+        warped = parameters.any(0).nonzero().squeeze(1)
+        if not len(warped):
             return x
-        rows = shifted.to(x.device, non_blocking=x.is_cuda)
-        return x.index_copy(0, rows, warp(x[rows], self.inverse(*x.shape[-2:])[shifted]))
+        rows = warped.to(x.device, non_blocking=x.is_cuda)
+        return x.index_copy(0, rows, warp(x[rows], self.inverse(*x.shape[-2:])[warped]))
 
 
 def warp(x: Tensor, inverse: Tensor) -> Tensor:
-    """Images [B, C, H, W] moved without aliasing, by way of twice the pixels (Karras et al. 2020, appendix B).
+    """Apply affine maps to images [B, C, H, W] without aliasing, at twice the resolution (Karras et al. 2020, app. B).
 
-    inverse: as `Distortions.inverse`.  Outside its frame an image goes on as its mirror image, without end.
-    Every image comes out the same in any batch: nothing is multiplied or convolved across images.
+    inverse: affine maps from `GeometricTransforms.inverse`, [B, 2, 3].  Images are padded by repeated reflection.
+    The result for an image does not depend on the rest of the batch, because no matrix product or convolution is used.
     """
     height, width = x.shape[-2:]
-    fine = _upsampled(_upsampled(x).mT).mT
-    return _downsampled(_downsampled(_resampled(fine, inverse.to(x, non_blocking=x.is_cuda), height, width)).mT).mT
+    fine = _upsample(_upsample(x).mT).mT
+    return _downsample(_downsample(_resample(fine, inverse.to(x, non_blocking=x.is_cuda), height, width)).mT).mT
 
 
-def _rotations(angle: Tensor) -> Tensor:
+def _rotation_matrices(angle: Tensor) -> Tensor:
     cos, sin = angle.cos(), angle.sin()
     return torch.stack([cos, -sin, sin, cos], dim=1).reshape(-1, 2, 2)
 
 
-def _upsampled(x: Tensor) -> Tensor:
-    """One period of the endlessly mirrored row, with twice the pixels: [..., W] -> [..., 4 (W - 1) + 2]."""
+def _upsample(x: Tensor) -> Tensor:
+    """Upsample rows by 2, over one period of their repeated reflection: [..., W] -> [..., 4 (W - 1) + 2]."""
     width = x.shape[-1]
     period = max(2 * (width - 1), 1)
     index = torch.arange(-(_HALF // 2), period + _HALF // 2 + 1, device=x.device) % period
     x = x[..., torch.minimum(index, period - index)]
-    # Pixel m of the fine row is the sum over j of tap[m - 2j + 5] x[j]: the odd taps for even m, the even ones for odd.
-    even = _filtered(x, SYM6[::-2], start=0, step=1, count=period + 1)
-    odd = _filtered(x, SYM6[-2::-2], start=1, step=1, count=period + 1)
+    # Pixel m of the fine row is the sum over j of tap[m - 2j + 5] x[j]: odd taps for even m, and even taps for odd m.
+    even = _filter(x, SYM6[::-2], start=0, step=1, count=period + 1)
+    odd = _filter(x, SYM6[-2::-2], start=1, step=1, count=period + 1)
     return torch.stack([even, odd], dim=-1).flatten(-2)
 
 
-def _downsampled(fine: Tensor) -> Tensor:
-    """The adjoint of the upsampling, and so its inverse: [..., 2 W + 10] -> [..., W]."""
-    return _filtered(fine, SYM6, start=0, step=2, count=(fine.shape[-1] - 2 * (_HALF - 1)) // 2)
+def _downsample(fine: Tensor) -> Tensor:
+    """Apply the adjoint of the upsampling, which is also its inverse: [..., 2 W + 10] -> [..., W]."""
+    return _filter(fine, SYM6, start=0, step=2, count=(fine.shape[-1] - 2 * (_HALF - 1)) // 2)
 
 
-def _filtered(x: Tensor, taps: tuple[float, ...], *, start: int, step: int, count: int) -> Tensor:
-    # Products and sums of whole tensors: a convolution's rounding may depend on how many images share the batch.
+def _filter(x: Tensor, taps: tuple[float, ...], *, start: int, step: int, count: int) -> Tensor:
+    # Uses only elementwise products and sums, because the rounding of a convolution may depend on the batch size.
     total = torch.zeros((), dtype=x.dtype, device=x.device)
     for k, tap in enumerate(taps, start):
         total = total + tap * x[..., k : k + step * (count - 1) + 1 : step]
     return total
 
 
-def _resampled(fine: Tensor, inverse: Tensor, height: int, width: int) -> Tensor:
-    """Fine images where `inverse` says, with the margin that downsampling needs: [B, C, 2 H + 10, 2 W + 10]."""
-    x, y = _places(width, inverse), _places(height, inverse)[:, None]
+def _resample(fine: Tensor, inverse: Tensor, height: int, width: int) -> Tensor:
+    """Sample upsampled images at the positions that `inverse` maps to, with the margin that downsampling needs.
+
+    Returns [B, C, 2 H + 10, 2 W + 10].
+    """
+    x, y = _positions(width, inverse), _positions(height, inverse)[:, None]
     grid = []
     for axis, side in enumerate((width, height)):
-        across, down, shift = inverse[:, axis, :, None, None].unbind(1)
-        place = across * x + down * y + shift  # [B, 2 H + 10, 2 W + 10], pixels from the middle
+        from_x, from_y, shift = inverse[:, axis, :, None, None].unbind(1)
+        position = from_x * x + from_y * y + shift  # [B, 2 H + 10, 2 W + 10], pixels from the image center
         size = fine.shape[-1 - axis]
-        index = (2 * place + (side - 1 + _CENTRE)).remainder(size - 2)  # the last two repeat the first two
+        index = (2 * position + (side - 1 + _CENTER)).remainder(size - 2)  # the last two pixels repeat the first two
         grid.append((2 * index + 1) / size - 1)
     return F.grid_sample(fine, torch.stack(grid, dim=-1), mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def _places(side: int, like: Tensor) -> Tensor:
-    """Fine pixels from the middle of an image, margin included, in its own pixels: [2 * side + 10]."""
+def _positions(side: int, like: Tensor) -> Tensor:
+    """Return the positions of upsampled pixels and their margin, in pixels from the image center: [2 * side + 10]."""
     index = torch.arange(1 - _HALF, 2 * side + _HALF - 1, dtype=like.dtype, device=like.device)
-    return (index - _CENTRE) / 2 - (side - 1) / 2
+    return (index - _CENTER) / 2 - (side - 1) / 2

@@ -1,5 +1,6 @@
-"""Decodes the images of an opened set into a file of raw pixels, on all processors where that pays."""
+"""Decoding of a complete split into a raw pixel file, with worker processes if the split is large."""
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -21,21 +22,24 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from diffusion_lab.data.decoding import DamagedImageError, Preparation
-from diffusion_lab.data.image_source import contents
+from diffusion_lab.data.image_source import read_images
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+logger = logging.getLogger(__name__)
+
 SECONDS_BETWEEN_LINES = 10.0
-SECONDS_THAT_PAY = 10.0
-"""Of decoding still to do, above which starting processes (two seconds) is worth it."""
+"""Time in seconds between progress lines if stderr is not a terminal."""
+MIN_PARALLEL_SECONDS = 10.0
+"""Remaining decoding time, in seconds, above which worker processes are started; starting them takes two seconds."""
 CHUNK_BYTES = 2**22
-"""Of decoded pixels that a process holds at a time."""
+"""Bytes of decoded pixels that a process holds in memory at a time."""
 
 
 @dataclass(frozen=True)
 class Damage:
-    """One image that is left out.  number: its row in the split."""
+    """An image that cannot be decoded and is left out.  number: row of the image in the split."""
 
     number: int
     reason: str
@@ -43,36 +47,40 @@ class Damage:
 
 @dataclass(frozen=True)
 class Decoder:
-    """Decodes ranges of a split, each into its place in a file of raw pixels; knows no order and no neighbours."""
+    """Decodes ranges of a split into a raw pixel file.  The ranges can be decoded in any order by any process."""
 
     dataset: "Dataset"
     preparation: Preparation
     pixels: Path
 
     def __call__(self, numbers: range) -> list[Damage]:
-        """Writes the images of these numbers; a damaged one is black in the file, and told."""
+        """Decode the images with these numbers and write their pixels at their positions in the file.
+
+        Returns the damaged images, which are black in the file.
+        """
         block = np.zeros((len(numbers), *self.preparation.shape), dtype=np.uint8)
         damaged = []
-        with _quiet_decoding():
-            for row, content in enumerate(contents(self.dataset, numbers.start, numbers.stop)):
+        with _filter_pillow_warnings():
+            for row, content in enumerate(read_images(self.dataset, numbers.start, numbers.stop)):
                 try:
                     if isinstance(content, DamagedImageError):
                         raise content
                     block[row] = self.preparation.decode(content)
                 except DamagedImageError as error:
                     damaged.append(Damage(numbers[row], str(error)))
-        # Written, not mapped: a full disk is an error here, and would be the end of the process in a map.
+        # Not memory-mapped: on a full disk, a write raises OSError, but a memory map ends the process with a bus error.
         with self.pixels.open("r+b") as file:
             file.seek(numbers.start * block[0].nbytes)
             file.write(block.data)
         return damaged
 
 
-def decode(decoder: Decoder, description: str, give_up: Callable[[list[Damage]], None]) -> list[Damage]:
-    """Decodes a whole split.  give_up: sees the damage so far after each range, and may raise.
+def decode_split(decoder: Decoder, description: str, check_damage: Callable[[list[Damage]], None]) -> list[Damage]:
+    """Decode a complete split and return its damaged images.
 
-    The first second is decoded here; what is left goes to as many processes as there are processors if it would take
-    long.  The pixels do not depend on who decoded them.
+    check_damage: function that receives all damaged images so far after each range, and may raise an error to stop.
+    Decoding starts in this process. After a second, one worker process per CPU takes over if enough work remains; the
+        decoded pixels do not depend on the number of processes.
     """
     size = len(decoder.dataset)
     decoder.pixels.touch()
@@ -80,77 +88,80 @@ def decode(decoder: Decoder, description: str, give_up: Callable[[list[Damage]],
     ranges = [range(start, min(start + step, size)) for start in range(0, size, step)]
     damaged: list[Damage] = []
     with _progress(description, size) as advance:
-        for done, found in zip(ranges, _decoded(decoder, ranges), strict=True):
-            damaged += found
-            give_up(damaged)
-            advance(len(done))
+        for numbers, damage in zip(ranges, _decode_ranges(decoder, ranges), strict=True):
+            damaged += damage
+            check_damage(damaged)
+            advance(len(numbers))
     return damaged
 
 
-def _decoded(decoder: Decoder, ranges: list[range]) -> Iterator[list[Damage]]:
-    """What each range came to, in order."""
-    started, processes = time.monotonic(), _num_processors()
-    for done, numbers in enumerate(ranges, start=1):
+def _decode_ranges(decoder: Decoder, ranges: list[range]) -> Iterator[list[Damage]]:
+    """Yield the damaged images of each range, in order."""
+    start_time, num_workers = time.monotonic(), _num_cpus()
+    for num_done, numbers in enumerate(ranges, start=1):
         yield decoder(numbers)
-        if processes > 1 and _pays(time.monotonic() - started, done / len(ranges)):
-            yield from _decoded_in_parallel(decoder, ranges[done:], processes)
+        if num_workers > 1 and _workers_pay_off(time.monotonic() - start_time, num_done / len(ranges)):
+            yield from _decode_in_parallel(decoder, ranges[num_done:], num_workers)
             return
 
 
-def _pays(seconds: float, share: float) -> bool:
-    """Whether other processes are worth starting, after this time and this share of the images."""
-    return seconds > 1 and seconds * (1 - share) / share > SECONDS_THAT_PAY
+def _workers_pay_off(seconds: float, fraction: float) -> bool:
+    """Return whether workers would save time.  seconds: time that decoding this fraction of the images took."""
+    return seconds > 1 and seconds * (1 - fraction) / fraction > MIN_PARALLEL_SECONDS
 
 
-def _num_processors() -> int:
-    """Those that this process may run on, where the system tells."""
+def _num_cpus() -> int:
+    """Return the number of CPUs that this process may use, or of all CPUs on systems that do not report it."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _decoded_in_parallel(decoder: Decoder, ranges: list[range], processes: int) -> Iterator[list[Damage]]:
-    done = 0
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start, (decoder,))
+def _decode_in_parallel(decoder: Decoder, ranges: list[range], num_workers: int) -> Iterator[list[Damage]]:
+    num_done = 0
+    pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), _init_worker, (decoder,))
     try:
-        for found in pool.map(_decode, ranges):
-            yield found
-            done += 1
-    except BrokenProcessPool:  # a script without the guard `if __name__ == "__main__"` cannot be started again
-        print("note: decoding goes on in one process, the others ended unexpectedly.", file=sys.stderr)
-        yield from map(decoder, ranges[done:])
+        for damage in pool.map(_decode_in_worker, ranges):
+            yield damage
+            num_done += 1
+    except BrokenProcessPool:  # for example a script without the guard `if __name__ == "__main__"`
+        message = "the worker processes ended unexpectedly; decoding continues in one process."
+        logger.info(message, extra={"all_ranks": True})  # any rank may be the one that builds the set
+        yield from map(decoder, ranges[num_done:])
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-_of_this_process: list[Decoder] = []
+_worker_decoder: list[Decoder] = []
 
 
-def _start(decoder: Decoder) -> None:
-    """Makes a process ready to decode."""
-    _of_this_process.append(decoder)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one ends it
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _init_worker(decoder: Decoder) -> None:
+    _worker_decoder.append(decoder)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process shuts the pool down
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    """A killed parent could not say goodbye: its processes would wait for work for ever."""
+def _exit_with_parent() -> None:
+    """End this process when its parent ends: if the parent is killed, the worker would wait for work forever."""
     if (parent := multiprocessing.parent_process()) is not None:
         parent.join()
         os._exit(1)
 
 
-def _decode(numbers: range) -> list[Damage]:
-    return _of_this_process[0](numbers)
+def _decode_in_worker(numbers: range) -> list[Damage]:
+    return _worker_decoder[0](numbers)
 
 
-def close_gaps(pixels: Path, shape: tuple[int, ...], size: int, damaged: list[Damage]) -> np.ndarray:
-    """Takes the damaged images out of a file of `size` images: the numbers of those that are left, in order."""
+def remove_damaged(pixels: Path, shape: tuple[int, ...], size: int, damaged: list[Damage]) -> np.ndarray:
+    """Remove the damaged images from a file of `size` images, in place.
+
+    shape: shape of one image, [C, H, W].  Returns the numbers of the remaining images, in order.
+    """
     kept = np.setdiff1d(np.arange(size), [damage.number for damage in damaged])
     if damaged:
         images = np.memmap(pixels, np.uint8, "r+", shape=(size, *shape))
         step = max(1, CHUNK_BYTES // int(np.prod(shape)))
-        for start in range(damaged[0].number, len(kept), step):  # forwards: no image is written over before it moved
-            shifted = images[kept[start : start + step]]
-            images[start : start + len(shifted)] = shifted
+        for start in range(damaged[0].number, len(kept), step):  # ascending, so that no image is lost
+            moved = images[kept[start : start + step]]
+            images[start : start + len(moved)] = moved
         images.flush()
         del images
         os.truncate(pixels, len(kept) * int(np.prod(shape)))
@@ -158,8 +169,8 @@ def close_gaps(pixels: Path, shape: tuple[int, ...], size: int, damaged: list[Da
 
 
 @contextmanager
-def _quiet_decoding() -> Iterator[None]:
-    """Pillow warns of broken notes in files whose pixels are whole, thousands of times in a large set."""
+def _filter_pillow_warnings() -> Iterator[None]:
+    """Raise if Pillow reads a truncated file; ignore its many warnings about damaged metadata."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.filterwarnings("error", "Truncated File Read")
@@ -168,20 +179,20 @@ def _quiet_decoding() -> Iterator[None]:
 
 @contextmanager
 def _progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, a line every ten seconds in a file."""
+    """Yield a function that reports finished images: in a bar on a terminal, otherwise in a line every ten seconds."""
     console = Console(stderr=True)
     if console.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, TextColumn("left"), console=console, transient=True, refresh_per_second=4) as bar:
             yield partial(bar.advance, bar.add_task(description, total=total))
         return
-    done, last = 0, time.monotonic()
+    num_done, last_time = 0, time.monotonic()
 
     def advance(count: int) -> None:
-        nonlocal done, last
-        done += count
-        if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
-            last = time.monotonic()
-            print(f"{description}: {done:,} of {total:,}", file=sys.stderr, flush=True)
+        nonlocal num_done, last_time
+        num_done += count
+        if time.monotonic() - last_time >= SECONDS_BETWEEN_LINES:
+            last_time = time.monotonic()
+            print(f"{description}: {num_done:,} of {total:,}", file=sys.stderr, flush=True)
 
     yield advance

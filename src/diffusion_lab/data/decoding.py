@@ -1,6 +1,6 @@
-"""The bytes of an image file -> one square of 8-bit levels.
+"""Decoding of one image: the bytes of an image file -> uint8 [C, resolution, resolution].
 
-Free of torch, so that the processes that decode a large set start quickly.
+This module does not import torch, so that the worker processes that decode a large set start quickly.
 """
 
 import io
@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 VERSION = 1
-"""Of the steps below: raised with every change of their pixels, so that no older cache is taken for theirs."""
+"""Decoder version. Increment it whenever the decoded pixels change, so that cached sets are rebuilt."""
 
 MODES = {1: "L", 3: "RGB"}
 FITS = ("pad", "resize", "adm")
@@ -23,10 +23,10 @@ FILTERS = {
     "box": Image.Resampling.BOX,
 }
 MAX_PIXELS = 89_478_485
-"""A quarter of a gigabyte of RGB, where Pillow too begins to suspect an attack."""
+"""Largest accepted number of pixels (268 MB as RGB), above which Pillow warns of decompression bombs."""
 
 Image.init()
-# No format that starts another program (EPS) or that draws instead of storing pixels (WMF).
+# Excludes formats that run another program (EPS) or contain drawing commands instead of pixels (WMF).
 FORMATS = tuple(
     name
     for name in ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -35,16 +35,17 @@ FORMATS = tuple(
 
 
 class DamagedImageError(ValueError):
-    """The bytes are no image that could be shown honestly; the text is the reason, without a full stop."""
+    """Bytes that cannot be decoded reliably.  The message is the reason, without a final period."""
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """How an image of any size and mode becomes a square of `channels` x `resolution` x `resolution`.
+    """Conversion of an image of any size and mode to `channels` x `resolution` x `resolution`.
 
-    fit: "pad" puts the image in the middle of black; "resize" crops the middle square and resizes it with antialiasing;
-    "adm" halves by box filters, resizes the shorter side bicubically and crops (the code of Dhariwal & Nichol 2021).
-    resample: the filter of "resize", one of bicubic, lanczos, box.
+    fit: "pad" centers the image on black; "resize" crops the center square and resizes it with antialiasing; "adm"
+        halves the image repeatedly with a box filter, resizes its shorter side bicubically and crops the center square
+        (code of Dhariwal & Nichol 2021).
+    resample: filter of "resize", one of bicubic, lanczos, box.
     """
 
     channels: int = 3
@@ -54,7 +55,7 @@ class Preparation:
 
     def __post_init__(self) -> None:
         if self.channels not in MODES:
-            raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {self.channels}.")
+            raise ValueError(f"channels must be 1 (gray) or 3 (RGB), got {self.channels}.")
         if self.fit not in FITS:
             raise ValueError(f"fit must be one of {', '.join(FITS)}, got {self.fit}.")
         if self.resolution < 1:
@@ -69,74 +70,74 @@ class Preparation:
         return self.channels, self.resolution, self.resolution
 
     def decode(self, content: bytes) -> np.ndarray:
-        """The image in a file's bytes: uint8 [C, H, W].
+        """Decode the bytes of an image file to uint8 [C, H, W].
 
-        Raises DamagedImageError where there is none, ValueError where it is larger than the square it is padded to.
+        Raises DamagedImageError if the bytes cannot be decoded, and ValueError if the image is too large to be padded.
         """
         try:
-            image = _with_mode(_upright(_opened(content)), MODES[self.channels])
+            image = _convert(_rotate_upright(_open(content)), MODES[self.channels])
         except DamagedImageError:
             raise
-        except Exception as error:  # Pillow answers damage with errors of a dozen types
+        except Exception as error:  # Pillow raises a dozen types of errors for damaged files
             raise DamagedImageError(_reason(error)) from error
         side = self.resolution
         if image.size != (side, side):
-            image = {"pad": _padded, "resize": self._resized, "adm": _as_adm}[self.fit](image, side)
+            image = {"pad": _pad, "resize": self._resize, "adm": _resize_as_adm}[self.fit](image, side)
         return np.asarray(image).reshape(side, side, self.channels).transpose(2, 0, 1)
 
-    def _resized(self, image: Image.Image, side: int) -> Image.Image:
-        # Cropped first: resizing a box of the image would let its surroundings leak in at the edges.
-        return _middle(image, min(image.size)).resize((side, side), FILTERS[self.resample])
+    def _resize(self, image: Image.Image, side: int) -> Image.Image:
+        # The image is cropped first: resizing with a box would blend pixels from outside the box into the edges.
+        return _center_crop(image, min(image.size)).resize((side, side), FILTERS[self.resample])
 
 
-def _opened(content: bytes) -> Image.Image:
-    """The image as stored, its pixels decoded; its size is judged before they are."""
+def _open(content: bytes) -> Image.Image:
+    """Decode the image as stored.  The image size is checked before any pixel is decoded."""
     if not content:
-        raise DamagedImageError("it is empty")
+        raise DamagedImageError("the file is empty")
     image = Image.open(io.BytesIO(content), formats=FORMATS)
     if image.width * image.height > MAX_PIXELS:
-        raise DamagedImageError(f"it claims {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
+        raise DamagedImageError(f"the header states {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
     if image.format == "PNG":
-        _require_whole_png(content)
+        _verify_png_checksums(content)
     image.load()
     return image
 
 
-def _require_whole_png(content: bytes) -> None:
-    """Checks the sums of all chunks: Pillow skips those of the pixels, and would show what a flipped bit made."""
-    view, place, kind = memoryview(content), 8, b""
+def _verify_png_checksums(content: bytes) -> None:
+    """Raise DamagedImageError if a chunk has a wrong checksum: Pillow does not verify the checksums of pixel data."""
+    view, position, kind = memoryview(content), 8, b""
     while kind != b"IEND":
-        length, kind = struct.unpack_from(">I4s", content, place)
-        end = place + 8 + length
-        if struct.unpack_from(">I", content, end)[0] != zlib.crc32(view[place + 4 : end]):
-            raise DamagedImageError(f"the checksum of its part {kind.decode('latin-1')!r} is wrong")
-        place = end + 4
+        length, kind = struct.unpack_from(">I4s", content, position)
+        end = position + 8 + length
+        if struct.unpack_from(">I", content, end)[0] != zlib.crc32(view[position + 4 : end]):
+            raise DamagedImageError(f"the checksum of chunk {kind.decode('latin-1')!r} is wrong")
+        position = end + 4
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _rotate_upright(image: Image.Image) -> Image.Image:
     try:
         ImageOps.exif_transpose(image, in_place=True)
-    except Exception:  # its notes are damaged, its pixels are not: shown as stored
+    except Exception:  # the metadata is damaged but not the pixels, which are used as stored
         return image
     return image
 
 
-def _with_mode(image: Image.Image, mode: str) -> Image.Image:
+def _convert(image: Image.Image, mode: str) -> Image.Image:
     if image.mode.startswith("I;16"):  # Pillow would clip 16 bits at 255 instead of scaling them
         image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise DamagedImageError(f"its mode {image.mode} has no range that would tell black from white")
-    if image.has_transparency_data:  # as a page shows it; dropping alpha would show what was hidden
+        raise DamagedImageError(f"image mode {image.mode} does not define which values are black and white")
+    if image.has_transparency_data:  # composited on white, as in a browser; dropping alpha would reveal hidden colors
         page = Image.new("RGBA", image.size, "white")
         page.alpha_composite(image.convert("RGBA"))
         image = page
     return image if image.mode == mode else image.convert(mode)
 
 
-def _padded(image: Image.Image, side: int) -> Image.Image:
+def _pad(image: Image.Image, side: int) -> Image.Image:
     if max(image.size) > side:
         raise ValueError(
-            f"data.resolution must be at least the images' side to pad them, {max(image.size)}, got {side}; "
+            f"data.resolution must be at least {max(image.size)} to pad an image with that side, got {side}; "
             "try data.fit=resize."
         )
     canvas = Image.new(image.mode, (side, side))
@@ -144,24 +145,24 @@ def _padded(image: Image.Image, side: int) -> Image.Image:
     return canvas
 
 
-def _as_adm(image: Image.Image, side: int) -> Image.Image:
+def _resize_as_adm(image: Image.Image, side: int) -> Image.Image:
     while min(image.size) >= 2 * side:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = side / min(image.size)
     width, height = round(image.width * scale), round(image.height * scale)
     if width * height > MAX_PIXELS:
-        raise DamagedImageError(f"its sides {image.width} x {image.height} are too unequal")
-    return _middle(image.resize((width, height), Image.Resampling.BICUBIC), side)
+        raise DamagedImageError(f"the aspect ratio of {image.width} x {image.height} pixels is too extreme")
+    return _center_crop(image.resize((width, height), Image.Resampling.BICUBIC), side)
 
 
-def _middle(image: Image.Image, side: int) -> Image.Image:
+def _center_crop(image: Image.Image, side: int) -> Image.Image:
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.crop((left, top, left + side, top + side))
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):  # its own text holds an address in memory
-        return f"it is no image in any of the formats {', '.join(FORMATS)}"
+    if isinstance(error, UnidentifiedImageError):  # its message contains a memory address
+        return f"the file is not an image in any of the formats {', '.join(FORMATS)}"
     if isinstance(error, struct.error):
-        return "it ends too early"
+        return "the file is truncated"
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__

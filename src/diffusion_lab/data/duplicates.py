@@ -1,4 +1,4 @@
-"""Images that a set holds twice: the same bytes, or nearly the same picture."""
+"""Duplicates in image sets: images with the same bytes, and nearly identical images."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -12,20 +12,21 @@ from torch import Tensor
 from diffusion_lab.randomness import permutation
 
 COMPARED_SIDE = 32
-"""Pixels a side at which pictures are compared; larger ones are averaged down to it."""
+"""Largest side, in pixels, at which images are compared; larger images are downsampled by averaging."""
 THUMBNAIL_SIDE = 8
 NUM_PARTS = 64
-"""Parts into which a set is cut to find neighbours: the nearest of each part is kept, not the nearest of all."""
+"""Number of parts into which the search for neighbors divides a set; only the nearest image of each part is kept."""
 SLACK = 0.15
-"""How far a thumbnails' ratio may lie above the limit before the pictures themselves are not compared any more."""
+"""Amount by which the ratio of thumbnails may exceed `max_ratio` for the images themselves to be compared."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two images taken for one.  first, second: their numbers, each in its set.
+    """Two duplicates.  first, second: numbers of the two images, each in its own set.
 
-    kind: the same bytes, nearly the same picture, or nearly its mirror image.  correlation: of all pixels, in [-1, 1].
-    ratio: what NearDuplicates bounds; 0 for the same bytes.
+    kind: whether the bytes are the same, or the images are nearly identical, without or with a horizontal flip.
+    correlation: correlation of all pixels, in [-1, 1].
+    ratio: relative difference of the images, which `NearDuplicates` bounds; 0 for the same bytes.
     """
 
     first: int
@@ -36,7 +37,7 @@ class Pair:
 
 
 def same_bytes(digests: np.ndarray) -> list[tuple[int, ...]]:
-    """Groups of two or more numbers whose digests [N] are equal, each growing, ordered by their first."""
+    """Return groups of the numbers of two or more images with equal digests [N]; numbers and groups are ascending."""
     order = np.argsort(digests, kind="stable")
     starts = np.flatnonzero(np.diff(digests[order])) + 1
     groups = (tuple(group.tolist()) for group in np.split(order, starts) if len(group) > 1)
@@ -44,78 +45,83 @@ def same_bytes(digests: np.ndarray) -> list[tuple[int, ...]]:
 
 
 def same_bytes_between(digests: np.ndarray, others: np.ndarray) -> list[Pair]:
-    """One pair for each of the `others` [M] whose digest is among `digests` [N], with the first that has it."""
+    """Return a pair for each digest in `others` [M] that is in `digests` [N], with the first such image."""
     unique, first = np.unique(digests, return_index=True)
-    place = np.searchsorted(unique, others).clip(max=len(unique) - 1)
-    found = np.flatnonzero(unique[place] == others)
-    return [Pair(int(first[place[k]]), int(k)) for k in found]
+    position = np.searchsorted(unique, others).clip(max=len(unique) - 1)
+    found = np.flatnonzero(unique[position] == others)
+    return [Pair(int(first[position[k]]), int(k)) for k in found]
 
 
 @dataclass(frozen=True)
 class NearDuplicates:
-    """Finds pairs of pictures that are nearer to each other than pictures of their kind are.
+    """Search for pairs of images that are much closer to each other than to other images of the set.
 
-    The difference of two pictures is sqrt(2 - 2 correlation), the Euclidean distance after their mean is taken out and
-    their contrast is set to 1, so that brightness and contrast do not count; the smaller one with and without
-    mirroring, since training may mirror. A pair is a near duplicate where its difference is at most `max_ratio` times
-    the difference between one of the two and its `neighbour`-th nearest picture (in smaller sets: the farthest). The
-    bound is relative because sets differ: two unlike handwritten ones correlate more than two frames of one scene.
-    (A ratio of distances tells a match from a look-alike in Lowe 2004, section 7.1, too.)
+    The difference of two images is sqrt(2 - 2 correlation): the Euclidean distance after each is shifted to mean 0 and
+    scaled to norm 1, so that brightness and contrast do not matter. The smaller difference with and without a
+    horizontal flip counts, since training may flip images. A pair is a near duplicate if its difference is at most
+    `max_ratio` times the difference between one of the two images and its `neighbor`-th nearest image (in smaller sets,
+    the farthest image). The bound is relative because sets differ: two different handwritten digits correlate more than
+    two frames of one scene. (Lowe 2004, section 7.1, also separates correct and false matches by a distance ratio.)
 
-    Not found: copies that are cropped, shifted or turned, and groups of more than `neighbour` near copies.
-    Neighbours are looked for by thumbnails, the nearest in each of 64 random parts of the set; what is near is then
-    compared at up to 32 pixels a side.
+    The search does not find copies that are cropped, shifted or rotated, or groups of more than `neighbor` near copies.
+    It compares thumbnails first, and takes the nearest image in each of 64 random parts of the set as neighbors. Near
+    images are then compared at up to 32 pixels per side.
 
-    max_compared: images of each set that are compared, a random choice that `seed` fixes; the time grows as its square.
+    max_ratio: largest ratio of the differences, in (0, 1).  neighbor: rank of the neighbor in the ratio.
+    max_compared: largest number of images of each set to compare, chosen at random; the time grows quadratically.
+    seed: seed of the random choice.
     """
 
     max_ratio: float = 0.4
-    neighbour: int = 10
+    neighbor: int = 10
     max_compared: int = 50_000
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.max_ratio < 1:
             raise ValueError(f"max_ratio must be in (0, 1), got {self.max_ratio}.")
-        if not 1 <= self.neighbour <= NUM_PARTS // 2:
-            raise ValueError(f"neighbour must be in 1..{NUM_PARTS // 2}, got {self.neighbour}.")
+        if not 1 <= self.neighbor <= NUM_PARTS // 2:
+            raise ValueError(f"neighbor must be in 1..{NUM_PARTS // 2}, got {self.neighbor}.")
         if self.max_compared < 0:
             raise ValueError(f"max_compared must be at least 0, got {self.max_compared}.")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be in 0..2^63 - 1, got {self.seed}.")
 
-    def choice(self, size: int) -> np.ndarray:
-        """The numbers of the images to compare in a set of `size`, in random order: [at most max_compared], int64."""
-        # In random order, so that the parts of a set that is sorted by class or by scene are alike.
+    def choose(self, size: int) -> np.ndarray:
+        """Choose the images to compare in a set of `size`: at most max_compared numbers in random order, int64."""
+        # The order is random, so that parts are similar even if the set is sorted by class or by scene.
         return permutation(self.seed, epoch=0, size=size)[: self.max_compared]
 
-    def within(self, pictures: Tensor) -> list[Pair]:
-        """The pairs of one set, first < second, nearest first.  pictures: uint8 [N, C, h, w], from `reduced`."""
+    def within(self, images: Tensor) -> list[Pair]:
+        """Return the pairs of one set, first < second, by ascending ratio.  images: output of `downsample`."""
         found: dict[tuple[int, int], Pair] = {}
-        for pair in self._pairs(pictures, pictures, same=True):
+        for pair in self._pairs(images, images, same=True):
             key = min(pair.first, pair.second), max(pair.first, pair.second)
             if key not in found or pair.ratio < found[key].ratio:
                 found[key] = replace(pair, first=key[0], second=key[1])
         return sorted(found.values(), key=lambda pair: pair.ratio)
 
-    def between(self, pictures: Tensor, others: Tensor) -> list[Pair]:
-        """Pairs of a picture (first) and another set's (second), nearest first, by the neighbours of the second."""
-        return sorted(self._pairs(others, pictures, same=False), key=lambda pair: pair.ratio)
+    def between(self, images: Tensor, others: Tensor) -> list[Pair]:
+        """Return pairs of one of the `images` (first) and one of the `others` (second), by ascending ratio.
+
+        images, others: outputs of `downsample`.  The ratio is relative to the second image's neighbors in `images`.
+        """
+        return sorted(self._pairs(others, images, same=False), key=lambda pair: pair.ratio)
 
     def _pairs(self, rows: Tensor, columns: Tensor, *, same: bool) -> Iterator[Pair]:
         if len(columns) < 2 + same:
-            return  # without a further picture there is nothing to be nearer than
-        for row, column in _neighbours(rows, columns, self.neighbour, self.max_ratio + SLACK, same=same):
+            return  # the ratio requires another image
+        for row, column in _neighbors(rows, columns, self.neighbor, self.max_ratio + SLACK, same=same):
             correlation, mirrored = _correlations(rows[row], columns[column])  # [R, K]
             difference = _difference(correlation)
-            ratio = difference / _usual(difference, self.neighbour)[:, None]  # 0 / 0 = nan is no duplicate
+            ratio = difference / _kth_smallest(difference, self.neighbor)[:, None]  # 0 / 0 = nan is no duplicate
             for k, m in (ratio <= self.max_ratio).nonzero().tolist():
                 kind: Literal["mirrored", "near"] = "mirrored" if mirrored[k, m] else "near"
                 yield Pair(int(column[k, m]), int(row[k]), kind, float(correlation[k, m]), float(ratio[k, m]))
 
 
-def reduced(pixels: Tensor) -> Tensor:
-    """Pictures as they are compared, at most 32 pixels a side.  pixels: uint8 [B, C, H, W].  Returns uint8."""
+def downsample(pixels: Tensor) -> Tensor:
+    """Downsample images by averaging for the comparison: uint8 [B, C, H, W] -> uint8 [B, C, h, w], at most 32."""
     height, width = pixels.shape[-2:]
     sides = min(height, COMPARED_SIDE), min(width, COMPARED_SIDE)
     if (height, width) == sides:
@@ -123,22 +129,22 @@ def reduced(pixels: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(pixels.float(), sides).round().to(torch.uint8)
 
 
-def _neighbours(
-    rows: Tensor, columns: Tensor, neighbour: int, max_ratio: float, *, same: bool, block: int = 4096
+def _neighbors(
+    rows: Tensor, columns: Tensor, neighbor: int, max_ratio: float, *, same: bool, block: int = 4096
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows with something near by thumbnails, and each's nearest columns: ([R], [R, K]), int64, few rows at a time.
+    """Yield the rows with near columns, and the nearest columns of each of these rows: ([R], [R, K]), int64, R <= 64.
 
-    same: rows and columns are one set, and no picture is its own neighbour.
+    same: whether rows and columns are the same set, in which no image is its own neighbor.
     """
     parts = torch.chunk(_thumbnails(columns), NUM_PARTS)
     upright, mirrored = _thumbnails(rows), _thumbnails(rows.flip(-1))
     for start in range(0, len(rows), block):
-        mine = slice(start, start + block)
-        correlation, index = _nearest_of_parts(upright[mine], mirrored[mine], parts, own=start if same else None)
-        # In a set of a few pictures a part may hold nothing but the row itself: its entry, the last, is left out.
+        part = slice(start, start + block)
+        correlation, index = _nearest_of_parts(upright[part], mirrored[part], parts, own=start if same else None)
+        # In a very small set, a part may contain only the row itself: its entry, which is the last, is left out.
         correlation, order = correlation.topk(len(parts) - same, dim=1)
         difference = _difference(correlation)
-        near = difference[:, 0] <= max_ratio * _usual(difference, neighbour)
+        near = difference[:, 0] <= max_ratio * _kth_smallest(difference, neighbor)
         for row in torch.split(near.nonzero().squeeze(1), 64):
             yield row + start, index[row].gather(1, order[row])
 
@@ -146,12 +152,12 @@ def _neighbours(
 def _nearest_of_parts(
     upright: Tensor, mirrored: Tensor, parts: tuple[Tensor, ...], *, own: int | None
 ) -> tuple[Tensor, Tensor]:
-    """Each row's largest correlation within each part, and its column: [R, P].  own: the column that is row 0."""
+    """Return each row's largest correlation within each part, and its column: [R, P].  own: column of row 0's image."""
     best, index, first = [], [], 0
     for part in parts:
         correlation = torch.maximum(upright @ part.T, mirrored @ part.T)
         if own is not None and -len(upright) < own - first < len(part):
-            correlation.diagonal(own - first).fill_(-2)  # a picture beside itself
+            correlation.diagonal(own - first).fill_(-2)  # correlation of an image with itself
         value, column = correlation.max(dim=1)
         best.append(value)
         index.append(column + first)
@@ -163,30 +169,33 @@ def _difference(correlation: Tensor) -> Tensor:
     return (2 - 2 * correlation).clamp_min(0).sqrt()
 
 
-def _usual(difference: Tensor, neighbour: int) -> Tensor:
-    """The neighbour-th smallest of each row, or the largest where there are fewer: [R].  difference: [R, K]."""
-    return difference.kthvalue(min(neighbour, difference.shape[1]), dim=1).values
+def _kth_smallest(difference: Tensor, k: int) -> Tensor:
+    """Return the k-th smallest difference of each row, or the largest if K < k: [R].  difference: [R, K]."""
+    return difference.kthvalue(min(k, difference.shape[1]), dim=1).values
 
 
-def _thumbnails(pictures: Tensor) -> Tensor:
-    """Small pictures with mean 0 and length 1: float32 [N, C * 64].  pictures: uint8 [N, C, h, w]."""
-    height, width = pictures.shape[-2:]
+def _thumbnails(images: Tensor) -> Tensor:
+    """Return flattened thumbnails with mean 0 and norm 1: float32 [N, C * 64].  images: uint8 [N, C, h, w]."""
+    height, width = images.shape[-2:]
     sides = min(height, THUMBNAIL_SIDE), min(width, THUMBNAIL_SIDE)
-    small = [F.adaptive_avg_pool2d(part.float(), sides).flatten(1) for part in torch.split(pictures, 4096)]
-    return _standardised(torch.cat(small))
+    small = [F.adaptive_avg_pool2d(part.float(), sides).flatten(1) for part in torch.split(images, 4096)]
+    return _standardize(torch.cat(small))
 
 
-def _standardised(pixels: Tensor) -> Tensor:
-    """Mean 0 and length 1 over the last dimension; a constant stays 0."""
-    centred = pixels - pixels.mean(dim=-1, keepdim=True)
-    return F.normalize(centred, dim=-1, eps=1e-3)
+def _standardize(pixels: Tensor) -> Tensor:
+    """Shift to mean 0 and scale to norm 1 over the last dimension; constant images become 0."""
+    centered = pixels - pixels.mean(dim=-1, keepdim=True)
+    return F.normalize(centered, dim=-1, eps=1e-3)
 
 
-def _correlations(pictures: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each picture [R, C, h, w] and its others [R, K, C, h, w]: the larger with and without mirroring, and which."""
-    candidates = _standardised(others.float().flatten(2))
+def _correlations(images: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Correlate each of the images [R, C, h, w] with its others [R, K, C, h, w].
+
+    Returns the larger correlation with and without a horizontal flip, [R, K], and whether the flip gives the larger.
+    """
+    candidates = _standardize(others.float().flatten(2))
     upright, mirrored = (
-        (candidates @ _standardised(side.float().flatten(1))[:, :, None]).squeeze(2)
-        for side in (pictures, pictures.flip(-1))
+        (candidates @ _standardize(side.float().flatten(1))[:, :, None]).squeeze(2)
+        for side in (images, images.flip(-1))
     )
     return torch.maximum(upright, mirrored), mirrored > upright

@@ -1,13 +1,13 @@
-"""The folder of decoded sets: each is built once, by one process while others wait, and mapped by all.
+"""Cache of decoded image sets: each set is built once, by one process while others wait, and memory-mapped by all.
 
-A set is a folder <key> of raw pixels [N, C, H, W] and little-endian labels, of meta.json (shape, class names, where
-from, how made, sha256 of the content) and of damaged.csv (number, file and reason of each image left out), if any are.
+A set is a folder <key> that contains the raw pixels [N, C, H, W], the labels as little-endian int64, meta.json (shape,
+class names, source, preparation, sha256 of the content) and, if images were left out, damaged.csv (number, file and
+reason for each of these images).
 """
 
 import json
-import os
+import logging
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,15 +16,18 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from diffusion_lab.atomic_files import atomic_folder
 from diffusion_lab.data.images import Images
 from diffusion_lab.paths import default_cache_folder
+
+logger = logging.getLogger(__name__)
 
 PIXELS, LABELS, META, DAMAGED = "pixels.uint8", "labels.int64", "meta.json", "damaged.csv"
 
 
 @dataclass(frozen=True)
 class Meta:
-    """What a built set says of itself.  shape: [N, C, H, W].  origin: source and preparation, for people."""
+    """Content of meta.json.  shape: shape of the set, [N, C, H, W].  origin: source and preparation, for users."""
 
     shape: tuple[int, int, int, int]
     class_names: tuple[str, ...]
@@ -36,7 +39,7 @@ class Meta:
 
 @dataclass(frozen=True)
 class Entry:
-    """A built set in the cache."""
+    """A decoded set in the cache."""
 
     folder: Path
     meta: Meta
@@ -53,100 +56,80 @@ class Entry:
 
 @dataclass(frozen=True)
 class ImageCache:
-    """folder: None is that of the environment variable DIFFUSION_LAB_CACHE, or of the person's own cache."""
+    """Cache folder of decoded sets.
+
+    folder: path of the folder; None uses the environment variable DIFFUSION_LAB_CACHE or the user's cache folder.
+    """
 
     folder: Path | None = None
 
     @property
     def references(self) -> Path:
-        """Where statistics of sets are kept."""
+        """Folder for the feature statistics of reference sets."""
         return (self.folder or default_cache_folder()).expanduser() / "references"
 
     def entry(self, key: str, build: Callable[[Path], Meta]) -> Entry:
-        """The set named `key`, built now unless it is there and whole.
+        """Return the set named `key`; build it if it is missing or incomplete.
 
-        build: fills a fresh folder and says what is in it.  Raises ValueError where the cache cannot be written.
+        build: function that writes pixels and labels into an empty folder and returns the content of meta.json.
+        Raises ValueError if the cache cannot be written.
         """
         folder = (self.folder or default_cache_folder()).expanduser() / "images"
-        if found := _whole(folder / key):
+        if found := _read_entry(folder / key):
             return found
         try:
-            _made(folder)
-            with _locked(folder / f"{key}.lock", key):
-                return _whole(folder / key) or _built(folder, key, build)
+            _make_folder(folder)
+            with _lock(folder / f"{key}.lock", key):
+                return _read_entry(folder / key) or _build_entry(folder / key, build)
         except FileNotFoundError:
-            raise  # the set's own
+            raise  # a file of the source is missing
         except OSError as error:
             raise ValueError(
-                f"data.cache_folder must be a folder that can be written to with enough space, got {folder}: "
-                f"{error.strerror or error}; DIFFUSION_LAB_CACHE names another too."
+                f"data.cache_folder must be a writable folder with enough free space, got {folder}: "
+                f"{error.strerror or error}; set it or the environment variable DIFFUSION_LAB_CACHE to another folder."
             ) from error
 
 
-def _made(folder: Path) -> None:
+def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except FileNotFoundError as error:  # such as below /proc: not the set's own
-        raise PermissionError(error.errno, "it cannot be made") from error
+    except FileNotFoundError as error:  # for example below /proc; not to be mistaken for a missing source file
+        raise PermissionError(error.errno, "the folder cannot be created") from error
 
 
-def write_meta(folder: Path, meta: Meta) -> None:
-    (folder / META).write_text(json.dumps(asdict(meta), indent=1))
-
-
-def _whole(folder: Path) -> Entry | None:
-    """The entry, if all of it is there."""
+def _read_entry(folder: Path) -> Entry | None:
+    """Return the entry in a folder, or None if it is missing or incomplete."""
     try:
         content = json.loads((folder / META).read_text())
         content.update(shape=tuple(content["shape"]), class_names=tuple(content["class_names"]))
         meta = Meta(**content)
         num_images, *image = meta.shape
         sizes = [(folder / name).stat().st_size for name in (PIXELS, LABELS)]
-        whole = sizes == [num_images * image[0] * image[1] * image[2], 8 * num_images]
+        complete = sizes == [num_images * image[0] * image[1] * image[2], 8 * num_images]
     except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError):
         return None
-    return Entry(folder, meta) if whole else None
+    return Entry(folder, meta) if complete else None
 
 
-def _built(folder: Path, key: str, build: Callable[[Path], Meta]) -> Entry:
-    """Builds an entry under another name and renames it when it is whole; the lock is held."""
-    if (folder / key).exists():
-        print(f"warning: {folder / key} is damaged and is built again.", file=sys.stderr)
-        shutil.rmtree(folder / key)
-    for left_behind in folder.glob(f"{key}.*.partial"):  # of a process that was killed
-        shutil.rmtree(left_behind)
-    partial = folder / f"{key}.{os.getpid()}.partial"
-    partial.mkdir()
-    try:
+def _build_entry(folder: Path, build: Callable[[Path], Meta]) -> Entry:
+    """Build an entry and replace an incomplete one.  The caller must hold the lock of the entry."""
+    if folder.exists():
+        logger.warning("%s is damaged and will be rebuilt.", folder, extra={"all_ranks": True})  # one rank builds it
+        shutil.rmtree(folder)
+    with atomic_folder(folder) as partial:
         meta = build(partial)
-        write_meta(partial, meta)
-        for name in (PIXELS, LABELS, META):
-            _sync(partial / name)
-        _sync(partial)
-        partial.rename(folder / key)
-        _sync(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return Entry(folder / key, meta)
-
-
-def _sync(path: Path) -> None:
-    """Waits until a file or folder is on the disk: a name must not survive a crash that its content does not."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        (partial / META).write_text(json.dumps(asdict(meta), indent=1))
+    return Entry(folder, meta)
 
 
 @contextmanager
-def _locked(path: Path, key: str) -> Iterator[None]:
-    """Holds the lock of an entry.  It belongs to the process: where that dies, the system lets go of it."""
+def _lock(path: Path, key: str) -> Iterator[None]:
+    """Hold the lock of an entry.  The operating system releases it if the process dies."""
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print(f"note: waiting for another process that prepares {key}.", file=sys.stderr, flush=True)
+        logger.info("waiting for another process to prepare %s.", key)
         lock.acquire()
     try:
         yield

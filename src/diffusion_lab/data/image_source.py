@@ -1,6 +1,6 @@
-"""Where a set's image files are: a Hugging Face hub name or a local folder -> the bytes of each image, and its label.
+"""Sources of image sets: a Hugging Face hub name or a local folder -> the bytes and the label of each image.
 
-The library `datasets` takes more than a second to import: only what opens a set waits for it.
+The library `datasets` takes more than a second to import, so it is only imported when a set is opened.
 """
 
 import errno
@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rows:
-    """An opened split.  dataset: one column, of undecoded images.  label: int64 [N].  class_names: may be empty."""
+    """An opened split.
+
+    dataset: data set with a single column of undecoded images.  label: labels, int64 [N].
+    class_names: names of the classes; empty for a set without class names.
+    """
 
     dataset: "Dataset"
     label: np.ndarray
@@ -37,9 +41,10 @@ class Rows:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """hub_name: NAME or NAME:CONFIG on the Hugging Face hub, used where `path` is None.  path: a local folder.
+    """Location of an image set.
 
-    image_column, label_column: their names in the set; label_column None gives label 0 to all.
+    hub_name: NAME or NAME:CONFIG on the Hugging Face hub, used if `path` is None.  path: local folder.
+    image_column, label_column: names of the columns; if label_column is None, all images get label 0.
     """
 
     hub_name: str | None
@@ -51,24 +56,27 @@ class ImageSource:
         return str(self.hub_name if self.path is None else self.path)
 
     def locate(self) -> None:
-        """Raises FileNotFoundError, saying what was looked for and how to get it, unless the set is within reach."""
+        """Raise FileNotFoundError, with the missing file and the remedy, unless the set can be read or downloaded."""
         if self.path is not None:
             if not self.path.is_dir():
                 raise FileNotFoundError(f"data.path must be a folder of images or parquet files, got {self.path}.")
             if next(_files(self.path), None) is None:
                 raise FileNotFoundError(
-                    f"data.path must hold images or parquet files (train-*.parquet, test-*.parquet), "
+                    f"data.path must contain images or parquet files (train-*.parquet, test-*.parquet), "
                     f"but {self.path} is empty."
                 )
         elif self.hub_name is None:
-            raise FileNotFoundError("data.path must name a folder of images or parquet files, got nothing.")
-        elif not _hub_in_reach():
+            raise FileNotFoundError("data.path must name a folder of images or parquet files, got null.")
+        elif not _hub_is_reachable():
             self._require_cached()
 
     def identity(self, split: str) -> str:
-        """What changes with the set's files: their names, sizes and times in a folder, the hub's own for its sets."""
+        """Return a string that changes with the names, sizes and modification times of the files of the set.
+
+        For a set from the hub, the string is the fingerprint that the library `datasets` computes.
+        """
         if self.path is None:
-            return str(self._loaded(split, None)._fingerprint)
+            return str(self._load(split, None)._fingerprint)
         digest = hashlib.sha256(str(self.path.resolve()).encode())
         for file in sorted(_files(self.path)):
             status = file.stat()
@@ -76,26 +84,27 @@ class ImageSource:
         return digest.hexdigest()
 
     def splits(self) -> list[str]:
-        """The names of the set's splits, without decoding anything.  Raises as `open`."""
+        """Return the names of the splits without reading images.  Raises the same errors as `open`."""
         self.locate()
         import datasets
 
         name, _, config = str(self).partition(":") if self.path is None else (str(self.path), "", "")
         try:
             builder = datasets.load_dataset_builder(name, config or None)
-        except Exception as error:  # as in `_loaded`
-            refusal = self._refusal(_first_cause(error), "train")
+        except Exception as error:  # see `_load`
+            failure = self._load_error(_first_cause(error), "train")
         else:
             return [str(split) for split in builder.info.splits or builder.config.data_files]
         gc.collect()
-        raise refusal
+        raise failure
 
     def open(self, split: str, work_folder: Path) -> Rows:
-        """The images and labels of a split.  work_folder: for what `datasets` unpacks from a local folder.
+        """Open the images and labels of a split.
 
-        Raises ValueError where the set has no such split or columns.
+        work_folder: folder into which `datasets` unpacks local files.
+        Raises ValueError if the set does not have the split or the columns.
         """
-        dataset = self._loaded(split, None if self.path is None else work_folder)
+        dataset = self._load(split, None if self.path is None else work_folder)
         self._require_columns(dataset)
         label, names = self._labels(dataset)
         from datasets import Image
@@ -103,47 +112,48 @@ class ImageSource:
         images = dataset.select_columns([self.image_column]).cast_column(self.image_column, Image(decode=False))
         return Rows(images, label, names)
 
-    def _loaded(self, split: str, work_folder: Path | None) -> "Dataset":
+    def _load(self, split: str, work_folder: Path | None) -> "Dataset":
         self.locate()
         import datasets
 
         if not sys.stderr.isatty():
             datasets.disable_progress_bars()
         if self.path is not None:
-            datasets.logging.set_verbosity(logging.CRITICAL)  # what it says of damaged files is in the sentence below
+            datasets.logging.set_verbosity(logging.CRITICAL)  # the error below contains its log messages
         name, _, config = str(self).partition(":") if self.path is None else (str(self.path), "", "")
         try:
             return datasets.load_dataset(
                 name, config or None, split=split, cache_dir=None if work_folder is None else str(work_folder)
             )
-        except Exception as error:  # damaged files raise anything, from pyarrow's errors to KeyError
-            refusal = self._refusal(_first_cause(error), split)
-        # Not raised above: the error would keep pyarrow's reader alive, whose threads then never end with the process.
+        except Exception as error:  # damaged files raise errors of any type, from pyarrow errors to KeyError
+            failure = self._load_error(_first_cause(error), split)
+        # Raised outside of the except block, where the error would keep a pyarrow reader alive. The reader's threads
+        # would then not end at exit.
         gc.collect()
-        raise refusal
+        raise failure
 
-    def _refusal(self, cause: BaseException, split: str) -> Exception:
+    def _load_error(self, cause: BaseException, split: str) -> Exception:
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
-            return OSError(cause.errno, cause.strerror)  # the cache's trouble, not the set's
+            return OSError(cause.errno, cause.strerror)  # an error of the cache, not of the image set
         setting = "data.hub_name" if self.path is None else "data.path"
         reason = " ".join(str(cause).split()) or type(cause).__name__
         return ValueError(f"{setting}={self} cannot be read as images with a split {split!r}: {reason}")
 
     def _require_columns(self, dataset: "Dataset") -> None:
         columns = dataset.column_names
-        holding = [name for name in columns if _may_hold_images(dataset.features[name])]
-        if not holding:
-            raise ValueError(f"{self} holds no images: its columns are {', '.join(columns)}.")
+        candidates = [name for name in columns if _may_contain_images(dataset.features[name])]
+        if not candidates:
+            raise ValueError(f"{self} contains no images: its columns are {', '.join(columns)}.")
         for column in [self.image_column] + ([self.label_column] if self.label_column else []):
             if column not in columns:
                 hint = "; data.label_column=null trains without labels" if column == self.label_column else ""
                 raise ValueError(
                     f"data.image_column and data.label_column must be among {columns} for {self}, got {column}{hint}."
                 )
-        if self.image_column not in holding:
-            raise ValueError(f"data.image_column must be one of {', '.join(holding)}, got {self.image_column}.")
+        if self.image_column not in candidates:
+            raise ValueError(f"data.image_column must be one of {', '.join(candidates)}, got {self.image_column}.")
         if not len(dataset):
-            raise ValueError(f"{self} holds no images: the split has 0 rows.")
+            raise ValueError(f"{self} contains no images: the split has 0 rows.")
 
     def _labels(self, dataset: "Dataset") -> tuple[np.ndarray, tuple[str, ...]]:
         if self.label_column is None:
@@ -155,22 +165,24 @@ class ImageSource:
         if column.null_count:
             raise ValueError(f"data.label_column={self.label_column} has no value for {column.null_count} images.")
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-            found, label = np.unique(np.asarray(column.to_pylist(), dtype=str), return_inverse=True)
-            return label.astype(np.int64), tuple(str(name) for name in found)
+            unique, label = np.unique(np.asarray(column.to_pylist(), dtype=str), return_inverse=True)
+            return label.astype(np.int64), tuple(str(name) for name in unique)
         if not (pa.types.is_integer(column.type) or pa.types.is_boolean(column.type)):
             raise ValueError(
-                f"data.label_column must hold whole numbers or names, got {column.type} in {self.label_column}."
+                f"data.label_column must contain whole numbers or names, got {column.type} in {self.label_column}."
             )
         label = np.asarray(column.to_numpy(), dtype=np.int64)
         if label.min() < 0 or (names and label.max() >= len(names)):
-            wanted = f"in 0..{len(names) - 1}" if names else "at least 0"
-            wrong = label.min() if label.min() < 0 else label.max()
-            raise ValueError(f"labels must be {wanted}, got {wrong} in data.label_column={self.label_column}.")
+            accepted = f"in 0..{len(names) - 1}" if names else "at least 0"
+            value = label.min() if label.min() < 0 else label.max()
+            raise ValueError(
+                f"data.label_column={self.label_column} must contain labels that are {accepted}, got {value}."
+            )
         return label, tuple(names or ())
 
     def _require_cached(self) -> None:
-        # The libraries would retry an unreachable hub for 24 seconds; told that they are offline, they look in their
-        # cache at once. Both read the variable when first imported.
+        # Without this variable, the libraries retry an unreachable hub for 24 seconds before they use their cache. The
+        # libraries read the variable when they are first imported.
         os.environ["HF_HUB_OFFLINE"] = "1"
         import datasets
 
@@ -179,24 +191,24 @@ class ImageSource:
             datasets.load_dataset_builder(name, config or None)
         except (ConnectionError, OSError, ValueError) as error:
             raise FileNotFoundError(
-                f"data.hub_name={self.hub_name} is neither in the local cache nor within reach (no network?): run once "
-                "with network, or set data.path to a folder that holds its files (train-*.parquet, test-*.parquet)."
+                f"data.hub_name={self.hub_name} is not in the local cache and the hub cannot be reached; run once with "
+                "network access, or set data.path to a folder with its files (train-*.parquet, test-*.parquet)."
             ) from error
 
 
-def contents(dataset: "Dataset", start: int, stop: int) -> Iterator[bytes | DamagedImageError]:
-    """The bytes of the image files start..stop-1, or why there are none."""
+def read_images(dataset: "Dataset", start: int, stop: int) -> Iterator[bytes | DamagedImageError]:
+    """Yield the bytes of the image files start..stop-1, or an error for each file that cannot be read."""
     for item in _items(dataset, start, stop):
         if item["bytes"] is not None:
             yield item["bytes"]
         elif item["path"]:
             yield _read(item["path"])
         else:
-            yield DamagedImageError("there is none in this row")
+            yield DamagedImageError("the row has no image")
 
 
 def file_name(dataset: "Dataset", number: int) -> str:
-    """The name of an image's file, where the set tells it."""
+    """Return the file name of an image, or "" if the set does not contain the name."""
     (item,) = _items(dataset, number, number + 1)
     return str(item["path"] or "")
 
@@ -210,17 +222,17 @@ def _read(path: str) -> bytes | DamagedImageError:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        return DamagedImageError(f"its file cannot be read: {error.strerror}")
+        return DamagedImageError(f"the image file cannot be read: {error.strerror}")
 
 
-def _may_hold_images(feature: Any) -> bool:
+def _may_contain_images(feature: Any) -> bool:
     kind = getattr(feature, "dtype", None)
     keys = set(feature) if isinstance(feature, dict) else set()
     return type(feature).__name__ == "Image" or kind in ("binary", "large_binary") or keys == {"bytes", "path"}
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """All files below a folder but hidden ones; links to folders are followed, each folder once."""
+    """Yield all files below a folder except hidden ones.  Links are followed, but each folder is visited once."""
     seen = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -237,11 +249,11 @@ def _first_cause(error: BaseException) -> BaseException:
     return error
 
 
-def _hub_in_reach(timeout: float = 2.0) -> bool:
+def _hub_is_reachable(timeout: float = 2.0) -> bool:
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return False
     if urllib.request.getproxies():
-        return True  # behind a proxy a direct connection says nothing
+        return True  # behind a proxy, a direct connection may fail although the hub is reachable
     endpoint: Any = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     try:
         socket.create_connection((endpoint.hostname, endpoint.port or 443), timeout).close()

@@ -1,4 +1,4 @@
-"""What is in an image set: sizes, classes, values, and images that are there twice."""
+"""Statistics of an image set: shape, classes, pixel values, constant images and duplicates."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -7,13 +7,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion_lab.data.duplicates import NearDuplicates, Pair, reduced, same_bytes, same_bytes_between
+from diffusion_lab.data.duplicates import NearDuplicates, Pair, downsample, same_bytes, same_bytes_between
 from diffusion_lab.data.images import Images
 
 
 @dataclass(frozen=True)
 class ChannelValues:
-    """Values of one channel over all pixels of all images, in 0..255.  share_0, share_255: of the pixels, in [0, 1]."""
+    """Values of one channel over all pixels of all images, in 0..255.
+
+    share_0, share_255: fractions of the pixels with these values, in [0, 1].
+    """
 
     smallest: int
     largest: int
@@ -25,9 +28,11 @@ class ChannelValues:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Images that are there twice.  num_compared: images among which near duplicates were looked for.
+    """Duplicates within a set.
 
-    same_bytes: a pair of each further copy (second) with the first.  near: without the former, nearest first.
+    same_bytes: pairs of an image (first) and one of its exact copies (second).
+    near: pairs of nearly identical images without exact copies, by ascending ratio.
+    num_compared: number of images that were searched for near duplicates.
     """
 
     same_bytes: tuple[Pair, ...]
@@ -37,7 +42,11 @@ class Duplicates:
 
 @dataclass(frozen=True)
 class Overlap(Duplicates):
-    """Images (first) that are also in another set (second), which has num_others and num_others_compared images."""
+    """Images (first) with a duplicate in another set (second).
+
+    num_others: number of images in the other set.
+    num_others_compared: number of images in the other set that were searched for near duplicates.
+    """
 
     num_others: int
     num_others_compared: int
@@ -45,8 +54,10 @@ class Overlap(Duplicates):
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is in a set.  class_counts: by name, empty for a set without classes.  constant: numbers of the images
-    whose pixels are all alike.  overlap: None where no other set was given.
+    """Statistics of a set.
+
+    class_counts: number of images by class name; empty for a set without classes.
+    constant: numbers of the images with a single color.  overlap: None if no other set was given.
     """
 
     num_images: int
@@ -62,34 +73,38 @@ class Inspection:
 
 @dataclass(frozen=True)
 class Scan:
-    """What one pass over a set leaves in memory.
+    """Result of one pass over a set.
 
-    histogram: int64 [C, 256].  constant: bool [N].  digests: uint64 [N], of each image's bytes.
-    compared: numbers of the images that are compared [M], int64.  pictures: those images, reduced, uint8 [M, C, h, w].
+    histogram: number of pixels with each value, int64 [C, 256].  constant: whether each image has one color, bool [N].
+    digests: digest of the bytes of each image, uint64 [N].
+    compared: numbers of the images to compare, int64 [M].  downsampled: these images, uint8 [M, C, h, w].
     """
 
     histogram: Tensor
     constant: np.ndarray
     digests: np.ndarray
     compared: np.ndarray
-    pictures: Tensor
+    downsampled: Tensor
 
-    def unlike(self, others: np.ndarray | None = None) -> tuple[Tensor, np.ndarray]:
-        """The compared pictures and their numbers without repeated bytes, nor any of the digests `others`."""
+    def distinct(self, others: np.ndarray | None = None) -> tuple[Tensor, np.ndarray]:
+        """Return the downsampled images and their numbers, without exact copies and without images in `others` [K].
+
+        others: digests of the images to leave out; None leaves out none.
+        """
         digests = self.digests[self.compared]
         kept = np.sort(np.unique(digests, return_index=True)[1])
         if others is not None:
             kept = kept[~np.isin(digests[kept], others)]
-        return self.pictures[torch.from_numpy(kept)], self.compared[kept]
+        return self.downsampled[torch.from_numpy(kept)], self.compared[kept]
 
 
 def inspect(images: Images, others: Images | None = None, search: NearDuplicates | None = None) -> Inspection:
-    """What is in `images`, and which of them are in `others` too.  Reads each image once, a batch at a time.
+    """Compute the statistics of `images` and their overlap with `others`.  Each image is read once, in batches.
 
-    Raises ValueError where a set is empty or the two are of different shapes.
+    Raises ValueError if a set is empty or if the images of the two sets differ in shape.
     """
     search = search or NearDuplicates()
-    mine = scan(images, search)
+    scanned = scan(images, search)
     channels, height, width = images.gather(torch.tensor([0])).shape[1:]
     return Inspection(
         num_images=len(images),
@@ -97,39 +112,39 @@ def inspect(images: Images, others: Images | None = None, search: NearDuplicates
         height=height,
         width=width,
         class_counts=class_counts(images),
-        values=tuple(_values(row) for row in mine.histogram),
-        constant=tuple(np.flatnonzero(mine.constant).tolist()),
-        duplicates=_duplicates(mine, search),
-        overlap=None if others is None else _overlap(mine, scan(others, search), search),
+        values=tuple(_values(row) for row in scanned.histogram),
+        constant=tuple(np.flatnonzero(scanned.constant).tolist()),
+        duplicates=_duplicates(scanned, search),
+        overlap=None if others is None else _overlap(scanned, scan(others, search), search),
     )
 
 
 def scan(images: Images, search: NearDuplicates, batch_size: int = 256) -> Scan:
-    """One pass over a set.  Raises ValueError where it is empty."""
+    """Read a set once.  Raises ValueError if it is empty."""
     if not len(images):
-        raise ValueError("a set must hold at least 1 image to be inspected, got none.")
-    compared = search.choice(len(images))
-    place = np.full(len(images), -1)
-    place[compared] = np.arange(len(compared))
+        raise ValueError("a set must contain at least 1 image to be inspected, got 0.")
+    compared = search.choose(len(images))
+    rows = np.full(len(images), -1)  # row of each image in `downsampled`, or -1
+    rows[compared] = np.arange(len(compared))
     constant, digests = np.empty(len(images), dtype=bool), np.empty(len(images), dtype=np.uint64)
-    histogram, pictures, start = None, None, 0
+    histogram, downsampled, start = None, None, 0
     for pixels in images.batches(batch_size):
         part = slice(start, start + len(pixels))
         digests[part] = _digests(pixels)
         constant[part] = (pixels.flatten(2).amin(2) == pixels.flatten(2).amax(2)).all(1).numpy()
         histogram = _histogram(pixels) + (0 if histogram is None else histogram)
-        chosen = np.flatnonzero(place[part] >= 0)
-        small = reduced(pixels[torch.from_numpy(chosen)])
-        pictures = small.new_empty(len(compared), *small.shape[1:]) if pictures is None else pictures
-        pictures[torch.from_numpy(place[part][chosen])] = small
+        chosen = np.flatnonzero(rows[part] >= 0)
+        small = downsample(pixels[torch.from_numpy(chosen)])
+        downsampled = small.new_empty(len(compared), *small.shape[1:]) if downsampled is None else downsampled
+        downsampled[torch.from_numpy(rows[part][chosen])] = small
         start += len(pixels)
     assert histogram is not None
-    assert pictures is not None
-    return Scan(histogram, constant, digests, compared, pictures)
+    assert downsampled is not None
+    return Scan(histogram, constant, digests, compared, downsampled)
 
 
 def class_counts(images: Images) -> dict[str, int]:
-    """Images of each class by its name, 0 for a class without any; empty for a set without classes."""
+    """Return the number of images by class name, including classes without images; empty without classes."""
     counts = dict.fromkeys(images.class_names, 0)
     labels, numbers = np.unique(images.label.numpy(), return_counts=True)
     if not counts and len(labels) == 1:
@@ -139,31 +154,32 @@ def class_counts(images: Images) -> dict[str, int]:
 
 
 def class_name(images: Images, label: int) -> str:
-    """The name of a label, or its number where it has none."""
+    """Return the class name of a label, or the label itself as text if it has no name."""
     return images.class_names[label] if 0 <= label < len(images.class_names) else str(label)
 
 
-def _duplicates(mine: Scan, search: NearDuplicates) -> Duplicates:
-    groups = same_bytes(mine.digests)
+def _duplicates(scanned: Scan, search: NearDuplicates) -> Duplicates:
+    groups = same_bytes(scanned.digests)
     copies = tuple(Pair(group[0], copy) for group in groups for copy in group[1:])
-    pictures, numbers = mine.unlike()
-    near = tuple(_numbered(pair, numbers, numbers) for pair in search.within(pictures))
-    return Duplicates(copies, near, len(mine.compared))
+    downsampled, numbers = scanned.distinct()
+    near = tuple(_with_numbers(pair, numbers, numbers) for pair in search.within(downsampled))
+    return Duplicates(copies, near, len(scanned.compared))
 
 
-def _overlap(mine: Scan, theirs: Scan, search: NearDuplicates) -> Overlap:
-    if mine.pictures.shape[1:] != theirs.pictures.shape[1:]:
-        shapes = [tuple(pictures.shape[1:]) for pictures in (mine.pictures, theirs.pictures)]
-        raise ValueError(f"two sets must be of one shape to be compared, got {shapes[0]} and {shapes[1]}.")
-    copies = tuple(same_bytes_between(mine.digests, theirs.digests))
-    pictures, numbers = mine.unlike()
-    others, their_numbers = theirs.unlike(mine.digests)
-    near = tuple(_numbered(pair, numbers, their_numbers) for pair in search.between(pictures, others))
-    return Overlap(copies, near, len(mine.compared), len(theirs.digests), len(theirs.compared))
+def _overlap(scanned: Scan, others: Scan, search: NearDuplicates) -> Overlap:
+    shapes = [tuple(each.downsampled.shape[1:]) for each in (scanned, others)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"images of both sets must have the same shape, got {shapes[0]} and {shapes[1]}.")
+    copies = tuple(same_bytes_between(scanned.digests, others.digests))
+    downsampled, numbers = scanned.distinct()
+    other_downsampled, other_numbers = others.distinct(scanned.digests)
+    pairs = search.between(downsampled, other_downsampled)
+    near = tuple(_with_numbers(pair, numbers, other_numbers) for pair in pairs)
+    return Overlap(copies, near, len(scanned.compared), len(others.digests), len(others.compared))
 
 
-def _numbered(pair: Pair, numbers: np.ndarray, others: np.ndarray) -> Pair:
-    """A pair of places as a pair of numbers in the sets."""
+def _with_numbers(pair: Pair, numbers: np.ndarray, others: np.ndarray) -> Pair:
+    """Replace the rows of two downsampled images by the numbers of the images in their sets."""
     first, second = int(numbers[pair.first]), int(others[pair.second])
     if numbers is others and first > second:
         first, second = second, first
@@ -171,20 +187,22 @@ def _numbered(pair: Pair, numbers: np.ndarray, others: np.ndarray) -> Pair:
 
 
 def _digests(pixels: Tensor) -> np.ndarray:
-    """64 bits of each image's bytes: two of a million different images share them with a chance of 3e-8."""
+    """Return 64-bit digests: the probability of two equal digests among a million different images is 3e-8."""
     rows = np.ascontiguousarray(pixels.flatten(1).numpy())
     return np.frombuffer(b"".join(hashlib.blake2b(row, digest_size=8).digest() for row in rows), dtype=np.uint64)
 
 
 def _histogram(pixels: Tensor) -> Tensor:
-    """How often each channel holds each value: int64 [C, 256]."""
+    """Count the values of each channel: int64 [C, 256]."""
     return torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in pixels.unbind(1)])
 
 
 def _values(histogram: Tensor) -> ChannelValues:
-    share = histogram.double() / histogram.sum()
+    fraction = histogram.double() / histogram.sum()
     level = torch.arange(256, dtype=torch.float64)
-    mean = (share * level).sum()
-    there = histogram.nonzero().squeeze(1)
-    std = (share * (level - mean).square()).sum().sqrt()
-    return ChannelValues(int(there[0]), int(there[-1]), float(mean), float(std), float(share[0]), float(share[-1]))
+    mean = (fraction * level).sum()
+    std = (fraction * (level - mean).square()).sum().sqrt()
+    found = histogram.nonzero().squeeze(1)
+    return ChannelValues(
+        int(found[0]), int(found[-1]), float(mean), float(std), float(fraction[0]), float(fraction[-1])
+    )

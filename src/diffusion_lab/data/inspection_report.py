@@ -1,4 +1,4 @@
-"""What an inspection came to: numbers as JSON and CSV, tables on the terminal."""
+"""Inspection report: JSON and CSV files, and tables on the terminal."""
 
 import csv
 import json
@@ -15,22 +15,22 @@ from diffusion_lab.data.images import Images
 from diffusion_lab.data.inspection import Inspection, class_name
 
 MAX_ROWS = 30
-"""Classes in the terminal's table; all are in report.json."""
+"""Largest number of rows of the class table on the terminal; report.json contains all classes."""
 
 PAIR_COLUMNS = ("kind", "split", "image", "class", "other_split", "other_image", "other_class")
 
 
 @dataclass(frozen=True)
 class Split:
-    """A named part of a set."""
+    """A named split of a set."""
 
     name: str
     images: Images
 
 
 @dataclass(frozen=True)
-class Found:
-    """A pair and where its two images are."""
+class FoundPair:
+    """A pair of duplicates and the splits of its two images."""
 
     pair: Pair
     first: Split
@@ -38,29 +38,30 @@ class Found:
 
     @property
     def classes(self) -> list[str]:
-        places = ((self.first.images, self.pair.first), (self.second.images, self.pair.second))
-        return [class_name(images, int(images.label[number])) for images, number in places]
+        """Class names of the two images."""
+        both = ((self.first.images, self.pair.first), (self.second.images, self.pair.second))
+        return [class_name(images, int(images.label[number])) for images, number in both]
 
 
-def pairs(inspection: Inspection, split: Split, other: Split | None) -> list[Found]:
-    """All pairs of an inspection: within the split, then between it and the other."""
-    own = [*inspection.duplicates.same_bytes, *inspection.duplicates.near]
-    found = [Found(pair, split, split) for pair in own]
+def list_pairs(inspection: Inspection, split: Split, other: Split | None) -> list[FoundPair]:
+    """List all pairs of an inspection: pairs within the split, then pairs between the split and the other split."""
+    within = [*inspection.duplicates.same_bytes, *inspection.duplicates.near]
+    pairs = [FoundPair(pair, split, split) for pair in within]
     if inspection.overlap is not None and other is not None:
         between = [*inspection.overlap.same_bytes, *inspection.overlap.near]
-        found += [Found(pair, split, other) for pair in between]
-    return found
+        pairs += [FoundPair(pair, split, other) for pair in between]
+    return pairs
 
 
 def as_dict(inspection: Inspection, split: Split, other: Split | None, search: NearDuplicates) -> dict[str, Any]:
-    """Names and numbers for `report.json`; the pairs themselves are in `duplicates.csv`."""
+    """Return the content of `report.json`.  The pairs themselves are in `duplicates.csv`."""
     content = {"split": split.name, **asdict(inspection)}
-    near = pairs(inspection, split, None)
+    pairs = list_pairs(inspection, split, None)
     content["duplicates"] = {
         "same_bytes": len(inspection.duplicates.same_bytes),
         "same_bytes_groups": len({pair.first for pair in inspection.duplicates.same_bytes}),
         "near_pairs": len(inspection.duplicates.near),
-        "pairs_of_two_classes": sum(len(set(found.classes)) > 1 for found in near),
+        "pairs_of_two_classes": sum(len(set(pair.classes)) > 1 for pair in pairs),
         "num_compared": inspection.duplicates.num_compared,
     }
     if (overlap := inspection.overlap) is not None and other is not None:
@@ -72,75 +73,76 @@ def as_dict(inspection: Inspection, split: Split, other: Split | None, search: N
             "near_pairs": len(overlap.near),
             "num_compared": overlap.num_others_compared,
         }
-    return {**content, "near_means": meaning(search), "near_duplicates": asdict(search)}
+    return {**content, "near_means": describe(search), "near_duplicates": asdict(search)}
 
 
-def meaning(search: NearDuplicates) -> str:
-    """One sentence: which pairs are called near duplicates."""
+def describe(search: NearDuplicates) -> str:
+    """Return one sentence that defines near duplicates."""
     return (
-        f"near: brightness, contrast and mirroring aside, a pair differs by at most {search.max_ratio:g} of what one "
-        f"of them differs from its neighbour number {search.neighbour}"
+        f"near duplicates: pairs whose difference, apart from brightness, contrast and horizontal flips, is at most "
+        f"{search.max_ratio:g} times the difference between one of the two and its neighbor number {search.neighbor}"
     )
 
 
-def write_numbers(content: dict[str, Any], found: Sequence[Found], folder: Path) -> None:
-    """Writes `report.json` and `duplicates.csv`."""
+def write_report(content: dict[str, Any], pairs: Sequence[FoundPair], folder: Path) -> None:
+    """Write `report.json` and `duplicates.csv`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     with (folder / "duplicates.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([*PAIR_COLUMNS, "correlation", "ratio"])
-        for one in found:
-            (name, other_name), pair = one.classes, one.pair
-            where = one.first.name, pair.first, name, one.second.name, pair.second, other_name
-            writer.writerow([pair.kind, *where, f"{pair.correlation:.4f}", f"{pair.ratio:.4f}"])
+        for found in pairs:
+            (name, other_name), pair = found.classes, found.pair
+            images = found.first.name, pair.first, name, found.second.name, pair.second, other_name
+            writer.writerow([pair.kind, *images, f"{pair.correlation:.4f}", f"{pair.ratio:.4f}"])
 
 
-def show(content: dict[str, Any]) -> None:
-    """The numbers of a report as tables on the terminal."""
-    # Names of classes are shown as they are: rich would take "[a]" for a style and ":b:" for a picture.
+def print_report(content: dict[str, Any]) -> None:
+    """Print the content of `report.json` as tables."""
+    # Without markup and emoji: rich would interpret "[a]" and ":b:" in class names.
     width = None if Console().is_terminal else 120
-    wide = Console(width=width, highlight=False, markup=False, emoji=False)
+    console = Console(width=width, highlight=False, markup=False, emoji=False)
     size = f"{content['channels']} x {content['height']} x {content['width']}"
-    wide.print(f"{content['split']}: {content['num_images']:,} images of {size}")
-    wide.print(_values_table(content["values"]))
+    console.print(f"{content['split']}: {content['num_images']:,} images of {size}")
+    console.print(_values_table(content["values"]))
     if content["class_counts"]:
-        wide.print(_class_table(content["class_counts"], content["num_images"]))
-    for line in _lines(content):
-        wide.print(line, soft_wrap=True)
+        console.print(_class_table(content["class_counts"], content["num_images"]))
+    for line in _summary(content):
+        console.print(line, soft_wrap=True)
 
 
 def _values_table(values: Sequence[dict[str, Any]]) -> Table:
     table = Table("channel", "min", "max", "mean", "std", "pixels at 0", "pixels at 255")
-    for name, row in zip(("grey",) if len(values) == 1 else ("red", "green", "blue"), values, strict=True):
-        shares = f"{row['share_0']:.2%}", f"{row['share_255']:.2%}"
+    for name, row in zip(("gray",) if len(values) == 1 else ("red", "green", "blue"), values, strict=True):
+        fractions = f"{row['share_0']:.2%}", f"{row['share_255']:.2%}"
         table.add_row(
-            name, str(row["smallest"]), str(row["largest"]), f"{row['mean']:.2f}", f"{row['std']:.2f}", *shares
+            name, str(row["smallest"]), str(row["largest"]), f"{row['mean']:.2f}", f"{row['std']:.2f}", *fractions
         )
     return table
 
 
 def _class_table(counts: dict[str, int], num_images: int) -> Table:
-    table = Table("class", "images", "share")
-    for name, number in list(counts.items())[:MAX_ROWS]:
-        table.add_row(name, f"{number:,}", f"{number / num_images:.2%}")
+    table = Table("class", "images", "percentage")
+    for name, count in list(counts.items())[:MAX_ROWS]:
+        table.add_row(name, f"{count:,}", f"{count / num_images:.2%}")
     if len(counts) > MAX_ROWS:
         table.add_row(f"and {len(counts) - MAX_ROWS} more", f"{min(counts.values()):,} to {max(counts.values()):,}", "")
     return table
 
 
-def _lines(content: dict[str, Any]) -> Iterator[str]:
+def _summary(content: dict[str, Any]) -> Iterator[str]:
     own, overlap = content["duplicates"], content["overlap"]
     yield f"constant images: {len(content['constant']):,}"
     yield (
-        f"duplicates: {own['same_bytes']:,} further copies of the same bytes, of {own['same_bytes_groups']:,} images, "
-        f"and {own['near_pairs']:,} near pairs; "
-        f"{own['pairs_of_two_classes']:,} of the pairs have two classes"
+        f"duplicates within {content['split']}: {own['same_bytes']:,} exact copies of {own['same_bytes_groups']:,} "
+        f"images, and {own['near_pairs']:,} pairs of near duplicates; {own['pairs_of_two_classes']:,} of all these "
+        "pairs have different classes"
     )
     if overlap is not None:
         yield (
-            f"of {overlap['num_images']:,} images of {overlap['split']}, {overlap['same_bytes']:,} are also in "
-            f"{content['split']}, and {overlap['near']:,} nearly"
+            f"duplicates between {content['split']} and {overlap['split']}: of {overlap['num_images']:,} images of "
+            f"{overlap['split']}, {overlap['same_bytes']:,} are exact copies, and {overlap['near']:,} are near "
+            "duplicates"
         )
     yield content["near_means"]
     for name, part, size in (
@@ -148,4 +150,4 @@ def _lines(content: dict[str, Any]) -> Iterator[str]:
         *([(overlap["split"], overlap, overlap["num_images"])] if overlap is not None else []),
     ):
         if part["num_compared"] < size:
-            yield f"near pairs were looked for among {part['num_compared']:,} of the {size:,} images of {name} alone"
+            yield f"only {part['num_compared']:,} of the {size:,} images of {name} were searched for near duplicates"

@@ -1,4 +1,4 @@
-"""Ranks and collectives, how a job was launched, Slurm, signals. Only `collectives` imports torch."""
+"""Ranks and collectives, launchers, Slurm jobs, and signals. Only `collectives` imports torch."""
 
 from diffusion_lab.distributed.launch import cluster_environment
 

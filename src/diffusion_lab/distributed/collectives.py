@@ -1,4 +1,4 @@
-"""The processes of one job, whoever started them: what each does, and what all know afterwards."""
+"""Ranks of a job and their collectives, independent of the launcher."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,32 +9,32 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-Kind = TypeVar("Kind")
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """rank: of this process, in 0..world_size - 1."""
+    """The rank of this process, in 0..world_size - 1, and the world size."""
 
     rank: int = 0
     world_size: int = 1
 
     @classmethod
     def current(cls) -> "Ranks":
-        """Those that torch.distributed knows; this one alone where it was never started."""
+        """Return the ranks of torch.distributed, or a single rank if torch.distributed is not initialized."""
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size())
         return cls()
 
-    def shard(self, items: Sequence[Kind]) -> Sequence[Kind]:
-        """The items of this process: a row of neighbours, without padding or repeats, in the order of the ranks."""
+    def shard(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Return this rank's contiguous slice of the items, in the order of the ranks, without padding or repeats."""
         size = len(items)
         return items[self.rank * size // self.world_size : (self.rank + 1) * size // self.world_size]
 
     def all_gather(self, rows: Tensor) -> Tensor:
-        """All processes' rows [n, ...] one after the other, [N, ...], on the CPU of each.
+        """Concatenate the rows [n, ...] of all ranks into [N, ...], on the CPU of each rank.
 
-        Every process must ask, also one without rows.
+        Collective: call it on all ranks, also on a rank without rows.
         """
         if self.world_size == 1:
             return rows.cpu()
@@ -46,7 +46,7 @@ class Ranks:
         return torch.cat([part[:count].cpu() for part, count in zip(gathered, counts, strict=True)])
 
     def all_reduce_sum(self, sums: Tensor) -> Tensor:
-        """The sum of all processes' sums, the same on each, on the CPU."""
+        """Return the sum over all ranks, on the CPU of each rank. Collective: call it on all ranks."""
         if self.world_size == 1:
             return sums.cpu()
         summed = sums.to(_device(), copy=True)
@@ -54,39 +54,41 @@ class Ranks:
         return summed.cpu()
 
     def all_reduce_mean(self, number: Tensor) -> Tensor:
-        """The mean of all processes' numbers [], the same on each, on the device, which is not waited for."""
+        """Return the mean over all ranks, [], on the device of `number` and without synchronizing with the device.
+
+        Collective: call it on all ranks.
+        """
         if self.world_size == 1:
             return number
         summed = number.clone()
-        dist.all_reduce(summed)  # Lightning's own reduction has all processes wait for each other first
+        dist.all_reduce(summed)  # Lightning's reduction adds a barrier
         return summed / self.world_size
 
     @contextmanager
     def raise_together(self) -> Iterator[None]:
-        """A part of the work after which all go on, or none: a ValueError of one is raised by all.
+        """Raise a ValueError from one rank on all ranks. Collective: enter it on all ranks.
 
-        Otherwise the others would wait for what the one that failed has to tell. Every process must come here.
+        Otherwise, the other ranks would wait in their next collective for the rank that failed.
         """
         failure = None
         try:
             yield
         except ValueError as error:
             failure = error
-        said = [
-            reason for reason in self.all_gather_object(None if failure is None else str(failure)) if reason is not None
-        ]
-        if said:
-            raise ValueError(said[0]) from failure
+        messages = self.all_gather_object(None if failure is None else str(failure))
+        failed = [message for message in messages if message is not None]
+        if failed:
+            raise ValueError(failed[0]) from failure
 
-    def all_gather_object(self, value: Kind) -> list[Kind]:
-        """What each process says, in the order of the ranks, the same list for all."""
+    def all_gather_object(self, value: Item) -> list[Item]:
+        """Return the values of all ranks in the order of the ranks. Collective: call it on all ranks."""
         if self.world_size == 1:
             return [value]
-        said: list[Kind] = [value] * self.world_size
-        dist.all_gather_object(said, value)
-        return said
+        values: list[Item] = [value] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
 
 
 def _device() -> torch.device:
-    """Where tensors must be for the processes to exchange them."""
+    """Return the device that the collectives of the backend require."""
     return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")

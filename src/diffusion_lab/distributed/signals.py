@@ -1,6 +1,6 @@
-"""What SIGTERM and Slurm's SIGUSR1 do to a command: its orderly end. In training that waits for the end of a step.
+"""Graceful stop of a command on SIGTERM and on Slurm's SIGUSR1. Training stops at the end of a step.
 
-Slurm sends SIGUSR1 before a time limit or a preemption (--signal=USR1@SECONDS): the job wants to be started again.
+Slurm sends SIGUSR1 before a time limit or a preemption (--signal=USR1@SECONDS). The job is then requeued.
 """
 
 import signal
@@ -11,11 +11,11 @@ from typing import Any
 
 from diffusion_lab.distributed import slurm_job
 
-ENDING = (signal.SIGTERM, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class StoppedBySignal(BaseException):
-    """The command was asked to end.  number: of the signal.  step: how many steps of training are done."""
+    """Stop of the command by a signal.  number: signal number.  step: number of completed training steps."""
 
     def __init__(self, number: int, step: int | None = None) -> None:
         after = "" if step is None else f" after step {step}"
@@ -24,13 +24,13 @@ class StoppedBySignal(BaseException):
 
     @property
     def requests_requeue(self) -> bool:
-        """Whether it is the end of a job that Slurm can start again."""
+        """Whether the signal requests that Slurm requeues the job."""
         return self.number == signal.SIGUSR1 and slurm_job.slurm_id() is not None
 
 
 @contextmanager
 def raise_on_signal() -> Iterator[None]:
-    """While a command runs, a signal raises StoppedBySignal: by itself it would kill without a word."""
+    """Raise StoppedBySignal on a signal inside the context. The default action would kill the process silently."""
     before = install(_raise)
     try:
         yield
@@ -39,14 +39,14 @@ def raise_on_signal() -> Iterator[None]:
 
 
 def install(handler: Any, *others: int) -> dict[int, Any]:
-    """Gives the ending signals, and `others`, a handler; those of before."""
+    """Install a handler for the stop signals and `others`, and return the previous handlers."""
     if threading.current_thread() is not threading.main_thread():
-        return {}  # signals reach no other
-    return {number: signal.signal(number, handler) for number in (*ENDING, *others)}
+        return {}  # only the main thread can install handlers
+    return {number: signal.signal(number, handler) for number in (*STOP_SIGNALS, *others)}
 
 
 def restore(before: dict[int, Any]) -> None:
-    """Gives signals the handlers of before."""
+    """Restore the previous handlers of signals."""
     for number, handler in before.items():
         signal.signal(number, handler)
 

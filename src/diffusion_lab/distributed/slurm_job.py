@@ -1,6 +1,6 @@
-"""The job that this process is a part of, as Slurm, torchrun or Lightning tell it in the environment.
+"""Job and rank of this process, read from the environment variables of Slurm, torchrun, submitit or Lightning.
 
-Nothing but the standard library is imported here: a job is known before torch is loaded.
+This module imports only the standard library, because commands use it before they import torch.
 """
 
 import getpass
@@ -11,67 +11,67 @@ from pathlib import Path
 
 
 def in_slurm_step() -> bool:
-    """Whether srun started this process, and not a shell of the job."""
+    """Return whether srun started this process. A shell in a job is not a step."""
     return "SLURM_STEP_ID" in os.environ and "SLURM_PROCID" in os.environ
 
 
 def started_by_torchrun() -> bool:
-    """Whether torchrun started this process."""
+    """Return whether torchrun started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def rank() -> int:
-    """Of this process among those of its run, whoever started them; 0 for one alone."""
+    """Return the rank of this process, started by any launcher; 0 for a single process."""
     if in_slurm_step():
         return int(os.environ["SLURM_PROCID"])
-    for name in (
-        "RANK",
-        "SUBMITIT_LOCAL_GLOBALID",
-        "LOCAL_RANK",
-    ):  # of torchrun, submitit and Lightning's one machine
+    for name in ("RANK", "SUBMITIT_LOCAL_GLOBALID", "LOCAL_RANK"):  # torchrun, submitit, Lightning on a single node
         if name in os.environ:
             return int(os.environ[name])
     return 0
 
 
 def world_size() -> int:
-    """How many processes torchrun or srun started for this run; 1 where neither did."""
+    """Return the number of ranks that torchrun or srun started for this run, otherwise 1."""
     if started_by_torchrun():
         return int(os.environ["WORLD_SIZE"])
     return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) if in_slurm_step() else 1
 
 
 def slurm_id() -> str | None:
-    """Of the Slurm job, 17 or, in an array, 17_3; None outside of Slurm."""
+    """Return the id of the Slurm job, for example 17, or 17_3 in an array; None outside of Slurm."""
     if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
         return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     return os.environ.get("SLURM_JOB_ID")
 
 
 def job_name() -> str:
-    """A name for what the job writes, the same in all of its processes and after each of its restarts.
+    """Return the name of the job folder, identical on all ranks and after each restart.
 
-    slurm_17, with .2 for the third command that its script gives to srun; or torchrun's; or the moment of the start.
+    The name is slurm_17, or slurm_17.2 for the third srun of a batch script; otherwise torchrun_ID if
+    torchrun started this process, or else the current date and time.
     """
-    if (identity := slurm_id()) and not _typed_in_a_job():
+    if (job_id := slurm_id()) and not _in_interactive_job():
         step = int(os.environ.get("SLURM_STEP_ID", 0)) if in_slurm_step() else 0
-        return f"slurm_{identity}" + (f".{step}" if step else "")
+        return f"slurm_{job_id}" + (f".{step}" if step else "")
     if started_by_torchrun():
         run_id = os.environ["TORCHELASTIC_RUN_ID"]
-        # Without an identity of its own the run has torchrun itself: it is the parent of all workers of a machine.
+        # Without --rdzv-id, the run is identified by the torchrun process, the parent of all workers on a node.
         return f"torchrun_{run_id}" if run_id != "none" else f"torchrun_{os.getppid()}_{start_ticks(os.getppid())}"
     return datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
 
 
-def _typed_in_a_job() -> bool:
-    """Whether somebody gave this command to a shell inside a job, who may give it many others."""
+def _in_interactive_job() -> bool:
+    """Return whether the command was typed into a shell in a job, which can run several commands."""
     shell = os.environ.get("SLURM_JOB_NAME")
     by_salloc, by_srun = shell == "interactive" and not in_slurm_step(), shell in ("sh", "bash", "zsh", "fish")
     return world_size() == 1 and (by_salloc or by_srun)
 
 
 def start_ticks(pid: int) -> int | None:
-    """When a process began, in the kernel's ticks: another one with its number has others. None where none runs."""
+    """Return the start time of a process in kernel ticks, or None if the process has ended.
+
+    The start time distinguishes processes with the same pid.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -80,49 +80,49 @@ def start_ticks(pid: int) -> int | None:
 
 
 def requeue() -> str | None:
-    """Asks Slurm to start this job again from its top; why it will not, in a sentence, or None where it will."""
-    identity = slurm_id()
-    if identity is None:
-        return "there is no Slurm job to start again"
+    """Requeue this job. Return None if Slurm accepts the request, otherwise the reason for the failure."""
+    job_id = slurm_id()
+    if job_id is None:
+        return "there is no Slurm job to requeue"
     try:
-        done = subprocess.run(["scontrol", "requeue", identity], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(["scontrol", "requeue", job_id], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return f"scontrol requeue {identity}: {error}"
-    return None if done.returncode == 0 else f"scontrol requeue {identity}: {' '.join(done.stderr.split())}"
+        return f"scontrol requeue {job_id}: {error}"
+    return None if done.returncode == 0 else f"scontrol requeue {job_id}: {' '.join(done.stderr.split())}"
 
 
 class SlurmQueue:
-    """Slurm's queue at one moment, asked for once."""
+    """The Slurm queue, queried once."""
 
     def __init__(self) -> None:
         self._states: dict[str, str] | None = None
-        self._asked = False
+        self._queried = False
 
     def states(self) -> dict[str, str] | None:
-        """The state of each job of this person that is not over; None where Slurm does not answer."""
-        if not self._asked:
-            self._asked = True
-            self._states = _asked("squeue", "-h", "-r", "-u", getpass.getuser(), "-o", "%i %T")
+        """Return the state of each pending or running job of the user, or None if Slurm is not available."""
+        if not self._queried:
+            self._queried = True
+            self._states = _query("squeue", "-h", "-r", "-u", getpass.getuser(), "-o", "%i %T")
         return self._states
 
-    def why_gone(self, identity: str) -> str | None:
-        """Why a job is not in the queue, in Slurm's words; None where it is there, or Slurm does not answer."""
+    def why_gone(self, job_id: str) -> str | None:
+        """Return why a job has left the queue, or None if the job is in the queue or Slurm is not available."""
         states = self.states()
-        if states is None or identity in states:
+        if states is None or job_id in states:
             return None
-        told = _asked("sacct", "-n", "-X", "-j", identity, "-o", "JobID%40,State%40") or {}
-        state = told.get(identity, "").removesuffix("+")
+        accounts = _query("sacct", "-n", "-X", "-j", job_id, "-o", "JobID%40,State%40") or {}
+        state = accounts.get(job_id, "").removesuffix("+")
         if state in ("PENDING", "RUNNING", "REQUEUED", "SUSPENDED", "COMPLETING"):
-            return None  # one of the two lags behind
-        return f"job {identity} ended without a word: {state or 'Slurm knows nothing of it'}"
+            return None  # squeue and sacct are not synchronized
+        return f"job {job_id} ended without a status: {state or 'unknown to Slurm'}"
 
 
-def _asked(*command: str) -> dict[str, str] | None:
+def _query(*command: str) -> dict[str, str] | None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return None
     if done.returncode:
         return None
-    words = (line.split(maxsplit=1) for line in done.stdout.splitlines())
-    return {pair[0]: pair[1].strip() for pair in words if len(pair) == 2}
+    fields = (line.split(maxsplit=1) for line in done.stdout.splitlines())
+    return {pair[0]: pair[1].strip() for pair in fields if len(pair) == 2}

@@ -1,4 +1,4 @@
-"""Averages of a network's weights over training."""
+"""Exponential moving averages of network weights."""
 
 from diffusion_lab.ema.averages import EMA, ConstantDecay, Decay, HalfLifeDecay, PowerFunctionDecay, RampedDecay
 

@@ -1,4 +1,4 @@
-"""Averaged copies of a network, and the rules by which their decays grow."""
+"""Averaged copies of a network, and the rules for their decays."""
 
 import copy
 import weakref
@@ -13,23 +13,23 @@ import torch
 from torch import Tensor, nn
 
 RAW = "raw"
-"""What the trained network is called beside its averages."""
+"""Name that selects the trained weights instead of an average."""
 
 LARGEST_WIDTH = 0.288
-"""Of a power-function average: at 1 / sqrt(12) = 0.2887 all steps weigh the same."""
+"""Largest EMA length of a power-function average; at 1 / sqrt(12) = 0.2887 all steps have the same weight."""
 
 
 class Decay(ABC):
-    """How much of the average stays at each update."""
+    """A rule for the decay of each update: average = decay * average + (1 - decay) * weights."""
 
     @abstractmethod
     def __call__(self, num_updates: int) -> float:
-        """The decay, in [0, 1), of the update that follows `num_updates` earlier ones."""
+        """Return the decay, in [0, 1), of the update after `num_updates` earlier updates."""
 
 
 @dataclass(frozen=True)
 class ConstantDecay(Decay):
-    """The same at every update, starting from the initial weights (Ho et al. 2020, appendix B)."""
+    """The same decay for every update. The average starts at the initial weights (Ho et al. 2020, appendix B)."""
 
     decay: float = 0.9999
 
@@ -42,9 +42,9 @@ class ConstantDecay(Decay):
 
 @dataclass(frozen=True)
 class RampedDecay(Decay):
-    """min(max_decay, (1 + n) / (10 + n)) after n updates: short runs are not held back by their first weights.
+    """min(max_decay, (1 + n) / (10 + n)) after n updates, so that short runs forget their initial weights.
 
-    The rule of TensorFlow's ExponentialMovingAverage, used by Song et al. (2021) and by latent diffusion.
+    This is the rule of TensorFlow's ExponentialMovingAverage, used by Song et al. (2021) and by latent diffusion.
     """
 
     max_decay: float = 0.9999
@@ -58,10 +58,11 @@ class RampedDecay(Decay):
 
 @dataclass(frozen=True)
 class HalfLifeDecay(Decay):
-    """A step's weight halves every half_life_images of training (Karras et al. 2022, appendix F.2).
+    """A decay that halves the weight of a step every half_life_images images (Karras et al. 2022, appendix F.2).
 
-    batch_size: images a step, over all processes.  rampup_ratio: the half-life is at most this share of the images seen
-    so far, so that short runs are not held back by their first weights; None lets it be whole from the start.
+    batch_size: number of images per step over all ranks.
+    rampup_ratio: upper limit of the half-life as a fraction of the images seen so far, so that short runs forget their
+        initial weights; None uses the full half-life from the start.
     """
 
     half_life_images: float
@@ -83,10 +84,11 @@ class HalfLifeDecay(Decay):
 
 @dataclass(frozen=True)
 class PowerFunctionDecay(Decay):
-    """(1 - 1 / t)^(exponent + 1) at step t: step i then weighs as i^exponent (Karras et al. 2024, eq. 127).
+    """(1 - 1 / t)^(exponent + 1) at step t, so that the weight of step i is ~ i^exponent (Karras et al. 2024, eq. 127).
 
-    relative_width: standard deviation of the steps under their weights, as a share of the training so far (sigma_rel).
-    Whatever the length of the run, the average keeps this shape; the first weights leave it at the first step.
+    relative_width: EMA length (sigma_rel): standard deviation of the averaging weights over the training steps so far,
+        as a fraction of the number of these steps. The shape of the averaging weights does not depend on the duration
+        of the run. The first update removes the initial weights of the network from the average.
     """
 
     relative_width: float
@@ -97,7 +99,7 @@ class PowerFunctionDecay(Decay):
 
     @cached_property
     def exponent(self) -> float:
-        """The largest root of (g + 2)^2 (g + 3) = (g + 1) / relative_width^2 (Karras et al. 2024, eq. 126)."""
+        """The largest root g of (g + 2)^2 (g + 3) = (g + 1) / relative_width^2 (Karras et al. 2024, eq. 126)."""
         ratio = self.relative_width**-2
         return float(np.roots((1.0, 7.0, 16.0 - ratio, 12.0 - ratio)).real.max())
 
@@ -112,64 +114,67 @@ def _require_decay(name: str, decay: float) -> None:
 
 
 class EMA(nn.Module):
-    """Networks that follow the trained one, each by its own rule. They are only ever read: none trains or drops out.
+    """Averages of network weights, each with its own decay.  The averaged networks always stay in evaluation mode.
 
-    Parameters are averaged; buffers are copied. The first average is the one that is sampled.
+    Parameters are averaged and buffers are copied. Sampling uses the first average.
     """
 
     def __init__(self, network: nn.Module, decays: Mapping[str, Decay]) -> None:
-        """decays: the rule of each average, by the average's name.  Raises ValueError where there is none."""
+        """decays: decay of each average, by the name of the average.  Raises ValueError if `decays` is empty."""
         super().__init__()
-        _require_averages(decays)
+        _validate_decays(decays)
         self.decays = dict(decays)
         self.networks = nn.ModuleDict({name: copy.deepcopy(network).requires_grad_(False) for name in decays})
-        # Walking through a network's modules costs as much as the update itself. Buffers may be replaced: not kept.
-        self._averaged: dict[str, list[Tensor]] = {
+        # Parameters are cached, because iterating over all modules takes as long as the update. Buffers may be replaced
+        # and are not cached.
+        self._averages: dict[str, list[Tensor]] = {
             name: [*average.parameters()] for name, average in self.networks.items()
         }
         self._has_buffers = any(True for _ in network.buffers())
-        self._followed: tuple[weakref.ref[nn.Module], list[Tensor]] | None = None
-        self.num_updates = 0  # not a tensor: reading one would make every step wait for the device
+        self._source: tuple[weakref.ref[nn.Module], list[Tensor]] | None = None
+        self.num_updates = 0  # not a tensor, because reading it would synchronize with the device in every step
         self.eval()
 
     @property
     def network(self) -> nn.Module:
-        """The average that is sampled."""
+        """The average that sampling uses."""
         return self.networks[next(iter(self.decays))]
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Moves the averages towards the weights of `network`, by one update."""
+        """Update all averages with the weights of `network`."""
         for name, decay in self.decays.items():
-            torch._foreach_lerp_(self._averaged[name], self._parameters_of(network), 1 - decay(self.num_updates))
+            torch._foreach_lerp_(self._averages[name], self._source_parameters(network), 1 - decay(self.num_updates))
             if self._has_buffers:
                 for average, buffer in zip(self.networks[name].buffers(), network.buffers(), strict=True):
                     average.copy_(buffer)
         self.num_updates += 1
 
-    def _parameters_of(self, network: nn.Module) -> list[Tensor]:
-        if self._followed is None or self._followed[0]() is not network:
-            self._followed = weakref.ref(network), list(network.parameters())
-        return self._followed[1]
+    def _source_parameters(self, network: nn.Module) -> list[Tensor]:
+        if self._source is None or self._source[0]() is not network:
+            self._source = weakref.ref(network), list(network.parameters())
+        return self._source[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_followed": None}  # a copy follows whatever it is updated by first
+        return self.__dict__ | {"_source": None}  # deepcopy would replace the cached parameters with copies
 
     def train(self, mode: bool = True) -> "EMA":
         return super().train(False)
 
     def get_extra_state(self) -> Tensor:
-        return torch.tensor(self.num_updates)  # checkpoints that load safely hold tensors and plain values alone
+        return torch.tensor(self.num_updates)  # loads with weights_only=True
 
     def set_extra_state(self, state: Tensor) -> None:
         self.num_updates = int(state)
 
 
-def _require_averages(decays: Mapping[str, Decay]) -> None:
+def _validate_decays(decays: Mapping[str, Decay]) -> None:
     if not decays:
-        raise ValueError(f"ema.decays must name at least one average, got {decays}.")
+        raise ValueError(f"ema.decays must have at least one average, got {decays}.")
     for name, decay in decays.items():
         if not str(name).isidentifier() or name == RAW or hasattr(nn.ModuleDict(), name):
-            raise ValueError(f"ema.decays must name averages by plain words other than {RAW}, got {name}.")
+            raise ValueError(
+                f"keys of ema.decays must be identifiers other than {RAW} and attributes of nn.ModuleDict, got {name}."
+            )
         if not isinstance(decay, Decay):
-            raise ValueError(f"ema.decays.{name} must be a decay, got {decay}.")
+            raise ValueError(f"ema.decays.{name} must be a Decay, got {decay}.")

@@ -1,4 +1,4 @@
-"""Files of averages: what training leaves, from which averages of other lengths are made."""
+"""Snapshot files of the averages, which training saves for post-hoc EMA."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from diffusion_lab.ema.post_hoc import Profile
 
 @dataclass(frozen=True)
 class Snapshot:
-    """An average in a file.  name: of the average, among those that the file holds."""
+    """An average in a snapshot file.  name: name of the average, since a file can contain several averages."""
 
     path: Path
     name: str
@@ -22,9 +22,9 @@ class Snapshot:
 
 
 def save_averages(ema: EMA, folder: Path) -> None:
-    """Writes the power-function averages to `step_0001000.pt`, in the precision in which they are averaged."""
+    """Write the power-function averages, in their dtype, to a file such as `step_0001000.pt`."""
     averages = {
-        name: {"relative_width": decay.relative_width, **_parts(ema.networks[name])}
+        name: {"relative_width": decay.relative_width, **_parameters_and_buffers(ema.networks[name])}
         for name, decay in ema.decays.items()
         if isinstance(decay, PowerFunctionDecay)
     }
@@ -32,31 +32,31 @@ def save_averages(ema: EMA, folder: Path) -> None:
 
 
 def saved_averages(folder: Path) -> list[Snapshot]:
-    """What the files of a folder hold, by growing step.  Raises ValueError where one cannot be read."""
+    """Return the averages in the files of a folder, sorted by step.  Raises ValueError if a file cannot be read."""
     found = []
     for path in sorted(folder.glob("step_*.pt")):
-        content = _content(path)
+        content = _read(path)
         for name, average in content["averages"].items():
             found.append(Snapshot(path, name, Profile(average["relative_width"], content["step"])))
     return sorted(found, key=lambda snapshot: snapshot.profile.step)
 
 
 def combined(snapshots: Sequence[Snapshot], coefficients: Sequence[float]) -> dict[str, Tensor]:
-    """The state of a network whose parameters are the weighted sum of the snapshots', summed in float64.
+    """Return the state_dict of a network whose parameters are the weighted sum of the snapshots, summed in float64.
 
-    Buffers are those of the last snapshot. One file is in memory at a time.
+    The buffers are copied from the last snapshot. Only one file is in memory at a time.
     """
     total: dict[str, Tensor] = {}
     for snapshot, coefficient in zip(snapshots, coefficients, strict=True):
-        average = _content(snapshot.path)["averages"][snapshot.name]
+        average = _read(snapshot.path)["averages"][snapshot.name]
         for name, parameter in average["parameters"].items():
             addend = parameter.double() * coefficient
             total[name] = total[name].add_(addend) if name in total else addend
-    kept = {name: buffer.clone() for name, buffer in average["buffers"].items()}
-    return {name: total[name].to(parameter.dtype) for name, parameter in average["parameters"].items()} | kept
+    buffers = {name: buffer.clone() for name, buffer in average["buffers"].items()}
+    return {name: total[name].to(parameter.dtype) for name, parameter in average["parameters"].items()} | buffers
 
 
-def _parts(network: nn.Module) -> dict[str, dict[str, Tensor]]:
+def _parameters_and_buffers(network: nn.Module) -> dict[str, dict[str, Tensor]]:
     averaged = {name for name, _ in network.named_parameters(remove_duplicate=False)}
     state = {name: value.cpu() for name, value in network.state_dict().items()}
     return {
@@ -65,9 +65,9 @@ def _parts(network: nn.Module) -> dict[str, dict[str, Tensor]]:
     }
 
 
-def _content(path: Path) -> dict[str, Any]:
-    """A file's content, whose tensors are read from the disk when they are used."""
+def _read(path: Path) -> dict[str, Any]:
+    """Return the content of a file. The tensors are memory-mapped and read when they are used."""
     try:
         return checkpoint_files.read(path, mmap=True)
     except checkpoint_files.DamagedCheckpointError as error:
-        raise ValueError(f"{error} Without the file the others can be combined.") from error
+        raise ValueError(f"{error} Remove the file to combine the other files.") from error

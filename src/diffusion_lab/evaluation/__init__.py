@@ -1,4 +1,4 @@
-"""Image sets -> numbers with their protocol."""
+"""Evaluation of trained networks: image sets -> metric values with the settings of their measurement."""
 
 from diffusion_lab.evaluation.evaluator import Evaluator, Number
 from diffusion_lab.evaluation.likelihood import FlowLikelihood, VariationalBound

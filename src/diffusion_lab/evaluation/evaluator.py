@@ -1,4 +1,4 @@
-"""A trained network -> numbers: one pass of sampling and one of features serve all metrics, on any ranks."""
+"""A trained network -> metric values: all metrics share one pass of sampling and one pass of feature extraction."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,19 +20,20 @@ from diffusion_lab.latents import Pixels
 from diffusion_lab.metrics.feature_set import FeatureSet
 from diffusion_lab.metrics.mean_over_images import MeanOverImages
 from diffusion_lab.metrics.metric import Metric, full_name
+from diffusion_lab.pixels import from_uint8
 from diffusion_lab.randomness import ImageNoise
 from diffusion_lab.reporting.progress import Display, progress_bar
 
-Look = Callable[[range, Tensor], None]
-"""Told (seeds, their images as uint8 [B, C, H, W]) once for each batch of this process."""
+OnBatch = Callable[[range, Tensor], None]
+"""Function that receives the seeds and images, uint8 [B, C, H, W], of each batch of this rank."""
 
 FeatureSets = dict[tuple[int, str], FeatureSet]
-"""By the identity of the network of features and the name of its output."""
+"""Feature sets by the id() of the feature network and the name of its output."""
 
 
 @dataclass(frozen=True)
 class Number:
-    """A number, its name, and its protocol: all that must be the same for another to be comparable."""
+    """A metric value. The fingerprint contains all settings that must be equal for two values to be comparable."""
 
     name: str
     value: float
@@ -41,11 +42,14 @@ class Number:
 
 @dataclass
 class Evaluator:
-    """The first num_samples images from `seed` on, measured.
+    """Evaluator of num_samples generated images, whose seeds are seed, seed + 1, ...
 
-    Every process draws its batches, and every metric is computed by at least one; all know every number.
-    precision: of sampling, for the fingerprint.  reference: what metrics compare with; None for those that do not.
-    seconds: spent so far in "sampling", "features" and "statistics", and in "means over images" where there were any.
+    Each rank generates a part of the images and computes a part of the metrics; all ranks receive all values.
+
+    reference: set that metrics compare the samples with; None if no metric needs a reference.
+    precision: numerical precision of sampling, for the fingerprint.
+    display: progress display.
+    seconds: time spent on "sampling", "features" and "statistics", and on "means over images" if there are any.
     """
 
     images: SeededImages
@@ -66,7 +70,7 @@ class Evaluator:
         self._references: FeatureSets = {}
 
     def require(self, metrics: Sequence[Metric]) -> None:
-        """Raises ValueError where a set is too small for a metric: before hours of sampling."""
+        """Raise ValueError if a metric cannot be computed from the samples. Call this before sampling."""
         for metric in metrics:
             if self.num_samples < metric.min_images:
                 raise ValueError(
@@ -75,40 +79,41 @@ class Evaluator:
                 )
             metric.require_classes(self.images.guidance.num_classes(self.images.module.labels))
             if metric.needs_reference and self.reference is None:
-                raise ValueError(f"reference must be given for {type(metric).__name__}, got none.")
+                raise ValueError(f"`reference` must be given for {type(metric).__name__}, got None.")
 
-    def measure(self, metrics: Sequence[Metric], look: Look = lambda seeds, pixels: None) -> list[Number]:
-        """All numbers of all metrics.  look: see `Look`.  Every process must ask at the same time.
+    def measure(self, metrics: Sequence[Metric], on_batch: OnBatch = lambda seeds, pixels: None) -> list[Number]:
+        """Return all values of all metrics. Collective: call on all ranks.
 
-        Raises ValueError where a set is too small, and for images that are not finite.
+        on_batch: function that receives each generated batch; see `OnBatch`.
+        Raises ValueError if a set is too small or if images are not finite.
         """
         self.require(metrics)
-        self._see_reference(metrics)
-        samples = self._see_samples(metrics, look)
+        self._extract_reference_features(metrics)
+        samples = self._extract_sample_features(metrics, on_batch)
         with self._timed("statistics"):
             return list(self._numbers(metrics, samples))
 
-    def draw(self, num_images: int, look: Look) -> None:
-        """Shows the first images without measuring them.  Every process must ask at the same time."""
+    def generate(self, num_images: int, on_batch: OnBatch) -> None:
+        """Generate the first num_images images without measuring them. Collective: call on all ranks."""
         ranks = Ranks.current()
         with ranks.raise_together():
             for seeds in ranks.shard(self.images.batches(range(self.seed, self.seed + num_images))):
-                look(seeds, self.images.draw(seeds))
+                on_batch(seeds, self.images.generate(seeds))
 
     def mean(self, metric: MeanOverImages, images: Images) -> Number:
-        """A mean over the images of a data set, each with noise of its own."""
+        """Return the mean of a quantity over the images of a data set. Each image has its own noise generator."""
         module, device = self.images.module, self.images.module.device
         if module.space != Pixels():
-            raise ValueError(f"metrics must be of sets of images for a network of latents, got {metric.name}.")
+            raise ValueError(f"`metrics` must compare image sets for a model in latent space, got {metric.name}.")
         metric = metric.to(device)
         denoiser = module.denoiser(weights=self.images.weights)
-        whole, size = range(min(metric.num_images or len(images), len(images))), self.images.batch_size
-        batches = Ranks.current().shard([whole[k : k + size] for k in range(0, len(whole), size)])
+        indices, size = range(min(metric.num_images or len(images), len(images))), self.images.batch_size
+        batches = Ranks.current().shard([indices[k : k + size] for k in range(0, len(indices), size)])
         self.seconds.setdefault("means over images", 0.0)
-        reading = self.display(f"reading images of {metric.split}", sum(map(len, batches)))
-        with self._timed("means over images"), reading as advance:
+        progress = self.display(f"measuring images of {metric.split}", sum(map(len, batches)))
+        with self._timed("means over images"), progress as advance:
             for batch in batches:
-                x_0 = images.gather(np.array(batch)).to(device).float() / 127.5 - 1
+                x_0 = from_uint8(images.gather(np.array(batch)).to(device))
                 label = images.label[np.array(batch)].to(device) if module.labels.num_classes else None
                 noise = ImageNoise.of_images(self.seed, batch, x_0.shape[1:], device)
                 metric.update(metric.quantity(denoiser, x_0, self.images.condition(x_0, label), noise))
@@ -120,15 +125,17 @@ class Evaluator:
             "metric": describe(metric.quantity, omit=("process",)),
             "reference": {"split": metric.split, "fingerprint": images.fingerprint, "size": len(images)},
             **{key: protocol[key] for key in ("schedule", "weights", "batch_size")},
-            **self._circumstances(),
+            **self._settings_protocol(),
         }
         return Number(metric.name, value, fingerprint)
 
-    def _see_reference(self, metrics: Sequence[Metric]) -> None:
-        """Fills the features of the reference, once for all measurements."""
-        for features, outputs in _wanted(metrics, of_reference=True).items():
+    def _extract_reference_features(self, metrics: Sequence[Metric]) -> None:
+        """Extract the features of the reference, unless an earlier measurement extracted them."""
+        for features, outputs in _required_outputs(metrics, of_reference=True).items():
             missing = {
-                output: rows for output, rows in outputs.items() if (id(features), output) not in self._references
+                output: needs_rows
+                for output, needs_rows in outputs.items()
+                if (id(features), output) not in self._references
             }
             if not missing or self.reference is None:
                 continue
@@ -137,53 +144,55 @@ class Evaluator:
                 found = self.reference.feature_sets(features, missing, self.display)
             self._references |= {(id(features), output): found[output] for output in missing}
 
-    def _see_samples(self, metrics: Sequence[Metric], look: Look) -> FeatureSets:
-        ranks, wanted = Ranks.current(), _wanted(metrics)
+    def _extract_sample_features(self, metrics: Sequence[Metric], on_batch: OnBatch) -> FeatureSets:
+        """Generate the images of this rank, extract their features, and gather the features of all ranks."""
+        ranks, required = Ranks.current(), _required_outputs(metrics)
         rows: dict[tuple[int, str], list[Tensor]] = {
-            (id(features), output): [] for features, outputs in wanted.items() for output in outputs
+            (id(features), output): [] for features, outputs in required.items() for output in outputs
         }
         all_seeds = range(self.seed, self.seed + self.num_samples)
         batches, label = ranks.shard(self.images.batches(all_seeds)), self.images.labels(all_seeds)
         with ranks.raise_together(), self.display("sampling", sum(map(len, batches))) as advance:
             for seeds in batches:
                 with self._timed("sampling"):
-                    pixels = self.images.draw(seeds)
-                    look(seeds, pixels)
+                    pixels = self.images.generate(seeds)
+                    on_batch(seeds, pixels)
                 with self._timed("features"):
-                    for features, outputs in wanted.items():
-                        seen = features.to(pixels.device)(pixels)
+                    for features, outputs in required.items():
+                        extracted = features.to(pixels.device)(pixels)
                         for output in outputs:
-                            rows[id(features), output].append(seen[output].cpu())
+                            rows[id(features), output].append(extracted[output].cpu())
                 advance(len(seeds))
         with self._timed("statistics"):
-            return {key: replace(_together(parts, ranks), label=label) for key, parts in rows.items()}
+            return {key: replace(_gather_features(parts, ranks), label=label) for key, parts in rows.items()}
 
     def _numbers(self, metrics: Sequence[Metric], samples: FeatureSets) -> Iterator[Number]:
-        """Every process computes some metrics, none waits idly, and each number is what one process says, for all."""
+        """Divide the metrics among the ranks. For each metric, all ranks yield the values that one rank computed."""
         ranks = Ranks.current()
-        mine: dict[int, dict[str, float]] = {}
+        own_values: dict[int, dict[str, float]] = {}
         with ranks.raise_together():
-            for j in filter(lambda j: self._is_mine(j, len(metrics)), range(len(metrics))):
-                mine[j] = self._value(metrics[j], samples)
-        said = ranks.all_gather_object(mine)
+            for j in filter(lambda j: self._computes(j, len(metrics)), range(len(metrics))):
+                own_values[j] = self._values(metrics[j], samples)
+        gathered = ranks.all_gather_object(own_values)
         for j, metric in enumerate(metrics):
-            found = next(values[j] for values in said if j in values)
+            values = next(values_of_rank[j] for values_of_rank in gathered if j in values_of_rank)
             reference = self.reference.name if metric.needs_reference and self.reference is not None else None
-            for kind, value in found.items():
+            for kind, value in values.items():
                 name = full_name(kind, metric.features.name, self.num_samples, reference)
                 yield Number(name, value, self.fingerprint(metric))
 
-    def _is_mine(self, j: int, num_metrics: int) -> bool:
+    def _computes(self, j: int, num_metrics: int) -> bool:
+        """Return whether this rank computes metric number j."""
         ranks = Ranks.current()
-        turns = min(ranks.world_size, num_metrics)
-        return j % turns == ranks.rank % turns
+        num_groups = min(ranks.world_size, num_metrics)
+        return j % num_groups == ranks.rank % num_groups
 
-    def _value(self, metric: Metric, samples: FeatureSets) -> dict[str, float]:
+    def _values(self, metric: Metric, samples: FeatureSets) -> dict[str, float]:
         key = (id(metric.features), metric.output)
         return metric.measure(samples[key], self._references.get(key, samples[key]))
 
     def fingerprint(self, metric: Metric) -> dict[str, Any]:
-        """All that must be the same for two numbers of this metric to be comparable."""
+        """Return all settings that must be equal for two values of this metric to be comparable."""
         features = metric.features
         return {
             "num_samples": self.num_samples,
@@ -192,10 +201,10 @@ class Evaluator:
             | {"output": metric.output},
             "reference": self.reference.protocol() if metric.needs_reference and self.reference else None,
             **self.images.protocol(),
-            **self._circumstances(),
+            **self._settings_protocol(),
         }
 
-    def _circumstances(self) -> dict[str, Any]:
+    def _settings_protocol(self) -> dict[str, Any]:
         return {"seed": self.seed, "precision": self.precision, "version": VERSION}
 
     @contextmanager
@@ -207,18 +216,18 @@ class Evaluator:
         self.seconds[part] += time.perf_counter() - started
 
 
-def _wanted(metrics: Sequence[Metric], of_reference: bool = False) -> dict[Features, dict[str, bool]]:
-    """For each network of features, the outputs that metrics see, and whether one of them needs single images."""
-    wanted: dict[Features, dict[str, bool]] = {}
+def _required_outputs(metrics: Sequence[Metric], of_reference: bool = False) -> dict[Features, dict[str, bool]]:
+    """Return the outputs of each feature network that metrics use, and whether a metric needs each image's row."""
+    required: dict[Features, dict[str, bool]] = {}
     for metric in metrics:
         if metric.needs_reference or not of_reference:
-            outputs = wanted.setdefault(metric.features, {})
+            outputs = required.setdefault(metric.features, {})
             outputs[metric.output] = outputs.get(metric.output, False) or metric.needs_rows
-    return wanted
+    return required
 
 
-def _together(parts: list[Tensor], ranks: Ranks) -> FeatureSet:
-    """The features of all ranks' images, in the order of the seeds."""
+def _gather_features(parts: list[Tensor], ranks: Ranks) -> FeatureSet:
+    """Return the features of the images of all ranks in seed order."""
     widths = ranks.all_gather_object(max((part.shape[1] for part in parts), default=0))
     rows = ranks.all_gather(torch.cat([*parts, torch.zeros(0, max(widths))]))
     return FeatureSet.of(rows) if len(rows) > 1 else FeatureSet(len(rows), rows.sum(0).double(), rows.T @ rows, rows)

@@ -1,4 +1,4 @@
-"""Images -> bits per dimension, two ways: the variational bound of the chain, and the density of the flow."""
+"""Images -> bits per dimension: from the variational bound of the Markov chain, or from the probability flow ODE."""
 
 import math
 from dataclasses import dataclass, field
@@ -11,18 +11,18 @@ from diffusion_lab.networks import Condition
 from diffusion_lab.objectives import bound_term, prior_term
 from diffusion_lab.process import GaussianProcess, TableSchedule, Variance
 from diffusion_lab.samplers import Clipping, Noise, StaticClipping
-from diffusion_lab.samplers.probability_flow import Circle, dormand_prince
+from diffusion_lab.samplers.probability_flow import FlowCoordinates, dormand_prince
 
 LEVEL = 2 / 255
-"""Distance of two grey levels of 8-bit images in [-1, 1]."""
+"""Difference of adjacent gray levels of 8-bit images in [-1, 1]."""
 
 
 @dataclass(frozen=True)
 class VariationalBound:
-    """The negative bound on the log-likelihood, term by term (Ho et al. 2020, eq. 5 and 13).
+    """Terms of the variational bound on the negative log-likelihood (Ho et al. 2020, eq. 5 and 13).
 
-    clipping: of the estimates of x_0, as in the code of the papers.
-    Raises ValueError unless the process has a table of steps.
+    clipping: clipping of the x_0 estimates, as in the code of the papers.
+    Raises ValueError unless the schedule has discrete steps.
     """
 
     process: GaussianProcess
@@ -32,29 +32,30 @@ class VariationalBound:
     def __post_init__(self) -> None:
         if not isinstance(self.process.schedule, TableSchedule):
             raise ValueError(
-                "the bound needs a schedule of steps (linear, cosine, ...), whose chain it bounds, got the continuous "
-                f"{type(self.process.schedule).__name__}; the flow's likelihood serves every schedule."
+                "schedule must have discrete steps (linear, cosine, ...) for the variational bound, got the continuous "
+                f"{type(self.process.schedule).__name__}; use metrics=flow, which accepts all schedules."
             )
 
     name = "bits_bound"
 
     @property
     def num_terms(self) -> int:
-        """T + 1."""
+        """Number of terms: T + 1."""
         return len(self.steps) + 1
 
     @property
     def steps(self) -> Tensor:
-        """The times of all steps, growing: [T], float64."""
+        """Times of all steps in ascending order: [T], float64."""
         schedule = self.process.schedule
         assert isinstance(schedule, TableSchedule)
         return schedule.steps
 
     @torch.no_grad()
     def __call__(self, denoiser: DenoiserLike, x_0: Tensor, condition: Condition, noise: Noise) -> Tensor:
-        """L_0, L_1, ..., L_{T-1}, L_T of each image: [B, T + 1], bits per dimension, with one noise for each term.
+        """Return L_0, L_1, ..., L_{T-1}, L_T of each image: [B, T + 1], in bits per dimension.
 
-        x_0: [B, C, H, W], 8-bit levels in [-1, 1].  Their sum over a row is the bound on that image.
+        The sum of a row is the bound for that image. Each term is estimated with one noise tensor.
+        x_0: images with 8-bit levels, [B, C, H, W] in [-1, 1].
         """
         terms = []
         for step in self.steps:
@@ -69,11 +70,12 @@ class VariationalBound:
 
 @dataclass(frozen=True)
 class FlowLikelihood:
-    """The likelihood by the change of variables along the probability flow (Song et al. 2021, section 4.3).
+    """Likelihood by the change of variables along the probability flow ODE (Song et al. 2021, section 4.3).
 
-    The divergence is Hutchinson's estimate, with probes of -1 and 1 that stay fixed along the way. The flow ends at the
-    schedule's smallest time, whose noise counts as none.
-    rtol, atol: of the solver.  num_probes: whose estimates are averaged.
+    The divergence is estimated with Hutchinson's estimator, whose random probe vectors of -1 and 1 are fixed along the
+    trajectory. The trajectory ends at the smallest time of the schedule; the noise at this time is neglected.
+
+    rtol, atol: relative and absolute tolerance of the solver.  num_probes: number of probes that are averaged.
     """
 
     process: GaussianProcess
@@ -90,31 +92,37 @@ class FlowLikelihood:
                 raise ValueError(f"{name} must be above 0, got {value}.")
 
     def __call__(self, denoiser: DenoiserLike, x_0: Tensor, condition: Condition, noise: Noise) -> Tensor:
-        """Bits per dimension of 8-bit images, dequantised by uniform noise: [B, 1].  x_0: [B, C, H, W] in [-1, 1]."""
-        between = LEVEL * (torch.special.ndtr(noise.draw()) - 0.5)
+        """Return bits per dimension of 8-bit images, uniformly dequantized: [B, 1].
+
+        x_0: images with 8-bit levels, [B, C, H, W] in [-1, 1].
+        """
+        dequantization = LEVEL * (torch.special.ndtr(noise.draw()) - 0.5)
         probes = [noise.draw().sign() for _ in range(self.num_probes)]
-        log_density = self.log_density(denoiser, x_0 + between, condition, probes)
+        log_density = self.log_density(denoiser, x_0 + dequantization, condition, probes)
         return -(log_density / x_0[0].numel() + math.log(LEVEL))[:, None] / math.log(2)
 
     def log_density(self, denoiser: DenoiserLike, x_0: Tensor, condition: Condition, probes: list[Tensor]) -> Tensor:
-        """Logarithm of the density at x_0 [B, C, H, W], in nats: [B], float64.  probes: each shaped as x_0."""
-        circle, schedule = Circle(self.process), self.process.schedule
+        """Return the log-density at x_0 [B, C, H, W], in nats: [B], float64.
+
+        probes: random vectors of Hutchinson's estimator, each with the shape of x_0.
+        """
+        flow, schedule = FlowCoordinates(self.process), self.process.schedule
         ends = torch.tensor([schedule.t_min, schedule.t_max], dtype=torch.float64)
-        (start, end), (near, far) = circle.angle(ends).tolist(), circle.radius(ends).tolist()
+        (start, end), (near, far) = flow.angle(ends).tolist(), flow.radius(ends).tolist()
         alpha = float(schedule.coefficients(ends)[0][0])
         shape, size = x_0.shape[1:], x_0[0].numel()
 
         def slope(state: Tensor, angle: Tensor, rows: Tensor) -> Tensor:
-            at, rows = circle.time(angle), rows.to(state.device)
+            t, rows = flow.time(angle), rows.to(state.device)
             with torch.enable_grad():
                 z = state[:, :-1].view(-1, *shape).detach().requires_grad_()
-                x_t = z * self.process.widen(circle.radius(at), z)
-                velocity = circle.velocity(z, denoiser(x_t, at, condition.select(rows)).x_0, angle)
+                x_t = z * self.process.widen(flow.radius(t), z)
+                velocity = flow.velocity(z, denoiser(x_t, t, condition.select(rows)).x_0, angle)
                 divergence = torch.zeros(len(z), dtype=state.dtype, device=state.device)
                 for probe in probes:
-                    (pulled,) = torch.autograd.grad(velocity, z, probe[rows], retain_graph=True)
-                    divergence += (pulled * probe[rows]).flatten(1).sum(dim=1) / len(probes)
-            # In units of one dimension, so that the solver's tolerance means for it what it means for a pixel.
+                    (product,) = torch.autograd.grad(velocity, z, probe[rows], retain_graph=True)
+                    divergence += (product * probe[rows]).flatten(1).sum(dim=1) / len(probes)
+            # The division by the number of dimensions makes the tolerance equally strict for divergence and pixels.
             return torch.cat([velocity.detach().flatten(1), divergence[:, None] / size], dim=1)
 
         z_near = (alpha / near * x_0).flatten(1)

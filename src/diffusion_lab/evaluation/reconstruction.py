@@ -1,4 +1,4 @@
-"""Images -> noise -> images: how much of an image its encoding keeps."""
+"""Images -> noise -> images: the reconstruction error of DDIM encoding."""
 
 from dataclasses import dataclass
 
@@ -11,9 +11,9 @@ from diffusion_lab.samplers import DDIM, GivenNoise, Noise, Sampler
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """The way to noise and back by DDIM (Song et al. 2021, section 5.4 and Table 2).
+    """Reconstruction error of images that DDIM encodes as noise and decodes (Song et al. 2021, section 5.4, Table 2).
 
-    Raises ValueError for a sampler that draws noise on its way: only a deterministic one can be walked backwards.
+    Raises ValueError for a stochastic sampler: only a deterministic sampler can run from images to noise.
     """
 
     sampler: Sampler
@@ -24,14 +24,14 @@ class Reconstruction:
     def __post_init__(self) -> None:
         if not isinstance(self.sampler, DDIM) or self.sampler.eta > 0:
             got = f"eta={self.sampler.eta}" if isinstance(self.sampler, DDIM) else type(self.sampler).__name__
-            raise ValueError(f"sampler must be ddim with eta 0 to encode images, got {got}.")
+            raise ValueError(f"`sampler` must be ddim with eta=0 to encode images, got {got}.")
 
     def __call__(self, denoiser: DenoiserLike, x_0: Tensor, condition: Condition, noise: Noise) -> Tensor:
-        """Root mean square error of each image [B, C, H, W] after the way there and back: [B, 1].  noise: unused."""
+        """Return the root mean square error of each image [B, C, H, W] after the round trip: [B, 1].  noise: unused."""
         return (self.images(denoiser, x_0, condition) - x_0).square().mean(dim=(1, 2, 3)).sqrt()[:, None]
 
     def images(self, denoiser: DenoiserLike, x_0: Tensor, condition: Condition) -> Tensor:
-        """The images that come back, [B, C, H, W]."""
+        """Return the reconstructed images, [B, C, H, W]."""
         assert isinstance(self.sampler, DDIM)
         latent = self.sampler.encode(denoiser, x_0, condition)
         return self.sampler.sample(denoiser, GivenNoise(latent), condition)

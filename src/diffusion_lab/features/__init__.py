@@ -1,4 +1,4 @@
-"""Image -> features: the frozen networks through which numbers about images see them."""
+"""Feature networks: the frozen networks whose outputs metrics compare."""
 
 from diffusion_lab.features.efficient_net import EfficientNet
 from diffusion_lab.features.fashion_cnn import FASHION_CNN_WEIGHTS, FashionCNN

@@ -1,4 +1,4 @@
-"""What all networks of features share: bytes in, named outputs, float32."""
+"""Base class of feature networks: uint8 images -> named float32 outputs."""
 
 from abc import ABC, abstractmethod
 
@@ -7,17 +7,17 @@ from torch import Tensor, nn
 
 
 class FeaturesUnavailableError(FileNotFoundError):
-    """A feature network's weights are neither here nor within reach; the message says where they were looked for."""
+    """Missing weights or libraries of a feature network.  The message contains what is missing and a remedy."""
 
 
 class Features(nn.Module, ABC):
-    """uint8 images [B, C, H, W] -> named outputs, float32.  Frozen, always in evaluation mode.
+    """Frozen network in evaluation mode: uint8 images [B, C, H, W] -> named float32 outputs.
 
-    outputs: which of these it has: "pooled" [B, num_features], what distances are taken over; "logits"
-    [B, num_classes]; "spatial" [B, S], features that keep where things are.
-    channels: of images that it takes.  resize: its rule of bringing images to its own size, in words.
-    num_classes: of the data's own classes that its logits stand for, in their order; None for logits of other classes.
-    weights_sha256: of the file of its weights; None for an untrained network.
+    outputs: names of the outputs, among "pooled" [B, num_features], which most metrics compare; "logits"
+        [B, number of classes]; and "spatial" [B, S], features that preserve spatial positions.
+    channels: accepted numbers of image channels.  resize: description of how images are resized for the network.
+    num_classes: number of classes if logit k is the logit of the data set's label k; None for other logits.
+    weights_sha256: SHA-256 of the weights file; None for an untrained network.
     """
 
     name: str
@@ -30,15 +30,16 @@ class Features(nn.Module, ABC):
 
     @abstractmethod
     def extract(self, pixels: Tensor) -> dict[str, Tensor]:
-        """All outputs of uint8 images, by name."""
+        """Return all outputs for uint8 images, by name."""
 
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         if pixels.dtype != torch.uint8:
-            raise ValueError(f"pixels must be uint8, got {pixels.dtype}: quantise images with to_uint8 first.")
+            raise ValueError(f"`pixels` must be uint8, got {pixels.dtype}; quantize images with to_uint8 first.")
         if pixels.shape[1] not in self.channels:
-            raise ValueError(f"{self.name} takes images of {self.channels} channels, got {pixels.shape[1]}.")
-        # Half precision moves features by half a percent, and TF32, cuDNN's default for float32, by a tenth of that.
+            accepted = " or ".join(map(str, self.channels))
+            raise ValueError(f"`pixels` must have {accepted} channels for {self.name}, got {pixels.shape[1]}.")
+        # Half precision changes features by half a percent. TF32, cuDNN's default for float32, changes them by 0.05%.
         with (
             torch.autocast(pixels.device.type, enabled=False),
             torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),

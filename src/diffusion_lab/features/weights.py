@@ -1,7 +1,6 @@
-"""Files of weights: found, known by their sha256, and read without running what a pickle may hold."""
+"""Pretrained weights files: download, verification of the SHA-256, and reading without unpickling code."""
 
 import hashlib
-import os
 import re
 from http.client import HTTPException
 from pathlib import Path
@@ -10,79 +9,81 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.features.features import FeaturesUnavailableError
 
 
-def checked_sha256(path: Path, *beginnings: str | None) -> str:
-    """Of a file's bytes, in hexadecimal.  Raises FeaturesUnavailableError unless it begins as it should.
+def verify_sha256(path: Path, *prefixes: str | None) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits, after comparing the SHA-256 with all prefixes.
 
-    beginnings: None asks for nothing.  Raises ValueError for one that no sha256 has.
+    prefixes: required first digits of the SHA-256; None accepts any file.
+    Raises FeaturesUnavailableError if the digits differ, and ValueError unless all prefixes are hexadecimal.
     """
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    for beginning in beginnings:
-        if beginning is None:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    for prefix in prefixes:
+        if prefix is None:
             continue
-        # The command line reads digits without quotes as a number.
-        if not isinstance(beginning, str) or not re.fullmatch("[0-9a-fA-F]{1,64}", beginning):
+        # An override that consists of digits only is parsed as a number unless it is quoted.
+        if not isinstance(prefix, str) or not re.fullmatch("[0-9a-fA-F]{1,64}", prefix):
             raise ValueError(
-                f"sha256 must be 1 to 64 hexadecimal digits, those of a number in quotes, got {beginning}."
+                f"features.sha256 must be 1 to 64 hexadecimal digits, in quotes if all are decimal, got {prefix}."
             )
-        if not found.startswith(beginning.lower()):
+        if not sha256.startswith(prefix.lower()):
             raise FeaturesUnavailableError(
-                f"features.weights={path} must have a sha256 that begins with {beginning}, got {found}: it is damaged, "
-                "or another file."
+                f"features.weights={path} must have a SHA-256 that begins with {prefix}, got {sha256}; the file is "
+                "damaged or not the expected file."
             )
-    return found
+    return sha256
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The weights by name in a file of torch's or, where its name says so, of safetensors.
+    """Read weights by name from a `.safetensors` file or from a file written by torch.save.
 
-    Raises FeaturesUnavailableError where the file is missing, damaged or holds anything else.
+    Raises FeaturesUnavailableError if the file is missing, damaged or contains anything else.
     """
     if not path.is_file():
-        raise FeaturesUnavailableError(f"features.weights must be a file of weights, got {path}, which is missing.")
+        raise FeaturesUnavailableError(f"features.weights must be an existing weights file, got {path}.")
     try:
         state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    except Exception as error:  # whatever a damaged or malicious file leads the reader to
+    except Exception as error:  # damaged or malicious files raise errors of any type
         raise FeaturesUnavailableError(
             f"features.weights={path} cannot be read as weights: {_short(error)}."
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise FeaturesUnavailableError(f"features.weights={path} must hold weights by name, got something else.")
+        raise FeaturesUnavailableError(f"features.weights={path} must contain only tensors by name, got other content.")
     return state
 
 
 def load(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """Gives a network its weights.  Raises FeaturesUnavailableError where they are another network's."""
+    """Load weights into a network.  Raises FeaturesUnavailableError if they belong to another network."""
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
-        raise another_network(path, error) from error
+        raise incompatible_weights(path, error) from error
 
 
-def another_network(path: Path, reason: object) -> FeaturesUnavailableError:
-    """The refusal of weights that do not fit."""
-    return FeaturesUnavailableError(f"features.weights={path} are weights of another network: {_short(reason)}.")
+def incompatible_weights(path: Path, reason: object) -> FeaturesUnavailableError:
+    """Return the error for weights that do not fit a network."""
+    return FeaturesUnavailableError(f"features.weights={path} contains weights of another network: {_short(reason)}.")
 
 
-def download(url: str, path: Path, beginning: str) -> None:
-    """Fetches a file once, whole, with a sha256 that begins so; other processes wait for it.  Raises OSError."""
+def download(url: str, path: Path, sha256_prefix: str) -> None:
+    """Download a file unless it exists; concurrent callers wait while one process downloads the file.
+
+    Raises OSError if the download fails or its SHA-256 does not begin with sha256_prefix.
+    """
     from filelock import FileLock
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f"{path.name}.lock")):
         if path.is_file():
             return
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         try:
-            torch.hub.download_url_to_file(url, str(partial), hash_prefix=beginning, progress=False)
-            partial.replace(path)
-        except (RuntimeError, HTTPException) as error:  # another hash; a connection that broke
+            with atomic_file(path) as partial:
+                torch.hub.download_url_to_file(url, str(partial), hash_prefix=sha256_prefix, progress=False)
+        except (RuntimeError, HTTPException) as error:  # a different hash; an interrupted connection
             raise OSError(_short(error)) from error
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 def _read_torch(path: Path) -> Any:
@@ -96,5 +97,5 @@ def _read_safetensors(path: Path) -> Any:
 
 
 def _short(reason: object) -> str:
-    """The first words of what a library says, on one line."""
+    """Return the beginning of a library's error message, on one line."""
     return " ".join(str(reason).split())[:150].rstrip(".: ")

@@ -1,4 +1,4 @@
-"""Seeds -> image sets, the same on any number of ranks."""
+"""Generation of image sets from seeds. The images are identical for any number of ranks."""
 
 from diffusion_lab.generation.cascade import CascadeImages
 from diffusion_lab.generation.low_resolution_images import DownsampledImages, LowResolutionImages

@@ -1,4 +1,4 @@
-"""Where the low-resolution images of super-resolution come from: a network that drew them, or a data set."""
+"""Sources of low-resolution images for super-resolution: the previous network of a cascade, or a data set."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -12,15 +12,16 @@ from diffusion_lab.data.image_datamodule import ImageDataModule
 from diffusion_lab.data.images import Images
 from diffusion_lab.low_resolution import LowResolution
 from diffusion_lab.networks import Condition
-from diffusion_lab.pixels import to_uint8
+from diffusion_lab.pixels import from_uint8, to_uint8
 from diffusion_lab.randomness import ImageNoise, Purpose, permutation
 
 
 class LowResolutionImages(ABC):
-    """The small image of each seed.
+    """A source of low-resolution images, with one image for each seed.
 
-    low_resolution: as the network was trained on them.  noise: standard deviation of what is added to each, at most what it was
-    trained on.  stage: of the network that is told of them, in its cascade.
+    low_resolution: settings that the super-resolution network was trained with.
+    noise: standard deviation of the noise added to each image, at most low_resolution.max_noise.
+    stage: index of the super-resolution network in its cascade.
     """
 
     low_resolution: LowResolution
@@ -30,27 +31,27 @@ class LowResolutionImages(ABC):
     @property
     @abstractmethod
     def channels(self) -> int:
-        """Of an image."""
+        """Number of channels of each image."""
 
     @abstractmethod
-    def draw(self, seeds: range) -> Tensor:
-        """Grey levels, uint8 [B, C, h, w].  seeds: one whole batch."""
+    def pixels(self, seeds: range) -> Tensor:
+        """Return the low-resolution images, uint8 [B, C, h, w].  seeds: one full batch."""
 
     @abstractmethod
     def labels(self, seeds: Sequence[int]) -> Tensor | None:
-        """Their classes, int64 [B], where the images decide them."""
+        """Return the classes of the images, int64 [B], or None if the source does not determine them."""
 
     @abstractmethod
     def require(self, num_classes: int) -> None:
-        """Raises ValueError unless their classes are those of a network that knows so many."""
+        """Raise ValueError if the images do not fit a network that is conditioned on num_classes classes."""
 
     @abstractmethod
     def protocol(self) -> dict[str, Any]:
-        """How they are made, for the fingerprint of a number."""
+        """Return the settings that determine the images, for fingerprints."""
 
     def condition(self, seeds: range, label: Tensor | None, device: torch.device) -> Condition:
-        """What the network is told of the images with these seeds."""
-        small = self.draw(seeds).to(device).float() / 127.5 - 1
+        """Return the condition of the super-resolution network for these seeds.  label: classes, int64 [B]."""
+        small = from_uint8(self.pixels(seeds).to(device))
         level = torch.full((len(seeds),), self.noise, dtype=torch.float64)
         noise = ImageNoise(seeds, small.shape[1:], device, stage=self.stage, purpose=Purpose.SAMPLED_CONDITION)
         drawn = noise.draw() if self.noise else torch.zeros_like(small)
@@ -58,16 +59,16 @@ class LowResolutionImages(ABC):
 
 
 def require_noise(noise: float, low_resolution: LowResolution) -> None:
-    """Raises ValueError for more noise than a network was trained on."""
+    """Raise ValueError if noise is outside the range that the network was trained on."""
     if not 0 <= noise <= low_resolution.max_noise:
         raise ValueError(
-            f"low_resolution_noise must be in [0, {low_resolution.max_noise}], as the network for super-resolution was "
-            f"trained, got {noise}."
+            f"low_resolution_noise must be in [0, {low_resolution.max_noise}], the range that the super-resolution "
+            f"network was trained on, got {noise}."
         )
 
 
 class DownsampledImages(LowResolutionImages):
-    """Images of a data set made small, in an order that is drawn once for all: a set may be sorted by class."""
+    """Downsampled images of a data set, in a fixed random order, since data sets may be sorted by class."""
 
     stage = 0
 
@@ -80,10 +81,10 @@ class DownsampledImages(LowResolutionImages):
     def channels(self) -> int:
         return self.images.channels
 
-    def draw(self, seeds: range) -> Tensor:
+    def pixels(self, seeds: range) -> Tensor:
         pixels = self.images.gather(self._index(seeds))
-        # Rounded like images that a network drew: the networks of a cascade exchange bytes.
-        return to_uint8(self.low_resolution.of(pixels.float() / 127.5 - 1))
+        # Rounded to uint8, because a network in a cascade also receives uint8 images from the previous network.
+        return to_uint8(self.low_resolution.downsample(from_uint8(pixels)))
 
     def labels(self, seeds: Sequence[int]) -> Tensor | None:
         return self.images.label[self._index(seeds)]
@@ -92,7 +93,7 @@ class DownsampledImages(LowResolutionImages):
         label = self.images.label
         if num_classes and len(label) and not 0 <= int(label.min()) <= int(label.max()) < num_classes:
             raise ValueError(
-                f"low_resolution images of {self.split} must have labels in 0..{num_classes - 1}, got "
+                f"the labels of the {self.split} images must be in 0..{num_classes - 1} for this network, got "
                 f"{int(label.min())}..{int(label.max())}."
             )
 
@@ -110,6 +111,6 @@ class DownsampledImages(LowResolutionImages):
 
 
 def training_low_resolution_images(datamodule: ImageDataModule) -> LowResolutionImages | None:
-    """The training images, made small, of a run that is trained for super-resolution; None for any other."""
+    """Return the downsampled training images of a super-resolution run, or None for other runs."""
     low_resolution = datamodule.low_resolution
     return None if low_resolution is None else DownsampledImages(datamodule.train_images, "train", low_resolution)

@@ -1,7 +1,6 @@
-"""Seeds -> images as bytes: image by image the same, on any number of processes and after any interruption."""
+"""Generation of uint8 images from seeds. The images do not depend on the number of ranks or on interruptions."""
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_lab import __version__
+from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.distributed.collectives import Ranks
 from diffusion_lab.fingerprints import describe, digest
 from diffusion_lab.generation.low_resolution_images import LowResolutionImages
@@ -23,14 +23,15 @@ from diffusion_lab.samplers import OnStep, Sampler
 from diffusion_lab.training.diffusion_module import DiffusionModule
 
 RANDOM = "random"
+"""Value of `label` that assigns a random class to each seed."""
 
 
 class SeededImages:
-    """The images that a network draws, known by their seeds.
+    """The images that a network generates, indexed by their seeds.
 
-    An image is a function of (network, sampler, its seed). Processors round in another way for another number of
-    images, so images are always drawn in the same batches: those whose seeds are k * batch_size to
-    (k + 1) * batch_size - 1, whole, however few of them are asked for.
+    An image is a function of the network, the sampler and the seed. Since rounding depends on the batch size, images
+    are always generated in the same full batches, with the seeds k * batch_size to (k + 1) * batch_size - 1, even if
+    only some of the images are requested.
     """
 
     def __init__(
@@ -43,54 +44,59 @@ class SeededImages:
         weights: str | None = None,
         batch_size: int = 100,
         folder: Path | None = None,
-        small: LowResolutionImages | None = None,
+        low_resolution_images: LowResolutionImages | None = None,
     ) -> None:
-        """sampler: the module's own if None.  label: of all images; None is seed modulo their number, "random" drawn.
+        """Raise ValueError if label, guidance, weights or low_resolution_images do not fit the network.
 
-        weights: see `DiffusionModule.sampled_network`.  folder: where finished batches are kept for an interrupted job.
-        small: the low-resolution images that a network for super-resolution enlarges.
+        sampler: sampler that generates the images; None selects the sampler of the module.
+        label: class of all images. None assigns class k modulo the number of classes to seed k; "random" assigns a
+            random class to each seed.
+        weights: name of the weights, see `DiffusionModule.sampled_network`.  batch_size: number of images per batch.
+        folder: folder in which finished batches are cached, so that an interrupted job can be resumed.
+        low_resolution_images: source of the low-resolution images for a super-resolution network.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         self.module, self.sampler, self.batch_size, self.folder = module, sampler or module.sampler, batch_size, folder
         self.label, self.guidance, self.weights = label, guidance or Guidance(), weights
-        self.max_pass_size = batch_size
-        """Images that the network sees at once: fewer than batch_size where that did not fit into memory."""
-        self.small = small
+        self.micro_batch_size = batch_size
+        """Number of images in a forward pass: smaller than batch_size if a full batch did not fit into memory."""
+        self.low_resolution_images = low_resolution_images
         self.guidance(module.denoiser(weights), module.labels)
-        _require_small(module, small)
+        _require_low_resolution(module, low_resolution_images)
         self.labels([0])
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of one image: [C, H, W]."""
+        """Shape of one image: [C, H, W]."""
         return self.module.image_shape
 
     def batches(self, seeds: range) -> list[range]:
-        """The seeds cut at the borders of batches.  seeds: neighbours."""
+        """Split a range of consecutive seeds at the boundaries of batches."""
         first, last = seeds.start // self.batch_size, -(-seeds.stop // self.batch_size)
-        whole = (range(k * self.batch_size, (k + 1) * self.batch_size) for k in range(first, last))
-        return [range(max(part.start, seeds.start), min(part.stop, seeds.stop)) for part in whole]
+        full_batches = (range(k * self.batch_size, (k + 1) * self.batch_size) for k in range(first, last))
+        return [range(max(batch.start, seeds.start), min(batch.stop, seeds.stop)) for batch in full_batches]
 
-    def draw(self, seeds: range, on_step: OnStep | None = None) -> Tensor:
-        """Images as grey levels, uint8 [B, C, H, W], on the module's device.  seeds: of one batch, or a part of it.
+    def generate(self, seeds: range, on_step: OnStep | None = None) -> Tensor:
+        """Generate images, uint8 [B, C, H, W], on the device of the module.  seeds: a batch or a part of it.
 
-        on_step: see `samplers.OnStep`; told of the whole batch, which then is drawn again in any case.
-        Raises ValueError for images that are not finite.
+        on_step: callback after each sampler step, see `samplers.OnStep`. It receives the full batch, which is then
+            generated even if it is cached.
+        Raises ValueError if the images are not finite.
         """
-        whole = self._whole(seeds)
-        kept = self._kept(whole) if on_step is None else None
-        pixels = self._drawn(whole, on_step) if kept is None else kept
-        if kept is None:
-            self._keep(whole, pixels)
-        return pixels[seeds.start - whole.start : seeds.stop - whole.start].to(self.module.device)
+        full_batch = self._full_batch(seeds)
+        cached = self._load_cached(full_batch) if on_step is None else None
+        pixels = self._generate_batch(full_batch, on_step) if cached is None else cached
+        if cached is None:
+            self._save_to_cache(full_batch, pixels)
+        return pixels[seeds.start - full_batch.start : seeds.stop - full_batch.start].to(self.module.device)
 
     def is_cached(self, seeds: range) -> bool:
-        """Whether the batch of these seeds was finished by an earlier job."""
-        return self._kept(self._whole(seeds)) is not None
+        """Return whether an earlier job finished the batch of these seeds."""
+        return self._load_cached(self._full_batch(seeds)) is not None
 
     def protocol(self) -> dict[str, Any]:
-        """How the images are made, for the fingerprint of a number about them."""
+        """Return the settings with which the images are generated, for fingerprints."""
         classes = self.guidance.num_classes(self.module.labels)
         label = f"seed modulo {classes}" if self.label is None else self.label
         return {
@@ -99,41 +105,45 @@ class SeededImages:
             "weights": self.module.weights_protocol(self.weights),
             **self._guidance_protocol(),
             "label": label if classes else None,
-            "batch_size": self.max_pass_size,
+            "batch_size": self.micro_batch_size,
             "quantization": "rounded to 256 levels",
-            **({} if self.small is None else {"low_resolution": self.small.protocol()}),
+            **self._low_resolution_protocol(),
             **({} if self.module.space == Pixels() else {"space": self._space_protocol()}),
         }
 
     def labels(self, seeds: Sequence[int]) -> Tensor | None:
-        """int64 [B]; None for a network without classes."""
+        """Return the class of each seed, int64 [B], or None for a network without classes."""
         classes = self.guidance.num_classes(self.module.labels)
         if not classes:
             if self.label is None:
                 return None
-            raise ValueError(
-                f"label must be left out for a network that was trained without classes, got {self.label}."
-            )
+            raise ValueError(f"`label` must be null for a network that was trained without classes, got {self.label}.")
         if self.label is None:
-            known = None if self.small is None else self.small.labels(seeds)
-            return torch.tensor([seed % classes for seed in seeds]) if known is None else known
+            source = self.low_resolution_images
+            labels = None if source is None else source.labels(seeds)
+            return torch.tensor([seed % classes for seed in seeds]) if labels is None else labels
         if self.label == RANDOM:
             return torch.tensor([int(stream(seed, Purpose.SAMPLED_LABEL).integers(classes)) for seed in seeds])
         if isinstance(self.label, bool) or not isinstance(self.label, int) or not 0 <= self.label < classes:
-            raise ValueError(f"label must be in 0..{classes - 1}, or random, got {self.label}.")
+            raise ValueError(f"`label` must be in 0..{classes - 1}, or random, got {self.label}.")
         return torch.full((len(seeds),), self.label)
 
     def condition(self, x_0: Tensor, label: Tensor | None) -> Condition:
-        """What the network is told of images that are known: x_0 [B, C, H, W] in [-1, 1], label int64 [B]."""
-        if self.small is None:
+        """Return the condition of the network for given images.  x_0: [B, C, H, W] in [-1, 1].  label: int64 [B]."""
+        if self.low_resolution_images is None:
             return Condition(label)
-        small = self.small.low_resolution.of(x_0)
-        return self.small.low_resolution.condition(label, small, torch.zeros(len(x_0)), torch.zeros_like(small))
+        low_resolution = self.low_resolution_images.low_resolution
+        small = low_resolution.downsample(x_0)
+        return low_resolution.condition(label, small, torch.zeros(len(x_0)), torch.zeros_like(small))
 
     def identity(self, precision: str) -> str:
-        """Another one for other weights or another way of drawing: the sha256 of both."""
+        """Return the SHA-256 of weights and sampling settings."""
         weights = weights_sha256(self.module.sampled_network(self.weights))
         return digest([self.protocol(), precision, __version__, weights])
+
+    def _low_resolution_protocol(self) -> dict[str, Any]:
+        source = self.low_resolution_images
+        return {} if source is None else {"low_resolution": source.protocol()}
 
     def _space_protocol(self) -> dict[str, Any]:
         space = self.module.space
@@ -141,7 +151,7 @@ class SeededImages:
         return {"scale": space.scale, "shift": space.shift, "weights_sha256": weights_sha256(space.autoencoder)}
 
     def _guidance_protocol(self) -> dict[str, Any]:
-        """The scale, and what else there is of guidance."""
+        """Return the guidance scale, and the other guidance settings that have an effect."""
         guidance, strength = self.guidance, self.guidance.strength
         protocol: dict[str, Any] = {"guidance_scale": float(strength.guidance_scale)}
         if strength.guidance_scale != 1 and (strength.interval or strength.rescale):
@@ -153,120 +163,119 @@ class SeededImages:
             protocol["classifier_scale"] = float(guidance.classifier_scale)
         return protocol
 
-    def _whole(self, seeds: range) -> range:
-        """The batch that these seeds belong to."""
+    def _full_batch(self, seeds: range) -> range:
+        """Return all seeds of the batch that contains `seeds`."""
         start = seeds.start // self.batch_size * self.batch_size
         return range(start, start + self.batch_size)
 
-    def _drawn(self, seeds: range, on_step: OnStep | None) -> Tensor:
-        label = self.labels(seeds)
-        told = Condition(label) if self.small is None else self.small.condition(seeds, label, self.module.device)
+    def _generate_batch(self, seeds: range, on_step: OnStep | None) -> Tensor:
+        label, source = self.labels(seeds), self.low_resolution_images
+        condition = Condition(label) if source is None else source.condition(seeds, label, self.module.device)
         while True:
             try:
-                rows = _parts(range(len(seeds)), self.max_pass_size)
-                told_of = [(seeds[part.start : part.stop], told.select(torch.tensor(part))) for part in rows]
-                return torch.cat([self._pass(part, condition, on_step) for part, condition in told_of])
+                rows = [torch.tensor(part) for part in _split(range(len(seeds)), self.micro_batch_size)]
+                conditions = [condition.select(part) for part in rows]
+                micro_batches = zip(_split(seeds, self.micro_batch_size), conditions, strict=True)
+                return torch.cat([self._generate_micro_batch(part, given, on_step) for part, given in micro_batches])
             except torch.OutOfMemoryError:
-                if self.max_pass_size == 1:
+                if self.micro_batch_size == 1:
                     raise
-            # Outside of the handler: the error holds on to what did not fit. Noise belongs to seeds: it is the same.
+            # The retry is outside of the exception handler, because the exception keeps the tensors of the failed pass
+            # alive. The images do not change, since each seed has its own noise.
             torch.cuda.empty_cache()
-            self.max_pass_size = -(-self.max_pass_size // 2)
+            self.micro_batch_size = -(-self.micro_batch_size // 2)
 
-    def _pass(self, seeds: range, told: Condition, on_step: OnStep | None) -> Tensor:
+    def _generate_micro_batch(self, seeds: range, condition: Condition, on_step: OnStep | None) -> Tensor:
         images = self.module.sample(
             seeds,
-            told,
+            condition,
             sampler=self.sampler,
             guidance=self.guidance,
             weights=self.weights,
-            stage=0 if self.small is None else self.small.stage,
+            stage=0 if self.low_resolution_images is None else self.low_resolution_images.stage,
             on_step=on_step,
         )
         return to_uint8(images).cpu()
 
-    def _kept(self, seeds: range) -> Tensor | None:
-        """A finished batch of an interrupted job, if it is whole."""
+    def _load_cached(self, seeds: range) -> Tensor | None:
+        """Return a batch that an interrupted job finished, or None if there is no intact file."""
         if self.folder is None:
             return None
         try:
             pixels = np.load(self._file(seeds), allow_pickle=False)
         except (OSError, ValueError, EOFError):
             return None
-        return (
-            torch.from_numpy(pixels) if pixels.shape == (len(seeds), *self.shape) and pixels.dtype == np.uint8 else None
-        )
+        intact = pixels.shape == (len(seeds), *self.shape) and pixels.dtype == np.uint8
+        return torch.from_numpy(pixels) if intact else None
 
-    def _keep(self, seeds: range, pixels: Tensor) -> None:
+    def _save_to_cache(self, seeds: range, pixels: Tensor) -> None:
         if self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        file = self._file(seeds)
-        partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-        with partial.open("wb") as opened:
-            np.save(opened, pixels.numpy())
-        partial.replace(file)  # a kill leaves whole files alone
+        with atomic_file(self._file(seeds), concurrent=True) as partial, partial.open("wb") as file:
+            np.save(file, pixels.numpy())
 
     def _file(self, seeds: range) -> Path:
         assert self.folder is not None
         return self.folder / f"seeds_{seeds.start:09}.npy"
 
 
-def _require_small(module: DiffusionModule, small: LowResolutionImages | None) -> None:
-    network = module.network
-    channels = int(getattr(network, "low_resolution_channels", 0))
-    if channels and small is None:
-        raise ValueError("cascade must begin with a run that is told no low-resolution image, got one that is.")
-    if small is not None and channels != small.channels:
-        wanted = f"of {channels} channels" if channels else "none"
-        raise ValueError(f"low_resolution images must be {wanted} for this network, got {small.channels} channels.")
-    if small is not None:
-        small.require(module.labels.num_classes)
+def _require_low_resolution(module: DiffusionModule, source: LowResolutionImages | None) -> None:
+    channels = module.network.low_resolution_channels
+    if channels and source is None:
+        raise ValueError("`cascade` must begin with a run without low-resolution images, got a super-resolution run.")
+    if source is not None and channels != source.channels:
+        accepted = f"have {channels} channels" if channels else "not be given"
+        raise ValueError(f"low-resolution images must {accepted} for this network, got {source.channels} channels.")
+    if source is not None:
+        source.require(module.labels.num_classes)
 
 
 def weights_sha256(network: nn.Module) -> str:
-    """Of all that a network holds."""
+    """Return the SHA-256 of all parameters and buffers of a network."""
     content = hashlib.sha256()
     for name, tensor in network.state_dict().items():
         content.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return content.hexdigest()
 
 
-def _parts(seeds: range, size: int) -> list[range]:
+def _split(seeds: range, size: int) -> list[range]:
     return [seeds[k : k + size] for k in range(0, len(seeds), size)]
 
 
-def draw_with_frames(
+def generate_with_frames(
     images: SeededImages, batches: Sequence[range], num_frames: int, advance: Callable[[int], None]
 ) -> tuple[Tensor, list[Tensor]]:
-    """The images of all processes and how they came to be; every process must ask.
+    """Generate images and intermediate frames. Collective: call on all ranks; each rank receives all images.
 
-    batches: those of this process.  num_frames: spread over the sampler's steps, the last among them.
-    advance: told of every step of every batch.  Returns uint8 [N, C, H, W], and num_frames or fewer of that shape.
+    batches: seeds of the batches that this rank generates.
+    num_frames: number of frames, recorded after evenly spaced sampler steps that include the last step.
+    advance: function that is called with 1 after each step of each batch.
+    Returns the images, uint8 [N, C, H, W], and at most num_frames frames of the same shape.
     """
     num_steps = len(images.sampler.times)
-    shown = sorted({round(frame) for frame in np.linspace(1, num_steps, min(num_frames, num_steps))})  # none for 0
-    drawn, frames = [torch.zeros(0, *images.shape, dtype=torch.uint8)], list[Tensor]()
+    frame_steps = sorted({round(step) for step in np.linspace(1, num_steps, min(num_frames, num_steps))})  # can be []
+    pixels, frames = [torch.zeros(0, *images.shape, dtype=torch.uint8)], list[Tensor]()
 
-    def draw(seeds: range) -> None:
-        own: dict[int, list[Tensor]] = {done: [] for done in shown}
+    def generate(seeds: range) -> None:
+        recorded: dict[int, list[Tensor]] = {step: [] for step in frame_steps}
 
-        def on_step(done: int, x_t: Tensor, x_0: Tensor) -> None:
+        def on_step(num_done: int, x_t: Tensor, x_0: Tensor) -> None:
             advance(1)
-            if done in own:
-                own[done].append(to_uint8(images.module.space.decode(x_t)).cpu())
+            if num_done in recorded:
+                recorded[num_done].append(to_uint8(images.module.space.decode(x_t)).cpu())
 
-        drawn.append(images.draw(seeds, on_step).cpu())
+        pixels.append(images.generate(seeds, on_step).cpu())
         if num_frames:
             first = seeds.start % images.batch_size
-            # The last ones: a pass that did not fit into memory has left some of its own before.
-            whole = torch.stack([torch.cat(own[done])[-images.batch_size :] for done in shown], dim=1)
-            frames.append(whole[first : first + len(seeds)])
+            # Only the last batch_size images are valid: a forward pass that ran out of memory may have recorded others
+            # before them.
+            full_batch = torch.stack([torch.cat(recorded[step])[-images.batch_size :] for step in frame_steps], dim=1)
+            frames.append(full_batch[first : first + len(seeds)])
 
     ranks = Ranks.current()
     with ranks.raise_together():
         for seeds in batches:
-            draw(seeds)
-    nothing = torch.zeros(0, len(shown), *images.shape, dtype=torch.uint8)
-    together = ranks.all_gather(torch.cat([nothing, *frames])) if num_frames else nothing  # [N, frames, C, H, W]
-    return ranks.all_gather(torch.cat(drawn)), list(together.unbind(1))
+            generate(seeds)
+    empty = torch.zeros(0, len(frame_steps), *images.shape, dtype=torch.uint8)
+    gathered = ranks.all_gather(torch.cat([empty, *frames])) if num_frames else empty  # [N, frames, C, H, W]
+    return ranks.all_gather(torch.cat(pixels)), list(gathered.unbind(1))

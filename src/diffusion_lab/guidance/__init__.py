@@ -1,4 +1,4 @@
-"""Guidance: denoisers that wrap a denoiser. Imports torch and nothing else."""
+"""Guidance: denoisers that wrap another denoiser. Imports torch only."""
 
 from diffusion_lab.guidance.classifier import ClassifierGuidance
 from diffusion_lab.guidance.classifier_free import Autoguidance, ClassifierFreeGuidance

@@ -11,9 +11,10 @@ from diffusion_lab.networks import Condition, Labels
 
 @dataclass(frozen=True)
 class ClassifierGuidance:
-    """Towards what a classifier of noisy images takes for the label (Dhariwal & Nichol 2021, section 4).
+    """Guidance towards the label by a classifier of noisy images (Dhariwal & Nichol 2021, section 4).
 
-    classifier_scale: of the gradient, the paper's s.  labels: that the denoiser's network knows, perhaps none.
+    classifier_scale: factor of the gradient, the paper's s.
+    labels: classes that the denoising network is conditioned on. A network without classes does not receive the label.
     """
 
     denoiser: DenoiserLike
@@ -23,8 +24,8 @@ class ClassifierGuidance:
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
         if condition.label is None:
-            raise ValueError("label must be given where a classifier guides, got None.")
-        told = condition if self.labels.num_classes else replace(condition, label=None)
-        estimate = self.denoiser(x_t, t, told)
+            raise ValueError("`label` must be given for classifier guidance, got None.")
+        denoiser_condition = condition if self.labels.num_classes else replace(condition, label=None)
+        estimate = self.denoiser(x_t, t, denoiser_condition)
         gradient = self.classifier.gradient(x_t, t, condition.label)
         return replace(estimate, gradient=self.classifier_scale * gradient)

@@ -1,26 +1,26 @@
-"""All that guides samples, in one object."""
+"""All guidance of a sampling run in one object."""
 
 import math
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
 
 from diffusion_lab.denoiser import Denoiser, DenoiserLike
 from diffusion_lab.guidance.classifier import ClassifierGuidance
 from diffusion_lab.guidance.classifier_free import Autoguidance, ClassifierFreeGuidance
 from diffusion_lab.guidance.noisy_classifier import NoisyClassifier
 from diffusion_lab.guidance.strength import Guidable, Strength
-from diffusion_lab.networks import Labels
+from diffusion_lab.networks import Labels, Network
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """All that leads samples to their class.
+    """Guidance of samples towards their class; without arguments, samples are not guided.
 
-    strength: of classifier-free guidance; or, with a guide, of autoguidance.
+    strength: strength of autoguidance if there is a guide, otherwise of classifier-free guidance.
     guide: a weaker denoiser of the same process.
-    classifier: of noisy images, of the same process.  classifier_scale: of its gradient.
+    classifier: a classifier of noisy images of the same process.
+    classifier_scale: factor of the gradient of the classifier.
     """
 
     strength: Strength = field(default_factory=Strength)
@@ -32,66 +32,68 @@ class Guidance:
         if self.guide is not None and self.strength.guidance_scale == 1:
             raise ValueError("guidance_scale must be above 1 for the guide to have an effect, got 1.")
         if not (math.isfinite(self.classifier_scale) and self.classifier_scale >= 0):
-            raise ValueError(f"classifier_scale must be a number of at least 0, got {self.classifier_scale}.")
+            raise ValueError(f"classifier_scale must be a finite number of at least 0, got {self.classifier_scale}.")
 
     def to(self, device: torch.device) -> "Guidance":
-        """Itself, its networks moved to a device."""
-        for guiding in (self.guide, self.classifier):
-            if guiding is not None:
-                guiding.network.to(device)
+        """Move the networks of the guide and of the classifier to a device, and return the guidance."""
+        for model in (self.guide, self.classifier):
+            if model is not None:
+                model.network.to(device)
         return self
 
     def num_classes(self, labels: Labels) -> int:
-        """Of the labels that a guided denoiser is told."""
+        """Return the number of classes of a guided denoiser.  labels: classes of the denoiser's network."""
         return self.classifier.num_classes if self.classifier is not None else labels.num_classes
 
     def __call__(self, denoiser: Denoiser, labels: Labels) -> DenoiserLike:
-        """The denoiser under guidance.  labels: that its network knows.
+        """Return the denoiser with guidance.  labels: classes of the denoiser's network.
 
-        Raises ValueError where its network, the guide and the classifier do not fit together.
+        Raises ValueError if the guide or the classifier does not match the network of the denoiser.
         """
         guided: DenoiserLike = denoiser
         if self.guide is not None:
-            _require_like("guide", self.guide, denoiser)
-            _require_told_alike(self.guide.network, denoiser.network)
-            known = getattr(self.guide.network, "labels", labels).num_classes
-            if known != labels.num_classes:
-                raise ValueError(f"guide must be told the same {labels.num_classes} classes, got one of {known}.")
-            guided = Autoguidance(Guidable.of(denoiser), self.guide, self.strength)
+            _require_same_data("guide", self.guide, denoiser)
+            _require_same_condition(self.guide.network, denoiser.network)
+            num_classes = self.guide.network.labels.num_classes
+            if num_classes != labels.num_classes:
+                raise ValueError(
+                    f"`guide` must have the {labels.num_classes} classes of the network that it guides, got "
+                    f"{num_classes}."
+                )
+            guided = Autoguidance(Guidable.from_denoiser(denoiser), self.guide, self.strength)
         elif self.strength.guidance_scale != 1:
-            guided = ClassifierFreeGuidance(Guidable.of(denoiser), labels.null, self.strength)
+            guided = ClassifierFreeGuidance(Guidable.from_denoiser(denoiser), labels.null, self.strength)
         if self.classifier is None:
             return guided
-        _require_like("classifier", self.classifier, denoiser)
+        _require_same_data("classifier", self.classifier, denoiser)
         if labels.num_classes not in (0, self.classifier.num_classes):
             raise ValueError(
-                f"classifier must know the {labels.num_classes} classes of the network that it guides, got "
+                f"`classifier` must have the {labels.num_classes} classes of the network that it guides, got "
                 f"{self.classifier.num_classes}."
             )
         return ClassifierGuidance(guided, self.classifier, self.classifier_scale, labels)
 
 
-def _require_like(name: str, guiding: Denoiser | NoisyClassifier, denoiser: Denoiser) -> None:
-    if guiding.process != denoiser.process:
+def _require_same_data(name: str, model: Denoiser | NoisyClassifier, denoiser: Denoiser) -> None:
+    """Raise ValueError unless the guide or classifier `model` is trained on the noisy images of the denoiser."""
+    if model.process != denoiser.process:
         raise ValueError(
-            f"{name} must be trained under the schedule of the network that it guides, {denoiser.process.schedule}, "
-            f"got {guiding.process.schedule}."
+            f"`{name}` must be trained with the schedule of the network that it guides, {denoiser.process.schedule}, "
+            f"got {model.process.schedule}."
         )
-    mine, wanted = _image(guiding.network), _image(denoiser.network)
-    if None not in (*mine, *wanted) and mine != wanted:
+    network, expected = model.network, denoiser.network
+    if (network.in_channels, network.resolution) != (expected.in_channels, expected.resolution):
         raise ValueError(
-            f"{name} must be trained on images of {wanted[0]} channels and side {wanted[1]}, as the network that it "
-            f"guides, got {mine[0]} and {mine[1]}."
+            f"`{name}` must be trained on images of {expected.in_channels} channels and side {expected.resolution}, "
+            f"like the network that it guides, got {network.in_channels} channels and side {network.resolution}."
         )
 
 
-def _require_told_alike(guide: nn.Module, network: nn.Module) -> None:
-    for name in ("low_resolution_channels", "num_augmentation_channels"):
-        mine, wanted = getattr(guide, name, 0), getattr(network, name, 0)
-        if mine != wanted:
-            raise ValueError(f"guide must have {name}={wanted}, as the network that it guides, got {mine}.")
-
-
-def _image(network: nn.Module) -> tuple[int | None, int | None]:
-    """Channels and side of what a network sees, where it says so."""
-    return getattr(network, "in_channels", None), getattr(network, "resolution", None)
+def _require_same_condition(guide: Network, network: Network) -> None:
+    """Raise ValueError unless the guide takes the low-resolution images and augmentations of the guided network."""
+    for name, found, expected in (
+        ("low_resolution_channels", guide.low_resolution_channels, network.low_resolution_channels),
+        ("num_augmentation_channels", guide.num_augmentation_channels, network.num_augmentation_channels),
+    ):
+        if found != expected:
+            raise ValueError(f"`guide` must have {name}={expected}, like the network that it guides, got {found}.")

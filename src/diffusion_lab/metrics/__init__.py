@@ -1,4 +1,4 @@
-"""Metrics of image sets. The name of a number says how it was computed."""
+"""Metrics of image sets. The name of a metric value states how the value was computed."""
 
 from diffusion_lab.metrics.class_accuracy import ClassAccuracy
 from diffusion_lab.metrics.cmmd import CMMD

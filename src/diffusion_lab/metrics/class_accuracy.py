@@ -1,4 +1,4 @@
-"""How often a classifier finds the class that an image was drawn for."""
+"""Accuracy of a classifier on class-conditional samples."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,9 +9,10 @@ from diffusion_lab.metrics.metric import Metric
 
 @dataclass(frozen=True)
 class ClassAccuracy(Metric):
-    """The share of samples whose largest logit is that of the label asked for.
+    """Fraction of samples that a classifier assigns to the class on which their generation was conditioned.
 
-    The classifier is the network of features: it never guided the samples, and must know the same classes.
+    The classifier is the feature network, not a classifier that guided the samples. The feature network must have the
+    same classes as the samples.
     """
 
     output: ClassVar[str] = "logits"
@@ -23,14 +24,14 @@ class ClassAccuracy(Metric):
 
     def require_classes(self, num_classes: int) -> None:
         if not num_classes:
-            raise ValueError("conditioning must be label for class_accuracy, got a network that was told no classes.")
+            raise ValueError("conditioning=label is required for class_accuracy, got an unconditional network.")
         if self.features.num_classes != num_classes:
             raise ValueError(
-                f"features must be of a classifier of the {num_classes} classes that are asked for, got "
-                f"{self.features.name}."
+                f"`features` must be a classifier with the {num_classes} classes of the samples for class_accuracy, "
+                f"got {self.features.name}."
             )
 
     def measure(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
-        assert samples.label is not None  # required before
-        found = samples.require_rows().argmax(dim=1)
-        return {"class_accuracy": float((found == samples.label).double().mean())}
+        assert samples.label is not None  # ensured by require_classes
+        predicted = samples.require_rows().argmax(dim=1)
+        return {"class_accuracy": float((predicted == samples.label).double().mean())}

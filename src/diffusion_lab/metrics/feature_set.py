@@ -1,4 +1,4 @@
-"""What metrics see of a set of images: its features, or their mean and covariance."""
+"""Input of metrics: the features of a set of images, or their mean and covariance."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,9 +11,11 @@ from torch import Tensor
 class FeatureSet:
     """Features of a set of images.
 
-    count: of images.  mean: [D], covariance: [D, D], unbiased, float64.
-    rows: the features themselves, float32 [M, D], in the order of the images: of all, or of a random part of a large
-    set; None where only the moments are known.  label: int64 [M], the classes that the images were drawn for, if any.
+    count: number of images.  mean: mean of the features, float64 [D].
+    covariance: unbiased covariance of the features, float64 [D, D].
+    rows: features of single images, float32 [M, D], in the order of the images. They are the features of all images or,
+        for a large set, of a random subset; None if only mean and covariance are known.
+    label: classes on which the generation of the images was conditioned, int64 [M]; None without classes.
     """
 
     count: int
@@ -24,15 +26,15 @@ class FeatureSet:
 
     @classmethod
     def of(cls, rows: Tensor) -> "FeatureSet":
-        """The set of images with these features [N, D].  Raises ValueError for fewer than 2 images."""
+        """Build the set from the features of all images [N, D].  Raises ValueError for fewer than 2 images."""
         if len(rows) < 2:
-            raise ValueError(f"a set must hold at least 2 images to have a covariance, got {len(rows)}.")
+            raise ValueError(f"a set must contain at least 2 images to have a covariance, got {len(rows)}.")
         return cls(len(rows), rows.double().mean(0), rows.double().T.cov(), rows)
 
     def require_rows(self) -> Tensor:
-        """The features of single images, [M, D].  Raises ValueError where only the moments are known."""
+        """Return the features of single images: [M, D].  Raises ValueError if only mean and covariance are known."""
         if self.rows is None:
-            raise ValueError("the features of single images must be known, got their mean and covariance alone.")
+            raise ValueError("the features of single images are required, got only their mean and covariance.")
         return self.rows
 
     @property
@@ -41,11 +43,12 @@ class FeatureSet:
 
     @cached_property
     def factor(self) -> Tensor:
-        """F with F F' = covariance: [D, D], or [D, N] of fewer images than dimensions; float64."""
+        """Factor F of the covariance F F': float64 [D, D], or [D, N] for fewer images than dimensions."""
         if self.rows is not None and len(self.rows) == self.count <= self.dimensions:
-            # Exact: in a singular covariance the rounding of sums would count as spread, with its root.
-            centred: Tensor = (self.rows.double() - self.mean).T / (self.count - 1) ** 0.5
-            return centred
+            # This factor is exact. The factor of a singular covariance matrix contains the roots of rounding errors,
+            # which act as additional variance.
+            centered: Tensor = (self.rows.double() - self.mean).T / (self.count - 1) ** 0.5
+            return centered
         factor, failed = torch.linalg.cholesky_ex(self.covariance)
         pivots = factor.diagonal().square()
         if not failed and pivots.min() > 1e-10 * pivots.max():

@@ -1,4 +1,4 @@
-"""How sure a classifier is of single images, and how unsure of all of them."""
+"""Inception Score: confidence of a classifier on single images and diversity of its predictions."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,9 +9,11 @@ from diffusion_lab.metrics.metric import Metric
 
 @dataclass(frozen=True)
 class InceptionScore(Metric):
-    """exp of the mean divergence between an image's classes and all images' (Salimans et al. 2016), by torch-fidelity.
+    """Inception Score (Salimans et al. 2016), computed by torch-fidelity.
 
-    Mean and standard deviation over num_splits parts of the samples in an order that is always the same.
+    The score is exp of the mean KL divergence between the class probabilities that are predicted for an image and the
+    mean class probabilities of all images. The results are the mean and the standard deviation of the score over
+    num_splits parts of the samples, in an order that is always the same.
     """
 
     num_splits: int = 10
@@ -33,6 +35,6 @@ class InceptionScore(Metric):
 
         logits = samples.require_rows()
         if len(logits) < self.num_splits:
-            raise ValueError(f"samples must hold at least num_splits={self.num_splits} images, got {len(logits)}.")
-        found = isc_features_to_metric(logits, splits=self.num_splits)
-        return {"is": found[KEY_METRIC_ISC_MEAN], "is_std": found[KEY_METRIC_ISC_STD]}
+            raise ValueError(f"samples must contain at least num_splits={self.num_splits} images, got {len(logits)}.")
+        result = isc_features_to_metric(logits, splits=self.num_splits)
+        return {"is": result[KEY_METRIC_ISC_MEAN], "is_std": result[KEY_METRIC_ISC_STD]}

@@ -1,4 +1,4 @@
-"""Kernel distance between two sets of images; over Inception's features it is the KID."""
+"""Kernel distance between two sets of images; with Inception features, this is the KID."""
 
 from dataclasses import dataclass
 
@@ -8,10 +8,12 @@ from diffusion_lab.metrics.metric import Metric
 
 @dataclass(frozen=True)
 class KernelDistance(Metric):
-    """Unbiased squared MMD under the kernel (x'y / D + 1)^3 (Binkowski et al. 2018), by torch-fidelity.
+    """Unbiased squared MMD with the kernel (x'y / D + 1)^3 (Binkowski et al. 2018), computed by torch-fidelity.
 
-    Mean and standard deviation over num_subsets random pairs of subsets, the same for every process and every run.
-    subset_size: at most; fewer where a set holds fewer.
+    The results are the mean and the standard deviation over num_subsets random pairs of subsets, which are always the
+    same.
+
+    subset_size: number of images in a subset; at most the size of the smaller set is used.
     """
 
     num_subsets: int = 100
@@ -19,14 +21,14 @@ class KernelDistance(Metric):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("num_subsets", 1), ("subset_size", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+        for name, minimum in (("num_subsets", 1), ("subset_size", 2)):
+            if getattr(self, name) < minimum:
+                raise ValueError(f"{name} must be at least {minimum}, got {getattr(self, name)}.")
 
     def measure(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
         from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
         rows = samples.require_rows(), reference.require_rows()
         size = min(self.subset_size, *map(len, rows))
-        found = kid_features_to_metric(*rows, kid_subsets=self.num_subsets, kid_subset_size=size, verbose=False)
-        return {"kid": found[KEY_METRIC_KID_MEAN], "kid_std": found[KEY_METRIC_KID_STD]}
+        result = kid_features_to_metric(*rows, kid_subsets=self.num_subsets, kid_subset_size=size, verbose=False)
+        return {"kid": result[KEY_METRIC_KID_MEAN], "kid_std": result[KEY_METRIC_KID_STD]}

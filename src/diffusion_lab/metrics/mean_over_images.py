@@ -1,4 +1,4 @@
-"""The mean over a set of images of what can be said of each: bits per dimension, an error of reconstruction."""
+"""Means of quantities that are defined for single images, such as bits per dimension or a reconstruction error."""
 
 from typing import Any, Protocol
 
@@ -6,28 +6,28 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from diffusion_lab.metrics.metric import in_short
+from diffusion_lab.metrics.metric import abbreviate_count
 
 
 class Quantity(Protocol):
-    """What is measured of each image."""
+    """Quantity of a single image, as a sum of terms."""
 
     @property
     def name(self) -> str:
-        """The beginning of the number's name."""
+        """First part of the metric name."""
 
     @property
     def num_terms(self) -> int:
-        """Terms that add up to the quantity; one that has several may also have `steps`, their times."""
+        """Number of terms. A quantity with several terms may also have an attribute `steps`, the times of the terms."""
 
     def __call__(self, denoiser: Any, x_0: Tensor, condition: Any, noise: Any) -> Tensor:
-        """The terms of images x_0 [B, C, H, W] under a denoiser: [B, num_terms].  noise: a source for each."""
+        """Return the terms of images x_0 [B, C, H, W] for a denoiser: [B, num_terms].  noise: source of the noise."""
 
 
 class MeanOverImages(Metric):
-    """Mean of a quantity; `name` says of which, of which split and of how many images.
+    """Mean of a quantity; `name` states the quantity, the split and the number of images.
 
-    Sums are float64 and added over processes: the number does not depend on how the images were shared out.
+    Sums are float64 and reduced over all ranks, so that the mean does not depend on how the images are distributed.
     """
 
     full_state_update = False
@@ -38,33 +38,35 @@ class MeanOverImages(Metric):
     count: Tensor
 
     def __init__(self, quantity: Quantity, split: str | None = None, num_images: int | None = None) -> None:
-        """quantity: such as a `VariationalBound`.  split: None leaves it open, to be set before the first image.
+        """Raise ValueError if num_images is below 1.
 
-        num_images: the split's first ones; None is all.
+        quantity: quantity to average, for example a `VariationalBound`.
+        split: name of the split of the images; None if it is set later, before the first update.
+        num_images: number of images from the beginning of the split; None selects all images.
         """
         super().__init__()
         if num_images is not None and num_images < 1:
             raise ValueError(f"num_images must be at least 1, or null for all, got {num_images}.")
         self.quantity, self.split, self.num_images = quantity, split, num_images
         self.total, self.terms = 0, torch.zeros(quantity.num_terms, dtype=torch.float64)
-        """Of all processes, once computed: the number of images, and the mean of each term [num_terms]."""
+        """Number of images on all ranks, and mean of each term [num_terms]; set by `compute`."""
         self.add_state("sums", torch.zeros(quantity.num_terms, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     @property
     def name(self) -> str:
-        """Such as bits_bound_test_10k, once computed."""
-        return f"{self.quantity.name}_{self.split}_{in_short(self.total)}"
+        """Name of the metric, for example bits_bound_test_10k; valid after `compute`."""
+        return f"{self.quantity.name}_{self.split}_{abbreviate_count(self.total)}"
 
     def update(self, terms: Tensor) -> None:
-        """Adds images.  terms: [B, num_terms], which add up to the quantity of an image."""
+        """Add images.  terms: terms of each image, [B, num_terms], which add up to the quantity of the image."""
         self.sums = self.sums + terms.double().sum(0)
         self.count = self.count + len(terms)
 
     def compute(self) -> Tensor:
-        """The mean, float64.  Raises ValueError where no image was seen."""
+        """Return the mean, float64.  Raises ValueError if there are no images."""
         if not int(self.count):
             raise ValueError(f"{self.quantity.name} needs at least 1 image, got 0.")
-        # Kept, since only in here the sums are those of all processes.
+        # Stored here, because the sums are reduced over all ranks only within this method.
         self.total, self.terms = int(self.count), self.sums / self.count
         return self.terms.sum()

@@ -1,4 +1,4 @@
-"""What all metrics of sets of images share."""
+"""Base class of metrics of image sets, and the names of metric values."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from diffusion_lab.metrics.feature_set import FeatureSet
 
 @dataclass(frozen=True)
 class Metric(ABC):
-    """Numbers about a set of samples by their features, most of them beside a reference set.
+    """Metric of a set of samples, computed from features, in most cases in comparison with a reference set.
 
-    Each metric is a frozen dataclass: the features through which it sees images, and its own settings.
-    output: which output of the features it sees, see `Features`.  needs_reference: whether it compares at all.
-    needs_rows: whether it asks for the features of single images, not for their mean and covariance alone.
-    Raises ValueError where the features lack that output.
+    output: name of the feature output that the metric uses, see `Features`.
+    needs_reference: whether the metric compares the samples with a reference set.
+    needs_rows: whether the metric needs the features of single images, not only their mean and covariance.
+    Raises ValueError if the features do not have this output.
     """
 
     features: Features
@@ -27,36 +27,38 @@ class Metric(ABC):
     def __post_init__(self) -> None:
         if self.output not in self.features.outputs:
             raise ValueError(
-                f"features must have the output {self.output!r} for {type(self).__name__}, got {self.features.name}, "
-                f"which has {', '.join(self.features.outputs)}."
+                f"`features` must have the output {self.output!r} for {type(self).__name__}, got {self.features.name} "
+                f"with the outputs {', '.join(self.features.outputs)}."
             )
 
     @property
     def min_images(self) -> int:
-        """The fewest images of a set with which the metric means something."""
+        """Smallest number of images in a set for which the metric is defined."""
         return 2
 
-    def require_classes(self, num_classes: int) -> None:  # noqa: B027 (most see no classes)
-        """Raises ValueError where the metric needs other classes than the num_classes that samples are drawn for."""
+    def require_classes(self, num_classes: int) -> None:  # noqa: B027 (most ignore classes)
+        """Raise ValueError if the metric cannot be computed for samples of num_classes classes."""
 
     @abstractmethod
     def measure(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
-        """The numbers by the first part of their names, such as "kid", or "precision" and "recall".
+        """Return the metric values under the first part of their names: "kid", or "precision" and "recall".
 
-        Metrics without a reference ignore it.  Raises ValueError where a set is too small.
+        samples: features of the generated images.  reference: features of the reference set; ignored unless
+            needs_reference.  Raises ValueError if a set is too small.
         """
 
 
 def full_name(kind: str, features: str, num_samples: int, reference: str | None) -> str:
-    """A number's name, with its protocol: kid_inception_50k_train. Only over Inception's features is it called FID.
+    """Return the full name of a metric value, which states how it was computed, for example kid_inception_50k_train.
 
-    kind: as `Metric.measure` calls it.  reference: the split, or None for a number without one.
+    kind: first part of the name, from `Metric.measure`; fd and sfd become fid and sfid for Inception features.
+    features: name of the features.  reference: name of the reference set, or None for a metric without a reference.
     """
     kind = {"fd": "fid", "sfd": "sfid"}.get(kind, kind) if features == "inception" else kind
-    return "_".join([kind, features, in_short(num_samples), *([reference] if reference else [])])
+    return "_".join([kind, features, abbreviate_count(num_samples), *([reference] if reference else [])])
 
 
-def in_short(number: int) -> str:
-    """A number of images as names have it: 50000 -> 50k, 1234 -> 1234."""
-    thousands, rest = divmod(number, 1000)
-    return str(number) if rest else f"{thousands}k"
+def abbreviate_count(count: int) -> str:
+    """Abbreviate a number of images for a name: 50000 -> 50k, 1234 -> 1234."""
+    thousands, rest = divmod(count, 1000)
+    return str(count) if rest else f"{thousands}k"

@@ -1,4 +1,4 @@
-"""Networks: (x_t, time, condition) -> output. Imports torch and nothing else."""
+"""Networks: (x_t, time, condition) -> output. This package imports no library other than torch."""
 
 from diffusion_lab.networks.blocks import Blocks
 from diffusion_lab.networks.condition import Condition, Labels
@@ -6,7 +6,21 @@ from diffusion_lab.networks.dit import DiT
 from diffusion_lab.networks.embeddings import Sinusoids
 from diffusion_lab.networks.from_diffusers import FromDiffusers
 from diffusion_lab.networks.half_unet import HalfUNet
+from diffusion_lab.networks.network import ClassifierNetwork, Network, missing_attributes
 from diffusion_lab.networks.pixel_transformer import PixelTransformer
 from diffusion_lab.networks.unet import UNet
 
-__all__ = ["Blocks", "Condition", "DiT", "FromDiffusers", "HalfUNet", "Labels", "PixelTransformer", "Sinusoids", "UNet"]
+__all__ = [
+    "Blocks",
+    "ClassifierNetwork",
+    "Condition",
+    "DiT",
+    "FromDiffusers",
+    "HalfUNet",
+    "Labels",
+    "Network",
+    "PixelTransformer",
+    "Sinusoids",
+    "UNet",
+    "missing_attributes",
+]

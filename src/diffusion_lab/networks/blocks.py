@@ -1,4 +1,4 @@
-"""What the U-Nets are built of: the blocks of DDPM, ADM and DDPM++, and the way down that all of them share."""
+"""Blocks of the U-Nets of DDPM, ADM and DDPM++, and the encoder that they share."""
 
 import math
 from collections.abc import Sequence
@@ -14,24 +14,26 @@ Resize = Literal["down", "up"] | None
 
 
 def zero(module: nn.Module) -> nn.Module:
-    """The module with all its parameters 0: a residual branch that starts as nothing (Ho et al. 2020, code)."""
+    """Set all parameters of a module to 0, so that a residual branch starts as the identity (Ho et al. 2020, code)."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 
 def normalization(channels: int, num_groups: int) -> nn.GroupNorm:
-    """Group normalisation.  Raises ValueError unless num_groups divides channels."""
+    """Return a group normalization layer.  Raises ValueError unless num_groups divides channels."""
     if channels % num_groups:
-        raise ValueError(f"num_groups must divide every level's channels, got num_groups={num_groups} for {channels}.")
+        raise ValueError(
+            f"num_groups must divide the channels of every level, got num_groups={num_groups} for {channels} channels."
+        )
     return nn.GroupNorm(num_groups, channels)
 
 
 class Downsample(nn.Module):
-    """Half the side, by a strided convolution: [B, C, H, W] -> [B, C, H/2, W/2].
+    """Strided convolution that halves the side: [B, C, H, W] -> [B, C, H/2, W/2].
 
-    symmetric: padded on all sides (Nichol & Dhariwal 2021, code) instead of at the right and the bottom alone, as
-    TensorFlow's "SAME" did for the networks of Ho et al. (2020).
+    symmetric: whether to pad all four sides (Nichol & Dhariwal 2021, code), or only the right and the bottom, like the
+        "SAME" padding of TensorFlow in the networks of Ho et al. (2020).
     """
 
     def __init__(self, channels: int, *, symmetric: bool = False) -> None:
@@ -45,7 +47,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the side, by nearest neighbour and a convolution: [B, C, H, W] -> [B, C, 2H, 2W]."""
+    """Nearest-neighbor interpolation to twice the side, and a convolution: [B, C, H, W] -> [B, C, 2H, 2W]."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -57,11 +59,11 @@ class Upsample(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions around the time embedding, which shifts, or scales and shifts, the second normalisation.
+    """Two convolutions; the time embedding shifts, or scales and shifts, the second normalization.
 
-    resize: a block that also halves or doubles the side (Brock et al. 2019, as used by ADM).
-    project: the way around the convolutions has a 1 x 1 convolution even where the channels stay.
-    gain: of the sum that the block answers.
+    resize: whether the block also halves (down) or doubles (up) the side (Brock et al. 2019, as used by ADM).
+    project: whether the skip connection has a 1 x 1 convolution even if the number of channels stays the same.
+    gain: factor on the output, which is the sum of both branches.
     """
 
     def __init__(
@@ -110,7 +112,7 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over all positions: [B, C, H, W] -> the same.  gain: of the sum that it answers."""
+    """Self-attention over all positions: [B, C, H, W] -> [B, C, H, W].  gain: factor on the output."""
 
     def __init__(self, channels: int, *, num_heads: int, num_groups: int, gain: float = 1.0) -> None:
         super().__init__()
@@ -121,8 +123,8 @@ class Attention(nn.Module):
         zero(self.out)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        # The 1 x 1 convolutions are applied as linear maps of positions: the fused kernel takes heads only where their
-        # channels are neighbours in memory.
+        # The 1 x 1 convolutions are applied as linear maps of positions: the fused attention kernel requires that the
+        # channels of a head are contiguous in memory.
         tokens = _linear(self.qkv, self.norm(x).flatten(2).mT)  # [B, positions, 3 C]
         qkv = tokens.view(*tokens.shape[:2], 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)  # [B, heads, positions, channels per head]
@@ -132,15 +134,15 @@ class Attention(nn.Module):
 
 
 def _linear(convolution: nn.Conv2d, x: Tensor) -> Tensor:
-    """A 1 x 1 convolution of channels that stand last."""
+    """Apply a 1 x 1 convolution to a tensor whose last dimension is the channels."""
     return F.linear(x, convolution.weight.flatten(1), convolution.bias)
 
 
 class Stage(nn.ModuleList):
-    """Modules run one after the other, each told the embedding.
+    """Modules applied in sequence, each of which also receives the embedding.
 
-    checkpointing: what a module computes inside is forgotten after the forward pass and computed again in the backward
-    pass: less memory, a third more time, the same numbers (Chen et al. 2016).
+    checkpointing: whether to recompute the activations inside a module in the backward pass instead of storing them
+        (Chen et al. 2016). This saves memory, increases the time by a third, and does not change the result.
     """
 
     def __init__(self, modules: Sequence[nn.Module], *, checkpointing: bool = False) -> None:
@@ -158,15 +160,18 @@ class Stage(nn.ModuleList):
 
 @dataclass(frozen=True)
 class Blocks:
-    """How all blocks of a network are made.
+    """Settings that all blocks of a network share.
 
-    dropout: before the last convolution of each residual block.  num_groups: of every group normalisation.
-    scale_shift: the time embedding also scales (adaptive group normalisation, Dhariwal & Nichol 2021, section 3.1).
-    resize: how sides change: by a `strided` convolution as in Ho et al. (2020), `strided_symmetric` as in Nichol &
-        Dhariwal (2021), inside a `residual` block as in ADM, or in a `projected` one as in DDPM++ (Song et al. 2021).
-    num_heads or head_channels: of attention, by number or by channels a head; neither is one head.
-    rescale: sums of a block and the way around it are divided by sqrt(2) (Song et al. 2021).
-    checkpointing: see `Stage`.
+    dropout: dropout probability before the last convolution of each residual block.
+    num_groups: number of groups of each group normalization.
+    scale_shift: whether the time embedding also scales the activations instead of only shifting them (adaptive group
+        normalization, Dhariwal & Nichol 2021, section 3.1).
+    resize: module that changes the side between levels: a `strided` convolution as in Ho et al. (2020), a
+        `strided_symmetric` convolution as in Nichol & Dhariwal (2021), a `residual` block as in ADM, or a `projected`
+        residual block as in DDPM++ (Song et al. 2021).
+    num_heads, head_channels: number of attention heads, or channels of each head; a single head if both are None.
+    rescale: whether to divide the output of each block, the sum of both branches, by sqrt(2) (Song et al. 2021).
+    checkpointing: whether to recompute activations in the backward pass, see `Stage`.
     """
 
     dropout: float = 0.0
@@ -187,13 +192,13 @@ class Blocks:
             raise ValueError(f"resize must be strided, strided_symmetric, residual or projected, got {self.resize}.")
         if self.num_heads is not None and self.head_channels is not None:
             raise ValueError(
-                f"num_heads must be null where head_channels is given, got num_heads={self.num_heads} and "
+                f"num_heads must be null if head_channels is given, got num_heads={self.num_heads} and "
                 f"head_channels={self.head_channels}."
             )
 
     @property
     def gain(self) -> float:
-        """Of the sum of a block and the way around it."""
+        """Factor on the output of each block."""
         return math.sqrt(0.5) if self.rescale else 1.0
 
     def stage(self, *modules: nn.Module) -> Stage:
@@ -215,25 +220,27 @@ class Blocks:
         )
 
     def attention(self, channels: int) -> Attention:
-        """Raises ValueError where the heads do not divide the channels."""
+        """Return an attention block.  Raises ValueError unless the heads divide the channels."""
         return Attention(channels, num_heads=self.heads(channels), num_groups=self.num_groups, gain=self.gain)
 
     def heads(self, channels: int) -> int:
-        """How many heads attention over these channels has.  Raises ValueError where they cannot be cut evenly."""
+        """Return the number of attention heads.  Raises ValueError unless the heads divide the channels."""
         name = "num_heads" if self.head_channels is None else "head_channels"
         number = (self.num_heads or 1) if self.head_channels is None else self.head_channels
         if number < 1 or channels % number:
-            raise ValueError(f"{name} must divide the channels of levels with attention, got {number} for {channels}.")
+            raise ValueError(
+                f"{name} must divide the channels of levels with attention, got {number} for {channels} channels."
+            )
         return number if self.head_channels is None else channels // number
 
     def downsample(self, channels: int, embedding_channels: int) -> nn.Module:
-        """What halves the side."""
+        """Return a module that halves the side."""
         if self.resize.startswith("strided"):
             return Downsample(channels, symmetric=self.resize == "strided_symmetric")
         return self.residual(channels, channels, embedding_channels, "down")
 
     def upsample(self, channels: int, embedding_channels: int) -> nn.Module:
-        """What doubles the side."""
+        """Return a module that doubles the side."""
         if self.resize.startswith("strided"):
             return Upsample(channels)
         return self.residual(channels, channels, embedding_channels, "up")
@@ -241,9 +248,11 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Levels:
-    """The pyramid of a U-Net: for each level its width in channels, its side and how many residual blocks it has.
+    """Levels of a U-Net.
 
-    stem: channels of what the first level is given.
+    stem: input channels of the first level.  widths: channels of each level.  sides: side of each level, in patches.
+    depths: number of residual blocks of each level.
+    attention_resolutions: sides of the levels whose blocks are followed by attention.
     """
 
     stem: int
@@ -263,26 +272,29 @@ class Levels:
         attention_resolutions: Sequence[int],
         patch_size: int = 1,
     ) -> "Levels":
-        """side: of the image.  Raises ValueError where it cannot be halved so often, or where lengths do not agree."""
+        """Derive the levels.  side: side of the image in pixels.
+
+        Raises ValueError if the side cannot be halved often enough, or if num_blocks does not match the levels.
+        """
         num_levels = len(channel_multipliers)
         sides = _sides(side, patch_size, num_levels, attention_resolutions)
         depths = [num_blocks] * num_levels if isinstance(num_blocks, int) else list(num_blocks)
         if len(depths) != num_levels or min(depths) < 1:
             raise ValueError(
-                f"num_blocks must be at least 1, one number for all {num_levels} levels or one for each, got "
+                f"num_blocks must be at least 1, one number for all {num_levels} levels or one number per level, got "
                 f"{num_blocks if isinstance(num_blocks, int) else depths}."
             )
         widths = [int(channels * multiplier) for multiplier in channel_multipliers]
-        # Half a multiplier narrows the first convolution too (Dhariwal & Nichol 2021, code); a double one does not
-        # widen it (Song et al. 2021, code).
+        # A first multiplier of 0.5 also narrows the first convolution (Dhariwal & Nichol 2021, code), but a first
+        # multiplier of 2 does not widen it (Song et al. 2021, code).
         stem = min(channels, widths[0])
         return cls(stem, tuple(widths), tuple(sides), tuple(depths), tuple(attention_resolutions))
 
     def __len__(self) -> int:
         return len(self.widths)
 
-    def way_down(self, blocks: Blocks, embedding_channels: int) -> tuple[list[Stage], list[int]]:
-        """The stages from the first level to the last, and the channels after each, those of the input first."""
+    def encoder(self, blocks: Blocks, embedding_channels: int) -> tuple[list[Stage], list[int]]:
+        """Return the stages of the encoder and the channels of its skip connections, with the stem first."""
         stages, after = list[Stage](), [width := self.stem]
         for level, (level_width, side, depth) in enumerate(zip(self.widths, self.sides, self.depths, strict=True)):
             for _ in range(depth):
@@ -298,15 +310,15 @@ class Levels:
 
 
 def middle(width: int, blocks: Blocks, embedding_channels: int) -> Stage:
-    """What the last level ends with: attention between two residual blocks."""
+    """Return the last stage of the lowest level: attention between two residual blocks."""
     first, attention = blocks.residual(width, width, embedding_channels), blocks.attention(width)
     return blocks.stage(first, attention, blocks.residual(width, width, embedding_channels))
 
 
 def _sides(resolution: int, patch_size: int, num_levels: int, attention_resolutions: Sequence[int]) -> list[int]:
-    """The side of each level.  Raises ValueError where the image cannot be halved so often."""
+    """Return the side of each level.  Raises ValueError if the image cannot be halved often enough."""
     if num_levels < 1:
-        raise ValueError("channel_multipliers must hold one number for each level, got none.")
+        raise ValueError("channel_multipliers must have one number per level, got none.")
     if patch_size < 1:
         raise ValueError(f"patch_size must be at least 1, got {patch_size}.")
     factor = patch_size * 2 ** (num_levels - 1)
@@ -314,11 +326,11 @@ def _sides(resolution: int, patch_size: int, num_levels: int, attention_resoluti
         larger = -(-resolution // factor) * factor
         raise ValueError(
             f"resolution must be divisible by {factor} (patch_size={patch_size} and {num_levels} levels, each half the "
-            f"side of the one before), got {resolution}; try data.resolution={larger} or fewer channel_multipliers."
+            f"side of the previous one), got {resolution}; try data.resolution={larger} or fewer channel_multipliers."
         )
     sides = [resolution // patch_size // 2**level for level in range(num_levels)]
     if attention_resolutions and not set(attention_resolutions) & set(sides):
         raise ValueError(
-            f"attention_resolutions must name sides among {sides} or be empty, got {list(attention_resolutions)}."
+            f"attention_resolutions must be sides among {sides} or empty, got {list(attention_resolutions)}."
         )
     return sides

@@ -1,4 +1,4 @@
-"""What a network is told beside the noisy image and the time."""
+"""Inputs that a network is conditioned on, in addition to the noisy image and the time."""
 
 from dataclasses import dataclass, fields
 
@@ -8,29 +8,31 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Condition:
-    """label: int64 [B], or None for a network without classes.
+    """Condition of a batch of images. Each part is None for a network that does not take this part.
 
-    augmentation: what was done to the images before they became noisy, float [B, num_augmentation_channels]; None means
-        nothing, as 0 does.
-    low_resolution: the same images at a smaller side, float [B, C, h, w] in [-1, 1], for a network that enlarges them.
+    label: class, int64 [B].
+    augmentation: values that describe the augmentation of the images, float [B, n]; None and 0 mean no augmentation.
+    low_resolution: the images at a lower resolution, float [B, C, h, w] in [-1, 1], for a super-resolution network.
+    low_resolution_noise: standard deviation of the noise in `low_resolution`, float [B].
     """
 
     label: Tensor | None = None
     augmentation: Tensor | None = None
     low_resolution: Tensor | None = None
+    low_resolution_noise: Tensor | None = None
 
     def select(self, rows: Tensor) -> "Condition":
-        """The condition of some images of the batch.  rows: int64 [b]."""
+        """Return the condition of a part of the batch.  rows: indices of the images, int64 [b]."""
         return Condition(*(_rows(getattr(self, field.name), rows) for field in fields(self)))
 
     def to(self, device: torch.device) -> "Condition":
-        """All parts on a device."""
+        """Return the condition with all parts on a device."""
         parts = (getattr(self, field.name) for field in fields(self))
         return Condition(*(None if part is None else part.to(device) for part in parts))
 
     @staticmethod
     def cat(first: "Condition", second: "Condition") -> "Condition":
-        """Both conditions in one batch: [2 B].  Raises ValueError where one alone has a part that it would lose."""
+        """Concatenate two conditions: [2 B].  Raises ValueError if a part is given in only one of them."""
         names = [field.name for field in fields(first)]
         return Condition(*(_cat(name, getattr(first, name), getattr(second, name)) for name in names))
 
@@ -43,17 +45,18 @@ def _cat(name: str, first: Tensor | None, second: Tensor | None) -> Tensor | Non
     if first is None and second is None:
         return None
     if first is None or second is None:
-        raise ValueError(f"{name} must be given in both conditions or in none, got it in one.")
+        raise ValueError(f"{name} must be given in both conditions or in neither, got it in only one.")
     return torch.cat([first, second])
 
 
 @dataclass(frozen=True)
 class Labels:
-    """The classes that a network knows.
+    """Classes that a network is conditioned on.
 
-    num_classes: 0 for an unconditional network.
-    dropout: share of the labels replaced by the null label in training, so that guidance can ask for "no class"
-        (Ho & Salimans 2022, algorithm 1). The null label exists only where labels are dropped.
+    num_classes: number of classes; 0 for an unconditional network.
+    dropout: fraction of labels that training replaces by the null label, which means "no class" (Ho & Salimans 2022,
+        algorithm 1). Classifier-free guidance requires a fraction above 0: a network that is trained without dropout
+        has no null label.
     """
 
     num_classes: int = 0
@@ -65,25 +68,25 @@ class Labels:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}.")
         if self.dropout and not self.num_classes:
-            raise ValueError(f"dropout must be 0 where num_classes is 0, got {self.dropout}.")
+            raise ValueError(f"dropout must be 0 if num_classes is 0, got {self.dropout}.")
 
     @property
     def null(self) -> int:
-        """The label that means "no class".  Raises ValueError for a network that has none."""
+        """The null label.  Raises ValueError for a network that was trained without label dropout."""
         if not self.dropout:
             raise ValueError(
                 "guidance needs a network that was trained with dropped labels "
-                "(conditioning=label, conditioning.dropout above 0); this one has no null label."
+                "(conditioning=label, conditioning.dropout above 0); this network has no null label."
             )
         return self.num_classes
 
     @property
     def num_rows(self) -> int:
-        """Rows of an embedding table for these labels."""
+        """Number of rows of an embedding table for these labels."""
         return self.num_classes + (self.dropout > 0)
 
     def drop(self, label: Tensor | None, dropped: Tensor) -> Tensor | None:
-        """Labels [B] with the null label where `dropped` [B] is true; None for an unconditional network."""
+        """Return labels [B] with the null label where `dropped` [B] is true; None for an unconditional network."""
         if not self.num_classes or label is None:
             return None
         if not self.dropout:

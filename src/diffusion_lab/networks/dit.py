@@ -1,4 +1,4 @@
-"""The diffusion transformer with adaLN-Zero blocks (Peebles & Xie 2023, section 3.2), whole in one file."""
+"""The diffusion transformer with adaLN-Zero blocks (Peebles & Xie 2023, section 3.2)."""
 
 import torch
 import torch.nn.functional as F
@@ -7,16 +7,18 @@ from torch.utils.checkpoint import checkpoint
 
 from diffusion_lab.networks.blocks import zero
 from diffusion_lab.networks.condition import Condition, Labels
-from diffusion_lab.networks.embeddings import Sinusoids, TimeEmbedding, beside_low_resolution, require_label
+from diffusion_lab.networks.embeddings import Sinusoids, TimeEmbedding, require_label, with_low_resolution
+from diffusion_lab.networks.network import Network
 
 TIME_CHANNELS = 256
-"""Sinusoids of the time (Peebles & Xie 2023, code)."""
+"""Channels of the sinusoidal time embedding (Peebles & Xie 2023, code)."""
 
 
 def grid_positions(side: int, channels: int) -> Tensor:
-    """Sinusoids of the column in the first half of the channels, of the row in the second (Peebles & Xie 2023, code).
+    """Return sinusoidal position embeddings of a square grid (Peebles & Xie 2023, code).
 
-    Returns [side^2, channels], float32, row by row.
+    The first half of the channels encodes the column, the second half the row.
+    Returns [side^2, channels], float32, in row-major order.
     """
     quarter = channels // 4
     frequency = 10_000 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
@@ -27,12 +29,12 @@ def grid_positions(side: int, channels: int) -> Tensor:
 
 
 def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x: [B, tokens, channels].  shift, scale: [B, channels]."""
+    """Return x scaled and shifted.  x: [B, tokens, channels].  shift, scale: [B, channels]."""
     return x * (1 + scale[:, None]) + shift[:, None]
 
 
 class SelfAttention(nn.Module):
-    """[B, tokens, channels] -> the same."""
+    """Self-attention over all tokens: [B, tokens, channels] -> [B, tokens, channels]."""
 
     def __init__(self, channels: int, num_heads: int) -> None:
         super().__init__()
@@ -47,7 +49,7 @@ class SelfAttention(nn.Module):
 
 
 class DiTBlock(nn.Module):
-    """Attention and an MLP; shifts, scales and gates of both come from the embedding, and start as 0 (adaLN-Zero)."""
+    """Attention and an MLP, whose shifts, scales and gates depend on the embedding and are initially 0 (adaLN-Zero)."""
 
     def __init__(self, channels: int, num_heads: int, *, mlp_ratio: float, dropout: float) -> None:
         super().__init__()
@@ -68,9 +70,9 @@ class DiTBlock(nn.Module):
 
 
 class PatchHead(nn.Module):
-    """Tokens [B, side^2, channels] -> an image [B, out_channels, H, W], exactly 0 at first (Peebles & Xie 2023).
+    """Output layer: tokens [B, side^2, channels] -> image [B, out_channels, H, W], initially 0 (Peebles & Xie 2023).
 
-    norm: of the tokens, before the embedding scales and shifts them.
+    norm: normalization of the tokens; the embedding scales and shifts its output.
     """
 
     def __init__(self, norm: nn.Module, channels: int, out_channels: int, patch_size: int) -> None:
@@ -81,7 +83,7 @@ class PatchHead(nn.Module):
         zero(self.out)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        # In the precision of the weights even under autocast, as in `UNet`.
+        # The output has the precision of the weights even under autocast, as in `UNet`.
         with torch.autocast(x.device.type, enabled=False):
             x, embedding = x.to(self.out.weight.dtype), embedding.to(self.out.weight.dtype)
             shift, scale = self.modulation(F.silu(embedding)).chunk(2, dim=1)
@@ -90,14 +92,14 @@ class PatchHead(nn.Module):
         return F.pixel_shuffle(x.reshape(*x.shape[:2], side, side), self.patch_size)
 
 
-class DiT(nn.Module):
+class DiT(Network):
     """A transformer over square patches of an image or of its latents.
 
-    in_channels, out_channels: of the image and of the answer.  resolution: side of the image.
-    patch_size: side of a token's square.  channels: of a token.  depth: number of blocks.
-    mlp_ratio: of an MLP's hidden channels.  dropout: inside the MLPs.
-    labels, num_augmentation_channels, low_resolution_channels: what it is told, as in `UNet`.
-    checkpointing: what blocks compute is forgotten and computed again in the backward pass, as in `Stage`.
+    in_channels, out_channels, resolution, labels, num_augmentation_channels, low_resolution_channels: see `Network`.
+    patch_size: side of a patch in pixels.  channels: number of channels of a token.  depth: number of blocks.
+    num_heads: number of attention heads.  mlp_ratio: ratio of hidden channels to channels in an MLP.
+    dropout: dropout probability inside the MLPs.
+    checkpointing: whether to recompute activations in the backward pass, as in `Stage`.
     """
 
     def __init__(
@@ -134,10 +136,10 @@ class DiT(nn.Module):
         )
         norm = nn.LayerNorm(channels, eps=1e-6, elementwise_affine=False)
         self.head = PatchHead(norm, channels, out_channels, patch_size)
-        self._initialise()
+        self._initialize()
 
-    def _initialise(self) -> None:
-        """As Peebles & Xie (2023), code; what is 0 stays so."""
+    def _initialize(self) -> None:
+        """Initialize the weights as in the code of Peebles & Xie (2023). Weights that are 0 stay 0."""
         for name, module in self.blocks.named_modules():
             if isinstance(module, nn.Linear) and not name.endswith("modulation"):
                 nn.init.xavier_uniform_(module.weight)
@@ -152,34 +154,34 @@ class DiT(nn.Module):
             nn.init.normal_(self.label_embedding.weight, std=0.02)
 
     def forward(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        """x_t: [B, in_channels, H, W].  time: [B], as the schedule tells it.  Returns [B, out_channels, H, W].
+        """See `Network.forward`.
 
-        Raises ValueError for images of another shape, and where a part of the condition is missing or of no use.
+        Raises ValueError for images of another shape and for a condition with a missing or an unused part.
         """
         require_image(x_t, self.in_channels, self.resolution)
-        embedding = self.time_embedding(time, condition.augmentation)  # [B, channels]
+        embedding = self.time_embedding(time, condition)  # [B, channels]
         require_label(condition.label, self.labels)
         if self.label_embedding is not None:
             embedding = embedding + self.label_embedding(condition.label)
-        x = beside_low_resolution(x_t, condition, self.low_resolution_channels).to(self.patches.weight.dtype)
+        x = with_low_resolution(x_t, condition, self.low_resolution_channels).to(self.patches.weight.dtype)
         x = self.patches(F.pixel_unshuffle(x, self.patch_size).flatten(2).mT) + self.positions  # [B, tokens, channels]
         for block in self.blocks:
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, embedding, use_reentrant=False)
             else:
                 x = block(x, embedding)
-        answer: Tensor = self.head(x, embedding)
-        return answer
+        output: Tensor = self.head(x, embedding)
+        return output
 
 
 def require_image(x_t: Tensor, channels: int, resolution: int) -> None:
-    """Raises ValueError for images of another shape."""
+    """Raise ValueError for images of another shape."""
     if x_t.shape[1:] != (channels, resolution, resolution):
         raise ValueError(f"x_t must be [B, {channels}, {resolution}, {resolution}], got {list(x_t.shape)}.")
 
 
 def require_blocks(depth: int, mlp_ratio: float) -> None:
-    """Raises ValueError where there would be nothing to learn."""
+    """Raise ValueError for a transformer without blocks or without an MLP."""
     if depth < 1:
         raise ValueError(f"depth must be at least 1, got {depth}.")
     if not mlp_ratio > 0:
@@ -187,12 +189,10 @@ def require_blocks(depth: int, mlp_ratio: float) -> None:
 
 
 def require_tokens(resolution: int, patch_size: int, channels: int, num_heads: int) -> None:
-    """Raises ValueError where the image cannot be cut into patches, or a token into heads and places."""
+    """Raise ValueError unless the image divides into patches and the channels divide into heads and positions."""
     if patch_size < 1 or resolution % patch_size:
-        raise ValueError(f"patch_size must divide the resolution, {resolution}, got {patch_size}.")
+        raise ValueError(f"patch_size must divide resolution={resolution}, got {patch_size}.")
     if num_heads < 1 or channels % num_heads:
         raise ValueError(f"num_heads must divide channels={channels}, got {num_heads}.")
     if channels % 4:
-        raise ValueError(
-            f"channels must be divisible by 4, for the sines and cosines of rows and columns, got {channels}."
-        )
+        raise ValueError(f"channels must be divisible by 4 (sines and cosines of rows and columns), got {channels}.")

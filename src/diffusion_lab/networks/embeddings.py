@@ -1,4 +1,4 @@
-"""What networks are told, made into numbers: time, labels, a low-resolution image."""
+"""Network inputs: embeddings of time and augmentation, label checks, and the low-resolution image."""
 
 import math
 from dataclasses import dataclass
@@ -13,11 +13,12 @@ from diffusion_lab.networks.condition import Condition, Labels
 
 @dataclass(frozen=True)
 class Sinusoids:
-    """Sines and cosines of time at geometric frequencies from 1 (after Vaswani et al. 2017).
+    """Sines and cosines of the time at geometrically spaced frequencies, from 1 downwards (Vaswani et al. 2017).
 
-    kind: `ddpm` has sines first, and 1 / max_period as its last frequency (Ho et al. 2020, code); `adm` has cosines
-        first, and stops one frequency short of it (Dhariwal & Nichol 2021, code; so did Peebles & Xie 2023).
-    time_scale: of the time before all else; 1000 / T for networks of Nichol & Dhariwal (2021).
+    kind: order of the channels and last frequency. `ddpm` has the sines first and 1 / max_period as its last frequency
+        (Ho et al. 2020, code). `adm` has the cosines first and ends one frequency before 1 / max_period (Dhariwal &
+        Nichol 2021, code; Peebles & Xie 2023, code).
+    time_scale: factor on the time; 1000 / T for networks of Nichol & Dhariwal (2021).
     """
 
     kind: Literal["ddpm", "adm"] = "ddpm"
@@ -32,7 +33,7 @@ class Sinusoids:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}.")
 
     def __call__(self, time: Tensor, channels: int) -> Tensor:
-        """time: [B].  Returns [B, channels], float32; channels must be even and at least 4."""
+        """Embed the time [B].  channels: number of channels, even and at least 4.  Returns [B, channels], float32."""
         half = channels // 2
         steps = half - 1 if self.kind == "ddpm" else half
         exponent = torch.arange(half, dtype=torch.float32, device=time.device) / steps
@@ -44,10 +45,10 @@ class Sinusoids:
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoids through two linear layers: [B] -> [B, embedding_channels].
+    """Sinusoids of the time, followed by two linear layers: [B] -> [B, embedding_channels].
 
-    num_augmentation_channels: numbers that are told of an image's augmentation; a linear map without bias adds them to
-        the sinusoids (Karras et al. 2022, code), so that 0 says nothing.
+    num_augmentation_channels: see `Network`. A linear map of these values, without bias, is added to the sinusoids
+        (Karras et al. 2022, code), so that values of 0 have no effect.
     """
 
     def __init__(
@@ -70,46 +71,61 @@ class TimeEmbedding(nn.Module):
         if num_augmentation_channels:
             self.augmentation = nn.Linear(num_augmentation_channels, channels, bias=False)
 
-    def forward(self, time: Tensor, augmentation: Tensor | None = None) -> Tensor:
-        """time: [B].  augmentation: [B, num_augmentation_channels]; None is 0.  Returns [B, embedding_channels].
+    def forward(self, time: Tensor, condition: Condition | None = None) -> Tensor:
+        """Embed the time, the augmentation and the noise level of the low-resolution image.
 
-        Raises ValueError where the augmentation has another length.
+        time: [B].  condition: condition of the images; None means no augmentation and no low-resolution image.
+        Returns [B, embedding_channels].
+        Raises ValueError if the condition does not have num_augmentation_channels values per image.
         """
         embedding = self.sinusoids(time, self.channels).to(next(self.parameters()).dtype)
-        if augmentation is not None:
-            embedding = embedding + self._told(augmentation.to(embedding.dtype))
+        numbers = None if condition is None else self._numbers(condition)
+        if numbers is not None:
+            embedding = embedding + self.augmentation(numbers.to(embedding.dtype))
         result: Tensor = self.layers(embedding)
         return result
 
-    def _told(self, augmentation: Tensor) -> Tensor:
-        if augmentation.shape[1] != self.num_augmentation_channels or not self.num_augmentation_channels:
+    def _numbers(self, condition: Condition) -> Tensor | None:
+        """Return the values that describe the images, [B, num_augmentation_channels], or None if all are 0.
+
+        The noise level is the last value.
+        """
+        augmentation, noise = condition.augmentation, condition.low_resolution_noise
+        if augmentation is None and noise is None:
+            return None
+        parts = [augmentation] if augmentation is not None else []
+        if noise is not None:
+            num_missing = self.num_augmentation_channels - 1 if augmentation is None else 0
+            parts += [noise.new_zeros(len(noise), max(0, num_missing)), noise[:, None]]
+        numbers = torch.cat(parts, dim=1)
+        if numbers.shape[1] != self.num_augmentation_channels:
             raise ValueError(
-                f"augmentation must be told in num_augmentation_channels={self.num_augmentation_channels} numbers an "
-                f"image, got {augmentation.shape[1]}."
+                f"augmentation and low_resolution_noise together must have num_augmentation_channels="
+                f"{self.num_augmentation_channels} values per image, got {numbers.shape[1]}."
             )
-        told: Tensor = self.augmentation(augmentation)
-        return told
+        return numbers
 
 
 def require_label(label: Tensor | None, labels: Labels) -> None:
-    """Raises ValueError unless labels are given exactly to a network that knows classes."""
+    """Raise ValueError unless labels are given if and only if the network has classes."""
     if (label is None) == bool(labels.num_classes):
-        wanted = f"labels in 0..{labels.num_rows - 1}" if labels.num_classes else "no label"
-        raise ValueError(f"label must be given to this network as {wanted}, got {label}.")
+        wanted = f"labels in 0..{labels.num_rows - 1}" if labels.num_classes else "None"
+        raise ValueError(f"`label` must be {wanted} for this network, got {label}.")
 
 
-def beside_low_resolution(x_t: Tensor, condition: Condition, channels: int) -> Tensor:
-    """The noisy image and, enlarged to its side, the low-resolution one (Saharia et al. 2021; Dhariwal & Nichol 2021).
+def with_low_resolution(x_t: Tensor, condition: Condition, channels: int) -> Tensor:
+    """Concatenate the noisy image and the upsampled low-resolution image (Saharia et al. 2021; Dhariwal & Nichol 2021).
 
-    x_t: [B, C, H, W].  Returns [B, C + channels, H, W].
-    Raises ValueError unless the condition has an image of so many channels; one of none where channels is 0.
+    x_t: [B, C, H, W].  channels: channels of the low-resolution image, 0 if there is none.
+    Returns [B, C + channels, H, W].
+    Raises ValueError unless the condition has a low-resolution image of exactly these channels.
     """
     low = condition.low_resolution
     if (0 if low is None else low.shape[1]) != channels:
         wanted = f"[B, {channels}, h, w]" if channels else "None"
         got = None if low is None else list(low.shape)
-        raise ValueError(f"low_resolution must be given to this network as {wanted}, got {got}.")
+        raise ValueError(f"`low_resolution` must be {wanted} for this network, got {got}.")
     if low is None:
         return x_t
-    enlarged = F.interpolate(low, size=x_t.shape[-2:], mode="bilinear", antialias=False).to(x_t.dtype)
-    return torch.cat([x_t, enlarged], dim=1)
+    upsampled = F.interpolate(low, size=x_t.shape[-2:], mode="bilinear", antialias=False).to(x_t.dtype)
+    return torch.cat([x_t, upsampled], dim=1)

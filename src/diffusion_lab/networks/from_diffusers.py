@@ -1,4 +1,4 @@
-"""Networks of the library diffusers, as ours are called. Imports torch alone: the network is handed in."""
+"""Adapter for `diffusers` networks. This module imports only torch: the caller passes the network."""
 
 import inspect
 from typing import Any
@@ -6,18 +6,18 @@ from typing import Any
 from torch import Tensor, nn
 
 from diffusion_lab.networks.condition import Condition, Labels
-from diffusion_lab.networks.embeddings import beside_low_resolution, require_label
+from diffusion_lab.networks.embeddings import require_label, with_low_resolution
+from diffusion_lab.networks.network import Network
 
 
-class FromDiffusers(nn.Module):
-    """A diffusers model that answers images for (images, times): UNet2DModel, DiTTransformer2DModel and their like.
+class FromDiffusers(Network):
+    """A `diffusers` model of images and times, such as UNet2DModel or DiTTransformer2DModel, as a `Network`.
 
-    network: the model, whose config says its channels and side (sample_size).
-    labels: the classes it is told; its own table must have a row for each, and one for the null label if there is one.
-    low_resolution_channels: of the low-resolution image beside x_t, which are among the model's in_channels.
+    network: the model; its config contains the channels and the side of the images (sample_size).
+    labels: classes that the model is conditioned on. The label embedding of the model must have a row for each class
+        and for the null label.
+    low_resolution_channels: number of input channels of the model that belong to the low-resolution image.
     """
-
-    num_augmentation_channels = 0
 
     def __init__(self, network: nn.Module, *, labels: Labels | None = None, low_resolution_channels: int = 0) -> None:
         super().__init__()
@@ -25,33 +25,37 @@ class FromDiffusers(nn.Module):
         self.network, self.labels, self.low_resolution_channels = network, labels or Labels(), low_resolution_channels
         side = config.sample_size
         if not isinstance(side, int) and (side is None or len(set(side)) != 1):
-            raise ValueError(f"network.sample_size must be the side of square images, got {side}.")
+            raise ValueError(f"network.sample_size must be one number, the side of square images, got {side}.")
         self.resolution = int(side if isinstance(side, int) else side[0])
-        factor = 2 ** (len(getattr(config, "down_block_types", [None])) - 1)  # else it fails inside, at a skip
+        # Without this check a skip connection would fail in forward.
+        factor = 2 ** (len(getattr(config, "down_block_types", [None])) - 1)
         if self.resolution % factor:
             raise ValueError(
-                f"network.sample_size must be divisible by {factor}, as {type(network).__name__} halves it so often, "
-                f"got {self.resolution}; try data.resolution={-(-self.resolution // factor) * factor}."
+                f"network.sample_size must be divisible by {factor}, the downsampling factor of "
+                f"{type(network).__name__}, got {self.resolution}; try "
+                f"data.resolution={-(-self.resolution // factor) * factor}."
             )
         self.in_channels = int(config.in_channels) - low_resolution_channels
         if self.in_channels < 1:
             raise ValueError(
-                f"network.in_channels must be above low_resolution_channels={low_resolution_channels}: it counts the "
-                f"image and the low-resolution one, got {config.in_channels}."
+                f"network.in_channels must be above low_resolution_channels={low_resolution_channels}, which "
+                f"are part of network.in_channels, got {config.in_channels}."
             )
         self.out_channels = int(config.out_channels or config.in_channels)
-        self._takes = set(inspect.signature(network.forward).parameters)
-        if self.labels.num_classes and "class_labels" not in self._takes:
+        self._arguments = set(inspect.signature(network.forward).parameters)
+        if self.labels.num_classes and "class_labels" not in self._arguments:
             raise ValueError(
-                f"conditioning must be none for {type(network).__name__}, which takes no labels, got label."
+                f"conditioning=none is required for {type(network).__name__}, which takes no class labels, got label."
             )
 
     def forward(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        """x_t: [B, in_channels, H, W].  time: [B], as the schedule tells it.  Returns [B, out_channels, H, W]."""
+        """See `Network.forward`.  Raises ValueError for a condition that the network cannot take."""
         require_label(condition.label, self.labels)
-        if condition.augmentation is not None:
-            raise ValueError("augmentation must be none for a network of diffusers, which cannot be told of it.")
-        x = beside_low_resolution(x_t, condition, self.low_resolution_channels)
-        told = {"class_labels": condition.label, "encoder_hidden_states": None, "return_dict": False}
-        answer: Tensor = self.network(x, time, **{k: v for k, v in told.items() if k in self._takes})[0]
-        return answer.to(next(self.network.parameters()).dtype)  # under autocast too, as in `UNet`
+        if condition.augmentation is not None or condition.low_resolution_noise is not None:
+            raise ValueError(
+                "augmentation and low_resolution_noise must be None for a `diffusers` network, which takes neither."
+            )
+        x = with_low_resolution(x_t, condition, self.low_resolution_channels)
+        options = {"class_labels": condition.label, "encoder_hidden_states": None, "return_dict": False}
+        output: Tensor = self.network(x, time, **{k: v for k, v in options.items() if k in self._arguments})[0]
+        return output.to(next(self.network.parameters()).dtype)  # also under autocast, as in `UNet`

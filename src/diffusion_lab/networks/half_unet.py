@@ -1,4 +1,4 @@
-"""The classifier of noisy images of ADM: the way down of the U-Net, and attention pooling (Dhariwal & Nichol 2021)."""
+"""The ADM classifier of noisy images: the U-Net encoder and attention pooling (Dhariwal & Nichol 2021)."""
 
 from collections.abc import Sequence
 
@@ -8,17 +8,19 @@ from torch import Tensor, nn
 
 from diffusion_lab.networks.blocks import Blocks, Levels, middle, normalization, zero
 from diffusion_lab.networks.embeddings import Sinusoids, TimeEmbedding
+from diffusion_lab.networks.network import ClassifierNetwork
 
 
 class AttentionPooling(nn.Module):
-    """What attention answers to the mean of all positions: [B, C, H, W] -> [B, out_channels] (Radford et al. 2021)."""
+    """Attention whose query is the mean of all positions: [B, C, H, W] -> [B, out_channels] (Radford et al. 2021)."""
 
     def __init__(self, channels: int, out_channels: int, *, side: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.positions = nn.Parameter(torch.randn(1, side**2 + 1, channels) / channels**0.5)
         self.qkv = nn.Linear(channels, 3 * channels)
-        # 0, unlike the paper's code: an untrained classifier gives every class the same probability.
+        # Initialized to 0, in contrast to the code of the paper, so that an untrained classifier assigns the same
+        # probability to every class.
         self.out = zero(nn.Linear(channels, out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -26,16 +28,15 @@ class AttentionPooling(nn.Module):
         tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1) + self.positions
         qkv = self.qkv(tokens).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)  # [B, heads, 1 + H W, channels per head]
-        pooled = F.scaled_dot_product_attention(q[:, :, :1], k, v)  # the first position is all that is read
-        answer: Tensor = self.out(pooled.flatten(1))
-        return answer
+        pooled = F.scaled_dot_product_attention(q[:, :, :1], k, v)  # only the first position is used
+        output: Tensor = self.out(pooled.flatten(1))
+        return output
 
 
-class HalfUNet(nn.Module):
-    """(noisy image, time) -> one number for each class: [B, num_classes].
+class HalfUNet(ClassifierNetwork):
+    """The encoder of a U-Net with attention pooling: (noisy image, time) -> logits [B, num_classes].
 
-    in_channels: of the image.  resolution: its side.
-    channels, channel_multipliers, num_blocks, attention_resolutions, blocks, patch_size, sinusoids: as those of `UNet`.
+    in_channels, num_classes, resolution: see `ClassifierNetwork`.  All other arguments: see `UNet`.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class HalfUNet(nn.Module):
     ) -> None:
         super().__init__()
         if num_classes < 2:
-            raise ValueError(f"num_classes must be at least 2 to tell them apart, got {num_classes}.")
+            raise ValueError(f"num_classes must be at least 2, got {num_classes}.")
         levels = Levels.of(
             resolution,
             channels=channels,
@@ -67,13 +68,13 @@ class HalfUNet(nn.Module):
         self.patch_size, blocks, width = patch_size, blocks or Blocks(), levels.widths[-1]
         self.time_embedding = TimeEmbedding(channels, 4 * channels, sinusoids=sinusoids)
         self.conv_in = nn.Conv2d(in_channels * patch_size**2, levels.stem, 3, padding=1)
-        self.down = nn.ModuleList(levels.way_down(blocks, 4 * channels)[0])
+        self.down = nn.ModuleList(levels.encoder(blocks, 4 * channels)[0])
         self.middle = middle(width, blocks, 4 * channels)
         self.norm_out = normalization(width, blocks.num_groups)
         self.pool = AttentionPooling(width, num_classes, side=levels.sides[-1], num_heads=blocks.heads(width))
 
     def forward(self, x_t: Tensor, time: Tensor) -> Tensor:
-        """x_t: [B, in_channels, H, W].  time: [B], as the schedule tells it.  Returns logits [B, num_classes].
+        """See `ClassifierNetwork.forward`.
 
         Raises ValueError for images of another shape.
         """
@@ -86,7 +87,7 @@ class HalfUNet(nn.Module):
         for stage in self.down:
             x = stage(x, embedding)
         x = self.middle(x, embedding)
-        # In the precision of the weights even under autocast: guidance differentiates the logarithm of the answer.
+        # The logits have the precision of the weights even under autocast: guidance differentiates their log-softmax.
         with torch.autocast(x.device.type, enabled=False):
             logits: Tensor = self.pool(F.silu(self.norm_out(x.to(self.conv_in.weight.dtype))))
         return logits

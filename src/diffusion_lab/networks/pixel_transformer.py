@@ -1,7 +1,8 @@
-"""A transformer over large patches of pixels, of parts that language models settled on since DiT.
+"""A transformer over large patches of pixels, built from components that became standard after DiT.
 
-Rotary positions (Su et al. 2024), along rows and columns; SwiGLU (Shazeer 2020); normalised queries and keys (Dehghani
-et al. 2023); patches through a bottleneck, for prediction=x_0 (Li & He 2025); adaLN-Zero as in DiT.
+The components are rotary positions (Su et al. 2024) along rows and columns, SwiGLU (Shazeer 2020), normalized queries
+and keys (Dehghani et al. 2023), a bottleneck before the tokens for prediction=x_0 (Li & He 2025), and adaLN-Zero as in
+DiT.
 """
 
 import torch
@@ -19,14 +20,15 @@ from diffusion_lab.networks.dit import (
     require_image,
     require_tokens,
 )
-from diffusion_lab.networks.embeddings import Sinusoids, TimeEmbedding, beside_low_resolution, require_label
+from diffusion_lab.networks.embeddings import Sinusoids, TimeEmbedding, require_label, with_low_resolution
+from diffusion_lab.networks.network import Network
 
 
 def rotation(side: int, channels: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Cosine and sine of what turns each pair of a head's channels at each place: [side^2, channels / 2], float32.
+    """Return cosine and sine of the rotary angle of each channel pair and position: [side^2, channels / 2], float32.
 
-    Row by row; the first half of the pairs turns with the row, the second with the column. Made anew where it is
-    needed: kept in the network, its precision would follow that of the weights.
+    Positions are in row-major order. The first half of the pairs rotates with the row, the second with the column.
+    The angles are computed on each call, because buffers of the network are cast to the precision of the weights.
     """
     quarter = channels // 4
     frequency = 10_000 ** -(torch.arange(quarter, dtype=torch.float64, device=device) / quarter)
@@ -36,7 +38,10 @@ def rotation(side: int, channels: int, device: torch.device | str = "cpu") -> tu
 
 
 def rotated(x: Tensor, by: tuple[Tensor, Tensor]) -> Tensor:
-    """x: [B, heads, tokens, channels], neighbours as pairs; answered in float32 or better.  by: see `rotation`."""
+    """Rotate pairs of adjacent channels.  x: [B, heads, tokens, channels].  by: cosine and sine, see `rotation`.
+
+    Returns a tensor of the shape of x in float32, or in float64 if x is float64.
+    """
     pairs = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(*x.shape[:-1], -1, 2)
     first, second = pairs.unbind(-1)
     cos, sin = by
@@ -44,12 +49,13 @@ def rotated(x: Tensor, by: tuple[Tensor, Tensor]) -> Tensor:
 
 
 class TransformerBlock(nn.Module):
-    """Attention with rotated, normalised queries and keys, and SwiGLU; adaLN-Zero around both."""
+    """Attention with rotated, normalized queries and keys, and a SwiGLU MLP; both modulated by adaLN-Zero."""
 
     def __init__(self, channels: int, num_heads: int, *, mlp_ratio: float, dropout: float) -> None:
         super().__init__()
         self.num_heads = num_heads
-        hidden = int(channels * mlp_ratio * 2 / 3)  # three matrices instead of two: as many parameters (Shazeer 2020)
+        # The three matrices have as many parameters as the two matrices of a plain MLP (Shazeer 2020).
+        hidden = int(channels * mlp_ratio * 2 / 3)
         self.norm_attention, self.norm_mlp = nn.RMSNorm(channels, eps=1e-6), nn.RMSNorm(channels, eps=1e-6)
         self.norm_q = nn.RMSNorm(channels // num_heads, eps=1e-6)
         self.norm_k = nn.RMSNorm(channels // num_heads, eps=1e-6)
@@ -68,17 +74,17 @@ class TransformerBlock(nn.Module):
     def _attention(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
         qkv = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)  # [B, heads, tokens, channels per head]
-        precise = self.norm_q.weight.dtype  # under autocast too
+        precise = self.norm_q.weight.dtype  # also under autocast
         q, k = rotated(self.norm_q(q.to(precise)), rotation), rotated(self.norm_k(k.to(precise)), rotation)
         q, k = q.to(v.dtype), k.to(v.dtype)
         y: Tensor = self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return y
 
 
-class PixelTransformer(nn.Module):
+class PixelTransformer(Network):
     """A transformer over square patches of pixels.
 
-    bottleneck: channels that a patch is narrowed to before it becomes a token.  All else as in `DiT`.
+    bottleneck: channels of the linear map between a patch and its token.  All other arguments: see `DiT`.
     """
 
     def __init__(
@@ -106,7 +112,7 @@ class PixelTransformer(nn.Module):
             raise ValueError(f"bottleneck must be at least 1, got {bottleneck}.")
         if channels // num_heads % 4:
             raise ValueError(
-                f"channels / num_heads must be divisible by 4, for rotations along rows and columns, got "
+                f"channels / num_heads must be divisible by 4 (rotations along rows and columns), got "
                 f"{channels // num_heads}."
             )
         self.resolution, self.in_channels, self.out_channels = resolution, in_channels, out_channels
@@ -127,23 +133,23 @@ class PixelTransformer(nn.Module):
         self.head = PatchHead(nn.RMSNorm(channels, eps=1e-6), channels, out_channels, patch_size)
 
     def forward(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        """x_t: [B, in_channels, H, W].  time: [B], as the schedule tells it.  Returns [B, out_channels, H, W].
+        """See `Network.forward`.
 
-        Raises ValueError for images of another shape, and where a part of the condition is missing or of no use.
+        Raises ValueError for images of another shape and for a condition with a missing or an unused part.
         """
         require_image(x_t, self.in_channels, self.resolution)
-        embedding = self.time_embedding(time, condition.augmentation)  # [B, channels]
+        embedding = self.time_embedding(time, condition)  # [B, channels]
         require_label(condition.label, self.labels)
         if self.label_embedding is not None:
             embedding = embedding + self.label_embedding(condition.label)
-        x = beside_low_resolution(x_t, condition, self.low_resolution_channels).to(self.head.out.weight.dtype)
+        x = with_low_resolution(x_t, condition, self.low_resolution_channels).to(self.head.out.weight.dtype)
         x = self.patches(F.pixel_unshuffle(x, self.patch_size).flatten(2).mT)  # [B, tokens, channels]
-        x = x.to(self.head.out.weight.dtype)  # the sum that all blocks add to keeps its precision under autocast
+        x = x.to(self.head.out.weight.dtype)  # the residual stream keeps its precision under autocast
         places = rotation(self.resolution // self.patch_size, self.head_channels, x.device)
         for block in self.blocks:
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, embedding, places, use_reentrant=False)
             else:
                 x = block(x, embedding, places)
-        answer: Tensor = self.head(x, embedding)
-        return answer
+        output: Tensor = self.head(x, embedding)
+        return output

@@ -8,23 +8,22 @@ from torch import Tensor, nn
 
 from diffusion_lab.networks.blocks import Blocks, Levels, Stage, middle, normalization, zero
 from diffusion_lab.networks.condition import Condition, Labels
-from diffusion_lab.networks.embeddings import Sinusoids, TimeEmbedding, beside_low_resolution, require_label
+from diffusion_lab.networks.embeddings import Sinusoids, TimeEmbedding, require_label, with_low_resolution
+from diffusion_lab.networks.network import Network
 
 
-class UNet(nn.Module):
-    """Convolutions on a pyramid of sides, with skips from the way down to the way up.
+class UNet(Network):
+    """An encoder and a decoder of residual blocks, with skip connections between their levels.
 
-    in_channels, out_channels: of the image and of the answer.  resolution: side of the image.
-    channels: of the first level; level i has channels * channel_multipliers[i] and half the side of the one before.
-    num_blocks: residual blocks a level (one more on the way up): one number, or one for each level.
-    attention_resolutions: sides (after the patches) of the levels whose blocks are followed by attention.
-    attend_once_on_way_up: after the last block of a level alone (DDPM++), not after each.
-    blocks: how all blocks are made.
-    labels: the classes it is told, if any.
-    patch_size: side of the squares of pixels that are folded into channels first and unfolded last; 1 is none.
-    num_augmentation_channels: numbers that it is told of an image's augmentation; 0 is none.
-    low_resolution_channels: of the low-resolution image that it is told; 0 is none.
-    sinusoids: of the time.
+    in_channels, out_channels, resolution, labels, num_augmentation_channels, low_resolution_channels: see `Network`.
+    channels: base width; level i has channels * channel_multipliers[i] and half the side of the previous level.
+    num_blocks: number of residual blocks per level (one more in the decoder); a list has one number per level.
+    attention_resolutions: sides (in patches) of the levels whose blocks are followed by attention.
+    attend_once_on_way_up: whether only the last block of a decoder level is followed by attention (DDPM++).
+    blocks: settings that all blocks share.
+    patch_size: side of the pixel squares that are folded into channels at the input and unfolded at the output; 1
+        disables folding.
+    sinusoids: embedding of the time.
     """
 
     def __init__(
@@ -57,41 +56,41 @@ class UNet(nn.Module):
         self.resolution, self.in_channels, self.out_channels = resolution, in_channels, out_channels
         self.patch_size, self.num_augmentation_channels = patch_size, num_augmentation_channels
         self.low_resolution_channels = low_resolution_channels
-        self.labels, blocks, told = labels or Labels(), blocks or Blocks(), 4 * channels
-        self.time_embedding = TimeEmbedding(channels, told, num_augmentation_channels, sinusoids)
-        self.label_embedding = nn.Embedding(self.labels.num_rows, told) if self.labels.num_classes else None
+        self.labels, blocks, embedded = labels or Labels(), blocks or Blocks(), 4 * channels
+        self.time_embedding = TimeEmbedding(channels, embedded, num_augmentation_channels, sinusoids)
+        self.label_embedding = nn.Embedding(self.labels.num_rows, embedded) if self.labels.num_classes else None
         self.conv_in = nn.Conv2d((in_channels + low_resolution_channels) * patch_size**2, levels.stem, 3, padding=1)
 
-        down, skips = levels.way_down(blocks, told)
+        down, skips = levels.encoder(blocks, embedded)
         width = levels.widths[-1]
-        self.middle = middle(width, blocks, told)
+        self.middle = middle(width, blocks, embedded)
 
         up = list[Stage]()
         for level in reversed(range(len(levels))):
             attends = levels.sides[level] in levels.attention_resolutions
             for k in range(levels.depths[level] + 1):
-                up.append(blocks.stage(blocks.residual(width + skips.pop(), levels.widths[level], told)))
+                up.append(blocks.stage(blocks.residual(width + skips.pop(), levels.widths[level], embedded)))
                 width = levels.widths[level]
                 if attends and (k == levels.depths[level] or not attend_once_on_way_up):
                     up[-1].append(blocks.attention(width))
             if level > 0:
-                up[-1].append(blocks.upsample(width, told))
+                up[-1].append(blocks.upsample(width, embedded))
 
         self.down, self.up = nn.ModuleList(down), nn.ModuleList(up)
         self.norm_out = normalization(width, blocks.num_groups)
         self.conv_out = zero(nn.Conv2d(width, out_channels * patch_size**2, 3, padding=1))
 
     def forward(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        """x_t: [B, in_channels, H, W].  time: [B], as the schedule tells it.  Returns [B, out_channels, H, W].
+        """See `Network.forward`.
 
-        Raises ValueError for images of another shape, and where a part of the condition is missing or of no use.
+        Raises ValueError for images of another shape and for a condition with a missing or an unused part.
         """
         if x_t.shape[1:] != (self.in_channels, self.resolution, self.resolution):
             raise ValueError(
                 f"x_t must be [B, {self.in_channels}, {self.resolution}, {self.resolution}], got {list(x_t.shape)}."
             )
         embedding = self._embedding(time, condition)
-        x = beside_low_resolution(x_t, condition, self.low_resolution_channels).to(self.conv_in.weight.dtype)
+        x = with_low_resolution(x_t, condition, self.low_resolution_channels).to(self.conv_in.weight.dtype)
         x = self.conv_in(F.pixel_unshuffle(x, self.patch_size))
         skips = [x]
         for stage in self.down:
@@ -100,13 +99,13 @@ class UNet(nn.Module):
         x = self.middle(x, embedding)
         for stage in self.up:
             x = stage(torch.cat([x, skips.pop()], dim=1), embedding)
-        # The answer leaves in the precision of the weights even under autocast: bfloat16 has 8 bits, and samplers
-        # subtract it from x_t.
+        # The output has the precision of the weights even under autocast: samplers subtract it from x_t, and bfloat16
+        # has a precision of 8 bits only.
         with torch.autocast(x.device.type, enabled=False):
             x = self.conv_out(F.silu(self.norm_out(x.to(self.conv_out.weight.dtype))))
         return F.pixel_shuffle(x, self.patch_size)
 
     def _embedding(self, time: Tensor, condition: Condition) -> Tensor:
-        embedding: Tensor = self.time_embedding(time, condition.augmentation)
+        embedding: Tensor = self.time_embedding(time, condition)
         require_label(condition.label, self.labels)
         return embedding if self.label_embedding is None else embedding + self.label_embedding(condition.label)

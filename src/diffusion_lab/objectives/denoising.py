@@ -1,4 +1,4 @@
-"""Squared error between the network's output and its target."""
+"""Squared error between the network output and its target."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -11,29 +11,32 @@ from diffusion_lab.process import GaussianProcess, NoiseSchedule, Prediction
 
 
 class Objective(ABC):
-    """A loss per image."""
+    """A training objective: one loss per image."""
 
     @abstractmethod
     def __call__(
         self, output: Tensor, x_0: Tensor, x_t: Tensor, noise: Tensor, t: Tensor, process: GaussianProcess
     ) -> Tensor:
-        """Loss [B], at least float32.
+        """Return the loss of each image: [B], float32 or float64.
 
-        output: the network's answer, [B, C, H, W], or [B, 2 C, H, W] where it learns the variance.
+        output: the network output, [B, C, H, W], or [B, 2 C, H, W] if the variance is learned.
         x_0, x_t, noise: [B, C, H, W].  t: [B].
         """
 
     @abstractmethod
     def require(self, schedule: NoiseSchedule, channels: int, out_channels: int) -> None:
-        """Raises ValueError where a network with out_channels for images of `channels` cannot be trained by it."""
+        """Raise ValueError unless the objective can train a network with this schedule and these numbers of channels.
+
+        channels: number of image channels.  out_channels: number of output channels.
+        """
 
 
 @dataclass(frozen=True)
 class Denoising(Objective):
     """L_simple: mean squared error in the space of the prediction (Ho et al. 2020, eq. 14).
 
-    The mean runs over channels and pixels, so that unit noise met by an output of 0 costs 1.
-    weighting: of the squared error of x_0, in place of the weight 1 on that of the prediction.
+    The mean is over channels and pixels, so that an output of 0 for a target of unit variance has loss 1.
+    weighting: weight of the squared error of x_0. None gives the squared error of the prediction the weight 1.
     """
 
     prediction: Prediction
@@ -43,7 +46,7 @@ class Denoising(Objective):
         self, output: Tensor, x_0: Tensor, x_t: Tensor, noise: Tensor, t: Tensor, process: GaussianProcess
     ) -> Tensor:
         target = self.prediction.target(x_0, noise, t, process)
-        # At least float32: squares of bfloat16 errors would keep 8 bits.
+        # At least float32: squared errors in bfloat16 would keep 8 bits only.
         error = output.to(torch.promote_types(output.dtype, torch.float32)) - target
         loss = error.square().mean(dim=(1, 2, 3))
         if self.weighting is None:
@@ -58,14 +61,14 @@ class Denoising(Objective):
     def require(self, schedule: NoiseSchedule, channels: int, out_channels: int) -> None:
         if out_channels != channels:
             raise ValueError(
-                f"model.out_channels must be {channels}, those of the image, for an objective that trains no variance, "
-                f"got {out_channels}; objective=hybrid and vlb train a learned variance."
+                f"model.out_channels must be {channels}, the number of image channels, for an objective without a "
+                f"learned variance, got {out_channels}; objective=hybrid and vlb train a learned variance."
             )
         if self.weighting is None:
             return
         first = torch.tensor([schedule.t_min], dtype=torch.float64)
         if not bool(self._weight(self.weighting, first, GaussianProcess(schedule)).isfinite()):
             raise ValueError(
-                "weighting must be none, constant, min_snr or soft_min_snr for a schedule whose first step adds "
-                f"no noise, got {self.weighting}."
+                "weighting must be none, constant, min_snr or soft_min_snr if the first step of the schedule adds no "
+                f"noise, got {self.weighting}."
             )

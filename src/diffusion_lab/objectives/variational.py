@@ -1,4 +1,4 @@
-"""The variational bound, term by term in bits per dimension, and the objectives made of it."""
+"""The terms of the variational bound in bits per dimension, and the objectives that contain them."""
 
 import math
 from dataclasses import dataclass
@@ -9,50 +9,51 @@ from torch import Tensor
 from diffusion_lab.objectives.denoising import Denoising, Objective
 from diffusion_lab.process import GaussianProcess, NoiseSchedule, Prediction, TableSchedule, Variance, split_output
 
-BITS = 1 / math.log(2)
+BITS_PER_NAT = 1 / math.log(2)
 
 
 def prior_term(x_0: Tensor, process: GaussianProcess) -> Tensor:
-    """L_T = KL(q(x_T | x_0) || p(x_T)), bits per dimension [B] (Ho et al. 2020, eq. 5).
+    """Return L_T = KL(q(x_T | x_0) || p(x_T)) in bits per dimension: [B] (Ho et al. 2020, eq. 5).
 
-    p is what sampling starts from.
+    p(x_T) is the distribution from which sampling starts.
     """
     t = torch.full((len(x_0),), process.schedule.t_max, dtype=torch.float64)
     alpha_t, sigma_t = process.coefficients(t, like=x_0)
     log_variance_p = 2 * process.widen(process.schedule.prior_std(t), x_0).log()
-    return BITS * gaussian_divergence(alpha_t * x_0, 2 * sigma_t.log(), log_variance_p).mean(dim=(1, 2, 3))
+    return BITS_PER_NAT * gaussian_divergence(alpha_t * x_0, 2 * sigma_t.log(), log_variance_p).mean(dim=(1, 2, 3))
 
 
 def bound_term(
     x_0: Tensor, estimate: Tensor, x_t: Tensor, log_variance: Tensor, s: Tensor, t: Tensor, process: GaussianProcess
 ) -> Tensor:
-    """One term of the bound, bits per dimension [B] (Ho et al. 2020, eq. 5): L_{t-1} where s is above 0, else L_0.
+    """Return one term of the bound, L_0 if s = 0, else L_{t-1}, in bits per dimension: [B] (Ho et al. 2020, eq. 5).
 
-    x_0, x_t, and the estimate of x_0: [B, C, H, W].  log_variance: of p(x_s | x_t), to multiply images.  s, t: [B].
+    x_0, x_t: [B, C, H, W].  estimate: estimate of x_0, [B, C, H, W].  s, t: [B].
+    log_variance: log-variance of p(x_s | x_t), [B, 1, 1, 1] or [B, C, H, W].
     """
     on_x_0, on_x_t, _ = (process.widen(weight, x_0) for weight in process.posterior_coefficients(s, t))
     true_log_variance = process.widen(process.posterior_log_variance(s, t), x_0)
     divergence = gaussian_divergence(on_x_0 * (x_0 - estimate), true_log_variance, log_variance)
     decoded = -discretized_log_likelihood(x_0, on_x_0 * estimate + on_x_t * x_t, 0.5 * log_variance)
-    return BITS * torch.where(process.widen(s, x_0) > 0, divergence, decoded).mean(dim=(1, 2, 3))
+    return BITS_PER_NAT * torch.where(process.widen(s, x_0) > 0, divergence, decoded).mean(dim=(1, 2, 3))
 
 
 def gaussian_divergence(between_means: Tensor, log_variance_q: Tensor, log_variance_p: Tensor) -> Tensor:
-    """KL(q || p) of two diagonal Gaussians for each pixel, in nats; all broadcast against images."""
+    """Return KL(q || p) of two diagonal Gaussians per pixel, in nats. The arguments broadcast against each other."""
     difference = log_variance_q - log_variance_p
     return 0.5 * (torch.expm1(difference) - difference + between_means.square() * (-log_variance_p).exp())
 
 
 def discretized_log_likelihood(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
-    """Log-probability of 8-bit pixels x in [-1, 1] under a Gaussian cut at the half levels (Ho et al. 2020, eq. 13)."""
+    """Return the log-probability of 8-bit pixels x in [-1, 1] under a discretized Gaussian (Ho et al. 2020, eq. 13)."""
     dtype = mean.dtype
-    # float64: the difference of two neighbouring values of Phi keeps 3 digits of its gradient in float32.
+    # float64: in float32 the gradient of the difference of two nearly equal values of Phi keeps 3 digits only.
     x, mean, log_std = x.double(), mean.double(), log_std.double()
     inverse_std = (-log_std).exp()
-    # Held at ten million standard deviations, beyond which the gradient of log Phi is no number.
+    # Clipped at 10 million standard deviations, because the gradient of log Phi is NaN for larger values.
     upper, lower = (((x - mean + half) * inverse_std).clamp(-1e7, 1e7) for half in (1 / 255, -1 / 255))
-    # Over the whole line at the end levels. In logarithms, and from the side where the tail is thin, so that nothing
-    # cancels: log(Phi(upper) - Phi(lower)) with both far below 0.
+    # The intervals of the first and the last level extend to infinity. log(Phi(upper) - Phi(lower)) is computed from
+    # log Phi, and mirrored to the lower tail, so that nothing cancels.
     upper = torch.where(x > 1 - 1 / 255, math.inf, upper)
     lower = torch.where(x < -1 + 1 / 255, -math.inf, lower)
     mirrored = upper + lower > 0
@@ -64,9 +65,9 @@ def discretized_log_likelihood(x: Tensor, mean: Tensor, log_std: Tensor) -> Tens
 
 @dataclass(frozen=True)
 class Variational(Objective):
-    """L_vlb: T times the bound's term at t, bits per dimension (Ho et al. 2020, eq. 5; Nichol & Dhariwal 2021, code).
+    """L_vlb: T times one term of the bound, bits per dimension (Ho et al. 2020, eq. 5; Nichol & Dhariwal 2021, code).
 
-    Its mean over uniform times is the bound without L_T, which has nothing to learn.
+    The mean over uniform times is the bound without L_T, which has no parameters.
     """
 
     prediction: Prediction
@@ -75,14 +76,14 @@ class Variational(Objective):
     def __call__(
         self, output: Tensor, x_0: Tensor, x_t: Tensor, noise: Tensor, t: Tensor, process: GaussianProcess
     ) -> Tensor:
-        prediction, variance_output = split_output(_widened(output), channels=x_0.shape[1])
-        return self.of(prediction, variance_output, x_0, x_t, t, process)
+        prediction, variance_output = split_output(_at_least_float32(output), channels=x_0.shape[1])
+        return self.loss(prediction, variance_output, x_0, x_t, t, process)
 
-    def of(
+    def loss(
         self, prediction: Tensor, variance_output: Tensor | None, x_0: Tensor, x_t: Tensor, t: Tensor,
         process: GaussianProcess,
     ) -> Tensor:  # fmt: skip
-        """The loss of a network's two halves."""
+        """Return the loss [B] for the two halves of the network output."""
         s = process.schedule.previous(t)
         estimate = self.prediction.to_x_0(prediction, x_t, t, process)
         log_variance = self.variance.log_variance(process, s, t, like=x_0, output=variance_output)
@@ -91,7 +92,7 @@ class Variational(Objective):
     def require(self, schedule: NoiseSchedule, channels: int, out_channels: int) -> None:
         if not isinstance(schedule, TableSchedule):
             raise ValueError(
-                "objective=vlb and hybrid need a schedule of steps (linear, cosine, ...), whose chain they bound, "
+                "schedule must have discrete steps (linear, cosine, ...) for objective=vlb and hybrid, "
                 f"got the continuous {type(schedule).__name__}."
             )
         if not self.variance.learned and out_channels != channels:
@@ -101,9 +102,10 @@ class Variational(Objective):
 
 @dataclass(frozen=True)
 class Hybrid(Objective):
-    """L_hybrid = L_simple + bound_weight L_vlb, the bound teaching the variance alone (Nichol & Dhariwal 2021, eq. 16).
+    """L_hybrid = L_simple + bound_weight L_vlb, where L_vlb trains only the variance (Nichol & Dhariwal 2021, eq. 16).
 
-    simple: what teaches the prediction.  bound: what teaches the variance; no gradient of it reaches the mean.
+    simple: loss of the prediction.  bound: loss of the variance, whose gradient does not reach the prediction.
+    bound_weight: weight of the bound.
     """
 
     simple: Denoising
@@ -113,8 +115,8 @@ class Hybrid(Objective):
     def __post_init__(self) -> None:
         if not self.bound.variance.learned:
             raise ValueError(
-                "variance must be learned_range or learned_diagonal for objective=hybrid, "
-                f"whose bound would teach a fixed one nothing, got {type(self.bound.variance).__name__}."
+                "variance must be learned_range or learned_diagonal for objective=hybrid, whose bound trains the "
+                f"variance only, got {type(self.bound.variance).__name__}."
             )
         if self.bound_weight < 0:
             raise ValueError(f"bound_weight must be at least 0, got {self.bound_weight}.")
@@ -122,13 +124,13 @@ class Hybrid(Objective):
     def __call__(
         self, output: Tensor, x_0: Tensor, x_t: Tensor, noise: Tensor, t: Tensor, process: GaussianProcess
     ) -> Tensor:
-        prediction, variance_output = split_output(_widened(output), channels=x_0.shape[1])
+        prediction, variance_output = split_output(_at_least_float32(output), channels=x_0.shape[1])
         simple = self.simple(prediction, x_0, x_t, noise, t, process)
-        return simple + self.bound_weight * self.bound.of(prediction.detach(), variance_output, x_0, x_t, t, process)
+        return simple + self.bound_weight * self.bound.loss(prediction.detach(), variance_output, x_0, x_t, t, process)
 
     def require(self, schedule: NoiseSchedule, channels: int, out_channels: int) -> None:
         self.bound.require(schedule, channels, out_channels)
 
 
-def _widened(output: Tensor) -> Tensor:
+def _at_least_float32(output: Tensor) -> Tensor:
     return output.to(torch.promote_types(output.dtype, torch.float32))

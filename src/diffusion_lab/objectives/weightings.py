@@ -1,4 +1,4 @@
-"""Loss weights by noise level, each on the squared error of x_0; `Denoising` converts them for each prediction."""
+"""Loss weights of the squared error of x_0 by noise level; `Denoising` converts them for each prediction."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -8,20 +8,20 @@ from torch import Tensor
 
 
 class Weighting(ABC):
-    """Signal-to-noise ratio alpha_t^2 / sigma_t^2 -> weight of the squared error of x_0."""
+    """A function from the signal-to-noise ratio alpha_t^2 / sigma_t^2 to the weight of the squared error of x_0."""
 
     @abstractmethod
     def __call__(self, snr: Tensor) -> Tensor:
-        """snr: [B], float64, in [0, infinity].  Returns [B], float64."""
+        """Return the weights: [B], float64.  snr: [B], float64, in [0, infinity]."""
 
 
 def unweighted() -> None:
-    """No weighting: every error of what is predicted alike."""
+    """Return None: the squared error of the prediction has weight 1 at all noise levels."""
 
 
 @dataclass(frozen=True)
 class Constant(Weighting):
-    """Every error of x_0 alike."""
+    """Weight 1 for x_0 at all noise levels."""
 
     def __call__(self, snr: Tensor) -> Tensor:
         return torch.ones_like(snr)
@@ -63,7 +63,7 @@ class TruncatedSNR(Weighting):
 
 @dataclass(frozen=True)
 class P2(Weighting):
-    """SNR / (k + SNR)^gamma: less where the content is settled already (Choi et al. 2022, eq. 8)."""
+    """SNR / (k + SNR)^gamma: smaller weights at low noise, where the content is visible (Choi et al. 2022, eq. 8)."""
 
     k: float = 1.0
     gamma: float = 1.0
@@ -74,14 +74,14 @@ class P2(Weighting):
             raise ValueError(f"gamma must be at least 0, got {self.gamma}.")
 
     def __call__(self, snr: Tensor) -> Tensor:
-        # Two forms of one formula: the second is a number where SNR is infinite.
-        near = snr ** (1 - self.gamma) / (self.k / snr + 1) ** self.gamma
-        return torch.where(snr < 1, snr / (self.k + snr) ** self.gamma, near)
+        # These are two forms of the same formula. The second form is finite if the SNR is infinite.
+        high_snr = snr ** (1 - self.gamma) / (self.k / snr + 1) ** self.gamma
+        return torch.where(snr < 1, snr / (self.k + snr) ** self.gamma, high_snr)
 
 
 @dataclass(frozen=True)
 class EDMWeighting(Weighting):
-    """SNR + 1 / sigma_data^2: unit weight on what an EDM network answers (Karras et al. 2022, Table 1)."""
+    """SNR + 1 / sigma_data^2: weight 1 for the output of an EDM network (Karras et al. 2022, Table 1)."""
 
     sigma_data: float = 0.5
 

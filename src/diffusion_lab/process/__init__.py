@@ -1,12 +1,12 @@
-"""Mathematics of noising. Imports torch and nothing else.
+"""The forward process of diffusion models: schedules, predictions, variances and time distributions.
 
-Conventions, used everywhere in the package:
+This package imports no library other than torch. Conventions used in the entire package:
 
-- images are float32 `[B, C, H, W]` in [-1, 1]; labels are int64 `[B]`;
-- time `t` is float `[B]` and grows from data (0) to noise; its range belongs to the schedule. It lives on the CPU in
-  float64: whoever needs it on another device asks `GaussianProcess` for coefficients shaped like the images there;
-- `x_t = alpha_t * x_0 + sigma_t * noise`, and `s` is a time before `t`;
-- the T discrete steps of DDPM are the times k / T, k = 1..T. A network that learned on step indices is told k - 1.
+- Images are float32 `[B, C, H, W]` in [-1, 1]. Labels are int64 `[B]`.
+- Time `t` is float `[B]` and increases from data (0) to noise. The schedule defines its range. Times are float64
+  tensors on the CPU. `GaussianProcess.coefficients` returns alpha_t and sigma_t on the device of the images.
+- `x_t = alpha_t * x_0 + sigma_t * noise`, and `s` is a time before `t`.
+- The T discrete steps of DDPM are the times k / T, k = 1..T. A network that is trained on step indices receives k - 1.
 """
 
 from diffusion_lab.process.continuous_schedules import EDMSchedule, RectifiedFlowSchedule, VESchedule, VPSchedule
@@ -22,7 +22,7 @@ from diffusion_lab.process.discrete_schedules import (
     SigmoidSchedule,
     WarmupSchedule,
 )
-from diffusion_lab.process.gaussian import GaussianProcess, weighted_sum
+from diffusion_lab.process.gaussian import GaussianProcess, weighted_sum, widen
 from diffusion_lab.process.predictions import (
     X0,
     EDMDenoiser,
@@ -94,4 +94,5 @@ __all__ = [
     "WarmupSchedule",
     "split_output",
     "weighted_sum",
+    "widen",
 ]

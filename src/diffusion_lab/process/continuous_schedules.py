@@ -1,4 +1,4 @@
-"""Schedules in closed form, defined at every time of a range."""
+"""Noise schedules in closed form, defined at every time of a continuous range."""
 
 import math
 from abc import abstractmethod
@@ -7,32 +7,32 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion_lab.process.schedule_base import NoiseSchedule, within
+from diffusion_lab.process.schedule_base import NoiseSchedule, validated_times
 
 
 class ContinuousSchedule(NoiseSchedule):
-    """alpha and sigma as functions of t in (0, t_max]."""
+    """A schedule whose alpha and sigma are functions of t in (0, t_max]."""
 
     @abstractmethod
     def _curve(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha_t and sigma_t for t above 0, float64."""
+        """Return alpha_t and sigma_t for t above 0, float64."""
 
     @abstractmethod
     def _at_noise_to_signal(self, ratio: Tensor) -> Tensor:
-        """The time at which sigma / alpha is `ratio`."""
+        """Return the time at which sigma / alpha equals `ratio`."""
 
     @property
     def continuous(self) -> NoiseSchedule:
         return self
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        t = within(t, self.t_max)
+        t = validated_times(t, self.t_max)
         alpha_t, sigma_t = self._curve(t)
-        # Time 0 is the clean image, also where the curve itself ends at a little noise (ve).
+        # Time 0 is the clean image, even if the formula leaves a little noise at 0 (VESchedule).
         return torch.where(t > 0, alpha_t, 1.0), torch.where(t > 0, sigma_t, 0.0)
 
     def at_log_snr(self, log_snr: Tensor) -> Tensor:
-        # Held where its square is a number, for the log-SNR of no signal at all.
+        # The clamp keeps the square of the ratio finite when the log-SNR is infinite.
         ratio = torch.exp(-log_snr.double() / 2).clamp(1e-150, 1e150)
         return self.nearest(self._at_noise_to_signal(ratio))
 
@@ -44,7 +44,7 @@ class ContinuousSchedule(NoiseSchedule):
 
 
 class UnitTimeSchedule(ContinuousSchedule):
-    """Time in (0, 1].  first: the smallest time visited."""
+    """A schedule with times in (0, 1].  first: the smallest time that training and sampling use."""
 
     first: float
 
@@ -63,13 +63,13 @@ class UnitTimeSchedule(ContinuousSchedule):
 
 @dataclass(frozen=True)
 class EDMSchedule(ContinuousSchedule):
-    """alpha = 1, sigma = t: time is the noise level itself (Karras et al. 2022, section 3)."""
+    """alpha = 1, sigma = t: the time is the noise level (Karras et al. 2022, section 3)."""
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0
 
     def __post_init__(self) -> None:
-        _require_growing("sigma", self.sigma_min, self.sigma_max)
+        _require_increasing("sigma", self.sigma_min, self.sigma_max)
 
     @property
     def t_min(self) -> float:
@@ -93,13 +93,13 @@ class EDMSchedule(ContinuousSchedule):
 class RectifiedFlowSchedule(UnitTimeSchedule):
     """alpha = 1 - t, sigma = t: straight lines from image to noise (Liu et al. 2023, eq. 1).
 
-    first: the smallest time visited; between it and 0 the noise is below a grey level.
+    first: the smallest time that training and sampling use; the noise at smaller times is less than one gray level.
     """
 
     first: float = 1e-3
 
     def network_time(self, t: Tensor) -> Tensor:
-        return 1000 * t.double()  # the range that the sinusoids of a DDPM network are made for
+        return 1000 * t.double()  # the range for which the sinusoidal embedding of DDPM networks is designed
 
     def _curve(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return 1 - t, t
@@ -110,9 +110,9 @@ class RectifiedFlowSchedule(UnitTimeSchedule):
 
 @dataclass(frozen=True)
 class VPSchedule(UnitTimeSchedule):
-    """Variance-preserving SDE with beta(t) growing linearly (Song et al. 2021, eq. 32 and 33).
+    """Variance-preserving SDE with linearly increasing beta(t) (Song et al. 2021, eq. 32 and 33).
 
-    first: the smallest time visited (appendix C: 1e-3 to sample, 1e-5 to train and for likelihoods).
+    first: the smallest time that is used (appendix C: 1e-3 for sampling, 1e-5 for training and likelihoods).
     """
 
     beta_min: float = 0.1
@@ -120,7 +120,7 @@ class VPSchedule(UnitTimeSchedule):
     first: float = 1e-3
 
     def __post_init__(self) -> None:
-        _require_growing("beta", self.beta_min, self.beta_max)
+        _require_increasing("beta", self.beta_min, self.beta_max)
         super().__post_init__()
 
     def network_time(self, t: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ class VPSchedule(UnitTimeSchedule):
         return (log_alpha_bar / 2).exp(), (-torch.expm1(log_alpha_bar)).sqrt()
 
     def _at_noise_to_signal(self, ratio: Tensor) -> Tensor:
-        # log(1 + ratio^2) is the integral of beta: a quadratic equation for t, in the form that keeps its digits.
+        # log(1 + ratio^2) is the integral of beta, which is quadratic in t. This form of the root does not cancel.
         integral = torch.where(ratio > 1e8, 2 * ratio.log(), torch.log1p(ratio.clamp(max=1e8) ** 2))
         slope = self.beta_max - self.beta_min
         return 2 * integral / (self.beta_min + (self.beta_min**2 + 2 * slope * integral).sqrt())
@@ -139,9 +139,9 @@ class VPSchedule(UnitTimeSchedule):
 
 @dataclass(frozen=True)
 class VESchedule(UnitTimeSchedule):
-    """Variance-exploding SDE: alpha = 1, sigma growing geometrically (Song et al. 2021, eq. 30).
+    """Variance-exploding SDE: alpha = 1, sigma increases geometrically (Song et al. 2021, eq. 30).
 
-    first: the smallest time visited (appendix C: 1e-5).
+    first: the smallest time that is used (appendix C: 1e-5).
     """
 
     sigma_min: float = 0.01
@@ -149,7 +149,7 @@ class VESchedule(UnitTimeSchedule):
     first: float = 1e-5
 
     def __post_init__(self) -> None:
-        _require_growing("sigma", self.sigma_min, self.sigma_max)
+        _require_increasing("sigma", self.sigma_min, self.sigma_max)
         super().__post_init__()
 
     def network_time(self, t: Tensor) -> Tensor:
@@ -162,6 +162,6 @@ class VESchedule(UnitTimeSchedule):
         return (ratio / self.sigma_min).log() / math.log(self.sigma_max / self.sigma_min)
 
 
-def _require_growing(name: str, low: float, high: float) -> None:
+def _require_increasing(name: str, low: float, high: float) -> None:
     if not 0 < low < high < math.inf:
-        raise ValueError(f"{name}_min and {name}_max must be above 0 and grow, got {low} and {high}.")
+        raise ValueError(f"{name}_min and {name}_max must be above 0, finite and increasing, got {low} and {high}.")

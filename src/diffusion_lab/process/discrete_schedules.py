@@ -1,4 +1,4 @@
-"""Schedules of T steps: the variances that each adds."""
+"""Noise schedules with T discrete steps, defined by the variance of each step."""
 
 import math
 from collections.abc import Sequence
@@ -12,41 +12,41 @@ from diffusion_lab.process.tables import TableSchedule
 
 @dataclass(frozen=True)
 class LinearSchedule(TableSchedule):
-    """Variances growing linearly (Ho et al. 2020, section 4)."""
+    """Linearly increasing variances (Ho et al. 2020, section 4)."""
 
     num_timesteps: int = 1000
     beta_start: float = 1e-4
     beta_end: float = 0.02
     zero_terminal_snr: bool = field(default=False, kw_only=True)
 
-    def _curve(self) -> Tensor:
+    def _unscaled_betas(self) -> Tensor:
         return torch.linspace(self.beta_start, self.beta_end, self.num_timesteps, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
 class LinearScaledSchedule(TableSchedule):
-    """Variances growing linearly, times 1000 / T: about the same curve for any T (Nichol & Dhariwal 2021, code)."""
+    """Linear variances times 1000 / T, for a similar alpha_bar curve at any T (Nichol & Dhariwal 2021, code)."""
 
     num_timesteps: int = 1000
     beta_start: float = 1e-4
     beta_end: float = 0.02
     zero_terminal_snr: bool = field(default=False, kw_only=True)
 
-    def _curve(self) -> Tensor:
+    def _unscaled_betas(self) -> Tensor:
         scale = 1000 / self.num_timesteps
         return torch.linspace(scale * self.beta_start, scale * self.beta_end, self.num_timesteps, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
 class QuadraticSchedule(TableSchedule):
-    """Square roots of the variances growing linearly (Rombach et al. 2022, code; "scaled_linear" elsewhere)."""
+    """Variances with linearly increasing square roots (Rombach et al. 2022, code; "scaled_linear" in `diffusers`)."""
 
     num_timesteps: int = 1000
     beta_start: float = 1e-4
     beta_end: float = 0.02
     zero_terminal_snr: bool = field(default=False, kw_only=True)
 
-    def _curve(self) -> Tensor:
+    def _unscaled_betas(self) -> Tensor:
         for name, beta in (("beta_start", self.beta_start), ("beta_end", self.beta_end)):
             if not 0 <= beta <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {beta}.")
@@ -56,9 +56,10 @@ class QuadraticSchedule(TableSchedule):
 
 @dataclass(frozen=True)
 class CosineSchedule(TableSchedule):
-    """Signal level falling as a squared cosine (Nichol & Dhariwal 2021, eq. 17).
+    """Variances for which alpha_bar falls as a squared cosine (Nichol & Dhariwal 2021, eq. 17).
 
-    offset: keeps sigma_t above 0 near the data.  max_beta: bounds the last steps, where the curve reaches 0.
+    offset: shift of the cosine, which keeps sigma_t above 0 near the data.
+    max_beta: upper bound of the variances, which keeps alpha_bar above 0.
     """
 
     num_timesteps: int = 1000
@@ -66,19 +67,19 @@ class CosineSchedule(TableSchedule):
     max_beta: float = 0.999
     zero_terminal_snr: bool = field(default=False, kw_only=True)
 
-    def _curve(self) -> Tensor:
+    def _unscaled_betas(self) -> Tensor:
         if not 0 <= self.offset < 1:
             raise ValueError(f"offset must be in [0, 1), got {self.offset}.")
         t = torch.arange(self.num_timesteps + 1, dtype=torch.float64) / self.num_timesteps  # [T + 1]
-        signal = torch.cos((t + self.offset) / (1 + self.offset) * math.pi / 2) ** 2
-        return _steps_of(signal, self.max_beta)
+        alpha_bar = torch.cos((t + self.offset) / (1 + self.offset) * math.pi / 2) ** 2
+        return _betas_from_alpha_bar(alpha_bar, self.max_beta)
 
 
 @dataclass(frozen=True)
 class SigmoidSchedule(TableSchedule):
-    """Signal level falling as a sigmoid (Jabri et al. 2022, algorithm 1).
+    """Variances for which alpha_bar falls as a sigmoid (Jabri et al. 2022, algorithm 1).
 
-    start, end: the part of the sigmoid that is used.  temperature: above 1 flattens it.
+    start, end: interval of the sigmoid that is used.  temperature: divisor of the interval; values above 1 flatten it.
     """
 
     num_timesteps: int = 1000
@@ -88,58 +89,58 @@ class SigmoidSchedule(TableSchedule):
     max_beta: float = 0.999
     zero_terminal_snr: bool = field(default=False, kw_only=True)
 
-    def _curve(self) -> Tensor:
+    def _unscaled_betas(self) -> Tensor:
         if not self.start < self.end:
             raise ValueError(f"start must be below end={self.end}, got {self.start}.")
         if self.temperature <= 0:
             raise ValueError(f"temperature must be above 0, got {self.temperature}.")
-        at = torch.linspace(self.start, self.end, self.num_timesteps + 1, dtype=torch.float64) / self.temperature
-        level = at.sigmoid()
-        return _steps_of((level[-1] - level) / (level[-1] - level[0]), self.max_beta)
+        logits = torch.linspace(self.start, self.end, self.num_timesteps + 1, dtype=torch.float64) / self.temperature
+        level = logits.sigmoid()
+        return _betas_from_alpha_bar((level[-1] - level) / (level[-1] - level[0]), self.max_beta)
 
 
 @dataclass(frozen=True)
 class SigmoidBetaSchedule(TableSchedule):
-    """Variances growing as a sigmoid over -6..6 (Xu et al. 2022, code of GeoDiff)."""
+    """Variances that increase as a sigmoid over [-6, 6] (Xu et al. 2022, GeoDiff code)."""
 
     num_timesteps: int = 1000
     beta_start: float = 1e-4
     beta_end: float = 0.02
     zero_terminal_snr: bool = field(default=False, kw_only=True)
 
-    def _curve(self) -> Tensor:
-        rise = torch.linspace(-6, 6, self.num_timesteps, dtype=torch.float64).sigmoid()
-        return rise * (self.beta_end - self.beta_start) + self.beta_start
+    def _unscaled_betas(self) -> Tensor:
+        level = torch.linspace(-6, 6, self.num_timesteps, dtype=torch.float64).sigmoid()
+        return level * (self.beta_end - self.beta_start) + self.beta_start
 
 
 @dataclass(frozen=True)
 class ConstantSchedule(TableSchedule):
-    """The same variance in every step (Ho et al. 2020, section 4, "constant")."""
+    """The same variance for every step (Ho et al. 2020, section 4, "constant")."""
 
     num_timesteps: int = 1000
     beta: float = 0.02
     zero_terminal_snr: bool = field(default=False, kw_only=True)
 
-    def _curve(self) -> Tensor:
+    def _unscaled_betas(self) -> Tensor:
         return torch.full((self.num_timesteps,), self.beta, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
 class JSDSchedule(TableSchedule):
-    """Variances 1/T, 1/(T-1), ..., 1: signal falls evenly to 0 (Sohl-Dickstein et al. 2015, section 2.4.1)."""
+    """Variances 1/T, 1/(T-1), ..., 1: alpha_bar falls linearly to 0 (Sohl-Dickstein et al. 2015, section 2.4.1)."""
 
     num_timesteps: int = 1000
     zero_terminal_snr: bool = field(default=False, kw_only=True)
 
-    def _curve(self) -> Tensor:
+    def _unscaled_betas(self) -> Tensor:
         return 1 / torch.arange(self.num_timesteps, 0, -1, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
 class WarmupSchedule(TableSchedule):
-    """Variances growing linearly for a share of the steps, then constant (Ho et al. 2020, code, "warmup").
+    """Variances that first increase linearly and then stay constant (Ho et al. 2020, code, "warmup").
 
-    fraction: of the steps that grow.
+    fraction: fraction of the steps with increasing variances, in [0, 1].
     """
 
     num_timesteps: int = 1000
@@ -148,18 +149,18 @@ class WarmupSchedule(TableSchedule):
     fraction: float = 0.1
     zero_terminal_snr: bool = field(default=False, kw_only=True)
 
-    def _curve(self) -> Tensor:
+    def _unscaled_betas(self) -> Tensor:
         if not 0 <= self.fraction <= 1:
             raise ValueError(f"fraction must be in [0, 1], got {self.fraction}.")
         betas = torch.full((self.num_timesteps,), self.beta_end, dtype=torch.float64)
-        num_growing = int(self.num_timesteps * self.fraction)
-        betas[:num_growing] = torch.linspace(self.beta_start, self.beta_end, num_growing, dtype=torch.float64)
+        num_increasing = int(self.num_timesteps * self.fraction)
+        betas[:num_increasing] = torch.linspace(self.beta_start, self.beta_end, num_increasing, dtype=torch.float64)
         return betas
 
 
 @dataclass(frozen=True, init=False)
 class CustomSchedule(TableSchedule):
-    """Exactly these variances."""
+    """A schedule with the given variances."""
 
     variances: tuple[float, ...]
     zero_terminal_snr: bool
@@ -173,12 +174,12 @@ class CustomSchedule(TableSchedule):
     def num_timesteps(self) -> int:  # type: ignore[override]
         return len(self.variances)
 
-    def _curve(self) -> Tensor:
+    def _unscaled_betas(self) -> Tensor:
         return torch.tensor(self.variances, dtype=torch.float64)
 
 
-def _steps_of(signal: Tensor, max_beta: float) -> Tensor:
-    """The variances [T] whose signal levels fall along `signal` [T + 1], none above max_beta."""
+def _betas_from_alpha_bar(alpha_bar: Tensor, max_beta: float) -> Tensor:
+    """Return the variances [T] of a curve `alpha_bar` [T + 1], clipped to at most max_beta."""
     if not 0 < max_beta <= 1:
         raise ValueError(f"max_beta must be in (0, 1], got {max_beta}.")
-    return (1 - signal[1:] / signal[:-1]).clamp(max=max_beta)
+    return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta)

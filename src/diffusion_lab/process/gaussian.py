@@ -1,4 +1,4 @@
-"""The Gaussian forward process and its reversal given the clean image."""
+"""The Gaussian forward process and its posterior given the clean image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,39 +9,39 @@ from torch import Tensor
 
 from diffusion_lab.process.schedule_base import NoiseSchedule
 
-SMALLEST = 1e-30
-"""Variances below it have no finite logarithm in float32's range of exponents."""
+SMALLEST_VARIANCE = 1e-30
+"""Lower bound of variances in log-variances: exp(log_variance) must not underflow in float32."""
 
 
 @dataclass(frozen=True)
 class GaussianProcess:
-    """q(x_t | x_0) = N(alpha_t x_0, sigma_t^2) and all that follows from it, for any schedule."""
+    """The forward process q(x_t | x_0) = N(alpha_t x_0, sigma_t^2) of a schedule, and its derived distributions."""
 
     schedule: NoiseSchedule
 
     @property
     def continuous(self) -> "GaussianProcess":
-        """The process at every time between those of its schedule."""
+        """The same process with the continuous extension of its schedule."""
         return GaussianProcess(self.schedule.continuous)
 
     def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha_t and sigma_t, ready to multiply images `like` [B, C, H, W]: [B, 1, 1, 1].  t: [B]."""
+        """Return alpha_t and sigma_t, each [B, 1, 1, 1], with the device and dtype of `like` [B, C, H, W].  t: [B]."""
         alpha_t, sigma_t = self.schedule.coefficients(t)
         return self.widen(alpha_t, like), self.widen(sigma_t, like)
 
     def q_sample(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Noisy image x_t = alpha_t x_0 + sigma_t noise (Ho et al. 2020, eq. 4; Kingma et al. 2021, eq. 1).
+        """Return the noisy image x_t = alpha_t x_0 + sigma_t noise (Ho et al. 2020, eq. 4; Kingma et al. 2021, eq. 1).
 
         x_0, noise: [B, C, H, W].  t: [B].  Returns x_t: [B, C, H, W].
-        Raises ValueError unless t holds one time per image and noise is shaped as x_0.
+        Raises ValueError unless t has one time per image and noise has the shape of x_0.
         """
         if noise.shape != x_0.shape:
-            raise ValueError(f"noise must be shaped as x_0, {list(x_0.shape)}, got {list(noise.shape)}.")
+            raise ValueError(f"noise must have the shape of x_0, {list(x_0.shape)}, got {list(noise.shape)}.")
         alpha_t, sigma_t = self.coefficients(t, like=x_0)
         return alpha_t * x_0 + sigma_t * noise
 
     def q_step(self, x_s: Tensor, s: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """One noising step, x_t from x_s for s < t: q(x_t | x_s) (Ho et al. 2020, eq. 2; Kingma et al. 2021, eq. 20).
+        """Sample x_t from q(x_t | x_s) for s < t (Ho et al. 2020, eq. 2; Kingma et al. 2021, eq. 20).
 
         x_s, noise: [B, C, H, W].  s, t: [B].  Returns x_t: [B, C, H, W].
         """
@@ -49,9 +49,9 @@ class GaussianProcess:
         return self.widen(scale, x_s) * x_s + self.widen(variance.sqrt(), x_s) * noise
 
     def transition(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and variance of q(x_t | x_s), in float64, shaped as t (Kingma et al. 2021, eq. 20 and 21).
+        """Return scale and variance of q(x_t | x_s), float64, in the shape of t (Kingma et al. 2021, eq. 20 and 21).
 
-        For neighbouring steps of a table they are sqrt(1 - beta) and beta (Ho et al. 2020, eq. 2).
+        For adjacent steps of a discrete schedule they are sqrt(1 - beta) and beta (Ho et al. 2020, eq. 2).
         """
         alpha_s, sigma_s = self.schedule.coefficients(s)
         alpha_t, sigma_t = self.schedule.coefficients(t)
@@ -59,60 +59,73 @@ class GaussianProcess:
         return scale, (sigma_t**2 - scale**2 * sigma_s**2).clamp(min=0)
 
     def q_posterior(self, x_0: Tensor, x_t: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean [B, C, H, W] and variance [B, 1, 1, 1] of q(x_s | x_t, x_0), s < t (Ho et al. 2020, eq. 6 and 7)."""
+        """Return mean [B, C, H, W] and variance [B, 1, 1, 1] of q(x_s | x_t, x_0), s < t (Ho et al. 2020, eq. 6, 7)."""
         on_x_0, on_x_t, variance = self.posterior_coefficients(s, t)
         mean = self.widen(on_x_0, x_0) * x_0 + self.widen(on_x_t, x_t) * x_t
         return mean, self.widen(variance, x_0)
 
     def posterior_coefficients(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Weights of x_0 and x_t in the posterior mean, and its variance, in float64, shaped as t.
+        """Return the weights of x_0 and x_t in the posterior mean, and the variance, float64, in the shape of t.
 
-        Ho et al. (2020), eq. 7, for any two times s < t as in Kingma et al. (2021), appendix A.2.
+        Ho et al. (2020), eq. 7, generalized to any two times s < t as in Kingma et al. (2021), appendix A.2.
         """
         alpha_s, sigma_s = self.schedule.coefficients(s)
         _, sigma_t = self.schedule.coefficients(t)
         scale, variance = self.transition(s, t)
-        # A first step may add no noise at all (beta = 0): x_t is x_0 then, and 0 / 0 has to read "all weight on x_0".
-        noisy = sigma_t > 0
-        on_x_0 = torch.where(noisy, alpha_s * variance / sigma_t**2, alpha_s)
-        on_x_t = torch.where(noisy, scale * sigma_s**2 / sigma_t**2, 0.0)
-        return on_x_0, on_x_t, torch.where(noisy, variance * sigma_s**2 / sigma_t**2, 0.0)
+        # The first step may add no noise (beta = 0). Then x_t = x_0, and the weight 0 / 0 is replaced by 1 on x_0.
+        has_noise = sigma_t > 0
+        on_x_0 = torch.where(has_noise, alpha_s * variance / sigma_t**2, alpha_s)
+        on_x_t = torch.where(has_noise, scale * sigma_s**2 / sigma_t**2, 0.0)
+        return on_x_0, on_x_t, torch.where(has_noise, variance * sigma_s**2 / sigma_t**2, 0.0)
 
     def transition_log_variance(self, s: Tensor, t: Tensor) -> Tensor:
-        """Logarithm of the variance of q(x_t | x_s), float64, shaped as t: log beta for neighbouring steps."""
-        return self.transition(s, t)[1].clamp(min=SMALLEST).log()
+        """Return the log-variance of q(x_t | x_s), float64, in the shape of t: log beta for adjacent steps."""
+        return self.transition(s, t)[1].clamp(min=SMALLEST_VARIANCE).log()
 
     def posterior_log_variance(self, s: Tensor, t: Tensor) -> Tensor:
-        """Logarithm of the posterior's variance, float64, shaped as t; where s is 0, that of the step after.
+        """Return the log-variance of the posterior, float64, in the shape of t.
 
-        The variance itself is 0 there, and its logarithm is needed: the rule is that of Ho et al. (2020), code.
+        For s = 0 the posterior variance is 0 and has no logarithm. It is replaced by the posterior variance of the
+        following step, as in the code of Ho et al. (2020).
         """
-        first = s == 0
-        after = torch.where(first, self.schedule.following(t), t)
-        variance = self.posterior_coefficients(torch.where(first, t, s), after)[2]
-        alone = first & (after == t)  # no step follows
-        return torch.where(alone, self.transition(s, t)[1], variance).clamp(min=SMALLEST).log()
+        is_last = s == 0
+        following = torch.where(is_last, self.schedule.following(t), t)
+        variance = self.posterior_coefficients(torch.where(is_last, t, s), following)[2]
+        has_no_following = is_last & (following == t)
+        return torch.where(has_no_following, self.transition(s, t)[1], variance).clamp(min=SMALLEST_VARIANCE).log()
 
     def validate_times(self, times: Sequence[float]) -> None:
-        """Raises ValueError unless times fall strictly, are above 0, and belong to the schedule."""
+        """Raise ValueError unless times are strictly decreasing, above 0, and defined by the schedule."""
         if not times or any(s >= t for t, s in pairwise(times)) or times[-1] <= 0:
             raise ValueError(f"times must be a strictly decreasing list of numbers above 0, got {list(times)}.")
         self.schedule.coefficients(torch.tensor(times, dtype=torch.float64))
 
     @staticmethod
     def widen(value: Tensor, like: Tensor) -> Tensor:
-        """One number for each image, ready to multiply images: [B] -> [B, 1, 1, 1], as `like` in device and dtype.
-
-        Raises ValueError for any other shape.
-        """
-        # The one place where this is done: left to broadcasting, B would pair with the width when they are equal.
-        if value.shape != like.shape[:1]:
-            raise ValueError(f"t must hold one time per image, [{like.shape[0]}], got {list(value.shape)}.")
-        # CUDA is not waited for: a step that waits each time it moves a number leaves the device idle. Others must be:
-        # on Apple's, a number that is freed before it has arrived arrives as another.
-        return value.to(like.device, like.dtype, non_blocking=like.is_cuda).view(-1, *[1] * (like.ndim - 1))
+        """Reshape one value per image to [B, 1, 1, 1], see `widen`."""
+        return widen(value, like)
 
 
-def weighted_sum(a: float, x: Tensor, b: float, y: Tensor) -> Tensor:
-    """A x + b y, in two passes over memory instead of three.  x, y: [B, C, H, W]."""
-    return torch.mul(x, a).add_(y, alpha=b)
+def widen(value: Tensor, like: Tensor, name: str = "t") -> Tensor:
+    """Reshape one value per image to multiply images: [B] -> [B, 1, 1, 1], with the device and dtype of `like`.
+
+    like: images, [B, ...].  name: name of the value, for the error message.  Raises ValueError unless value is [B].
+    """
+    # Without the check, [B] would broadcast along the width of the images if B equals W.
+    if value.shape != like.shape[:1]:
+        raise ValueError(f"{name} must have one value per image, [{like.shape[0]}], got {list(value.shape)}.")
+    # The copy is asynchronous on CUDA only, where waiting would leave the device idle. On MPS the source could be freed
+    # before the copy has finished, which gives wrong values.
+    return value.to(like.device, like.dtype, non_blocking=like.is_cuda).view(-1, *[1] * (like.ndim - 1))
+
+
+def multiplier(value: Tensor | float, like: Tensor) -> Tensor | float:
+    """Return a factor for images `like` [B, ...]: floats are returned unchanged, tensors [B] are widened."""
+    return value if isinstance(value, float) else widen(value, like)
+
+
+def weighted_sum(a: Tensor | float, x: Tensor, b: Tensor | float, y: Tensor) -> Tensor:
+    """Return a x + b y.  x, y: [B, C, H, W].  a, b: floats that apply to all images, or one value per image, [B]."""
+    if isinstance(a, float) and isinstance(b, float):
+        return torch.mul(x, a).add_(y, alpha=b)  # two passes over memory instead of three
+    return multiplier(a, x) * x + multiplier(b, x) * y

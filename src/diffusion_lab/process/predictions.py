@@ -1,4 +1,4 @@
-"""What a network's output means: its training target, and the clean image that it stands for."""
+"""Prediction types: the training target of a network, and the conversion of its output to a clean image."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -6,60 +6,68 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion_lab.process.gaussian import GaussianProcess
+from diffusion_lab.process.gaussian import GaussianProcess, multiplier, weighted_sum
 from diffusion_lab.process.schedule_base import NoiseSchedule
 
 
 @dataclass(frozen=True)
 class Preconditioning:
-    """What surrounds a network F: x_0 = c_skip x_t + c_out F(c_in x_t, c_noise) (Karras et al. 2022, eq. 7).
+    """Scaling around a network F: x_0 = c_skip x_t + c_out F(c_in x_t, c_noise) (Karras et al. 2022, eq. 7).
 
-    Each float64 [B].
+    Each coefficient is a tensor with one value per image, float64 [B], or a float that applies to all images.
     """
 
-    c_in: Tensor
-    c_noise: Tensor
-    c_skip: Tensor
-    c_out: Tensor
+    c_in: Tensor | float
+    c_noise: Tensor | float
+    c_skip: Tensor | float
+    c_out: Tensor | float
+
+    def as_floats(self) -> "Preconditioning":
+        """Return the coefficients of a single time, [1], as floats, because float arithmetic is five times as fast."""
+        return Preconditioning(float(self.c_in), float(self.c_noise), float(self.c_skip), float(self.c_out))
 
     def inputs(self, x_t: Tensor) -> tuple[Tensor, Tensor]:
-        """What the network is given: c_in x_t [B, C, H, W] and c_noise [B], on the device and in the dtype of x_t."""
-        scaled = x_t if bool((self.c_in == 1).all()) else GaussianProcess.widen(self.c_in, x_t) * x_t
+        """Return the network inputs c_in x_t [B, C, H, W] and c_noise [B], with the device and dtype of x_t."""
+        is_one = self.c_in == 1 if isinstance(self.c_in, float) else bool((self.c_in == 1).all())
+        scaled = x_t if is_one else multiplier(self.c_in, x_t) * x_t
+        if isinstance(self.c_noise, float):
+            return scaled, x_t.new_full((len(x_t),), self.c_noise)
         return scaled, self.c_noise.to(x_t.device, x_t.dtype, non_blocking=x_t.is_cuda)
 
     def x_0(self, output: Tensor, x_t: Tensor) -> Tensor:
-        """The clean image that an answer stands for: [B, C, H, W]."""
-        return GaussianProcess.widen(self.c_skip, x_t) * x_t + GaussianProcess.widen(self.c_out, x_t) * output
+        """Convert a network output to the clean image: [B, C, H, W]."""
+        return weighted_sum(self.c_skip, x_t, self.c_out, output)
 
     def output(self, x_0: Tensor, x_t: Tensor) -> Tensor:
-        """The answer that stands for a clean image: [B, C, H, W]."""
-        return (x_0 - GaussianProcess.widen(self.c_skip, x_t) * x_t) / GaussianProcess.widen(self.c_out, x_t)
+        """Convert a clean image to the network output that represents it: [B, C, H, W]."""
+        return (x_0 - multiplier(self.c_skip, x_t) * x_t) / multiplier(self.c_out, x_t)
 
 
 class Prediction(ABC):
-    """A linear view of (x_0, noise): the target is on_x_0 x_0 + on_noise noise, with weights that depend on t alone.
+    """A linear combination of x_0 and noise as training target: on_x_0 x_0 + on_noise noise.
 
-    All that follows, the way back to x_0 and the preconditioning that it is, is derived here, once for all.
+    Subclasses define the two weights, which depend on t alone. This class derives the inversion to x_0 and to noise,
+    and the preconditioning.
     """
 
     @abstractmethod
     def weights(self, t: Tensor, process: GaussianProcess) -> tuple[Tensor, Tensor]:
-        """on_x_0 and on_noise, float64 [B]."""
+        """Return on_x_0 and on_noise, each float64 [B]."""
 
-    def require(self, schedule: NoiseSchedule) -> None:  # noqa: B027 (most suit every schedule, and say nothing)
-        """Raises ValueError where no network can answer this for all times of the schedule."""
+    def require(self, schedule: NoiseSchedule) -> None:  # noqa: B027 (most predictions accept every schedule)
+        """Raise ValueError if this target cannot be predicted at all times of the schedule."""
 
     def target(self, x_0: Tensor, noise: Tensor, t: Tensor, process: GaussianProcess) -> Tensor:
-        """What the network should answer.  x_0, noise: [B, C, H, W].  t: [B].  Returns [B, C, H, W]."""
+        """Return the training target of the network: [B, C, H, W].  x_0, noise: [B, C, H, W].  t: [B]."""
         on_x_0, on_noise = self.weights(t, process)
         return process.widen(on_x_0, x_0) * x_0 + process.widen(on_noise, noise) * noise
 
     def to_x_0(self, output: Tensor, x_t: Tensor, t: Tensor, process: GaussianProcess) -> Tensor:
-        """The clean image that an answer stands for.  output, x_t: [B, C, H, W].  t: [B].  Returns [B, C, H, W]."""
+        """Convert a network output to the clean image: [B, C, H, W].  output, x_t: [B, C, H, W].  t: [B]."""
         return self.preconditioning(t, process).x_0(output, x_t)
 
     def to_noise(self, output: Tensor, x_t: Tensor, t: Tensor, process: GaussianProcess) -> Tensor:
-        """The noise that an answer stands for; for times with noise in them."""
+        """Convert a network output to the noise, for times with sigma_t above 0: [B, C, H, W]."""
         alpha_t, sigma_t = process.schedule.coefficients(t)
         on_x_0, on_noise = self.weights(t, process)
         determinant = on_noise * alpha_t - on_x_0 * sigma_t
@@ -67,20 +75,15 @@ class Prediction(ABC):
         return c_out * output + c_skip * x_t
 
     def preconditioning(self, t: Tensor, process: GaussianProcess) -> Preconditioning:
-        """The four coefficients at t [B]."""
+        """Return the four coefficients at t [B]."""
         alpha_t, sigma_t = process.schedule.coefficients(t)
-        on_x_0, on_noise = self.weights(t, process)
-        # Two equations, target and x_t, for two unknowns, x_0 and noise. Where they are one (a first step that adds no
-        # noise, seen by a prediction that is a multiple of x_0) the answer itself is all there is.
-        determinant = on_x_0 * sigma_t - on_noise * alpha_t
-        solvable = determinant != 0
-        c_out = torch.where(solvable, sigma_t / determinant, 1 / on_x_0)
-        c_skip = torch.where(solvable, -on_noise / determinant, 0.0)
+        c_skip, c_out = _skip_and_out(alpha_t, sigma_t, *self.weights(t, process))
         return Preconditioning(self._c_in(alpha_t, sigma_t), process.schedule.network_time(t), c_skip, c_out)
 
     def error_ratio(self, t: Tensor, process: GaussianProcess) -> Tensor:
-        """A squared error of the output for each squared error of x_0 that it makes: 1 / c_out^2, float64 [B]."""
-        return self.preconditioning(t, process).c_out ** -2
+        """Return the ratio of the squared errors of the output and of the resulting x_0: 1 / c_out^2, float64 [B]."""
+        _, c_out = _skip_and_out(*process.schedule.coefficients(t), *self.weights(t, process))
+        return c_out**-2
 
     def _c_in(self, alpha_t: Tensor, sigma_t: Tensor) -> Tensor:
         return torch.ones_like(alpha_t)
@@ -125,7 +128,7 @@ class Score(Prediction):
     def require(self, schedule: NoiseSchedule) -> None:
         _require_signal(schedule, "score")
         if not float(schedule.coefficients(torch.tensor(schedule.t_min, dtype=torch.float64))[1]) > 0:
-            raise ValueError("prediction must not be score for a schedule whose first step adds no noise.")
+            raise ValueError("prediction must not be score if the first step of the schedule adds no noise, got score.")
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ class FlowVelocity(Prediction):
 
 @dataclass(frozen=True)
 class PosteriorMean(Prediction):
-    """The mean of q(x_s | x_t, x_0), s one step before t (Ho et al. 2020, Table 2, "mu tilde prediction")."""
+    """The mean of q(x_s | x_t, x_0) with s one step before t (Ho et al. 2020, Table 2, "mu tilde prediction")."""
 
     def weights(self, t: Tensor, process: GaussianProcess) -> tuple[Tensor, Tensor]:
         alpha_t, sigma_t = process.schedule.coefficients(t)
@@ -151,9 +154,10 @@ class PosteriorMean(Prediction):
 
 @dataclass(frozen=True)
 class EDMDenoiser(Prediction):
-    """A unit-variance mixture of x_0 and noise that amplifies the network's errors least (Karras et al. 2022, Table 1).
+    """A unit-variance mixture of x_0 and noise with the smallest possible c_out (Karras et al. 2022, Table 1).
 
-    For any schedule, by the paper's formulas for sigma_t / alpha_t.  sigma_data: standard deviation of the images' pixels.
+    The formulas of the paper are applied to sigma_t / alpha_t, which extends them to any schedule.
+    sigma_data: standard deviation of the pixels of the images.
     """
 
     sigma_data: float = 0.5
@@ -164,7 +168,7 @@ class EDMDenoiser(Prediction):
 
     def weights(self, t: Tensor, process: GaussianProcess) -> tuple[Tensor, Tensor]:
         alpha_t, sigma_t = process.schedule.coefficients(t)
-        # c_skip and c_out of the paper solved for the target: both x_0 and noise over their standard deviations, crosswise.
+        # These weights follow from c_skip and c_out of the paper, solved for the target.
         scale = self._c_in(alpha_t, sigma_t)
         return sigma_t / self.sigma_data * scale, -alpha_t * self.sigma_data * scale
 
@@ -172,9 +176,18 @@ class EDMDenoiser(Prediction):
         return (sigma_t**2 + self.sigma_data**2 * alpha_t**2).rsqrt()
 
 
+def _skip_and_out(alpha_t: Tensor, sigma_t: Tensor, on_x_0: Tensor, on_noise: Tensor) -> tuple[Tensor, Tensor]:
+    # Target and x_t are two linear equations for x_0 and noise. They are linearly dependent if the first step adds no
+    # noise and the target is a multiple of x_0. Then x_0 is the output divided by on_x_0.
+    determinant = on_x_0 * sigma_t - on_noise * alpha_t
+    solvable = determinant != 0
+    c_out = torch.where(solvable, sigma_t / determinant, 1 / on_x_0)
+    return torch.where(solvable, -on_noise / determinant, 0.0), c_out
+
+
 def _require_signal(schedule: NoiseSchedule, name: str) -> None:
     if schedule.remaining_signal == 0:
         raise ValueError(
             f"prediction must be x_0 or v for {type(schedule).__name__}, whose last alpha is 0 "
-            f"(the noisy image says nothing of the clean one there), got {name}."
+            f"(x_t is pure noise there and does not determine x_0), got {name}."
         )

@@ -1,4 +1,4 @@
-"""Variance of the reverse step p(x_s | x_t): fixed, or answered by the network beside its prediction."""
+"""Variance of the reverse step p(x_s | x_t): fixed, or learned as a second output of the network."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -11,44 +11,47 @@ from diffusion_lab.process.gaussian import GaussianProcess
 
 
 class Variance(ABC):
-    """A choice of the reverse variance for any two times s < t."""
+    """The variance of the reverse step between any two times s < t."""
 
     learned: ClassVar[bool]
-    """Whether the network answers twice the image's channels, of which the second half is the variance."""
+    """Whether the network has twice as many output channels as the image; the second half represents the variance."""
 
     @abstractmethod
     def log_variance(
         self, process: GaussianProcess, s: Tensor, t: Tensor, *, like: Tensor, output: Tensor | None
     ) -> Tensor:
-        """Logarithm of the variance, to multiply images `like` [B, C, H, W]: [B, 1, 1, 1] or, if learned, [B, C, H, W].
+        """Return the log-variance: [B, 1, 1, 1], or [B, C, H, W] if learned, with the device and dtype of `like`.
 
-        s, t: [B].  output: the network's second half, [B, C, H, W]; None where there is none.
-        Raises ValueError where a learned variance has no output to read.
+        s, t: [B].  like: [B, C, H, W].  output: [B, C, H, W], the second half of the network output, or None.
+        Raises ValueError if the variance is learned and output is None.
         """
 
     def std(self, process: GaussianProcess, s: Tensor, t: Tensor, *, like: Tensor, output: Tensor | None) -> Tensor:
-        """Deviation of the step, shaped as `log_variance`; 0 where s is 0, since the last step adds no noise."""
+        """Return the standard deviation in the shape of `log_variance`.
+
+        It is 0 for s = 0, because the last step adds no noise.
+        """
         std = (0.5 * self.log_variance(process, s, t, like=like, output=output)).exp()
         return std * process.widen((s > 0).double(), like)
 
     def stds(self, process: GaussianProcess, s: Tensor, t: Tensor) -> list[float]:
-        """Those of a whole walk from t to s, [num_steps] each, where the network has no say: one number a step."""
+        """Return the standard deviation of each step from t to s, [num_steps], for a fixed variance."""
         per_step = torch.empty(len(t), 1, 1, 1, dtype=torch.float64)
         stds: list[float] = self.std(process, s, t, like=per_step, output=None).flatten().tolist()
         return stds
 
     def require(self, channels: int, out_channels: int) -> None:
-        """Raises ValueError unless a network with out_channels answers what this variance needs for the image."""
+        """Raise ValueError unless a network with out_channels can represent this variance of images with `channels`."""
         if self.learned and out_channels != 2 * channels:
             raise ValueError(
-                f"model.out_channels must be {2 * channels} for a learned variance, twice the {channels} of the image, "
-                f"got {out_channels}; or take variance=fixed_small or fixed_large."
+                f"model.out_channels must be {2 * channels} for a learned variance, twice the {channels} channels of "
+                f"the image, got {out_channels}; or set variance=fixed_small or fixed_large."
             )
 
 
 @dataclass(frozen=True)
 class FixedSmall(Variance):
-    """The posterior's variance: best for data at a point (Ho et al. 2020, section 3.2, beta tilde)."""
+    """The posterior variance, optimal for data at a single point (Ho et al. 2020, section 3.2, beta tilde)."""
 
     learned = False
 
@@ -60,9 +63,9 @@ class FixedSmall(Variance):
 
 @dataclass(frozen=True)
 class FixedLarge(Variance):
-    """The forward step's variance beta: best for Gaussian data (Ho et al. 2020, section 3.2).
+    """The variance of the forward step, beta, optimal for Gaussian data (Ho et al. 2020, section 3.2).
 
-    The first step has the small variance, which gives its decoder a better likelihood (Ho et al. 2020, code).
+    The last step of sampling, s = 0, uses the small variance, which improves the likelihood (Ho et al. 2020, code).
     """
 
     learned = False
@@ -76,7 +79,7 @@ class FixedLarge(Variance):
 
 @dataclass(frozen=True)
 class LearnedRange(Variance):
-    """Between small (answer -1) and large (answer 1), in log space (Nichol & Dhariwal 2021, eq. 15)."""
+    """Log interpolation of the small (output -1) and large (output 1) variance (Nichol & Dhariwal 2021, eq. 15)."""
 
     learned = True
 
@@ -85,30 +88,30 @@ class LearnedRange(Variance):
     ) -> Tensor:
         small = process.widen(process.posterior_log_variance(s, t), like)
         large = process.widen(process.transition_log_variance(s, t), like)
-        share = (_answered(output) + 1) / 2  # not held in [0, 1]: the paper leaves it free
-        return share * large + (1 - share) * small
+        fraction = (_require_output(output) + 1) / 2  # not clipped to [0, 1], as in the paper
+        return fraction * large + (1 - fraction) * small
 
 
 @dataclass(frozen=True)
 class LearnedDiagonal(Variance):
-    """The network's answer is the log-variance itself (Ho et al. 2020, section 4.2, which found it unstable)."""
+    """The network output is the log-variance (Ho et al. 2020, section 4.2, where training was unstable)."""
 
     learned = True
 
     def log_variance(
         self, process: GaussianProcess, s: Tensor, t: Tensor, *, like: Tensor, output: Tensor | None
     ) -> Tensor:
-        return _answered(output)
+        return _require_output(output)
 
 
-def _answered(output: Tensor | None) -> Tensor:
+def _require_output(output: Tensor | None) -> Tensor:
     if output is None:
-        raise ValueError("variance must be fixed_small or fixed_large for a network that answers none.")
+        raise ValueError("variance must be fixed_small or fixed_large for a network without a variance output.")
     return output
 
 
 def split_output(output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
-    """A network's answer as (prediction, what it says of the variance or None), each [B, channels, H, W]."""
+    """Split the output of a network into (prediction, variance output or None), each [B, channels, H, W]."""
     if output.shape[1] == channels:
         return output, None
     return output[:, :channels], output[:, channels:]

@@ -1,1 +1,1 @@
-"""Progress, image grids and plots. Receives plain data."""
+"""Progress, image grids, image files and plots. The functions receive plain data: numbers, arrays and strings."""

@@ -1,4 +1,4 @@
-"""Images -> picture files. The range is always [-1, 1]: a picture never hides saturation."""
+"""Grids, animations and contact sheets of images. Pixels always have the range [-1, 1] to make saturation visible."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -14,9 +14,9 @@ from diffusion_lab.pixels import to_uint8
 
 
 def grid(images: Tensor, num_columns: int, tile: int = 56) -> np.ndarray:
-    """One picture of all images, uint8 [height, width, 3].  images: [B, C, H, W], uint8, or in [-1, 1].
+    """Return a grid of all images, uint8 [height, width, 3].  images: [B, C, H, W], uint8 or float in [-1, 1].
 
-    tile: small images are enlarged by a whole factor to at least about this side, so that they can be looked at.
+    tile: approximate side in pixels to which smaller images are upsampled by an integer factor.
     """
     pixels = images.cpu() if images.dtype == torch.uint8 else to_uint8(images.cpu())
     factor = max(1, round(tile / pixels.shape[-1]))
@@ -26,13 +26,16 @@ def grid(images: Tensor, num_columns: int, tile: int = 56) -> np.ndarray:
 
 
 def save_picture(picture: np.ndarray, path: Path) -> None:
-    """Writes [height, width, 3] as PNG."""
+    """Write an image, uint8 [height, width, 3], as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture).save(path)
 
 
 def save_animation(frames: Sequence[np.ndarray], path: Path, *, seconds: float = 2.0, rest: float = 1.5) -> None:
-    """Writes frames as an endless WebP animation of `seconds`, resting on the last frame."""
+    """Write frames as a repeating WebP animation.
+
+    seconds: total duration of all frames but the last.  rest: duration of the last frame.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures = [Image.fromarray(frame) for frame in frames]
     durations = [round(1000 * seconds / len(frames))] * (len(frames) - 1) + [round(1000 * rest)]
@@ -40,17 +43,17 @@ def save_animation(frames: Sequence[np.ndarray], path: Path, *, seconds: float =
 
 
 def save_sheet(pictures: Mapping[str, Path], path: Path, *, width: int = 320) -> None:
-    """Writes picture files side by side, each brought to one width, under their labels, as PNG."""
-    line = 18
+    """Write a contact sheet of image files as PNG. Each image is resized to `width` and placed below its label."""
+    line_height = 18
     tiles = []
     for label, file in pictures.items():
         with Image.open(file) as opened:
             picture = opened.convert("RGB")
         picture = picture.resize((width, round(width * picture.height / picture.width)), Image.Resampling.LANCZOS)
         lines = textwrap.wrap(label, width // 7, break_on_hyphens=False) or [""]
-        tile = Image.new("RGB", (width, line * len(lines) + 4 + picture.height), "white")
+        tile = Image.new("RGB", (width, line_height * len(lines) + 4 + picture.height), "white")
         ImageDraw.Draw(tile).multiline_text((2, 0), "\n".join(lines), "black", ImageFont.load_default(13), spacing=4)
-        tile.paste(picture, (0, line * len(lines) + 4))
+        tile.paste(picture, (0, line_height * len(lines) + 4))
         tiles.append(tile)
     num_columns = min(4, len(tiles))
     height = max(tile.height for tile in tiles) + 12

@@ -1,4 +1,4 @@
-"""Curves -> picture files and the tables behind them."""
+"""Plots as PNG files. All functions receive plain values and arrays."""
 
 import csv
 import re
@@ -8,21 +8,19 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import torch
 from torch import Tensor
 
-from diffusion_lab.process import GaussianProcess, NoiseSchedule
 from diffusion_lab.reporting.image_grids import grid
 
-matplotlib.use("Agg")  # files alone: no display is asked for
+matplotlib.use("Agg")  # writes files and needs no display
 
 from matplotlib import pyplot
 
 
 def save_bound(terms: Sequence[float], steps: Sequence[float], path: Path) -> None:
-    """The bound term by term, as CSV and, beside it, as PNG (as figure 2 of Nichol & Dhariwal 2021).
+    """Write the terms of the variational bound as CSV and as PNG next to it (figure 2 of Nichol & Dhariwal 2021).
 
-    terms: L_0, ..., L_{T-1}, L_T, bits per dimension.  steps: the T times.
+    terms: L_0, ..., L_{T-1}, L_T in bits per dimension.  steps: times of L_0, ..., L_{T-1}.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
@@ -33,24 +31,25 @@ def save_bound(terms: Sequence[float], steps: Sequence[float], path: Path) -> No
         )
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     axes.plot(steps, terms[:-1])
-    axes.set(xlabel="t", ylabel="bits/dim", yscale="log", title=f"the bound by step: {sum(terms):.3f} bits/dim in all")
+    axes.set(xlabel="t", ylabel="bits/dim", yscale="log", title=f"terms of the bound, sum {sum(terms):.3f} bits/dim")
     axes.grid(alpha=0.3)
     figure.savefig(path.with_suffix(".png"), dpi=150)
     pyplot.close(figure)
 
 
 def save_lines(panels: dict[str, dict[str, list[tuple[float, float]]]], xlabel: str, path: Path) -> None:
-    """Lines of points (x, y), one panel for each number, as PNG; x in powers of ten, y too where it spans one.
+    """Write lines of points (x, y) as PNG with one panel per metric.
 
-    panels: by the number's name, the points of each line by its name, growing in x.
+    The x axis is logarithmic. The y axis is logarithmic if the values span a factor of 10.
+    panels: metric name -> line name -> points with increasing x.
     """
     figure, axes = _grid_of_panels(len(panels))
     for panel, (name, lines) in zip(axes, panels.items(), strict=True):
         for label, points in lines.items():
             panel.plot(*zip(*points, strict=True), marker="o", label=label)
         values = [y for points in lines.values() for _, y in points]
-        wide = min(values) > 0 and max(values) > max(1, 10 * min(values))  # shares stay as they are
-        panel.set(title=name, xlabel=xlabel, xscale="log", yscale="log" if wide else "linear")
+        is_log = min(values) > 0 and max(values) > max(1, 10 * min(values))  # fractions, up to 1, stay linear
+        panel.set(title=name, xlabel=xlabel, xscale="log", yscale="log" if is_log else "linear")
         ticks = sorted({x for points in lines.values() for x, _ in points})
         panel.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks], minor=False)
         panel.minorticks_off()
@@ -63,21 +62,23 @@ def save_lines(panels: dict[str, dict[str, list[tuple[float, float]]]], xlabel: 
 
 
 def save_against(panels: dict[str, list[tuple[str, float]]], xlabel: str, path: Path) -> None:
-    """Points (setting, number), one panel for each number, as PNG; the line goes through the means.
+    """Write points (setting, metric value) as PNG with one panel per metric, and a line through the means.
 
-    Settings that are numbers stand at their places, in powers of ten where they span some; others side by side.
+    Numeric settings are placed at their values, on a logarithmic axis if they span a factor of 20. Other settings are
+    placed side by side.
     """
     figure, axes = _grid_of_panels(len(panels))
     for panel, (name, points) in zip(axes, panels.items(), strict=True):
         settings = list(dict.fromkeys(setting for setting, _ in points))
-        places = _places(settings)
+        positions = _positions(settings)
         means = {s: float(np.mean([y for setting, y in points if setting == s])) for s in settings}
-        line = sorted((places[s], means[s]) for s in settings)
-        panel.plot(*zip(*line, strict=True), color="C0", alpha=0.6, linestyle="-" if _numbers(settings) else ":")
-        panel.scatter([places[setting] for setting, _ in points], [y for _, y in points], color="C0", zorder=3)
-        wide = _numbers(settings) and min(places.values()) > 0 and max(places.values()) > 20 * min(places.values())
-        panel.set(title=name, xlabel=xlabel, xscale="log" if wide else "linear")
-        panel.set_xticks(list(places.values()), settings, minor=False)
+        line = sorted((positions[s], means[s]) for s in settings)
+        panel.plot(*zip(*line, strict=True), color="C0", alpha=0.6, linestyle="-" if _are_numeric(settings) else ":")
+        panel.scatter([positions[setting] for setting, _ in points], [y for _, y in points], color="C0", zorder=3)
+        low, high = min(positions.values()), max(positions.values())
+        is_log = _are_numeric(settings) and low > 0 and high > 20 * low
+        panel.set(title=name, xlabel=xlabel, xscale="log" if is_log else "linear")
+        panel.set_xticks(list(positions.values()), settings, minor=False)
         if sum(map(len, settings)) > 50:
             panel.tick_params("x", rotation=20)
         panel.minorticks_off()
@@ -89,7 +90,7 @@ def save_against(panels: dict[str, list[tuple[str, float]]], xlabel: str, path: 
 
 
 def _grid_of_panels(count: int) -> tuple[Any, list[Any]]:
-    """A figure of so many panels, three a row at most."""
+    """Return a figure and its `count` panels, at most three per row."""
     num_columns = min(3, count)
     num_rows = -(-count // num_columns)
     figure, axes = pyplot.subplots(
@@ -100,51 +101,47 @@ def _grid_of_panels(count: int) -> tuple[Any, list[Any]]:
     return figure, list(axes.flat[:count])
 
 
-def _places(settings: list[str]) -> dict[str, float]:
-    if _numbers(settings):
+def _positions(settings: list[str]) -> dict[str, float]:
+    if _are_numeric(settings):
         return {setting: float(setting) for setting in settings}
-    return {setting: float(place) for place, setting in enumerate(settings)}
+    return {setting: float(index) for index, setting in enumerate(settings)}
 
 
-def _numbers(settings: list[str]) -> bool:
+def _are_numeric(settings: list[str]) -> bool:
     return all(re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", setting) for setting in settings)
 
 
-def save_schedules(schedules: dict[str, NoiseSchedule], times: dict[str, Tensor], image: Tensor, path: Path) -> None:
-    """alpha, sigma and log-SNR of schedules over their range, and one image noised along each, as PNG.
+def save_schedules(
+    curves: dict[str, dict[str, np.ndarray]], times: dict[str, list[float]], images: dict[str, Tensor], path: Path
+) -> None:
+    """Write alpha, sigma and log-SNR of noise schedules, and the noisy images of each schedule, as PNG.
 
-    times: of the noised images, growing, [n] for each name.  image: [C, H, W] in [-1, 1].
+    curves: schedule name -> "t / t_max", "alpha", "sigma" and "log-SNR", each [num_points].
+    times: schedule name -> increasing times of the noisy images.
+    images: schedule name -> noisy images, [num_times, C, H, W] in [-1, 1].
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure = pyplot.figure(figsize=(12, 3.6 + 1.3 * len(schedules)), layout="constrained")
-    rows = figure.add_gridspec(1 + len(schedules), 3, height_ratios=[3.4, *[1.3] * len(schedules)])
-    panels = [figure.add_subplot(rows[0, k]) for k in range(3)]
-    for axes, title, scale in zip(panels, ("alpha", "sigma", "log-SNR"), ("linear", "log", "linear"), strict=True):
-        axes.set(title=title, xlabel="t / t_max", yscale=scale)
+    figure = pyplot.figure(figsize=(12, 3.6 + 1.3 * len(curves)), layout="constrained")
+    rows = figure.add_gridspec(1 + len(curves), 3, height_ratios=[3.4, *[1.3] * len(curves)])
+    panels = {title: figure.add_subplot(rows[0, k]) for k, title in enumerate(("alpha", "sigma", "log-SNR"))}
+    for title, axes in panels.items():
+        axes.set(title=title, xlabel="t / t_max", yscale="log" if title == "sigma" else "linear")
         axes.grid(alpha=0.3)
-    panels[2].set_ylim(-20, 20)
-    for number, (name, schedule) in enumerate(schedules.items()):
-        t = schedule.nearest(torch.linspace(schedule.t_min, schedule.t_max, 1000, dtype=torch.float64))
-        for panel, value in zip(panels, (*schedule.coefficients(t), schedule.log_snr(t)), strict=True):
-            panel.plot(t / schedule.t_max, value, label=name, linestyle=("-", "--", ":", "-.")[number % 4])
-        axes = figure.add_subplot(rows[1 + number, :])
-        strip = _noised(schedule, times[name], image)
-        axes.imshow(strip)
-        width = strip.shape[1] / len(times[name])
-        axes.set_xticks(
-            [(k + 0.5) * width for k in range(len(times[name]))], [f"{t:.3g}" for t in times[name].tolist()]
-        )
-        axes.set_yticks([])
-        axes.set_ylabel(name, rotation=0, ha="right", va="center")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=8)
+    panels["log-SNR"].set_ylim(-20, 20)
+    for number, (name, curve) in enumerate(curves.items()):
+        for title, axes in panels.items():
+            axes.plot(curve["t / t_max"], curve[title], label=name, linestyle=("-", "--", ":", "-.")[number % 4])
+        _show_strip(figure.add_subplot(rows[1 + number, :]), name, times[name], images[name])
+    figure.legend(*panels["alpha"].get_legend_handles_labels(), loc="outside upper center", ncols=8)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
 
-def _noised(schedule: NoiseSchedule, t: Tensor, image: Tensor) -> np.ndarray:
-    """One row of x_t at the times t, each over sqrt(alpha^2 + sigma^2), so that all can be looked at."""
-    x_0 = image.expand(len(t), *image.shape)
-    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0)).expand_as(x_0)
-    process = GaussianProcess(schedule)
-    alpha_t, sigma_t = process.coefficients(t, like=x_0)
-    return grid(process.q_sample(x_0, t, noise) / torch.hypot(alpha_t, sigma_t), num_columns=len(t))
+def _show_strip(axes: Any, name: str, times: list[float], images: Tensor) -> None:
+    """Show noisy images [num_times, C, H, W] in one row, labeled with their times."""
+    strip = grid(images, num_columns=len(times))
+    axes.imshow(strip)
+    width = strip.shape[1] / len(times)
+    axes.set_xticks([(k + 0.5) * width for k in range(len(times))], [f"{t:.3g}" for t in times])
+    axes.set_yticks([])
+    axes.set_ylabel(name, rotation=0, ha="right", va="center")

@@ -1,4 +1,4 @@
-"""How far something long is: a bar on a terminal, a line now and then in a file."""
+"""Progress of long tasks: a bar on a terminal, otherwise a line every few seconds."""
 
 import sys
 import time
@@ -15,14 +15,14 @@ from diffusion_lab.distributed.collectives import Ranks
 SECONDS_BETWEEN_LINES = 10.0
 
 Advance = Callable[[int], None]
-"""Told how many more are done."""
+"""A function that adds a number of completed items."""
 
 Display = Callable[[str, int], AbstractContextManager[Advance]]
-"""(what is done, how many images) -> shows how far it is, for as long as it is entered."""
+"""(description, number of images) -> context manager that shows the progress."""
 
 
-class _Speed(ProgressColumn):
-    """Images, or whatever is counted, a second so far."""
+class _SpeedColumn(ProgressColumn):
+    """Mean number of completed items per second."""
 
     def __init__(self, unit: str) -> None:
         super().__init__()
@@ -34,18 +34,18 @@ class _Speed(ProgressColumn):
 
 @contextmanager
 def progress_bar(description: str, total: int, unit: str = "images") -> Iterator[Advance]:
-    """Shows how many of `total` are done, how many a second, and the time left; yields a function to tell of more.
+    """Show the number of completed items of `total`, the speed and the remaining time.
 
-    The first of several processes alone shows its own share.
+    Yields a function that adds completed items. Only rank 0 shows its own progress.
     """
     console = Console(stderr=True)
     if Ranks.current().rank or not total:
-        yield lambda images: None
+        yield lambda items: None
     elif console.is_terminal:
-        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), _Speed(unit), TimeRemainingColumn())
+        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), _SpeedColumn(unit), TimeRemainingColumn())
         with Bar(*columns, TextColumn("left"), console=console, refresh_per_second=4) as bar:
-            shown = bar.add_task(description, total=total)
-            yield lambda images: bar.advance(shown, images)
+            task = bar.add_task(description, total=total)
+            yield lambda items: bar.advance(task, items)
     else:
         with progress_lines(description, total, unit) as advance:
             yield advance
@@ -53,19 +53,19 @@ def progress_bar(description: str, total: int, unit: str = "images") -> Iterator
 
 @contextmanager
 def progress_lines(description: str, total: int, unit: str = "images") -> Iterator[Advance]:
-    """As `show`, in a file."""
+    """Show progress like `progress_bar`, but always as lines on stderr."""
     yield _Lines(description, total, unit).advance
 
 
 class _Lines:
-    """What a bar shows, as lines."""
+    """Progress as lines on stderr."""
 
     def __init__(self, description: str, total: int, unit: str) -> None:
         self.description, self.total, self.unit, self.done = description, total, unit, 0
         self.started = self.last = time.monotonic()
 
-    def advance(self, images: int) -> None:
-        self.done += images
+    def advance(self, items: int) -> None:
+        self.done += items
         now = time.monotonic()
         if now - self.last < SECONDS_BETWEEN_LINES:
             return
@@ -80,7 +80,7 @@ class _Lines:
 
 
 def format_duration(seconds: float) -> str:
-    """A time as hours, minutes and seconds: 0:01:05."""
+    """Return a duration as hours, minutes and seconds: 0:01:05."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}"

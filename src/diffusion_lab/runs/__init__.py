@@ -1,4 +1,7 @@
-"""Run folders: set up, train, resume, load, results. Importing it loads neither torch nor Lightning."""
+"""Run folders: setup, training, resuming, loading and results.
+
+Importing this package loads neither torch nor Lightning.
+"""
 
 from diffusion_lab.runs.guidance_setup import guidance
 from diffusion_lab.runs.load import load_module

@@ -1,6 +1,6 @@
-"""Config of an evaluation + run folders -> the objects that measure them.
+"""Setup of an evaluation: config and run folders -> the objects that measure the runs.
 
-Torch and Lightning are imported inside functions: a refused config must not wait for them.
+Torch and Lightning are imported inside functions, so that invalid settings are rejected without their import time.
 """
 
 import json
@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Measurement:
-    """The objects that measure one checkpoint.  step: of training, that it was saved after."""
+    """The objects that measure one checkpoint.
+
+    target: the checkpoint.  step: training step of the checkpoint.
+    metrics: metrics of sets of images.  means: means over single images, each with the images to average over.
+    """
 
     target: Target
     step: int
@@ -39,14 +43,14 @@ class Measurement:
 
 
 def build(config: DictConfig, target: Target, fabric: "Fabric") -> Measurement:
-    """What a config asks to be measured of a checkpoint.  Raises UserError.
+    """Build the objects that a config requests to measure a checkpoint.  Raises UserError.
 
-    A sampler, or a part of one, that the config names takes the place of the run's own.
+    A sampler, or single sampler settings, in `config` replace those in the config of the run.
     """
     trained = sampling_config(config, target) if not config.cascade else load_config(cascade_stages(config)[-1].folder)
     trained.metrics, trained.num_samples = config.metrics, config.num_samples
-    named = {key: value for key, value in config.features.items() if value is not None}
-    trained.features = named if "_target_" in named else {**trained.features, **named}
+    features = {key: value for key, value in config.features.items() if value is not None}
+    trained.features = features if "_target_" in features else {**trained.features, **features}
     trained = resolve(trained)
     raise_problems(list(argument_problems(trained.metrics, "metrics")))
     store = instantiate_node(trained.data.store, "data")
@@ -56,8 +60,9 @@ def build(config: DictConfig, target: Target, fabric: "Fabric") -> Measurement:
     images, step = build_images(config, target, fabric)
     try:
         store.locate()
-        metrics, means = _metrics(trained, store)
-        reference = _reference(config.reference, store) if any(m.needs_reference for m in metrics) else None
+        metrics, means = _build_metrics(trained, store)
+        needs_reference = any(metric.needs_reference for metric in metrics)
+        reference = _build_reference(config.reference, store) if needs_reference else None
         evaluation = Evaluator(
             images,
             reference,
@@ -71,10 +76,10 @@ def build(config: DictConfig, target: Target, fabric: "Fabric") -> Measurement:
     return Measurement(target, step, evaluation, metrics, means)
 
 
-def _metrics(
+def _build_metrics(
     trained: DictConfig, store: "ImageStore"
 ) -> tuple[list["Metric"], list[tuple["MeanOverImages", "Images"]]]:
-    """The metrics of sets, with one network for build_each kind of features, and the means over images."""
+    """Build the metrics of sets and the means over images.  Metrics with equal features share one feature network."""
     from diffusion_lab.metrics.mean_over_images import MeanOverImages
 
     networks: dict[str, Any] = {}
@@ -83,15 +88,15 @@ def _metrics(
         settings: dict[str, Any] = dict(node)
         shared = {}
         if "features" in settings:
-            described = OmegaConf.to_container(settings.pop("features"))
-            key = json.dumps(described, sort_keys=True)
-            networks[key] = networks.get(key) or instantiate_node(described, "features")
+            features = OmegaConf.to_container(settings.pop("features"))
+            key = json.dumps(features, sort_keys=True)
+            networks[key] = networks.get(key) or instantiate_node(features, "features")
             shared["features"] = networks[key]
             _require_channels(networks[key], trained.data.channels)
         metric = instantiate_node(settings, f"metrics.{name}", **shared)
         if isinstance(metric, MeanOverImages):
             metric.split = metric.split or ("test" if "test" in store.splits() else "train")
-            means.append((metric, store.load(metric.split)))  # what is not there is said before hours of sampling
+            means.append((metric, store.load(metric.split)))  # raises for a missing split before hours of sampling
         else:
             metrics.append(metric)
     return metrics, means
@@ -101,27 +106,27 @@ def _require_channels(features: Any, channels: int) -> None:
     if channels not in features.channels:
         accepted = " or ".join(map(str, features.channels))
         raise UserError(
-            f"features must suit the images: {features.name} takes {accepted} channels, got data.channels={channels}; "
-            "try features=inception."
+            f"`features` must accept the channels of the images, got data.channels={channels} for {features.name}, "
+            f"which accepts {accepted}; try features=inception."
         )
 
 
-def _reference(word: str, store: "ImageStore") -> "Reference":
+def _build_reference(reference: str, store: "ImageStore") -> "Reference":
     from diffusion_lab.evaluation.reference import FileReference, ImageReference
 
-    if word.endswith(".npz"):
-        return FileReference(Path(word).expanduser())
-    if word != "train" and word not in store.splits():
+    if reference.endswith(".npz"):
+        return FileReference(Path(reference).expanduser())
+    if reference != "train" and reference not in store.splits():
         raise ValueError(
-            f"reference must be one of {', '.join(store.splits())}, or a file of statistics (.npz), got {word}."
+            f"`reference` must be one of {', '.join(store.splits())}, or a statistics file (.npz), got {reference}."
         )
-    return ImageReference(store.load(word), word, store.cache.references)
+    return ImageReference(store.load(reference), reference, store.cache.references)
 
 
-def build_each(config: DictConfig, found: list[Target], fabric: "Fabric") -> Iterator[Measurement]:
-    """What is measured of build_each checkpoint, one after the other, once all are known to be in order."""
-    if len(found) > 1:
-        for target in found:
-            build(config, target, fabric)  # a mistake in the last is said before the first is measured
-    for target in found:
+def build_each(config: DictConfig, targets: list[Target], fabric: "Fabric") -> Iterator[Measurement]:
+    """Yield the objects that measure each checkpoint, after a check that they can be built for all checkpoints."""
+    if len(targets) > 1:
+        for target in targets:
+            build(config, target, fabric)  # an error in the last checkpoint is raised before the first measurement
+    for target in targets:
         yield build(config, target, fabric)

@@ -1,4 +1,4 @@
-"""What a run's folder holds from its first step on: all from which it is loaded and resumed."""
+"""Contents of a run folder from the first step on: everything that is needed to load or resume the run."""
 
 import re
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.config.overrides import OVERRIDES_FILE
 from diffusion_lab.distributed import slurm_job
 from diffusion_lab.errors import UserError
@@ -16,25 +17,26 @@ from diffusion_lab.runs.training_setup import Run
 
 
 def prepare(run: Run, start: StartingPoint) -> Path | None:
-    """Writes down what a run is, before its first step; the checkpoint to begin from.
+    """Write config and overrides of a run before its first step; return the checkpoint to start from, if any.
 
-    Of several processes the first does it for all.
+    Only rank 0 writes.
     """
-    forked = start.checkpoint is not None and not start.continues
-    checkpoint = run.folder / "checkpoints" / "last.ckpt" if forked else start.checkpoint
+    is_fork = start.checkpoint is not None and not start.continues
+    checkpoint = run.folder / "checkpoints" / "last.ckpt" if is_fork else start.checkpoint
     if run.trainer.is_global_zero:
         _start_loggers(run.trainer.loggers, start.config, start.step if start.continues else 0)
         _save_config(start.config, run.folder)
         save_overrides(run.folder)
-        if forked and start.checkpoint is not None and checkpoint is not None:
-            _begin_fork(start.checkpoint, checkpoint)
+        if is_fork and start.checkpoint is not None and checkpoint is not None:
+            _copy_checkpoint_to_fork(start.checkpoint, checkpoint)
     return checkpoint
 
 
-def _start_loggers(loggers: list[Any], config: DictConfig, steps_done: int) -> None:
+def _start_loggers(loggers: list[Any], config: DictConfig, num_steps: int) -> None:
+    """Start the loggers of a run after `num_steps` steps."""
     for logger in loggers:
         if hasattr(logger, "continue_after"):
-            logger.continue_after(steps_done)
+            logger.continue_after(num_steps)
         try:
             _ = logger.experiment
             if hasattr(logger, "describe"):
@@ -47,20 +49,20 @@ def _start_loggers(loggers: list[Any], config: DictConfig, steps_done: int) -> N
 
 
 def _save_config(config: DictConfig, folder: Path) -> None:
-    partial = folder / "config.partial"
-    OmegaConf.save(resolve(config), partial)
-    partial.replace(folder / "config.yaml")  # a kill leaves the old one or the new
+    with atomic_file(folder / "config.yaml") as partial:
+        OmegaConf.save(resolve(config), partial)
 
 
-def _begin_fork(source: Path, target: Path) -> None:
-    """Gives a fork a checkpoint of its own from the start, without what the other run measured."""
+def _copy_checkpoint_to_fork(source: Path, target: Path) -> None:
+    """Copy a checkpoint into the folder of a fork, without the measurements of the original run."""
     from diffusion_lab import checkpoint_files
 
     checkpoint_files.write(checkpoint_files.read_run(source) | {"callbacks": {}}, target)
 
 
 def save_overrides(folder: Path) -> None:
-    """Keeps what a run was started with, so that it can be resumed: Hydra's own note is of the last command given."""
+    """Save the overrides of a run for resuming it.  Hydra's own file has the overrides of the latest command only."""
     if slurm_job.rank() == 0:
-        words = [word for word in HydraConfig.get().overrides.task if not re.match(r"\+*(resume|fork)=", word)]
-        OmegaConf.save(OmegaConf.create(words), folder / OVERRIDES_FILE)
+        given = HydraConfig.get().overrides.task
+        overrides = [override for override in given if not re.match(r"\+*(resume|fork)=", override)]
+        OmegaConf.save(OmegaConf.create(overrides), folder / OVERRIDES_FILE)

@@ -1,4 +1,4 @@
-"""Guidance as a config names it: the folders of other runs -> the networks in them."""
+"""Setup of guidance: config and run folders -> guidance with the networks of these runs."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from diffusion_lab.guidance.noisy_classifier import NoisyClassifier
 
 NONE = "none"
-"""The word that leaves out what a run was trained to be sampled with."""
+"""Value of the settings `guide` and `classifier` that removes the guide or the classifier of the run."""
 
 
 def guidance(
@@ -28,14 +28,14 @@ def guidance(
     classifier: str | None = None,
     classifier_scale: float = 1.0,
 ) -> "Guidance":
-    """See `samplers.Guidance`; guide and classifier are run folders, or files of their checkpoints.
+    """Build a `guidance.Guidance`.  guide, classifier: run folders, or checkpoint files in them.
 
-    Raises UserError where there is no such run, ValueError where a setting is out of range.
+    Raises UserError if there is no such run, and ValueError if a setting is out of range.
     """
     from diffusion_lab.guidance import Guidance, Strength
 
-    levels = tuple(interval) if isinstance(interval, Sequence) else interval
-    strength = Strength(guidance_scale, levels, rescale)  # type: ignore[arg-type]
+    noise_levels = tuple(interval) if isinstance(interval, Sequence) else interval
+    strength = Strength(guidance_scale, noise_levels, rescale)  # type: ignore[arg-type]
     return Guidance(
         strength,
         _guide(guide) if guide not in (None, NONE) else None,
@@ -44,29 +44,30 @@ def guidance(
     )
 
 
-# One network for all that ask for it: the pictures and the distances of a run are guided alike.
+# Cached, because the callbacks for sample images and for the Fréchet distance use the same network.
 @lru_cache(maxsize=2)
-def _guide(word: str) -> "Denoiser":
-    folder, checkpoint = run_loading.find_run("guide", word)
+def _guide(path: str) -> "Denoiser":
+    folder, checkpoint = run_loading.find_run("guide", path)
     config = run_loading.load_config(folder, checkpoint)
-    if "objective" not in config:
-        raise UserError(f"guide must be the folder of a run of src/train.py, got {folder}, which holds another.")
-    guide: Denoiser = _frozen(config, folder, checkpoint).denoiser()
+    if run_loading.is_classifier_config(config):
+        raise UserError(f"`guide` must be a run folder of src/train.py, got {folder}, which contains a classifier.")
+    guide: Denoiser = _load_frozen(config, folder, checkpoint).denoiser()
     return guide
 
 
 @lru_cache(maxsize=2)
-def _classifier(word: str) -> "NoisyClassifier":
-    folder, checkpoint = run_loading.find_run("classifier", word)
+def _classifier(path: str) -> "NoisyClassifier":
+    folder, checkpoint = run_loading.find_run("classifier", path)
     config = run_loading.load_config(folder, checkpoint)
-    if "objective" in config:
+    if not run_loading.is_classifier_config(config):
         raise UserError(
-            f"classifier must be the folder of a run of src/train_classifier.py, got {folder}, which holds another."
+            f"`classifier` must be a run folder of src/train_classifier.py, got {folder}, which contains a "
+            "diffusion model."
         )
-    classifier: NoisyClassifier = _frozen(config, folder, checkpoint).classifier
+    classifier: NoisyClassifier = _load_frozen(config, folder, checkpoint).classifier
     return classifier
 
 
-def _frozen(config: DictConfig, folder: Path, checkpoint: str) -> Any:
-    """A trained module that nothing changes any more: a gradient after images keeps nothing for its weights."""
+def _load_frozen(config: DictConfig, folder: Path, checkpoint: str) -> Any:
+    """Load a module whose weights need no gradients, so that gradients with respect to images do not store any."""
     return run_loading.load_weights(config, folder / "checkpoints" / checkpoint).requires_grad_(False).eval()

@@ -1,11 +1,10 @@
-"""Config -> objects, and the folder of a run -> its trained module.
+"""Building of objects from a config, and loading of trained modules from run folders.
 
-Torch and Lightning are imported inside functions, in the order of what they cost: a refused config must not wait.
+Torch and Lightning are imported inside functions, so that invalid settings are rejected without their import time.
 """
 
 import logging
 import re
-import sys
 import typing
 import warnings
 from pathlib import Path
@@ -21,53 +20,55 @@ from diffusion_lab.distributed import launch
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import ROOT
 
-NEARLY_NOISE = 0.05
-"""The largest alpha / sigma at the end of a schedule that passes without a word: DDPM's is 0.006, EDM's 0.0125."""
-
 if TYPE_CHECKING:
     from diffusion_lab.training.classifier_module import ClassifierModule
     from diffusion_lab.training.diffusion_module import DiffusionModule
 
+logger = logging.getLogger(__name__)
+
+MAX_REMAINING_SIGNAL = 0.05
+"""Largest alpha / sigma at the end of a schedule that causes no warning: DDPM has 0.006 and EDM has 0.0125."""
+
 
 def load_module(folder: Path, checkpoint: str = "last.ckpt") -> "DiffusionModule":
-    """The trained module of a run folder, on the CPU, ready to `sample`.
+    """Load the trained module of a run folder, on the CPU; its method `sample` generates images.
 
-    Raises UserError where the folder holds no run or no such checkpoint.
+    Raises UserError if the folder has no config.yaml or no such checkpoint.
     """
     module: DiffusionModule = load_weights(load_config(folder, checkpoint), folder / "checkpoints" / checkpoint)
     return module
 
 
-def find_run(name: str, word: str) -> tuple[Path, str]:
-    """The run folder that a setting names, as itself or by one of its checkpoints, and the checkpoint's file name.
+def find_run(name: str, value: str) -> tuple[Path, str]:
+    """Return the run folder and the checkpoint's file name for a setting that is either a run folder or a checkpoint.
 
-    It may be named from here or from the project's own folder, as in the config of a run that was started there.
-    Raises UserError where there is no such run.
+    A relative path is searched in the working directory and then in the project folder.
+    Raises UserError if there is no such run.  name: name of the setting, for the error message.
     """
-    path = next((path for path in (Path(word).expanduser(), ROOT / word) if path.exists()), Path(word))
+    path = next((path for path in (Path(value).expanduser(), ROOT / value) if path.exists()), Path(value))
     folder, checkpoint = (path.parent.parent, path.name) if path.suffix == ".ckpt" else (path, "last.ckpt")
     if not (folder / "config.yaml").is_file():
-        raise UserError(f"{name} must be the folder of a run, got {word}: {folder / 'config.yaml'} is missing.")
+        raise UserError(f"`{name}` must be a run folder, got {value}: {folder / 'config.yaml'} is missing.")
     return folder, checkpoint
 
 
 def load_config(folder: Path, *checkpoints: str) -> DictConfig:
-    """The config that a run was trained with.  Raises UserError where the folder holds no run or no such checkpoint."""
+    """Return the config of a run.  Raises UserError if config.yaml or one of the checkpoints is missing."""
     for file in (folder / "config.yaml", *(folder / "checkpoints" / checkpoint for checkpoint in checkpoints)):
         if not file.is_file():
-            raise UserError(f"run must be the folder of a run, got {folder}: {file.relative_to(folder)} is missing.")
+            raise UserError(f"`run` must be a run folder, got {folder}: {file.relative_to(folder)} is missing.")
     return read_config(folder / "config.yaml")
 
 
 def read_config(path: Path) -> DictConfig:
-    """Read a saved config, whose names may be those of an earlier version."""
+    """Read a saved config and replace names from earlier package versions by the current names."""
     content = OmegaConf.to_container(OmegaConf.load(path))
     assert isinstance(content, dict)
     return OmegaConf.create(current_config({str(key): value for key, value in content.items()}))
 
 
 def load_weights(config: DictConfig, checkpoint: Path) -> Any:
-    """The DiffusionModule or ClassifierModule of a resolve config, with the weights of a checkpoint, on the CPU."""
+    """Build the module of a resolved config on the CPU and load the weights of a checkpoint.  Raises UserError."""
     from diffusion_lab import checkpoint_files
 
     module = build_untrained_module(config)
@@ -78,56 +79,53 @@ def load_weights(config: DictConfig, checkpoint: Path) -> Any:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"{checkpoint} does not fit the network that config.yaml beside it describes: {reason}"
+            f"checkpoint {checkpoint} does not match the network in the run's config.yaml: {reason}"
         ) from error
     return module
 
 
 def build_untrained_module(config: DictConfig) -> Any:
-    """The module that a resolve config describes, on the CPU."""
+    """Build the DiffusionModule or ClassifierModule of a resolved config on the CPU."""
     return build_module(config, instantiate_node(config.model, "model"))
 
 
 def is_classifier_config(config: DictConfig) -> bool:
-    """Whether a config is one of src/train_classifier.py: it has nothing that says how images are drawn."""
+    """Return whether a config belongs to src/train_classifier.py: such a config has no denoising objective."""
     return "objective" not in config
 
 
 def resolve(config: DictConfig) -> DictConfig:
-    """The config without interpolations.  Raises UserError where a value is missing or refers to nothing."""
+    """Resolve all interpolations of a config.  Raises UserError for missing values and undefined references."""
     try:
         return typing.cast(
             DictConfig, OmegaConf.create(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
         )
     except MissingMandatoryValue as error:
-        raise UserError(f"{error.full_key} must be given, got nothing.") from error
+        raise UserError(f"{error.full_key} must be given, got no value.") from error
     except OmegaConfBaseException as error:
         raise UserError(" ".join(str(error).split())) from error
 
 
 def build_module(config: DictConfig, network: Any) -> Any:
-    """The DiffusionModule or ClassifierModule of a resolve config and its network.  Raises UserError."""
+    """Build the DiffusionModule or ClassifierModule of a resolved config around its network.  Raises UserError."""
     silence_lightning()
-    schedule = instantiate_node(
-        config.schedule, "schedule"
-    )  # first by itself: its mistakes are said under its own name
-    return _classifier_module(config, network) if is_classifier_config(config) else _module(config, network, schedule)
+    # The schedule is built separately first, so that its errors are reported under `schedule`, not `process.schedule`.
+    schedule = instantiate_node(config.schedule, "schedule")
+    if is_classifier_config(config):
+        return _build_classifier_module(config, network)
+    return _build_diffusion_module(config, network, schedule)
 
 
-def _module(config: DictConfig, network: Any, schedule: Any) -> "DiffusionModule":
+def _build_diffusion_module(config: DictConfig, network: Any, schedule: Any) -> "DiffusionModule":
     from diffusion_lab.training.diffusion_module import DiffusionModule
 
-    if not hasattr(network, "out_channels"):
-        raise UserError(
-            f"model must be a network that answers images, got {type(network).__name__}, which answers classes: "
-            "src/train_classifier.py trains it."
-        )
+    _require_network(network, classifier=False)
     remaining = schedule.remaining_signal
-    if remaining > NEARLY_NOISE:
-        print(
-            f"warning: schedule does not end in noise: x_T keeps alpha / sigma = {remaining:.2g} of the image, but "
-            "sampling starts from pure noise; more steps or larger variances take it away.",
-            file=sys.stderr,
+    if remaining > MAX_REMAINING_SIGNAL:
+        logger.warning(
+            "schedule does not end in noise: alpha / sigma of x_T is %.2g, but sampling starts from pure noise; use "
+            "more steps or larger variances.",
+            remaining,
         )
     variance = instantiate_node(config.variance, "variance")
     parts = ("prediction", "objective", "times", "ema", "optimizer", "lr_schedule", "sampler", "guard", "space")
@@ -139,21 +137,36 @@ def _module(config: DictConfig, network: Any, schedule: Any) -> "DiffusionModule
         raise UserError(str(error)) from error
 
 
-def _classifier_module(config: DictConfig, network: Any) -> "ClassifierModule":
+def _build_classifier_module(config: DictConfig, network: Any) -> "ClassifierModule":
     from diffusion_lab.training.classifier_module import ClassifierModule
 
-    if not hasattr(network, "num_classes"):
-        raise UserError(
-            f"model must be a network that answers classes (half_unet), got {type(network).__name__}, which answers "
-            "images: src/train.py trains it."
-        )
+    _require_network(network, classifier=True)
     parts = ("process", "times", "optimizer", "lr_schedule", "guard")
     objects = {part: instantiate_node(config.get(part), part) for part in parts}
     return ClassifierModule(network, objects.pop("process"), **objects)
 
 
+def _require_network(network: Any, *, classifier: bool) -> None:
+    """Raise UserError unless a network has the attributes of a `Network`.
+
+    classifier: whether the network must have the attributes of a `ClassifierNetwork` instead.
+    """
+    from diffusion_lab.networks import ClassifierNetwork, Network, missing_attributes
+
+    required, other = (ClassifierNetwork, Network) if classifier else (Network, ClassifierNetwork)
+    missing = missing_attributes(network, required)
+    if not missing:
+        return
+    command = "train" if classifier else "train_classifier"
+    remedy = f"; src/{command}.py trains it" if not missing_attributes(network, other) else ""
+    raise UserError(
+        f"`model` must be a diffusion_lab.networks.{required.__name__}, got {type(network).__name__}, which has no "
+        f"{' and no '.join(missing)}{remedy}."
+    )
+
+
 def require_launch(trainer: DictConfig) -> None:
-    """Raises UserError unless a trainer is of the processes that were started."""
+    """Raise UserError unless devices and nodes of a trainer match the ranks that a launcher started."""
     node = OmegaConf.to_container(trainer, resolve=True)
     assert isinstance(node, dict)
     try:
@@ -163,7 +176,10 @@ def require_launch(trainer: DictConfig) -> None:
 
 
 def instantiate_node(node: Any, path: str, **extra: Any) -> Any:
-    """The object that a node describes.  Raises UserError where its constructor refuses a value."""
+    """Instantiate a config node.  Raises UserError if the constructor rejects a value.
+
+    path: path of the node in the config, for the error message.  extra: further arguments of the constructor.
+    """
     from diffusion_lab.features import FeaturesUnavailableError
 
     try:
@@ -173,21 +189,21 @@ def instantiate_node(node: Any, path: str, **extra: Any) -> Any:
         if isinstance(cause, (FeaturesUnavailableError, UserError)):
             raise cause from None
         if isinstance(cause, (ValueError, TypeError, OSError)) or type(cause).__name__ == "MisconfigurationException":
-            where = re.search(r"full_key: (\S+)", str(error))
-            key = where[1] if where else path
-            shown = key if key.startswith(path) else f"{path}.{key}"  # a node by itself names its own keys alone
-            raise UserError(f"{shown}: {' '.join(str(cause).split())}") from error
+            match = re.search(r"full_key: (\S+)", str(error))
+            key = match[1] if match else path
+            full_key = key if key.startswith(path) else f"{path}.{key}"  # keys of a detached node are relative to it
+            raise UserError(f"{full_key}: {' '.join(str(cause).split())}") from error
         raise
 
 
 def silence_lightning() -> None:
-    """Silences what Lightning says at every start and what does not hold for this framework."""
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # batches are gathers from memory
-    warnings.filterwarnings("ignore", message=".*srun. command is available.*")  # a run of one process is as good
+    """Filter out Lightning's startup messages, and its warnings that do not apply to this framework."""
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # batches are gathered from memory
+    warnings.filterwarnings("ignore", message=".*srun. command is available.*")  # runs of one rank need no srun
     warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
-    warnings.filterwarnings("ignore", message=".*module.s. in eval mode.*")  # the average never trains
-    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # the run folder holds Hydra's files
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # inside Lightning itself
-    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")  # of 1 x 1 convolutions
+    warnings.filterwarnings("ignore", message=".*module.s. in eval mode.*")  # the EMA networks are never trained
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # Hydra writes to the run folder first
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # raised inside Lightning
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")  # 1 x 1 convolutions
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""What a run came to, in its folder: a summary, and the measured numbers with their protocol."""
+"""Results of a run, written to its folder: a summary, and the metric values with their fingerprints."""
 
 import json
 import math
@@ -14,18 +14,18 @@ from diffusion_lab.runs.tables import METRICS, SUMMARY, print_table
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
-    """What a run came to, for tables of many runs: `summary.json`. A number that is not finite is null there."""
-    _write(folder / SUMMARY, {key: _finite(value) for key, value in summary.items()})
+    """Write `summary.json`, from which tables of many runs are made.  Values that are not finite become null."""
+    _write(folder / SUMMARY, {key: _finite_or_none(value) for key, value in summary.items()})
 
 
 def write_metrics(folder: Path, record: dict[str, Any]) -> None:
-    """Numbers with their protocol: `metrics.json`.  record["numbers"]: each with name, value and fingerprint."""
-    numbers = [number | {"value": _finite(number["value"])} for number in record["numbers"]]
+    """Write `metrics.json`.  record["numbers"]: a dict with name, value and fingerprint for each metric value."""
+    numbers = [number | {"value": _finite_or_none(number["value"])} for number in record["numbers"]]
     _write(folder / METRICS, record | {"numbers": numbers, "code": __version__, "commit": _commit()})
 
 
 def _commit() -> str | None:
-    """Of this code, with a plus where it was changed since; None where it is no checkout."""
+    """Return the commit of this code, followed by + if files are modified; None outside of a git checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty=+"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
@@ -38,13 +38,13 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def _finite(value: Any) -> Any:
+def _finite_or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_numbers(record: Mapping[str, Any]) -> None:
-    """A table of the numbers of one evaluation, of its time and its memory."""
-    table = Table("number", "value", title=f"{record['run']}, {record['checkpoint']}, step {record['step']:,}")
+    """Print a table of the metric values, the durations and the peak memory of one evaluation."""
+    table = Table("metric", "value", title=f"{record['run']}, {record['checkpoint']}, step {record['step']:,}")
     for number in record["numbers"]:
         table.add_row(number["name"], f"{number['value']:.6g}")
     table.add_section()

@@ -1,13 +1,14 @@
-"""Going on with a run: its config comes from its folder, and its state from its newest whole checkpoint.
+"""Resuming of runs: the config comes from the run folder, the state comes from the newest readable checkpoint.
 
-resume=RUN continues the run where it is; with fork=true a new run begins from its state, and may differ in everything.
+resume=RUN continues a run in its own folder. fork=true starts a new run from that state, with any other settings.
 """
 
-import fnmatch
 import json
+import logging
 import os
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,36 +19,26 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from diffusion_lab.config.compose import command_name, compose_config
 from diffusion_lab.config.earlier_versions import current_config, current_overrides
-from diffusion_lab.config.overrides import OVERRIDES_FILE, quote
-from diffusion_lab.distributed import slurm_job
+from diffusion_lab.config.overrides import OVERRIDES_FILE, override_key, quote
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import ROOT
+from diffusion_lab.runs.config_changes import KeyPath, changes_with_effect, flatten, relocate, unflatten
 from diffusion_lab.runs.load import resolve
 from diffusion_lab.runs.supervise import FolderInUseError
 from diffusion_lab.runs.training_setup import Run
 
-KeyPath = tuple[Any, ...]
+logger = logging.getLogger(__name__)
 
-SUMMARY = ("steps", "loss", "images_per_second", "minutes")
-"""What summary.json holds of every run, beside a distance where one was measured."""
-
-WITHOUT_EFFECT = (
-    *("run_folder", "resume", "fork", "forked_from", "logger.*", "sweep.*"),
-    *("trainer.max_steps", "trainer.max_time", "trainer.log_every_n_steps", "trainer.enable_*", "trainer.profiler"),
-    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.plugins"),
-    *("trainer.accumulate_grad_batches", "data.num_workers", "data.datamodule.num_workers"),
-    *(f"data{part}.{name}" for part in ("", ".store", ".datamodule.store") for name in ("path", "cache_folder")),
-    *("callbacks.progress.*", "callbacks.throughput.*", "callbacks.sample_images.*", "callbacks.save_last.*"),
-    *("callbacks.*.every_n_steps", "callbacks.*.also_at", "callbacks.*.folder", "callbacks.*.batch_size"),
-)
-"""Settings that change when a run ends, where it runs and what is written on the way, but no step and no number."""
+SUMMARY_FIELDS = ("steps", "loss", "images_per_second", "minutes")
+"""Fields of summary.json that every run has. Some runs also have accuracies or a Fréchet distance."""
 
 
 @dataclass(frozen=True)
 class StartingPoint:
-    """Where a run begins.
+    """The config of a run and the state from which it starts.
 
-    checkpoint: the file with its state, None at step 0.  step: how many steps are done.  continues: in its own folder.
+    checkpoint: file with this state; None for a new run.  step: number of steps that are already done.
+    continues: whether the run continues in its own folder, in contrast to a new run or a fork.
     """
 
     config: DictConfig
@@ -57,69 +48,85 @@ class StartingPoint:
 
     @property
     def is_done(self) -> bool:
-        """Whether no step is left."""
+        """Whether all steps are done."""
         max_steps = self.config.trainer.max_steps
         return self.continues and isinstance(max_steps, int) and 0 < max_steps <= self.step
 
 
 def restore_command_line(command: str) -> None:
-    """Puts what a resumed run was started with before what is given now, and its folder in place of a new one.
+    """Put the saved overrides of a resumed run before the given overrides in sys.argv, and set the run folder.
 
-    Hydra then composes the run as it was, with the changes.  Raises UserError where there is no such run.
+    Hydra then composes the config of the run with the given changes.  Raises UserError if there is no such run.
     """
-    words = sys.argv[1:]
-    found = [match[1] for word in words if (match := re.fullmatch(r"\+*resume=(.*)", word)) and match[1] != "null"]
-    if not found or os.environ.get("DIFFUSION_LAB_RESUMED") == found[-1]:
+    arguments = sys.argv[1:]
+    matches = (re.fullmatch(r"\+*resume=(.*)", argument) for argument in arguments)
+    resumed = [match[1] for match in matches if match and match[1] != "null"]
+    if not resumed or os.environ.get("DIFFUSION_LAB_RESUMED") == resumed[-1]:
         return
-    if any(word in ("-m", "--multirun") for word in words):
-        raise UserError(f"resume continues one run at a time, got a sweep of resume={found[-1]}.")
-    folder = _located(found[-1], command)
-    others = [word for word in words if _key(word) != "resume"]
-    given = {_key(word) for word in others}
-    # A setting that was added stays added, so that it can be changed.
-    kept = [word for word in _words_of(folder) if _key(word) not in given or re.match(r"\+[^=]*\.", word)]
-    sys.argv[1:] = [*kept, *others, f"resume={quote(str(folder))}"]
-    if not any(re.fullmatch(r"\+*fork=true", word, re.IGNORECASE) for word in others):
-        if "hydra.run.dir" in given:
-            raise UserError("hydra.run.dir goes with fork=true alone: resume goes on in the run's own folder.")
+    if any(argument in ("-m", "--multirun") for argument in arguments):
+        raise UserError(f"resume=... must be used without --multirun, got a sweep with resume={resumed[-1]}.")
+    folder = _find_folder(resumed[-1], command)
+    given = [argument for argument in arguments if override_key(argument) != "resume"]
+    given_keys = {override_key(argument) for argument in given}
+    # An override that adds a setting (+a.b=1) remains, so that another override can change the setting.
+    remaining = [
+        override
+        for override in _saved_overrides(folder)
+        if override_key(override) not in given_keys or re.match(r"\+[^=]*\.", override)
+    ]
+    sys.argv[1:] = [*remaining, *given, f"resume={quote(str(folder))}"]
+    if not any(re.fullmatch(r"\+*fork=true", argument, re.IGNORECASE) for argument in given):
+        if "hydra.run.dir" in given_keys:
+            raise UserError(
+                "hydra.run.dir is accepted only with fork=true: resume continues in the existing run folder."
+            )
         sys.argv += [f"hydra.run.dir={quote(str(folder))}", "hydra.output_subdir=null"]
-    # Processes that this one starts inherit the prepared command line.
+    # Child processes inherit the restored command line.
     os.environ["DIFFUSION_LAB_RESUMED"] = quote(str(folder))
 
 
 def starting_point(config: DictConfig) -> StartingPoint:
-    """What the command line describes: a new run, or the rest of an old one.
+    """Return the starting point of the run that the command line describes.
 
-    A command whose folder holds its run already goes on with it, as after a kill or in a job that was queued again.
-    Raises UserError where settings would change the result of the steps that are left.
+    A run whose folder already has a config is resumed, for example after it was killed or in a requeued job.
+    Raises UserError if changed settings would change the result of the remaining steps.
     """
     if not isinstance(config.fork, bool):
         raise UserError(f"fork must be true or false, got {config.fork}.")
     run_folder = Path(config.run_folder)
-    is_there = (run_folder / "config.yaml").is_file()
-    if not config.resume and not is_there:
+    exists = (run_folder / "config.yaml").is_file()
+    if not config.resume and not exists:
         return StartingPoint(config)
-    fork = config.fork and not is_there  # a fork that was queued again goes on where it was
-    folder = Path(config.resume) if config.resume and not is_there else run_folder
-    now = _flat(_plain(config))
-    before = _flat(_plain(compose_config(command_name(), [*_words_of(folder), f"run_folder={quote(str(run_folder))}"])))
-    saved = _flat(_relocated(current_config(_loaded(folder / "config.yaml", dict)), run_folder))
+    is_fork = config.fork and not exists  # a requeued fork continues in its own folder
+    folder = Path(config.resume) if config.resume and not exists else run_folder
+    saved, wanted = _merge_changes(config, folder, run_folder)
+    if not is_fork:
+        _refuse_changes(saved, wanted, resumed=bool(config.resume))
+    merged = OmegaConf.create(unflatten(wanted | {("resume",): None, ("fork",): False}))
+    if config.fork:
+        merged.forked_from = str(config.resume)
+    checkpoint, step = _newest_checkpoint(folder)
+    if config.resume and checkpoint is None:
+        logger.info("%s has no checkpoint yet; the run starts from its first step.", folder)
+    return StartingPoint(merged, checkpoint, step, continues=not is_fork)
+
+
+def _merge_changes(config: DictConfig, folder: Path, run_folder: Path) -> tuple[dict[KeyPath, Any], dict[KeyPath, Any]]:
+    """Return the saved config of a run, and the same config with the changes of the command line.
+
+    The changes are the differences between `config` and the config that the saved overrides result in today.
+    """
+    now = flatten(_to_container(config))
+    overrides = [*_saved_overrides(folder), f"run_folder={quote(str(run_folder))}"]
+    before = flatten(_to_container(compose_config(command_name(), overrides)))
+    saved = flatten(relocate(current_config(_load_yaml(folder / "config.yaml", dict)), run_folder))
     changed = {key for key in now.keys() | before.keys() if now.get(key) != before.get(key)}
     wanted = {key: value for key, value in saved.items() if key not in changed or key in now}
-    wanted |= {key: now[key] for key in changed if key in now}
-    if not fork:
-        _refuse_changes(saved, wanted, resumed=bool(config.resume))
-    new = OmegaConf.create(_nested(wanted | {("resume",): None, ("fork",): False}))
-    if config.fork:
-        new.forked_from = str(config.resume)
-    checkpoint, step = _newest(folder)
-    if config.resume and checkpoint is None and slurm_job.rank() == 0:
-        print(f"note: {folder} has no checkpoint yet; the run starts from its first step.", file=sys.stderr)
-    return StartingPoint(new, checkpoint, step, continues=not fork)
+    return saved, wanted | {key: now[key] for key in changed if key in now}
 
 
 def require_matching_checkpoint(start: StartingPoint, run: Run) -> None:
-    """Raises UserError unless the state to go on from fits what is trained, and on the same images."""
+    """Raise UserError unless the checkpoint has the tensors of the run's module and was trained on the same images."""
     from diffusion_lab import checkpoint_files
 
     if start.checkpoint is None:
@@ -128,144 +135,110 @@ def require_matching_checkpoint(start: StartingPoint, run: Run) -> None:
     data, trained_on = start.config.data, checkpoint.get("ImageDataModule", {}).get("fingerprint")
     if start.continues and trained_on != run.datamodule.train_images.fingerprint:
         raise UserError(
-            f"resume must find the images that the run was trained on, but {data.path or data.hub_name} holds others "
-            "now: their decoded content differs; fork=true starts a run of its own from there."
+            "resume=... must use the images that the run was trained on, got other images in "
+            f"{data.path or data.hub_name}, whose decoded content differs; fork=true starts a new run from the "
+            "checkpoint."
         )
     saved = {key: tuple(value.shape) for key, value in checkpoint["state_dict"].items()}
-    own = {key: tuple(value.shape) for key, value in run.module.state_dict().items()}
-    differing = sorted(key for key in saved.keys() | own.keys() if saved.get(key) != own.get(key))
+    expected = {key: tuple(value.shape) for key, value in run.module.state_dict().items()}
+    differing = sorted(key for key in saved.keys() | expected.keys() if saved.get(key) != expected.get(key))
     if differing:
         first = differing[0]
         raise UserError(
-            f"fork must keep what has a state (model, conditioning, ema, times): {len(differing)} tensors differ from "
-            f"those in {start.checkpoint}, {first} has shape {saved.get(first)} there and {own.get(first)} here."
+            f"fork=true must keep the settings of all parts with a state (model, conditioning, ema, times): "
+            f"{len(differing)} tensors differ from {start.checkpoint}; {first} has shape {saved.get(first)} in the "
+            f"checkpoint and {expected.get(first)} in this run."
         )
 
 
 def print_done(start: StartingPoint) -> float | None:
-    """Says that no step is left; the number that the run came to."""
+    """Print that all steps are done; return the result of the run."""
     folder = Path(start.config.run_folder)
     print(
-        f"nothing left to do: {folder} has done its {start.step:,} steps; "
-        f"trainer.max_steps above {start.step} trains it on."
+        f"nothing left to do: all {start.step:,} steps of {folder} are complete; set trainer.max_steps above "
+        f"{start.step} to train further."
     )
     summary = folder / "summary.json"
     content: dict[str, float | None] = json.loads(summary.read_text()) if summary.is_file() else {}
-    # A distance stands under a name that tells how it was measured; accuracies are not to be minimised.
-    distances = [v for name, v in content.items() if name not in SUMMARY and not name.startswith("accuracy_")]
+    # The name of the Fréchet distance depends on how it was measured. Accuracies are not used, because a search
+    # minimizes the result.
+    distances = [v for name, v in content.items() if name not in SUMMARY_FIELDS and not name.startswith("accuracy_")]
     return distances[-1] if distances else content.get("loss")
 
 
-def _located(name: str, command: str) -> Path:
-    """The folder of a run of a command: as it is, below logs/COMMAND, or that of the last run."""
+def _find_folder(name: str, command: str) -> Path:
+    """Return a run folder.
+
+    name: path of the folder, its name below logs/COMMAND, or `last` for the run that was written to last.
+    """
     runs = ROOT / "logs" / command
     if name == "last":
         folders = [config.parent for depth in ("*", "*/*") for config in runs.glob(f"{depth}/config.yaml")]
         if not folders:
-            raise UserError(f"resume=last finds no run in {runs}.")
+            raise UserError(f"resume=last: {runs} contains no run.")
         return max(folders, key=_last_written)
     if not name:
-        raise UserError("resume must be the folder of a run, or last, got nothing.")
-    wanted = Path(name.strip("'\"")).expanduser()
-    for folder in (Path.cwd() / wanted, ROOT / wanted, runs / wanted):
+        raise UserError("`resume` must be a run folder or last, got no value.")
+    path = Path(name.strip("'\"")).expanduser()
+    for folder in (Path.cwd() / path, ROOT / path, runs / path):
         if (folder / "config.yaml").is_file():
             return folder.resolve()
-    raise UserError(f"resume must be the folder of a run, or last, got {name}: it holds no config.yaml.")
+    raise UserError(f"`resume` must be a run folder or last, got {name}, which has no config.yaml.")
 
 
 def _last_written(folder: Path) -> float:
-    files = [path.stat().st_mtime for path in folder.glob("checkpoints/*.ckpt")]
-    return max(files, default=(folder / "config.yaml").stat().st_mtime)
+    times = [path.stat().st_mtime for path in folder.glob("checkpoints/*.ckpt")]
+    return max(times, default=(folder / "config.yaml").stat().st_mtime)
 
 
-def _words_of(folder: Path) -> list[str]:
-    """What a run was started with."""
+def _saved_overrides(folder: Path) -> list[str]:
+    """Return the overrides that a run was started with."""
     paths = [path for path in (folder / OVERRIDES_FILE, folder / ".hydra" / OVERRIDES_FILE) if path.is_file()]
-    words = current_overrides([str(word) for word in _loaded(paths[0], list)]) if paths else []
-    return [word for word in words if not re.match(r"(resume|fork)=", word)]
+    overrides = current_overrides([str(override) for override in _load_yaml(paths[0], list)]) if paths else []
+    return [override for override in overrides if not re.match(r"(resume|fork)=", override)]
 
 
-def _key(word: str) -> str:
-    return word.lstrip("+~").partition("=")[0]
-
-
-def _loaded(path: Path, kind: type) -> Any:
-    """The content of a run's YAML file.  Raises UserError where it was damaged."""
+def _load_yaml(path: Path, kind: type) -> Any:
+    """Return the content of a YAML file of a run.  Raises UserError if the file is damaged."""
     try:
         content: Any = OmegaConf.to_container(OmegaConf.load(path))
     except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"resume cannot read {path}: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"resume: {path} cannot be read: {' '.join(str(error).split())[:200]}") from error
     if type(content) is not kind or (type(content) is dict and "run_folder" not in content):
-        raise UserError(f"resume cannot read {path}: it is not what a run wrote.")
+        raise UserError(f"resume: {path} is not a file that a run wrote.")
     return content
 
 
-def _refuse_changes(saved: dict[KeyPath, Any], wanted: dict[KeyPath, Any], *, resumed: bool) -> None:
-    changed = {key for key in saved.keys() | wanted.keys() if saved.get(key) != wanted.get(key)}
-    differing: dict[str, str] = {}
-    for key in sorted(changed, key=lambda key: (len(key), key)):
-        name = ".".join(map(str, key))
-        # What stands in a config twice, as a schedule does in process.schedule, is said once.
-        copied = any(name.endswith(f".{shorter}") for shorter in differing)
-        if not copied and not any(fnmatch.fnmatch(name, pattern) for pattern in WITHOUT_EFFECT):
-            differing[name] = f"{name} (was {saved.get(key)}, got {wanted.get(key)})"
-    if differing:
-        more = f" and {len(differing) - 8} more" if len(differing) > 8 else ""
-        shown = f"{', '.join(list(differing.values())[:8])}{more}"
-        if resumed:
-            raise UserError(
-                "resume must leave everything that changes the result as it was, but these differ: "
-                f"{shown}; fork=true starts a run of its own from there."
-            )
-        raise FolderInUseError(
-            f"hydra.run.dir must be a folder of its own for each run, but {wanted['run_folder',]} holds one from which "
-            f"these differ: {shown}."
+def _refuse_changes(saved: Mapping[KeyPath, Any], wanted: Mapping[KeyPath, Any], *, resumed: bool) -> None:
+    """Raise UserError if settings that affect the result differ.  resumed: whether the setting `resume` was given."""
+    changes = changes_with_effect(saved, wanted)
+    if not changes:
+        return
+    more = f" and {len(changes) - 8} more" if len(changes) > 8 else ""
+    shown = f"{', '.join(changes[:8])}{more}"
+    if resumed:
+        raise UserError(
+            f"resume=... must keep all settings that affect the result, but these differ: {shown}; fork=true starts a "
+            "new run from the checkpoint."
         )
+    raise FolderInUseError(
+        f"hydra.run.dir must be a separate folder for each run, but {wanted['run_folder',]} belongs to a run with "
+        f"other settings: {shown}."
+    )
 
 
-def _newest(folder: Path) -> tuple[Path | None, int]:
-    from diffusion_lab import checkpoint_files  # torch: only where there is something to go on from
+def _newest_checkpoint(folder: Path) -> tuple[Path | None, int]:
+    """Return the newest readable checkpoint of a run and its step; (None, 0) if none was written."""
+    from diffusion_lab import checkpoint_files  # imports torch, which only a resumed run needs here
 
     try:
         path = checkpoint_files.newest(folder / "checkpoints")
     except checkpoint_files.DamagedCheckpointError as error:
-        raise UserError(f"resume finds no whole checkpoint: {error}") from error
+        raise UserError(f"resume: no checkpoint can be read: {error}") from error
     if path is None:
         return None, 0
     return path, int(checkpoint_files.read_run(path, mmap=True)["global_step"])
 
 
-def _plain(config: DictConfig) -> Any:
+def _to_container(config: DictConfig) -> Any:
     return OmegaConf.to_container(resolve(config))
-
-
-def _flat(node: Any, path: KeyPath = ()) -> dict[KeyPath, Any]:
-    """A nested config as {keys on the way: value}; lists and empty nodes are values."""
-    if not isinstance(node, dict) or not node:
-        return {path: node}
-    return {name: value for key, child in node.items() for name, value in _flat(child, (*path, key)).items()}
-
-
-def _nested(flat: dict[KeyPath, Any]) -> dict[Any, Any]:
-    nested: dict[Any, Any] = {}
-    for (*parents, name), value in flat.items():
-        node = nested
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = value
-    return nested
-
-
-def _relocated(saved: Any, folder: Path) -> Any:
-    """The saved config with the run's folder where it is now, in every path that leads into it."""
-    before, after = str(saved["run_folder"]), str(folder)
-
-    def shifted(node: Any) -> Any:
-        if isinstance(node, dict):
-            return {key: shifted(child) for key, child in node.items()}
-        if isinstance(node, list):
-            return [shifted(child) for child in node]
-        inside = isinstance(node, str) and (node == before or node.startswith(before + os.sep))
-        return after + node[len(before) :] if inside else node
-
-    return shifted(saved)

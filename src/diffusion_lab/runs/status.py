@@ -1,7 +1,7 @@
-"""The status file of a run: what became of it, whatever the scheduler thinks.
+"""The status file of a run: the state that the run itself reports, independent of any scheduler.
 
-queued -> running -> finished, or failed with the reason, or requeued and running again. Only the first process writes,
-but for a failure, which is told by the process that failed.
+queued -> running -> finished, or failed with a reason, or requeued and running again. Only rank 0 writes the file,
+except for a failure, which is written by the rank that fails.
 """
 
 import json
@@ -17,6 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.distributed import slurm_job
 from diffusion_lab.distributed.slurm_job import SlurmQueue
 
@@ -26,14 +27,16 @@ QUEUED, RUNNING, REQUEUED, FINISHED, FAILED = "queued", "running", "requeued", "
 
 
 class FolderLockedError(Exception):
-    """Another process works in the folder."""
+    """Another process uses the folder."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One start of a run.  began, ended: seconds since 1970; ended is None until it is known.
+    """One attempt at a run, from a start to its end.
 
-    slurm_id: of the job, if there was one.  pid, ticks: of the first process on `host`, see `job.ticks`.
+    began, ended: times in seconds since 1970; ended is None while it is unknown.
+    slurm_id: id of the Slurm job of the attempt, if any.
+    pid, ticks: id and start time of the process of rank 0 on `host`, see `slurm_job.start_ticks`.
     """
 
     began: float
@@ -46,9 +49,11 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Status:
-    """state: one of the five.  reason: of a failure.  result: the number that a finished run came to.  since: of state.
+    """The content of a status file.
 
-    launcher: the process that will start a queued run.
+    state: one of the five states.  since: time of the last change of state, in seconds since 1970.
+    reason: reason why a run failed or was requeued.  result: value that a finished run returned.
+    launcher: process that will start a queued run.  starts: all attempts so far.
     """
 
     state: str
@@ -60,19 +65,22 @@ class Status:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more happens by itself."""
+        """Whether the run has ended and will not be restarted."""
         return self.state in (FINISHED, FAILED)
 
-    def hours(self, last_sign: float | None = None) -> float:
-        """Of all starts together; one whose end nobody saw counts to its last sign of life, or to the next start."""
-        ends = [start.began for start in self.starts[1:]]
-        ends.append(time.time() if self.state == RUNNING else last_sign or self.since)
-        spans = [(start.ended or end) - start.began for start, end in zip(self.starts, ends, strict=False)]
-        return sum(max(0.0, span) for span in spans) / 3600
+    def hours(self, last_activity: float | None = None) -> float:
+        """Return the total duration of all attempts.
+
+        An attempt without a recorded end counts up to `last_activity` (seconds since 1970) or the next attempt.
+        """
+        ends = [attempt.began for attempt in self.starts[1:]]
+        ends.append(time.time() if self.state == RUNNING else last_activity or self.since)
+        durations = [(attempt.ended or end) - attempt.began for attempt, end in zip(self.starts, ends, strict=False)]
+        return sum(max(0.0, duration) for duration in durations) / 3600
 
 
 def read(folder: Path) -> Status | None:
-    """What a folder's status file says; None where there is none."""
+    """Return the status of a run folder, or None if there is no readable status file."""
     try:
         content = json.loads((folder / STATUS).read_text())
         starts = tuple(Attempt(**start) for start in content.pop("starts"))
@@ -85,58 +93,57 @@ def read(folder: Path) -> Status | None:
 
 
 def mark_queued(folder: Path) -> None:
-    """Says that a run waits for its turn."""
-    known = read(folder)
+    """Record that a run waits for its start."""
+    status = read(folder)
     (folder / JOB).unlink(missing_ok=True)
-    _write(folder, Status(QUEUED, time.time(), launcher=_this_process(), starts=known.starts if known else ()))
+    _write(folder, Status(QUEUED, time.time(), launcher=_this_process(), starts=status.starts if status else ()))
 
 
 def write_job_id(folder: Path, slurm_id: str) -> None:
-    """Tells which Slurm job a queued run waits for. A file of its own: the run may have started by now."""
+    """Record the Slurm job of a queued run, in a separate file: the run may have started and written its status."""
     (folder / JOB).write_text(slurm_id)
 
 
 def job_id(folder: Path) -> str | None:
-    """The job that works on a run, or will."""
-    known = read(folder)
-    if known is not None and known.state in (RUNNING, REQUEUED) and known.starts:
-        return known.starts[-1].slurm_id
+    """Return the id of the Slurm job that executes or will execute a run, or None if there is no such job."""
+    status = read(folder)
+    if status is not None and status.state in (RUNNING, REQUEUED) and status.starts:
+        return status.starts[-1].slurm_id
     path = folder / JOB
     return path.read_text().strip() or None if path.is_file() else None
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps other commands out of a folder while this one works in it.  Raises FolderLockedError where one is there."""
-    lock = FileLock(folder / LOCK)  # it belongs to the process: where that dies, the system lets go of it
+    """Lock a folder against other commands.  Raises FolderLockedError if another command uses it."""
+    lock = FileLock(folder / LOCK)  # the operating system releases it when the process dies
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise FolderLockedError(
-            f"{folder} is being worked in by another process; wait for its end, or stop it."
-        ) from None
+        raise FolderLockedError(f"{folder} is in use by another process; wait until it ends, or stop it.") from None
     try:
-        known = reconcile(folder)
-        if known is not None and known.state == RUNNING and not _is_this_job(known.starts[-1]):
-            last = known.starts[-1]
-            where = f"job {last.slurm_id}" if last.slurm_id else f"process {last.pid}"
-            raise FolderLockedError(
-                f"{folder} is being worked in by {where} on {last.host}; wait for its end, or stop it."
-            )
+        status = reconcile(folder)
+        if status is not None and status.state == RUNNING and not _is_this_job(status.starts[-1]):
+            last = status.starts[-1]
+            owner = f"job {last.slurm_id}" if last.slurm_id else f"process {last.pid}"
+            raise FolderLockedError(f"{folder} is in use by {owner} on {last.host}; wait until it ends, or stop it.")
         yield
     finally:
         lock.release()
 
 
 def mark_running(folder: Path) -> None:
-    """Says that this process runs now."""
-    known = read(folder)
-    start = _this_process()
-    _write(folder, Status(RUNNING, start.began, starts=(*(known.starts if known else ()), start)))
+    """Record that this process executes the run."""
+    status = read(folder)
+    attempt = _this_process()
+    _write(folder, Status(RUNNING, attempt.began, starts=(*(status.starts if status else ()), attempt)))
 
 
 def restore(folder: Path, status: Status | None) -> None:
-    """Makes a start undone that had nothing to do with the run in the folder.  status: of before."""
+    """Undo an attempt that was rejected because the folder belongs to another run.
+
+    status: status before the attempt.
+    """
     if status is None:
         (folder / STATUS).unlink(missing_ok=True)
     else:
@@ -144,51 +151,52 @@ def restore(folder: Path, status: Status | None) -> None:
 
 
 def mark_requeued(folder: Path, reason: str) -> None:
-    """Says that the job is to start again."""
+    """Record that Slurm will start the job again."""
     _end(folder, REQUEUED, reason=reason)
 
 
 def mark_finished(folder: Path, result: float | None) -> None:
-    """Says that all is done, and what it came to."""
+    """Record that the run is complete, and its result if it is finite."""
     _end(folder, FINISHED, result=result if result is not None and math.isfinite(result) else None)
 
 
 def mark_failed(folder: Path, reason: str) -> None:
-    """Says why there is no result.  The first reason of a start stays: the other processes fail of it."""
-    known = read(folder)
-    if known is None or known.state != FAILED:
+    """Record why the run failed.  Only the first reason of an attempt is stored: later ones are its consequences."""
+    status = read(folder)
+    if status is None or status.state != FAILED:
         _end(folder, FAILED, reason=" ".join(reason.split())[:500])
 
 
-def _end(folder: Path, state: str, **more: Any) -> None:
-    known, now = read(folder), time.time()
-    starts = known.starts if known else ()
+def _end(folder: Path, state: str, **fields: Any) -> None:
+    status, now = read(folder), time.time()
+    starts = status.starts if status else ()
     if starts:
         starts = (*starts[:-1], replace(starts[-1], ended=starts[-1].ended or now))
-    _write(folder, Status(state, now, starts=starts, **more))
+    _write(folder, Status(state, now, starts=starts, **fields))
 
 
-def reconcile(folder: Path, queue_now: "SlurmQueue | None" = None) -> Status | None:
-    """The truth about a run: one that nobody works on any more is written down as failed."""
-    known = read(folder)
-    if known is None or known.is_over:
-        return known
-    gone = _why_gone(folder, known, queue_now or SlurmQueue())
-    if gone is None:
-        return known
-    known = read(folder)  # it may have ended while we asked
-    if known is not None and not known.is_over:
-        mark_failed(folder, gone)
+def reconcile(folder: Path, queue: SlurmQueue | None = None) -> Status | None:
+    """Return the status of a run after marking it as failed if its process or job no longer exists."""
+    status = read(folder)
+    if status is None or status.is_over:
+        return status
+    reason = _why_gone(folder, status, queue or SlurmQueue())
+    if reason is None:
+        return status
+    status = read(folder)  # the run may have ended since the first read
+    if status is not None and not status.is_over:
+        mark_failed(folder, reason)
     return read(folder)
 
 
-def _why_gone(folder: Path, known: Status, queue_now: "SlurmQueue") -> str | None:
-    if identity := job_id(folder):
-        return queue_now.why_gone(identity)
-    owner = known.launcher if known.state == QUEUED else known.starts[-1] if known.starts else None
+def _why_gone(folder: Path, status: Status, queue: SlurmQueue) -> str | None:
+    """Return why no process executes a run any more, or None if a process executes the run or the reason is unknown."""
+    if slurm_id := job_id(folder):
+        return queue.why_gone(slurm_id)
+    owner = status.launcher if status.state == QUEUED else status.starts[-1] if status.starts else None
     if owner is None or owner.host != socket.gethostname() or slurm_job.start_ticks(owner.pid) == owner.ticks:
         return None
-    return "it was never started" if known.state == QUEUED else f"process {owner.pid} ended without a word"
+    return "it was never started" if status.state == QUEUED else f"process {owner.pid} ended without a status"
 
 
 def _this_process() -> Attempt:
@@ -197,15 +205,16 @@ def _this_process() -> Attempt:
     )
 
 
-def _is_this_job(start: Attempt) -> bool:
-    """Whether a start is of this very job; its earlier processes are gone when it starts again."""
-    if start.slurm_id is not None or slurm_job.slurm_id() is not None:
-        return start.slurm_id == slurm_job.slurm_id()
-    return start.host == socket.gethostname() and start.pid == os.getpid()
+def _is_this_job(attempt: Attempt) -> bool:
+    """Return whether an attempt belongs to this job.
+
+    Slurm ends the processes of an attempt before it starts the job again.
+    """
+    if attempt.slurm_id is not None or slurm_job.slurm_id() is not None:
+        return attempt.slurm_id == slurm_job.slurm_id()
+    return attempt.host == socket.gethostname() and attempt.pid == os.getpid()
 
 
 def _write(folder: Path, status: Status) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{STATUS}.{os.getpid()}"
-    partial.write_text(json.dumps(asdict(status), indent=2) + "\n")
-    partial.replace(folder / STATUS)  # whoever reads finds it whole
+    with atomic_file(folder / STATUS, concurrent=True) as partial:
+        partial.write_text(json.dumps(asdict(status), indent=2) + "\n")

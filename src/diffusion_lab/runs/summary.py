@@ -1,4 +1,4 @@
-"""What a run is about to do, and what it came to, in a few lines on the terminal."""
+"""The lines that a training run prints before its first step and at its end."""
 
 import re
 import sys
@@ -17,11 +17,11 @@ from diffusion_lab.training.base_module import TrainedModule
 
 @dataclass(frozen=True)
 class Summary:
-    """A run's result.
+    """The result of a run.
 
-    distances: (step, value) of each measurement under distance_name, None where none was taken.
-    numbers: all of the last one, with their protocol.  measuring_seconds: spent on all of them.
-    accuracies: of a classifier, by their names.
+    distances: (step, value) of each measured Fréchet distance.  distance_name: its metric name; None if not measured.
+    numbers: metric values of the last measurement, with their fingerprints.
+    measuring_seconds: duration of all measurements.  accuracies: accuracies of a classifier, by name.
     """
 
     steps: int
@@ -36,10 +36,11 @@ class Summary:
 
     @property
     def objective(self) -> float | None:
+        """The value that a search minimizes: the last Fréchet distance, or the loss if no distance was measured."""
         return self.distances[-1][1] if self.distances else self.loss
 
     def as_dict(self) -> dict[str, Any]:
-        """Flat names and numbers; the distance stands under its own name."""
+        """Return the content of summary.json, with the last Fréchet distance under its full name."""
         content: dict[str, Any] = {"steps": self.steps, "loss": self.loss}
         if self.distances:
             content[str(self.distance_name)] = self.distances[-1][1]
@@ -47,7 +48,7 @@ class Summary:
         return {**content, "images_per_second": self.images_per_second, "minutes": self.minutes}
 
     def record(self, folder: Path) -> dict[str, Any]:
-        """The measured numbers with their protocol, as evaluations write them."""
+        """Return the content of metrics.json, in the format of evaluations."""
         return {
             "run": str(folder),
             "checkpoint": LAST,
@@ -60,20 +61,24 @@ class Summary:
 def print_start(
     module: TrainedModule, datamodule: ImageDataModule, trainer: Trainer, folder: Path, first_step: int = 0
 ) -> None:
-    """One line before the first step: what is trained, on what, from which step on, where it goes."""
+    """Print one line on rank 0: network size, data, number of steps, precision, device, and run folder.
+
+    first_step: number of steps that are already done.
+    """
     if trainer.is_global_zero:
-        size = sum(parameter.numel() for parameter in module.network.parameters())
+        num_parameters = sum(parameter.numel() for parameter in module.network.parameters())
         print(
-            f"training {size:,} parameters on {len(datamodule.train_images):,} images, {trainer.max_steps:,} steps of "
-            f"{datamodule.batch_size}, {trainer.precision} on {type(trainer.accelerator).__name__}; "
-            + (f"{first_step:,} of them are done; " if first_step else "")
-            + f"everything goes to {short_path(folder)}",
+            f"training {num_parameters:,} parameters on {len(datamodule.train_images):,} images for "
+            f"{trainer.max_steps:,} steps of {datamodule.batch_size} images, {trainer.precision} on "
+            f"{type(trainer.accelerator).__name__}; "
+            + (f"resuming after step {first_step:,}; " if first_step else "")
+            + f"run folder: {short_path(folder)}",
             flush=True,
         )
 
 
 def summarize(trainer: Trainer, *, minutes: float) -> Summary:
-    """The result of a finished fit."""
+    """Return the result of a finished fit."""
     distances = next((c for c in trainer.callbacks if isinstance(c, MeasureDistance)), None)
     metrics = trainer.callback_metrics
     return Summary(
@@ -90,20 +95,24 @@ def summarize(trainer: Trainer, *, minutes: float) -> Summary:
 
 
 def print_summary(summary: Summary, folder: Path) -> None:
-    """Where the pictures are, how far training came, how fast it was, and what to try next."""
+    """Print a summary of the run.
+
+    It contains duration and speed, the path of the last sample grid, the first and last Fréchet distance, and commands
+    to try next.
+    """
     print(f"\ndone: {summary.steps:,} steps in {summary.minutes:.1f} minutes", end="")
     print(f", {summary.images_per_second:,.0f} images/s while training" if summary.images_per_second else "")
     for picture in sorted((folder / "samples").glob("*.png"))[-1:]:
-        print(f"  pictures    {short_path(picture)} and the animation {picture.with_suffix('.webp').name} beside it")
+        print(f"  samples     {short_path(picture)}, animated in {picture.with_suffix('.webp').name}")
     if summary.distances:
         ends = dict([summary.distances[0], summary.distances[-1]])
         print(f"  distance    {summary.distance_name}: " + ", ".join(f"{v:.2f} at step {k:,}" for k, v in ends.items()))
         if summary.minutes:
-            share = summary.measuring_seconds / 60 / summary.minutes
-            print(f"              measuring took {summary.measuring_seconds:.0f} s, {share:.0%} of the run")
+            fraction = summary.measuring_seconds / 60 / summary.minutes
+            print(f"              measuring took {summary.measuring_seconds:.0f} s, {fraction:.0%} of the run")
     for name, value in summary.accuracies.items():
         print(f"  {name}: {value:.3f}")
-    print(f"  all numbers {short_path(folder / 'metrics.csv')}")
+    print(f"  all metrics {short_path(folder / 'metrics.csv')}")
     print("try next:")
     if summary.accuracies:
         print(
@@ -116,19 +125,19 @@ def print_summary(summary: Summary, folder: Path) -> None:
 
 
 def print_how_to_resume(folder: Path, step: int, command: str) -> None:
-    """What was kept of a run that ended early, and the command that goes on with it."""
-    where = short_path(folder)
-    kept = f"{step:,} steps are kept" if step else "no step was done"
-    print(f"stopped: {kept}; to go on: python src/{command}.py resume={shell_word(where)}", file=sys.stderr, flush=True)
+    """Print the last saved step of a run that was stopped, and the command that resumes it."""
+    saved = f"after step {step:,}" if step else "before the first step"
+    path = shell_word(short_path(folder))
+    print(f"stopped {saved}; to resume: python src/{command}.py resume={path}", file=sys.stderr, flush=True)
 
 
 def shell_word(path: str) -> str:
-    """A path as the shell and Hydra take it."""
+    """Return a path quoted for the shell and for Hydra, if it needs quotes."""
     return path if re.fullmatch(r"[\w./+-]+", path) else f"'\"{path}\"'"
 
 
 def short_path(path: Path) -> str:
-    """A path as short as it can be from here."""
+    """Return a path below the working directory relative to it, and other paths unchanged."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
     except ValueError:

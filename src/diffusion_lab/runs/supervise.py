@@ -1,8 +1,9 @@
-"""One attempt at a run: its folder held, its status kept, and every way in which it can end.
+"""One attempt at a run: lock its folder, update its status file, and handle every way in which it can end.
 
 Torch and Lightning are not imported here.
 """
 
+import logging
 import os
 import signal
 import sys
@@ -16,30 +17,32 @@ from diffusion_lab.distributed.signals import StoppedBySignal
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import status as run_status
 
+logger = logging.getLogger(__name__)
+
 Result = TypeVar("Result")
 
 
 class FolderInUseError(UserError):
-    """The folder is that of another run, which must be left as it is."""
+    """The folder belongs to another run and must remain unchanged."""
 
 
 def supervise(folder: Path, work: Callable[[], Result], *, in_sweep: bool = False) -> Result:
-    """What `work` answers; the status file in `folder` says what became of it.
+    """Run `work` and return its result; record how it ends in the status file of `folder`.
 
-    in_sweep: a refusal of this folder is told in it, since the sweep looks there; else it stays as it was.
+    in_sweep: whether to record a failure even if the folder belongs to another run, because the sweep reads the failure
+        from this folder.
 
-    A signal ends the process between two steps: with SIGUSR1 a Slurm job is queued again, else the exit status is as
-    the shell tells of a signal, never that of a success.  Raises ForeignFolderError where another command works in the
-    folder.
+    A signal ends the process between two steps. After SIGUSR1 a Slurm job is requeued. After any other signal the exit
+    status is 128 + signal, never 0. Raises FolderInUseError if another command uses the folder.
     """
     if slurm_job.rank() > 0:
-        return _beside_the_first(folder, work)
+        return _run_on_other_rank(folder, work)
     try:
         with run_status.locked(folder):
             before = run_status.read(folder)
             run_status.mark_running(folder)
             try:
-                return _watched(folder, work)
+                return _run_and_record(folder, work)
             except FolderInUseError:
                 if not in_sweep and (before is None or before.state != run_status.QUEUED):
                     run_status.restore(folder, before)
@@ -48,14 +51,15 @@ def supervise(folder: Path, work: Callable[[], Result], *, in_sweep: bool = Fals
         raise FolderInUseError(str(error)) from None
 
 
-def _watched(folder: Path, work: Callable[[], Result]) -> Result:
+def _run_and_record(folder: Path, work: Callable[[], Result]) -> Result:
+    """Run `work` on rank 0."""
     try:
         with signals.raise_on_signal():
             result = work()
     except StoppedBySignal as stop:
-        _stopped(folder, stop)
-    except SystemExit as end:  # Lightning ends so on a SIGTERM that comes before its first step, and without a status
-        run_status.mark_failed(folder, f"ended with status {end.code}" if end.code else "stopped by SIGTERM")
+        _exit_after_signal(folder, stop)
+    except SystemExit as end:  # Lightning exits without a status on a SIGTERM before the first step
+        run_status.mark_failed(folder, f"ended with exit status {end.code}" if end.code else "stopped by SIGTERM")
         sys.exit(end.code or 128 + signal.SIGTERM)
     except KeyboardInterrupt:
         run_status.mark_failed(folder, "interrupted")
@@ -70,39 +74,36 @@ def _watched(folder: Path, work: Callable[[], Result]) -> Result:
     return result
 
 
-def _beside_the_first(folder: Path, work: Callable[[], Result]) -> Result:
+def _run_on_other_rank(folder: Path, work: Callable[[], Result]) -> Result:
+    """Run `work` on a rank other than 0; record only an unexpected error."""
     try:
         with signals.raise_on_signal():
             return work()
     except StoppedBySignal:
-        sys.exit(0)  # the first process says how the run ended; some launchers would kill it for another status
+        sys.exit(0)  # rank 0 reports the signal; some launchers would kill it if another rank failed
     except UserError:
         raise
     except Exception as error:
-        run_status.mark_failed(folder, f"process {slurm_job.rank()}: {type(error).__name__}: {error}")
+        run_status.mark_failed(folder, f"rank {slurm_job.rank()}: {type(error).__name__}: {error}")
         raise
 
 
-def _stopped(folder: Path, stop: StoppedBySignal) -> NoReturn:
+def _exit_after_signal(folder: Path, stop: StoppedBySignal) -> NoReturn:
     if stop.requests_requeue:
         run_status.mark_requeued(folder, str(stop))
         refusal = slurm_job.requeue()
         if refusal is None:
-            print(
-                f"{stop}; job {slurm_job.slurm_id()} is queued again and goes on from there.",
-                file=sys.stderr,
-                flush=True,
-            )
-            _await_the_end()
+            logger.info("%s; job %s is requeued and resumes from there.", stop, slurm_job.slurm_id())
+            _wait_for_slurm()
         run_status.mark_failed(folder, f"{stop}, but {refusal}")
-        print(f"warning: {refusal}", file=sys.stderr, flush=True)
+        logger.warning("%s", refusal)
     else:
         run_status.mark_failed(folder, str(stop))
     sys.exit(128 + stop.number)
 
 
-def _await_the_end() -> NoReturn:
-    """Slurm ends a job that it queues again; an end of its own could be taken for the job's."""
+def _wait_for_slurm() -> NoReturn:
+    """Wait until Slurm ends the requeued job: if the process exited, Slurm could consider the job complete."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     time.sleep(60)
     os._exit(128 + signal.SIGUSR1)

@@ -1,4 +1,4 @@
-"""One training run from its config to its summary, whatever is trained."""
+"""One training run of a diffusion model or a classifier, from its config to its summary."""
 
 import errno
 import signal
@@ -18,19 +18,22 @@ from diffusion_lab.runs import training_setup
 
 
 def train(config: DictConfig) -> float | None:
-    """Compose -> build -> fit -> the number to minimise: the last distance, or loss where none was measured."""
+    """Execute a training run: config -> objects -> fit -> summary.
+
+    Returns the value that a search minimizes: the last Fréchet distance, or the loss if no distance was measured.
+    """
     start = run_resume.starting_point(config)
     if start.is_done:
         return run_resume.print_done(start)
     run = training_setup.build(start.config)
     run_resume.require_matching_checkpoint(start, run)
 
-    from diffusion_lab.runs import summary  # Lightning: by now it is loaded
+    from diffusion_lab.runs import summary  # imports Lightning, which is loaded by now
 
     started, checkpoint = time.monotonic(), run_folder.prepare(run, start)
     summary.print_start(run.module, run.datamodule, run.trainer, run.folder, start.step)
     _fit(run, checkpoint)
-    signals.install(signal.SIG_IGN)  # all that is left to do is to write it down
+    signals.install(signal.SIG_IGN)  # training is complete: a signal must not prevent the results from being written
     result = summary.summarize(run.trainer, minutes=(time.monotonic() - started) / 60)
     if run.trainer.is_global_zero:
         run_results.write_summary(run.folder, result.as_dict())
@@ -54,19 +57,19 @@ def _fit(run: training_setup.Run, checkpoint: Path | None) -> None:
             summary.print_how_to_resume(run.folder, stop.step or 0, compose.command_name())
         raise
     except OSError as error:
-        _end_others(run)
+        _kill_other_ranks(run)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
         raise UserError(
-            f"{run.folder} cannot be written to any more: {error.strerror}; the last checkpoint there is whole, and "
-            f"resume={run.folder} goes on from it once there is space."
+            f"run folder {run.folder} is no longer writable: {error.strerror}; its last checkpoint is complete, and "
+            f"resume={run.folder} continues from it once there is space."
         ) from error
     except Exception:
-        _end_others(run)
+        _kill_other_ranks(run)
         raise
 
 
-def _end_others(run: training_setup.Run) -> None:
-    """Ends the processes that Lightning started beside this one, which would wait for it for ever."""
+def _kill_other_ranks(run: training_setup.Run) -> None:
+    """Kill the ranks that Lightning started from this process, because they would wait for this rank forever."""
     if hasattr(run.trainer.strategy.launcher, "procs"):
         run.trainer.strategy.launcher.kill(signal.SIGKILL)

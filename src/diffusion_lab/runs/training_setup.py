@@ -1,9 +1,9 @@
-"""Config -> the objects of one training run: module, data, trainer.
+"""Setup of a training run: config -> module, data and trainer.
 
-Torch and Lightning are imported inside functions, in the order of what they cost: a refused config must not wait.
+Torch and Lightning are imported inside functions, so that invalid settings are rejected without their import time.
 """
 
-import sys
+import logging
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,13 +22,19 @@ if TYPE_CHECKING:
     from lightning import Trainer
 
     from diffusion_lab.data.image_datamodule import ImageDataModule
+    from diffusion_lab.networks import Network
     from diffusion_lab.training.classifier_module import ClassifierModule
     from diffusion_lab.training.diffusion_module import DiffusionModule
+
+logger = logging.getLogger(__name__)
+
+LIGHTNING_KEYS = ("callbacks", "logger", "trainer", "metrics", "features")
+"""Top-level config keys whose objects import Lightning or metrics. These keys are checked after all other keys."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """The objects of one training run."""
+    """The objects of one training run, and its folder."""
 
     module: "DiffusionModule | ClassifierModule"
     datamodule: "ImageDataModule"
@@ -37,48 +43,32 @@ class Run:
 
 
 def build(config: DictConfig) -> Run:
-    """The run that a config describes; everything that can be wrong with it is said before any data is decoded.
+    """Build the objects of the run that a config describes.  Raises UserError for invalid settings.
 
-    Ordered by what a check costs: the files of the data, then the network (torch), then all the rest (Lightning).
-    Raises UserError.
+    The checks are ordered by their cost: files of the data, then the network (imports torch), then all other objects
+    (imports Lightning).
     """
     config = resolve(config)
-    if not isinstance(config.seed, int) or not 0 <= config.seed < 2**63:
-        raise UserError(f"seed must be a whole number in 0..2^63 - 1, got {config.seed}.")
-    for name, least in (("gradient_clip_val", 0), ("accumulate_grad_batches", 1)):
-        value = config.trainer.get(name)
-        if isinstance(value, (int, float)) and value < least:
-            raise UserError(f"trainer.{name} must be at least {least}, got {value}.")
+    _check_numbers(config)
     require_launch(config.trainer)
-    accelerate, config.trainer = Acceleration.of(config.trainer), compilation.without_acceleration(config.trainer)
-    if accelerate.compile in compilation.GRAPHS and config.trainer.get("accumulate_grad_batches", 1) != 1:
-        raise UserError(
-            "trainer.compile must be true, false or max-autotune-no-cudagraphs where batches are accumulated, since "
-            f"CUDA graphs overwrite gradients that are added up, got {accelerate.compile}."
-        )
-    folder = Path(config.run_folder)
-    heavy = tuple(key for key in ("callbacks", "logger", "trainer", "metrics", "features") if key in config)
-    light = {key: node for key, node in config.items() if key not in heavy and key != "data"}
-    problems = list(argument_problems(config.data.store, "data.store")) + list(argument_problems(light, ""))
-    if problems:
-        raise_problems([*problems, *argument_problems({key: config[key] for key in heavy}, "")])
-    store = instantiate_node(config.data.store, "data")
-    try:
-        store.locate()
-    except FileNotFoundError as error:
-        raise UserError(str(error)) from error
+    accelerate = Acceleration.from_trainer(config.trainer)
+    config.trainer = compilation.without_acceleration(config.trainer)
+    _check_cuda_graphs(accelerate, config.trainer)
+    deferred = [key for key in (*LIGHTNING_KEYS, "data") if key in config]
+    _check_arguments(config, deferred)
+    _locate_data(config)
 
     import torch
 
     torch.manual_seed(config.seed)
     network = instantiate_node(config.model, "model")
-    raise_problems(list(argument_problems({key: config[key] for key in (*heavy, "data")}, "")))
+    raise_problems(list(argument_problems({key: config[key] for key in deferred}, "")))
     module = build_module(config, network)
     datamodule = instantiate_node(config.data.datamodule, "data")
     if not is_classifier_config(config):
         _require_guidable(config, typing.cast("DiffusionModule", module))
         _require_shape(config, typing.cast("DiffusionModule", module))
-        _require_told(network, datamodule)
+        _require_condition(network, datamodule)
     else:
         _require_classified(config, network, datamodule)
     _load_images(datamodule, network.num_classes if is_classifier_config(config) else module.labels.num_classes)
@@ -86,9 +76,43 @@ def build(config: DictConfig) -> Run:
     loggers = [instantiate_node(node, f"logger.{name}") for name, node in config.logger.items() if node is not None]
     trainer = instantiate_node(config.trainer, "trainer", callbacks=callbacks, logger=loggers)
     accelerate(module.network)
-    accelerate.apply_memory_format(module)  # averages too
-    _require_even_shares(datamodule, trainer)
-    return Run(module, datamodule, trainer, folder)
+    accelerate.apply_memory_format(module)  # on the complete module: the averages need the memory format, too
+    _require_divisible_batch_size(datamodule, trainer)
+    return Run(module, datamodule, trainer, Path(config.run_folder))
+
+
+def _check_numbers(config: DictConfig) -> None:
+    if not isinstance(config.seed, int) or not 0 <= config.seed < 2**63:
+        raise UserError(f"seed must be a whole number in 0..2^63 - 1, got {config.seed}.")
+    for name, least in (("gradient_clip_val", 0), ("accumulate_grad_batches", 1)):
+        value = config.trainer.get(name)
+        if isinstance(value, (int, float)) and value < least:
+            raise UserError(f"trainer.{name} must be at least {least}, got {value}.")
+
+
+def _check_cuda_graphs(accelerate: Acceleration, trainer: DictConfig) -> None:
+    if accelerate.compile in compilation.CUDA_GRAPH_MODES and trainer.get("accumulate_grad_batches", 1) != 1:
+        raise UserError(
+            "trainer.compile must be true, false or max-autotune-no-cudagraphs with trainer.accumulate_grad_batches "
+            f"above 1, because CUDA graphs overwrite accumulated gradients, got {accelerate.compile}."
+        )
+
+
+def _check_arguments(config: DictConfig, deferred: list[str]) -> None:
+    """Raise UserError for wrong arguments of classes in the config; the keys `deferred` only complete the message."""
+    others = {key: node for key, node in config.items() if key not in deferred}
+    problems = [*argument_problems(config.data.store, "data.store"), *argument_problems(others, "")]
+    if problems:
+        lightning = {key: config[key] for key in deferred if key != "data"}
+        raise_problems([*problems, *argument_problems(lightning, "")])
+
+
+def _locate_data(config: DictConfig) -> None:
+    store = instantiate_node(config.data.store, "data")
+    try:
+        store.locate()
+    except FileNotFoundError as error:
+        raise UserError(str(error)) from error
 
 
 def _require_guidable(config: DictConfig, module: "DiffusionModule") -> None:
@@ -102,52 +126,59 @@ def _require_guidable(config: DictConfig, module: "DiffusionModule") -> None:
 def _require_classified(config: DictConfig, network: Any, datamodule: "ImageDataModule") -> None:
     from diffusion_lab.callbacks.measure_accuracy import measured_images
 
-    seen, wanted = (network.in_channels, network.resolution), (config.data.channels, config.data.resolution)
-    if seen != wanted:
+    accepted, wanted = (network.in_channels, network.resolution), (config.data.channels, config.data.resolution)
+    if accepted != wanted:
         raise UserError(
-            f"model must see images of data.channels={wanted[0]} and data.resolution={wanted[1]}, got a network of "
-            f"{seen[0]} channels and side {seen[1]}."
+            f"`model` must take images with data.channels={wanted[0]} and data.resolution={wanted[1]}, got a network "
+            f"for {accepted[0]} channels and resolution {accepted[1]}."
         )
     if config.data.label_column is None:
-        raise UserError("data.label_column must name the column of the classes, got null.")
+        raise UserError("data.label_column must be the name of the label column, got null.")
     try:
-        measured_images(datamodule.store)  # that a split has no labels is said now, not at the first measurement
+        measured_images(datamodule.store)  # a split without labels is an error now, not at the first measurement
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
 
 
 def _require_shape(config: DictConfig, module: "DiffusionModule") -> None:
+    """Raise UserError unless the network and its space fit the images of the data."""
+    from diffusion_lab.latents import Pixels
+    from diffusion_lab.samplers import NoClipping
+
     wanted, shape = (config.data.channels, *[config.data.resolution] * 2), module.image_shape
     if tuple(shape) != wanted:
         raise UserError(
-            f"model must answer images of data.channels={wanted[0]} and data.resolution={wanted[1]}, got "
+            f"`model` must output images with data.channels={wanted[0]} and data.resolution={wanted[1]}, got "
             f"{type(module.network).__name__} in {type(module.space).__name__.lower()}, whose images are {list(shape)}."
         )
-    clipping = getattr(module.sampler, "clipping", None)
-    if type(module.space).__name__ != "Pixels" and type(clipping).__name__ != "NoClipping":
-        raise UserError(f"clipping must be none for latents, which have no range, got {type(clipping).__name__}.")
-    if config.low_resolution is not None and type(module.space).__name__ != "Pixels":
-        raise UserError("low_resolution must be none for space=sd_latents, got an image of pixels.")
+    if isinstance(module.space, Pixels):
+        return
+    if not isinstance(module.sampler.clipping, NoClipping):
+        clipping = type(module.sampler.clipping).__name__
+        raise UserError(f"`clipping` must be none for latents, whose range is unbounded, got {clipping}.")
+    if config.low_resolution is not None:
+        raise UserError("`low_resolution` must be none for space=sd_latents, got a low-resolution image in pixels.")
 
 
-def _require_told(network: Any, datamodule: "ImageDataModule") -> None:
-    parts = [part for part in (datamodule.augmentation, datamodule.low_resolution) if part is not None]
-    told, known = sum(part.num_channels for part in parts), getattr(network, "num_augmentation_channels", 0)
-    if told and known != told:  # a network that could be told is told of no augmentation
+def _require_condition(network: "Network", datamodule: "ImageDataModule") -> None:
+    """Raise UserError unless the network takes exactly the conditions that the data provides."""
+    augmentation, low_resolution = datamodule.augmentation, datamodule.low_resolution
+    wanted = sum(part.num_channels for part in (augmentation, low_resolution) if part is not None)
+    if wanted and network.num_augmentation_channels != wanted:  # without wanted values, any number is accepted
         raise UserError(
-            f"model.num_augmentation_channels must be {told}, or the network would draw what the augmentation did, got "
-            f"{known}."
+            f"model.num_augmentation_channels must be {wanted}, because otherwise generated images would look "
+            f"augmented, got {network.num_augmentation_channels}."
         )
-    low, channels = datamodule.low_resolution, getattr(network, "low_resolution_channels", 0)
-    wanted = 0 if low is None else network.in_channels
-    if channels != wanted:
+    channels = 0 if low_resolution is None else network.in_channels
+    if network.low_resolution_channels != channels:
+        choice = "low_resolution=none" if low_resolution is None else "the given low_resolution"
         raise UserError(
-            f"model.low_resolution_channels must be {wanted} where low_resolution is "
-            f"{'none' if low is None else 'an image of so many channels'}, got {channels}."
+            f"model.low_resolution_channels must be {channels} with {choice}, got {network.low_resolution_channels}."
         )
-    if low is not None and low.resolution >= network.resolution:
+    if low_resolution is not None and low_resolution.resolution >= network.resolution:
         raise UserError(
-            f"low_resolution.resolution must be below data.resolution={network.resolution}, got {low.resolution}."
+            f"low_resolution.resolution must be below data.resolution={network.resolution}, got "
+            f"{low_resolution.resolution}."
         )
 
 
@@ -165,26 +196,26 @@ def _build_callbacks(config: DictConfig) -> Iterator[Any]:
 
     for name, node in config.callbacks.items():
         if node is None:
-            continue  # callbacks.sample_images=null switches it off
+            continue  # callbacks.NAME=null disables a callback
         try:
             callback = instantiate_node(node, f"callbacks.{name}")
             features = getattr(getattr(callback, "metric", None), "features", None)
             if features is not None and config.data.channels not in features.channels:
                 channels = " or ".join(map(str, features.channels))
                 raise UserError(
-                    f"features must suit the images: {features.name} takes {channels} channels, got "
-                    f"data.channels={config.data.channels}; try features=inception."
+                    f"`features` must accept the channels of the images, got data.channels={config.data.channels} for "
+                    f"{features.name}, which accepts {channels}; try features=inception."
                 )
             yield callback
         except FeaturesUnavailableError as error:
-            print(f"note: this run goes on without callbacks.{name}: {error}", file=sys.stderr)
+            logger.info("this run continues without callbacks.%s: %s", name, error)
 
 
-def _require_even_shares(datamodule: "ImageDataModule", trainer: "Trainer") -> None:
-    from diffusion_lab.data.step_sampler import require_even_shares
+def _require_divisible_batch_size(datamodule: "ImageDataModule", trainer: "Trainer") -> None:
+    from diffusion_lab.data.step_sampler import require_divisible_batch_size
 
     try:
-        require_even_shares(
+        require_divisible_batch_size(
             datamodule.batch_size, trainer.num_devices * trainer.num_nodes, trainer.accumulate_grad_batches
         )
     except ValueError as error:

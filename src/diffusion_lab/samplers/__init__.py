@@ -1,7 +1,7 @@
-"""Samplers: noise -> images, given a denoiser. One algorithm a file."""
+"""Samplers: noise -> images, given a denoiser. Each module is one algorithm."""
 
 from diffusion_lab.samplers.ancestral import Ancestral
-from diffusion_lab.samplers.base import GivenNoise, Noise, OnStep, Sampler
+from diffusion_lab.samplers.base import FixedStepSampler, GivenNoise, Noise, OnStep, Sampler, StepContext
 from diffusion_lab.samplers.churn import Churn
 from diffusion_lab.samplers.clipping import Clipping, DynamicClipping, NoClipping, StaticClipping
 from diffusion_lab.samplers.ddim import DDIM
@@ -36,6 +36,7 @@ __all__ = [
     "DPMSolverSDE",
     "DynamicClipping",
     "Euler",
+    "FixedStepSampler",
     "GivenNoise",
     "Heun",
     "KarrasTimes",
@@ -50,6 +51,7 @@ __all__ = [
     "Sampler",
     "SectionTimes",
     "StaticClipping",
+    "StepContext",
     "TimeGrid",
     "TrailingTimes",
     "UniPC",

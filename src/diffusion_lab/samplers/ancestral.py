@@ -1,23 +1,23 @@
 """Ancestral sampling: the reverse Markov chain of DDPM."""
 
+import math
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from diffusion_lab.denoiser import DenoiserLike, Estimate
-from diffusion_lab.networks import Condition
+from diffusion_lab.denoiser import Estimate
 from diffusion_lab.process import FixedLarge, GaussianProcess, Variance, weighted_sum
-from diffusion_lab.samplers.base import Noise, OnStep, Sampler, add_noise, reverse_std
+from diffusion_lab.samplers.base import FixedStepSampler, StepContext, add_noise
 from diffusion_lab.samplers.clipping import Clipping, StaticClipping
 from diffusion_lab.samplers.time_grids import TimeGrid, UniformTimes
 
 
 @dataclass(frozen=True)
-class Ancestral(Sampler):
+class Ancestral(FixedStepSampler):
     """x_s ~ N(posterior mean at the estimated x_0, variance) (Ho et al. 2020, algorithm 2), for any list of times.
 
-    A classifier's gradient moves the mean by variance x gradient (Dhariwal & Nichol 2021, algorithm 1).
+    The gradient of a classifier shifts the mean by variance * gradient (Dhariwal & Nichol 2021, algorithm 1).
     """
 
     process: GaussianProcess
@@ -26,28 +26,40 @@ class Ancestral(Sampler):
     variance: Variance = field(default_factory=FixedLarge)
     clipping: Clipping = field(default_factory=StaticClipping)
 
-    @torch.no_grad()
-    def sample(
-        self, denoiser: DenoiserLike, noise: Noise, condition: Condition, on_step: OnStep | None = None
-    ) -> Tensor:
-        t, s = self.steps()
+    def prepare_steps(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         on_x_0, on_x_t, _ = self.process.posterior_coefficients(s, t)
-        weights = torch.stack([on_x_0, on_x_t, s], dim=1).tolist()
-        std = reverse_std(self.variance, self.process, t, s)
+        return t, torch.stack([s, on_x_0, on_x_t, fixed_stds(self.variance, self.process, t, s)], dim=1)
 
-        x_t = self.start(noise)
-        for i, (on_x_0, on_x_t, end) in enumerate(weights):
-            answer = self.answer(denoiser, x_t, t[i], condition)
-            x_t = weighted_sum(on_x_0, answer.x_0, on_x_t, x_t)
-            if answer.gradient is not None:
-                x_t = x_t + self._variance(s[i], t[i], answer) * answer.gradient
-            if end > 0:
-                x_t = add_noise(x_t, std(i, x_t, answer), noise.draw())
-            if on_step is not None:
-                on_step(i + 1, x_t, answer.x_0)
-        return x_t
+    def step(self, x_t: Tensor, t: Tensor, coefficients: list[float], context: StepContext) -> tuple[Tensor, Tensor]:
+        s, on_x_0, on_x_t, fixed_std = coefficients
+        estimate = context.estimate.without_shift(x_t, t)
+        x_s = weighted_sum(on_x_0, estimate.x_0, on_x_t, x_t)
+        if estimate.gradient is not None:
+            x_s = x_s + self._variance(t, s, estimate) * estimate.gradient
+        if s > 0:
+            std = learned_std(self.variance, self.process, t, s, estimate) if self.variance.learned else fixed_std
+            x_s = add_noise(x_s, std, context.noise.draw())
+        return x_s, estimate.x_0
 
-    def _variance(self, s: Tensor, t: Tensor, answer: Estimate) -> Tensor:
-        """Of the step from t to s, also of the last, which adds no noise."""
-        ends = s.expand(len(answer.x_0)), t.expand(len(answer.x_0))
-        return self.variance.log_variance(self.process, *ends, like=answer.x_0, output=answer.variance_output).exp()
+    def _variance(self, t: Tensor, s: float, estimate: Estimate) -> Tensor:
+        """Return the variance of the step, which is above 0 even in the last step, although this step adds no noise."""
+        ends = _expand(t, s, estimate.x_0)
+        return self.variance.log_variance(self.process, *ends, like=estimate.x_0, output=estimate.variance_output).exp()
+
+
+def fixed_stds(variance: Variance, process: GaussianProcess, t: Tensor, s: Tensor) -> Tensor:
+    """Return the standard deviation of the noise of each step from t to s, float64 [num_steps]; NaN if learned."""
+    if variance.learned:
+        return torch.full_like(t, math.nan)
+    return torch.tensor(variance.stds(process, s, t), dtype=torch.float64)
+
+
+def learned_std(variance: Variance, process: GaussianProcess, t: Tensor, s: float, estimate: Estimate) -> Tensor:
+    """Return the standard deviation of the noise of the step from t to s, [B, C, H, W], from the network output."""
+    ends = _expand(t, s, estimate.x_0)
+    return variance.std(process, *ends, like=estimate.x_0, output=estimate.variance_output)
+
+
+def _expand(t: Tensor, s: float, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return s and t for each image: float64 [B] each."""
+    return t.new_full((), s).expand(len(images)), t.expand(len(images))

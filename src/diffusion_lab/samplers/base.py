@@ -1,31 +1,32 @@
-"""What all samplers share: their arguments, not their loops."""
+"""Base classes of samplers: shared settings, the initial noise, and the loop over fixed steps."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from diffusion_lab.denoiser import DenoiserLike, Estimate
+from diffusion_lab.denoiser import DenoiserLike
 from diffusion_lab.networks import Condition
-from diffusion_lab.process import GaussianProcess, Variance
+from diffusion_lab.process import GaussianProcess
 from diffusion_lab.samplers.clipping import Clipping
+from diffusion_lab.samplers.estimator import Estimator
 from diffusion_lab.samplers.time_grids import TimeGrid
 
 
 class Noise(Protocol):
-    """A source of standard normal noise for a fixed set of images."""
+    """A source of standard normal noise for a fixed batch of images."""
 
     def draw(self) -> Tensor:
-        """The next noise of every image: [B, C, H, W], float32."""
+        """Return the next noise tensor, which has a separate sample for each image: [B, C, H, W], float32."""
 
 
 @dataclass(frozen=True)
 class GivenNoise:
-    """Noise to start from that is known already, for samplers that draw no more."""
+    """A noise source that returns the same tensor at every draw, for samplers that only draw their initial noise."""
 
     noise: Tensor
 
@@ -34,18 +35,14 @@ class GivenNoise:
 
 
 OnStep = Callable[[int, Tensor, Tensor], None]
-"""Told (number of steps done, x_t after the step, estimate of x_0 in it) once for each step."""
-
-
-StepStd = Callable[[int, Tensor, Estimate], Tensor | float]
-"""(number of the step, x_t, estimate in it) -> standard deviation of the noise that the step adds."""
+"""Callback after each step, with arguments (number of completed steps, x_t after the step, estimate of x_0)."""
 
 
 class Sampler(ABC):
-    """An algorithm that walks from noise to images along a decreasing list of times.
+    """An algorithm that turns noise into images along a decreasing list of times.
 
-    Each sampler is a frozen dataclass with these four settings, and its own beside them.
-    num_steps: how many times it visits; None is every step of a table.
+    Each sampler is a frozen dataclass with these four settings and additional settings.
+    num_steps: number of times in the list; None selects every step of a discrete schedule.
     """
 
     process: GaussianProcess
@@ -56,65 +53,76 @@ class Sampler(ABC):
     def __post_init__(self) -> None:
         self.process.validate_times(self.times)
 
-    @cached_property
-    def times(self) -> tuple[float, ...]:
-        """The times visited, decreasing, all above 0; sampling ends at 0."""
-        return self.time_grid(self.process.schedule, self.num_steps)
-
     @abstractmethod
     def sample(
         self, denoiser: DenoiserLike, noise: Noise, condition: Condition, on_step: OnStep | None = None
     ) -> Tensor:
-        """Images [B, C, H, W] in [-1, 1] (up to the sampler's clipping)."""
+        """Return images [B, C, H, W], in [-1, 1] if estimates of x_0 are clipped.  No gradients are computed."""
 
-    def steps(self) -> tuple[Tensor, Tensor]:
-        """Where each step starts, t, and where it ends, s: [num_steps] each, float64. The last ends at 0."""
+    @cached_property
+    def times(self) -> tuple[float, ...]:
+        """The times at which steps start: decreasing, all above 0. The last step ends at 0."""
+        return self.time_grid(self.process.schedule, self.num_steps)
+
+    @property
+    def initial_std(self) -> float:
+        """Standard deviation of the noise from which sampling starts."""
+        return float(self.process.schedule.prior_std(torch.tensor(self.times[0], dtype=torch.float64)))
+
+    def estimator(self, denoiser: DenoiserLike, condition: Condition) -> Estimator:
+        return Estimator(denoiser, condition, self.process, self.clipping)
+
+
+@dataclass
+class StepContext:
+    """State that the steps of one call of `FixedStepSampler.sample` share.
+
+    previous: data that a multistep sampler stores for the next step; None before the first step.
+    """
+
+    estimate: Estimator
+    noise: Noise
+    previous: Any = None
+
+
+class FixedStepSampler(Sampler):
+    """A sampler that makes one step from each time of its list to the next time, and a step from the last time to 0."""
+
+    @torch.no_grad()
+    def sample(
+        self, denoiser: DenoiserLike, noise: Noise, condition: Condition, on_step: OnStep | None = None
+    ) -> Tensor:
+        context = StepContext(self.estimator(denoiser, condition), noise)
+        times, table = self.prepare_steps(*self.intervals())
+        x_t = noise.draw() * self.initial_std
+        # The coefficients are Python numbers, so that a step never waits for the device of the images.
+        for num_done, (t, coefficients) in enumerate(zip(times.unbind(), table.tolist(), strict=True), start=1):
+            x_t, x_0 = self.step(x_t, t, coefficients, context)
+            if on_step is not None:
+                on_step(num_done, x_t, x_0)
+        return x_t
+
+    def intervals(self) -> tuple[Tensor, Tensor]:
+        """Return the start t and the end s of each step, float64 [num_steps] each. The last s is 0."""
         t = torch.tensor(self.times, dtype=torch.float64)
         return t, torch.cat([t[1:], torch.zeros(1, dtype=torch.float64)])  # s is read from the list, never computed
 
-    def start(self, noise: Noise) -> Tensor:
-        """What the walk starts from, [B, C, H, W]."""
-        return noise.draw() * float(self.process.schedule.prior_std(torch.tensor(self.times[0], dtype=torch.float64)))
+    @abstractmethod
+    def prepare_steps(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the time at which each step from t to s evaluates the denoiser, and the coefficients of the steps.
 
-    def estimate(self, denoiser: DenoiserLike, x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
-        """The denoiser's answer at one time t [], moved by a classifier's gradient if there is one."""
-        answer = self.answer(denoiser, x_t, t, condition)
-        if answer.gradient is None:
-            return answer
-        return Estimate(self.shifted(answer, t.expand(len(x_t))), answer.variance_output)
-
-    def answer(self, denoiser: DenoiserLike, x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
-        """The denoiser's answer at one time t [], x_0 held in range by the clipping, and its gradient as it is."""
-        answer = denoiser(x_t, t.expand(len(x_t)), condition)
-        return Estimate(self.clipping(answer.x_0), answer.variance_output, answer.gradient)
-
-    def shifted(self, answer: Estimate, t: Tensor) -> Tensor:
-        """x_0 after noise - sigma_t gradient has taken the place of noise (Dhariwal & Nichol 2021, algorithm 2).
-
-        t: [B].  Where no signal is left, noise says nothing of x_0.
+        t, s: see `intervals`.  Returns float64 [num_steps] and [num_steps, num_coefficients].
         """
-        if answer.gradient is None:
-            return answer.x_0
-        alpha_t, sigma_t = self.process.continuous.schedule.coefficients(t)
-        length = torch.where(alpha_t > 0, sigma_t**2 / alpha_t, 0.0)
-        # The paper's code holds x_0 in range before it is moved and not after. With little signal left the move is many
-        # times the range, and one step of DDIM would carry it all: here x_0 is held in range again.
-        return self.clipping(answer.x_0 + self.process.widen(length, answer.x_0) * answer.gradient)
+
+    @abstractmethod
+    def step(self, x_t: Tensor, t: Tensor, coefficients: list[float], context: StepContext) -> tuple[Tensor, Tensor]:
+        """Return x_s at the end of a step, and the estimate of x_0 in this step.
+
+        x_t and both results: [B, C, H, W]; x_t must not be modified.  t, [], and coefficients: results of
+        `prepare_steps` for this step.
+        """
 
 
 def add_noise(x: Tensor, std: Tensor | float, noise: Tensor) -> Tensor:
-    """X + std * noise, in x's own memory: x must be the sampler's.  x, noise: [B, C, H, W]."""
+    """Return x + std * noise, written into the memory of x.  x, noise: [B, C, H, W]."""
     return x.add_(noise, alpha=std) if isinstance(std, float) else x.addcmul_(std, noise)
-
-
-def reverse_std(variance: Variance, process: GaussianProcess, t: Tensor, s: Tensor) -> StepStd:
-    """The standard deviation of each step of a walk: a table where the variance is fixed, asked of each estimate if learned."""
-    if not variance.learned:
-        table = variance.stds(process, s, t)
-        return lambda i, x_t, estimate: table[i]
-
-    def learned(i: int, x_t: Tensor, estimate: Estimate) -> Tensor:
-        ends = s[i].expand(len(x_t)), t[i].expand(len(x_t))
-        return variance.std(process, *ends, like=x_t, output=estimate.variance_output)
-
-    return learned

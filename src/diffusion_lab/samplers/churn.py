@@ -1,4 +1,4 @@
-"""Noise added back before a step, which turns a solver of the flow into a stochastic sampler."""
+"""Addition of noise before each step, which turns a probability-flow solver into a stochastic sampler."""
 
 import math
 from dataclasses import dataclass
@@ -11,10 +11,13 @@ from diffusion_lab.process import GaussianProcess
 
 @dataclass(frozen=True)
 class Churn:
-    """From noise level sigma / alpha up to (1 + gamma) times it, before each step (Karras et al. 2022, algorithm 2).
+    """An increase of the noise level sigma / alpha to 1 + gamma times its value (Karras et al. 2022, algorithm 2).
 
-    amount: over all steps; 0 adds none.  sigma_min, sigma_max: the levels at which noise is added.
-    noise_scale: of the added noise; a little above 1 makes up for what the denoiser takes away too much.
+    The increase is applied before each step of a sampler.
+    amount: the paper's S_churn, over all steps; 0 adds no noise.
+    sigma_min, sigma_max: range of the noise levels at which noise is added, the paper's S_tmin and S_tmax.
+    noise_scale: factor of the added noise, the paper's S_noise. A value slightly above 1 compensates for denoisers that
+        remove too much noise.
     """
 
     amount: float = 0.0
@@ -29,16 +32,16 @@ class Churn:
             raise ValueError(f"sigma_min must be in [0, sigma_max={self.sigma_max:g}], got {self.sigma_min:g}.")
 
     def __call__(self, process: GaussianProcess, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """For steps that start at t [num_steps]: the later times they are moved to, and the move x -> a x + b noise.
+        """Return the raised times of steps that start at t, and a, b of x_raised = a x_t + b noise.
 
-        Each float64 [num_steps]; a time is never moved past the schedule's last.
+        t and all results: float64 [num_steps].  Times are raised to t_max of the schedule at most.
         """
         schedule = process.schedule.continuous
         alpha_t, sigma_t = schedule.coefficients(t)
         level = sigma_t / alpha_t
-        gamma = min(self.amount / len(t), math.sqrt(2) - 1)  # the paper's bound: never more new noise than there is
-        inside = (level >= self.sigma_min) & (level <= self.sigma_max) & (gamma > 0)
-        raised = torch.where(inside, schedule.at_log_snr(-2 * (level * (1 + gamma)).log()), t)
+        gamma = min(self.amount / len(t), math.sqrt(2) - 1)  # the paper's bound: added noise <= existing noise
+        active = (level >= self.sigma_min) & (level <= self.sigma_max) & (gamma > 0)
+        raised = torch.where(active, schedule.at_log_snr(-2 * (level * (1 + gamma)).log()), t)
         scale, variance = GaussianProcess(schedule).transition(t, raised)
-        scale, variance = torch.where(inside, scale, 1.0), torch.where(inside, variance, 0.0)
+        scale, variance = torch.where(active, scale, 1.0), torch.where(active, variance, 0.0)
         return raised, scale, variance.sqrt() * self.noise_scale

@@ -1,4 +1,4 @@
-"""What samplers do with estimates of x_0 that leave the range of images."""
+"""Clipping of estimates of x_0 that are outside the range of images."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -7,16 +7,16 @@ from torch import Tensor
 
 
 class Clipping(ABC):
-    """A rule for estimates of x_0 out of [-1, 1]."""
+    """A rule for estimates of x_0 outside [-1, 1]."""
 
     @abstractmethod
     def __call__(self, x_0: Tensor) -> Tensor:
-        """x_0: [B, C, H, W].  Returns the same shape."""
+        """Return the clipped estimates.  x_0: [B, C, H, W]."""
 
 
 @dataclass(frozen=True)
 class NoClipping(Clipping):
-    """Estimates stay as they are (Song et al. 2021, code)."""
+    """No clipping: estimates are returned unchanged (Song et al. 2021, code)."""
 
     def __call__(self, x_0: Tensor) -> Tensor:
         return x_0
@@ -24,7 +24,7 @@ class NoClipping(Clipping):
 
 @dataclass(frozen=True)
 class StaticClipping(Clipping):
-    """Every pixel is held in [-1, 1] (Ho et al. 2020, code)."""
+    """Clipping of every pixel to [-1, 1] (Ho et al. 2020, code)."""
 
     def __call__(self, x_0: Tensor) -> Tensor:
         return x_0.clamp(-1, 1)
@@ -32,9 +32,9 @@ class StaticClipping(Clipping):
 
 @dataclass(frozen=True)
 class DynamicClipping(Clipping):
-    """Each image is held in its own range and brought back to [-1, 1] (Saharia et al. 2022, section 2.3).
+    """Clipping of each image to [-a, a] and division by a (Saharia et al. 2022, section 2.3, "dynamic thresholding").
 
-    percentile: share of an image's pixels inside its range, in (0, 1]; images within [-1, 1] stay as they are.
+    percentile: fraction of the values of an image that are in [-a, a], in (0, 1]. Images in [-1, 1] are unchanged.
     """
 
     percentile: float = 0.995
@@ -44,10 +44,11 @@ class DynamicClipping(Clipping):
             raise ValueError(f"percentile must be in (0, 1], got {self.percentile}.")
 
     def __call__(self, x_0: Tensor) -> Tensor:
-        # Sorted, not torch.quantile: that refuses images of more than 16 million numbers.
-        sizes = x_0.flatten(1).abs().sort(dim=1).values  # [B, C H W]
-        place = self.percentile * (sizes.shape[1] - 1)
-        low = int(place)
-        limit = sizes[:, low].lerp(sizes[:, min(low + 1, sizes.shape[1] - 1)], place - low).clamp(min=1)
+        # sort instead of torch.quantile, which is limited to 16 million elements.
+        magnitudes = x_0.flatten(1).abs().sort(dim=1).values  # [B, C * H * W]
+        last = magnitudes.shape[1] - 1
+        position = self.percentile * last
+        below = int(position)
+        limit = magnitudes[:, below].lerp(magnitudes[:, min(below + 1, last)], position - below).clamp(min=1)
         limit = limit.view(-1, *[1] * (x_0.ndim - 1))
         return x_0.clamp(-limit, limit) / limit

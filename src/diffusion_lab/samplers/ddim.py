@@ -8,16 +8,16 @@ from torch import Tensor
 from diffusion_lab.denoiser import DenoiserLike
 from diffusion_lab.networks import Condition
 from diffusion_lab.process import GaussianProcess, weighted_sum
-from diffusion_lab.samplers.base import Noise, OnStep, Sampler, add_noise
+from diffusion_lab.samplers.base import FixedStepSampler, StepContext, add_noise
 from diffusion_lab.samplers.clipping import Clipping, StaticClipping
 from diffusion_lab.samplers.time_grids import TimeGrid, UniformTimes
 
 
 @dataclass(frozen=True)
-class DDIM(Sampler):
+class DDIM(FixedStepSampler):
     """x_s = alpha_s x_0 + sqrt(sigma_s^2 - std^2) noise_t + std * fresh noise (Song et al. 2021, eq. 12).
 
-    eta: 0 is deterministic; 1 is ancestral sampling with the small variance (Song et al. 2021, eq. 16).
+    eta: 0 gives deterministic sampling; 1 gives ancestral sampling with the small variance (Song et al. 2021, eq. 16).
     """
 
     process: GaussianProcess
@@ -31,48 +31,42 @@ class DDIM(Sampler):
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta must be in [0, 1], got {self.eta}.")
 
-    @torch.no_grad()
-    def sample(
-        self, denoiser: DenoiserLike, noise: Noise, condition: Condition, on_step: OnStep | None = None
-    ) -> Tensor:
-        t, s = self.steps()
+    def prepare_steps(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         alpha_t, sigma_t = self.process.schedule.coefficients(t)
         alpha_s, sigma_s = self.process.schedule.coefficients(s)
         variance = self.eta**2 * self.process.posterior_coefficients(s, t)[2]
-        # With the noise in x_t written out as (x_t - alpha_t x_0) / sigma_t, a step is one weight on x_0 and one on
-        # x_t. Where the first step of a schedule adds no noise, sigma_t is 0 and so is the weight.
-        kept = torch.where(sigma_t > 0, (sigma_s**2 - variance).clamp(min=0).sqrt() / sigma_t, 0.0)
-        weights = torch.stack([alpha_s - kept * alpha_t, kept, variance.sqrt()], dim=1).tolist()
+        # With noise_t = (x_t - alpha_t x_0) / sigma_t, a step has one weight on x_0 and one on x_t. If the first step
+        # of a schedule adds no noise, sigma_t is 0 and so is the weight on x_t.
+        on_x_t = torch.where(sigma_t > 0, (sigma_s**2 - variance).clamp(min=0).sqrt() / sigma_t, 0.0)
+        return t, torch.stack([alpha_s - on_x_t * alpha_t, on_x_t, variance.sqrt()], dim=1)
 
-        x_t = self.start(noise)
-        for i, (on_x_0, on_x_t, std) in enumerate(weights):
-            x_0 = self.estimate(denoiser, x_t, t[i], condition).x_0
-            x_t = weighted_sum(on_x_0, x_0, on_x_t, x_t)
-            if std > 0:
-                x_t = add_noise(x_t, std, noise.draw())
-            if on_step is not None:
-                on_step(i + 1, x_t, x_0)
-        return x_t
+    def step(self, x_t: Tensor, t: Tensor, coefficients: list[float], context: StepContext) -> tuple[Tensor, Tensor]:
+        on_x_0, on_x_t, std = coefficients
+        x_0 = context.estimate(x_t, t).x_0
+        x_s = weighted_sum(on_x_0, x_0, on_x_t, x_t)
+        if std > 0:
+            x_s = add_noise(x_s, std, context.noise.draw())
+        return x_s, x_0
 
     @torch.no_grad()
     def encode(self, denoiser: DenoiserLike, images: Tensor, condition: Condition) -> Tensor:
-        """The noise that `sample` would turn into these images: its steps walked backwards (Song et al. 2021, eq. 13).
+        """Invert the steps of `sample`: return the noise that generates these images (Song et al. 2021, eq. 13).
 
-        images: [B, C, H, W] in [-1, 1].  Returns noise to start from, [B, C, H, W], about standard normal. More steps
-        come closer, since a step back asks the denoiser at its own start. Raises ValueError where eta is above 0.
+        images: [B, C, H, W] in [-1, 1].  Returns initial noise [B, C, H, W], approximately standard normal. The error
+        falls with the number of steps: an inverted step from s to t evaluates the denoiser at s instead of t.
+        Raises ValueError if eta is above 0.
         """
         if self.eta:
-            raise ValueError(
-                f"eta must be 0 to encode images (only then is a step a function to invert), got {self.eta}."
-            )
+            raise ValueError(f"eta must be 0 to encode images, since random steps have no inverse, got {self.eta}.")
+        estimate = self.estimator(denoiser, condition)
         x_s = images
-        for t, s in zip(*(times.flip(0) for times in self.steps()), strict=True):
+        for t, s in zip(*(times.flip(0) for times in self.intervals()), strict=True):
             (alpha_s, sigma_s), (alpha_t, sigma_t) = (
-                map(float, self.process.schedule.coefficients(at)) for at in (s, t)
+                map(float, self.process.schedule.coefficients(time)) for time in (s, t)
             )
-            # Where is the denoiser asked for the noise in x_s? At s; but the image itself, which has none, at t.
-            x, at, alpha, sigma = (x_s, s, alpha_s, sigma_s) if s > 0 else (alpha_t * x_s, t, alpha_t, sigma_t)
-            x_0 = self.estimate(denoiser, x, at, condition).x_0
+            # The noise in x_s is estimated at s; a clean image (s = 0) contains no noise and uses the estimate at t.
+            x, time, alpha, sigma = (x_s, s, alpha_s, sigma_s) if s > 0 else (alpha_t * x_s, t, alpha_t, sigma_t)
+            x_0 = estimate(x, time).x_0
             noise = (x - alpha * x_0) / sigma if sigma > 0 else torch.zeros_like(x)
             x_s = alpha_t * (x_s - sigma_s * noise) / alpha_s + sigma_t * noise
-        return x_s / float(self.process.schedule.prior_std(torch.tensor(self.times[0], dtype=torch.float64)))
+        return x_s / self.initial_std

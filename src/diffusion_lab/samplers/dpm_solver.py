@@ -5,19 +5,18 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from diffusion_lab.denoiser import DenoiserLike
-from diffusion_lab.networks import Condition
 from diffusion_lab.process import GaussianProcess
-from diffusion_lab.samplers.base import Noise, OnStep, Sampler
+from diffusion_lab.samplers.base import FixedStepSampler, StepContext
 from diffusion_lab.samplers.clipping import Clipping, StaticClipping
 from diffusion_lab.samplers.time_grids import TimeGrid, UniformTimes
 
 
 @dataclass(frozen=True)
-class DPMSolver(Sampler):
-    """DPM-Solver++(2M): x_0 extrapolated along the last two estimates (Lu et al. 2022, algorithm 2).
+class DPMSolver(FixedStepSampler):
+    """DPM-Solver++(2M): x_0 is extrapolated from the last two estimates (Lu et al. 2022, algorithm 2).
 
-    Second order at one evaluation a step. The first and the last step, to time 0, have first order.
+    The solver has order 2 with one network evaluation per step. The first step and the last step, which ends at time 0,
+    have order 1.
     """
 
     process: GaussianProcess
@@ -25,33 +24,35 @@ class DPMSolver(Sampler):
     time_grid: TimeGrid = field(default_factory=UniformTimes)
     clipping: Clipping = field(default_factory=StaticClipping)
 
-    @torch.no_grad()
-    def sample(
-        self, denoiser: DenoiserLike, noise: Noise, condition: Condition, on_step: OnStep | None = None
-    ) -> Tensor:
-        t, s = self.steps()
+    def prepare_steps(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         alpha_t, sigma_t = self.process.schedule.coefficients(t)
         alpha_s, sigma_s = self.process.schedule.coefficients(s)
-        kept = torch.where(sigma_t > 0, sigma_s / sigma_t, 0.0)
-        # alpha_s (1 - exp(-h)), h the step in log(alpha / sigma), in a form that holds at both ends of the schedule.
-        weights = torch.stack([alpha_s - kept * alpha_t, kept, extrapolation(self.process, t, s)], dim=1).tolist()
+        on_x_t = torch.where(sigma_t > 0, sigma_s / sigma_t, 0.0)
+        # The paper's alpha_s (1 - exp(-h)), where h is the step in log(alpha / sigma), in a form that is finite at both
+        # ends of every schedule.
+        on_x_0 = alpha_s - on_x_t * alpha_t
+        return t, torch.stack([on_x_0, on_x_t, extrapolation_factors(self.process, t, s)], dim=1)
 
-        x_t, last = self.start(noise), None
-        for i, (on_x_0, on_x_t, share) in enumerate(weights):
-            x_0 = self.estimate(denoiser, x_t, t[i], condition).x_0
-            leading = x_0 if last is None or share == 0 else x_0 + share * (x_0 - last)
-            x_t, last = on_x_0 * leading + on_x_t * x_t, x_0
-            if on_step is not None:
-                on_step(i + 1, x_t, x_0)
-        return x_t
+    def step(self, x_t: Tensor, t: Tensor, coefficients: list[float], context: StepContext) -> tuple[Tensor, Tensor]:
+        on_x_0, on_x_t, factor = coefficients
+        x_0 = context.estimate(x_t, t).x_0
+        extrapolated = extrapolate(x_0, context.previous, factor)
+        context.previous = x_0
+        return on_x_0 * extrapolated + on_x_t * x_t, x_0
 
 
-def extrapolation(process: GaussianProcess, t: Tensor, s: Tensor) -> Tensor:
-    """How far each step from t to s extrapolates: half its length over that of the step before, [num_steps].
+def extrapolation_factors(process: GaussianProcess, t: Tensor, s: Tensor) -> Tensor:
+    """Return 1 / (2 r) of Lu et al. (2022), algorithm 2, for each step from t to s, float64 [num_steps].
 
-    0 where there is no step before, and where one of the two reaches to time 0 or starts from no signal at all.
+    r is the length of the previous step divided by the length of this step, in log-SNR. The factor is 0 for the first
+    step, and if one of the two steps ends at time 0 or starts without signal.
     """
-    step = (process.schedule.log_snr(s) - process.schedule.log_snr(t)) / 2
-    share = torch.zeros_like(step)
-    share[1:] = step[1:] / (2 * step[:-1])
-    return torch.where(share.isfinite(), share, 0.0)
+    length = (process.schedule.log_snr(s) - process.schedule.log_snr(t)) / 2
+    factors = torch.zeros_like(length)
+    factors[1:] = length[1:] / (2 * length[:-1])
+    return torch.where(factors.isfinite(), factors, 0.0)
+
+
+def extrapolate(x_0: Tensor, previous: Tensor | None, factor: float) -> Tensor:
+    """Return x_0 + factor * (x_0 - previous).  previous: estimate of the previous step, None in the first step."""
+    return x_0 if previous is None or factor == 0 else x_0 + factor * (x_0 - previous)

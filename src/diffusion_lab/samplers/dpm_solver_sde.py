@@ -1,24 +1,22 @@
-"""SDE-DPM-Solver++: the multistep solver of the reverse stochastic equation."""
+"""SDE-DPM-Solver++: a multistep solver of the reverse stochastic differential equation."""
 
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from diffusion_lab.denoiser import DenoiserLike
-from diffusion_lab.networks import Condition
 from diffusion_lab.process import GaussianProcess
-from diffusion_lab.samplers.base import Noise, OnStep, Sampler
+from diffusion_lab.samplers.base import FixedStepSampler, StepContext
 from diffusion_lab.samplers.clipping import Clipping, StaticClipping
-from diffusion_lab.samplers.dpm_solver import extrapolation
+from diffusion_lab.samplers.dpm_solver import extrapolate, extrapolation_factors
 from diffusion_lab.samplers.time_grids import TimeGrid, UniformTimes
 
 
 @dataclass(frozen=True)
-class DPMSolverSDE(Sampler):
-    """SDE-DPM-Solver++(2M): ancestral, x_0 extrapolated along the last two estimates (Lu et al. 2022, eq. 18).
+class DPMSolverSDE(FixedStepSampler):
+    """SDE-DPM-Solver++(2M): an ancestral step at the x_0 extrapolated from two estimates (Lu et al. 2022, eq. 18).
 
-    Its first-order part is the posterior at the estimate, with the small variance.
+    Without the extrapolation, the sampler is ancestral sampling with the small variance.
     """
 
     process: GaussianProcess
@@ -26,22 +24,17 @@ class DPMSolverSDE(Sampler):
     time_grid: TimeGrid = field(default_factory=UniformTimes)
     clipping: Clipping = field(default_factory=StaticClipping)
 
-    @torch.no_grad()
-    def sample(
-        self, denoiser: DenoiserLike, noise: Noise, condition: Condition, on_step: OnStep | None = None
-    ) -> Tensor:
-        t, s = self.steps()
+    def prepare_steps(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         on_x_0, on_x_t, variance = self.process.posterior_coefficients(s, t)
-        share = extrapolation(self.process, t, s)
-        weights = torch.stack([on_x_0, on_x_t, share, variance.sqrt()], dim=1).tolist()
+        factors = extrapolation_factors(self.process, t, s)
+        return t, torch.stack([on_x_0, on_x_t, factors, variance.sqrt()], dim=1)
 
-        x_t, last = self.start(noise), None
-        for i, (on_x_0, on_x_t, share, std) in enumerate(weights):
-            x_0 = self.estimate(denoiser, x_t, t[i], condition).x_0
-            leading = x_0 if last is None or share == 0 else x_0 + share * (x_0 - last)
-            x_t, last = on_x_0 * leading + on_x_t * x_t, x_0
-            if std > 0:
-                x_t = x_t + std * noise.draw()
-            if on_step is not None:
-                on_step(i + 1, x_t, x_0)
-        return x_t
+    def step(self, x_t: Tensor, t: Tensor, coefficients: list[float], context: StepContext) -> tuple[Tensor, Tensor]:
+        on_x_0, on_x_t, factor, std = coefficients
+        x_0 = context.estimate(x_t, t).x_0
+        extrapolated = extrapolate(x_0, context.previous, factor)
+        context.previous = x_0
+        x_s = on_x_0 * extrapolated + on_x_t * x_t
+        if std > 0:
+            x_s = x_s + std * context.noise.draw()
+        return x_s, x_0

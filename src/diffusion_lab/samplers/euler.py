@@ -5,20 +5,18 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from diffusion_lab.denoiser import DenoiserLike
-from diffusion_lab.networks import Condition
 from diffusion_lab.process import GaussianProcess, weighted_sum
-from diffusion_lab.samplers.base import Noise, OnStep, Sampler
+from diffusion_lab.samplers.base import FixedStepSampler, StepContext
 from diffusion_lab.samplers.churn import Churn
 from diffusion_lab.samplers.clipping import Clipping, StaticClipping
 from diffusion_lab.samplers.time_grids import TimeGrid, UniformTimes
 
 
 @dataclass(frozen=True)
-class Euler(Sampler):
-    """dx = noise d(sigma), for x and sigma both over alpha (Karras et al. 2022, eq. 1 and 4; k-diffusion).
+class Euler(FixedStepSampler):
+    """dx = noise d(sigma), with x and sigma divided by alpha (Karras et al. 2022, eq. 1 and 4; k-diffusion).
 
-    Without churn it is DDIM with eta 0, step for step.
+    Without churn, each step equals a DDIM step with eta=0.
     """
 
     process: GaussianProcess
@@ -27,23 +25,16 @@ class Euler(Sampler):
     time_grid: TimeGrid = field(default_factory=UniformTimes)
     clipping: Clipping = field(default_factory=StaticClipping)
 
-    @torch.no_grad()
-    def sample(
-        self, denoiser: DenoiserLike, noise: Noise, condition: Condition, on_step: OnStep | None = None
-    ) -> Tensor:
-        t, s = self.steps()
-        t, scale, added = self.churn(self.process, t)
+    def prepare_steps(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        t, scale, std = self.churn(self.process, t)
         alpha_t, sigma_t = self.process.continuous.schedule.coefficients(t)
         alpha_s, sigma_s = self.process.schedule.coefficients(s)
-        kept = torch.where(sigma_t > 0, sigma_s / sigma_t, 0.0)
-        weights = torch.stack([alpha_s - kept * alpha_t, kept, scale, added], dim=1).tolist()
+        on_x_t = torch.where(sigma_t > 0, sigma_s / sigma_t, 0.0)
+        return t, torch.stack([scale, std, alpha_s - on_x_t * alpha_t, on_x_t], dim=1)
 
-        x_t = self.start(noise)
-        for i, (on_x_0, on_x_t, rescaled, churned) in enumerate(weights):
-            if churned > 0:
-                x_t = rescaled * x_t + churned * noise.draw()
-            x_0 = self.estimate(denoiser, x_t, t[i], condition).x_0
-            x_t = weighted_sum(on_x_0, x_0, on_x_t, x_t)
-            if on_step is not None:
-                on_step(i + 1, x_t, x_0)
-        return x_t
+    def step(self, x_t: Tensor, t: Tensor, coefficients: list[float], context: StepContext) -> tuple[Tensor, Tensor]:
+        scale, std, on_x_0, on_x_t = coefficients
+        if std > 0:
+            x_t = scale * x_t + std * context.noise.draw()
+        x_0 = context.estimate(x_t, t).x_0
+        return weighted_sum(on_x_0, x_0, on_x_t, x_t), x_0

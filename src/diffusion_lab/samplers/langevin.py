@@ -1,25 +1,24 @@
-"""Annealed Langevin dynamics: the sampler of score matching."""
+"""Annealed Langevin dynamics: the sampler of score-based models."""
 
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from diffusion_lab.denoiser import DenoiserLike
-from diffusion_lab.networks import Condition
 from diffusion_lab.process import GaussianProcess
-from diffusion_lab.samplers.base import Noise, OnStep, Sampler
+from diffusion_lab.samplers.base import FixedStepSampler, StepContext
 from diffusion_lab.samplers.clipping import Clipping, StaticClipping
 from diffusion_lab.samplers.time_grids import TimeGrid, UniformTimes
 
 
 @dataclass(frozen=True)
-class AnnealedLangevin(Sampler):
-    """At each noise level num_updates Langevin steps, then the level below (Song & Ermon 2019, algorithm 1).
+class AnnealedLangevin(FixedStepSampler):
+    """num_updates Langevin updates at each noise level, in decreasing order (Song & Ermon 2019, algorithm 1).
 
-    Ends with the estimate of x_0 at the last level (Song & Ermon 2020, technique 5, and appendix). Where alpha is not
-    1, x is rescaled with it between levels.
-    step_size: of an update, in units of the level's variance sigma_t^2; the paper's epsilon / sigma_L^2 = 0.2.
+    The result is the estimate of x_0 at the last level (Song & Ermon 2020, technique 5 and appendix). If alpha changes
+    between levels, x is rescaled accordingly.
+    step_size: size of an update, in units of the variance sigma_t^2 of its level; the paper has
+        epsilon / sigma_L^2 = 0.2.
     """
 
     process: GaussianProcess
@@ -34,26 +33,22 @@ class AnnealedLangevin(Sampler):
         if self.num_updates < 1:
             raise ValueError(f"num_updates must be at least 1, got {self.num_updates}.")
         if not 0 < self.step_size < 4:
-            raise ValueError(f"step_size must be in (0, 4), beyond which the dynamics diverge, got {self.step_size}.")
+            raise ValueError(f"step_size must be in (0, 4), since larger steps diverge, got {self.step_size}.")
 
-    @torch.no_grad()
-    def sample(
-        self, denoiser: DenoiserLike, noise: Noise, condition: Condition, on_step: OnStep | None = None
-    ) -> Tensor:
-        t, s = self.steps()
-        levels = torch.stack(self.process.schedule.coefficients(t), dim=1).tolist()
-        pulled, spread = self.step_size / 2, self.step_size**0.5
+    def prepare_steps(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        alpha_t, sigma_t = self.process.schedule.coefficients(t)
+        rescaling = torch.ones_like(t)
+        rescaling[:-1] = torch.where(alpha_t[:-1] > 0, alpha_t[1:] / alpha_t[:-1], 1.0)
+        return t, torch.stack([s, alpha_t, sigma_t, rescaling], dim=1)
 
-        x_t = self.start(noise)
-        for i, (alpha_t, sigma_t) in enumerate(levels):
-            for _ in range(self.num_updates):
-                x_0 = self.estimate(denoiser, x_t, t[i], condition).x_0
-                # The score is -(x_t - alpha_t x_0) / sigma_t^2, and the step size is in units of sigma_t^2.
-                x_t = x_t - pulled * (x_t - alpha_t * x_0) + spread * sigma_t * noise.draw()
-            if s[i] > 0:
-                x_t = levels[i + 1][0] / alpha_t * x_t if alpha_t > 0 else x_t
-            else:
-                x_t = x_0 = self.estimate(denoiser, x_t, t[i], condition).x_0
-            if on_step is not None:
-                on_step(i + 1, x_t, x_0)
-        return x_t
+    def step(self, x_t: Tensor, t: Tensor, coefficients: list[float], context: StepContext) -> tuple[Tensor, Tensor]:
+        s, alpha_t, sigma_t, rescaling = coefficients
+        for _ in range(self.num_updates):
+            x_0 = context.estimate(x_t, t).x_0
+            # The score is -(x_t - alpha_t x_0) / sigma_t^2, whose denominator is the unit of step_size.
+            drift = -self.step_size / 2 * (x_t - alpha_t * x_0)
+            x_t = x_t + drift + self.step_size**0.5 * sigma_t * context.noise.draw()
+        if s > 0:
+            return rescaling * x_t, x_0
+        x_0 = context.estimate(x_t, t).x_0
+        return x_0, x_0

@@ -1,25 +1,25 @@
-"""Predictor-corrector sampling: an ancestral step, and Langevin steps at each level."""
+"""Predictor-corrector sampling: Langevin steps and an ancestral step at each noise level."""
 
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from diffusion_lab.denoiser import DenoiserLike
-from diffusion_lab.networks import Condition
 from diffusion_lab.process import FixedLarge, GaussianProcess, Variance
-from diffusion_lab.samplers.base import Noise, OnStep, Sampler, reverse_std
+from diffusion_lab.samplers.ancestral import fixed_stds, learned_std
+from diffusion_lab.samplers.base import FixedStepSampler, StepContext
 from diffusion_lab.samplers.clipping import Clipping, StaticClipping
 from diffusion_lab.samplers.time_grids import TimeGrid, UniformTimes
 
 
 @dataclass(frozen=True)
-class PredictorCorrector(Sampler):
+class PredictorCorrector(FixedStepSampler):
     """num_corrections Langevin steps at t, then one reverse step to s (Song et al. 2021, algorithms 1, 4 and 5).
 
-    variance: of the predictor; with the large one it is the paper's "ancestral" of VP, its "reverse diffusion" of VE.
-    snr: of a correction, the paper's r. Norms are of each image alone: the paper's code averages over the batch, which
-    makes an image depend on its neighbours.
+    variance: variance of the predictor. With the large variance, the predictor is the paper's "ancestral sampling"
+        for VP schedules and the paper's "reverse diffusion" for VE schedules.
+    snr: the paper's r, the signal-to-noise ratio of a correction. Norms are computed for each image. The paper's code
+        averages them over the batch, so that an image depends on the other images of its batch.
     """
 
     process: GaussianProcess
@@ -37,37 +37,31 @@ class PredictorCorrector(Sampler):
         if self.snr <= 0:
             raise ValueError(f"snr must be above 0, got {self.snr}.")
 
-    @torch.no_grad()
-    def sample(
-        self, denoiser: DenoiserLike, noise: Noise, condition: Condition, on_step: OnStep | None = None
-    ) -> Tensor:
-        t, s = self.steps()
+    def prepare_steps(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         alpha_t, sigma_t = self.process.schedule.coefficients(t)
         on_x_0, on_x_t, _ = self.process.posterior_coefficients(s, t)
-        retained = self.process.transition(s, t)[0] ** 2  # the paper's alpha, 1 - beta of the step
-        table = torch.stack([alpha_t, sigma_t, on_x_0, on_x_t, retained], dim=1).tolist()
+        alpha_step = self.process.transition(s, t)[0] ** 2  # the paper's alpha_i = 1 - beta_i
+        fixed_std = fixed_stds(self.variance, self.process, t, s)
+        return t, torch.stack([s, alpha_t, sigma_t, alpha_step, on_x_0, on_x_t, fixed_std], dim=1)
 
-        std = reverse_std(self.variance, self.process, t, s)
+    def step(self, x_t: Tensor, t: Tensor, coefficients: list[float], context: StepContext) -> tuple[Tensor, Tensor]:
+        s, alpha_t, sigma_t, alpha_step, on_x_0, on_x_t, fixed_std = coefficients
+        for _ in range(self.num_corrections if sigma_t > 0 else 0):
+            score = (alpha_t * context.estimate(x_t, t).x_0 - x_t) / sigma_t**2
+            x_t = self._correct(x_t, score, context.noise.draw(), alpha_step)
+        estimate = context.estimate(x_t, t)
+        x_s = on_x_0 * estimate.x_0 + on_x_t * x_t
+        if s > 0:
+            std = learned_std(self.variance, self.process, t, s, estimate) if self.variance.learned else fixed_std
+            x_s = x_s + std * context.noise.draw()
+        return x_s, estimate.x_0
 
-        x_t = self.start(noise)
-        for i, (alpha_t, sigma_t, on_x_0, on_x_t, retained) in enumerate(table):
-            for _ in range(self.num_corrections if sigma_t > 0 else 0):
-                x_0 = self.estimate(denoiser, x_t, t[i], condition).x_0
-                x_t = self._corrected(x_t, (alpha_t * x_0 - x_t) / sigma_t**2, noise.draw(), retained)
-            estimate = self.estimate(denoiser, x_t, t[i], condition)
-            x_0 = estimate.x_0
-            x_t = on_x_0 * x_0 + on_x_t * x_t
-            if s[i] > 0:
-                x_t = x_t + std(i, x_t, estimate) * noise.draw()
-            if on_step is not None:
-                on_step(i + 1, x_t, x_0)
-        return x_t
-
-    def _corrected(self, x_t: Tensor, score: Tensor, noise: Tensor, retained: float) -> Tensor:
-        length = 2 * retained * (self.snr * _norm(noise) / _norm(score)) ** 2
-        return x_t + length * score + (2 * length).sqrt() * noise
+    def _correct(self, x_t: Tensor, score: Tensor, noise: Tensor, alpha_step: float) -> Tensor:
+        step_size = 2 * alpha_step * (self.snr * _norm(noise) / _norm(score)) ** 2
+        return x_t + step_size * score + (2 * step_size).sqrt() * noise
 
 
 def _norm(images: Tensor) -> Tensor:
+    """Return the Euclidean norm of each image: [B, 1, 1, 1]."""
     norm: Tensor = torch.linalg.vector_norm(images.flatten(1), dim=1)
     return norm.reshape(-1, *[1] * (images.ndim - 1))

@@ -1,4 +1,4 @@
-"""The times that a sampler visits."""
+"""Time grids: the times at which a sampler evaluates the denoiser."""
 
 import math
 from abc import ABC, abstractmethod
@@ -12,45 +12,48 @@ from diffusion_lab.process import NoiseSchedule, TableSchedule
 
 
 class TimeGrid(ABC):
-    """A rule for the times between noise and data."""
+    """A rule that chooses times between noise and data."""
 
     @abstractmethod
     def __call__(self, schedule: NoiseSchedule, num_steps: int | None) -> tuple[float, ...]:
-        """num_steps times of the schedule, strictly decreasing, all above 0; None is every step of a table.
+        """Return num_steps times of the schedule, strictly decreasing and above 0.
 
-        Raises ValueError where the schedule has fewer, or num_steps is None and it has none.
+        num_steps: number of times; None selects every step of a discrete schedule.
+        Raises ValueError if num_steps is below 1, above the number of steps of a discrete schedule, or None for a
+            continuous schedule.
         """
 
 
 @dataclass(frozen=True)
 class UniformTimes(TimeGrid):
-    """Evenly spaced from the first step to the last, both included (Nichol & Dhariwal 2021, section 4, code)."""
+    """Evenly spaced times from the first step to the last step, inclusive (Nichol & Dhariwal 2021, section 4, code)."""
 
     def __call__(self, schedule: NoiseSchedule, num_steps: int | None) -> tuple[float, ...]:
-        num_steps = _counted(schedule, num_steps)
-        even = torch.linspace(schedule.t_max, schedule.t_min, num_steps, dtype=torch.float64)
-        return tuple(schedule.nearest(even).tolist())
+        num_steps = _resolve_num_steps(schedule, num_steps)
+        times = torch.linspace(schedule.t_max, schedule.t_min, num_steps, dtype=torch.float64)
+        return tuple(schedule.nearest(times).tolist())
 
 
 @dataclass(frozen=True)
 class TrailingTimes(TimeGrid):
-    """Evenly spaced from the last step down, the first step left out (Lin et al. 2024, Table 2, "trailing")."""
+    """Evenly spaced times from the last step down, without the first step (Lin et al. 2024, Table 2, "trailing")."""
 
     def __call__(self, schedule: NoiseSchedule, num_steps: int | None) -> tuple[float, ...]:
-        num_steps = _counted(schedule, num_steps)
+        num_steps = _resolve_num_steps(schedule, num_steps)
         last = max(schedule.t_max / num_steps, schedule.t_min)
         return tuple(schedule.nearest(torch.linspace(schedule.t_max, last, num_steps, dtype=torch.float64)).tolist())
 
 
 @dataclass(frozen=True)
 class LeadingTimes(TimeGrid):
-    """Every (T // num_steps)-th step from the first up, the last left out (Song et al. 2021, code, "uniform").
+    """Every (T // num_steps)-th step from the first step up, without the last (Song et al. 2021, code, "uniform").
 
-    "ddimN" of Nichol & Dhariwal (2021). A continuous schedule is cut into num_steps equal parts.
+    This grid equals "ddimN" of Nichol & Dhariwal (2021). A continuous schedule is divided into num_steps equal parts,
+    and each part contributes its smallest time.
     """
 
     def __call__(self, schedule: NoiseSchedule, num_steps: int | None) -> tuple[float, ...]:
-        num_steps = _counted(schedule, num_steps)
+        num_steps = _resolve_num_steps(schedule, num_steps)
         index = torch.arange(num_steps - 1, -1, -1, dtype=torch.float64)
         if isinstance(schedule, TableSchedule):
             stride = schedule.num_timesteps // num_steps
@@ -60,9 +63,9 @@ class LeadingTimes(TimeGrid):
 
 @dataclass(frozen=True)
 class QuadraticTimes(TimeGrid):
-    """Roots of the indices evenly spaced: denser near the image (Song et al. 2021, appendix D.2 and code).
+    """Step indices with evenly spaced square roots, denser near the data (Song et al. 2021, appendix D.2 and code).
 
-    reach: the largest index as a share of T; the paper's code starts at 0.8.
+    reach: the largest index as a fraction of T; 0.8 in the paper's code.
     """
 
     reach: float = 0.8
@@ -72,20 +75,20 @@ class QuadraticTimes(TimeGrid):
             raise ValueError(f"reach must be in (0, 1], got {self.reach}.")
 
     def __call__(self, schedule: NoiseSchedule, num_steps: int | None) -> tuple[float, ...]:
-        num_steps = _counted(schedule, num_steps)
+        num_steps = _resolve_num_steps(schedule, num_steps)
         if isinstance(schedule, TableSchedule):
             steps = schedule.num_timesteps
             index = (torch.linspace(0, (self.reach * steps) ** 0.5, num_steps, dtype=torch.float64) ** 2).floor()
-            return _spread_table((index.clamp(max=steps - 1) + 1) / steps, schedule)
-        share = torch.linspace(1, 0, num_steps, dtype=torch.float64) ** 2
-        return tuple((schedule.t_min + (self.reach * schedule.t_max - schedule.t_min) * share).tolist())
+            return _distinct_steps((index.clamp(max=steps - 1) + 1) / steps, schedule)
+        fraction = torch.linspace(1, 0, num_steps, dtype=torch.float64) ** 2
+        return tuple((schedule.t_min + (self.reach * schedule.t_max - schedule.t_min) * fraction).tolist())
 
 
 @dataclass(frozen=True)
 class KarrasTimes(TimeGrid):
     """Noise levels sigma / alpha whose rho-th roots are evenly spaced (Karras et al. 2022, eq. 5).
 
-    sigma_min, sigma_max: of the levels; None is that of the schedule.
+    sigma_min, sigma_max: smallest and largest noise level; None selects the level of the schedule.
     """
 
     rho: float = 7.0
@@ -97,44 +100,47 @@ class KarrasTimes(TimeGrid):
             raise ValueError(f"rho must be above 0, got {self.rho}.")
 
     def __call__(self, schedule: NoiseSchedule, num_steps: int | None) -> tuple[float, ...]:
-        num_steps = _counted(schedule, num_steps)
-        low, high = (_noise_to_signal(schedule, t) for t in (schedule.t_min, _last_with_signal(schedule)))
+        num_steps = _resolve_num_steps(schedule, num_steps)
+        low, high = (_noise_level(schedule, t) for t in (schedule.t_min, _last_time_with_signal(schedule)))
         low = low if self.sigma_min is None else self.sigma_min
         high = high if self.sigma_max is None else self.sigma_max
         if not 0 < low < high:
             raise ValueError(f"sigma_min must be above 0 and below sigma_max={high:g}, got {low:g}.")
         ends = high ** (1 / self.rho), low ** (1 / self.rho)
-        return _at_levels(
+        return _times_at_log_snr(
             schedule, num_steps, lambda n: -2 * self.rho * torch.linspace(*ends, n, dtype=torch.float64).log()
         )
 
 
 @dataclass(frozen=True)
 class LogSNRTimes(TimeGrid):
-    """Evenly spaced in log-SNR (Lu et al. 2022, section 4)."""
+    """Times that are evenly spaced in log-SNR (Lu et al. 2022, section 4)."""
 
     def __call__(self, schedule: NoiseSchedule, num_steps: int | None) -> tuple[float, ...]:
-        num_steps = _counted(schedule, num_steps)
-        ends = torch.tensor([_last_with_signal(schedule), schedule.t_min], dtype=torch.float64)
+        num_steps = _resolve_num_steps(schedule, num_steps)
+        ends = torch.tensor([_last_time_with_signal(schedule), schedule.t_min], dtype=torch.float64)
         first, last = schedule.log_snr(ends).tolist()
-        if math.isinf(last):  # a first step without noise has no level: down to the one after it
+        if math.isinf(last):  # the first step of the schedule adds no noise: end at the second step
             last = float(schedule.log_snr(schedule.following(ends[1])))
-        return _at_levels(schedule, num_steps, lambda n: torch.linspace(first, last, n, dtype=torch.float64))
+        return _times_at_log_snr(schedule, num_steps, lambda n: torch.linspace(first, last, n, dtype=torch.float64))
 
 
 @dataclass(frozen=True)
 class SectionTimes(TimeGrid):
-    """Equal sections of the steps, each with its own number of even times (Nichol & Dhariwal 2021, code).
+    """Sections of equal size, each with its own number of evenly spaced times (Nichol & Dhariwal 2021, code).
 
-    counts: of each section, from the image to the noise: [10, 10, 10, 10, 10] for the paper's "10,10,10,10,10". Where
-    num_steps is not their sum, it is split in their proportion.
+    counts: number of times in each section, from data to noise: [10, 10, 10, 10, 10] for the code's "10,10,10,10,10".
+    If num_steps differs from the sum of counts, num_steps is divided in proportion to counts.
     """
 
     counts: Sequence[int]
 
     def __call__(self, schedule: NoiseSchedule, num_steps: int | None) -> tuple[float, ...]:
         if not isinstance(schedule, TableSchedule):
-            raise ValueError(f"sections need a schedule of steps, got the continuous {type(schedule).__name__}.")
+            raise ValueError(
+                "schedule must have discrete steps (linear, cosine, ...) for sections, got the continuous "
+                f"{type(schedule).__name__}."
+            )
         if not self.counts or min(self.counts) < 1:
             size = schedule.num_timesteps // max(len(self.counts), 1)
             got = min(self.counts, default="none")
@@ -142,11 +148,14 @@ class SectionTimes(TimeGrid):
         total = sum(self.counts)
         num_steps = total if num_steps is None else num_steps
         if any(num_steps * count % total for count in self.counts):
-            raise ValueError(f"num_steps must be {total}, the sum of counts, or split like them, got {num_steps}.")
+            raise ValueError(
+                f"num_steps must be {total}, the sum of counts, or a number that can be split in proportion to counts, "
+                f"got {num_steps}."
+            )
         index: list[int] = []
         first = 0
-        for number, count in enumerate(count * num_steps // total for count in self.counts):
-            size = schedule.num_timesteps // len(self.counts) + (number < schedule.num_timesteps % len(self.counts))
+        for section, count in enumerate(count * num_steps // total for count in self.counts):
+            size = schedule.num_timesteps // len(self.counts) + (section < schedule.num_timesteps % len(self.counts))
             if not 1 <= count <= size:
                 raise ValueError(f"counts must be in 1..{size}, the steps of a section, got {count}.")
             stride = (size - 1) / max(count - 1, 1)
@@ -157,7 +166,7 @@ class SectionTimes(TimeGrid):
 
 @dataclass(frozen=True)
 class ListedTimes(TimeGrid):
-    """Exactly these times, decreasing."""
+    """The given times, in decreasing order."""
 
     times: Sequence[float]
 
@@ -167,12 +176,15 @@ class ListedTimes(TimeGrid):
         return tuple(self.times)
 
 
-def _counted(schedule: NoiseSchedule, num_steps: int | None) -> int:
-    """num_steps, or all of a table's.  Raises ValueError unless the schedule has so many."""
+def _resolve_num_steps(schedule: NoiseSchedule, num_steps: int | None) -> int:
+    """Return num_steps, or the number of steps of a discrete schedule if num_steps is None.
+
+    Raises the errors of `TimeGrid.__call__`.
+    """
     available = schedule.num_timesteps if isinstance(schedule, TableSchedule) else None
     num_steps = available if num_steps is None else num_steps
     if num_steps is None:
-        raise ValueError(f"num_steps must be given for the continuous {type(schedule).__name__}, got none.")
+        raise ValueError(f"num_steps must be given for the continuous {type(schedule).__name__}, got None.")
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
     if available is not None and num_steps > available:
@@ -180,8 +192,8 @@ def _counted(schedule: NoiseSchedule, num_steps: int | None) -> int:
     return num_steps
 
 
-def _last_with_signal(schedule: NoiseSchedule) -> float:
-    """t_max, or where no signal is left there, a time just before it: its log-SNR is finite."""
+def _last_time_with_signal(schedule: NoiseSchedule) -> float:
+    """Return t_max, or a time just before it if no signal is left at t_max, so that the log-SNR is finite."""
     if schedule.remaining_signal > 0:
         return schedule.t_max
     if isinstance(schedule, TableSchedule):
@@ -189,26 +201,30 @@ def _last_with_signal(schedule: NoiseSchedule) -> float:
     return schedule.t_max - schedule.t_min
 
 
-def _noise_to_signal(schedule: NoiseSchedule, t: float) -> float:
+def _noise_level(schedule: NoiseSchedule, t: float) -> float:
+    """Return sigma_t / alpha_t."""
     return float((-schedule.log_snr(torch.tensor(t, dtype=torch.float64)) / 2).exp())
 
 
-def _at_levels(schedule: NoiseSchedule, num_steps: int, log_snr: Callable[[int], Tensor]) -> tuple[float, ...]:
-    """The times at log_snr(n) [n], n = num_steps; where t_max has no signal, it comes first and n is one less."""
-    silent = schedule.remaining_signal == 0
-    times = schedule.at_log_snr(log_snr(num_steps - silent))
-    if silent:
+def _times_at_log_snr(schedule: NoiseSchedule, num_steps: int, log_snr: Callable[[int], Tensor]) -> tuple[float, ...]:
+    """Return the times with the log-SNR log_snr(n) [n], n = num_steps.
+
+    If t_max has no signal, its log-SNR is not finite. In this case t_max is the first time, and n is num_steps - 1.
+    """
+    no_signal = schedule.remaining_signal == 0
+    times = schedule.at_log_snr(log_snr(num_steps - no_signal))
+    if no_signal:
         times = torch.cat([torch.tensor([schedule.t_max], dtype=torch.float64), times])
-    return _spread_table(times.flip(0), schedule) if isinstance(schedule, TableSchedule) else tuple(times.tolist())
+    return _distinct_steps(times.flip(0), schedule) if isinstance(schedule, TableSchedule) else tuple(times.tolist())
 
 
-def _spread_table(times: Tensor, schedule: TableSchedule) -> tuple[float, ...]:
-    """Growing times of a table, some alike, as decreasing different ones: each moved by as few steps as can be."""
+def _distinct_steps(times: Tensor, schedule: TableSchedule) -> tuple[float, ...]:
+    """Reverse increasing times of a discrete schedule; duplicates are shifted to unused steps nearby."""
     steps = (times * schedule.num_timesteps).round().long().tolist()
     for i in range(1, len(steps)):
         steps[i] = max(steps[i], steps[i - 1] + 1)
     excess = steps[-1] - schedule.num_timesteps if steps else 0
-    if excess > 0:  # back from the end, where the first pass ran over it
+    if excess > 0:  # the first pass exceeded the last step: shift steps back
         steps[-1] = schedule.num_timesteps
         for i in reversed(range(len(steps) - 1)):
             steps[i] = min(steps[i], steps[i + 1] - 1)

@@ -1,1 +1,1 @@
-"""Sweeps: what is left to run, where, and the table of results."""
+"""Sweeps: planning, execution on one machine or on Slurm, and the table of results."""

@@ -1,6 +1,7 @@
-"""The runs of a sweep as processes of this machine, and the wait for runs wherever they are."""
+"""Execution of a sweep as processes on this machine, and waiting for runs on any machine."""
 
 import itertools
+import logging
 import os
 import subprocess
 import sys
@@ -21,38 +22,42 @@ from diffusion_lab.runs import status as run_status
 from diffusion_lab.runs.status import FINISHED, QUEUED
 from diffusion_lab.sweeps.plan import PlannedRun, mark_queued
 
+logger = logging.getLogger(__name__)
+
 OUTPUT = "output.log"
+"""File in a run folder with the standard output and error of the run's process."""
 
 
 def refuse_multiple_ranks(planned: Sequence[PlannedRun]) -> None:
-    """Raises UserError where the runs of a sweep in one process would be runs of several processes.
+    """Raise UserError if a run of a sweep that is executed in a single process would have several ranks.
 
-    Lightning starts the others by the command of the first, and that is the whole sweep: they would train other runs.
+    Lightning starts the other ranks with the command line of rank 0. Since this is the command line of the sweep, the
+    other ranks would train other runs.
     """
-    started = slurm_job.world_size()
-    devices = max((_count(run.trainer.get("devices", 1)) for run in planned if run.trainer is not None), default=1)
-    if devices > 1 or started > 1:
-        got = f"trainer.devices={devices}" if started == 1 else f"{started} processes of torchrun or srun"
+    world_size = slurm_job.world_size()
+    trainers = [run.trainer for run in planned if run.trainer is not None]
+    devices = max((_num_devices(trainer.get("devices", 1)) for trainer in trainers), default=1)
+    if devices > 1 or world_size > 1:
+        got = f"trainer.devices={devices}" if world_size == 1 else f"{world_size} ranks started by torchrun or srun"
         raise UserError(
-            "a sweep in one process cannot have runs of several: say hydra/launcher=slurm or "
-            "hydra/launcher=local_parallel, which give each run its own processes, or trainer.devices=1, got "
-            f"{got}."
+            f"hydra/launcher=in_turn needs runs with a single rank, got {got}; use hydra/launcher=slurm or "
+            "hydra/launcher=local_parallel, which start separate processes for each run, or trainer.devices=1."
         )
 
 
-def _count(devices: Any) -> int:
-    """How many processes a trainer starts on this machine."""
+def _num_devices(devices: Any) -> int:
+    """Return the number of ranks that a trainer with this setting starts on this machine."""
     if OmegaConf.is_list(devices):
         return len(devices)
     if isinstance(devices, int) and devices >= 0:
-        return max(1, devices)  # none is refused by the run itself
+        return max(1, devices)  # the run itself rejects 0
     if isinstance(devices, str) and devices.isdigit():
         return max(1, int(devices))
     return max(1, len(_gpus()))
 
 
 def _gpus() -> list[str]:
-    """The GPUs that this process may use, by their numbers."""
+    """Return the indices of the GPUs that this process may use."""
     if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [number for number in visible.split(",") if number.strip() not in ("", "-1")]
     found = sorted(Path("/dev").glob("nvidia[0-9]*"), key=lambda path: int(path.name[6:]))
@@ -66,9 +71,11 @@ class _Child:
 
 
 def run_local(planned: Sequence[PlannedRun], folder: Path, num_at_once: int, num_threads: int | None) -> None:
-    """Runs what is left of a sweep as processes of this machine, so many at once; waits for all.
+    """Start the remaining runs of a sweep as processes on this machine, and wait for all runs of the sweep.
 
-    num_threads: of each run; None shares the cores. Each run has GPUs of its own where there are enough.
+    num_at_once: number of parallel processes; if there are at least as many GPUs, each process has its own GPUs.
+    num_threads: number of CPU threads of each run; None divides the cores equally.
+    Raises UserError for values below 1.
     """
     for name, value in {"num_at_once": num_at_once, "num_threads": num_threads or 1}.items():
         if not isinstance(value, int) or value < 1:
@@ -77,75 +84,73 @@ def run_local(planned: Sequence[PlannedRun], folder: Path, num_at_once: int, num
     for run in left:
         mark_queued(run)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    shares = max(1, min(num_at_once, len(left)))
+    threads = num_threads or cores // max(1, min(num_at_once, len(left)))
     slots: list[_Child | None] = [None] * num_at_once
-    report = Report(planned)
+    report = StateReport(planned)
     try:
         while left or any(slots):
             for number, child in enumerate(slots):
                 if child is not None and child.process.poll() is not None:
-                    _note_end(child)
+                    _mark_failed_if_killed(child)
                     slots[number] = None
                 if slots[number] is None and left:
                     run = left.pop(0)
-                    slots[number] = _Child(
-                        run, _started(run, folder, number, num_at_once, num_threads or cores // shares)
-                    )
-            report.tell()
+                    slots[number] = _Child(run, _start(run, folder, number, num_at_once, threads))
+            report.update()
             time.sleep(0.2)
     except (KeyboardInterrupt, StoppedBySignal):
         _stop([child for child in slots if child is not None])
         raise
-    wait(planned, report)
+    wait_for_runs(planned, report)
 
 
-def _started(run: PlannedRun, folder: Path, slot: int, num_slots: int, threads: int) -> "subprocess.Popen[bytes]":
-    own = max(1, threads // _count(1 if run.trainer is None else run.trainer.get("devices", 1)))
-    environment = {**os.environ, "OMP_NUM_THREADS": str(own)}
+def _start(run: PlannedRun, folder: Path, slot: int, num_slots: int, threads: int) -> "subprocess.Popen[bytes]":
+    threads_per_rank = max(1, threads // _num_devices(1 if run.trainer is None else run.trainer.get("devices", 1)))
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads_per_rank)}
     gpus = _gpus()
     if len(gpus) >= num_slots:
-        share = len(gpus) // num_slots
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[slot * share : (slot + 1) * share])
+        num_gpus = len(gpus) // num_slots
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[slot * num_gpus : (slot + 1) * num_gpus])
     with (run.folder / OUTPUT).open("ab") as output:
         return subprocess.Popen(
-            [sys.executable, str(script()), *single(run, folder)],
+            [sys.executable, str(script_path()), *run_arguments(run, folder)],
             env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
         )  # fmt: skip
 
 
-def _note_end(child: _Child) -> None:
-    """A process that was killed could not say so."""
+def _mark_failed_if_killed(child: _Child) -> None:
+    """Mark the run of an ended process as failed if the process could not write the status file itself."""
     status = run_status.reconcile(child.run.folder)
-    if status is None or status.state == QUEUED:  # one that runs does so in another process, which was there before
+    if status is None or status.state == QUEUED:  # in any other state, another process has worked on the run
         code = child.process.returncode
-        run_status.mark_failed(child.run.folder, f"its process ended with status {code}; {OUTPUT} says more")
+        run_status.mark_failed(child.run.folder, f"its process ended with exit status {code}; see {OUTPUT}")
 
 
 def _stop(children: Sequence[_Child]) -> None:
-    """Ends runs as Ctrl-C would, each after its step, and waits for them."""
-    print(f"stopping {len(children)} runs, each after its step.", file=sys.stderr, flush=True)
+    """Send SIGTERM to all runs, so that each run stops after its current step, and wait until they end."""
+    logger.info("stopping %d runs, each after its current step.", len(children))
     for child in children:
         child.process.terminate()
     for child in children:
         child.process.wait()
 
 
-def script() -> Path:
+def script_path() -> Path:
     return Path(sys.argv[0]).resolve()
 
 
-def single(run: PlannedRun, folder: Path) -> list[str]:
-    """The words of a run as a command of its own, of the script that the sweep was given to."""
-    return [*with_sweep_name(run.words, folder), f"hydra.run.dir={quote(str(run.folder))}"]
+def run_arguments(run: PlannedRun, folder: Path) -> list[str]:
+    """Return the command-line arguments that start a run of the sweep in `folder` as a separate command."""
+    return [*with_sweep_name(run.overrides, folder), f"hydra.run.dir={quote(str(run.folder))}"]
 
 
-class Report:
-    """Says how many runs of a sweep are in which state, whenever that changes."""
+class StateReport:
+    """Printed line with the number of runs of a sweep in each state, repeated whenever a number changes."""
 
     def __init__(self, planned: Sequence[PlannedRun]) -> None:
         self.planned, self.last = planned, ""
 
-    def tell(self) -> None:
+    def update(self) -> None:
         states = [status.state for run in self.planned if (status := run_status.read(run.folder)) is not None]
         text = ", ".join(f"{len(list(same))} {state}" for state, same in itertools.groupby(sorted(states)))
         if text and text != self.last:
@@ -153,14 +158,14 @@ class Report:
             print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
-def wait(planned: Sequence[PlannedRun], report: Report) -> None:
-    """Until every run is over, and its job too: one that failed for its job's end may be about to start again."""
+def wait_for_runs(planned: Sequence[PlannedRun], report: StateReport) -> None:
+    """Wait until all runs and their jobs are over: a run that failed with its job may be about to start again."""
     pause = 0.5
     while True:
         jobs = SlurmQueue()
-        waiting = [run for run in planned if not _is_over(run, jobs)]
-        report.tell()
-        if not waiting:
+        remaining = [run for run in planned if not _is_over(run, jobs)]
+        report.update()
+        if not remaining:
             return
         time.sleep(pause)
         pause = min(10.0, pause * 1.2)
@@ -172,6 +177,6 @@ def _is_over(run: PlannedRun, queue: SlurmQueue) -> bool:
         return True
     if status.state == FINISHED or not status.is_over:
         return status.is_over
-    identity = status.starts[-1].slurm_id if status.starts else run_status.job_id(run.folder)
-    states = queue.states() if identity is not None else {}
-    return states is not None and identity not in states
+    job_id = status.starts[-1].slurm_id if status.starts else run_status.job_id(run.folder)
+    states = queue.states() if job_id is not None else {}
+    return states is not None and job_id not in states

@@ -1,7 +1,7 @@
-"""A sweep: its folder, the folder of each of its runs, and what is left to do in them.
+"""The plan of a sweep: the folder of each run and the next action in this folder.
 
-Every run of a sweep is a command of its own in a folder that is named by what is swept. So the same sweep given again
-finds what is there.
+Every run of a sweep is a separate command in a folder that is named after the swept settings. A sweep that is started
+again therefore finds its earlier runs, and only executes the remaining ones.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.config.earlier_versions import current_overrides
-from diffusion_lab.config.overrides import identifying_overrides
+from diffusion_lab.config.overrides import OVERRIDES_FILE, identifying_overrides
 from diffusion_lab.distributed.slurm_job import SlurmQueue
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import status as run_status
@@ -23,18 +23,20 @@ from diffusion_lab.sweeps import table as sweep_table
 
 
 class RunFailedError(Exception):
-    """A run of a sweep came to no result."""
+    """A run of a sweep ended without a result."""
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run of a sweep.  words: its overrides.  status: what is known of it.
+    """A run of a sweep.
 
-    is_done: it has its result.  is_busy: a job or a process works on it, or will.  allowed: fields in which the numbers
-    of its table may differ.
+    overrides: overrides of the config.  status: content of the status file; None if there is no such file.
+    is_done: whether the run has finished with the same overrides, so that its result is valid.
+    trainer: settings of the trainer, if the command has one.
+    allowed: fingerprint fields in which metric values of the sweep's table may differ.
     """
 
-    words: tuple[str, ...]
+    overrides: tuple[str, ...]
     folder: Path
     status: Status | None
     is_done: bool
@@ -43,47 +45,48 @@ class PlannedRun:
 
     @property
     def is_busy(self) -> bool:
+        """Whether a job or a process executes the run or is about to start it."""
         return self.status is not None and not self.status.is_over
 
     @property
     def next_action(self) -> str:
-        """What will be done with it."""
+        """The action of the sweep for this run, as printed before the sweep starts."""
         if self.is_done:
-            return "is there"
+            return "skip (finished)"
         if self.status is None:
-            return "starts"
+            return "start"
         if self.is_busy:
-            return f"is {self.status.state}"
-        begun = (self.folder / "checkpoints" / "last.ckpt").is_file()
-        why = f", failed: {self.status.reason}" if self.status.state == FAILED else ""
-        return ("goes on" if begun else "starts again") + why
+            return f"wait ({self.status.state})"
+        has_checkpoint = (self.folder / "checkpoints" / "last.ckpt").is_file()
+        reason = f" (failed: {self.status.reason})" if self.status.state == FAILED else ""
+        return ("resume" if has_checkpoint else "restart") + reason
 
 
 _launched: dict[Path, PlannedRun] = {}
-"""The runs of the sweep that this process starts, by their folders."""
+"""The runs of the sweep that this process launches, by folder."""
 
 
 def plan(config: DictConfig, job_overrides: Sequence[Sequence[str]], loader: Any) -> list[PlannedRun]:
-    """What there is of a sweep's runs.  config, loader: the sweep's, of Hydra.  Raises UserError."""
+    """Plan the runs of a sweep.  loader: Hydra's config loader.  Raises UserError if two runs share a folder."""
     queue, planned = SlurmQueue(), []
-    for words in map(tuple, job_overrides):
-        run = loader.load_sweep_config(config, list(words))
+    for overrides in map(tuple, job_overrides):
+        run = loader.load_sweep_config(config, list(overrides))
         folder = Path(str(run.hydra.sweep.dir)).resolve() / str(run.hydra.sweep.subdir)
         status = run_status.reconcile(folder, queue)
-        is_done = _is_done(folder, words, run, status)
-        planned.append(PlannedRun(words, folder, status, is_done, run.get("trainer"), tuple(run.get("allow", ()))))
+        is_done = _is_done(folder, overrides, run, status)
+        planned.append(PlannedRun(overrides, folder, status, is_done, run.get("trainer"), tuple(run.get("allow", ()))))
     folders = [run.folder for run in planned]
-    twice = sorted({folder.name for folder in folders if folders.count(folder) > 1})
-    if twice:
-        raise UserError(f"a sweep must give each run a folder of its own, got {twice[0]} twice.")
+    shared = sorted({folder.name for folder in folders if folders.count(folder) > 1})
+    if shared:
+        raise UserError(f"each run of a sweep must have its own folder, got {shared[0]} twice; remove repeated values.")
     _launched.update((run.folder, run) for run in planned)
     return planned
 
 
 def finish() -> str | None:
-    """Shows the table of the sweep that this process started; a sentence on the runs that came to no result, if any."""
+    """Print the table of the sweep that this process launched.  Returns an error message if runs have no result."""
     if not any(run_status.read(run.folder) for run in _launched.values()):
-        return None  # none was started
+        return None  # no run was started
     reasons = {}
     for run in _launched.values():
         status = run_status.read(run.folder)
@@ -95,17 +98,17 @@ def finish() -> str | None:
         return None
     name, reason = list(reasons.items())[-1]
     count = f"{len(reasons)} of the sweep's {len(_launched)} runs failed"
-    return f"{count}; the same command runs what is missing. {name}: {reason.rstrip('.')}."
+    return f"{count}; run the same command again to resume them. {name}: {reason.rstrip('.')}."
 
 
-def _is_done(folder: Path, words: Sequence[str], config: DictConfig, status: Status | None) -> bool:
+def _is_done(folder: Path, overrides: Sequence[str], config: DictConfig, status: Status | None) -> bool:
     if (
         status is None
         or status.state != FINISHED
-        or identifying_overrides(words) != identifying_overrides(_words_before(folder))
+        or identifying_overrides(overrides) != identifying_overrides(_saved_overrides(folder))
     ):
         return False
-    # An evaluation is of the checkpoint that it saw.
+    # An evaluation is valid for the checkpoint that it read: a newer checkpoint makes the evaluation out of date.
     if "checkpoint" not in config or OmegaConf.is_missing(config, "run"):
         return True
     from diffusion_lab.runs import sampling_setup
@@ -113,38 +116,38 @@ def _is_done(folder: Path, words: Sequence[str], config: DictConfig, status: Sta
     try:
         return all(target.checkpoint.stat().st_mtime < status.since for target in sampling_setup.find_targets(config))
     except UserError:
-        return False  # said by the run itself
+        return False  # the run itself reports the error
 
 
-def _words_before(folder: Path) -> list[str]:
-    path = folder / "overrides.yaml"
-    return current_overrides([str(word) for word in OmegaConf.load(path)]) if path.is_file() else []
+def _saved_overrides(folder: Path) -> list[str]:
+    path = folder / OVERRIDES_FILE
+    return current_overrides([str(override) for override in OmegaConf.load(path)]) if path.is_file() else []
 
 
 def print_plan(planned: Sequence[PlannedRun], folder: Path) -> None:
-    """One line for each run, before anything is done."""
-    done = sum(run.is_done for run in planned)
-    title = f"{len(planned)} runs in {folder}" + (f", {done} of them are there" if done else "")
-    run_tables.print_rows([["run", "now"], *([run.folder.name, run.next_action] for run in planned)], title)
+    """Print a table with the next action of each run."""
+    num_done = sum(run.is_done for run in planned)
+    title = f"{len(planned)} runs in {folder}" + (f", {num_done} of them done" if num_done else "")
+    run_tables.print_rows([["run", "action"], *([run.folder.name, run.next_action] for run in planned)], title)
 
 
 def mark_queued(run: PlannedRun) -> None:
-    """Makes the folder of a run that is about to be started, with its words and its status."""
+    """Create the folder of a run that is about to be started, with its overrides and its status."""
     status = run_status.reconcile(run.folder)
     if status is not None and not status.is_over:
-        return  # the same sweep was given twice at once
-    notes = run.folder / ".hydra"
-    notes.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.create(list(run.words)), notes / "overrides.yaml")
+        return  # another command runs the same sweep
+    hydra_folder = run.folder / ".hydra"
+    hydra_folder.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(OmegaConf.create(list(run.overrides)), hydra_folder / OVERRIDES_FILE)
     run_status.mark_queued(run.folder)
 
 
 def job_return(run: PlannedRun) -> JobReturn:
-    """What a sweeper is told of a run that is over: its number, or None where it came to none or failed.
+    """Return the job that a sweeper receives for a run that is over; it contains the result, or None after a failure.
 
-    A failure that was told as such would end the sweep; what failed is said at its end.
+    A job status FAILED would end the sweep, so failures are reported at the end of the sweep instead.
     """
     status = run_status.read(run.folder)
-    answer = JobReturn(overrides=list(run.words), status=JobStatus.COMPLETED)
-    answer.return_value = status.result if status is not None and status.state == FINISHED else None
-    return answer
+    job = JobReturn(overrides=list(run.overrides), status=JobStatus.COMPLETED)
+    job.return_value = status.result if status is not None and status.state == FINISHED else None
+    return job

@@ -1,5 +1,6 @@
-"""The runs of a sweep as an array of Slurm jobs."""
+"""Execution of a sweep as an array of Slurm jobs."""
 
+import logging
 import operator
 import os
 import re
@@ -18,23 +19,26 @@ from diffusion_lab.distributed import slurm_job
 from diffusion_lab.distributed.signals import StoppedBySignal
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import status as run_status
-from diffusion_lab.sweeps.local import Report, script, single, wait
+from diffusion_lab.sweeps.local import StateReport, run_arguments, script_path, wait_for_runs
 from diffusion_lab.sweeps.plan import PlannedRun, mark_queued
+
+logger = logging.getLogger(__name__)
 
 
 def run_on_slurm(planned: Sequence[PlannedRun], folder: Path, settings: dict[str, Any]) -> None:
-    """Submits what is left of a sweep, and waits until all of it is over, restarts included.
+    """Submit the remaining runs of a sweep, and wait until all runs are over, including requeued runs.
 
-    One array of jobs; runs of other numbers of processes are another.
+    Runs with the same sbatch options form one job array.  settings: settings of conf/hydra/launcher/slurm.yaml.
+    Raises UserError for settings that are not accepted and for jobs that Slurm rejects.
     """
     left = [run for run in planned if not run.is_done and not run.is_busy]
-    options = [_sbatch(run.trainer, settings) for run in left]
-    for same in [option for number, option in enumerate(options) if option not in options[:number]]:
-        _submit([run for run, option in zip(left, options, strict=True) if option == same], folder, same)
+    options = [_sbatch_options(run.trainer, settings) for run in left]
+    for shared in [option for number, option in enumerate(options) if option not in options[:number]]:
+        _submit([run for run, option in zip(left, options, strict=True) if option == shared], folder, shared)
     try:
-        wait(planned, Report(planned))
+        wait_for_runs(planned, StateReport(planned))
     except (KeyboardInterrupt, StoppedBySignal):
-        print("the jobs go on; the same command waits for them again.", file=sys.stderr, flush=True)
+        logger.info("the jobs continue; run the same command again to wait for them.")
         raise
 
 
@@ -44,43 +48,49 @@ def _submit(left: Sequence[PlannedRun], folder: Path, parameters: dict[str, Any]
     for run in left:
         mark_queued(run)
     try:
-        with _without_this_job():
+        with _hidden_slurm_variables():
             executor = submitit.SlurmExecutor(folder / ".submitit" / "%j")
             executor.update_parameters(**parameters)
-            commands = [JobCommand(script(), single(run, folder), run.folder) for run in left]
+            commands = [JobCommand(script_path(), run_arguments(run, folder), run.folder) for run in left]
             jobs = executor.map_array(operator.call, commands)
     except (RuntimeError, ValueError, OSError, subprocess.SubprocessError, submitit.core.utils.FailedJobError) as error:
         for run in left:
             run_status.mark_failed(run.folder, "it was not submitted")
-        raise UserError(f"hydra/launcher=slurm: {_reason(error)}") from error
+        raise UserError(f"hydra/launcher=slurm: {_error_text(error)}") from error
     for run, submitted in zip(left, jobs, strict=True):
         run_status.write_job_id(run.folder, submitted.job_id)
     array = jobs[0].job_id.partition("_")[0]
-    print(f"submitted {len(jobs)} runs as Slurm job {array}; this command may be stopped and given again.", flush=True)
+    print(
+        f"submitted {len(jobs)} runs as Slurm job {array}; this command may be stopped and run again at any time.",
+        flush=True,
+    )
 
 
-def _reason(error: Exception) -> str:
-    said = getattr(error, "stderr", None) or str(error)
-    said = said.decode(errors="replace") if isinstance(said, bytes) else said
-    return " ".join(said.split()).rstrip(".?")[-500:] + "."
+def _error_text(error: Exception) -> str:
+    text = getattr(error, "stderr", None) or str(error)
+    text = text.decode(errors="replace") if isinstance(text, bytes) else text
+    return " ".join(text.split()).rstrip(".?")[-500:] + "."
 
 
 @dataclass(frozen=True)
 class JobCommand:
-    """A command of this product, done in the process of a Slurm task as srun would do it."""
+    """A command that runs in the process of a Slurm task, as if srun had started it.
+
+    script: file in src/.  arguments: command-line arguments of the script.  folder: run folder.
+    """
 
     script: Path
-    words: list[str]
+    arguments: list[str]
     folder: Path
 
     def __call__(self) -> None:
-        _show_logs_in(self.folder)
-        sys.argv = [str(self.script), *self.words]
+        _link_logs(self.folder)
+        sys.argv = [str(self.script), *self.arguments]
         runpy.run_path(str(self.script), run_name="__main__")
 
 
-def _show_logs_in(folder: Path) -> None:
-    """Links what the job says, which Slurm writes elsewhere, into the folder of its run."""
+def _link_logs(folder: Path) -> None:
+    """Create links in a run folder to the output files of the job, which Slurm writes elsewhere."""
     import submitit
 
     if slurm_job.rank() > 0:
@@ -96,8 +106,8 @@ def _show_logs_in(folder: Path) -> None:
 
 
 @contextmanager
-def _without_this_job() -> Iterator[None]:
-    """Hides that this process is a part of a Slurm job itself: sbatch takes its options from the environment too."""
+def _hidden_slurm_variables() -> Iterator[None]:
+    """Hide the variables of the Slurm job that this process may belong to: sbatch would read options from them."""
     hidden = {name: os.environ.pop(name) for name in list(os.environ) if re.match(r"(SLURM_|SBATCH_)(?!CONF$)", name)}
     try:
         yield
@@ -105,53 +115,68 @@ def _without_this_job() -> Iterator[None]:
         os.environ.update(hidden)
 
 
-def _sbatch(trainer: DictConfig | None, settings: dict[str, Any]) -> dict[str, Any]:
-    """The options of sbatch for the plain words of conf/hydra/launcher/slurm.yaml.  Raises UserError."""
-    words = dict(settings)
-    for name in ("signal_before", "num_at_once"):
-        if not isinstance(words[name], int) or words[name] < 1:
-            raise UserError(f"hydra.launcher.{name} must be a whole number of at least 1, got {words[name]}.")
-    for name in ("nodes", "gpus", "cpus"):
-        if not (words[name] is None or (isinstance(words[name], int) and words[name] >= (name != "gpus"))):
-            raise UserError(f"hydra.launcher.{name} must be a whole number, or null, got {words[name]}.")
-    for name, kind, shown in (("setup", list, "a list of shell commands"), ("more", dict, "options: {exclude: n7}")):
-        if not isinstance(words[name] or kind(), kind):
-            raise UserError(f"hydra.launcher.{name} must be {shown}, got {words[name]}.")
-    if not re.fullmatch(r"[1-9]\d*|(\d+-)?\d+(:\d+){0,2}", str(words["time"])) or str(words["time"]) == "0":
-        raise UserError(f"hydra.launcher.time must be minutes, or as 12:00:00 or 2-00:00:00, got {words['time']}.")
-    nodes, tasks, gpus = _layout(trainer, words["nodes"], words["gpus"])
+def _sbatch_options(trainer: DictConfig | None, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return submitit's options for the settings of conf/hydra/launcher/slurm.yaml.  Raises UserError."""
+    _check_settings(settings)
+    nodes, tasks, gpus = _resources(trainer, settings["nodes"], settings["gpus"])
     others = {
-        "time": words["time"],
-        "signal": f"USR1@{words['signal_before']}",
-        "requeue" if words["requeue"] else "no-requeue": True,
-        "mem": words["memory"],
-        "qos": words["qos"],
-    } | (words["more"] or {})
+        "time": settings["time"],
+        "signal": f"USR1@{settings['signal_before']}",
+        "requeue" if settings["requeue"] else "no-requeue": True,
+        "mem": settings["memory"],
+        "qos": settings["qos"],
+    } | (settings["more"] or {})
     options = {
-        "job_name": words["name"],
-        "partition": words["partition"],
-        "account": words["account"],
+        "job_name": settings["name"],
+        "partition": settings["partition"],
+        "account": settings["account"],
         "nodes": nodes,
         "ntasks_per_node": tasks,
         "gpus_per_node": gpus or None,
-        "cpus_per_task": words["cpus"],
-        "array_parallelism": words["num_at_once"],
-        "setup": words["setup"] or None,
+        "cpus_per_task": settings["cpus"],
+        "array_parallelism": settings["num_at_once"],
+        "setup": settings["setup"] or None,
         "srun_args": ["--kill-on-bad-exit=1"],
         "additional_parameters": {name: value for name, value in others.items() if value is not None},
     }
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _layout(trainer: DictConfig | None, nodes: int | None, gpus: int | None) -> tuple[int, int, int | None]:
-    """Nodes, tasks on each and GPUs on each of a job, one task a process of the trainer.  Raises UserError."""
-    layout: dict[str, Any] = {"devices": 1, "num_nodes": 1, "accelerator": "cpu"} | dict(trainer or {})
-    devices, accelerator = layout["devices"], layout["accelerator"]
-    asked = len(devices) if OmegaConf.is_list(devices) else devices
-    if not isinstance(asked, int) or asked <= 0:  # as many as will be started
-        return nodes or layout["num_nodes"], gpus or 1, gpus
-    if gpus and accelerator != "cpu" and asked != gpus:
-        raise UserError(f"hydra.launcher.gpus must be trainer.devices={asked}, one for each process, got {gpus}.")
-    if nodes is not None and nodes != layout["num_nodes"]:
-        raise UserError(f"hydra.launcher.nodes must be trainer.num_nodes={layout['num_nodes']}, got {nodes}.")
-    return layout["num_nodes"], asked, asked if gpus is None and accelerator in ("gpu", "cuda") else gpus
+def _check_settings(settings: dict[str, Any]) -> None:
+    """Raise UserError for settings of conf/hydra/launcher/slurm.yaml that are not accepted."""
+    for name in ("signal_before", "num_at_once"):
+        if not isinstance(settings[name], int) or settings[name] < 1:
+            raise UserError(f"hydra.launcher.{name} must be a whole number of at least 1, got {settings[name]}.")
+    for name in ("nodes", "gpus", "cpus"):
+        value, least = settings[name], 0 if name == "gpus" else 1
+        if value is not None and not (isinstance(value, int) and value >= least):
+            raise UserError(f"hydra.launcher.{name} must be a whole number of at least {least}, or null, got {value}.")
+    collections = ("setup", list, "a list of shell commands"), ("more", dict, "options of sbatch such as {exclude: n7}")
+    for name, kind, accepted in collections:
+        if not isinstance(settings[name] or kind(), kind):
+            raise UserError(f"hydra.launcher.{name} must be {accepted}, got {settings[name]}.")
+    time = str(settings["time"])
+    if not re.fullmatch(r"[1-9]\d*|(\d+-)?\d+(:\d+){0,2}", time) or time == "0":
+        raise UserError(f"hydra.launcher.time must be minutes, or a time like 12:00:00 or 2-00:00:00, got {time}.")
+
+
+def _resources(trainer: DictConfig | None, nodes: int | None, gpus: int | None) -> tuple[int, int, int | None]:
+    """Return the nodes of a job, its tasks per node (one for each rank) and its GPUs per node.
+
+    nodes, gpus: settings of the launcher; None selects the value of the trainer.
+    Raises UserError if the launcher and the trainer disagree.
+    """
+    defaults: dict[str, Any] = {"devices": 1, "num_nodes": 1, "accelerator": "cpu"}
+    trainer_settings = defaults | dict(trainer or {})
+    devices, accelerator = trainer_settings["devices"], trainer_settings["accelerator"]
+    num_nodes = trainer_settings["num_nodes"]
+    num_devices = len(devices) if OmegaConf.is_list(devices) else devices
+    if not isinstance(num_devices, int) or num_devices <= 0:  # the trainer uses as many ranks as the job has tasks
+        return nodes or num_nodes, gpus or 1, gpus
+    if gpus and accelerator != "cpu" and num_devices != gpus:
+        raise UserError(
+            f"hydra.launcher.gpus must equal trainer.devices ({num_devices}), one GPU per rank, got {gpus}."
+        )
+    if nodes is not None and nodes != num_nodes:
+        raise UserError(f"hydra.launcher.nodes must equal trainer.num_nodes ({num_nodes}), got {nodes}.")
+    return num_nodes, num_devices, num_devices if gpus is None and accelerator in ("gpu", "cuda") else gpus

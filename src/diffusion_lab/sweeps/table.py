@@ -1,4 +1,4 @@
-"""The table of a sweep, at any time: a row a run, a plot against each swept value, the runs' samples side by side."""
+"""The results of a sweep, finished or not: a table with one row per run, plots and a contact sheet of samples."""
 
 import csv
 import re
@@ -14,50 +14,52 @@ from diffusion_lab.runs.status import FINISHED, Status
 from diffusion_lab.runs.tables import Row
 
 SWEEP = "sweep"
+"""Stem of the table's files."""
 
 LOGGED = ("step", "epoch", "loss", "learning_rate", "gradient_norm", "images_per_second", "data_wait")
-"""Columns of metrics.csv that are no measured numbers, beside those of the time that measuring took."""
+"""Columns of metrics.csv that are not measured metrics, in addition to the columns that start with measuring_."""
 
 
 def write_sweep_table(folder: Path, allowed: Iterable[str] = ()) -> bool:
-    """Prints and writes the table of a sweep: sweep.csv, sweep.md, plots and contact_sheet.png.
+    """Print the table of a sweep and write sweep.csv, sweep.md, plots and contact_sheet.png.
 
-    Of the numbers all that was swept may differ, and the fields `allowed`; returns whether all could stand together.
+    allowed: fingerprint fields in which the values of a column may differ, in addition to the swept fields.
+    Returns whether all metric values are comparable; columns whose values are not comparable are left out.
     """
     statuses = _statuses(folder)
-    rows = [Row.read(place, folder) for place in statuses]
+    rows = [Row.read(run_folder, folder) for run_folder in statuses]
     if not rows:
         return True
-    swept = [key for key in run_tables.keys(rows) if len({row.overrides.get(key) for row in rows}) > 1]
-    alike = run_tables.drop_incomparable(rows, [*fields_set_by(swept), *allowed], [folder])
-    exact = [_cells(row, statuses[row.folder], folder, rows, swept) for row in rows]
-    told_apart = len({tuple(row.overrides.get(key) for key in swept) for row in rows}) == len(rows)
+    swept = [key for key in run_tables.override_keys(rows) if len({row.overrides.get(key) for row in rows}) > 1]
+    all_comparable = run_tables.drop_incomparable(rows, [*fields_set_by(swept), *allowed], [folder])
+    table = [_cells(row, statuses[row.folder], folder, rows, swept) for row in rows]
+    is_unique = len({tuple(row.overrides.get(key) for key in swept) for row in rows}) == len(rows)
     run_tables.write_table(
-        exact,
+        table,
         folder,
         SWEEP,
-        always=["run", "state", "step", *run_tables.names(rows), "images_per_second", "hours"],
-        hidden=["run"] * told_apart + [name for name in exact[0] if all(row.get(name) is None for row in exact)],
+        always=["run", "state", "step", *run_tables.number_names(rows), "images_per_second", "hours"],
+        hidden=["run"] * is_unique + [name for name in table[0] if all(row.get(name) is None for row in table)],
     )
     run_tables.plot_steps(rows, folder)
-    _plot(rows, swept, folder)
-    _save_sheet(rows, swept, folder)
-    return alike
+    _plot_swept(rows, swept, folder)
+    _save_contact_sheet(rows, swept, folder)
+    return all_comparable
 
 
 def _statuses(folder: Path) -> dict[Path, Status | None]:
-    """The runs of a sweep, each with what became of it, in the order of what was swept."""
+    """Return the status of each run folder of a sweep, in natural order of the folder names."""
     names = (run_status.STATUS, run_tables.SUMMARY, run_tables.METRICS)
-    # An evaluation of many runs has numbers in folders of its own, and a state as a whole.
+    # An evaluation of several runs has one status file, and a subfolder with the results of each run.
     found = {path.parent for name in names for path in folder.rglob(name)} - {folder}
-    found -= {place for place in found if any(place in other.parents for other in found)}
+    found -= {path for path in found if any(path in other.parents for other in found)}
     queue = SlurmQueue()
-    ordered = sorted(found, key=lambda place: run_tables.natural_order(place.relative_to(folder)))
-    return {place: run_status.reconcile(place, queue) or _of_the_whole(place, folder, queue) for place in ordered}
+    ordered = sorted(found, key=lambda path: run_tables.natural_order(path.relative_to(folder)))
+    return {path: run_status.reconcile(path, queue) or _parent_status(path, folder, queue) for path in ordered}
 
 
-def _of_the_whole(place: Path, folder: Path, queue: SlurmQueue) -> Status | None:
-    for parent in place.parents:
+def _parent_status(run_folder: Path, folder: Path, queue: SlurmQueue) -> Status | None:
+    for parent in run_folder.parents:
         if parent == folder:
             return None
         if status := run_status.reconcile(parent, queue):
@@ -68,25 +70,25 @@ def _of_the_whole(place: Path, folder: Path, queue: SlurmQueue) -> Status | None
 def _cells(row: Row, status: Status | None, folder: Path, rows: Sequence[Row], swept: Sequence[str]) -> dict[str, Any]:
     cells = run_tables.cells(row, rows)
     measured = [name for name in row.values if name in row.fingerprints]
-    so_far = {} if status is None or status.state == FINISHED else _so_far(row.folder)
-    values = {**row.values, **so_far}
+    logged = {} if status is None or status.state == FINISHED else _last_logged(row.folder)
+    values = {**row.values, **logged}
     result = {
         "state": None if status is None else status.state,
         "step": values.get("step", values.get("steps", row.training_step)),
         "loss": values.get("loss"),
         **{name: values[name] for name in values if name in measured or name not in (*LOGGED, "steps", "minutes")},
         "images_per_second": values.get("images_per_second"),
-        "hours": None if status is None else status.hours(_last_sign(row.folder)),
+        "hours": None if status is None else status.hours(_last_written(row.folder)),
         "reason": None if status is None or status.reason is None else status.reason[:120],
     }
-    told = ("run", "trained", "training_step")
-    asked = {key: value for key, value in cells.items() if key not in row.values and key not in told}
+    origin = ("run", "trained", "training_step")
+    overrides = {key: value for key, value in cells.items() if key not in row.values and key not in origin}
     trained = {"trained": cells["trained"]} if "run" in swept else {}
-    return {"run": str(row.folder.relative_to(folder)), **trained, **asked, **result}
+    return {"run": str(row.folder.relative_to(folder)), **trained, **overrides, **result}
 
 
-def _so_far(folder: Path) -> dict[str, Any]:
-    """The last of each number that a run has logged."""
+def _last_logged(folder: Path) -> dict[str, Any]:
+    """Return the last value of each metric that a run has logged in its metrics.csv."""
     path, last = folder / "metrics.csv", dict[str, Any]()
     if path.is_file():
         with path.open(newline="") as file:
@@ -105,21 +107,21 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _last_sign(folder: Path) -> float | None:
-    """When a run last wrote of its progress."""
+def _last_written(folder: Path) -> float | None:
+    """Return the time at which a run last wrote results, in seconds since 1970; None if it has not written any."""
     files = [path for path in (folder / "metrics.csv", folder / run_tables.METRICS) if path.is_file()]
     return max((path.stat().st_mtime for path in files), default=None)
 
 
-def _plot(rows: Sequence[Row], swept: Sequence[str], folder: Path) -> None:
-    """Every number against every swept value; runs that differ in others too are points above it."""
+def _plot_swept(rows: Sequence[Row], swept: Sequence[str], folder: Path) -> None:
+    """Plot every metric against every swept setting; runs that differ in other settings share an x value."""
     for key in swept:
         if key == "sampler.num_steps":
-            continue  # against the steps of samplers there is a plot of its own
+            continue  # plotted by run_tables.plot_steps
         panels = {}
-        for name in run_tables.names(rows):
+        for name in run_tables.number_names(rows):
             points = [
-                (row.run if key == "run" else row.overrides.get(key, "as it was"), row.values[name])
+                (row.run if key == "run" else row.overrides.get(key, "default"), row.values[name])
                 for row in rows
                 if isinstance(row.values.get(name), float)
             ]
@@ -131,17 +133,17 @@ def _plot(rows: Sequence[Row], swept: Sequence[str], folder: Path) -> None:
             plots.save_against(panels, key, folder / f"against_{key.replace('/', '.')}.png")
 
 
-def _save_sheet(rows: Sequence[Row], swept: Sequence[str], folder: Path) -> None:
-    """The last picture of each run: the same cell of each has the same seed."""
-    labelled = {}
+def _save_contact_sheet(rows: Sequence[Row], swept: Sequence[str], folder: Path) -> None:
+    """Save the last sample grid of each run side by side; the same cell has the same seed in each grid."""
+    labeled = {}
     for row in rows:
         found = sorted((row.folder / "samples").glob("step_*.png"))[-1:] or [row.folder / "samples.png"]
         if found[0].is_file():
-            words = [row.run] * ("run" in swept)
-            words += [f"{key}={row.overrides[key]}" for key in swept if key in row.overrides and key != "run"]
-            words += [f"step {int(step):,}" for step in re.findall(r"step_(\d+)", found[0].stem)]
-            labelled[" ".join(words) or row.folder.name] = found[0]
-    if len(labelled) > 1:
+            parts = [row.run] * ("run" in swept)
+            parts += [f"{key}={row.overrides[key]}" for key in swept if key in row.overrides and key != "run"]
+            parts += [f"step {int(step):,}" for step in re.findall(r"step_(\d+)", found[0].stem)]
+            labeled[" ".join(parts) or row.folder.name] = found[0]
+    if len(labeled) > 1:
         from diffusion_lab.reporting import image_grids
 
-        image_grids.save_sheet(labelled, folder / "contact_sheet.png")
+        image_grids.save_sheet(labeled, folder / "contact_sheet.png")

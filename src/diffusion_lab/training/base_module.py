@@ -1,6 +1,6 @@
-"""How a step moves a network, whatever it is trained for: optimiser, clipping, guard, what is logged and resumed."""
+"""Base class of trained modules: optimizer step, gradient clipping, non-finite guard, logging and resuming."""
 
-import sys
+import logging
 from typing import Any
 
 import torch
@@ -16,12 +16,14 @@ from diffusion_lab.training.lr_schedules import ConstantWithWarmup, LRSchedule
 from diffusion_lab.training.nonfinite_guard import NonFiniteGuard
 from diffusion_lab.training.optimizers import Adam, match_memory_format
 
-CODE = "diffusion_lab"
-"""Where a checkpoint holds the version of the code that wrote it."""
+logger = logging.getLogger(__name__)
+
+VERSION_KEY = "diffusion_lab"
+"""Key of a checkpoint under which the version of the package that wrote the checkpoint is stored."""
 
 
 class TrainedModule(LightningModule):
-    """A network in training. Who inherits says what its loss is, and what follows a step."""
+    """A network in training. Subclasses define the loss and what follows an optimizer step."""
 
     def __init__(
         self, network: nn.Module, *, optimizer: Adam, lr_schedule: LRSchedule | None, guard: NonFiniteGuard | None
@@ -30,125 +32,130 @@ class TrainedModule(LightningModule):
         self.network, self.optimizer, self.guard = network, optimizer, guard or NonFiniteGuard()
         self.lr_schedule = lr_schedule or ConstantWithWarmup()
         self._losses: list[Tensor] = []
-        self._trained = list(network.parameters())  # walking through all modules costs more than some steps
+        self._trained_parameters = list(network.parameters())  # traversing the modules takes longer than some steps
         self._gradient_norm: Tensor | None = None
-        self._told: dict[str, Tensor] = {}
-        self._last_logged = 0
+        self._step_metrics: dict[str, Tensor] = {}
+        self._last_logged_step = 0
 
     def mean_loss(self, weight: Tensor, loss: Tensor, step: int) -> Tensor:
-        """The loss of a batch, looked at by the guard and kept for the log.  weight, loss: [B].  Returns []."""
-        mean = self.guard.checked((weight.to(loss.device, non_blocking=loss.is_cuda) * loss).mean(), loss, step)
+        """Return the weighted mean loss of a batch, checked by the guard, and store it for logging.
+
+        weight: loss weights, [B].  loss: loss of each image, [B].  step: number of the step.  Returns [].
+        """
+        mean = (weight.to(loss.device, non_blocking=loss.is_cuda) * loss).mean()
+        mean = self.guard.check_loss(mean, loss, step)
         self._losses.append(mean.detach())
         return mean
 
     def after_step(self) -> None:
-        """Called once an optimiser step, after it."""
+        """Finish an optimizer step. This method is called once after each optimizer step."""
 
-    def log_step(self, **numbers: Tensor | float) -> None:
-        """Numbers of the step that is under way, for the log, the display and the summary."""
-        # Lightning's own way, self.log, costs a third of a millisecond for each number of each step, due or not.
-        for name, value in numbers.items():
-            self._told[name] = value if torch.is_tensor(value) else torch.tensor(value, dtype=torch.float64)
-        self.trainer.callback_metrics.update(self._told)
+    def log_step(self, **metrics: Tensor | float) -> None:
+        """Record metrics of the current step for the loggers, the progress display and the summary."""
+        # LightningModule.log takes a third of a millisecond per metric in every step, even if the step is not logged.
+        for name, value in metrics.items():
+            self._step_metrics[name] = value if torch.is_tensor(value) else torch.tensor(value, dtype=torch.float64)
+        self.trainer.callback_metrics.update(self._step_metrics)
 
     def on_train_start(self) -> None:
-        self._last_logged = self.trainer.global_step
+        self._last_logged_step = self.trainer.global_step
         for optimizer in self.trainer.optimizers:
             match_memory_format(optimizer)
 
     def on_train_batch_end(self, *args: Any) -> None:
-        every, step = self.trainer.log_every_n_steps, self.trainer.global_step
-        if every and step != self._last_logged and step % every == 0:
-            self._log(step)
+        log_every_n_steps, step = self.trainer.log_every_n_steps, self.trainer.global_step
+        if log_every_n_steps and step != self._last_logged_step and step % log_every_n_steps == 0:
+            self._write_to_loggers(step)
 
     def on_train_end(self) -> None:
-        # A run shorter than that would leave no numbers at all.
-        if self.trainer.log_every_n_steps and self.trainer.global_step != self._last_logged:
-            self._log(self.trainer.global_step)
+        # Without this, a run shorter than log_every_n_steps would log nothing.
+        if self.trainer.log_every_n_steps and self.trainer.global_step != self._last_logged_step:
+            self._write_to_loggers(self.trainer.global_step)
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self._trained)
-        # A plain function: LambdaLR would restore the fields of a callable object from the checkpoint, and a fork would
-        # keep the schedule of the run that it came from.
+        optimizer = self.optimizer(self._trained_parameters)
+        # A plain function: LambdaLR restores the attributes of a callable object from the checkpoint, so a fork would
+        # keep the learning-rate schedule of the run that it was forked from.
         scheduler = LambdaLR(optimizer, lambda step: self.lr_schedule(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        # The one hook that runs once per optimiser step, however many batches were accumulated for it.
+        # The only hook that runs once per optimizer step, however many batches are accumulated.
         super().optimizer_step(*args, **kwargs)
-        # Lightning would keep the gradients through the next forward pass, which needs their memory.
-        for parameter in self._trained:
+        # Lightning keeps the gradients until after the next forward pass, which needs their memory.
+        for parameter in self._trained_parameters:
             parameter.grad = None
         self.after_step()
-        self._tell_of_step()
+        self._log_optimizer_step()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[CODE] = __version__
+        checkpoint[VERSION_KEY] = __version__
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        begun = str(checkpoint.get(CODE, "before 0.3.0"))
-        if version_of(begun if CODE in checkpoint else "0.2") != VERSION and self._trainer is not None:
-            _warn_of_other_code(begun)
-        # Lightning counts batches and would go on in the middle of a step, at the old rates; here the step says all. So
-        # a run may go on with another accumulation, and a fork with other rates.
+        version = str(checkpoint.get(VERSION_KEY, "before 0.3.0"))
+        if version_of(version if VERSION_KEY in checkpoint else "0.2") != VERSION and self._trainer is not None:
+            _warn_about_version(version)
+        # Lightning counts batches, so that it could resume in the middle of a step and with the old learning rate. Here
+        # only the step determines the progress, because a run may resume with another number of accumulated batches,
+        # and a fork may have another learning rate.
         if step := checkpoint["global_step"]:
-            _stand_after(step, self.trainer.accumulate_grad_batches, checkpoint["loops"]["fit_loop"])
-        checkpoint["callbacks"].pop("Timer", None)  # trainer.max_time is the time of one job
+            _set_loop_progress(step, self.trainer.accumulate_grad_batches, checkpoint["loops"]["fit_loop"])
+        checkpoint["callbacks"].pop("Timer", None)  # trainer.max_time limits one job, not the run
         for state in checkpoint["optimizer_states"]:
             for group in state["param_groups"]:
                 group |= self.optimizer.group_settings() | {"lr": self.optimizer.lr * self.lr_schedule(step)}
         for state in checkpoint["lr_schedulers"]:
             state["base_lrs"] = [self.optimizer.lr for _ in state["base_lrs"]]
-            state["lr_lambdas"] = [None for _ in state["lr_lambdas"]]  # versions up to 0.3 stored the schedule
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        # Lightning refuses to clip under autocast with a fused optimiser, because one that also scales its gradients
-        # (float16) unscales them inside the step. Without a scaler nothing stands in the way.
+        # Lightning does not clip under autocast with a fused optimizer: with a gradient scaler (float16), the optimizer
+        # unscales its gradients inside the step. Without a scaler, clipping before the step is correct.
         if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
-            # The scaler refuses steps by a rule of its own, which the guard neither sees nor counts.
+            # The scaler skips steps by its own rule; the guard does not count them.
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
-        parameters = [parameter for parameter in self._trained if parameter.grad is not None]
+        parameters = [parameter for parameter in self._trained_parameters if parameter.grad is not None]
         norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])  # type: ignore[misc]
         if gradient_clip_algorithm in (None, "norm"):
             nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val or float("inf"), norm)
         else:
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
         self._gradient_norm = norm
-        self.guard.admit(optimizer, norm)
+        self.guard.check_gradient(optimizer, norm)
 
-    def _tell_of_step(self) -> None:
-        """Tells what the step came to over all processes and accumulated batches."""
+    def _log_optimizer_step(self) -> None:
+        """Log the loss, averaged over all ranks and accumulated batches, the gradient norm and the learning rate."""
         mean = self._losses[0] if len(self._losses) == 1 else torch.stack(self._losses).mean()
         self._losses.clear()
-        numbers = {"loss": Ranks.current().all_reduce_mean(mean)}
+        metrics = {"loss": Ranks.current().all_reduce_mean(mean)}
         if self._gradient_norm is not None:
-            numbers["gradient_norm"] = self._gradient_norm
-        self.log_step(**numbers, learning_rate=float(self.trainer.optimizers[0].param_groups[0]["lr"]))
+            metrics["gradient_norm"] = self._gradient_norm
+        self.log_step(**metrics, learning_rate=float(self.trainer.optimizers[0].param_groups[0]["lr"]))
 
-    def _log(self, step: int) -> None:
-        """Hands what was told to the loggers, under the number of steps done. Waits for the device."""
-        self._last_logged = step
-        numbers = {name: float(value) for name, value in self._told.items()}
+    def _write_to_loggers(self, step: int) -> None:
+        """Pass the recorded metrics to all loggers. This waits for the device.  step: number of completed steps."""
+        self._last_logged_step = step
+        metrics = {name: float(value) for name, value in self._step_metrics.items()}
         for logger in self.trainer.loggers:
-            logger.log_metrics(numbers, step=step)
+            logger.log_metrics(metrics, step=step)
             logger.save()
 
 
 @rank_zero_only
-def _warn_of_other_code(begun: str) -> None:
-    print(
-        f"note: the checkpoint was written by version {begun}, this is {__version__}: from here on the run may draw "
-        "other noise than it would have.",
-        file=sys.stderr,
+def _warn_about_version(version: str) -> None:
+    logger.info(
+        "the checkpoint was written by version %s and is resumed by version %s: the noise of the remaining steps may "
+        "differ from that of an uninterrupted run.",
+        version,
+        __version__,
     )
 
 
-def _stand_after(step: int, accumulate: int, fit_loop: dict[str, Any]) -> None:
-    """Sets Lightning's loops to the moment at which the last batch of `step` ends, in the one epoch that there is."""
-    num_batches = step * accumulate
+def _set_loop_progress(step: int, accumulate_grad_batches: int, fit_loop: dict[str, Any]) -> None:
+    """Set the state of Lightning's loops to the end of the last batch of `step`. Training is a single epoch."""
+    num_batches = step * accumulate_grad_batches
     batches = {"ready": num_batches, "started": num_batches, "processed": num_batches, "completed": num_batches - 1}
     epoch = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
     fit_loop["epoch_loop.batch_progress"].update(total=dict(batches), current=dict(batches), is_last_batch=False)

@@ -1,12 +1,13 @@
-"""The training flow of a classifier of noisy images, image to loss."""
+"""LightningModule of a classifier of noisy images: the training flow, image to loss."""
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffusion_lab.data.image_datamodule import ImageBatch
 from diffusion_lab.distributed.collectives import Ranks
 from diffusion_lab.guidance.noisy_classifier import NoisyClassifier
+from diffusion_lab.networks import ClassifierNetwork
 from diffusion_lab.process import GaussianProcess, TimeDistribution
 from diffusion_lab.training.base_module import TrainedModule
 from diffusion_lab.training.lr_schedules import LRSchedule
@@ -15,11 +16,13 @@ from diffusion_lab.training.optimizers import Adam
 
 
 class ClassifierModule(TrainedModule):
-    """A classifier in training on images noised as those of the denoisers that it will guide."""
+    """A classifier that is trained on noisy images of the process whose samples it will guide."""
+
+    network: ClassifierNetwork
 
     def __init__(
         self,
-        network: nn.Module,
+        network: ClassifierNetwork,
         process: GaussianProcess,
         *,
         times: TimeDistribution,
@@ -29,11 +32,11 @@ class ClassifierModule(TrainedModule):
     ) -> None:
         super().__init__(network, optimizer=optimizer, lr_schedule=lr_schedule, guard=guard)
         self.process, self.times = process, times
-        self._right: list[Tensor] = []
+        self._accuracies: list[Tensor] = []
 
     @property
     def classifier(self) -> NoisyClassifier:
-        """What guides samples."""
+        """The network as a classifier that can guide sampling."""
         return NoisyClassifier(self.network, self.process)
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
@@ -44,11 +47,11 @@ class ClassifierModule(TrainedModule):
             logits = self.classifier.logits(x_t, t)  # [B, num_classes]
         loss = F.cross_entropy(logits, batch.label, reduction="none")  # [B]
         self.times.update(draws, t, loss)
-        self._right.append((logits.detach().argmax(dim=1) == batch.label).float().mean())
+        self._accuracies.append((logits.detach().argmax(dim=1) == batch.label).float().mean())
         return self.mean_loss(weight, loss, draws.step)
 
     def after_step(self) -> None:
         self.times.finish_step(self.guard.applied)
-        share = Ranks.current().all_reduce_mean(torch.stack(self._right).mean())
-        self._right.clear()
-        self.log_step(accuracy=share)
+        accuracy = Ranks.current().all_reduce_mean(torch.stack(self._accuracies).mean())
+        self._accuracies.clear()
+        self.log_step(accuracy=accuracy)

@@ -1,10 +1,10 @@
-"""The training flow, image to loss, and the sampling flow, noise to image, of one network and its average."""
+"""LightningModule of a diffusion model: the training flow, image to loss, and the sampling flow, noise to image."""
 
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from diffusion_lab.ema.averages import EMA, RAW
 from diffusion_lab.fingerprints import describe
 from diffusion_lab.guidance import Guidance
 from diffusion_lab.latents import Pixels, Space
-from diffusion_lab.networks import Condition, Labels
+from diffusion_lab.networks import Condition, Labels, Network
 from diffusion_lab.objectives import Objective
 from diffusion_lab.process import GaussianProcess, Prediction, TimeDistribution
 from diffusion_lab.randomness import Draws, ImageNoise, Purpose
@@ -29,9 +29,11 @@ from diffusion_lab.training.optimizers import Adam
 class DiffusionModule(TrainedModule):
     """A denoising network in training: `network` is trained, `ema.network` is sampled."""
 
+    network: Network
+
     def __init__(
         self,
-        network: nn.Module,
+        network: Network,
         process: GaussianProcess,
         *,
         prediction: Prediction,
@@ -48,28 +50,23 @@ class DiffusionModule(TrainedModule):
         self.space = space or Pixels()
         self.process, self.prediction = process, prediction
         self.objective, self.times, self.sampler = objective, times, sampler
-        channels, out_channels = int(network.in_channels), int(network.out_channels)  # type: ignore[arg-type]
         prediction.require(process.schedule)
-        objective.require(process.schedule, channels, out_channels)
+        objective.require(process.schedule, network.in_channels, network.out_channels)
         self.ema = ema(network)
 
     @property
     def labels(self) -> Labels:
-        """The classes that the network knows."""
-        labels: Labels = self.network.labels  # type: ignore[assignment]
-        return labels
+        """The classes that the network is conditioned on."""
+        return self.network.labels
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
         draws = batch.draws  # all randomness of this step
-        x_0 = encoded(batch.x_0, self.space, draws)  # [B, C, H, W]
-        label = self.labels.drop(batch.label, draws.dropped_labels(self.labels.dropout))
-        condition = replace(batch.condition, label=label)
+        x_0 = self._encode(batch.x_0, draws)  # [B, C, H, W]
+        condition = self._drop_labels(batch.condition, draws)
         t, weight = self.times.sample(draws)  # [B], [B]
         noise = draws.noise(like=x_0)
         x_t = self.process.q_sample(x_0, t, noise)
-        x_in, time = self.prediction.preconditioning(t, self.process).inputs(x_t)
-        with draws.dropout(x_0.device):
-            output = self.network(x_in, time, condition)
+        output = self._network_output(x_t, t, condition, draws)
         loss = self.objective(output, x_0, x_t, noise, t, self.process)  # [B]
         self.times.update(draws, t, loss)
         return self.mean_loss(weight, loss, draws.step)
@@ -80,29 +77,29 @@ class DiffusionModule(TrainedModule):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Of one image that is drawn: [C, H, W]."""
-        return self.space.image_shape(int(self.network.in_channels), int(self.network.resolution))  # type: ignore[arg-type]
+        """Shape of one generated image: [C, H, W]."""
+        return self.space.image_shape(self.network.in_channels, self.network.resolution)
 
-    def sampled_network(self, weights: str | None = None) -> nn.Module:
-        """The average of a name, or `raw`: the trained network as it is now. None is the first average.
+    def sampled_network(self, weights: str | None = None) -> Network:
+        """Return the average named `weights`, or, for "raw", a copy of the network that is being trained.
 
-        Raises ValueError where no average has the name.
+        weights: name of the average; None selects the first average.  Raises ValueError if no average has this name.
         """
         if weights == RAW:
-            return copy.deepcopy(self.network).requires_grad_(False).eval()  # the trained one may be dropping out
+            return copy.deepcopy(self.network).requires_grad_(False).eval()  # the original may apply dropout
         if weights is not None and weights not in self.ema.networks:
-            raise ValueError(f"weights must be {' or '.join([*self.ema.networks, RAW])}, got {weights}.")
-        return self.ema.network if weights is None else self.ema.networks[weights]
+            raise ValueError(f"`weights` must be {' or '.join([*self.ema.networks, RAW])}, got {weights}.")
+        return cast(Network, self.ema.network if weights is None else self.ema.networks[weights])
 
     def weights_protocol(self, weights: str | None = None) -> dict[str, Any]:
-        """What the protocol of a number says of the weights of `sampled_network`."""
+        """Return the fingerprint entry of the weights that `sampled_network` returns."""
         if weights == RAW:
             return {"kind": RAW}
         name = weights or next(iter(self.ema.networks))
         return {"kind": "ema", "name": name, "decay": describe(self.ema.decays[name])}
 
     def denoiser(self, weights: str | None = None) -> Denoiser:
-        """An averaged network as an estimator of clean images.  weights: see `sampled_network`."""
+        """Return a denoiser with the weights that `sampled_network` returns."""
         return Denoiser(self.sampled_network(weights), self.process, self.prediction)
 
     def sample(
@@ -116,28 +113,41 @@ class DiffusionModule(TrainedModule):
         stage: int = 0,
         on_step: OnStep | None = None,
     ) -> Tensor:
-        """Images of the averaged network, one for each seed: [B, C, H, W] in [-1, 1].
+        """Generate one image for each seed: [B, C, H, W] in [-1, 1].
 
-        condition: on any device; without a label in it, seed k asks for class k modulo their number.
-        sampler: the module's own if None.  weights: see `sampled_network`.  stage: of a cascade, see `ImageNoise`.
-        on_step: see `samplers.OnStep`.  Raises ValueError where guidance or condition do not suit the network.
+        condition: condition of the images, on any device; without a label, seed k has class k modulo the number of
+            classes.
+        sampler: sampler to use; None selects the sampler of the module.
+        weights: name of the weights, see `sampled_network`.
+        stage: index of the network in a cascade, see `ImageNoise`.
+        on_step: callback after each step, see `samplers.OnStep`.
+        Raises ValueError if guidance or condition do not fit the network.
         """
         condition, guidance = condition or Condition(), guidance or Guidance()
         if condition.label is None and (num_classes := guidance.num_classes(self.labels)):
             condition = replace(condition, label=torch.tensor([seed % num_classes for seed in seeds]))
         shape = (self.network.in_channels, self.network.resolution, self.network.resolution)
-        noise = ImageNoise(seeds, shape, self.device, stage=stage)  # type: ignore[arg-type]
+        noise = ImageNoise(seeds, shape, self.device, stage=stage)
         with self._precision():
             denoiser = guidance.to(self.device)(self.denoiser(weights), self.labels)
             x_0 = (sampler or self.sampler).sample(denoiser, noise, condition.to(self.device), on_step)
             return self.space.decode(x_0)
 
     def _precision(self) -> AbstractContextManager[Any]:
-        # Sampling runs in the precision of training; outside a trainer, in that of the weights.
+        # Sampling uses the precision of training. Without a trainer, it uses the precision of the weights.
         return self.trainer.precision_plugin.forward_context() if self._trainer is not None else nullcontext()
 
+    def _encode(self, images: Tensor, draws: Draws) -> Tensor:
+        """Return images [B, C, H, W] in the space of the diffusion process: pixels, or latents drawn from `draws`."""
+        shape = self.space.noise_shape(images)
+        return self.space.encode(images, None if shape is None else draws.noise(images, Purpose.LATENT, shape))
 
-def encoded(images: Tensor, space: Space, draws: Draws) -> Tensor:
-    """What a step noises: the images, or a draw of their latents."""
-    shape = space.noise_shape(images)
-    return space.encode(images, None if shape is None else draws.noise(images, Purpose.LATENT, shape))
+    def _drop_labels(self, condition: Condition, draws: Draws) -> Condition:
+        """Replace random labels by the null label, for classifier-free guidance."""
+        return replace(condition, label=self.labels.drop(condition.label, draws.dropped_labels(self.labels.dropout)))
+
+    def _network_output(self, x_t: Tensor, t: Tensor, condition: Condition, draws: Draws) -> Tensor:
+        """Run the network on preconditioned inputs, with dropout drawn from `draws`."""
+        network_input, network_time = self.prediction.preconditioning(t, self.process).inputs(x_t)
+        with draws.dropout(x_t.device):
+            return self.network(network_input, network_time, condition)  # type: ignore[no-any-return]

@@ -1,8 +1,7 @@
-"""Where a run's numbers go, so that a resumed run continues them."""
+"""Loggers whose records a resumed run continues without gaps or repeated rows."""
 
 import csv
 import json
-import os
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,13 +12,16 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
-NAME = "metrics.csv"
+from diffusion_lab.atomic_files import atomic_file
+
+FILE_NAME = "metrics.csv"
 
 
 class MetricsFile(CSVLogger):
-    """`metrics.csv` in the run folder: one row for each moment that numbers were logged at, by the steps done then.
+    """`metrics.csv` in the run folder: one row for each call of `log_metrics`, with the number of completed steps.
 
-    A resumed run drops the rows after the step that it goes on from, and appends: they come again.
+    A resumed run removes the rows after the step that it resumes from, since it logs these steps again. New rows are
+    appended.
     """
 
     def __init__(self, folder: str) -> None:
@@ -28,34 +30,34 @@ class MetricsFile(CSVLogger):
         self._experiment: Any = None
 
     def continue_after(self, step: int) -> None:
-        """Tells that a run goes on after `step`, before its first number is logged."""
+        """Keep only the rows up to `step`, from which a run resumes. Call before the first metric is logged."""
         self._steps_done = step
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
         if self._experiment is None:
-            path = Path(self.save_dir) / NAME
-            columns, rows = _rows_until(path, self._steps_done)
-            path.unlink(missing_ok=True)  # Lightning's writer would do so, with a warning
+            path = Path(self.save_dir) / FILE_NAME
+            columns, rows = _read_rows(path, last_step=self._steps_done)
+            path.unlink(missing_ok=True)  # otherwise Lightning deletes the file with a warning
             self._experiment = super().experiment
             if rows:
                 self._experiment.metrics_keys = columns
-                _write(path, columns, rows)
+                _write_rows(path, columns, rows)
         return self._experiment
 
 
 class WandbRun(WandbLogger):
-    """A run on Weights & Biases that stays one run when it is stopped and goes on: what it said of a step stands.
+    """A run on Weights & Biases that remains the same run after it is resumed; no metric is logged twice.
 
-    Its identity and the last step that it told of are kept in the run folder.
+    The id of the run and the last logged step are stored in the run folder, in `wandb_id`.
     """
 
     def __init__(self, folder: str, *, project: str, group: str | None = None, offline: bool = False) -> None:
-        """group: what the run is one of, such as a sweep."""
+        """group: name of the set of runs that this run belongs to, such as a sweep."""
         super().__init__(save_dir=folder, name=Path(folder).name, project=project, group=group, offline=offline)
         self._path = Path(folder) / "wandb_id"
-        self._before = self._told = _Logged()
+        self._logged_before = self._logged = _LoggedMetrics()
 
     @property
     @rank_zero_experiment
@@ -63,15 +65,15 @@ class WandbRun(WandbLogger):
         if self._experiment is None:
             import wandb
 
-            wandb.finish()  # an earlier run of this process
-            self._told = _Logged.read(self._path)
-            self._wandb_init["id"] = self._id = self._told.identity
-            self._before = self._told
-            self._told.write(self._path)
+            wandb.finish()  # an earlier run in this process
+            self._logged = _LoggedMetrics.read(self._path)
+            self._wandb_init["id"] = self._id = self._logged.run_id
+            self._logged_before = self._logged
+            self._logged.write(self._path)
         return WandbLogger.experiment.fget(self)
 
     def describe(self, config: Any) -> None:
-        """Tells what the run is: its whole config."""
+        """Upload the complete config of the run."""
         self.experiment.config.update(config, allow_val_change=True)
 
     @rank_zero_only
@@ -79,16 +81,16 @@ class WandbRun(WandbLogger):
         if step is None:
             super().log_metrics(metrics)
             return
-        experiment = self.experiment
-        new = self._before.new(metrics, step)  # steps that are done again come to the same
+        experiment = self.experiment  # reads what was logged before
+        new = self._logged_before.select_new(metrics, step)  # steps that are repeated give the same metrics
         if new:
             experiment.log({**new, "trainer/global_step": step}, step=step)
-            self._told = self._told.after(new, step)
-            self._told.write(self._path)
+            self._logged = self._logged.updated(new, step)
+            self._logged.write(self._path)
 
     @rank_zero_only
     def log_numbers(self, numbers: Sequence[Any], step: int) -> None:
-        """Tells measured numbers with their protocol, as a table."""
+        """Log metric values with their fingerprints as a table."""
         rows = [[step, number.name, number.value, json.dumps(number.fingerprint)] for number in numbers]
         self.log_table("numbers", columns=["step", "name", "value", "fingerprint"], data=rows, step=step)
 
@@ -99,55 +101,51 @@ class WandbRun(WandbLogger):
 
 
 @dataclass(frozen=True)
-class _Logged:
-    """What a run on Weights & Biases has told: the last step, and the names that it had numbers of then."""
+class _LoggedMetrics:
+    """The id of a run on Weights & Biases, its last logged step, and the names of the metrics logged at that step."""
 
-    identity: str = field(default_factory=lambda: secrets.token_hex(4))
+    run_id: str = field(default_factory=lambda: secrets.token_hex(4))
     step: int = -1
     names: tuple[str, ...] = ()
 
     @classmethod
-    def read(cls, path: Path) -> "_Logged":
+    def read(cls, path: Path) -> "_LoggedMetrics":
+        """Return the content of a file, or a new id if there is no readable file."""
         try:
-            identity, step, *names = path.read_text().split("\n")
-            return cls(identity, int(step), tuple(names))
+            run_id, step, *names = path.read_text().split("\n")
+            return cls(run_id, int(step), tuple(names))
         except (OSError, ValueError):
             return cls()
 
     def write(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text("\n".join([self.identity, str(self.step), *self.names]))
-        partial.replace(path)
+        with atomic_file(path) as partial:
+            partial.write_text("\n".join([self.run_id, str(self.step), *self.names]))
 
-    def new(self, metrics: Mapping[str, Any], step: int) -> dict[str, Any]:
-        """What has not been told of a step."""
+    def select_new(self, metrics: Mapping[str, Any], step: int) -> dict[str, Any]:
+        """Return the metrics of `step` that have not been logged yet."""
         if step != self.step:
             return dict(metrics) if step > self.step else {}
         return {name: value for name, value in metrics.items() if name not in self.names}
 
-    def after(self, metrics: Mapping[str, Any], step: int) -> "_Logged":
+    def updated(self, metrics: Mapping[str, Any], step: int) -> "_LoggedMetrics":
+        """Return the record after `metrics` were logged at `step`."""
         names = self.names if step == self.step else ()
-        return _Logged(self.identity, step, (*names, *metrics))
+        return _LoggedMetrics(self.run_id, step, (*names, *metrics))
 
 
-def _rows_until(path: Path, step: int) -> tuple[list[str], list[dict[str, str]]]:
-    """Columns and rows of a table up to `step`; a last line that a kill cut short is left out."""
-    if step == 0 or not path.is_file():
+def _read_rows(path: Path, last_step: int) -> tuple[list[str], list[dict[str, str]]]:
+    """Return columns and rows up to `last_step`, without a last line that was cut short when the process was killed."""
+    if last_step == 0 or not path.is_file():
         return [], []
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
         columns = list(reader.fieldnames or [])
         rows = [row for row in reader if None not in row.values() and row.get("step", "").isdigit()]
-    return columns, [row for row in rows if int(row["step"]) <= step]
+    return columns, [row for row in rows if int(row["step"]) <= last_step]
 
 
-def _write(path: Path, columns: list[str], rows: list[dict[str, str]]) -> None:
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="") as file:
+def _write_rows(path: Path, columns: list[str], rows: list[dict[str, str]]) -> None:
+    with atomic_file(path, durable=True) as partial, partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

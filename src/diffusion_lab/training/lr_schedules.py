@@ -5,12 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 LRSchedule = Callable[[int], float]
-"""Map the number of an optimizer step, counted from 0, to the factor on its learning rate."""
+"""Function from the number of an optimizer step, counted from 0, to the factor on its learning rate."""
 
 
 @dataclass(frozen=True)
 class ConstantWithWarmup:
-    """Linear warm-up, then constant.  num_warmup_steps: 0 disables the warm-up."""
+    """Linear warm-up, then constant.  num_warmup_steps: number of warm-up steps; 0 disables the warm-up."""
 
     num_warmup_steps: int = 0
 
@@ -25,7 +25,8 @@ class ConstantWithWarmup:
 class CosineWithWarmup:
     """Linear warm-up, then half a cosine down to 0 (Loshchilov & Hutter 2017, without restarts).
 
-    num_warmup_steps: 0 disables the warm-up.  num_decay_steps: step at which the factor reaches 0, where it stays.
+    num_warmup_steps: number of warm-up steps; 0 disables the warm-up.
+    num_decay_steps: number of steps after which the factor reaches 0 and stays 0.
     """
 
     num_warmup_steps: int
@@ -39,8 +40,8 @@ class CosineWithWarmup:
             )
 
     def __call__(self, step: int) -> float:
-        done = (step - self.num_warmup_steps) / (self.num_decay_steps - self.num_warmup_steps)
-        cosine = 0.5 * (1 + math.cos(math.pi * min(max(done, 0.0), 1.0)))
+        progress = (step - self.num_warmup_steps) / (self.num_decay_steps - self.num_warmup_steps)
+        cosine = 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
         return _warmup(step, self.num_warmup_steps) * cosine
 
 

@@ -1,4 +1,4 @@
-"""A step whose loss or gradient is not finite is not applied."""
+"""Guard that skips optimizer steps whose loss or gradient is not finite."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from torch.optim import Optimizer
 
 
 class Reason(IntEnum):
-    """What became of a step. Of the reasons that processes see, the largest is that of all."""
+    """Outcome of a step: applied, or the reason why it was skipped. If ranks differ, the largest value counts."""
 
     APPLIED = 0
     GRADIENT_NOT_FINITE = 1
     LOSS_NOT_FINITE = 2
-    TOLD_TO_SKIP = 3
+    SKIP_REQUESTED = 3
     WAITING_FOR_A_RESTORE = 4
 
     def __str__(self) -> str:
@@ -24,49 +24,55 @@ class Reason(IntEnum):
 
 
 class DivergedError(RuntimeError):
-    """A run whose steps are refused again and again; its text is one sentence for a person."""
+    """Training diverged and cannot be continued. The message is one sentence for the user."""
 
 
 @dataclass(frozen=True)
 class GuardReport:
-    """What a guard did since the last look.  refused: (step, reason) of each step that was not applied."""
+    """Result of the steps since the last report.
 
-    refused: tuple[tuple[int, Reason], ...]
+    skipped: (step, reason) of each step that was not applied.  tripped: whether a checkpoint has to be restored.
+    """
+
+    skipped: tuple[tuple[int, Reason], ...]
     tripped: bool
 
 
 @dataclass(frozen=True)
-class _Step:
-    """What this process knows of a step: tensors [] on the device, read later.
+class _StepRecord:
+    """State of this rank at one step. The tensors, of shape [], stay on the device until a report reads them.
 
-    nothing: 0, or NaN where a loss of this process was not finite.
+    zero_or_nan: 0, or NaN if a loss of this rank was not finite.
     """
 
     number: int
-    told: bool
+    skip_requested: bool
     waiting: Tensor
-    refused: Tensor
-    nothing: Tensor | None
+    skipped: Tensor
+    zero_or_nan: Tensor | None
 
     @property
     def reason(self) -> Tensor:
-        """Of `Reason`: [], int64."""
-        reason = self.refused.long() * Reason.GRADIENT_NOT_FINITE
-        if self.nothing is not None:
-            reason = reason.masked_fill(self.nothing.isnan(), Reason.LOSS_NOT_FINITE)
-        if self.told:
-            reason = torch.full_like(reason, Reason.TOLD_TO_SKIP)
+        """A `Reason` as a tensor: [], int64."""
+        reason = self.skipped.long() * Reason.GRADIENT_NOT_FINITE
+        if self.zero_or_nan is not None:
+            reason = reason.masked_fill(self.zero_or_nan.isnan(), Reason.LOSS_NOT_FINITE)
+        if self.skip_requested:
+            reason = torch.full_like(reason, Reason.SKIP_REQUESTED)
         return reason.masked_fill(self.waiting, Reason.WAITING_FOR_A_RESTORE)
 
 
 class NonFiniteGuard(nn.Module):
-    """Decides on the device, without waiting for it, whether a step is applied.
+    """Module that decides on the device, without a synchronization, whether an optimizer step is applied.
 
-    A refused step leaves weights and optimizer as they were. After `patience` refused steps in a row the guard has
-    tripped: no step is applied until `start_again`. Steps count from 0, as their randomness does.
+    A skipped step leaves weights and optimizer state unchanged. After `patience` consecutive skipped steps the guard is
+    tripped and skips all steps until `reset_streak` is called. Steps are counted from 0, as in `Draws`.
 
-    max_restores: how often a run may go back to a checkpoint.  skip_steps: steps, or pairs [first, last] of them, that
-    are not to be applied; they neither lengthen nor end a row of refused ones.
+    patience: number of consecutive skipped steps that trip the guard.
+    max_restores: largest number of times that a run may be restored from a checkpoint.
+    skip_steps: steps, or pairs [first, last] of steps, to skip on request; they neither extend nor end a streak.
+
+    Buffers: number of consecutive skipped steps (streak), all skipped steps (num_refused) and restores (num_restores).
     """
 
     streak: Tensor
@@ -82,92 +88,93 @@ class NonFiniteGuard(nn.Module):
         if max_restores < 0:
             raise ValueError(f"max_restores must be at least 0, got {max_restores}.")
         self.patience, self.max_restores = patience, max_restores
-        self._skipped = [_pair(steps) for steps in skip_steps]
+        self._skip_ranges = [_step_range(entry) for entry in skip_steps]
         for name in ("streak", "num_refused", "num_restores"):
             self.register_buffer(name, torch.zeros((), dtype=torch.int64))
         self._step = 0
-        self._nothing: Tensor | None = None
-        self._refused: Tensor | None = None
-        self._recent: deque[_Step] = deque(maxlen=patience)
+        self._zero_or_nan: Tensor | None = None
+        self._skipped: Tensor | None = None
+        self._records: deque[_StepRecord] = deque(maxlen=patience)
 
-    def checked(self, mean: Tensor, loss: Tensor, step: int) -> Tensor:
-        """The mean loss [], or NaN where step number `step` is not to be applied.  loss: of this process's images, [B].
+    def check_loss(self, mean: Tensor, loss: Tensor, step: int) -> Tensor:
+        """Return the mean loss [], or NaN if step number `step` must be skipped.
 
-        The NaN goes backward into every gradient, and with the sum of gradients to every process: a step that is to be
-        skipped takes the same road as one that failed.
+        loss: losses of this rank's images, [B].
+        The backward pass spreads the NaN to all gradients, and the all-reduce of the gradients spreads it to all ranks.
+        A requested skip thus takes the same path as a loss that is not finite.
         """
         self._step = step
-        nothing = _nothing(loss.detach()).sum() + _nothing(mean.detach())
-        # Added up over the batches of an accumulated step.
-        self._nothing = nothing if self._nothing is None else self._nothing + nothing
-        return mean * (float("nan") if self._told_to_skip(step) else 1 + nothing)
+        zero_or_nan = _zero_or_nan(loss.detach()).sum() + _zero_or_nan(mean.detach())
+        # Summed over the accumulated batches of a step.
+        self._zero_or_nan = zero_or_nan if self._zero_or_nan is None else self._zero_or_nan + zero_or_nan
+        return mean * (float("nan") if self._is_skip_requested(step) else 1 + zero_or_nan)
 
     @torch.no_grad()
-    def admit(self, optimizer: Optimizer, gradient_norm: Tensor) -> None:
-        """Has the coming step of `optimizer` do nothing where gradient_norm [], over all processes, is not finite.
+    def check_gradient(self, optimizer: Optimizer, gradient_norm: Tensor) -> None:
+        """Make the next step of `optimizer` a no-op if gradient_norm [], taken over all ranks, is not finite.
 
-        Fused optimizers read the answer on the device; for others this waits for the device, once a step.
+        Fused optimizers read the decision on the device. For other optimizers, every call waits for the device.
         """
-        waiting, told = self.streak >= self.patience, self._told_to_skip(self._step)
-        refused = waiting | _nothing(gradient_norm).isnan()
-        if not told:
-            self.streak.add_(1).mul_(refused)
-        self.num_refused.add_(refused)
-        self._recent.append(_Step(self._step, told, waiting, refused, self._nothing))
-        self._refused, self._nothing = refused, None
-        _withhold(optimizer, refused)
+        waiting, skip_requested = self.streak >= self.patience, self._is_skip_requested(self._step)
+        skipped = waiting | _zero_or_nan(gradient_norm).isnan()
+        if not skip_requested:
+            self.streak.add_(1).mul_(skipped)
+        self.num_refused.add_(skipped)
+        self._records.append(_StepRecord(self._step, skip_requested, waiting, skipped, self._zero_or_nan))
+        self._skipped, self._zero_or_nan = skipped, None
+        _disable_step(optimizer, skipped)
 
     @property
     def applied(self) -> Tensor:
         """Whether the last step was applied: bool [], on the device."""
-        return torch.tensor(True) if self._refused is None else ~self._refused
+        return torch.tensor(True) if self._skipped is None else ~self._skipped
 
     @property
     def in_streak(self) -> bool:
-        """Whether the last steps were refused: no moment for a checkpoint to go back to. Waits for the device."""
+        """Whether the streak is above 0, so that no checkpoint should be saved now. Waits for the device."""
         return bool(self.streak)
 
-    def look(self) -> GuardReport:
-        """What happened since the last look, `patience` steps ago at most; the same answer on every process.
+    def report(self) -> GuardReport:
+        """Return what happened since the last report, or in the last `patience` steps if that was longer ago.
 
-        Waits for the device and for the other processes.
+        Collective: call on all ranks; all receive the same report. Waits for the device.
         """
-        steps = [step.number for step in self._recent]
-        state = torch.stack([self.streak, *(step.reason for step in self._recent)])
-        self._recent.clear()
+        steps = [record.number for record in self._records]
+        state = torch.stack([self.streak, *(record.reason for record in self._records)])
+        self._records.clear()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            # A loss is seen by one process alone; all else is the same on each.
+            # The losses differ between ranks; all other state is identical on all ranks.
             torch.distributed.all_reduce(state, torch.distributed.ReduceOp.MAX)
         streak, *reasons = state.tolist()
-        refused = tuple((step, Reason(reason)) for step, reason in zip(steps, reasons, strict=True) if reason)
-        return GuardReport(refused, tripped=streak >= self.patience)
+        skipped = tuple((step, Reason(reason)) for step, reason in zip(steps, reasons, strict=True) if reason)
+        return GuardReport(skipped, tripped=streak >= self.patience)
 
     def reset_streak(self) -> None:
-        """Ends the row of refused steps, after a restore."""
+        """End the streak of skipped steps and count a restore."""
         self.streak.zero_()
         self.num_restores.add_(1)
 
-    def _told_to_skip(self, step: int) -> bool:
-        return any(first <= step <= last for first, last in self._skipped)
+    def _is_skip_requested(self, step: int) -> bool:
+        return any(first <= step <= last for first, last in self._skip_ranges)
 
 
-def _nothing(x: Tensor) -> Tensor:
-    """0 where x is finite, else NaN."""
+def _zero_or_nan(x: Tensor) -> Tensor:
+    """Return 0 for each finite element of x and NaN for all others."""
     return x * 0
 
 
-def _withhold(optimizer: Optimizer, refused: Tensor) -> None:
-    """Has the coming step do nothing where `refused` [], bool."""
-    # How torch's own gradient scaler tells a fused optimizer, which then holds back its count of steps too.
+def _disable_step(optimizer: Optimizer, skipped: Tensor) -> None:
+    """Make the next step of `optimizer` a no-op if `skipped`, bool [], is true."""
+    # torch's gradient scaler passes found_inf to fused optimizers, which then leave their step counter unchanged too.
     if getattr(optimizer, "_step_supports_amp_scaling", False):
-        optimizer.found_inf = refused.float()  # type: ignore[attr-defined]
-    elif bool(refused):
-        optimizer.zero_grad(set_to_none=True)  # a weight without a gradient is left alone
+        optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
+    elif bool(skipped):
+        optimizer.zero_grad(set_to_none=True)  # optimizers ignore parameters without a gradient
 
 
-def _pair(steps: int | Sequence[int]) -> tuple[int, int]:
-    """First and last step of an entry of skip_steps."""
-    pair = (steps, steps) if isinstance(steps, int) else tuple(steps)
-    if len(pair) != 2 or not 0 <= pair[0] <= pair[1]:
-        raise ValueError(f"skip_steps must be steps of at least 0 or pairs [first, last] of them, got {steps}.")
-    return pair[0], pair[1]
+def _step_range(entry: int | Sequence[int]) -> tuple[int, int]:
+    """Return the first and the last step of an entry of skip_steps."""
+    steps = (entry, entry) if isinstance(entry, int) else tuple(entry)
+    if len(steps) != 2 or not 0 <= steps[0] <= steps[1]:
+        raise ValueError(f"skip_steps must be steps of at least 0 or pairs [first, last] of steps, got {entry}.")
+    return steps[0], steps[1]

@@ -10,9 +10,12 @@ from torch.nn import Parameter
 
 @dataclass(frozen=True)
 class Adam:
-    """Adam (Kingma & Ba 2015); weight_decay is decoupled (Loshchilov & Hutter 2019), 0 is plain Adam.
+    """Adam (Kingma & Ba 2015) with decoupled weight decay (AdamW, Loshchilov & Hutter 2019).
 
-    fused: one pass over all parameters, five times faster than the default loop on a CPU; false for 16-mixed.
+    lr: learning rate.  betas: decay rates of the two moments.
+    weight_decay: coefficient of the weight decay; 0 gives plain Adam.
+    fused: whether to update all parameters in one kernel, which is five times as fast as the default loop on a CPU;
+        must be false for 16-mixed.
     """
 
     lr: float = 2e-4
@@ -29,13 +32,13 @@ class Adam:
             raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay}.")
 
     def __call__(self, parameters: Iterable[Parameter]) -> torch.optim.Optimizer:
-        """Return an optimizer of `parameters`."""
+        """Return an optimizer for `parameters`."""
         return torch.optim.AdamW(
             parameters, lr=self.lr, betas=self._betas, weight_decay=self.weight_decay, fused=self.fused
         )
 
     def group_settings(self) -> dict[str, Any]:
-        """Return the entries of a parameter group that these settings determine, the learning rate left out."""
+        """Return the entries of a parameter group that these settings determine, except the current learning rate."""
         return {"initial_lr": self.lr, "betas": self._betas, "weight_decay": self.weight_decay}
 
     @property
@@ -44,10 +47,10 @@ class Adam:
 
 
 def match_memory_format(optimizer: torch.optim.Optimizer) -> None:
-    """Give each moment the strides of its parameter.
+    """Give each moment of the optimizer state the strides of its parameter.
 
-    A loaded moment has the strides that its parameter had when the checkpoint was written, and fused kernels walk
-    through both as flat arrays.
+    Moments that are loaded from a checkpoint have the strides that their parameter had when the checkpoint was written,
+    but fused kernels read the parameter and its moments as flat arrays of one memory format.
     """
     for parameter, state in optimizer.state.items():
         for name, value in state.items():

@@ -1,0 +1,62 @@
+"""Log messages of the commands, on stderr as `note: ...`, `warning: ...` or `error: ...` and in Hydra's job log file.
+
+Only commands configure logging. In a script that imports the package, the `diffusion_lab` logger has no handlers and
+propagates to the root logger.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from diffusion_lab.distributed import slurm_job
+
+PACKAGE_LOGGER = logging.getLogger("diffusion_lab")
+
+PREFIXES = {logging.DEBUG: "debug", logging.INFO: "note", logging.WARNING: "warning"}
+
+
+class _PrefixFormatter(logging.Formatter):
+    """Formats a record as `prefix: message`, followed by the traceback if the record has one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{PREFIXES.get(record.levelno, 'error')}: {super().format(record)}"
+
+
+def _is_shown(record: logging.LogRecord) -> bool:
+    """Return whether this rank prints a record: rank 0 prints all, other ranks only errors and marked records.
+
+    A message that may occur on any single rank is marked: it is logged with `extra={"all_ranks": True}`.
+    """
+    return record.levelno >= logging.ERROR or getattr(record, "all_ranks", False) or slurm_job.rank() == 0
+
+
+def configure() -> None:
+    """Print the messages of the package to stderr.
+
+    The root logger sets the level: INFO until Hydra changes it, so that hydra.verbose=true shows debug messages.
+    """
+    _print_to_stderr()
+    logging.getLogger().setLevel(logging.INFO)
+
+
+def _print_to_stderr() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_PrefixFormatter())
+    handler.addFilter(_is_shown)
+    PACKAGE_LOGGER.handlers = [handler]
+    PACKAGE_LOGGER.propagate = False  # Hydra's root logger prints to stdout: each message would appear twice
+
+
+@contextmanager
+def job_log() -> Iterator[None]:
+    """Also write the messages of the package to the log file that Hydra has opened for the current job."""
+    if PACKAGE_LOGGER.propagate:  # a Hydra launcher runs the job in a process that did not call `configure`
+        _print_to_stderr()
+    files = [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler)]
+    for file in files:
+        PACKAGE_LOGGER.addHandler(file)
+    try:
+        yield
+    finally:
+        for file in files:
+            PACKAGE_LOGGER.removeHandler(file)

@@ -1,0 +1,68 @@
+"""Differences between the saved config of a run and the config of a command that resumes it."""
+
+import fnmatch
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+KeyPath = tuple[Any, ...]
+"""The keys that lead to a value of a nested config."""
+
+WITHOUT_EFFECT = (
+    *("run_folder", "resume", "fork", "forked_from", "logger.*", "sweep.*"),
+    *("trainer.max_steps", "trainer.max_time", "trainer.log_every_n_steps", "trainer.enable_*", "trainer.profiler"),
+    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.plugins"),
+    *("trainer.accumulate_grad_batches", "data.num_workers", "data.datamodule.num_workers"),
+    *(f"data{part}.{name}" for part in ("", ".store", ".datamodule.store") for name in ("path", "cache_folder")),
+    *("callbacks.progress.*", "callbacks.throughput.*", "callbacks.sample_images.*", "callbacks.save_last.*"),
+    *("callbacks.*.every_n_steps", "callbacks.*.also_at", "callbacks.*.folder", "callbacks.*.batch_size"),
+)
+"""Glob patterns of settings that change where a run is executed, when it ends or what it writes, but no result."""
+
+
+def changes_with_effect(saved: Mapping[KeyPath, Any], wanted: Mapping[KeyPath, Any]) -> list[str]:
+    """Return a description of each changed setting that affects the result.
+
+    A setting that the config repeats elsewhere, as process.schedule repeats schedule, is described once.
+    """
+    changed = {key for key in saved.keys() | wanted.keys() if saved.get(key) != wanted.get(key)}
+    changes: dict[str, str] = {}
+    for key in sorted(changed, key=lambda key: (len(key), key)):
+        name = ".".join(map(str, key))
+        is_repeated = any(name.endswith(f".{shorter}") for shorter in changes)
+        if not is_repeated and not any(fnmatch.fnmatch(name, pattern) for pattern in WITHOUT_EFFECT):
+            changes[name] = f"{name} (was {saved.get(key)}, got {wanted.get(key)})"
+    return list(changes.values())
+
+
+def flatten(node: Any, path: KeyPath = ()) -> dict[KeyPath, Any]:
+    """Return a nested config as {key path: value}; lists and empty nodes are values."""
+    if not isinstance(node, dict) or not node:
+        return {path: node}
+    return {name: value for key, child in node.items() for name, value in flatten(child, (*path, key)).items()}
+
+
+def unflatten(flat: Mapping[KeyPath, Any]) -> dict[Any, Any]:
+    nested: dict[Any, Any] = {}
+    for (*parents, name), value in flat.items():
+        node = nested
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = value
+    return nested
+
+
+def relocate(saved: Any, folder: Path) -> Any:
+    """Return a saved config in which every path in the run folder is replaced by the same path in `folder`."""
+    old, new = str(saved["run_folder"]), str(folder)
+
+    def relocated(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: relocated(child) for key, child in node.items()}
+        if isinstance(node, list):
+            return [relocated(child) for child in node]
+        is_inside = isinstance(node, str) and (node == old or node.startswith(old + os.sep))
+        return new + node[len(old) :] if is_inside else node
+
+    return relocated(saved)

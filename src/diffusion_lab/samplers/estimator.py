@@ -1,0 +1,46 @@
+"""Estimator of x_0 for samplers: a denoiser with a fixed condition, clipping and the gradient of a classifier."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffusion_lab.denoiser import DenoiserLike, Estimate
+from diffusion_lab.networks import Condition
+from diffusion_lab.process import GaussianProcess
+from diffusion_lab.samplers.clipping import Clipping
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """A denoiser whose estimates of x_0 are clipped, and shifted by the gradient of a classifier if there is one."""
+
+    denoiser: DenoiserLike
+    condition: Condition
+    process: GaussianProcess
+    clipping: Clipping
+
+    def __call__(self, x_t: Tensor, t: Tensor) -> Estimate:
+        """Return the estimate at t, after the shift.  x_t: [B, C, H, W].  t: [] or [B]."""
+        estimate = self.without_shift(x_t, t)
+        if estimate.gradient is None:
+            return estimate
+        x_0 = self._shift(estimate.x_0, estimate.gradient, t.expand(len(x_t)))
+        return Estimate(x_0, estimate.variance_output)
+
+    def without_shift(self, x_t: Tensor, t: Tensor) -> Estimate:
+        """Return the estimate with x_0 clipped but not shifted, for samplers that apply the gradient themselves."""
+        # Expanding copies nothing: the denoiser recognizes by the stride that all images have the same time.
+        estimate = self.denoiser(x_t, t.expand(len(x_t)), self.condition)
+        return Estimate(self.clipping(estimate.x_0), estimate.variance_output, estimate.gradient)
+
+    def _shift(self, x_0: Tensor, gradient: Tensor, t: Tensor) -> Tensor:
+        """Return x_0 with noise replaced by noise - sigma_t gradient (Dhariwal & Nichol 2021, algorithm 2).
+
+        t: [B].  x_0 is unchanged at times without signal, at which x_0 does not depend on the noise.
+        """
+        alpha_t, sigma_t = self.process.continuous.schedule.coefficients(t)
+        scale = torch.where(alpha_t > 0, sigma_t**2 / alpha_t, 0.0)
+        # The paper's code clips x_0 before the shift only. If little signal is left, the shift is many times larger
+        # than the range of images, and a single DDIM step would apply it completely. Therefore x_0 is clipped again.
+        return self.clipping(x_0 + self.process.widen(scale, x_0) * gradient)
