@@ -27,7 +27,8 @@ $(READY): pyproject.toml constraints.txt tests/peers.txt
 train: $(READY) ## train the quick start on images of clothes (minutes on two CPU cores)
 	$(BIN)/python src/train.py experiment=quickstart
 
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+# worksteal: each worker runs neighboring tests, which share trained runs
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-fast: $(READY) ## run the tests that start no processes (a minute or two)
 	$(PYTEST) -m 'not slow and not full and not cluster'

@@ -1,3 +1,4 @@
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -43,6 +44,15 @@ def image_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
         monkeypatch.setenv("DIFFUSION_LAB_CACHE", str(shared / "image_cache"))
         yield
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # otherwise Python searches thousands of collected tests for garbage, which takes a tenth of the time
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # some libraries report frozen objects as leaks at exit
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +24,10 @@ CHOICES = [
     for path in sorted(CONF.glob("*/*.yaml"))
     if path.parent.name != "experiment"  # test_recipes.py
 ]
+INDEPENDENT = (  # groups of which any choices can be combined
+    *("clipping", "ema", "features", "guard", "logger", "lr_schedule", "metrics", "optimizer", "prediction", "sampler"),
+    *("time_grid", "times", "trainer", "weighting"),
+)
 REQUIRED = {  # overrides that a choice requires
     "schedule=custom": ["schedule.betas=[0.1,0.2,0.4]"],
     "data=folder": ["data.path=somewhere"],
@@ -51,8 +56,8 @@ def composed(*overrides: str) -> DictConfig:
     return resolve(compose("train", overrides=["run_folder=somewhere", *overrides]))
 
 
-def choice_alone(choice: str) -> DictConfig:
-    return composed(choice, *REQUIRED.get(choice, []))
+def composed_with(*choices: str) -> DictConfig:
+    return composed(*choices, *(override for choice in choices for override in REQUIRED.get(choice, [])))
 
 
 Result = TypeVar("Result")
@@ -81,14 +86,24 @@ def build_network(node: DictConfig) -> Any:
         return build(node)
 
 
-@pytest.mark.parametrize("choice", CHOICES)
-def test_each_choice_composes_matches_the_signatures_and_builds_its_objects(choice: str) -> None:
-    config = choice_alone(choice)
+def compositions() -> list[list[str]]:
+    """Return lists of choices that together contain every choice once; independent groups share a list."""
+    groups = {name: [choice for choice in CHOICES if choice.startswith(f"{name}=")] for name in INDEPENDENT}
+    together = [[choice for choice in row if choice] for row in zip_longest(*groups.values())]
+    return [*together, *([choice] for choice in CHOICES if choice.partition("=")[0] not in INDEPENDENT)]
+
+
+def test_every_choice_is_composed_once() -> None:
+    assert sorted(choice for choices in compositions() for choice in choices) == CHOICES
+
+
+@pytest.mark.parametrize("choices", compositions(), ids=",".join)
+def test_each_choice_composes_matches_the_signatures_and_builds_its_objects(choices: list[str]) -> None:
+    config = composed_with(*choices)
     nodes = {**config, "trainer": without_acceleration(config.trainer)}
     assert [problem for node in nodes.values() for problem in once(problems, node)] == []
-    assert once(build_network, config.model).in_channels == (
-        4 if choice == "space=sd_latents" else config.data.channels
-    )
+    in_channels = 4 if choices == ["space=sd_latents"] else config.data.channels
+    assert once(build_network, config.model).in_channels == in_channels
     for part in ("process", "prediction", "objective", "times", "sampler", "optimizer", "ema", "guard", "variance"):
         assert once(build, config[part]) is not None
 
@@ -145,7 +160,7 @@ def test_power_averages_add_the_callback_that_saves_them_fifty_times_per_run() -
 
 @pytest.mark.parametrize("choice", [choice for choice in CHOICES if choice.startswith("ema=")])
 def test_main_is_the_average_that_is_sampled_for_every_choice(choice: str) -> None:
-    ema = instantiate(choice_alone(choice).ema, _convert_="all")(torch.nn.Linear(2, 2))
+    ema = instantiate(composed_with(choice).ema, _convert_="all")(torch.nn.Linear(2, 2))
     assert ema.network is ema.networks["main"]
 
 

@@ -1,8 +1,7 @@
 """Log messages of the commands and of the package as a library."""
 
+import importlib
 import logging
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 
 from diffusion_lab.commands import logs
 from support.commands import SMALL, train
+from support.processes import forked_processes
 
 logger = logging.getLogger("diffusion_lab.some.module")
 
@@ -103,11 +103,15 @@ def test_an_error_is_printed_even_if_logging_is_disabled(tmp_path: Path) -> None
     assert done.stderr.count("\n") == 1
 
 
+def assert_no_logging_is_configured() -> None:
+    for module in ("runs", "data", "training", "commands.train"):
+        importlib.import_module(f"diffusion_lab.{module}")
+    assert not any(logging.getLogger(name).handlers for name in ("", "diffusion_lab"))
+    assert logging.getLogger("diffusion_lab").propagate
+
+
 def test_the_package_as_a_library_configures_no_logging() -> None:
-    code = (
-        "import logging, diffusion_lab.runs, diffusion_lab.data, diffusion_lab.training, diffusion_lab.commands.train\n"
-        "loggers = [logging.getLogger(), logging.getLogger('diffusion_lab')]\n"
-        "assert not any(logger.handlers for logger in loggers)\n"
-        "assert logging.getLogger('diffusion_lab').propagate"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    process = forked_processes().Process(target=assert_no_logging_is_configured)
+    process.start()
+    process.join()
+    assert process.exitcode == 0

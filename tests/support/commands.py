@@ -88,6 +88,7 @@ SMALL = [
     "model=unet_quick",
     "model.channels=8",
     "data.batch_size=8",
+    "data.max_images=500",
     "trainer.max_steps=4",
     "trainer.log_every_n_steps=2",
     "callbacks.sample_images.num_images=4",
