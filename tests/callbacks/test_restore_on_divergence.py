@@ -164,7 +164,7 @@ def test_a_diverged_run_ends_the_command_with_an_error_message(tmp_path: Path) -
     small = [
         "model=unet_quick", "model.channels=8", "data.batch_size=4", "trainer.max_steps=12", "guard.patience=2",
         "guard.max_restores=0", "callbacks.save_last.every_n_steps=1000", "callbacks.measure_distance=null",
-        "callbacks.sample_images=null", "optimizer.lr=1e35", f"hydra.run.dir={tmp_path}",
+        "data.max_images=100", "callbacks.sample_images=null", "optimizer.lr=1e35", f"hydra.run.dir={tmp_path}",
     ]  # fmt: skip
     done = run("train.py", *small)
     assert done.returncode == 1

@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import torch
 from filelock import FileLock
 from omegaconf import OmegaConf
 
-from support.commands import ROOT, SMALL, table, train
+from support.commands import SMALL, start, table, train
 
 FEW = [override for override in SMALL if "max_steps" not in override] + ["callbacks.save_last.every_n_steps=2"]
 
@@ -167,16 +166,14 @@ def test_a_stopped_run_prints_how_to_resume_it_and_has_a_nonzero_exit_status(tmp
         "callbacks.measure_distance=null",
         f"hydra.run.dir={tmp_path / 'run'}",
     ]
-    command = [sys.executable, str(ROOT / "src" / "train.py"), *overrides]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=os.environ)
+    command = start("train.py", *overrides, cwd=tmp_path)
     while not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists():
         time.sleep(0.1)
-        assert process.poll() is None
-    process.send_signal(signal.SIGTERM)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
+    os.kill(command.pid, signal.SIGTERM)
+    stopped = command.wait()
+    assert stopped.returncode == 128 + signal.SIGTERM
     step = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"]
-    assert stderr.strip().endswith(f"stopped after step {step:,}; to resume: python src/train.py resume=run")
+    assert stopped.stderr.strip().endswith(f"stopped after step {step:,}; to resume: python src/train.py resume=run")
 
     done = train("resume=run", f"trainer.max_steps={step + 2}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
