@@ -257,7 +257,7 @@ def test_a_missing_feature_network_is_noted_once_and_training_continues(debug_ru
         ),
         (
             ["objective=vlb", "schedule=rectified_flow"],
-            "schedule must have discrete steps .* got the continuous RectifiedFlowSchedule.",
+            "`schedule` must have discrete steps .* got the continuous RectifiedFlowSchedule.",
         ),
         (
             ["objective=hybrid", "variance=fixed_small"],
@@ -268,7 +268,7 @@ def test_a_missing_feature_network_is_noted_once_and_training_continues(debug_ru
             "prediction must be x_0 or v for LinearSchedule, whose last alpha is 0 .*, got epsilon.",
         ),
         (["schedule=jsd", "prediction=epsilon"], "prediction must be x_0 or v for JSDSchedule, .*, got epsilon."),
-        (["schedule=vp", "prediction=posterior_mean"], "schedule must have discrete steps .* continuous VPSchedule."),
+        (["schedule=vp", "prediction=posterior_mean"], "`schedule` must have discrete steps .* continuous VPSchedule."),
         (["schedule.num_timesteps=0"], "schedule: num_timesteps must be a whole number of at least 1, got 0."),
         (["seed=-1"], r"seed must be a whole number in 0..2\^63 - 1, got -1."),
         (["data.classes=Sneaker"], "data.store.selection.classes must be a list or null, got Sneaker."),

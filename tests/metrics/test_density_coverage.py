@@ -64,7 +64,7 @@ def test_samples_far_from_the_data_have_density_and_coverage_0() -> None:
 
 def test_too_few_images_are_refused() -> None:
     assert DensityCoverage(StandIn()).min_images == 6
-    with pytest.raises(ValueError, match="reference must contain more than num_neighbors=5 images, got 5"):
+    with pytest.raises(ValueError, match="the reference must contain more than num_neighbors=5 images, got 5"):
         measured(normal(9), normal(5))
     with pytest.raises(ValueError, match="num_neighbors must be at least 1, got 0"):
         DensityCoverage(StandIn(), 0)

@@ -257,7 +257,7 @@ def uncorrelated(*shape: int) -> Tensor:
 
 @pytest.mark.parametrize("schedule", [*CONTINUOUS, SCHEDULE.continuous], ids=str)
 def test_continuous_schedules_are_rejected(schedule: NoiseSchedule) -> None:
-    message = f"schedule must have discrete steps .* got the continuous {type(schedule).__name__}"
+    message = f"`schedule` must have discrete steps .* got the continuous {type(schedule).__name__}"
     with pytest.raises(ValueError, match=message):
         Variational(Epsilon(), FixedSmall()).require(schedule, 3, 3)
 

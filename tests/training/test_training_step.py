@@ -127,7 +127,7 @@ def test_an_objective_that_does_not_fit_the_network_is_refused_before_training()
     bound = Variational(Epsilon(), LearnedRange())
     with pytest.raises(ValueError, match=r"model.out_channels must be 2 for a learned variance, .* got 1"):
         rebuilt(module, objective=bound)
-    with pytest.raises(ValueError, match=r"schedule must have discrete steps .* VPSchedule"):
+    with pytest.raises(ValueError, match=r"`schedule` must have discrete steps .* VPSchedule"):
         rebuilt(module, process=GaussianProcess(VPSchedule()), objective=bound)
 
 

@@ -25,7 +25,7 @@ class SaveAverages(Callback):
         if not any(isinstance(decay, PowerFunctionDecay) for decay in decays):
             names = ", ".join(type(decay).__name__ for decay in decays)
             raise ValueError(
-                "ema must have an average with PowerFunctionDecay for callbacks.save_averages, got "
+                "`ema` must contain an average with PowerFunctionDecay for callbacks.save_averages, got "
                 f"{names}; try ema=power."
             )
 

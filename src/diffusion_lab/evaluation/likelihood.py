@@ -32,7 +32,7 @@ class VariationalBound:
     def __post_init__(self) -> None:
         if not isinstance(self.process.schedule, TableSchedule):
             raise ValueError(
-                "schedule must have discrete steps (linear, cosine, ...) for the variational bound, got the continuous "
+                "`schedule` must have discrete steps (linear, cosine, ...) for the variational bound, got the continuous "
                 f"{type(self.process.schedule).__name__}; use metrics=flow, which accepts all schedules."
             )
 

@@ -11,7 +11,7 @@ from diffusion_lab.networks import Condition, Labels
 
 @dataclass(frozen=True)
 class ClassifierGuidance:
-    """Guidance towards the label by a classifier of noisy images (Dhariwal & Nichol 2021, section 4).
+    """Guidance towards the label by a classifier for noisy images (Dhariwal & Nichol 2021, section 4).
 
     classifier_scale: factor of the gradient, the paper's s.
     labels: classes that the denoising network is conditioned on. A network without classes does not receive the label.

@@ -19,7 +19,7 @@ class Guidance:
 
     strength: strength of autoguidance if there is a guide, otherwise of classifier-free guidance.
     guide: a weaker denoiser of the same process.
-    classifier: a classifier of noisy images of the same process.
+    classifier: a classifier for noisy images of the same process.
     classifier_scale: factor of the gradient of the classifier.
     """
 

@@ -1,4 +1,4 @@
-"""A classifier of noisy images, whose gradient guides samples to a class."""
+"""A classifier for noisy images, whose gradient guides samples to a class."""
 
 from dataclasses import dataclass
 

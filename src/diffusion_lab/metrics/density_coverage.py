@@ -36,7 +36,7 @@ class DensityCoverage(Metric):
         generated, real = samples.require_rows().double(), reference.require_rows().double()
         if len(real) <= self.num_neighbors:
             raise ValueError(
-                f"reference must contain more than num_neighbors={self.num_neighbors} images, got {len(real)}."
+                f"the reference must contain more than num_neighbors={self.num_neighbors} images, got {len(real)}."
             )
         num_inside, covered = 0, 0
         for batch in torch.split(real, BATCH_SIZE):

@@ -1,4 +1,4 @@
-"""The ADM classifier of noisy images: the U-Net encoder and attention pooling (Dhariwal & Nichol 2021)."""
+"""The ADM classifier for noisy images: the U-Net encoder and attention pooling (Dhariwal & Nichol 2021)."""
 
 from collections.abc import Sequence
 

@@ -46,7 +46,7 @@ class Network(nn.Module):
 
 
 class ClassifierNetwork(nn.Module):
-    """A classifier of noisy images: (noisy image, time) -> logits.
+    """A classifier for noisy images: (noisy image, time) -> logits.
 
     in_channels, resolution: channels and side of the image.  num_classes: number of logits.
     """

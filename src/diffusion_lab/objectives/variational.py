@@ -92,7 +92,7 @@ class Variational(Objective):
     def require(self, schedule: NoiseSchedule, channels: int, out_channels: int) -> None:
         if not isinstance(schedule, TableSchedule):
             raise ValueError(
-                "schedule must have discrete steps (linear, cosine, ...) for objective=vlb and hybrid, "
+                "`schedule` must have discrete steps (linear, cosine, ...) for objective=vlb and hybrid, "
                 f"got the continuous {type(schedule).__name__}."
             )
         if not self.variance.learned and out_channels != channels:

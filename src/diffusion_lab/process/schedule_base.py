@@ -50,7 +50,7 @@ class NoiseSchedule(ABC):
     def previous(self, t: Tensor) -> Tensor:
         """Return the time one step before t.  Raises ValueError for a schedule without steps."""
         raise ValueError(
-            f"schedule must have discrete steps (linear, cosine, ...), got the continuous {type(self).__name__}."
+            f"`schedule` must have discrete steps (linear, cosine, ...), got the continuous {type(self).__name__}."
         )
 
     def following(self, t: Tensor) -> Tensor:

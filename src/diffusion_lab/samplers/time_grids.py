@@ -138,7 +138,7 @@ class SectionTimes(TimeGrid):
     def __call__(self, schedule: NoiseSchedule, num_steps: int | None) -> tuple[float, ...]:
         if not isinstance(schedule, TableSchedule):
             raise ValueError(
-                "schedule must have discrete steps (linear, cosine, ...) for sections, got the continuous "
+                "`schedule` must have discrete steps (linear, cosine, ...) for sections, got the continuous "
                 f"{type(schedule).__name__}."
             )
         if not self.counts or min(self.counts) < 1:

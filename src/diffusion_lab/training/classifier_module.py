@@ -1,4 +1,4 @@
-"""LightningModule of a classifier of noisy images: the training flow, image to loss."""
+"""LightningModule of a classifier for noisy images: the training flow, image to loss."""
 
 import torch
 import torch.nn.functional as F
