@@ -43,6 +43,15 @@ def test_a_file_has_its_new_content_when_the_block_ends_and_its_old_content_befo
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_a_reader_of_the_old_file_never_reads_the_new_content(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("first")
+    with path.open() as file:
+        with atomic_file(path) as partial:
+            partial.write_text("second")
+        assert file.read() == "first"
+
+
 def test_a_write_that_fails_keeps_the_old_file_and_leaves_no_temporary_file(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_text("first")

@@ -12,7 +12,7 @@ from diffusion_lab.data.image_datamodule import ImageBatch, ImageDataModule
 from diffusion_lab.data.image_store import ImageStore
 from diffusion_lab.data.images import Images
 from diffusion_lab.ema.averages import EMA, RampedDecay
-from diffusion_lab.networks import Blocks, Labels, UNet
+from diffusion_lab.networks import Blocks, Labels, Network, UNet
 from diffusion_lab.objectives import Denoising
 from diffusion_lab.process import Epsilon, GaussianProcess, LinearSchedule, Uniform
 from diffusion_lab.randomness import Draws
@@ -38,12 +38,20 @@ class FewImages(ImageStore):
 
 
 def small_module(
-    labels: Labels | None = None, dropout: float = 0.0, lr: float = 1e-2, **options: Any
+    labels: Labels | None = None,
+    dropout: float = 0.0,
+    lr: float = 1e-2,
+    *,
+    network: Network | None = None,
+    **options: Any,
 ) -> DiffusionModule:
-    """Return an untrained U-Net of a few thousand weights with 20 diffusion steps.  options: arguments of `UNet`."""
+    """Return an untrained network with 20 diffusion steps.
+
+    network: by default a U-Net of a few thousand weights.  options: arguments of `UNet`.
+    """
     torch.manual_seed(0)
     process = GaussianProcess(LinearSchedule(20, 1e-3, 0.4))
-    network = UNet(
+    network = network or UNet(
         1, 1, resolution=8, channels=8, channel_multipliers=(1, 2), num_blocks=1, attention_resolutions=(4,),
         blocks=Blocks(num_groups=4, dropout=dropout), labels=labels, **options,
     )  # fmt: skip

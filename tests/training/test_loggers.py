@@ -66,6 +66,7 @@ def log_to_wandb(
 
     monkeypatch.setattr("wandb.init", init)
     logger = WandbRun(str(folder), project="p", offline=True)
+    assert logger.experiment is recorder
     for step, row in rows:
         logger.log_metrics(row, step)
     return init_settings["id"], recorder
@@ -78,6 +79,11 @@ def test_a_run_keeps_its_id_on_weights_and_biases(tmp_path: Path, monkeypatch: p
     )
     assert first == resumed
     assert first != other
+
+
+def test_a_run_that_ends_before_its_first_metric_keeps_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = {log_to_wandb(tmp_path, monkeypatch=monkeypatch)[0] for _ in range(2)}
+    assert len(ids) == 1
 
 
 def test_repeated_steps_are_logged_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
