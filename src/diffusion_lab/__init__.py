@@ -1,3 +1,3 @@
-"""Diffusion Lab: train, ablate, sample and score denoising diffusion models of images."""
+"""Diffusion Lab: train, ablate, sample and evaluate denoising diffusion models of images."""
 
 __version__ = "0.4.0"

@@ -36,8 +36,8 @@ def atomic_file(path: Path, *, durable: bool = False, concurrent: bool = False) 
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder to fill; when the block ends, rename it to `path`, and sync it to the disk.
 
-    If the block raises, the temporary folder is deleted. `path` must not exist, and no other process may write it: the
-    temporary folders of earlier processes, which must have been killed, are deleted at the beginning.
+    If the block raises, the temporary folder is deleted. `path` must not exist. Only one process at a time may write
+    `path`, because temporary folders that killed processes left behind are deleted at the beginning.
     """
     for leftover in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
         shutil.rmtree(leftover)

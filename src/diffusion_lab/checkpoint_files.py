@@ -60,13 +60,14 @@ def keep(path: Path, name: str) -> None:
 def read(path: Path, *, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
     """Read a checkpoint.  mmap: whether to memory-map the tensors, which are then read when they are used.
 
-    Raises DamagedCheckpointError if the checksum of a record is wrong, which torch.load does not verify, or if the file
-    is not a checkpoint. Raises FileNotFoundError if the file is missing.
+    Raises DamagedCheckpointError if the checksum of a record is wrong (torch.load does not verify checksums), or if the
+    file is not a checkpoint. Raises FileNotFoundError if the file is missing.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing.")
     try:
-        with ThreadPoolExecutor(max_workers=1) as executor:  # verification takes as long as loading
+        # Verification takes as long as loading, so both run in parallel.
+        with ThreadPoolExecutor(max_workers=1) as executor:
             damaged_record = executor.submit(_damaged_record, path)
             try:
                 checkpoint = torch.load(path, map_location=map_location, mmap=mmap, weights_only=True)
@@ -94,7 +95,10 @@ def _damaged_record(path: Path) -> str | None:
 
 
 def read_run(path: Path, *, mmap: bool = False) -> dict[str, Any]:
-    """Read the checkpoint of a training run.  Raises the errors of `read`, also for other kinds of files."""
+    """Read the checkpoint of a training run.
+
+    Raises the errors of `read`, and DamagedCheckpointError if the file has no state_dict or no global_step.
+    """
     checkpoint = read(path, mmap=mmap)
     for part in ("state_dict", "global_step"):
         if part not in checkpoint:

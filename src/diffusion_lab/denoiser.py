@@ -17,7 +17,7 @@ class Estimate:
 
     x_0: the expected clean image, [B, C, H, W].
     variance_output: the network output for the reverse variance, in the shape of x_0, or None if the variance is fixed.
-        `Variance` interprets this output, because the variance depends on the step from t to s.
+        `Variance` interprets this output, because the variance depends on both times of a sampling step, t and s.
     gradient: gradient of a classifier's log-probability with respect to x_t, times the guidance scale, in the shape of
         x_0, or None without classifier guidance. Ancestral sampling shifts the mean of its step by the gradient; all
         other samplers shift the estimate of x_0 (see `samplers.base`).

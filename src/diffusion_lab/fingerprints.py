@@ -39,11 +39,11 @@ COVERED = {
     "trainer": ("precision",),
     "callbacks": ("sampler", "batch_size", "guidance_scale"),
 }
-"""Fields of a fingerprint that a setting determines, in addition to the field with the same name."""
+"""Setting -> fingerprint fields that the setting determines, in addition to the field with the same name."""
 
 
 class IncomparableError(ValueError):
-    """Metric values that were measured with different settings. The message contains a field that differs."""
+    """Metric values that were measured with different settings. The message names a field that differs."""
 
 
 def describe(value: Any, omit: Sequence[str] = ()) -> Any:
@@ -74,8 +74,8 @@ def digest(content: Any) -> str:
 def version_of(code: str) -> int | str:
     """Return the fingerprint version of a release of this package.
 
-    Releases from 0.3 on give the metric values of fingerprint version 1. Earlier releases gave different values, and
-    their own version is returned unchanged.
+    Releases from 0.3 on give the metric values of fingerprint version 1. Earlier releases gave different values; for
+    an earlier release, `code` is returned unchanged.
     code: version of the release, such as 0.3.1.
     """
     return VERSION if tuple(int(part) for part in re.findall(r"\d+", code)[:2]) >= (0, 3) else code
@@ -90,7 +90,7 @@ def flat(fingerprint: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(fingerprints: Sequence[Mapping[str, Any]], allowed: Iterable[str] = ()) -> dict[str, list[Any]]:
-    """Return the fields that differ, with their values in the order of the fingerprints.
+    """Return the dotted names of the fields that differ, each with its values: one value per fingerprint, in order.
 
     allowed: fields that may differ; a field such as "sampler" includes its nested fields.
     """
@@ -99,7 +99,7 @@ def differences(fingerprints: Sequence[Mapping[str, Any]], allowed: Iterable[str
     names = dict.fromkeys(name for one in fields for name in one)
     found = {name: [one.get(name, MISSING) for one in fields] for name in names if not _covered(name, allowed)}
     different = {name: values for name, values in found.items() if any(value != values[0] for value in values)}
-    # If the class names differ, the differences between their fields are not of interest.
+    # If the classes of two objects differ, the differences between the fields of the objects are not of interest.
     classes = [name.removesuffix("name") for name in different if name.endswith(".name")]
     return {n: v for n, v in different.items() if n.endswith(".name") or not any(n.startswith(c) for c in classes)}
 
@@ -107,7 +107,7 @@ def differences(fingerprints: Sequence[Mapping[str, Any]], allowed: Iterable[str
 def require_comparable(name: str, fingerprints: Mapping[str, Mapping[str, Any]], allowed: Iterable[str] = ()) -> None:
     """Raise IncomparableError unless all values of the metric `name` were measured with the same settings.
 
-    fingerprints: fingerprint of each value, by its run or file.  allowed: fields that may differ; see `differences`.
+    fingerprints: run or file of each value -> fingerprint of the value.  allowed: see `differences`.
     """
     found = differences(list(fingerprints.values()), allowed)
     if not found:

@@ -33,7 +33,7 @@ class Latents:
 
     autoencoder: an `AutoencoderKL` of the library `diffusers`, or a module with the same interface. Checkpoints do not
         contain the autoencoder.
-    scale: factor of the latents, 0.18215 for Stable Diffusion.
+    scale: factor by which the latents are multiplied, 0.18215 for Stable Diffusion.
     shift: value that is subtracted from the latents before scaling.
     """
 

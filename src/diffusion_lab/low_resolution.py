@@ -32,14 +32,14 @@ class LowResolution:
 
     @property
     def num_channels(self) -> int:
-        """Number of values that describe the noise of a low-resolution image: 1 with noise, otherwise 0."""
+        """Number of values that describe the noise of a low-resolution image: 1 if max_noise is above 0, else 0."""
         return int(self.max_noise > 0)
 
     def downsample(self, images: Tensor) -> Tensor:
         """Downsample images: [B, C, H, W] -> [B, C, resolution, resolution].  Raises ValueError for smaller images."""
         if min(images.shape[-2:]) < self.resolution:
             raise ValueError(
-                f"low_resolution.resolution must be at most the side of the images, {min(images.shape[-2:])}, got "
+                f"low_resolution.resolution must be at most the side of the images ({min(images.shape[-2:])}), got "
                 f"{self.resolution}."
             )
         return F.adaptive_avg_pool2d(images, self.resolution)

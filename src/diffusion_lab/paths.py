@@ -1,4 +1,4 @@
-"""Paths of the repository, the configs and the cache of decoded images."""
+"""Paths of the repository and the configs, and the default cache folder."""
 
 import os
 from pathlib import Path

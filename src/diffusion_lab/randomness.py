@@ -46,8 +46,8 @@ def positions_per_stream(size: int) -> int:
     """Return the number of adjacent positions whose noise, `size` numbers each, comes from one stream.
 
     Creating a stream takes as long as generating the noise of an image with few pixels, so that several positions share
-    a stream. Too many positions per stream also waste time, because a rank with one of these images generates the noise
-    of all of them.
+    a stream. Too many positions per stream also waste time, because a rank that needs the noise of one position
+    generates the noise of all positions in the stream.
     """
     return min(max(2**16 // size, 1), 16)
 
@@ -57,8 +57,8 @@ def normal_stream(seed: int, purpose: Purpose, step: int = 0, position: int = 0)
 
     The arguments are those of `stream`. Different arguments give independent streams.
     """
-    # manual_seed would use only 32 bits of the arguments. Instead the complete state is written: 624 words of 32 bits,
-    # each stored in 64 bits, after the seed and the three counters of a newly seeded generator.
+    # manual_seed would use only 32 bits of the arguments, so this function writes the complete state: 624 words of 32
+    # bits, each stored in 64 bits, after the seed and the three counters of a newly seeded generator.
     philox = np.random.Philox(key=[seed, purpose], counter=[0, 0, position, step])
     state = _SEEDED_STATE.copy()
     state[_WORDS].view(np.int64)[:] = philox.random_raw(_NUM_WORDS // 2).view(np.uint32)
@@ -119,7 +119,7 @@ class Draws:
         """Return standard normal noise, float32, on the device of `like` [B, C, H, W].
 
         shape: shape of the noise; None selects the shape of `like`.
-        Raises ValueError unless there is one image per position.
+        Raises ValueError unless the noise has one sample per position.
         """
         shape = tuple(shape or like.shape)
         if len(self.positions) != shape[0]:
@@ -137,9 +137,10 @@ class Draws:
 
     @contextmanager
     def dropout(self, device: torch.device) -> Iterator[None]:
-        """Seed the global generators for dropout from the step and the position of the batch in the step.
+        """Seed the global generators for dropout from the step and the first position of the batch.
 
-        Dropout can only use the global generators. They are seeded inside the context and restored at its end.
+        Dropout can only use the global generators. The context seeds the generators at its beginning and restores
+        their states at its end.
         """
         seed = int(stream(self.seed, Purpose.DROPOUT, self.step, self.positions[0]).integers(2**63))
         generators = [torch.default_generator]
@@ -164,7 +165,7 @@ class Draws:
 
 
 MAX_NUMBERS_AHEAD, MAX_DRAWS_AHEAD = 2**15, 7
-"""Upper bounds of the numbers per image and of the draws that one call generates.
+"""Upper bounds on the amount of numbers per image and on the number of draws that one call generates.
 
 The overhead of a call equals the time that the generation of 200 numbers takes.
 
@@ -225,8 +226,8 @@ class ImageNoise:
 
     def _num_ahead(self) -> int:
         size = math.prod(self.shape[1:])
-        # torch generates normal numbers in groups of 16. For other sizes, several draws in one call would
-        # differ from separate draws.
+        # torch generates normal numbers in groups of 16. For sizes that are not multiples of 16, several draws in one
+        # call would differ from separate draws.
         return 1 if size % 16 else min(max(MAX_NUMBERS_AHEAD // size, 1), MAX_DRAWS_AHEAD)
 
 

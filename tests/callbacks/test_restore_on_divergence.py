@@ -78,7 +78,7 @@ def test_restoring_a_checkpoint_has_the_same_result_as_skipping_all_steps_since(
     assert int(module.ema.num_updates) == 5 + 18 - 9
     assert (
         "the loss or the gradient was not finite in 3 consecutive steps: restored last.ckpt and skipped steps 5 to 8, "
-        "which followed it (restore 1 of 3)." in caplog.text
+        "which followed the checkpoint (restore 1 of 3)." in caplog.text
     )
 
 

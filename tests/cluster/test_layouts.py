@@ -108,13 +108,14 @@ def test_the_default_run_folder_is_named_after_the_job_and_its_steps(slurm: Slur
         (
             ["srun", *TWO_TASKS],
             [*TRAIN_ONLY, "trainer=ddp", "trainer.devices=3", "trainer.accelerator=cpu"],
-            "trainer.devices must be 2, the number of ranks that srun started on this node (--ntasks-per-node), got 3.",
+            "trainer.devices must be 2 (the number of ranks that srun started on this node, set by --ntasks-per-node), "
+            "got 3.",
         ),
         (
             ["srun", *TWO_TASKS],
             TRAIN_ONLY,
-            "trainer.devices must be 2, the number of ranks that srun started on this node (--ntasks-per-node), got 1; "
-            "set trainer=ddp.",
+            "trainer.devices must be 2 (the number of ranks that srun started on this node, set by --ntasks-per-node), "
+            "got 1; set trainer=ddp.",
         ),
         (
             [],
@@ -134,13 +135,13 @@ def test_the_default_run_folder_is_named_after_the_job_and_its_steps(slurm: Slur
         (
             [],
             ["-m", *TRAIN_ONLY, *TWO_RANKS, "seed=1,2", "hydra/launcher=submitit_local"],
-            "trainer.devices must be 1, the number of ranks that submitit started on this node "
-            "(hydra.launcher.tasks_per_node)",
+            "trainer.devices must be 1 (the number of ranks that submitit started on this node, set by "
+            "hydra.launcher.tasks_per_node)",
         ),
         (
             ["srun", *TWO_TASKS],
             [*TRAIN_ONLY, *TWO_RANKS, "data.batch_size=5"],
-            "data.batch_size, the global batch size, must be divisible by world size",
+            "data.batch_size (the global batch size) must be divisible by the world size",
         ),
     ],
 )

@@ -93,7 +93,7 @@ def test_a_set_without_test_split_is_reported_with_the_number_of_compared_images
         ("near_duplicates=null", r"near_duplicates must not be null; .*"),
         ("near_duplicates.max_ratio=2", r"near_duplicates: max_ratio must be in \(0, 1\), got 2\."),
         ("near_duplicates.neighbor=few", r"near_duplicates\.neighbor must be a whole number, got few\."),
-        ("data.label_column=klass", r"data\.image_column and data\.label_column must be .*, got klass; .*"),
+        ("data.label_column=klass", r"data\.label_column must be one of .*, got klass; .*"),
     ],
     ids=lambda value: value if "\\" not in value else "",
 )

@@ -36,7 +36,7 @@ def reconstruct(folder: Path, **settings: object) -> float:
 def test_evaluation_measures_the_reconstructed_average(trained: Path, tmp_path: Path) -> None:
     made = run("reconstruct_ema.py", f"run={trained}", "length=0.1", f"hydra.run.dir={tmp_path / 'note'}")
     assert made.returncode == 0, made.stderr
-    printed = "EMA length 0.1 at step 60, from 12 snapshots; 0.00% of its averaging profile is not reproduced"
+    printed = "EMA length 0.1 at step 60, from 12 snapshots; 0.00% of the averaging profile is not reproduced"
     assert printed in made.stdout
     settings = [
         "metrics=reconstruction", "metrics.reconstruction.split=train", "metrics.reconstruction.num_images=10",
@@ -85,13 +85,13 @@ def test_a_length_that_is_barely_reproduced_logs_a_warning(trained: Path, caplog
     [
         ({"run": "???", "length": 0.1}, r"`run` must be given \(run=logs/train/RUN\), got no value"),
         ({}, r"`length` must be given \(length=0\.1\), got no value"),
-        ({"run": "/nowhere", "length": 0.1}, r"`run` must be a run folder, got /nowhere: config\.yaml is missing"),
+        ({"run": "/nowhere", "length": 0.1}, r"run folder /nowhere has no config\.yaml"),
         ({"length": 0.3}, r"`length` must be a number in \(0, 0\.288\], got 0\.3"),
         ({"length": "short"}, r"`length` must be a number in \(0, 0\.288\], got short"),
-        ({"length": 0.1, "step": 44}, r"`step` must be the step of a snapshot, 10 to 60, got 44; try step=40"),
+        ({"length": 0.1, "step": 44}, r"`step` must be the step of a snapshot \(10 to 60\), got 44; try step=40"),
         (
             {"length": 0.02},
-            r"length=0\.02 cannot be reconstructed .* 12 snapshots with EMA lengths 0\.05, 0\.1: \d+\.\d% of its",
+            r"length=0\.02 cannot be reconstructed .* 12 snapshots with EMA lengths 0\.05, 0\.1: \d+\.\d% of the",
         ),
     ],
 )
@@ -105,7 +105,7 @@ def test_an_invalid_setting_is_rejected_with_a_message(
 def test_a_run_without_snapshots_is_rejected(trained: Path, tmp_path: Path) -> None:
     config = OmegaConf.load(trained / "config.yaml")
     OmegaConf.save(config, tmp_path / "config.yaml")
-    with pytest.raises(UserError, match=r"`run` must be a run folder with snapshots .* has none"):
+    with pytest.raises(UserError, match=r"`run` must be a run folder with snapshots .* no snapshots"):
         reconstruct(tmp_path, length=0.1)
     config.ema.decays = {"main": {"_target_": "diffusion_lab.ema.averages.RampedDecay"}}
     OmegaConf.save(config, tmp_path / "config.yaml")
@@ -125,6 +125,6 @@ def test_weights_cannot_be_selected_in_a_reconstructed_checkpoint(trained: Path,
     )
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1] == (
-        "error: `weights` must be null for checkpoint=ema_0.100.ckpt, which has only the reconstructed average, "
+        "error: `weights` must be null for checkpoint=ema_0.100.ckpt (which has only the reconstructed average), "
         "got raw."
     )

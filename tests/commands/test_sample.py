@@ -87,10 +87,10 @@ def test_a_killed_job_resumes_where_it_stopped(trained: Path, tmp_path: Path) ->
     [
         (["num_images=0"], "num_images must be a whole number of at least 1, got 0."),
         (["image=-1"], "`image` must be a whole number of at least 0 or a list of such numbers, got -1."),
-        (["label=10"], "`label` must be in 0..9, or random, got 10."),
+        (["label=10"], "`label` must be null, random or in 0..9, got 10."),
         (
             ["checkpoint='*.ckpt'", "run=/nowhere"],
-            "`run` must be a run folder, got /nowhere: config.yaml is missing.",
+            "run folder /nowhere has no config.yaml.",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -144,6 +144,6 @@ def test_only_comparable_numbers_are_compared(trained: Path, tmp_path: Path) -> 
     assert (tmp_path / "allowed" / "against_sampling_steps.png").is_file()
     done = run("compare.py", f"numbers={tmp_path / 'nothing'}", f"hydra.run.dir={tmp_path / 'none'}")
     assert done.stderr.strip() == (
-        f"error: numbers=... must list folders that contain a metrics.json, also in a subfolder, "
+        f"error: numbers=... must list folders that contain a metrics.json (also in a subfolder), "
         f"got {tmp_path / 'nothing'}."
     )

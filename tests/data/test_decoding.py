@@ -116,7 +116,7 @@ def test_padding_centers_the_image() -> None:
 
 def test_an_image_that_is_too_large_to_pad_is_a_wrong_setting_and_not_damage() -> None:
     with pytest.raises(
-        ValueError, match=r"must be at least 9 to pad an image with that side, got 4; try data\.fit"
+        ValueError, match=r"must be at least 9 \(the longer side .*\) for data\.fit=pad, got 4; try data\.fit"
     ) as caught:
         Preparation(1, 4, fit="pad").decode(encode(gradient(9, 3)))
     assert not isinstance(caught.value, DamagedImageError)

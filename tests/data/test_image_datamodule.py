@@ -66,7 +66,7 @@ def test_augmented_images_have_augmentation_labels() -> None:
 
 
 def test_horizontal_flip_with_augmentation_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"horizontal_flip must be false with an augmentation, .* got true"):
+    with pytest.raises(ValueError, match=r"horizontal_flip must be false with an augmentation .* got true"):
         first_batches(1, augmentation=EDMAugmentation(), horizontal_flip=True)
 
 

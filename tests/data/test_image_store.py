@@ -146,7 +146,7 @@ def test_an_unreachable_hub_is_reported_with_the_remedy(monkeypatch: pytest.Monk
 
 
 def test_unknown_columns_splits_and_classes_are_refused_with_the_accepted_ones() -> None:
-    with pytest.raises(ValueError, match=r"must be among \['image', 'label'\] .* got img\."):
+    with pytest.raises(ValueError, match=r"data\.image_column must be one of image for .*, got img\."):
         ImageStore(None, FASHION_MINI, channels=1, resolution=28, image_column="img").load()
     with pytest.raises(ValueError, match="cannot be read as images with a split 'test'"):
         ImageStore(None, FASHION_MINI, channels=1, resolution=28).load("test")

@@ -203,7 +203,7 @@ def test_weights_that_cannot_be_downloaded_are_reported_with_the_remedy(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    message = f"{network.hub_file} of {network.hub_name} is not in the local cache, .* features.weights"
+    message = f"{network.hub_file} of {network.hub_name}, which is not in the local cache .* features.weights"
     with pytest.raises(FeaturesUnavailableError, match=message):
         network()
 

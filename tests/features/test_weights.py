@@ -94,7 +94,7 @@ def test_the_sha256_is_returned_and_verified(tmp_path: Path) -> None:
 @pytest.mark.parametrize("prefix", [57934424, "", "6726825x"])
 def test_an_invalid_prefix_of_a_sha256_is_refused(prefix: Any, tmp_path: Path) -> None:
     (tmp_path / "empty.pt").touch()
-    with pytest.raises(ValueError, match=f"sha256 must be 1 to 64 hexadecimal digits, in quotes .*, got {prefix}."):
+    with pytest.raises(ValueError, match=rf"sha256 must be 1 to 64 hexadecimal digits \(in quotes .*\), got {prefix}."):
         files.verify_sha256(tmp_path / "empty.pt", prefix)
 
 

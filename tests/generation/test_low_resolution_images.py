@@ -115,14 +115,14 @@ def test_protocol_and_identity_depend_on_the_low_resolution_images() -> None:
 
 def test_stages_that_do_not_fit_together_are_refused() -> None:
     plain = SeededImages(base(side=8), batch_size=4)
-    with pytest.raises(ValueError, match=r"`cascade` must continue from images of side 4, .* got side 8"):
+    with pytest.raises(ValueError, match=r"`cascade` must list .* previous run \(8\), got a run for side 4"):
         CascadeImages(plain, LOW)
-    with pytest.raises(ValueError, match=r"low_resolution_noise must be in \[0, 0.5\], .* got 0.6"):
+    with pytest.raises(ValueError, match=r"low_resolution_noise must be in \[0, 0.5\] .* got 0.6"):
         cascade(noise=0.6)
-    with pytest.raises(ValueError, match="`cascade` must begin with a run without low-resolution images"):
+    with pytest.raises(ValueError, match="`low_resolution_images` must be given for a super-resolution"):
         SeededImages(upsampler(), batch_size=4)
     source = CascadeImages(SeededImages(base(), batch_size=4), LOW)
-    with pytest.raises(ValueError, match="low-resolution images must not be given for this network, got 1 channels"):
+    with pytest.raises(ValueError, match=r"`low_resolution_images` .* must be None .*, got images with 1 channels"):
         SeededImages(small_module(), batch_size=4, low_resolution_images=source)
-    with pytest.raises(ValueError, match=r"must begin with a run conditioned on the 3 classes .* got a run with 0"):
+    with pytest.raises(ValueError, match=r"`cascade` must list .* the previous run \(0\), got a run with 3 classes"):
         SeededImages(upsampler(Labels(3)), batch_size=4, low_resolution_images=source)

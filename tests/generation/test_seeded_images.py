@@ -129,8 +129,8 @@ def test_labels_are_all_classes_in_turn_or_one_class_or_random() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"classes": True, "label": 3}, r"`label` must be in 0\.\.2, or random, got 3"),
-        ({"classes": True, "label": "seven"}, r"`label` must be in 0\.\.2, or random, got seven"),
+        ({"classes": True, "label": 3}, r"`label` must be null, random or in 0\.\.2, got 3"),
+        ({"classes": True, "label": "seven"}, r"`label` must be null, random or in 0\.\.2, got seven"),
         ({"label": 0}, "`label` must be null for a network that was trained without classes, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"weights": "slow"}, "`weights` must be main or raw, got slow"),

@@ -39,5 +39,5 @@ def test_a_mean_without_images_is_refused() -> None:
 
 
 def test_num_images_below_1_is_refused() -> None:
-    with pytest.raises(ValueError, match="num_images must be at least 1, or null for all, got 0"):
+    with pytest.raises(ValueError, match=r"num_images must be at least 1 \(null for all images\), got 0"):
         MeanOverImages(ThreeTerms(), num_images=0)

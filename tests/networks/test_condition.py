@@ -31,7 +31,7 @@ def test_the_null_label_has_a_row_only_where_labels_are_dropped() -> None:
 
 @pytest.mark.parametrize("labels", [Labels(), Labels(3)])
 def test_asking_for_a_null_label_that_does_not_exist_is_refused(labels: Labels) -> None:
-    with pytest.raises(ValueError, match=r"guidance needs a network .* conditioning.dropout above 0"):
+    with pytest.raises(ValueError, match=r"guidance requires a network .* conditioning.dropout above 0"):
         _ = labels.null
 
 

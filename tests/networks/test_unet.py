@@ -111,7 +111,7 @@ def test_the_null_label_has_a_row_only_where_labels_are_dropped() -> None:
 def test_labels_that_are_missing_or_of_no_use_are_refused(label: Tensor | None) -> None:
     x_t, time, _ = batch()
     network = small(labels=Labels() if label is not None else Labels(4, dropout=0.1))
-    wanted = "None" if label is not None else r"labels in 0\.\.4"
+    wanted = "None" if label is not None else r"a tensor of labels in 0\.\.4"
     with pytest.raises(ValueError, match=f"`label` must be {wanted} for this network, got"):
         network(x_t, time, Condition(label))
 
@@ -146,16 +146,16 @@ def test_images_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
         ({"patch_size": 3}, r"resolution must be divisible by 6 \(patch_size=3 and 2 levels.* got 16; .*resolution=18"),
         ({"patch_size": 0}, "patch_size must .* got 0"),
         ({"channel_multipliers": ()}, "channel_multipliers must "),
-        ({"attention_resolutions": (7,)}, r"attention_resolutions must be sides among \[16, 8\] .* got \[7\]"),
+        ({"attention_resolutions": (7,)}, r"attention_resolutions must contain one of \[16, 8\] .* got \[7\]"),
         ({"num_groups": 3}, "num_groups must divide the channels of every level, got num_groups=3 for 8"),
         ({"head_channels": 5}, "head_channels must divide the channels of levels with attention, got 5 for 16"),
         ({"num_heads": 3}, "num_heads must divide the channels of levels with attention, got 3 for 16"),
         ({"num_heads": 2, "head_channels": 4}, "num_heads must be null if head_channels is given, got num_heads=2"),
         (
             {"num_blocks": (1, 2, 3)},
-            r"num_blocks must be .* one number for all 2 levels or one number per level, got \[1, 2, 3\]",
+            r"num_blocks must be .*one number for all 2 levels, or one number per level\), got \[1, 2, 3\]",
         ),
-        ({"num_blocks": 0}, "num_blocks must be at least 1, .* got 0"),
+        ({"num_blocks": 0}, "num_blocks must be at least 1 .* got 0"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
         ({"resize": "bigger"}, "resize must be strided, strided_symmetric, residual or projected, got bigger"),
         ({"channels": 7, "num_groups": 7}, "channels must be even and at least 4 to embed the time, got 7"),

@@ -117,5 +117,5 @@ def test_hybrid_requires_discrete_steps_and_twice_the_channels() -> None:
     hybrid.require(PROCESS.schedule, 3, 6)
     with pytest.raises(ValueError, match=r"`schedule` must have discrete steps .* RectifiedFlowSchedule"):
         hybrid.require(RectifiedFlowSchedule(), 3, 6)
-    with pytest.raises(ValueError, match=r"out_channels must be 6 for a learned variance, twice the 3 .* got 3"):
+    with pytest.raises(ValueError, match=r"out_channels must be 6 for a learned variance \(twice the 3 .* got 3"):
         hybrid.require(PROCESS.schedule, 3, 3)

@@ -104,7 +104,7 @@ def test_a_job_requeues_itself_after_sigusr1(
         supervise(tmp_path / "run", killing(signal.SIGUSR1))
     assert (tmp_path / "calls").read_text() == "requeue 17\n"
     assert status(tmp_path / "run").state == "requeued"
-    assert caplog.messages == ["stopped by SIGUSR1; job 17 is requeued and resumes from there."]
+    assert caplog.messages == ["stopped by SIGUSR1; job 17 is requeued and resumes when Slurm starts it again."]
     assert supervise(tmp_path / "run", lambda: 1.0) == 1.0  # the next attempt
     assert (status(tmp_path / "run").state, len(status(tmp_path / "run").starts)) == ("finished", 2)
 

@@ -81,7 +81,7 @@ def test_any_decreasing_list_of_times_ends_at_the_image(case: Case, steps: list[
         ([0.75, 0.5, 0.0], 3, "times must be a strictly decreasing list of numbers above 0"),
         ([], 0, "times must be a strictly decreasing list of numbers above 0"),
         ([0.75, 0.51, 0.25], 3, "t must be one of 0, 1/40, 2/40, ..., 1 .* got 0.51"),
-        ([0.75, 0.5, 0.25], 4, "num_steps must be 3, the number of listed times, got 4"),
+        ([0.75, 0.5, 0.25], 4, r"num_steps must be 3 \(the number of listed times\), got 4"),
     ],
 )
 def test_invalid_lists_of_times_are_refused_by_the_constructor(

@@ -186,12 +186,12 @@ def test_listed_times_are_unchanged() -> None:
 @pytest.mark.parametrize(
     ("grid", "schedule", "num_steps", "message"),
     [
-        (SectionTimes([10, 10]), EDMSchedule(), 20, r"discrete steps .* for sections, got the continuous EDMSch"),
-        (SectionTimes([10, 10]), LinearSchedule(1000), 25, "num_steps must be 20, the sum of counts, or a number"),
-        (SectionTimes([30, 1]), LinearSchedule(20), None, r"counts must be in 1\.\.10, .* of a section, got 30"),
-        (SectionTimes([10, 0]), LinearSchedule(20), None, r"counts must be in 1\.\.10, .* of a section, got 0"),
+        (SectionTimes([10, 10]), EDMSchedule(), 20, r"discrete steps .* for time_grid=sections, got .* EDMSchedule"),
+        (SectionTimes([10, 10]), LinearSchedule(1000), 25, r"num_steps must be 20 \(the sum of counts\) or a number"),
+        (SectionTimes([30, 1]), LinearSchedule(20), None, r"counts, .*, must be in 1\.\.10 .* section\), got 30"),
+        (SectionTimes([10, 0]), LinearSchedule(20), None, r"counts must be in 1\.\.10 .* of a section\), got 0"),
         (SectionTimes([0]), LinearSchedule(20), None, "counts must be"),
-        (ListedTimes([0.9, 0.4]), LinearSchedule(10), 3, "num_steps must be 2, the number of listed times, got 3"),
+        (ListedTimes([0.9, 0.4]), LinearSchedule(10), 3, r"num_steps must be 2 \(the number of listed times\), got 3"),
         (KarrasTimes(sigma_min=90.0), EDMSchedule(), 9, "sigma_min must be above 0 and below sigma_max=80, got 90"),
         (KarrasTimes(sigma_min=-1.0), EDMSchedule(), 9, "sigma_min must be above 0 and below sigma_max=80, got -1"),
         (KarrasTimes(sigma_min=0.0), EDMSchedule(), 9, "sigma_min must be above 0 and below sigma_max=80, got 0"),

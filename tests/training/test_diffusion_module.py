@@ -172,7 +172,7 @@ def test_seed_k_is_given_class_k_modulo_their_number_unless_labels_are_passed() 
 
 def test_guidance_without_a_null_label_is_refused() -> None:
     for labels in (None, Labels(3)):
-        with pytest.raises(ValueError, match="guidance needs a network that was trained with dropped labels"):
+        with pytest.raises(ValueError, match="guidance requires a network that was trained with dropped labels"):
             small_module(labels).sample(range(2), guidance=Guidance(Strength(1.5)))
 
 

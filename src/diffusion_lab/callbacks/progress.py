@@ -16,7 +16,7 @@ from diffusion_lab.reporting.progress import SECONDS_BETWEEN_LINES, Advance, for
 
 
 class Progress(ProgressBar):
-    """Display of step, loss, speed and remaining time: a bar in a terminal, or a line every ten seconds otherwise."""
+    """Display of step, loss, speed and remaining time: a bar in a terminal, and a line every ten seconds elsewhere."""
 
     def __init__(self) -> None:
         super().__init__()

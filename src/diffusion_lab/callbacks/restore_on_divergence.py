@@ -23,12 +23,12 @@ FILE_NAME = "refused_steps.csv"
 
 
 class RestoreOnDivergence(Callback):
-    """Callback that reports skipped steps every `patience` steps, and restores a checkpoint if the guard trips.
+    """Callback that reports skipped steps, and restores a checkpoint if the module's NonFiniteGuard has tripped.
 
-    Weights, averages, optimizer state and time distribution are restored from the newest checkpoint that was not saved
-    during a streak of skipped steps. The step number, and with it the learning rate, is not reset: the steps since the
-    checkpoint are skipped. If the guard trips after max_restores restores, the callback restores the checkpoint once
-    more and raises DivergedError.
+    The callback checks the guard every guard.patience steps. Weights, averages, optimizer state and time distribution
+    are restored from the newest checkpoint that was not saved during a streak of skipped steps. The step number, and
+    with it the learning rate, is not reset: the steps since the checkpoint are skipped. If the guard trips after
+    guard.max_restores restores, the callback restores the checkpoint once more and raises DivergedError.
     """
 
     def __init__(self, folder: str) -> None:
@@ -95,8 +95,8 @@ class RestoreOnDivergence(Callback):
         guard.reset_streak()
         if trainer.is_global_zero:
             logger.warning(
-                f"{cause}: restored {path.name} and skipped steps {step} to {now - 1}, which followed it (restore "
-                f"{num_restores + 1} of {guard.max_restores})."
+                f"{cause}: restored {path.name} and skipped steps {step} to {now - 1}, which followed the checkpoint "
+                f"(restore {num_restores + 1} of {guard.max_restores})."
             )
 
     def _checkpoints(self, trainer: Trainer) -> Iterator[Path]:

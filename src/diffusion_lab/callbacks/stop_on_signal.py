@@ -73,7 +73,7 @@ class _SignalExchange:
         self._work: Any = None
 
     def all_reduce_max(self, received: int) -> int:
-        """Return the largest signal number that any rank passed to the previous call, and start to exchange the next.
+        """Return the largest signal number that any rank passed to the previous call; start to exchange `received`.
 
         Collective: call on all ranks.
         """

@@ -38,7 +38,7 @@ def _measured_folders(path: str) -> list[Path]:
     matches = sorted(map(Path, glob.glob(expanded))) if glob.has_magic(path) else [Path(expanded)]
     folders = [match for match in matches if match.is_dir() and run_tables.find_rows(match)]
     if not folders:
-        raise UserError(f"numbers=... must list folders that contain a metrics.json, also in a subfolder, got {path}.")
+        raise UserError(f"numbers=... must list folders that contain a metrics.json (also in a subfolder), got {path}.")
     return folders
 
 

@@ -1,6 +1,6 @@
 """Entry point of all commands: composes the config with Hydra, runs the command, and prints errors as one sentence.
 
-This module does not import torch and Lightning, whose imports would delay help texts and errors in the settings.
+This module does not import torch or Lightning, whose imports would delay help texts and errors in the settings.
 """
 
 import logging
@@ -56,7 +56,7 @@ def entry(
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(task.run)()
     except RunFailedError as error:
         run_error = str(error)
-    except KeyboardInterrupt:  # not during training, which stops after its current step
+    except KeyboardInterrupt:  # not raised in training, where Ctrl-C stops the run after the current step
         if tracebacks:
             raise
         logger.error("interrupted.")
@@ -131,7 +131,7 @@ def _prepare_process() -> None:
 
 
 def _remove_other_optuna_preset() -> None:
-    """Remove the preset of hydra-optuna-sweeper, if installed: Hydra would merge it with the preset in conf/."""
+    """Remove the preset of an installed hydra-optuna-sweeper: Hydra would merge it with the preset in conf/."""
     Plugins.instance()
     ConfigStore.instance().repo.get("hydra", {}).get("sweeper", {}).pop("optuna.yaml", None)
 
@@ -141,7 +141,10 @@ def _user_message(error: Exception, config_name: str, *, has_started: bool) -> s
     if isinstance(error, (UserError, HydraException, OmegaConfBaseException)):
         return error_message(error, config_name)
     if isinstance(error, OSError) and not has_started:
-        return f"hydra.run.dir must be a writable folder, got {error.filename}: {error.strerror}."
+        return (
+            "hydra.run.dir (hydra.sweep.dir in a sweep) must be a writable folder, got "
+            f"{error.filename} ({error.strerror})."
+        )
     return None
 
 
@@ -152,7 +155,7 @@ def _exit_with_error(message: str) -> NoReturn:
 
 
 def _remove_rejected_run(folder: Path) -> None:
-    """Remove the folder of a run whose settings were rejected, unless it contains files from a later stage."""
+    """Remove the folder of a run whose settings were rejected, if it contains only files from the run's start."""
     files = (".hydra", run_status.LOCK, run_status.STATUS, "wandb_id")
     if slurm_job.rank() == 0 and all(path.name in files or path.suffix == ".log" for path in folder.iterdir()):
         shutil.rmtree(folder)

@@ -18,6 +18,7 @@ from diffusion_lab.errors import UserError
 from diffusion_lab.runs import evaluation_setup, sampling_setup
 from diffusion_lab.runs import results as run_results
 from diffusion_lab.runs import tables as run_tables
+from diffusion_lab.runs.find import find_targets
 
 if TYPE_CHECKING:
     from diffusion_lab.evaluation.evaluator import Number
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 def evaluate(config: DictConfig) -> float | None:
     """Measure the selected checkpoints (denoiser -> sampler -> images -> metrics); return the first metric value."""
-    targets = sampling_setup.find_targets(config)
+    targets = find_targets(config)
     fabric = sampling_setup.launch_fabric(config)
     output, results = Path(config.output_folder), []
     for number, measurement in enumerate(evaluation_setup.build_each(config, targets, fabric)):
@@ -41,7 +42,10 @@ def evaluate(config: DictConfig) -> float | None:
 
 
 def _measure(measurement: "Measurement", config: DictConfig, folder: Path) -> list["Number"]:
-    """Return all metric values of a checkpoint and write the images.  Finished batches are cached until the end."""
+    """Return all metric values of a checkpoint and write the images.
+
+    Finished batches are cached until all metrics are measured.
+    """
     from diffusion_lab.reporting.image_files import ImageFiles
 
     evaluation = measurement.evaluation

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def inspect_data(config: DictConfig) -> None:
-    """Inspect a split and its overlap with another split, and write the report."""
+    """Inspect a split and its overlap with another split, and write a report."""
     _check(config)
     node = run_loading.resolve(
         OmegaConf.create(
@@ -78,7 +78,7 @@ def _load_split(store: Any, name: str) -> "Split":
     except (FileNotFoundError, ValueError) as error:
         raise UserError(str(error)) from error
     if not len(images):
-        raise UserError(f"`split` must be a split that contains images, got {name}, which contains none.")
+        raise UserError(f"`split` and `against` must be splits that contain images, got {name} (no images).")
     return Split(name, images)
 
 

@@ -50,14 +50,17 @@ def reconstruct_ema(config: DictConfig) -> float:
     _save(trained, combined(snapshots, result.coefficients), profile, path)
     print(
         f"EMA length {profile.relative_width} at step {profile.step}, from {len(snapshots)} snapshots; "
-        f"{result.residual:.2%} of its averaging profile is not reproduced"
+        f"{result.residual:.2%} of the averaging profile is not reproduced"
     )
     print(f"python src/evaluate.py run={config.run} checkpoint={path.name}", flush=True)
     return result.residual
 
 
 def _requested_profile(config: DictConfig, folder: Path, trained: DictConfig) -> tuple["Profile", list["Snapshot"]]:
-    """Return the requested profile and the snapshots up to its step.  Raises UserError."""
+    """Return the requested averaging profile, and the snapshots up to the step at which the average ends.
+
+    Raises UserError if length or step is out of range, or if the run has no power-function averages or no snapshots.
+    """
     from diffusion_lab.ema.averages import LARGEST_WIDTH
     from diffusion_lab.ema.post_hoc import Profile
     from diffusion_lab.ema.snapshots import saved_averages
@@ -67,15 +70,13 @@ def _requested_profile(config: DictConfig, folder: Path, trained: DictConfig) ->
         raise UserError(f"`length` must be a number in (0, {LARGEST_WIDTH}], got {length}.")
     decays = [node._target_.rpartition(".")[2] for node in trained.ema.decays.values()]
     if "PowerFunctionDecay" not in decays:
-        raise UserError(
-            f"`run` must be a run trained with ema=power, got {folder}, which was trained with {', '.join(decays)}."
-        )
+        raise UserError(f"`run` must be a run trained with ema=power, got {folder} (trained with {', '.join(decays)}).")
     try:
         snapshots = saved_averages(folder / "checkpoints" / "ema")
     except ValueError as error:
         raise UserError(str(error)) from error
     if not snapshots:
-        raise UserError(f"`run` must be a run folder with snapshots in checkpoints/ema, got {folder}, which has none.")
+        raise UserError(f"`run` must be a run folder with snapshots in checkpoints/ema, got {folder} (no snapshots).")
     step = _requested_step(config.step, [snapshot.profile.step for snapshot in snapshots])
     return Profile(float(length), step), [snapshot for snapshot in snapshots if snapshot.profile.step <= step]
 
@@ -86,7 +87,7 @@ def _requested_step(step: int | None, saved: list[int]) -> int:
     if step not in saved:
         nearest = min(saved, key=lambda other: abs(other - step)) if isinstance(step, int) else saved[-1]
         raise UserError(
-            f"`step` must be the step of a snapshot, {saved[0]} to {saved[-1]}, got {step}; try step={nearest}."
+            f"`step` must be the step of a snapshot ({saved[0]} to {saved[-1]}), got {step}; try step={nearest}."
         )
     return step
 
@@ -96,7 +97,7 @@ def _check_residual(residual: float, profile: "Profile", snapshots: list["Snapsh
     widths = ", ".join(str(width) for width in sorted({snapshot.profile.relative_width for snapshot in snapshots}))
     message = (
         f"length={profile.relative_width} cannot be reconstructed accurately from {len(snapshots)} snapshots with "
-        f"EMA lengths {widths}: {residual:.1%} of its averaging profile is not reproduced; training with a "
+        f"EMA lengths {widths}: {residual:.1%} of the averaging profile is not reproduced; training with a "
         "smaller callbacks.save_averages.every_n_steps extends the range of EMA lengths."
     )
     if residual > MAX_RESIDUAL:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lab.commands import entry
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import sampling_setup
+from diffusion_lab.runs.find import find_targets
 
 if TYPE_CHECKING:
     from diffusion_lab.generation.seeded_images import SeededImages
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 def sample(config: DictConfig) -> None:
     """Generate the images of the requested seeds with the network of a run; write a grid and image files."""
-    target, *others = sampling_setup.find_targets(config)
+    target, *others = find_targets(config)
     if others:
         raise UserError(f"`run` and `checkpoint` must select one checkpoint, got {1 + len(others)} checkpoints.")
     seeds = _seeds(config)

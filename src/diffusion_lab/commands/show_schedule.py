@@ -64,7 +64,7 @@ def _schedule_and_times(config: DictConfig, num_times: int) -> tuple["NoiseSched
     try:
         times = time_grid(schedule, min(num_times, getattr(schedule, "num_timesteps", num_times)))
     except ValueError as error:
-        raise UserError(f"num_times: {error}") from error
+        raise UserError(f"time_grid with num_times={num_times}: {error}") from error
     return schedule, torch.tensor(times[::-1], dtype=torch.float64)
 
 

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 def main() -> None:
     """Print the current table of a sweep's runs, and write the table to the sweep folder."""
     parser = argparse.ArgumentParser(
-        description="Shows the status of a sweep, one row for each run, and writes it to sweep.csv in its folder."
+        description="Shows a table with the status of each run of a sweep, and writes the table to the sweep folder."
     )
     parser.add_argument("command", choices=["status"], help="shows the table of the sweep's runs")
     parser.add_argument("folder", type=Path, help="sweep folder below logs/")

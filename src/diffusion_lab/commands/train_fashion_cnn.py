@@ -57,7 +57,7 @@ def main() -> None:
         optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / num_steps))
     )
     for epoch in range(arguments.epochs):
-        # Features stay in evaluation mode by design, but batch normalization must be in training mode here.
+        # A feature network stays in evaluation mode by design, but batch normalization must be in training mode here.
         for module in network.layers:
             module.train()
         order = torch.from_numpy(permutation(seed=0, epoch=epoch, size=len(train)))

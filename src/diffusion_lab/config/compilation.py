@@ -81,7 +81,7 @@ def precision_name(trainer: DictConfig) -> str:
 
 
 def without_acceleration(trainer: DictConfig) -> DictConfig:
-    """Return the settings that lightning.Trainer accepts."""
+    """Return the trainer settings that lightning.Trainer accepts: all except SETTINGS."""
     accepted: DictConfig = OmegaConf.masked_copy(trainer, [str(key) for key in trainer if key not in SETTINGS])
     return accepted
 
@@ -92,6 +92,6 @@ def _use_persistent_cache() -> None:
 
     from diffusion_lab.paths import default_cache_folder
 
-    # torch may set the variable to its default when it is imported; any other value is the user's choice.
+    # The import of torch may set the variable to torch's default folder; any other value is the user's choice.
     if os.environ.get(CACHE_VARIABLE) in (None, default_cache_dir()):
         os.environ[CACHE_VARIABLE] = str(default_cache_folder().expanduser() / "compiled")

@@ -42,7 +42,7 @@ def error_message(error: Exception, config_name: str) -> str:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         renamed = current_choice(group, choice)
         hint = (
-            f"; it was renamed to {group}={renamed}"
+            f"; use {group}={renamed}, the new name of {choice}"
             if renamed
             else _name_here(group, choice) or suggestion(choice, list(error.options))
         )
@@ -104,7 +104,7 @@ def _composed_without(key: str, config_name: str) -> DictConfig:
             with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
                 return hydra.compose(config_name, overrides=overrides, return_hydra_config=key.startswith("hydra."))
         except (HydraException, OmegaConfBaseException):
-            continue  # another override is wrong too: the config without overrides still has all keys
+            continue  # an override of another key is wrong too; the config without overrides has the same groups
     return OmegaConf.create()
 
 

@@ -54,8 +54,8 @@ def quote(text: str) -> str:
 def sweep_folder_name(name: str | None, params: DictConfig | None) -> str:
     """Return the folder name of the sweep on the command line.
 
-    The folder name is `name` if given. Otherwise it consists of the experiment or run, the swept keys, and a digest of
-    all other identifying overrides.
+    The folder name is `name` if given. If `name` is None, the folder name consists of the experiment or run, the swept
+    keys, and a digest of all other identifying overrides.
     params: value of hydra.sweeper.params, whose keys some sweepers also sweep.
     """
     if name:
@@ -80,7 +80,7 @@ def run_folder_name(overrides: Sequence[str], params: DictConfig | None) -> str:
     """
     keys = {*_swept_keys(_sweep_overrides()), *(str(key) for key in params or ())}
     swept = [str(override) for override in overrides if override_key(str(override)) in keys]
-    # Only the last part of a path is shown, but the digest is computed from the complete path.
+    # The name contains only the last part of a path, but the digest is computed from the complete path.
     shown = "_".join(f"{override_key(override)}-{override.partition('=')[2].rpartition('/')[2]}" for override in swept)
     has_path = any("/" in override for override in swept)
     return _as_file_name(shown, digested="_".join(swept) if has_path else None) or "run"

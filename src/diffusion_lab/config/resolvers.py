@@ -35,7 +35,7 @@ def _output_channels(channels: int, variance: DictConfig) -> int:
 
 
 def _label_rows(labels: DictConfig) -> int | None:
-    """Return the number of rows of a label embedding, with a null label for label dropout; None without classes."""
+    """Return the rows of a label embedding: num_classes, plus 1 if labels are dropped; None without classes."""
     return labels.num_classes + (labels.dropout > 0) if labels.num_classes else None
 
 
@@ -61,7 +61,7 @@ def _num_class_folders(path: str) -> int:
     if (folder / "train").is_dir():
         folder /= "train"
     if not folder.is_dir():
-        return 0  # loading the data set raises an error that contains the missing folder
+        return 0  # loading the data set raises an error that contains the path of the missing folder
     return sum(child.is_dir() and not child.name.startswith(".") for child in folder.iterdir())
 
 

@@ -45,7 +45,7 @@ def _call_problems(node: Any, path: str) -> Iterator[str]:
     except (ImportError, ValueError) as error:
         library = name.partition(".")[0]
         if isinstance(error.__cause__, ModuleNotFoundError) and error.__cause__.name == library:
-            yield f"{path}._target_ needs the library {library}, which is not installed, got {name}"
+            yield f"{path}._target_ must be in an installed library, got {name} ({library} is not installed)"
         else:
             reason = " ".join(str(error).split())
             yield f"{path}._target_ must be the import path of a class or function, got {name} ({reason})"
@@ -78,7 +78,7 @@ def _hints(target: Any) -> dict[str, Any]:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Return whether a plain config value can match a type hint; the constructor checks other types."""
+    """Return whether a plain config value can match a type hint; values of other types are left to the constructor."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if isinstance(value, (dict, DictConfig)):
         return True

@@ -87,7 +87,8 @@ class GeometricTransforms:
     rotation: counterclockwise angle in radians.
     anisotropy: exponent of the factor 2^(0.2 anisotropy), by which the image is scaled up along the direction and
         scaled down across it.
-    direction: angle in radians, clockwise from the x-axis; 0 for half of the images.
+    direction: angle in radians, clockwise from the x-axis; 0 for images without anisotropic scaling and for a random
+        half of the others.
     shift_x, shift_y: translations to the right and downwards, in eighths of the image side.
     """
 
@@ -140,7 +141,7 @@ class GeometricTransforms:
         )
 
     def inverse(self, height: int, width: int) -> Tensor:
-        """Return the affine maps from positions in transformed images to positions in flipped images.
+        """Return the affine maps from positions in transformed images to positions in images that are only flipped.
 
         Returns [B, 2, 3], float64, for (x, y, 1) in pixels from the image center, x to the right and y downwards.
         """

@@ -79,8 +79,8 @@ def decode_split(decoder: Decoder, description: str, check_damage: Callable[[lis
     """Decode a complete split and return its damaged images.
 
     check_damage: function that receives all damaged images so far after each range, and may raise an error to stop.
-    Decoding starts in this process. After a second, one worker process per CPU takes over if enough work remains; the
-        decoded pixels do not depend on the number of processes.
+    Decoding starts in this process. After a second, worker processes (one per CPU) take over if enough work remains.
+    The decoded pixels do not depend on the number of processes.
     """
     size = len(decoder.dataset)
     decoder.pixels.touch()
@@ -140,7 +140,7 @@ def _init_worker(decoder: Decoder) -> None:
 
 
 def _exit_with_parent() -> None:
-    """End this process when its parent ends: if the parent is killed, the worker would wait for work forever."""
+    """End this process when its parent ends: without a parent, a worker would wait for work forever."""
     if (parent := multiprocessing.parent_process()) is not None:
         parent.join()
         os._exit(1)
@@ -159,7 +159,7 @@ def remove_damaged(pixels: Path, shape: tuple[int, ...], size: int, damaged: lis
     if damaged:
         images = np.memmap(pixels, np.uint8, "r+", shape=(size, *shape))
         step = max(1, CHUNK_BYTES // int(np.prod(shape)))
-        for start in range(damaged[0].number, len(kept), step):  # ascending, so that no image is lost
+        for start in range(damaged[0].number, len(kept), step):  # ascending: no image is overwritten before it is moved
             moved = images[kept[start : start + step]]
             images[start : start + len(moved)] = moved
         images.flush()
@@ -179,7 +179,10 @@ def _filter_pillow_warnings() -> Iterator[None]:
 
 @contextmanager
 def _progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Yield a function that reports finished images: in a bar on a terminal, otherwise in a line every ten seconds."""
+    """Yield a function that receives the number of newly decoded images and reports the progress on stderr.
+
+    On a terminal, the report is a progress bar. If stderr is not a terminal, a line is printed every ten seconds.
+    """
     console = Console(stderr=True)
     if console.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -137,8 +137,8 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
 def _pad(image: Image.Image, side: int) -> Image.Image:
     if max(image.size) > side:
         raise ValueError(
-            f"data.resolution must be at least {max(image.size)} to pad an image with that side, got {side}; "
-            "try data.fit=resize."
+            f"data.resolution must be at least {max(image.size)} (the longer side of an image) for data.fit=pad, got "
+            f"{side}; try data.fit=resize."
         )
     canvas = Image.new(image.mode, (side, side))
     canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))

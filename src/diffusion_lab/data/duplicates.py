@@ -17,7 +17,7 @@ THUMBNAIL_SIDE = 8
 NUM_PARTS = 64
 """Number of parts into which the search for neighbors divides a set; only the nearest image of each part is kept."""
 SLACK = 0.15
-"""Amount by which the ratio of thumbnails may exceed `max_ratio` for the images themselves to be compared."""
+"""Two images are compared if the ratio of the differences of their thumbnails is at most `max_ratio` + SLACK."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,10 @@ class Pair:
 
 
 def same_bytes(digests: np.ndarray) -> list[tuple[int, ...]]:
-    """Return groups of the numbers of two or more images with equal digests [N]; numbers and groups are ascending."""
+    """Return the groups of two or more images with equal digests, as tuples of image numbers in ascending order.
+
+    digests: digest of each image, [N].  The groups are sorted by their first image number.
+    """
     order = np.argsort(digests, kind="stable")
     starts = np.flatnonzero(np.diff(digests[order])) + 1
     groups = (tuple(group.tolist()) for group in np.split(order, starts) if len(group) > 1)
@@ -45,7 +48,12 @@ def same_bytes(digests: np.ndarray) -> list[tuple[int, ...]]:
 
 
 def same_bytes_between(digests: np.ndarray, others: np.ndarray) -> list[Pair]:
-    """Return a pair for each digest in `others` [M] that is in `digests` [N], with the first such image."""
+    """Return the images of one set that are exact copies of images in another set, each with its first original.
+
+    digests: digest of each image in the set of the originals, [N].  others: digest of each image in the other set, [M].
+    Returns one pair for each index k for which others[k] is also in `digests`: `second` is k, and `first` is the
+    smallest index n for which digests[n] equals others[k].
+    """
     unique, first = np.unique(digests, return_index=True)
     position = np.searchsorted(unique, others).clip(max=len(unique) - 1)
     found = np.flatnonzero(unique[position] == others)
@@ -57,19 +65,21 @@ class NearDuplicates:
     """Search for pairs of images that are much closer to each other than to other images of the set.
 
     The difference of two images is sqrt(2 - 2 correlation): the Euclidean distance after each is shifted to mean 0 and
-    scaled to norm 1, so that brightness and contrast do not matter. The smaller difference with and without a
-    horizontal flip counts, since training may flip images. A pair is a near duplicate if its difference is at most
-    `max_ratio` times the difference between one of the two images and its `neighbor`-th nearest image (in smaller sets,
-    the farthest image). The bound is relative because sets differ: two different handwritten digits correlate more than
-    two frames of one scene. (Lowe 2004, section 7.1, also separates correct and false matches by a distance ratio.)
+    scaled to norm 1, so that brightness and contrast do not matter. One image is also flipped horizontally and the
+    smaller of the two differences is used, since training may flip images. A pair is a near duplicate if its difference
+    is at most `max_ratio` times the difference between one of the two images and its `neighbor`-th nearest image (its
+    farthest image if the set has fewer images). The bound is relative because sets differ: two different handwritten
+    digits correlate more than two frames of one scene. (Lowe 2004, section 7.1, also separates correct and false
+    matches by a distance ratio.)
 
     The search does not find copies that are cropped, shifted or rotated, or groups of more than `neighbor` near copies.
-    It compares thumbnails first, and takes the nearest image in each of 64 random parts of the set as neighbors. Near
-    images are then compared at up to 32 pixels per side.
+    It compares thumbnails first, and takes the nearest image in each of 64 random parts of the set as neighbors. Images
+    whose thumbnails are near each other are then compared at up to 32 pixels per side.
 
-    max_ratio: largest ratio of the differences, in (0, 1).  neighbor: rank of the neighbor in the ratio.
-    max_compared: largest number of images of each set to compare, chosen at random; the time grows quadratically.
-    seed: seed of the random choice.
+    max_ratio: largest ratio of the two differences, in (0, 1).
+    neighbor: rank of the neighbor in the second difference; 1 is the nearest image.
+    max_compared: largest number of images of each set to compare; the time grows quadratically with this number.
+    seed: seed of the random choice of these images.
     """
 
     max_ratio: float = 0.4
@@ -93,7 +103,10 @@ class NearDuplicates:
         return permutation(self.seed, epoch=0, size=size)[: self.max_compared]
 
     def within(self, images: Tensor) -> list[Pair]:
-        """Return the pairs of one set, first < second, by ascending ratio.  images: output of `downsample`."""
+        """Return the near duplicates within one set, by ascending ratio.  images: output of `downsample`.
+
+        In each pair, first < second.
+        """
         found: dict[tuple[int, int], Pair] = {}
         for pair in self._pairs(images, images, same=True):
             key = min(pair.first, pair.second), max(pair.first, pair.second)
@@ -102,7 +115,7 @@ class NearDuplicates:
         return sorted(found.values(), key=lambda pair: pair.ratio)
 
     def between(self, images: Tensor, others: Tensor) -> list[Pair]:
-        """Return pairs of one of the `images` (first) and one of the `others` (second), by ascending ratio.
+        """Return the near duplicates of `images` (first) and `others` (second), by ascending ratio.
 
         images, others: outputs of `downsample`.  The ratio is relative to the second image's neighbors in `images`.
         """
@@ -121,7 +134,7 @@ class NearDuplicates:
 
 
 def downsample(pixels: Tensor) -> Tensor:
-    """Downsample images by averaging for the comparison: uint8 [B, C, H, W] -> uint8 [B, C, h, w], at most 32."""
+    """Downsample images by averaging for the comparison: uint8 [B, C, H, W] -> uint8 [B, C, h, w], h and w <= 32."""
     height, width = pixels.shape[-2:]
     sides = min(height, COMPARED_SIDE), min(width, COMPARED_SIDE)
     if (height, width) == sides:
@@ -141,7 +154,8 @@ def _neighbors(
     for start in range(0, len(rows), block):
         part = slice(start, start + block)
         correlation, index = _nearest_of_parts(upright[part], mirrored[part], parts, own=start if same else None)
-        # In a very small set, a part may contain only the row itself: its entry, which is the last, is left out.
+        # In a very small set, a part may contain only the row's own image. Its correlation (-2) is the smallest of the
+        # row, and the smallest is left out.
         correlation, order = correlation.topk(len(parts) - same, dim=1)
         difference = _difference(correlation)
         near = difference[:, 0] <= max_ratio * _kth_smallest(difference, neighbor)
@@ -152,7 +166,10 @@ def _neighbors(
 def _nearest_of_parts(
     upright: Tensor, mirrored: Tensor, parts: tuple[Tensor, ...], *, own: int | None
 ) -> tuple[Tensor, Tensor]:
-    """Return each row's largest correlation within each part, and its column: [R, P].  own: column of row 0's image."""
+    """Return the largest correlation of each row within each part, and the column of this correlation: [R, P] each.
+
+    own: column of the image in row 0; None if the rows and the columns are different sets.
+    """
     best, index, first = [], [], 0
     for part in parts:
         correlation = torch.maximum(upright @ part.T, mirrored @ part.T)
@@ -189,9 +206,10 @@ def _standardize(pixels: Tensor) -> Tensor:
 
 
 def _correlations(images: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """Correlate each of the images [R, C, h, w] with its others [R, K, C, h, w].
+    """Correlate each image with K other images, with and without a horizontal flip of the image.
 
-    Returns the larger correlation with and without a horizontal flip, [R, K], and whether the flip gives the larger.
+    images: [R, C, h, w].  others: the K other images of each image, [R, K, C, h, w].
+    Returns the larger of the two correlations, [R, K], and whether it is the correlation with the flip, bool [R, K].
     """
     candidates = _standardize(others.float().flatten(2))
     upright, mirrored = (

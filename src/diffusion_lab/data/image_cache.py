@@ -86,7 +86,7 @@ class ImageCache:
         except OSError as error:
             raise ValueError(
                 f"data.cache_folder must be a writable folder with enough free space, got {folder}: "
-                f"{error.strerror or error}; set it or the environment variable DIFFUSION_LAB_CACHE to another folder."
+                f"{error.strerror or error}; set data.cache_folder or DIFFUSION_LAB_CACHE to another folder."
             ) from error
 
 
@@ -114,7 +114,8 @@ def _read_entry(folder: Path) -> Entry | None:
 def _build_entry(folder: Path, build: Callable[[Path], Meta]) -> Entry:
     """Build an entry and replace an incomplete one.  The caller must hold the lock of the entry."""
     if folder.exists():
-        logger.warning("%s is damaged and will be rebuilt.", folder, extra={"all_ranks": True})  # one rank builds it
+        message = "the cached image set %s is damaged and will be rebuilt."
+        logger.warning(message, folder, extra={"all_ranks": True})  # any rank may be the one that rebuilds it
         shutil.rmtree(folder)
     with atomic_folder(folder) as partial:
         meta = build(partial)
@@ -124,7 +125,7 @@ def _build_entry(folder: Path, build: Callable[[Path], Meta]) -> Entry:
 
 @contextmanager
 def _lock(path: Path, key: str) -> Iterator[None]:
-    """Hold the lock of an entry.  The operating system releases it if the process dies."""
+    """Hold the lock of an entry.  The operating system releases the lock when the process ends."""
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)

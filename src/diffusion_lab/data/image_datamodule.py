@@ -80,7 +80,9 @@ class ImageDataModule(LightningDataModule):
         if num_workers < 0:
             raise ValueError(f"num_workers must be at least 0, got {num_workers}.")
         if horizontal_flip and augmentation is not None:
-            raise ValueError("horizontal_flip must be false with an augmentation, which flips images itself, got true.")
+            raise ValueError(
+                "horizontal_flip must be false with an augmentation (which flips images itself), got true."
+            )
         self.store, self.batch_size, self.seed = store, batch_size, seed
         self.horizontal_flip, self.num_workers = horizontal_flip, num_workers
         self.augmentation, self.low_resolution = augmentation, low_resolution
@@ -148,8 +150,8 @@ class _Batches(Iterable[ImageBatch]):
         self.dataset, self.sampler, self.datamodule = dataset, sampler, datamodule
 
     def __iter__(self) -> Iterator[ImageBatch]:
-        # An item of the dataset is a complete micro-batch. A DataLoader without workers would add half the time of a
-        # gather.
+        # An item of the dataset is a complete micro-batch. A DataLoader without workers would add half of the time that
+        # gathering the images takes.
         num_workers = self.datamodule.num_workers
         batches: Iterator[ImageBatch] = map(self.dataset.__getitem__, self.sampler)
         if num_workers:

@@ -56,7 +56,10 @@ class ImageSource:
         return str(self.hub_name if self.path is None else self.path)
 
     def locate(self) -> None:
-        """Raise FileNotFoundError, with the missing file and the remedy, unless the set can be read or downloaded."""
+        """Raise FileNotFoundError if the set can neither be found locally nor downloaded.
+
+        The error message contains the missing file or data set, and the remedy.
+        """
         if self.path is not None:
             if not self.path.is_dir():
                 raise FileNotFoundError(f"data.path must be a folder of images or parquet files, got {self.path}.")
@@ -84,7 +87,10 @@ class ImageSource:
         return digest.hexdigest()
 
     def splits(self) -> list[str]:
-        """Return the names of the splits without reading images.  Raises the same errors as `open`."""
+        """Return the names of the splits without reading images.
+
+        Raises FileNotFoundError if the set is missing, and ValueError if it is not an image set.
+        """
         self.locate()
         import datasets
 
@@ -102,7 +108,7 @@ class ImageSource:
         """Open the images and labels of a split.
 
         work_folder: folder into which `datasets` unpacks local files.
-        Raises ValueError if the set does not have the split or the columns.
+        Raises FileNotFoundError if the set is missing, and ValueError if it does not have the split or the columns.
         """
         dataset = self._load(split, None if self.path is None else work_folder)
         self._require_columns(dataset)
@@ -146,14 +152,15 @@ class ImageSource:
             raise ValueError(f"{self} contains no images: its columns are {', '.join(columns)}.")
         for column in [self.image_column] + ([self.label_column] if self.label_column else []):
             if column not in columns:
-                hint = "; data.label_column=null trains without labels" if column == self.label_column else ""
-                raise ValueError(
-                    f"data.image_column and data.label_column must be among {columns} for {self}, got {column}{hint}."
-                )
+                setting, accepted, remedy = "data.image_column", candidates, ""
+                if column == self.label_column:
+                    setting, accepted = "data.label_column", columns
+                    remedy = "; set data.label_column=null to use no labels"
+                raise ValueError(f"{setting} must be one of {', '.join(accepted)} for {self}, got {column}{remedy}.")
         if self.image_column not in candidates:
             raise ValueError(f"data.image_column must be one of {', '.join(candidates)}, got {self.image_column}.")
         if not len(dataset):
-            raise ValueError(f"{self} contains no images: the split has 0 rows.")
+            raise ValueError(f"{self} contains no images: the requested split has 0 rows.")
 
     def _labels(self, dataset: "Dataset") -> tuple[np.ndarray, tuple[str, ...]]:
         if self.label_column is None:
@@ -192,7 +199,7 @@ class ImageSource:
         except (ConnectionError, OSError, ValueError) as error:
             raise FileNotFoundError(
                 f"data.hub_name={self.hub_name} is not in the local cache and the hub cannot be reached; run once with "
-                "network access, or set data.path to a folder with its files (train-*.parquet, test-*.parquet)."
+                "network access, or set data.path to a folder with the set's files (train-*.parquet, test-*.parquet)."
             ) from error
 
 

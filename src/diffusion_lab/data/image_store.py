@@ -35,7 +35,7 @@ class ImageStore:
     path: local folder of parquet files or images.
     image_column, label_column: names of the columns; if label_column is None, all images get label 0.
     channels, resolution, fit, resample: arguments of `Preparation`.
-    on_error: treatment of damaged images: "skip" leaves them out and counts them; "raise" raises ValueError for any.
+    on_error: treatment of damaged images: "skip" leaves them out and lists them in a file; "raise" raises ValueError.
     cache_folder: folder for decoded sets; None uses the environment variable DIFFUSION_LAB_CACHE or, if it is not set,
         ~/.cache/diffusion_lab.
     selection: selection of the images that are used; None uses all images.
@@ -65,11 +65,14 @@ class ImageStore:
         self.selection = selection or Selection()
 
     def locate(self) -> None:
-        """Raise FileNotFoundError, with the missing file and the remedy, unless the set can be read or downloaded."""
+        """Raise FileNotFoundError if the set can neither be found locally nor downloaded."""
         self.source.locate()
 
     def splits(self) -> list[str]:
-        """Return the names of the splits that can be loaded.  Raises the same errors as `load`."""
+        """Return the names of the splits that can be loaded.
+
+        Raises FileNotFoundError if the set is missing, and ValueError if it is not an image set.
+        """
         return [*self.source.splits(), *(["held_out"] if self.selection.num_held_out else [])]
 
     def load(self, split: str = "train") -> Images:
@@ -103,8 +106,8 @@ class ImageStore:
         damaged = decode_split(decoder, f"preparing {self.source} ({split})", self._check_damage)
         if 2 * len(damaged) > size:
             raise ValueError(
-                f"{self.source} contains {len(damaged):,} images of {size:,} that cannot be read, more than half; the "
-                f"first is number {damaged[0].number}: {damaged[0].reason}."
+                f"{len(damaged):,} of the {size:,} images in {self.source} cannot be read, which is more than half; "
+                f"the first is number {damaged[0].number} ({damaged[0].reason})."
             )
         kept = remove_damaged(folder / PIXELS, self.preparation.shape, size, damaged)
         label = rows.label[kept].astype("<i8")
@@ -119,18 +122,18 @@ class ImageStore:
 
     def _check_damage(self, damaged: list[Damage]) -> None:
         if damaged and self.on_error == "raise":
-            raise ValueError(self._damage_message(f"{damaged[0].number}: {damaged[0].reason}"))
+            raise ValueError(self._damage_message(f"number {damaged[0].number}: {damaged[0].reason}"))
 
     def _damage_message(self, first: str) -> str:
         return (
-            f"{self.source} contains an image that cannot be read, number {first}; "
-            "set data.on_error=skip to leave such images out."
+            f"{self.source} contains an image that cannot be read ({first}); "
+            "set data.on_error=skip to leave out unreadable images."
         )
 
     def _report_damage(self, entry: Entry) -> None:
         """Print a warning or raise ValueError for a set with damaged images, also if the set was built earlier."""
         if self.on_error == "raise":
-            raise ValueError(self._damage_message(entry.meta.first_damage.removeprefix("number ")))
+            raise ValueError(self._damage_message(entry.meta.first_damage))
         logger.warning(
             f"{self.source} contains {entry.meta.num_damaged:,} images that cannot be read; the other "
             f"{entry.meta.shape[0]:,} are used; {entry.folder / DAMAGED} lists the unreadable images."

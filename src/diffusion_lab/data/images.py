@@ -57,7 +57,7 @@ class Images:
         return torch.from_numpy(self._labels if self._index is None else self._labels[self._index])
 
     def gather(self, index: Tensor | np.ndarray) -> Tensor:
-        """Copy the images at `index` [B], in that order: uint8 [B, C, H, W].
+        """Copy the images with the numbers `index` [B], in the order of `index`: uint8 [B, C, H, W].
 
         Raises IndexError for numbers out of range.
         """
@@ -66,7 +66,7 @@ class Images:
         return torch.from_numpy(np.asarray(self._pixels).take(rows, axis=0))
 
     def select(self, index: Tensor | np.ndarray) -> "Images":
-        """Return the set of the images at `index` [M], in that order, without copying pixels."""
+        """Return the set of the images with the numbers `index` [M], in the order of `index`.  Copies no pixels."""
         rows = index.numpy() if isinstance(index, Tensor) else index
         rows = rows if self._index is None else self._index[rows]
         return Images(self._pixels, self._labels, self.class_names, index=rows, fingerprint=self._base_fingerprint)

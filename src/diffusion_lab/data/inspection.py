@@ -87,9 +87,9 @@ class Scan:
     downsampled: Tensor
 
     def distinct(self, others: np.ndarray | None = None) -> tuple[Tensor, np.ndarray]:
-        """Return the downsampled images and their numbers, without exact copies and without images in `others` [K].
+        """Return the downsampled images without exact copies, and the numbers of these images in the set.
 
-        others: digests of the images to leave out; None leaves out none.
+        others: digests of further images to leave out, uint64 [K]; None leaves out no further images.
         """
         digests = self.digests[self.compared]
         kept = np.sort(np.unique(digests, return_index=True)[1])
@@ -144,7 +144,10 @@ def scan(images: Images, search: NearDuplicates, batch_size: int = 256) -> Scan:
 
 
 def class_counts(images: Images) -> dict[str, int]:
-    """Return the number of images by class name, including classes without images; empty without classes."""
+    """Return the number of images by class name, including classes without images.
+
+    The result is empty for a set without class names in which all labels are equal.
+    """
     counts = dict.fromkeys(images.class_names, 0)
     labels, numbers = np.unique(images.label.numpy(), return_counts=True)
     if not counts and len(labels) == 1:

@@ -79,8 +79,9 @@ def as_dict(inspection: Inspection, split: Split, other: Split | None, search: N
 def describe(search: NearDuplicates) -> str:
     """Return one sentence that defines near duplicates."""
     return (
-        f"near duplicates: pairs whose difference, apart from brightness, contrast and horizontal flips, is at most "
-        f"{search.max_ratio:g} times the difference between one of the two and its neighbor number {search.neighbor}"
+        f"near duplicates: pairs whose difference (ignoring brightness, contrast and horizontal flips) is at most "
+        f"{search.max_ratio:g} times the difference between one of the two images and its nearest neighbor number "
+        f"{search.neighbor}"
     )
 
 
@@ -135,8 +136,8 @@ def _summary(content: dict[str, Any]) -> Iterator[str]:
     yield f"constant images: {len(content['constant']):,}"
     yield (
         f"duplicates within {content['split']}: {own['same_bytes']:,} exact copies of {own['same_bytes_groups']:,} "
-        f"images, and {own['near_pairs']:,} pairs of near duplicates; {own['pairs_of_two_classes']:,} of all these "
-        "pairs have different classes"
+        f"images, and {own['near_pairs']:,} pairs of near duplicates; {own['pairs_of_two_classes']:,} of these "
+        "exact and near pairs consist of images from different classes"
     )
     if overlap is not None:
         yield (

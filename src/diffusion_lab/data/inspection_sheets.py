@@ -41,8 +41,8 @@ def contact_sheet(images: Images, num_rows: int, seed: int) -> np.ndarray:
 def duplicate_sheet(pairs: Sequence[FoundPair], num_pairs: int, num_columns: int = 6) -> np.ndarray:
     """Draw pairs of images, each pair below a caption with its kind, ratio and image numbers.
 
-    pairs: one or more pairs. If there are more than num_pairs, an evenly spaced subset in the order of the ratios is
-        drawn.
+    pairs: one or more pairs. If there are more than num_pairs, num_pairs of them are drawn, evenly spaced in the order
+        of the ratios.
     Returns uint8 [height, width, 3].
     """
     ordered = sorted(pairs, key=lambda found: found.pair.ratio)

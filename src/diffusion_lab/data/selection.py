@@ -9,7 +9,9 @@ from diffusion_lab.randomness import permutation
 
 
 class Selection:
-    """A selection of images, random but independent of the seed of a run. The arguments are applied in their order.
+    """A random selection of images that does not depend on the seed of the run.
+
+    The arguments are applied in the order in which they are listed.
 
     num_held_out: number of images of the train split to set aside as the split "held_out".
     classes: names of the classes to keep; None keeps all.
@@ -40,7 +42,7 @@ class Selection:
     def apply(self, images: Images, split: str) -> Images:
         """Return the selected images of a split.  images: all images of its source split.
 
-        Raises ValueError if no image would be left to train on, or for a class that the set does not have.
+        Raises ValueError if num_held_out leaves no image to train on, or if the set lacks one of the classes.
         """
         if self.num_held_out and split in ("train", "held_out"):
             images = self._hold_out(images, split)
@@ -56,7 +58,8 @@ class Selection:
         """Return the held-out images of the train split, or the remaining images for split="train"."""
         if self.num_held_out >= len(images):
             raise ValueError(
-                f"data.num_held_out must be below {len(images)}, the number of images, got {self.num_held_out}."
+                f"data.num_held_out must be below the number of training images ({len(images)}), got "
+                f"{self.num_held_out}."
             )
         order = permutation(seed=0, epoch=0, size=len(images))
         chosen = order[self.num_held_out :] if split == "train" else order[: self.num_held_out]
@@ -66,5 +69,6 @@ class Selection:
         """Return the labels of the classes to keep."""
         classes = self.classes or ()
         if not classes or any(name not in names for name in classes):
-            raise ValueError(f"data.classes must be among {', '.join(names)}, got {', '.join(classes)}.")
+            accepted = f"among {', '.join(names)}" if names else "null (the image set has no class names)"
+            raise ValueError(f"data.classes must be {accepted}, got {', '.join(classes) or 'an empty list'}.")
         return [names.index(name) for name in classes]

@@ -69,6 +69,6 @@ def require_divisible_batch_size(batch_size: int, world_size: int, accumulate: i
     """Raise ValueError unless all micro-batches of all ranks can have the same number of images."""
     if batch_size < 1 or batch_size % (world_size * accumulate):
         raise ValueError(
-            "data.batch_size, the global batch size, must be divisible by world size * "
+            "data.batch_size (the global batch size) must be divisible by the world size times "
             f"trainer.accumulate_grad_batches ({world_size} * {accumulate}), got {batch_size}."
         )

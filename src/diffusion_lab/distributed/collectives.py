@@ -68,7 +68,7 @@ class Ranks:
     def raise_together(self) -> Iterator[None]:
         """Raise a ValueError from one rank on all ranks. Collective: enter it on all ranks.
 
-        Otherwise, the other ranks would wait in their next collective for the rank that failed.
+        Without this context, the other ranks would wait for the failed rank in their next collective.
         """
         failure = None
         try:

@@ -31,7 +31,7 @@ def num_local_ranks() -> int | None:
 
 
 def num_nodes() -> int:
-    """Return the number of nodes of a run that torchrun or srun started, otherwise 1."""
+    """Return the number of nodes of a run that torchrun or srun started, or 1 for any other run."""
     if slurm_job.started_by_torchrun():
         return int(os.environ["WORLD_SIZE"]) // int(os.environ["LOCAL_WORLD_SIZE"])
     return int(os.environ["SLURM_STEP_NUM_NODES"]) if slurm_job.in_slurm_step() else 1
@@ -40,7 +40,7 @@ def num_nodes() -> int:
 def validate(devices: Any, nodes: Any, strategy: Any) -> None:
     """Raise LaunchError unless devices, num_nodes and strategy of the trainer match the ranks that were started."""
     if isinstance(strategy, str) and re.search(r"spawn|fork|notebook", strategy):
-        raise LaunchError(f"trainer.strategy must start each rank as a command, for example ddp, got {strategy}.")
+        raise LaunchError(f"trainer.strategy must start each rank as a command (for example ddp), got {strategy}.")
     local_ranks = num_local_ranks()
     count = len(devices) if isinstance(devices, list) else devices
     for name, number in {"devices": count, "num_nodes": nodes}.items():
@@ -56,11 +56,11 @@ def validate(devices: Any, nodes: Any, strategy: Any) -> None:
     if isinstance(count, int) and count not in (local_ranks, -1):
         remedy = "; set trainer=ddp" if local_ranks > 1 and count == 1 else ""
         raise LaunchError(
-            f"trainer.devices must be {local_ranks}, the number of ranks that {launcher} started on this node "
-            f"({option}), got {count}{remedy}."
+            f"trainer.devices must be {local_ranks} (the number of ranks that {launcher} started on this node, set by "
+            f"{option}), got {count}{remedy}."
         )
     if nodes != num_nodes():
-        raise LaunchError(f"trainer.num_nodes must be {num_nodes()}, the number of {launcher} nodes, got {nodes}.")
+        raise LaunchError(f"trainer.num_nodes must be {num_nodes()} (the number of {launcher} nodes), got {nodes}.")
 
 
 def limit_threads() -> None:

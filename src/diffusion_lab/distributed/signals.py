@@ -30,7 +30,10 @@ class StoppedBySignal(BaseException):
 
 @contextmanager
 def raise_on_signal() -> Iterator[None]:
-    """Raise StoppedBySignal on a signal inside the context. The default action would kill the process silently."""
+    """Raise StoppedBySignal if a stop signal arrives inside the context.
+
+    The default action of the signal would kill the process silently.
+    """
     before = install(_raise)
     try:
         yield
@@ -39,14 +42,14 @@ def raise_on_signal() -> Iterator[None]:
 
 
 def install(handler: Any, *others: int) -> dict[int, Any]:
-    """Install a handler for the stop signals and `others`, and return the previous handlers."""
+    """Install a handler for the stop signals and `others`; return the previous handler of each signal number."""
     if threading.current_thread() is not threading.main_thread():
         return {}  # only the main thread can install handlers
     return {number: signal.signal(number, handler) for number in (*STOP_SIGNALS, *others)}
 
 
 def restore(before: dict[int, Any]) -> None:
-    """Restore the previous handlers of signals."""
+    """Restore the handlers that `install` returned."""
     for number, handler in before.items():
         signal.signal(number, handler)
 

@@ -31,7 +31,7 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """Return the number of ranks that torchrun or srun started for this run, otherwise 1."""
+    """Return the number of ranks that torchrun or srun started for this run, or 1 for any other run."""
     if started_by_torchrun():
         return int(os.environ["WORLD_SIZE"])
     return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) if in_slurm_step() else 1
@@ -47,8 +47,9 @@ def slurm_id() -> str | None:
 def job_name() -> str:
     """Return the name of the job folder, identical on all ranks and after each restart.
 
-    The name is slurm_17, or slurm_17.2 for the third srun of a batch script; otherwise torchrun_ID if
-    torchrun started this process, or else the current date and time.
+    In a Slurm job that is not an interactive job of one rank, the name is slurm_JOB, followed by .STEP for each srun
+    after the first one: slurm_17.2 for the third srun of job 17. In all other cases, the name is torchrun_ID if
+    torchrun started this process, and the current date and time if it did not.
     """
     if (job_id := slurm_id()) and not _in_interactive_job():
         step = int(os.environ.get("SLURM_STEP_ID", 0)) if in_slurm_step() else 0
@@ -80,7 +81,7 @@ def start_ticks(pid: int) -> int | None:
 
 
 def requeue() -> str | None:
-    """Requeue this job. Return None if Slurm accepts the request, otherwise the reason for the failure."""
+    """Requeue this job. Return None if Slurm accepts the request, and the reason if Slurm does not accept it."""
     job_id = slurm_id()
     if job_id is None:
         return "there is no Slurm job to requeue"

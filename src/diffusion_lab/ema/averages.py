@@ -84,11 +84,13 @@ class HalfLifeDecay(Decay):
 
 @dataclass(frozen=True)
 class PowerFunctionDecay(Decay):
-    """(1 - 1 / t)^(exponent + 1) at step t, so that the weight of step i is ~ i^exponent (Karras et al. 2024, eq. 127).
+    """(1 - 1 / t)^(exponent + 1) at step t (Karras et al. 2024, eq. 127).
 
-    relative_width: EMA length (sigma_rel): standard deviation of the averaging weights over the training steps so far,
-        as a fraction of the number of these steps. The shape of the averaging weights does not depend on the duration
-        of the run. The first update removes the initial weights of the network from the average.
+    The weight of step i in the average is proportional to i^exponent.
+    The shape of the averaging weights does not depend on the duration of the run. The first update removes the initial
+    weights of the network from the average.
+    relative_width: EMA length, sigma_rel in the paper. It is the standard deviation of the averaging weights over the
+        training steps so far, as a fraction of the number of these steps.
     """
 
     relative_width: float
@@ -174,7 +176,8 @@ def _validate_decays(decays: Mapping[str, Decay]) -> None:
     for name, decay in decays.items():
         if not str(name).isidentifier() or name == RAW or hasattr(nn.ModuleDict(), name):
             raise ValueError(
-                f"keys of ema.decays must be identifiers other than {RAW} and attributes of nn.ModuleDict, got {name}."
+                f"keys of ema.decays must be identifiers other than {RAW} and the names of attributes of nn.ModuleDict,"
+                f" got {name}."
             )
         if not isinstance(decay, Decay):
             raise ValueError(f"ema.decays.{name} must be a Decay, got {decay}.")

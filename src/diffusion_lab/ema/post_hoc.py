@@ -17,7 +17,8 @@ STEPS_AT_ONCE = 8192
 class Profile:
     """The weights of the training steps in a power-function average.
 
-    relative_width: EMA length, in (0, 0.288]; see `PowerFunctionDecay`.  step: last step of the average, from 1.
+    relative_width: EMA length, in (0, 0.288]; see `PowerFunctionDecay`.
+    step: last step of the average, counted from 1.
     """
 
     relative_width: float
@@ -28,7 +29,10 @@ class Profile:
         return PowerFunctionDecay(self.relative_width).exponent
 
     def weights(self, steps: Tensor) -> Tensor:
-        """Return (i^(g+1) - (i-1)^(g+1)) / n^(g+1) for i in `steps`, of any shape, float64; 0 after the last step n."""
+        """Return (i^(g+1) - (i-1)^(g+1)) / n^(g+1) for each i in `steps`, and 0 for i > n, float64.
+
+        g: exponent.  n: last step of the average.  steps: float64, any shape.
+        """
         power = self.exponent + 1
         # Uses expm1 and log1p, because the direct difference of two nearly equal powers loses most digits.
         weights = -torch.expm1(power * torch.log1p(-1 / steps)) * (steps / self.step) ** power

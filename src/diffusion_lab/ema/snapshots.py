@@ -22,7 +22,7 @@ class Snapshot:
 
 
 def save_averages(ema: EMA, folder: Path) -> None:
-    """Write the power-function averages, in their dtype, to a file such as `step_0001000.pt`."""
+    """Write the power-function averages, in their dtype, to `step_N.pt`, with the number of updates N in 7 digits."""
     averages = {
         name: {"relative_width": decay.relative_width, **_parameters_and_buffers(ema.networks[name])}
         for name, decay in ema.decays.items()

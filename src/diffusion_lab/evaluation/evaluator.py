@@ -49,7 +49,7 @@ class Evaluator:
     reference: set that metrics compare the samples with; None if no metric needs a reference.
     precision: numerical precision of sampling, for the fingerprint.
     display: progress display.
-    seconds: time spent on "sampling", "features" and "statistics", and on "means over images" if there are any.
+    seconds: seconds spent on "sampling", "features" and "statistics", and on "means over images" if `mean` was called.
     """
 
     images: SeededImages
@@ -104,7 +104,10 @@ class Evaluator:
         """Return the mean of a quantity over the images of a data set. Each image has its own noise generator."""
         module, device = self.images.module, self.images.module.device
         if module.space != Pixels():
-            raise ValueError(f"`metrics` must compare image sets for a model in latent space, got {metric.name}.")
+            raise ValueError(
+                "`metrics` must not contain means over single images for a model in latent space, got "
+                f"{metric.quantity.name}."
+            )
         metric = metric.to(device)
         denoiser = module.denoiser(weights=self.images.weights)
         indices, size = range(min(metric.num_images or len(images), len(images))), self.images.batch_size
@@ -217,7 +220,11 @@ class Evaluator:
 
 
 def _required_outputs(metrics: Sequence[Metric], of_reference: bool = False) -> dict[Features, dict[str, bool]]:
-    """Return the outputs of each feature network that metrics use, and whether a metric needs each image's row."""
+    """Return, for each feature network, the names of the outputs that `metrics` use.
+
+    of_reference: whether to consider only metrics that need a reference.
+    The value of each name is whether any of the metrics needs the features of single images.
+    """
     required: dict[Features, dict[str, bool]] = {}
     for metric in metrics:
         if metric.needs_reference or not of_reference:

@@ -32,8 +32,8 @@ class VariationalBound:
     def __post_init__(self) -> None:
         if not isinstance(self.process.schedule, TableSchedule):
             raise ValueError(
-                "`schedule` must have discrete steps (linear, cosine, ...) for the variational bound, got the continuous "
-                f"{type(self.process.schedule).__name__}; use metrics=flow, which accepts all schedules."
+                "`schedule` must have discrete steps (linear, cosine, ...) for the variational bound, got the "
+                f"continuous {type(self.process.schedule).__name__}; use metrics=flow, which accepts all schedules."
             )
 
     name = "bits_bound"
@@ -54,7 +54,7 @@ class VariationalBound:
     def __call__(self, denoiser: DenoiserLike, x_0: Tensor, condition: Condition, noise: Noise) -> Tensor:
         """Return L_0, L_1, ..., L_{T-1}, L_T of each image: [B, T + 1], in bits per dimension.
 
-        The sum of a row is the bound for that image. Each term is estimated with one noise tensor.
+        The sum of a row is the bound for one image. L_T is exact; each other term is estimated with one noise tensor.
         x_0: images with 8-bit levels, [B, C, H, W] in [-1, 1].
         """
         terms = []
@@ -75,7 +75,8 @@ class FlowLikelihood:
     The divergence is estimated with Hutchinson's estimator, whose random probe vectors of -1 and 1 are fixed along the
     trajectory. The trajectory ends at the smallest time of the schedule; the noise at this time is neglected.
 
-    rtol, atol: relative and absolute tolerance of the solver.  num_probes: number of probes that are averaged.
+    rtol, atol: relative and absolute tolerance of the solver.
+    num_probes: number of probe vectors over which the estimate of the divergence is averaged.
     """
 
     process: GaussianProcess

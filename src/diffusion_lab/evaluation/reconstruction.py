@@ -13,7 +13,7 @@ from diffusion_lab.samplers import DDIM, GivenNoise, Noise, Sampler
 class Reconstruction:
     """Reconstruction error of images that DDIM encodes as noise and decodes (Song et al. 2021, section 5.4, Table 2).
 
-    Raises ValueError for a stochastic sampler: only a deterministic sampler can run from images to noise.
+    Raises ValueError unless the sampler is DDIM with eta=0, the only sampler that can run from images to noise.
     """
 
     sampler: Sampler

@@ -57,7 +57,8 @@ class Reference(ABC):
 class ImageReference(Reference):
     """A split of a data set, without noise and augmentation. Its features are extracted once and then cached.
 
-    folder: cache folder, with one `.npz` file with mu and sigma per output of a feature network, as in other tools.
+    folder: cache folder. It contains a `.npz` file for each output of a feature network; `FileReference` describes the
+        format.
     """
 
     images: Images
@@ -135,11 +136,11 @@ class ImageReference(Reference):
 
 
 class FileReference(Reference):
-    """Feature statistics in a `.npz` file with mu and sigma, as pytorch-fid, ADM's evaluator and EDM write them.
+    """Feature statistics in a `.npz` file with mu (mean) and sigma (covariance), as pytorch-fid, ADM and EDM write it.
 
-    Such a file does not identify its feature network, which must be the same as for the samples. A file with mu_s and
-    sigma_s also has statistics of spatial features. A file from the cache of `ImageReference` may also have features of
-    single images.
+    A file from these programs does not identify its feature network; the user must choose the same features for the
+    samples. A file with mu_s and sigma_s also has statistics of spatial features. A file from the cache of
+    `ImageReference` identifies its feature network, and may also have features of single images.
     """
 
     KEYS = {"pooled": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}  # noqa: RUF012
@@ -179,7 +180,7 @@ class FileReference(Reference):
         for key, value in expected.items():
             if origin and origin[key] != value:
                 raise ValueError(
-                    f"reference={self.path} must have the same features as the samples, {key}={value}, got "
+                    f"reference={self.path} must have the same features as the samples ({key}={value}), got "
                     f"{key}={origin[key]}."
                 )
         mean, covariance = (self._arrays.get(key) for key in (("mu", "sigma") if origin else self.KEYS[output]))
@@ -190,14 +191,14 @@ class FileReference(Reference):
             )
         if output == "pooled" and len(mean) != features.num_features:
             raise ValueError(
-                f"reference={self.path} must have {features.num_features} features, as {features.name} has, got "
+                f"reference={self.path} must have {features.num_features} features (as {features.name} has), got "
                 f"{len(mean)}."
             )
         rows = self._arrays.get("rows")
         if with_rows and rows is None:
             raise ValueError(
-                f"reference={self.path} must contain the features of single images for metrics other than fid, got "
-                "only a mean and a covariance; set reference=train for these metrics."
+                f"reference={self.path} must contain the features of single images for metrics other than fid and "
+                "sfid, got only a mean and a covariance; set reference=train for these metrics."
             )
         mu, sigma = (torch.from_numpy(np.asarray(part, dtype=np.float64)) for part in (mean, covariance))
         count = int(self._arrays.get("count", 0))

@@ -46,7 +46,9 @@ class Inception(Features):
         state = files.read(path)
         self.weights_sha256 = files.verify_sha256(path, sha256, self.sha256 if path.name == self.file_name else None)
         if not self.weights_sha256.startswith(self.sha256):
-            _log_once(f"{path} is not {self.file_name}; Fréchet distances are not comparable with published FIDs.")
+            _log_once(
+                f"{path} differs from {self.file_name}; Fréchet distances are not comparable with published FIDs."
+            )
         try:
             self.network = original.FeatureExtractorInceptionV3(
                 "inception", ["2048", "logits_unbiased"], _serialize(state)
@@ -75,8 +77,8 @@ class Inception(Features):
             files.download(url, path, self.sha256)
         except OSError as error:
             raise FeaturesUnavailableError(
-                f"features=inception: {path} is missing and could not be downloaded from {url} ({error}); "
-                f"copy {self.file_name} to this path, or set features.weights to a copy of the file."
+                f"features=inception requires the weights file {path}, which is missing and could not be downloaded "
+                f"from {url} ({error}); copy {self.file_name} to this path, or set features.weights to a copy of it."
             ) from error
         return path
 
@@ -92,7 +94,7 @@ def _fuse_batch_norms(network: nn.Module) -> None:
 
 
 def _serialize(state: dict[str, Tensor]) -> io.BytesIO:
-    """Serialize the weights for torch-fidelity, which would run code in a malicious pickle of the user's file."""
+    """Serialize the weights for torch-fidelity, which would unpickle the user's file and run any code in it."""
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)

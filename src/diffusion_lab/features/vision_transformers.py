@@ -30,7 +30,7 @@ class VisionTransformer(Features):
     architecture: dict[str, int]
 
     def __init__(self, weights: str | Path | None = None, sha256: str | None = None) -> None:
-        """weights: copy of the file on the hub, also as `.safetensors`; None uses the cache or downloads the file.
+        """weights: copy of the file on the hub, or its `.safetensors` version; None uses the cache or downloads it.
 
         sha256: first digits of the SHA-256 that the file must have.
         Raises FeaturesUnavailableError if the library or the weights are missing.
@@ -92,8 +92,8 @@ class VisionTransformer(Features):
             return Path(hf_hub_download(self.hub_name, self.hub_file))
         except Exception as error:  # the library raises errors of many types: offline, no access, a full disk
             raise FeaturesUnavailableError(
-                f"features={self.name}: {self.hub_file} of {self.hub_name} is not in the local cache, and the hub "
-                "cannot be reached; run once with network access, or set features.weights to a copy of the file."
+                f"features={self.name} requires {self.hub_file} of {self.hub_name}, which is not in the local cache "
+                "and could not be downloaded; run once with network access, or set features.weights to a copy of it."
             ) from error
 
 

@@ -14,10 +14,11 @@ from diffusion_lab.features.features import FeaturesUnavailableError
 
 
 def verify_sha256(path: Path, *prefixes: str | None) -> str:
-    """Return the SHA-256 of a file in hexadecimal digits, after comparing the SHA-256 with all prefixes.
+    """Return the SHA-256 of a file in hexadecimal digits, after a check that it begins with each of the prefixes.
 
     prefixes: required first digits of the SHA-256; None accepts any file.
-    Raises FeaturesUnavailableError if the digits differ, and ValueError unless all prefixes are hexadecimal.
+    Raises FeaturesUnavailableError if the SHA-256 does not begin with a prefix, and ValueError if a prefix does not
+    consist of 1 to 64 hexadecimal digits.
     """
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -27,11 +28,11 @@ def verify_sha256(path: Path, *prefixes: str | None) -> str:
         # An override that consists of digits only is parsed as a number unless it is quoted.
         if not isinstance(prefix, str) or not re.fullmatch("[0-9a-fA-F]{1,64}", prefix):
             raise ValueError(
-                f"features.sha256 must be 1 to 64 hexadecimal digits, in quotes if all are decimal, got {prefix}."
+                f"features.sha256 must be 1 to 64 hexadecimal digits (in quotes if all are decimal), got {prefix}."
             )
         if not sha256.startswith(prefix.lower()):
             raise FeaturesUnavailableError(
-                f"features.weights={path} must have a SHA-256 that begins with {prefix}, got {sha256}; the file is "
+                f"the weights file {path} must have a SHA-256 that begins with {prefix}, got {sha256}; the file is "
                 "damaged or not the expected file."
             )
     return sha256
@@ -48,10 +49,10 @@ def read(path: Path) -> dict[str, Tensor]:
         state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     except Exception as error:  # damaged or malicious files raise errors of any type
         raise FeaturesUnavailableError(
-            f"features.weights={path} cannot be read as weights: {_short(error)}."
+            f"the weights file {path} cannot be read as weights: {_short(error)}."
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise FeaturesUnavailableError(f"features.weights={path} must contain only tensors by name, got other content.")
+        raise FeaturesUnavailableError(f"the weights file {path} must contain only tensors by name, got other content.")
     return state
 
 
@@ -65,11 +66,11 @@ def load(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
 
 def incompatible_weights(path: Path, reason: object) -> FeaturesUnavailableError:
     """Return the error for weights that do not fit a network."""
-    return FeaturesUnavailableError(f"features.weights={path} contains weights of another network: {_short(reason)}.")
+    return FeaturesUnavailableError(f"the weights file {path} contains weights of another network: {_short(reason)}.")
 
 
 def download(url: str, path: Path, sha256_prefix: str) -> None:
-    """Download a file unless it exists; concurrent callers wait while one process downloads the file.
+    """Download a file if it does not exist; concurrent callers wait while one process downloads the file.
 
     Raises OSError if the download fails or its SHA-256 does not begin with sha256_prefix.
     """

@@ -39,7 +39,7 @@ class LowResolutionImages(ABC):
 
     @abstractmethod
     def labels(self, seeds: Sequence[int]) -> Tensor | None:
-        """Return the classes of the images, int64 [B], or None if the source does not determine them."""
+        """Return the classes of the images, int64 [B], or None if the source has no classes."""
 
     @abstractmethod
     def require(self, num_classes: int) -> None:
@@ -50,7 +50,10 @@ class LowResolutionImages(ABC):
         """Return the settings that determine the images, for fingerprints."""
 
     def condition(self, seeds: range, label: Tensor | None, device: torch.device) -> Condition:
-        """Return the condition of the super-resolution network for these seeds.  label: classes, int64 [B]."""
+        """Return the condition of the super-resolution network for the images of `seeds`.
+
+        label: classes, int64 [B].
+        """
         small = from_uint8(self.pixels(seeds).to(device))
         level = torch.full((len(seeds),), self.noise, dtype=torch.float64)
         noise = ImageNoise(seeds, small.shape[1:], device, stage=self.stage, purpose=Purpose.SAMPLED_CONDITION)
@@ -62,8 +65,8 @@ def require_noise(noise: float, low_resolution: LowResolution) -> None:
     """Raise ValueError if noise is outside the range that the network was trained on."""
     if not 0 <= noise <= low_resolution.max_noise:
         raise ValueError(
-            f"low_resolution_noise must be in [0, {low_resolution.max_noise}], the range that the super-resolution "
-            f"network was trained on, got {noise}."
+            f"low_resolution_noise must be in [0, {low_resolution.max_noise}] (the range that the super-resolution "
+            f"network was trained on), got {noise}."
         )
 
 
@@ -93,7 +96,7 @@ class DownsampledImages(LowResolutionImages):
         label = self.images.label
         if num_classes and len(label) and not 0 <= int(label.min()) <= int(label.max()) < num_classes:
             raise ValueError(
-                f"the labels of the {self.split} images must be in 0..{num_classes - 1} for this network, got "
+                f"the labels of the {self.split} images must be in 0..{num_classes - 1} (the network's classes), got "
                 f"{int(label.min())}..{int(label.max())}."
             )
 

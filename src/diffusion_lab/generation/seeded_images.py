@@ -46,11 +46,12 @@ class SeededImages:
         folder: Path | None = None,
         low_resolution_images: LowResolutionImages | None = None,
     ) -> None:
-        """Raise ValueError if label, guidance, weights or low_resolution_images do not fit the network.
+        """Raise ValueError if an argument does not fit the network, or if batch_size is below 1.
 
         sampler: sampler that generates the images; None selects the sampler of the module.
-        label: class of all images. None assigns class k modulo the number of classes to seed k; "random" assigns a
-            random class to each seed.
+        label: class of all images. "random" assigns a random class to each seed. None assigns the class of its
+            low-resolution image to each seed; without low-resolution images, or if these have no classes, it assigns
+            class k modulo the number of classes to seed k.
         weights: name of the weights, see `DiffusionModule.sampled_network`.  batch_size: number of images per batch.
         folder: folder in which finished batches are cached, so that an interrupted job can be resumed.
         low_resolution_images: source of the low-resolution images for a super-resolution network.
@@ -80,8 +81,8 @@ class SeededImages:
     def generate(self, seeds: range, on_step: OnStep | None = None) -> Tensor:
         """Generate images, uint8 [B, C, H, W], on the device of the module.  seeds: a batch or a part of it.
 
-        on_step: callback after each sampler step, see `samplers.OnStep`. It receives the full batch, which is then
-            generated even if it is cached.
+        on_step: callback after each sampler step, see `samplers.OnStep`. The callback receives the full batch. With a
+            callback, the batch is generated even if it is cached.
         Raises ValueError if the images are not finite.
         """
         full_batch = self._full_batch(seeds)
@@ -92,7 +93,7 @@ class SeededImages:
         return pixels[seeds.start - full_batch.start : seeds.stop - full_batch.start].to(self.module.device)
 
     def is_cached(self, seeds: range) -> bool:
-        """Return whether an earlier job finished the batch of these seeds."""
+        """Return whether the batch that contains `seeds` is cached."""
         return self._load_cached(self._full_batch(seeds)) is not None
 
     def protocol(self) -> dict[str, Any]:
@@ -125,7 +126,7 @@ class SeededImages:
         if self.label == RANDOM:
             return torch.tensor([int(stream(seed, Purpose.SAMPLED_LABEL).integers(classes)) for seed in seeds])
         if isinstance(self.label, bool) or not isinstance(self.label, int) or not 0 <= self.label < classes:
-            raise ValueError(f"`label` must be in 0..{classes - 1}, or random, got {self.label}.")
+            raise ValueError(f"`label` must be null, random or in 0..{classes - 1}, got {self.label}.")
         return torch.full((len(seeds),), self.label)
 
     def condition(self, x_0: Tensor, label: Tensor | None) -> Condition:
@@ -137,7 +138,7 @@ class SeededImages:
         return low_resolution.condition(label, small, torch.zeros(len(x_0)), torch.zeros_like(small))
 
     def identity(self, precision: str) -> str:
-        """Return the SHA-256 of weights and sampling settings."""
+        """Return the SHA-256 of the weights, the sampling settings, the precision and the package version."""
         weights = weights_sha256(self.module.sampled_network(self.weights))
         return digest([self.protocol(), precision, __version__, weights])
 
@@ -181,7 +182,7 @@ class SeededImages:
                 if self.micro_batch_size == 1:
                     raise
             # The retry is outside of the exception handler, because the exception keeps the tensors of the failed pass
-            # alive. The images do not change, since each seed has its own noise.
+            # alive. The images change by rounding only, since each seed has its own noise.
             torch.cuda.empty_cache()
             self.micro_batch_size = -(-self.micro_batch_size // 2)
 
@@ -198,7 +199,7 @@ class SeededImages:
         return to_uint8(images).cpu()
 
     def _load_cached(self, seeds: range) -> Tensor | None:
-        """Return a batch that an interrupted job finished, or None if there is no intact file."""
+        """Return the cached batch `seeds`, or None if its file is missing or damaged."""
         if self.folder is None:
             return None
         try:
@@ -222,10 +223,13 @@ class SeededImages:
 def _require_low_resolution(module: DiffusionModule, source: LowResolutionImages | None) -> None:
     channels = module.network.low_resolution_channels
     if channels and source is None:
-        raise ValueError("`cascade` must begin with a run without low-resolution images, got a super-resolution run.")
+        raise ValueError("`low_resolution_images` must be given for a super-resolution network, got None.")
     if source is not None and channels != source.channels:
-        accepted = f"have {channels} channels" if channels else "not be given"
-        raise ValueError(f"low-resolution images must {accepted} for this network, got {source.channels} channels.")
+        accepted = f"have {channels} channels" if channels else "be None"
+        raise ValueError(
+            f"`low_resolution_images` (in a cascade, the images of the previous run) must {accepted} for this network, "
+            f"got images with {source.channels} channels."
+        )
     if source is not None:
         source.require(module.labels.num_classes)
 
@@ -267,8 +271,8 @@ def generate_with_frames(
         pixels.append(images.generate(seeds, on_step).cpu())
         if num_frames:
             first = seeds.start % images.batch_size
-            # Only the last batch_size images are valid: a forward pass that ran out of memory may have recorded others
-            # before them.
+            # Only the last batch_size images are valid, because a forward pass that ran out of memory may have recorded
+            # images before it failed.
             full_batch = torch.stack([torch.cat(recorded[step])[-images.batch_size :] for step in frame_steps], dim=1)
             frames.append(full_batch[first : first + len(seeds)])
 

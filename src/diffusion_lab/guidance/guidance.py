@@ -1,4 +1,4 @@
-"""All guidance of a sampling run in one object."""
+"""Classifier-free guidance, autoguidance and classifier guidance combined in one object."""
 
 import math
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from diffusion_lab.networks import Labels, Network
 class Guidance:
     """Guidance of samples towards their class; without arguments, samples are not guided.
 
-    strength: strength of autoguidance if there is a guide, otherwise of classifier-free guidance.
+    strength: strength of autoguidance if there is a guide, and of classifier-free guidance if there is none.
     guide: a weaker denoiser of the same process.
     classifier: a classifier for noisy images of the same process.
     classifier_scale: factor of the gradient of the classifier.
@@ -30,7 +30,7 @@ class Guidance:
 
     def __post_init__(self) -> None:
         if self.guide is not None and self.strength.guidance_scale == 1:
-            raise ValueError("guidance_scale must be above 1 for the guide to have an effect, got 1.")
+            raise ValueError("guidance_scale must differ from 1 for the guide to have an effect, got 1.")
         if not (math.isfinite(self.classifier_scale) and self.classifier_scale >= 0):
             raise ValueError(f"classifier_scale must be a finite number of at least 0, got {self.classifier_scale}.")
 
@@ -78,7 +78,7 @@ def _require_same_data(name: str, model: Denoiser | NoisyClassifier, denoiser: D
     """Raise ValueError unless the guide or classifier `model` is trained on the noisy images of the denoiser."""
     if model.process != denoiser.process:
         raise ValueError(
-            f"`{name}` must be trained with the schedule of the network that it guides, {denoiser.process.schedule}, "
+            f"`{name}` must be trained with the schedule of the network that it guides ({denoiser.process.schedule}), "
             f"got {model.process.schedule}."
         )
     network, expected = model.network, denoiser.network

@@ -9,7 +9,7 @@ from diffusion_lab.metrics.feature_set import FeatureSet
 from diffusion_lab.metrics.metric import Metric
 
 SIGMA, SCALE = 10.0, 1000.0
-"""Bandwidth of the kernel and factor of the result, from the paper's code."""
+"""Bandwidth of the kernel and factor by which the result is multiplied, from the paper's code."""
 
 BATCH_SIZE = 1000
 

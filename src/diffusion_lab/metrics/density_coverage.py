@@ -42,7 +42,7 @@ class DensityCoverage(Metric):
         for batch in torch.split(real, BATCH_SIZE):
             # The smallest distance of an image is its distance to itself, which does not count as a neighbor.
             radius = _distances(batch, real).kthvalue(self.num_neighbors + 1).values
-            # Open balls, as in the authors' code: the density of a set in itself is 1.
+            # Open balls, as in the authors' code: the density of a set compared with itself is 1.
             inside = _distances(batch, generated) < radius[:, None]  # [b, N]
             num_inside += int(inside.sum())
             covered += int(inside.any(dim=1).sum())
@@ -51,7 +51,7 @@ class DensityCoverage(Metric):
 
 
 def _distances(one: Tensor, other: Tensor) -> Tensor:
-    """Return the distances between all rows: [n, m].
+    """Return the distance of each row of `one` to each row of `other`: [n, m].
 
     The rows must be float64: cdist subtracts large sums, which is too inexact in float32.
     """

@@ -43,7 +43,7 @@ class FeatureSet:
 
     @cached_property
     def factor(self) -> Tensor:
-        """Factor F of the covariance F F': float64 [D, D], or [D, N] for fewer images than dimensions."""
+        """Matrix F with F F^T = covariance: float64 [D, D], or [D, N] if all N <= D rows are known."""
         if self.rows is not None and len(self.rows) == self.count <= self.dimensions:
             # This factor is exact. The factor of a singular covariance matrix contains the roots of rounding errors,
             # which act as additional variance.

@@ -1,4 +1,4 @@
-"""Fréchet distance between two sets of images, in the space of any features."""
+"""Fréchet distance between two sets of images, for the features of any network."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -23,20 +23,20 @@ def frechet_distance(one: FeatureSet, other: FeatureSet) -> Tensor:
 
 
 def _overlap(one: FeatureSet, other: FeatureSet) -> Tensor:
-    """Compute Tr (C1 C2)^(1/2): float64 []."""
+    """Compute Tr((C1 C2)^(1/2)), where C1 and C2 are the covariances of `one` and `other`: float64 []."""
     if min(one.count, other.count) > one.dimensions:
-        # This is the sum of the roots of the eigenvalues of F1' C2 F1, with C = F F'. The eigenvalue problem is
-        # symmetric and solved three times as fast as the alternatives. In experiments, rounding changed eigenvalues by
-        # at most 5 eps of the largest eigenvalue; the estimate below assumes twice that error. The smaller an
-        # eigenvalue, the larger is the change of its root.
+        # The trace is the sum of the square roots of the eigenvalues of F1^T C2 F1, where C1 = F1 F1^T. This matrix is
+        # symmetric, which makes this method three times as fast as the alternatives. In experiments, rounding changed
+        # eigenvalues by at most 5 eps times the largest eigenvalue; the estimate below assumes twice that error. The
+        # smaller an eigenvalue, the larger is the change in its square root.
         values = torch.linalg.eigvalsh(one.factor.T @ other.covariance @ one.factor).clamp(min=0)
         rounding = 10 * torch.finfo(values.dtype).eps * values.max()
         error = torch.minimum(rounding / (2 * values.sqrt()), rounding.sqrt()).sum()
         if 2 * error < 1e-8 * (one.covariance.trace() + other.covariance.trace()):
             by_eigenvalues: Tensor = values.sqrt().sum()
             return by_eigenvalues
-    # The sum of the singular values of F1' F2 contains no roots of rounding errors, so that it is also exact if there
-    # are fewer images than features.
+    # The trace is also the sum of the singular values of F1^T F2, where C2 = F2 F2^T. This sum contains no square roots
+    # of rounding errors, so that it is also exact if there are fewer images than features.
     by_singular_values: Tensor = torch.linalg.svdvals(one.factor.T @ other.factor).sum()
     return by_singular_values
 

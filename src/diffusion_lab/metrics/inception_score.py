@@ -12,8 +12,8 @@ class InceptionScore(Metric):
     """Inception Score (Salimans et al. 2016), computed by torch-fidelity.
 
     The score is exp of the mean KL divergence between the class probabilities that are predicted for an image and the
-    mean class probabilities of all images. The results are the mean and the standard deviation of the score over
-    num_splits parts of the samples, in an order that is always the same.
+    mean class probabilities of all images. The samples are shuffled with a fixed seed and split into num_splits parts;
+    the results are the mean and the standard deviation of the scores of the parts.
     """
 
     num_splits: int = 10

@@ -10,10 +10,10 @@ from diffusion_lab.metrics.metric import Metric
 class KernelDistance(Metric):
     """Unbiased squared MMD with the kernel (x'y / D + 1)^3 (Binkowski et al. 2018), computed by torch-fidelity.
 
-    The results are the mean and the standard deviation over num_subsets random pairs of subsets, which are always the
-    same.
+    D is the number of features. The results are the mean and the standard deviation over num_subsets pairs of subsets,
+    which are chosen at random with a fixed seed.
 
-    subset_size: number of images in a subset; at most the size of the smaller set is used.
+    subset_size: number of images in a subset, limited to the size of the smaller set.
     """
 
     num_subsets: int = 100

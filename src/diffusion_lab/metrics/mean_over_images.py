@@ -46,7 +46,7 @@ class MeanOverImages(Metric):
         """
         super().__init__()
         if num_images is not None and num_images < 1:
-            raise ValueError(f"num_images must be at least 1, or null for all, got {num_images}.")
+            raise ValueError(f"num_images must be at least 1 (null for all images), got {num_images}.")
         self.quantity, self.split, self.num_images = quantity, split, num_images
         self.total, self.terms = 0, torch.zeros(quantity.num_terms, dtype=torch.float64)
         """Number of images on all ranks, and mean of each term [num_terms]; set by `compute`."""

@@ -37,28 +37,30 @@ class Metric(ABC):
         return 2
 
     def require_classes(self, num_classes: int) -> None:  # noqa: B027 (most ignore classes)
-        """Raise ValueError if the metric cannot be computed for samples of num_classes classes."""
+        """Raise ValueError if the metric cannot be computed for samples of num_classes classes; 0: unconditional."""
 
     @abstractmethod
     def measure(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
-        """Return the metric values under the first part of their names: "kid", or "precision" and "recall".
+        """Return the metric values by the first part of their names, for example "precision" and "recall".
 
-        samples: features of the generated images.  reference: features of the reference set; ignored unless
-            needs_reference.  Raises ValueError if a set is too small.
+        samples: features of the generated images.
+        reference: features of the reference set; ignored if needs_reference is false.
+        Raises ValueError if a set is too small.
         """
 
 
 def full_name(kind: str, features: str, num_samples: int, reference: str | None) -> str:
-    """Return the full name of a metric value, which states how it was computed, for example kid_inception_50k_train.
+    """Return the full name of a metric value, which states how the value was computed.
 
+    The name is KIND_FEATURES_SAMPLES_REFERENCE, for example kid_inception_50k_train.
     kind: first part of the name, from `Metric.measure`; fd and sfd become fid and sfid for Inception features.
-    features: name of the features.  reference: name of the reference set, or None for a metric without a reference.
+    features: name of the features.  reference: name of the reference set; None omits REFERENCE.
     """
     kind = {"fd": "fid", "sfd": "sfid"}.get(kind, kind) if features == "inception" else kind
     return "_".join([kind, features, abbreviate_count(num_samples), *([reference] if reference else [])])
 
 
 def abbreviate_count(count: int) -> str:
-    """Abbreviate a number of images for a name: 50000 -> 50k, 1234 -> 1234."""
+    """Return a number of images as text for a name, with k for complete thousands: 50000 -> 50k, 1234 -> 1234."""
     thousands, rest = divmod(count, 1000)
     return str(count) if rest else f"{thousands}k"

@@ -8,8 +8,10 @@ from diffusion_lab.metrics.metric import Metric
 
 @dataclass(frozen=True)
 class PrecisionRecall(Metric):
-    """Fraction of one set in balls around the features of the other set, by torch-fidelity (Kynkäänniemi et al. 2019).
+    """Precision and recall of samples (Kynkäänniemi et al. 2019), computed by torch-fidelity.
 
+    Precision: fraction of the samples that are in a ball around the features of a reference image.
+    Recall: fraction of the reference images that are in a ball around the features of a sample.
     num_neighbors: number k; the radius of a ball is the distance from its center to the k-th nearest image of its set.
     """
 

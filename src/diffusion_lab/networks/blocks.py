@@ -281,7 +281,7 @@ class Levels:
         depths = [num_blocks] * num_levels if isinstance(num_blocks, int) else list(num_blocks)
         if len(depths) != num_levels or min(depths) < 1:
             raise ValueError(
-                f"num_blocks must be at least 1, one number for all {num_levels} levels or one number per level, got "
+                f"num_blocks must be at least 1 (one number for all {num_levels} levels, or one number per level), got "
                 f"{num_blocks if isinstance(num_blocks, int) else depths}."
             )
         widths = [int(channels * multiplier) for multiplier in channel_multipliers]
@@ -318,7 +318,7 @@ def middle(width: int, blocks: Blocks, embedding_channels: int) -> Stage:
 def _sides(resolution: int, patch_size: int, num_levels: int, attention_resolutions: Sequence[int]) -> list[int]:
     """Return the side of each level.  Raises ValueError if the image cannot be halved often enough."""
     if num_levels < 1:
-        raise ValueError("channel_multipliers must have one number per level, got none.")
+        raise ValueError("channel_multipliers must have at least one number (one per level), got none.")
     if patch_size < 1:
         raise ValueError(f"patch_size must be at least 1, got {patch_size}.")
     factor = patch_size * 2 ** (num_levels - 1)
@@ -326,11 +326,13 @@ def _sides(resolution: int, patch_size: int, num_levels: int, attention_resoluti
         larger = -(-resolution // factor) * factor
         raise ValueError(
             f"resolution must be divisible by {factor} (patch_size={patch_size} and {num_levels} levels, each half the "
-            f"side of the previous one), got {resolution}; try data.resolution={larger} or fewer channel_multipliers."
+            f"side of the previous one), got {resolution}; try data.resolution={larger} (for latents, {larger} times "
+            "their downsampling factor) or fewer channel_multipliers."
         )
     sides = [resolution // patch_size // 2**level for level in range(num_levels)]
     if attention_resolutions and not set(attention_resolutions) & set(sides):
         raise ValueError(
-            f"attention_resolutions must be sides among {sides} or empty, got {list(attention_resolutions)}."
+            f"attention_resolutions must contain one of {sides} (the sides of the levels) or be empty, got "
+            f"{list(attention_resolutions)}."
         )
     return sides

@@ -75,8 +75,9 @@ class Labels:
         """The null label.  Raises ValueError for a network that was trained without label dropout."""
         if not self.dropout:
             raise ValueError(
-                "guidance needs a network that was trained with dropped labels "
-                "(conditioning=label, conditioning.dropout above 0); this network has no null label."
+                "classifier-free guidance requires a network that was trained with dropped labels "
+                "(conditioning=label, conditioning.dropout above 0), got a network that has no null label; set "
+                "guidance_scale=1 for samples without guidance."
             )
         return self.num_classes
 

@@ -156,7 +156,8 @@ class DiT(Network):
     def forward(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """See `Network.forward`.
 
-        Raises ValueError for images of another shape and for a condition with a missing or an unused part.
+        Raises ValueError unless x_t is [B, in_channels, resolution, resolution], and for a condition with a missing or
+        an unused part.
         """
         require_image(x_t, self.in_channels, self.resolution)
         embedding = self.time_embedding(time, condition)  # [B, channels]
@@ -175,7 +176,7 @@ class DiT(Network):
 
 
 def require_image(x_t: Tensor, channels: int, resolution: int) -> None:
-    """Raise ValueError for images of another shape."""
+    """Raise ValueError unless x_t is [B, channels, resolution, resolution]."""
     if x_t.shape[1:] != (channels, resolution, resolution):
         raise ValueError(f"x_t must be [B, {channels}, {resolution}, {resolution}], got {list(x_t.shape)}.")
 

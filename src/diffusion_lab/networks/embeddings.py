@@ -86,9 +86,10 @@ class TimeEmbedding(nn.Module):
         return result
 
     def _numbers(self, condition: Condition) -> Tensor | None:
-        """Return the values that describe the images, [B, num_augmentation_channels], or None if all are 0.
+        """Return the augmentation of each image and, as the last value, the noise level of its low-resolution image.
 
-        The noise level is the last value.
+        Returns [B, num_augmentation_channels], or None if the condition has neither.
+        Raises ValueError if the number of values is not num_augmentation_channels.
         """
         augmentation, noise = condition.augmentation, condition.low_resolution_noise
         if augmentation is None and noise is None:
@@ -109,7 +110,7 @@ class TimeEmbedding(nn.Module):
 def require_label(label: Tensor | None, labels: Labels) -> None:
     """Raise ValueError unless labels are given if and only if the network has classes."""
     if (label is None) == bool(labels.num_classes):
-        wanted = f"labels in 0..{labels.num_rows - 1}" if labels.num_classes else "None"
+        wanted = f"a tensor of labels in 0..{labels.num_rows - 1}" if labels.num_classes else "None"
         raise ValueError(f"`label` must be {wanted} for this network, got {label}.")
 
 

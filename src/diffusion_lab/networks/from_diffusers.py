@@ -11,7 +11,7 @@ from diffusion_lab.networks.network import Network
 
 
 class FromDiffusers(Network):
-    """A `diffusers` model of images and times, such as UNet2DModel or DiTTransformer2DModel, as a `Network`.
+    """Adapter of a `diffusers` model such as UNet2DModel or DiTTransformer2DModel to the interface of `Network`.
 
     network: the model; its config contains the channels and the side of the images (sample_size).
     labels: classes that the model is conditioned on. The label embedding of the model must have a row for each class
@@ -25,31 +25,34 @@ class FromDiffusers(Network):
         self.network, self.labels, self.low_resolution_channels = network, labels or Labels(), low_resolution_channels
         side = config.sample_size
         if not isinstance(side, int) and (side is None or len(set(side)) != 1):
-            raise ValueError(f"network.sample_size must be one number, the side of square images, got {side}.")
+            raise ValueError(f"network.sample_size must be one number (the side of square images), got {side}.")
         self.resolution = int(side if isinstance(side, int) else side[0])
         # Without this check a skip connection would fail in forward.
         factor = 2 ** (len(getattr(config, "down_block_types", [None])) - 1)
         if self.resolution % factor:
             raise ValueError(
-                f"network.sample_size must be divisible by {factor}, the downsampling factor of "
-                f"{type(network).__name__}, got {self.resolution}; try "
+                f"network.sample_size must be divisible by {factor} (the downsampling factor of "
+                f"{type(network).__name__}), got {self.resolution}; try "
                 f"data.resolution={-(-self.resolution // factor) * factor}."
             )
         self.in_channels = int(config.in_channels) - low_resolution_channels
         if self.in_channels < 1:
             raise ValueError(
-                f"network.in_channels must be above low_resolution_channels={low_resolution_channels}, which "
-                f"are part of network.in_channels, got {config.in_channels}."
+                f"network.in_channels must be greater than {low_resolution_channels} (low_resolution_channels), "
+                f"because it also counts the channels of the noisy image, got {config.in_channels}."
             )
         self.out_channels = int(config.out_channels or config.in_channels)
         self._arguments = set(inspect.signature(network.forward).parameters)
         if self.labels.num_classes and "class_labels" not in self._arguments:
             raise ValueError(
-                f"conditioning=none is required for {type(network).__name__}, which takes no class labels, got label."
+                f"conditioning must be none for {type(network).__name__} (which takes no class labels), got label."
             )
 
     def forward(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        """See `Network.forward`.  Raises ValueError for a condition that the network cannot take."""
+        """See `Network.forward`.
+
+        Raises ValueError for a condition with a missing or an unused part, an augmentation or a noise level.
+        """
         require_label(condition.label, self.labels)
         if condition.augmentation is not None or condition.low_resolution_noise is not None:
             raise ValueError(

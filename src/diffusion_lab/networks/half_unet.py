@@ -76,7 +76,7 @@ class HalfUNet(ClassifierNetwork):
     def forward(self, x_t: Tensor, time: Tensor) -> Tensor:
         """See `ClassifierNetwork.forward`.
 
-        Raises ValueError for images of another shape.
+        Raises ValueError unless x_t is [B, in_channels, resolution, resolution].
         """
         if x_t.shape[1:] != (self.in_channels, self.resolution, self.resolution):
             raise ValueError(

@@ -19,7 +19,8 @@ from diffusion_lab.networks.condition import Condition, Labels
 class Network(nn.Module):
     """A denoising network: (noisy image, time, condition) -> output.
 
-    in_channels: channels of the image.  out_channels: channels of the output: 2 in_channels if the variance is learned.
+    in_channels: channels of the image.
+    out_channels: channels of the output; in_channels, or 2 in_channels if the variance is learned.
     resolution: side of the image.
     labels: classes that the network is conditioned on; none by default.
     num_augmentation_channels: number of values per image that describe its augmentation and, as the last value, the
@@ -37,7 +38,7 @@ class Network(nn.Module):
     low_resolution_channels: int = 0
 
     def forward(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        """Return the output of the network, which represents the prediction type of the run.
+        """Return the output of the network, an estimate of the target that the `Prediction` of the run defines.
 
         x_t: [B, in_channels, resolution, resolution], scaled by the preconditioning.
         time: [B], in the units of the schedule.  Returns [B, out_channels, resolution, resolution].

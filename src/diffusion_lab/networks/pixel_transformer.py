@@ -54,7 +54,7 @@ class TransformerBlock(nn.Module):
     def __init__(self, channels: int, num_heads: int, *, mlp_ratio: float, dropout: float) -> None:
         super().__init__()
         self.num_heads = num_heads
-        # The three matrices have as many parameters as the two matrices of a plain MLP (Shazeer 2020).
+        # The three matrices of SwiGLU have as many parameters as the two matrices of a plain MLP (Shazeer 2020).
         hidden = int(channels * mlp_ratio * 2 / 3)
         self.norm_attention, self.norm_mlp = nn.RMSNorm(channels, eps=1e-6), nn.RMSNorm(channels, eps=1e-6)
         self.norm_q = nn.RMSNorm(channels // num_heads, eps=1e-6)
@@ -135,7 +135,8 @@ class PixelTransformer(Network):
     def forward(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """See `Network.forward`.
 
-        Raises ValueError for images of another shape and for a condition with a missing or an unused part.
+        Raises ValueError unless x_t is [B, in_channels, resolution, resolution], and for a condition with a missing or
+        an unused part.
         """
         require_image(x_t, self.in_channels, self.resolution)
         embedding = self.time_embedding(time, condition)  # [B, channels]

@@ -83,7 +83,8 @@ class UNet(Network):
     def forward(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """See `Network.forward`.
 
-        Raises ValueError for images of another shape and for a condition with a missing or an unused part.
+        Raises ValueError unless x_t is [B, in_channels, resolution, resolution], and for a condition with a missing or
+        an unused part.
         """
         if x_t.shape[1:] != (self.in_channels, self.resolution, self.resolution):
             raise ValueError(

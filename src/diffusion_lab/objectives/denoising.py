@@ -61,14 +61,15 @@ class Denoising(Objective):
     def require(self, schedule: NoiseSchedule, channels: int, out_channels: int) -> None:
         if out_channels != channels:
             raise ValueError(
-                f"model.out_channels must be {channels}, the number of image channels, for an objective without a "
-                f"learned variance, got {out_channels}; objective=hybrid and vlb train a learned variance."
+                f"model.out_channels must be {channels} (the number of image channels) for objective=simple, got "
+                f"{out_channels}; set variance=fixed_small or fixed_large, or train a learned variance with "
+                "objective=hybrid or vlb."
             )
         if self.weighting is None:
             return
         first = torch.tensor([schedule.t_min], dtype=torch.float64)
         if not bool(self._weight(self.weighting, first, GaussianProcess(schedule)).isfinite()):
             raise ValueError(
-                "weighting must be none, constant, min_snr or soft_min_snr if the first step of the schedule adds no "
-                f"noise, got {self.weighting}."
+                "weighting must be none, constant, min_snr, soft_min_snr, or p2 with gamma of at least 1 if the first "
+                f"step of the schedule adds no noise, got {self.weighting}."
             )

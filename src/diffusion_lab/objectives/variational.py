@@ -26,7 +26,7 @@ def prior_term(x_0: Tensor, process: GaussianProcess) -> Tensor:
 def bound_term(
     x_0: Tensor, estimate: Tensor, x_t: Tensor, log_variance: Tensor, s: Tensor, t: Tensor, process: GaussianProcess
 ) -> Tensor:
-    """Return one term of the bound, L_0 if s = 0, else L_{t-1}, in bits per dimension: [B] (Ho et al. 2020, eq. 5).
+    """Return L_0 if s = 0 and L_{t-1} if s > 0, in bits per dimension: [B] (Ho et al. 2020, eq. 5).
 
     x_0, x_t: [B, C, H, W].  estimate: estimate of x_0, [B, C, H, W].  s, t: [B].
     log_variance: log-variance of p(x_s | x_t), [B, 1, 1, 1] or [B, C, H, W].
@@ -39,7 +39,10 @@ def bound_term(
 
 
 def gaussian_divergence(between_means: Tensor, log_variance_q: Tensor, log_variance_p: Tensor) -> Tensor:
-    """Return KL(q || p) of two diagonal Gaussians per pixel, in nats. The arguments broadcast against each other."""
+    """Return KL(q || p) of two diagonal Gaussians per pixel, in nats.
+
+    between_means: difference between the means of q and p. The arguments broadcast against each other.
+    """
     difference = log_variance_q - log_variance_p
     return 0.5 * (torch.expm1(difference) - difference + between_means.square() * (-log_variance_p).exp())
 
@@ -53,7 +56,7 @@ def discretized_log_likelihood(x: Tensor, mean: Tensor, log_std: Tensor) -> Tens
     # Clipped at 10 million standard deviations, because the gradient of log Phi is NaN for larger values.
     upper, lower = (((x - mean + half) * inverse_std).clamp(-1e7, 1e7) for half in (1 / 255, -1 / 255))
     # The intervals of the first and the last level extend to infinity. log(Phi(upper) - Phi(lower)) is computed from
-    # log Phi, and mirrored to the lower tail, so that nothing cancels.
+    # log Phi, and mirrored to the lower tail, so that no digits cancel.
     upper = torch.where(x > 1 - 1 / 255, math.inf, upper)
     lower = torch.where(x < -1 + 1 / 255, -math.inf, lower)
     mirrored = upper + lower > 0
@@ -115,8 +118,8 @@ class Hybrid(Objective):
     def __post_init__(self) -> None:
         if not self.bound.variance.learned:
             raise ValueError(
-                "variance must be learned_range or learned_diagonal for objective=hybrid, whose bound trains the "
-                f"variance only, got {type(self.bound.variance).__name__}."
+                "variance must be learned_range or learned_diagonal for objective=hybrid (its bound trains only "
+                f"the variance), got {type(self.bound.variance).__name__}."
             )
         if self.bound_weight < 0:
             raise ValueError(f"bound_weight must be at least 0, got {self.bound_weight}.")

@@ -112,7 +112,8 @@ class RectifiedFlowSchedule(UnitTimeSchedule):
 class VPSchedule(UnitTimeSchedule):
     """Variance-preserving SDE with linearly increasing beta(t) (Song et al. 2021, eq. 32 and 33).
 
-    first: the smallest time that is used (appendix C: 1e-3 for sampling, 1e-5 for training and likelihoods).
+    first: the smallest time that training and sampling use (in appendix C, 1e-3 for sampling and 1e-5 for training and
+        likelihoods).
     """
 
     beta_min: float = 0.1
@@ -141,7 +142,7 @@ class VPSchedule(UnitTimeSchedule):
 class VESchedule(UnitTimeSchedule):
     """Variance-exploding SDE: alpha = 1, sigma increases geometrically (Song et al. 2021, eq. 30).
 
-    first: the smallest time that is used (appendix C: 1e-5).
+    first: the smallest time that training and sampling use (1e-5 in appendix C).
     """
 
     sigma_min: float = 0.01
@@ -164,4 +165,6 @@ class VESchedule(UnitTimeSchedule):
 
 def _require_increasing(name: str, low: float, high: float) -> None:
     if not 0 < low < high < math.inf:
-        raise ValueError(f"{name}_min and {name}_max must be above 0, finite and increasing, got {low} and {high}.")
+        raise ValueError(
+            f"{name}_min and {name}_max must be above 0, finite and in increasing order, got {low} and {high}."
+        )

@@ -79,7 +79,8 @@ class CosineSchedule(TableSchedule):
 class SigmoidSchedule(TableSchedule):
     """Variances for which alpha_bar falls as a sigmoid (Jabri et al. 2022, algorithm 1).
 
-    start, end: interval of the sigmoid that is used.  temperature: divisor of the interval; values above 1 flatten it.
+    start, end: interval of the sigmoid that is used.
+    temperature: divisor of start and end; larger values bring the curve of alpha_bar closer to a straight line.
     """
 
     num_timesteps: int = 1000

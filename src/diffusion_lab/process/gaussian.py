@@ -10,7 +10,7 @@ from torch import Tensor
 from diffusion_lab.process.schedule_base import NoiseSchedule
 
 SMALLEST_VARIANCE = 1e-30
-"""Lower bound of variances in log-variances: exp(log_variance) must not underflow in float32."""
+"""Lower bound of a variance before its logarithm is taken, so that exp(log_variance) does not underflow in float32."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class GaussianProcess:
     def transition(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return scale and variance of q(x_t | x_s), float64, in the shape of t (Kingma et al. 2021, eq. 20 and 21).
 
-        For adjacent steps of a discrete schedule they are sqrt(1 - beta) and beta (Ho et al. 2020, eq. 2).
+        For adjacent steps of a discrete schedule, the results are sqrt(1 - beta) and beta (Ho et al. 2020, eq. 2).
         """
         alpha_s, sigma_s = self.schedule.coefficients(s)
         alpha_t, sigma_t = self.schedule.coefficients(t)
@@ -83,10 +83,10 @@ class GaussianProcess:
         return self.transition(s, t)[1].clamp(min=SMALLEST_VARIANCE).log()
 
     def posterior_log_variance(self, s: Tensor, t: Tensor) -> Tensor:
-        """Return the log-variance of the posterior, float64, in the shape of t.
+        """Return the log-variance of q(x_s | x_t, x_0), float64, in the shape of t.
 
         For s = 0 the posterior variance is 0 and has no logarithm. It is replaced by the posterior variance of the
-        following step, as in the code of Ho et al. (2020).
+        following step, as in the code of Ho et al. (2020), or by the variance of q(x_t | x_s) if no step follows.
         """
         is_last = s == 0
         following = torch.where(is_last, self.schedule.following(t), t)
@@ -95,9 +95,12 @@ class GaussianProcess:
         return torch.where(has_no_following, self.transition(s, t)[1], variance).clamp(min=SMALLEST_VARIANCE).log()
 
     def validate_times(self, times: Sequence[float]) -> None:
-        """Raise ValueError unless times are strictly decreasing, above 0, and defined by the schedule."""
+        """Raise ValueError unless times are not empty, strictly decreasing, above 0, and defined by the schedule."""
         if not times or any(s >= t for t, s in pairwise(times)) or times[-1] <= 0:
-            raise ValueError(f"times must be a strictly decreasing list of numbers above 0, got {list(times)}.")
+            raise ValueError(
+                f"times must be a strictly decreasing list of numbers above 0, got {list(times)}; check the settings "
+                "of `time_grid`."
+            )
         self.schedule.coefficients(torch.tensor(times, dtype=torch.float64))
 
     @staticmethod

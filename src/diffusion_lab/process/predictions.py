@@ -55,7 +55,7 @@ class Prediction(ABC):
         """Return on_x_0 and on_noise, each float64 [B]."""
 
     def require(self, schedule: NoiseSchedule) -> None:  # noqa: B027 (most predictions accept every schedule)
-        """Raise ValueError if this target cannot be predicted at all times of the schedule."""
+        """Raise ValueError if the target is undefined, or does not determine x_0, at some time of the schedule."""
 
     def target(self, x_0: Tensor, noise: Tensor, t: Tensor, process: GaussianProcess) -> Tensor:
         """Return the training target of the network: [B, C, H, W].  x_0, noise: [B, C, H, W].  t: [B]."""
@@ -81,7 +81,7 @@ class Prediction(ABC):
         return Preconditioning(self._c_in(alpha_t, sigma_t), process.schedule.network_time(t), c_skip, c_out)
 
     def error_ratio(self, t: Tensor, process: GaussianProcess) -> Tensor:
-        """Return the ratio of the squared errors of the output and of the resulting x_0: 1 / c_out^2, float64 [B]."""
+        """Return 1 / c_out^2: squared error of the output divided by that of the resulting x_0, float64 [B]."""
         _, c_out = _skip_and_out(*process.schedule.coefficients(t), *self.weights(t, process))
         return c_out**-2
 
@@ -128,7 +128,10 @@ class Score(Prediction):
     def require(self, schedule: NoiseSchedule) -> None:
         _require_signal(schedule, "score")
         if not float(schedule.coefficients(torch.tensor(schedule.t_min, dtype=torch.float64))[1]) > 0:
-            raise ValueError("prediction must not be score if the first step of the schedule adds no noise, got score.")
+            raise ValueError(
+                "prediction must not be score if the first step of the schedule adds no noise (the score is "
+                "-noise / sigma_t), got score; set for example prediction=x_0."
+            )
 
 
 @dataclass(frozen=True)
@@ -188,6 +191,6 @@ def _skip_and_out(alpha_t: Tensor, sigma_t: Tensor, on_x_0: Tensor, on_noise: Te
 def _require_signal(schedule: NoiseSchedule, name: str) -> None:
     if schedule.remaining_signal == 0:
         raise ValueError(
-            f"prediction must be x_0 or v for {type(schedule).__name__}, whose last alpha is 0 "
-            f"(x_t is pure noise there and does not determine x_0), got {name}."
+            f"prediction must determine x_0 at the last step of {type(schedule).__name__}, whose last alpha is 0 "
+            f"(x_t is pure noise at this step), got {name}; set for example prediction=x_0 or prediction=v."
         )

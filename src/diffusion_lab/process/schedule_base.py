@@ -50,7 +50,8 @@ class NoiseSchedule(ABC):
     def previous(self, t: Tensor) -> Tensor:
         """Return the time one step before t.  Raises ValueError for a schedule without steps."""
         raise ValueError(
-            f"`schedule` must have discrete steps (linear, cosine, ...), got the continuous {type(self).__name__}."
+            "`schedule` must have discrete steps (linear, cosine, ...) for settings that use the previous step, such "
+            f"as prediction=posterior_mean, got the continuous {type(self).__name__}."
         )
 
     def following(self, t: Tensor) -> Tensor:

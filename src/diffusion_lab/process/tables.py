@@ -27,7 +27,7 @@ class TableSchedule(NoiseSchedule):
         if len(invalid):
             raise ValueError(f"betas must be in [0, 1], got {float(invalid[0]):g} from {type(self).__name__}.")
         if bool((betas[:-1] == 1).any()):
-            raise ValueError("betas must be below 1 before the last step, got 1, which removes all signal too early.")
+            raise ValueError("betas must be below 1 before the last step (a beta of 1 removes all signal), got 1.")
         if self.zero_terminal_snr and (betas[-1] == 1 or not bool(betas[1:].any())):
             raise ValueError(
                 "zero_terminal_snr must be false if the last alpha is already 0, if the schedule has a single step, "

@@ -102,7 +102,7 @@ class LogitNormal(TimeDistribution):
 
 
 class LossSecondMoment(TimeDistribution, nn.Module):
-    """Importance sampling of times, p(t) ~ sqrt(E[loss^2]) (Nichol & Dhariwal 2021, eq. 18).
+    """Importance sampling of times, p(t) proportional to sqrt(E[loss^2]) (Nichol & Dhariwal 2021, eq. 18).
 
     The distribution is uniform until every step has `num_kept` losses. The loss weights 1 / (T p(t)) leave the expected
     loss equal to that of uniform times. Every rank records the losses of all ranks in the order of the global batch, so

@@ -44,8 +44,9 @@ class Variance(ABC):
         """Raise ValueError unless a network with out_channels can represent this variance of images with `channels`."""
         if self.learned and out_channels != 2 * channels:
             raise ValueError(
-                f"model.out_channels must be {2 * channels} for a learned variance, twice the {channels} channels of "
-                f"the image, got {out_channels}; or set variance=fixed_small or fixed_large."
+                f"model.out_channels must be {2 * channels} for a learned variance (twice the {channels} channels of "
+                f"the image), got {out_channels}; alternatively, set variance=fixed_small or fixed_large, which "
+                "objective=hybrid does not accept."
             )
 
 
@@ -106,7 +107,9 @@ class LearnedDiagonal(Variance):
 
 def _require_output(output: Tensor | None) -> Tensor:
     if output is None:
-        raise ValueError("variance must be fixed_small or fixed_large for a network without a variance output.")
+        raise ValueError(
+            "variance must be fixed_small or fixed_large for a network without a variance output, got a learned one."
+        )
     return output
 
 

@@ -86,7 +86,10 @@ def three_channels(pixels: Tensor) -> np.ndarray:
 
 
 def join_archive(parts: list[Path], folder: Path) -> Path:
-    """Concatenate all parts in one .npz file as arr_0, uint8 [N, H, W, 3]. Parts are read one at a time."""
+    """Write samples_NxHxWx3.npz to `folder` and return its path.
+
+    parts: .npy files with uint8 images, [B, H, W, 3]. They are read one at a time and concatenated as arr_0.
+    """
     arrays = [np.load(part, mmap_mode="r") for part in parts]
     shape = (sum(len(array) for array in arrays), *arrays[0].shape[1:])
     path = folder / f"samples_{'x'.join(map(str, shape))}.npz"

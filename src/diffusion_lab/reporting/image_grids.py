@@ -1,4 +1,8 @@
-"""Grids, animations and contact sheets of images. Pixels always have the range [-1, 1] to make saturation visible."""
+"""Grids, animations and contact sheets of images.
+
+Float images are always displayed with the range [-1, 1], and not with the range of each image, so that saturation is
+visible.
+"""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -34,7 +38,8 @@ def save_picture(picture: np.ndarray, path: Path) -> None:
 def save_animation(frames: Sequence[np.ndarray], path: Path, *, seconds: float = 2.0, rest: float = 1.5) -> None:
     """Write frames as a repeating WebP animation.
 
-    seconds: total duration of all frames but the last.  rest: duration of the last frame.
+    frames: uint8 [height, width, 3].
+    seconds: approximate duration of all frames before the last frame, in seconds.  rest: seconds of the last frame.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures = [Image.fromarray(frame) for frame in frames]

@@ -40,7 +40,8 @@ def save_bound(terms: Sequence[float], steps: Sequence[float], path: Path) -> No
 def save_lines(panels: dict[str, dict[str, list[tuple[float, float]]]], xlabel: str, path: Path) -> None:
     """Write lines of points (x, y) as PNG with one panel per metric.
 
-    The x axis is logarithmic. The y axis is logarithmic if the values span a factor of 10.
+    The x axis is logarithmic. The y axis is logarithmic if all values are positive, the values span more than a factor
+    of 10, and the largest value exceeds 1.
     panels: metric name -> line name -> points with increasing x.
     """
     figure, axes = _grid_of_panels(len(panels))
@@ -48,7 +49,7 @@ def save_lines(panels: dict[str, dict[str, list[tuple[float, float]]]], xlabel: 
         for label, points in lines.items():
             panel.plot(*zip(*points, strict=True), marker="o", label=label)
         values = [y for points in lines.values() for _, y in points]
-        is_log = min(values) > 0 and max(values) > max(1, 10 * min(values))  # fractions, up to 1, stay linear
+        is_log = min(values) > 0 and max(values) > max(1, 10 * min(values))  # fractions are at most 1
         panel.set(title=name, xlabel=xlabel, xscale="log", yscale="log" if is_log else "linear")
         ticks = sorted({x for points in lines.values() for x, _ in points})
         panel.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks], minor=False)
@@ -64,8 +65,9 @@ def save_lines(panels: dict[str, dict[str, list[tuple[float, float]]]], xlabel: 
 def save_against(panels: dict[str, list[tuple[str, float]]], xlabel: str, path: Path) -> None:
     """Write points (setting, metric value) as PNG with one panel per metric, and a line through the means.
 
-    Numeric settings are placed at their values, on a logarithmic axis if they span a factor of 20. Other settings are
-    placed side by side.
+    Numeric settings are placed at their values, on a logarithmic axis if they are positive and span more than a factor
+    of 20. Other settings are placed side by side.
+    panels: metric name -> points.
     """
     figure, axes = _grid_of_panels(len(panels))
     for panel, (name, points) in zip(axes, panels.items(), strict=True):
@@ -116,7 +118,7 @@ def save_schedules(
 ) -> None:
     """Write alpha, sigma and log-SNR of noise schedules, and the noisy images of each schedule, as PNG.
 
-    curves: schedule name -> "t / t_max", "alpha", "sigma" and "log-SNR", each [num_points].
+    curves: schedule name -> arrays "t / t_max", "alpha", "sigma" and "log-SNR", each [num_points].
     times: schedule name -> increasing times of the noisy images.
     images: schedule name -> noisy images, [num_times, C, H, W] in [-1, 1].
     """

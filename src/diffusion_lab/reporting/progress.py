@@ -1,4 +1,4 @@
-"""Progress of long tasks: a bar on a terminal, otherwise a line every few seconds."""
+"""Progress of long tasks: a bar if stderr is a terminal, and a line every few seconds if it is not."""
 
 import sys
 import time
@@ -80,7 +80,7 @@ class _Lines:
 
 
 def format_duration(seconds: float) -> str:
-    """Return a duration as hours, minutes and seconds: 0:01:05."""
+    """Return a duration as hours:minutes:seconds, such as 0:01:05."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}"

@@ -18,13 +18,17 @@ WITHOUT_EFFECT = (
     *("callbacks.progress.*", "callbacks.throughput.*", "callbacks.sample_images.*", "callbacks.save_last.*"),
     *("callbacks.*.every_n_steps", "callbacks.*.also_at", "callbacks.*.folder", "callbacks.*.batch_size"),
 )
-"""Glob patterns of settings that change where a run is executed, when it ends or what it writes, but no result."""
+"""Glob patterns for settings without an effect on the results of a run.
+
+They change only where the run is executed, when it ends or which files it writes.
+"""
 
 
 def changes_with_effect(saved: Mapping[KeyPath, Any], wanted: Mapping[KeyPath, Any]) -> list[str]:
-    """Return a description of each changed setting that affects the result.
+    """Return a description of each setting that differs between two configs and affects the result.
 
-    A setting that the config repeats elsewhere, as process.schedule repeats schedule, is described once.
+    saved, wanted: flattened configs, see `flatten`. A description is "NAME (was SAVED, got WANTED)". A setting that the
+    config repeats elsewhere, as process.schedule repeats schedule, is described once.
     """
     changed = {key for key in saved.keys() | wanted.keys() if saved.get(key) != wanted.get(key)}
     changes: dict[str, str] = {}

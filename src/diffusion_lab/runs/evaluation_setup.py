@@ -15,7 +15,8 @@ from diffusion_lab.config import compilation
 from diffusion_lab.config.validation import argument_problems, raise_problems
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs.load import instantiate_node, load_config, resolve
-from diffusion_lab.runs.sampling_setup import Target, build_images, cascade_stages, sampling_config
+from diffusion_lab.runs.find import Target
+from diffusion_lab.runs.sampling_setup import build_images, cascade_stages, sampling_config
 
 if TYPE_CHECKING:
     from lightning import Fabric
@@ -43,9 +44,11 @@ class Measurement:
 
 
 def build(config: DictConfig, target: Target, fabric: "Fabric") -> Measurement:
-    """Build the objects that a config requests to measure a checkpoint.  Raises UserError.
+    """Build the objects that a config requests to measure a checkpoint.
 
-    A sampler, or single sampler settings, in `config` replace those in the config of the run.
+    A sampler, or single sampler settings, in `config` replace those in the config of the run. For a cascade, the data
+    and the default features are those of the last super-resolution run.
+    Raises UserError if a setting does not fit the run, or if a file of the run or of the data is missing.
     """
     trained = sampling_config(config, target) if not config.cascade else load_config(cascade_stages(config)[-1].folder)
     trained.metrics, trained.num_samples = config.metrics, config.num_samples
@@ -96,7 +99,7 @@ def _build_metrics(
         metric = instantiate_node(settings, f"metrics.{name}", **shared)
         if isinstance(metric, MeanOverImages):
             metric.split = metric.split or ("test" if "test" in store.splits() else "train")
-            means.append((metric, store.load(metric.split)))  # raises for a missing split before hours of sampling
+            means.append((metric, store.load(metric.split)))  # a missing split is an error before hours of sampling
         else:
             metrics.append(metric)
     return metrics, means
@@ -106,8 +109,8 @@ def _require_channels(features: Any, channels: int) -> None:
     if channels not in features.channels:
         accepted = " or ".join(map(str, features.channels))
         raise UserError(
-            f"`features` must accept the channels of the images, got data.channels={channels} for {features.name}, "
-            f"which accepts {accepted}; try features=inception."
+            f"`features` must accept images with data.channels={channels}, got {features.name}, which accepts "
+            f"{accepted} channels; try features=inception."
         )
 
 
@@ -118,7 +121,7 @@ def _build_reference(reference: str, store: "ImageStore") -> "Reference":
         return FileReference(Path(reference).expanduser())
     if reference != "train" and reference not in store.splits():
         raise ValueError(
-            f"`reference` must be one of {', '.join(store.splits())}, or a statistics file (.npz), got {reference}."
+            f"`reference` must be a split ({', '.join(store.splits())}) or a statistics file (.npz), got {reference}."
         )
     return ImageReference(store.load(reference), reference, store.cache.references)
 

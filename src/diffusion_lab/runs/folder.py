@@ -19,7 +19,7 @@ from diffusion_lab.runs.training_setup import Run
 def prepare(run: Run, start: StartingPoint) -> Path | None:
     """Write config and overrides of a run before its first step; return the checkpoint to start from, if any.
 
-    Only rank 0 writes.
+    A fork starts from a copy of the checkpoint in its own folder. Only rank 0 writes.
     """
     is_fork = start.checkpoint is not None and not start.continues
     checkpoint = run.folder / "checkpoints" / "last.ckpt" if is_fork else start.checkpoint
@@ -45,7 +45,7 @@ def _start_loggers(loggers: list[Any], config: DictConfig, num_steps: int) -> No
             if not type(error).__module__.startswith("wandb"):
                 raise
             reason = " ".join(str(error).split())
-            raise UserError(f"logger.wandb: {reason} logger.wandb.offline=true needs no account.") from error
+            raise UserError(f"logger.wandb: {reason} (logger.wandb.offline=true needs no account).") from error
 
 
 def _save_config(config: DictConfig, folder: Path) -> None:
@@ -54,7 +54,7 @@ def _save_config(config: DictConfig, folder: Path) -> None:
 
 
 def _copy_checkpoint_to_fork(source: Path, target: Path) -> None:
-    """Copy a checkpoint into the folder of a fork, without the measurements of the original run."""
+    """Copy a checkpoint into the folder of a fork, without the callback states: measurements of the original run."""
     from diffusion_lab import checkpoint_files
 
     checkpoint_files.write(checkpoint_files.read_run(source) | {"callbacks": {}}, target)

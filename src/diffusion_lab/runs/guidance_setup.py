@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import load as run_loading
+from diffusion_lab.runs.find import find_run
 
 if TYPE_CHECKING:
     from diffusion_lab.denoiser import Denoiser
@@ -30,7 +31,8 @@ def guidance(
 ) -> "Guidance":
     """Build a `guidance.Guidance`.  guide, classifier: run folders, or checkpoint files in them.
 
-    Raises UserError if there is no such run, and ValueError if a setting is out of range.
+    Raises UserError if `guide` is not a diffusion run or `classifier` is not a classifier run, and ValueError if a
+    setting is out of range.
     """
     from diffusion_lab.guidance import Guidance, Strength
 
@@ -47,7 +49,7 @@ def guidance(
 # Cached, because the callbacks for sample images and for the Fréchet distance use the same network.
 @lru_cache(maxsize=2)
 def _guide(path: str) -> "Denoiser":
-    folder, checkpoint = run_loading.find_run("guide", path)
+    folder, checkpoint = find_run("guide", path)
     config = run_loading.load_config(folder, checkpoint)
     if run_loading.is_classifier_config(config):
         raise UserError(f"`guide` must be a run folder of src/train.py, got {folder}, which contains a classifier.")
@@ -57,7 +59,7 @@ def _guide(path: str) -> "Denoiser":
 
 @lru_cache(maxsize=2)
 def _classifier(path: str) -> "NoisyClassifier":
-    folder, checkpoint = run_loading.find_run("classifier", path)
+    folder, checkpoint = find_run("classifier", path)
     config = run_loading.load_config(folder, checkpoint)
     if not run_loading.is_classifier_config(config):
         raise UserError(
@@ -69,5 +71,5 @@ def _classifier(path: str) -> "NoisyClassifier":
 
 
 def _load_frozen(config: DictConfig, folder: Path, checkpoint: str) -> Any:
-    """Load a module whose weights need no gradients, so that gradients with respect to images do not store any."""
+    """Load a module whose weights require no gradients: guidance needs gradients with respect to images only."""
     return run_loading.load_weights(config, folder / "checkpoints" / checkpoint).requires_grad_(False).eval()

@@ -18,7 +18,6 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from diffusion_lab.config.earlier_versions import current_config
 from diffusion_lab.distributed import launch
 from diffusion_lab.errors import UserError
-from diffusion_lab.paths import ROOT
 
 if TYPE_CHECKING:
     from diffusion_lab.training.classifier_module import ClassifierModule
@@ -39,24 +38,11 @@ def load_module(folder: Path, checkpoint: str = "last.ckpt") -> "DiffusionModule
     return module
 
 
-def find_run(name: str, value: str) -> tuple[Path, str]:
-    """Return the run folder and the checkpoint's file name for a setting that is either a run folder or a checkpoint.
-
-    A relative path is searched in the working directory and then in the project folder.
-    Raises UserError if there is no such run.  name: name of the setting, for the error message.
-    """
-    path = next((path for path in (Path(value).expanduser(), ROOT / value) if path.exists()), Path(value))
-    folder, checkpoint = (path.parent.parent, path.name) if path.suffix == ".ckpt" else (path, "last.ckpt")
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"`{name}` must be a run folder, got {value}: {folder / 'config.yaml'} is missing.")
-    return folder, checkpoint
-
-
 def load_config(folder: Path, *checkpoints: str) -> DictConfig:
     """Return the config of a run.  Raises UserError if config.yaml or one of the checkpoints is missing."""
     for file in (folder / "config.yaml", *(folder / "checkpoints" / checkpoint for checkpoint in checkpoints)):
         if not file.is_file():
-            raise UserError(f"`run` must be a run folder, got {folder}: {file.relative_to(folder)} is missing.")
+            raise UserError(f"run folder {folder} has no {file.relative_to(folder)}.")
     return read_config(folder / "config.yaml")
 
 
@@ -68,7 +54,10 @@ def read_config(path: Path) -> DictConfig:
 
 
 def load_weights(config: DictConfig, checkpoint: Path) -> Any:
-    """Build the module of a resolved config on the CPU and load the weights of a checkpoint.  Raises UserError."""
+    """Build the module of a resolved config on the CPU and load the weights of a checkpoint.
+
+    Raises UserError if the checkpoint is damaged or does not match the network.
+    """
     from diffusion_lab import checkpoint_files
 
     module = build_untrained_module(config)
@@ -107,7 +96,10 @@ def resolve(config: DictConfig) -> DictConfig:
 
 
 def build_module(config: DictConfig, network: Any) -> Any:
-    """Build the DiffusionModule or ClassifierModule of a resolved config around its network.  Raises UserError."""
+    """Build the DiffusionModule or ClassifierModule of a resolved config around its network.
+
+    Raises UserError if a constructor rejects its settings, or if parts of the module do not fit each other.
+    """
     silence_lightning()
     # The schedule is built separately first, so that its errors are reported under `schedule`, not `process.schedule`.
     schedule = instantiate_node(config.schedule, "schedule")
@@ -147,9 +139,9 @@ def _build_classifier_module(config: DictConfig, network: Any) -> "ClassifierMod
 
 
 def _require_network(network: Any, *, classifier: bool) -> None:
-    """Raise UserError unless a network has the attributes of a `Network`.
+    """Raise UserError unless a network has all required attributes.
 
-    classifier: whether the network must have the attributes of a `ClassifierNetwork` instead.
+    classifier: whether the attributes of a `ClassifierNetwork` are required, and not those of a `Network`.
     """
     from diffusion_lab.networks import ClassifierNetwork, Network, missing_attributes
 

@@ -1,6 +1,6 @@
 """Resuming of runs: the config comes from the run folder, the state comes from the newest readable checkpoint.
 
-resume=RUN continues a run in its own folder. fork=true starts a new run from that state, with any other settings.
+resume=RUN continues a run in its own folder. fork=true starts a new run from that state, with other settings.
 """
 
 import json
@@ -56,7 +56,8 @@ class StartingPoint:
 def restore_command_line(command: str) -> None:
     """Put the saved overrides of a resumed run before the given overrides in sys.argv, and set the run folder.
 
-    Hydra then composes the config of the run with the given changes.  Raises UserError if there is no such run.
+    Hydra then composes the config of the run with the given changes.
+    Raises UserError if the run is not found, in a sweep, and if hydra.run.dir is given without fork=true.
     """
     arguments = sys.argv[1:]
     matches = (re.fullmatch(r"\+*resume=(.*)", argument) for argument in arguments)
@@ -112,7 +113,7 @@ def starting_point(config: DictConfig) -> StartingPoint:
 
 
 def _merge_changes(config: DictConfig, folder: Path, run_folder: Path) -> tuple[dict[KeyPath, Any], dict[KeyPath, Any]]:
-    """Return the saved config of a run, and the same config with the changes of the command line.
+    """Return the saved config of a run, and the same config with the changes of the command line, both flattened.
 
     The changes are the differences between `config` and the config that the saved overrides result in today.
     """
@@ -135,9 +136,8 @@ def require_matching_checkpoint(start: StartingPoint, run: Run) -> None:
     data, trained_on = start.config.data, checkpoint.get("ImageDataModule", {}).get("fingerprint")
     if start.continues and trained_on != run.datamodule.train_images.fingerprint:
         raise UserError(
-            "resume=... must use the images that the run was trained on, got other images in "
-            f"{data.path or data.hub_name}, whose decoded content differs; fork=true starts a new run from the "
-            "checkpoint."
+            f"`data` must have the images that the run was trained on, got {data.path or data.hub_name}, whose decoded "
+            f"content differs; resume={start.config.run_folder} fork=true starts a new run from the checkpoint."
         )
     saved = {key: tuple(value.shape) for key, value in checkpoint["state_dict"].items()}
     expected = {key: tuple(value.shape) for key, value in run.module.state_dict().items()}
@@ -145,7 +145,7 @@ def require_matching_checkpoint(start: StartingPoint, run: Run) -> None:
     if differing:
         first = differing[0]
         raise UserError(
-            f"fork=true must keep the settings of all parts with a state (model, conditioning, ema, times): "
+            f"fork=true must keep the settings of all parts with a state (model, conditioning, ema, times), but "
             f"{len(differing)} tensors differ from {start.checkpoint}; {first} has shape {saved.get(first)} in the "
             f"checkpoint and {expected.get(first)} in this run."
         )
@@ -167,7 +167,7 @@ def print_done(start: StartingPoint) -> float | None:
 
 
 def _find_folder(name: str, command: str) -> Path:
-    """Return a run folder.
+    """Return a run folder.  Raises UserError if it is not found.
 
     name: path of the folder, its name below logs/COMMAND, or `last` for the run that was written to last.
     """
@@ -203,9 +203,11 @@ def _load_yaml(path: Path, kind: type) -> Any:
     try:
         content: Any = OmegaConf.to_container(OmegaConf.load(path))
     except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"resume: {path} cannot be read: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(
+            f"the run cannot be resumed, because {path} cannot be read: {' '.join(str(error).split())[:200]}"
+        ) from error
     if type(content) is not kind or (type(content) is dict and "run_folder" not in content):
-        raise UserError(f"resume: {path} is not a file that a run wrote.")
+        raise UserError(f"the run cannot be resumed, because {path} was not written by a run.")
     return content
 
 
@@ -228,13 +230,16 @@ def _refuse_changes(saved: Mapping[KeyPath, Any], wanted: Mapping[KeyPath, Any],
 
 
 def _newest_checkpoint(folder: Path) -> tuple[Path | None, int]:
-    """Return the newest readable checkpoint of a run and its step; (None, 0) if none was written."""
+    """Return the newest readable checkpoint of a run and its step; (None, 0) if the run has no checkpoint.
+
+    Raises UserError if all checkpoints are damaged.
+    """
     from diffusion_lab import checkpoint_files  # imports torch, which only a resumed run needs here
 
     try:
         path = checkpoint_files.newest(folder / "checkpoints")
     except checkpoint_files.DamagedCheckpointError as error:
-        raise UserError(f"resume: no checkpoint can be read: {error}") from error
+        raise UserError(f"the run cannot be resumed, because no checkpoint can be read ({error}).") from error
     if path is None:
         return None, 0
     return path, int(checkpoint_files.read_run(path, mmap=True)["global_step"])

@@ -3,10 +3,7 @@
 Torch and Lightning are imported inside functions, so that invalid settings are rejected without their import time.
 """
 
-import glob
-import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +14,8 @@ from diffusion_lab.config.compilation import Acceleration
 from diffusion_lab.config.validation import argument_problems, raise_problems
 from diffusion_lab.distributed.launch import cluster_environment
 from diffusion_lab.errors import UserError
+from diffusion_lab.runs.find import Target, find_run
 from diffusion_lab.runs.load import (
-    find_run,
     instantiate_node,
     is_classifier_config,
     load_config,
@@ -35,8 +32,6 @@ if TYPE_CHECKING:
     from diffusion_lab.generation.seeded_images import SeededImages
     from diffusion_lab.training.diffusion_module import DiffusionModule
 
-NO_RUN = "`run` must be a run folder (run=logs/train/...), got no value."
-
 SAMPLER_PARTS = ("time_grid", "clipping", "variance")
 """Config groups whose objects are arguments of a sampler."""
 
@@ -47,54 +42,11 @@ SINCE_VERSION_0_2 = ("guidance", "space", "low_resolution")
 """Keys that are missing in configs from version 0.1. Network settings also differ in that version."""
 
 
-@dataclass(frozen=True)
-class Target:
-    """A checkpoint file of a run, to sample from or to measure."""
-
-    folder: Path
-    checkpoint: Path
-
-    @property
-    def name(self) -> str:
-        """Name of the run, followed by the name of the checkpoint unless it is last.ckpt."""
-        is_last = self.checkpoint.name == "last.ckpt"
-        return self.folder.name if is_last else f"{self.folder.name}_{self.checkpoint.stem}"
-
-
-def find_targets(config: DictConfig) -> list[Target]:
-    """Return the checkpoints that match the paths or globs `run` and `checkpoint`.  Raises UserError if none do."""
-    if OmegaConf.is_missing(config, "run"):
-        raise UserError(NO_RUN)
-    paths = config.run if OmegaConf.is_list(config.run) else [config.run]
-    if not paths:
-        raise UserError(NO_RUN)
-    folders = [folder for path in paths for folder in _find_folders(str(path))]
-    return [Target(folder, file) for folder in folders for file in _find_checkpoints(folder, str(config.checkpoint))]
-
-
-def _find_folders(path: str) -> list[Path]:
-    if not glob.has_magic(path) or Path(path).is_dir():
-        return [Path(path).expanduser()]
-    matches = map(Path, glob.glob(os.path.expanduser(path)))
-    folders = sorted(match for match in matches if (match / "config.yaml").is_file())
-    if not folders:
-        raise UserError(f"run: no run folder matches {path}.")
-    return folders
-
-
-def _find_checkpoints(folder: Path, name: str) -> list[Path]:
-    if not glob.has_magic(name):
-        load_config(folder, name)
-        return [folder / "checkpoints" / name]
-    load_config(folder)
-    files = sorted((folder / "checkpoints").glob(name))
-    if not files:
-        raise UserError(f"checkpoint: no file in {folder / 'checkpoints'} matches {name}.")
-    return files
-
-
 def launch_fabric(config: DictConfig) -> "Fabric":
-    """Start the ranks that config.trainer requests, or join those that a launcher started.  Raises UserError."""
+    """Start the ranks that config.trainer requests, or join the ranks that a launcher started.
+
+    Raises UserError if Fabric rejects the settings of the trainer, or if they do not match the started ranks.
+    """
     from lightning import Fabric
 
     silence_lightning()
@@ -115,7 +67,7 @@ def launch_fabric(config: DictConfig) -> "Fabric":
 def _disable_tf32() -> None:
     """Make float32 convolutions precise and deterministic.
 
-    By default cuDNN rounds to TF32, which has 10 bits, and may sum in a different order in each process.
+    By default cuDNN rounds to TF32, whose mantissa has 10 bits, and may sum in a different order in each process.
     """
     import torch
 
@@ -124,7 +76,10 @@ def _disable_tf32() -> None:
 
 
 def sampling_config(config: DictConfig, target: Target) -> DictConfig:
-    """Return the config of a run with the sampling settings of `config`, without resolving interpolations."""
+    """Return the config of a run with the sampling settings of `config`, without resolving interpolations.
+
+    Raises UserError for a classifier run and for a run that was trained with version 0.1.
+    """
     trained = load_config(target.folder)
     if is_classifier_config(trained):
         raise UserError(
@@ -140,7 +95,11 @@ def sampling_config(config: DictConfig, target: Target) -> DictConfig:
 
 
 def load_module(config: DictConfig, trained: DictConfig, target: Target) -> tuple["DiffusionModule", int]:
-    """Return the module of a checkpoint and its training step.  Raises UserError."""
+    """Return the module of a checkpoint and its training step.
+
+    Raises UserError if the checkpoint is damaged or does not match `trained`, or if config.weights is given for a
+    reconstructed average.
+    """
     from diffusion_lab import checkpoint_files
     from diffusion_lab.ema.averages import PowerFunctionDecay
 
@@ -149,8 +108,8 @@ def load_module(config: DictConfig, trained: DictConfig, target: Target) -> tupl
     if "reconstructed" in checkpoint:  # all networks of the checkpoint are the same average
         if config.weights is not None:
             raise UserError(
-                f"`weights` must be null for checkpoint={target.checkpoint.name}, which has only the reconstructed "
-                f"average, got {config.weights}."
+                f"`weights` must be null for checkpoint={target.checkpoint.name} (which has only the reconstructed "
+                f"average), got {config.weights}."
             )
         module.ema.decays = dict.fromkeys(module.ema.decays, PowerFunctionDecay(checkpoint["reconstructed"]))
     return module.eval(), int(checkpoint["global_step"])
@@ -159,7 +118,8 @@ def load_module(config: DictConfig, trained: DictConfig, target: Target) -> tupl
 def build_images(config: DictConfig, target: Target, fabric: "Fabric") -> tuple["SeededImages", int]:
     """Return the images that a config requests from a checkpoint, and the training step of the checkpoint.
 
-    For a cascade, the images are generated by its last stage.  Raises UserError.
+    For a cascade, the images are generated by its last stage.
+    Raises UserError if a setting does not fit the runs or has no effect, or if a file is missing or damaged.
     """
     trained = resolve(sampling_config(config, target))
     _require_effect(config, trained)
@@ -186,12 +146,17 @@ def build_images(config: DictConfig, target: Target, fabric: "Fabric") -> tuple[
 def _upsampled_images(
     config: DictConfig, images: "SeededImages", stage: Target, stage_config: DictConfig, noise: float, fabric: "Fabric"
 ) -> "SeededImages":
-    """Return the images of the next stage of a cascade.  noise: standard deviation of the noise added to `images`."""
+    """Return the images that `stage` of a cascade generates from the images of the previous stage.
+
+    noise: standard deviation of the noise added to `images`.  Raises UserError unless `stage` does super-resolution.
+    """
     from diffusion_lab.generation.cascade import CascadeImages
     from diffusion_lab.generation.seeded_images import SeededImages
 
     if stage_config.low_resolution is None:
-        raise UserError(f"`cascade` must list super-resolution runs (low_resolution=area), got {stage.folder}.")
+        raise UserError(
+            f"`cascade` must list super-resolution runs (low_resolution=area or noised), got {stage.folder}."
+        )
     source = CascadeImages(images, instantiate_node(stage_config.low_resolution, "low_resolution"), noise)
     module = load_weights(stage_config, stage.checkpoint).eval().to(fabric.device)
     _accelerate(config, module)
@@ -215,7 +180,8 @@ def _accelerate(config: DictConfig, module: "DiffusionModule") -> None:
     accelerate = Acceleration.from_trainer(config.trainer)
     if accelerate.compile and config.weights == RAW:
         raise UserError(
-            f"trainer.compile must be false for weights=raw, which are copied for each batch, got {accelerate.compile}."
+            "trainer.compile must be false for weights=raw (because the raw weights are copied for each batch), got "
+            f"{accelerate.compile}."
         )
     accelerate.apply_memory_format(module)
     for average in module.ema.networks.values():
@@ -223,7 +189,10 @@ def _accelerate(config: DictConfig, module: "DiffusionModule") -> None:
 
 
 def cascade_stages(config: DictConfig) -> list[Target]:
-    """Return the checkpoints of the super-resolution runs in order.  Raises UserError if a run is missing."""
+    """Return the checkpoints of the super-resolution runs, in the order of config.cascade.
+
+    Raises UserError if a run or its checkpoint is missing.
+    """
     paths = config.cascade if OmegaConf.is_list(config.cascade) else [config.cascade] if config.cascade else []
     found = [find_run("cascade", str(path)) for path in paths]
     for folder, checkpoint in found:
@@ -232,7 +201,7 @@ def cascade_stages(config: DictConfig) -> list[Target]:
 
 
 def _stage_config(config: DictConfig, stage: Target) -> DictConfig:
-    """Return the config of a super-resolution run, with the number of sampling steps that `config` requests."""
+    """Return the config of a super-resolution run, with config.cascade_steps sampling steps if they are given."""
     trained = load_config(stage.folder)
     if is_classifier_config(trained):
         raise UserError(f"`cascade` must list super-resolution runs, got {stage.folder}, which contains a classifier.")
@@ -242,7 +211,10 @@ def _stage_config(config: DictConfig, stage: Target) -> DictConfig:
 
 
 def _downsampled_images(config: DictConfig, trained: DictConfig) -> "LowResolutionImages":
-    """Return downsampled images of the data of a super-resolution run that is not part of a cascade or begins it."""
+    """Return the low-resolution images for the super-resolution run `run`: downsampled images of its data set.
+
+    Raises UserError if a label is given.
+    """
     from diffusion_lab.generation.low_resolution_images import DownsampledImages
 
     store = instantiate_node(trained.data.store, "data")
@@ -250,7 +222,8 @@ def _downsampled_images(config: DictConfig, trained: DictConfig) -> "LowResoluti
     low_resolution = instantiate_node(trained.low_resolution, "low_resolution")
     if config.label is not None:
         raise UserError(
-            f"`label` must be null, because the images of {split} determine the labels, got {config.label}."
+            f"`label` must be null for a super-resolution run (the images of {split} determine the labels), got "
+            f"{config.label}."
         )
     noise = 0.0 if config.cascade else config.low_resolution_noise
     return DownsampledImages(store.load(split), split, low_resolution, noise)

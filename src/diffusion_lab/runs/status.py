@@ -27,7 +27,7 @@ QUEUED, RUNNING, REQUEUED, FINISHED, FAILED = "queued", "running", "requeued", "
 
 
 class FolderLockedError(Exception):
-    """Another process uses the folder."""
+    """Error for a folder that another process uses."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,10 @@ def mark_queued(folder: Path) -> None:
 
 
 def write_job_id(folder: Path, slurm_id: str) -> None:
-    """Record the Slurm job of a queued run, in a separate file: the run may have started and written its status."""
+    """Record the id of the Slurm job of a queued run.
+
+    The id is in a separate file, because the run may already have started and written its status.
+    """
     (folder / JOB).write_text(slurm_id)
 
 
@@ -116,7 +119,7 @@ def job_id(folder: Path) -> str | None:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Lock a folder against other commands.  Raises FolderLockedError if another command uses it."""
-    lock = FileLock(folder / LOCK)  # the operating system releases it when the process dies
+    lock = FileLock(folder / LOCK)  # the operating system releases the lock when the process dies
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -142,7 +145,7 @@ def mark_running(folder: Path) -> None:
 def restore(folder: Path, status: Status | None) -> None:
     """Undo an attempt that was rejected because the folder belongs to another run.
 
-    status: status before the attempt.
+    status: status before the attempt; None removes the status file.
     """
     if status is None:
         (folder / STATUS).unlink(missing_ok=True)
@@ -161,7 +164,7 @@ def mark_finished(folder: Path, result: float | None) -> None:
 
 
 def mark_failed(folder: Path, reason: str) -> None:
-    """Record why the run failed.  Only the first reason of an attempt is stored: later ones are its consequences."""
+    """Record why the run failed.  Only the first reason is stored: later failures are its consequences."""
     status = read(folder)
     if status is None or status.state != FAILED:
         _end(folder, FAILED, reason=" ".join(reason.split())[:500])
@@ -208,7 +211,7 @@ def _this_process() -> Attempt:
 def _is_this_job(attempt: Attempt) -> bool:
     """Return whether an attempt belongs to this job.
 
-    Slurm ends the processes of an attempt before it starts the job again.
+    An earlier attempt with the same job id has ended, because Slurm ends its processes before it starts the job again.
     """
     if attempt.slurm_id is not None or slurm_job.slurm_id() is not None:
         return attempt.slurm_id == slurm_job.slurm_id()

@@ -40,7 +40,7 @@ class Summary:
         return self.distances[-1][1] if self.distances else self.loss
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the content of summary.json, with the last Fréchet distance under its full name."""
+        """Return the content of summary.json, with the last Fréchet distance under `distance_name`."""
         content: dict[str, Any] = {"steps": self.steps, "loss": self.loss}
         if self.distances:
             content[str(self.distance_name)] = self.distances[-1][1]

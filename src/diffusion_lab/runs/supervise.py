@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 
 
 class FolderInUseError(UserError):
-    """The folder belongs to another run and must remain unchanged."""
+    """Error for a folder that belongs to another run and must remain unchanged."""
 
 
 def supervise(folder: Path, work: Callable[[], Result], *, in_sweep: bool = False) -> Result:
@@ -93,7 +93,7 @@ def _exit_after_signal(folder: Path, stop: StoppedBySignal) -> NoReturn:
         run_status.mark_requeued(folder, str(stop))
         refusal = slurm_job.requeue()
         if refusal is None:
-            logger.info("%s; job %s is requeued and resumes from there.", stop, slurm_job.slurm_id())
+            logger.info("%s; job %s is requeued and resumes when Slurm starts it again.", stop, slurm_job.slurm_id())
             _wait_for_slurm()
         run_status.mark_failed(folder, f"{stop}, but {refusal}")
         logger.warning("%s", refusal)

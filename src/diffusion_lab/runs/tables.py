@@ -27,7 +27,7 @@ SUMMARY, METRICS = "summary.json", "metrics.json"
 class Row:
     """The results in one folder.
 
-    overrides: overrides on the command line.  values: all values in summary.json and metrics.json, by name.
+    overrides: overrides on the command line, by key.  values: all values in summary.json and metrics.json, by name.
     fingerprints: fingerprints of the metric values, by metric name.  run: name of the measured run.
     training_step: training step of the measured checkpoint; None if unknown.
     """
@@ -41,7 +41,10 @@ class Row:
 
     @classmethod
     def read(cls, folder: Path, top: Path) -> "Row":
-        """Read a folder at or below `top`.  The overrides are those of the nearest parent that has any, up to `top`."""
+        """Read a folder at or below `top`.
+
+        The overrides are read from the .hydra folder in `folder` or in its nearest parent that has one, up to `top`.
+        """
         job = next((place for place in (folder, *folder.parents) if (place / ".hydra").is_dir() or place == top), top)
         values = _read_json(folder / SUMMARY)
         record = _read_json(folder / METRICS)
@@ -71,14 +74,16 @@ def write_and_print_table(
 
 
 def drop_incomparable(rows: list[Row], allowed: Sequence[str], folders: Sequence[Path]) -> bool:
-    """Remove metrics whose values are not comparable and log an error for each; return whether there were none.
+    """Remove metrics whose values are not comparable and log an error for each; return whether none was removed.
 
     allowed: fingerprint fields in which the values may differ.  folders: folders for the command in the error message.
     """
     messages = _remove_incomparable(rows, list(allowed))
     _note_shared_noise(rows)
     for message in messages:
-        logger.error("%s: python src/compare.py 'numbers=[%s]'.", message, ",".join(map(str, folders)))
+        logger.error(
+            "%s, as in python src/compare.py 'numbers=[%s]' 'allow=[...]'.", message, ",".join(map(str, folders))
+        )
     return not messages
 
 
@@ -132,7 +137,7 @@ def _remove_incomparable(rows: list[Row], allowed: list[str]) -> list[str]:
 
 
 def _note_shared_noise(rows: Sequence[Row]) -> None:
-    """Log a note about sets of images that share noise: image k of seed s has noise seed s + k."""
+    """Log a note about sets of images that share noise.  Image k of the set with seed s has the noise seed s + k."""
     for name in number_names(rows):
         for one, other in itertools.combinations([row for row in rows if name in row.fingerprints], 2):
             first, second = one.fingerprints[name], other.fingerprints[name]
@@ -142,7 +147,7 @@ def _note_shared_noise(rows: Sequence[Row]) -> None:
             if num_shared > 0:
                 logger.info(
                     "%s with seed=%s and with seed=%s use the same noise for %s of %s images; seeds that are "
-                    "num_samples apart have disjoint sets.",
+                    "num_samples apart share no noise.",
                     *(name, first["seed"], second["seed"], f"{num_shared:,}", f"{first['num_samples']:,}"),
                 )
                 break
@@ -214,7 +219,7 @@ def _lines(rows: Sequence[Row], name: str, axis: str) -> dict[str, list[tuple[fl
 
 
 def _separates(key: str, axis: str) -> bool:
-    """Return whether a setting separates lines; otherwise it only moves a point along the axis."""
+    """Return whether a setting separates lines, and does not only move a point along the axis."""
     if axis == "sampling_steps":
         return key != "sampler.num_steps"
     return key not in ("run", "checkpoint", "trainer.max_steps")

@@ -61,8 +61,8 @@ def _fit(run: training_setup.Run, checkpoint: Path | None) -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
         raise UserError(
-            f"run folder {run.folder} is no longer writable: {error.strerror}; its last checkpoint is complete, and "
-            f"resume={run.folder} continues from it once there is space."
+            f"run folder {run.folder} is no longer writable ({error.strerror}); its last checkpoint is complete: make "
+            f"the folder writable or free space, then continue with resume={run.folder}."
         ) from error
     except Exception:
         _kill_other_ranks(run)

@@ -94,12 +94,15 @@ def _check_cuda_graphs(accelerate: Acceleration, trainer: DictConfig) -> None:
     if accelerate.compile in compilation.CUDA_GRAPH_MODES and trainer.get("accumulate_grad_batches", 1) != 1:
         raise UserError(
             "trainer.compile must be true, false or max-autotune-no-cudagraphs with trainer.accumulate_grad_batches "
-            f"above 1, because CUDA graphs overwrite accumulated gradients, got {accelerate.compile}."
+            f"above 1 (because CUDA graphs overwrite accumulated gradients), got {accelerate.compile}."
         )
 
 
 def _check_arguments(config: DictConfig, deferred: list[str]) -> None:
-    """Raise UserError for wrong arguments of classes in the config; the keys `deferred` only complete the message."""
+    """Raise UserError for wrong arguments of classes in the config.
+
+    deferred: keys that are checked only if other keys have wrong arguments, so that the message lists all of them.
+    """
     others = {key: node for key, node in config.items() if key not in deferred}
     problems = [*argument_problems(config.data.store, "data.store"), *argument_problems(others, "")]
     if problems:
@@ -120,7 +123,7 @@ def _require_guidable(config: DictConfig, module: "DiffusionModule") -> None:
     try:
         guidance(module.denoiser(), module.labels)
     except ValueError as error:
-        raise UserError(f"guidance_scale={config.guidance_scale}: {error}") from error
+        raise UserError(str(error)) from error
 
 
 def _require_classified(config: DictConfig, network: Any, datamodule: "ImageDataModule") -> None:
@@ -149,25 +152,25 @@ def _require_shape(config: DictConfig, module: "DiffusionModule") -> None:
     if tuple(shape) != wanted:
         raise UserError(
             f"`model` must output images with data.channels={wanted[0]} and data.resolution={wanted[1]}, got "
-            f"{type(module.network).__name__} in {type(module.space).__name__.lower()}, whose images are {list(shape)}."
+            f"{type(module.network).__name__} in {type(module.space).__name__.lower()} with images of {list(shape)}."
         )
     if isinstance(module.space, Pixels):
         return
     if not isinstance(module.sampler.clipping, NoClipping):
         clipping = type(module.sampler.clipping).__name__
-        raise UserError(f"`clipping` must be none for latents, whose range is unbounded, got {clipping}.")
+        raise UserError(f"`clipping` must be none for latents (whose range is unbounded), got {clipping}.")
     if config.low_resolution is not None:
-        raise UserError("`low_resolution` must be none for space=sd_latents, got a low-resolution image in pixels.")
+        raise UserError("`low_resolution` must be none for space=sd_latents, got low-resolution images in pixels.")
 
 
 def _require_condition(network: "Network", datamodule: "ImageDataModule") -> None:
     """Raise UserError unless the network takes exactly the conditions that the data provides."""
     augmentation, low_resolution = datamodule.augmentation, datamodule.low_resolution
     wanted = sum(part.num_channels for part in (augmentation, low_resolution) if part is not None)
-    if wanted and network.num_augmentation_channels != wanted:  # without wanted values, any number is accepted
+    if wanted and network.num_augmentation_channels != wanted:  # if the data provides no values, any number is accepted
         raise UserError(
-            f"model.num_augmentation_channels must be {wanted}, because otherwise generated images would look "
-            f"augmented, got {network.num_augmentation_channels}."
+            f"model.num_augmentation_channels must be {wanted} (the number of values that `augmentation` and "
+            f"`low_resolution` pass to the network), got {network.num_augmentation_channels}."
         )
     channels = 0 if low_resolution is None else network.in_channels
     if network.low_resolution_channels != channels:
@@ -188,7 +191,7 @@ def _load_images(datamodule: "ImageDataModule", num_classes: int) -> None:
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
     if num_classes and len(label) and int(label.max()) >= num_classes:
-        raise UserError(f"data.num_classes must be above the largest label, {int(label.max())}, got {num_classes}.")
+        raise UserError(f"data.num_classes must be above the largest label ({int(label.max())}), got {num_classes}.")
 
 
 def _build_callbacks(config: DictConfig) -> Iterator[Any]:
@@ -203,8 +206,8 @@ def _build_callbacks(config: DictConfig) -> Iterator[Any]:
             if features is not None and config.data.channels not in features.channels:
                 channels = " or ".join(map(str, features.channels))
                 raise UserError(
-                    f"`features` must accept the channels of the images, got data.channels={config.data.channels} for "
-                    f"{features.name}, which accepts {channels}; try features=inception."
+                    f"`features` must accept images with data.channels={config.data.channels}, got {features.name}, "
+                    f"which accepts {channels} channels; try features=inception."
                 )
             yield callback
         except FeaturesUnavailableError as error:

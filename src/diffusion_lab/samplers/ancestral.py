@@ -48,7 +48,7 @@ class Ancestral(FixedStepSampler):
 
 
 def fixed_stds(variance: Variance, process: GaussianProcess, t: Tensor, s: Tensor) -> Tensor:
-    """Return the standard deviation of the noise of each step from t to s, float64 [num_steps]; NaN if learned."""
+    """Return the standard deviation of the noise of each step from t to s: float64 [num_steps], or NaN if learned."""
     if variance.learned:
         return torch.full_like(t, math.nan)
     return torch.tensor(variance.stds(process, s, t), dtype=torch.float64)

@@ -41,7 +41,7 @@ OnStep = Callable[[int, Tensor, Tensor], None]
 class Sampler(ABC):
     """An algorithm that turns noise into images along a decreasing list of times.
 
-    Each sampler is a frozen dataclass with these four settings and additional settings.
+    Each sampler is a frozen dataclass with the four fields below and the settings of its algorithm.
     num_steps: number of times in the list; None selects every step of a discrete schedule.
     """
 
@@ -118,8 +118,9 @@ class FixedStepSampler(Sampler):
     def step(self, x_t: Tensor, t: Tensor, coefficients: list[float], context: StepContext) -> tuple[Tensor, Tensor]:
         """Return x_s at the end of a step, and the estimate of x_0 in this step.
 
-        x_t and both results: [B, C, H, W]; x_t must not be modified.  t, [], and coefficients: results of
-        `prepare_steps` for this step.
+        x_t and both results: [B, C, H, W]; x_t must not be modified.
+        t: time at which this step evaluates the denoiser, [].  coefficients: coefficients of this step. Both are
+            results of `prepare_steps`.
         """
 
 

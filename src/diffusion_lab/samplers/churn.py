@@ -11,10 +11,10 @@ from diffusion_lab.process import GaussianProcess
 
 @dataclass(frozen=True)
 class Churn:
-    """An increase of the noise level sigma / alpha to 1 + gamma times its value (Karras et al. 2022, algorithm 2).
+    """Noise that is added to x_t before each step of a sampler (Karras et al. 2022, algorithm 2).
 
-    The increase is applied before each step of a sampler.
-    amount: the paper's S_churn, over all steps; 0 adds no noise.
+    It raises the noise level sigma / alpha by a factor of 1 + gamma, gamma = min(amount / num_steps, sqrt(2) - 1).
+    amount: the paper's S_churn, which is divided among all steps; 0 adds no noise.
     sigma_min, sigma_max: range of the noise levels at which noise is added, the paper's S_tmin and S_tmax.
     noise_scale: factor of the added noise, the paper's S_noise. A value slightly above 1 compensates for denoisers that
         remove too much noise.

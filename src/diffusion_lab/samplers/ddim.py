@@ -17,6 +17,7 @@ from diffusion_lab.samplers.time_grids import TimeGrid, UniformTimes
 class DDIM(FixedStepSampler):
     """x_s = alpha_s x_0 + sqrt(sigma_s^2 - std^2) noise_t + std * fresh noise (Song et al. 2021, eq. 12).
 
+    x_0 and noise_t are the estimates at x_t, and std is eta times the standard deviation of q(x_s | x_t, x_0).
     eta: 0 gives deterministic sampling; 1 gives ancestral sampling with the small variance (Song et al. 2021, eq. 16).
     """
 
@@ -57,7 +58,7 @@ class DDIM(FixedStepSampler):
         Raises ValueError if eta is above 0.
         """
         if self.eta:
-            raise ValueError(f"eta must be 0 to encode images, since random steps have no inverse, got {self.eta}.")
+            raise ValueError(f"eta must be 0 to encode images (random steps have no inverse), got {self.eta}.")
         estimate = self.estimator(denoiser, condition)
         x_s = images
         for t, s in zip(*(times.flip(0) for times in self.intervals()), strict=True):

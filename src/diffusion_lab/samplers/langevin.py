@@ -13,11 +13,11 @@ from diffusion_lab.samplers.time_grids import TimeGrid, UniformTimes
 
 @dataclass(frozen=True)
 class AnnealedLangevin(FixedStepSampler):
-    """num_updates Langevin updates at each noise level, in decreasing order (Song & Ermon 2019, algorithm 1).
+    """num_updates Langevin updates at each noise level, from the highest to the lowest (Song & Ermon 2019, alg. 1).
 
     The result is the estimate of x_0 at the last level (Song & Ermon 2020, technique 5 and appendix). If alpha changes
     between levels, x is rescaled accordingly.
-    step_size: size of an update, in units of the variance sigma_t^2 of its level; the paper has
+    step_size: size of an update, in units of the variance sigma_t^2 of the noise level; the paper uses
         epsilon / sigma_L^2 = 0.2.
     """
 
@@ -33,7 +33,7 @@ class AnnealedLangevin(FixedStepSampler):
         if self.num_updates < 1:
             raise ValueError(f"num_updates must be at least 1, got {self.num_updates}.")
         if not 0 < self.step_size < 4:
-            raise ValueError(f"step_size must be in (0, 4), since larger steps diverge, got {self.step_size}.")
+            raise ValueError(f"step_size must be in (0, 4) (larger steps diverge), got {self.step_size}.")
 
     def prepare_steps(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         alpha_t, sigma_t = self.process.schedule.coefficients(t)

@@ -18,8 +18,9 @@ class PredictorCorrector(FixedStepSampler):
 
     variance: variance of the predictor. With the large variance, the predictor is the paper's "ancestral sampling"
         for VP schedules and the paper's "reverse diffusion" for VE schedules.
-    snr: the paper's r, the signal-to-noise ratio of a correction. Norms are computed for each image. The paper's code
-        averages them over the batch, so that an image depends on the other images of its batch.
+    snr: the paper's r, the signal-to-noise ratio of a correction. The norms of the score and of the noise are computed
+        for each image. The paper's code averages the norms over the batch, so that an image depends on the other images
+        of its batch.
     """
 
     process: GaussianProcess

@@ -66,10 +66,12 @@ def dormand_prince(
     slope: Slope, state: Tensor, start: float, end: float, *, rtol: float, atol: float,
     on_round: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Tensor:  # fmt: skip
-    """Return the state [B, N] at angle `end` by the method of Dormand & Prince (1980): order 5 with errors of order 4.
+    """Return the state [B, N] at angle `end` by the order 5(4) method of Dormand & Prince (1980).
 
-    Each row has its own steps, which depend on this row alone, so that an image does not depend on its batch. The error
-    of a row is the root mean square of error / (atol + rtol * size) over its elements.
+    Each row has its own steps, which depend on this row alone, so that an image does not depend on its batch. A step of
+    a row is accepted if the root mean square of error / (atol + rtol * size) over the elements of the row is at most 1,
+    where size is the larger magnitude of an element before and after the step.
+    slope: derivative of the state.  state: initial state at angle `start`, [B, N].
     on_round: called with (angles [B], states [B, N]) after all unfinished rows have tried one step.
     Raises FloatingPointError if the steps of a row become too small, for example because its slope is not finite.
     """
@@ -80,7 +82,10 @@ def dormand_prince(
     while len(rows := torch.nonzero((angle - end).abs() > 1e-9).flatten()):
         trial = torch.where(step[rows].abs() < (end - angle[rows]).abs(), step[rows], end - angle[rows])
         if bool((trial.abs() < 1e-10).any()):
-            raise FloatingPointError("the probability flow cannot be solved: its slope is not finite or not smooth.")
+            raise FloatingPointError(
+                "the probability flow cannot be solved, because its slope is not finite or not smooth; check the "
+                "network output for NaN, or increase rtol and atol."
+            )
         device_rows = rows.to(state.device)
         slopes = [first_slope[device_rows]]
         for node, weights in zip(NODES[1:], STAGES[1:], strict=True):

@@ -16,10 +16,10 @@ from diffusion_lab.samplers.time_grids import TimeGrid, UniformTimes
 
 @dataclass(frozen=True)
 class RK45(Sampler):
-    """Adaptive solution of the flow to the smallest time, then the estimate of x_0 (Song et al. 2021, section 4.3).
+    """Probability flow solved with adaptive steps, then the estimate of x_0 (Song et al. 2021, section 4.3).
 
-    Each image has its own steps. `times` determines only the calls of on_step: one call for each time, after all
-    images have passed this time.
+    The flow is solved from the first to the last of `times`, and each image has its own steps. The other times affect
+    only the calls of on_step: one call for each time, after all images have passed this time.
     rtol, atol: relative and absolute tolerance of the error of a step, for images of unit standard deviation.
     """
 

@@ -88,7 +88,8 @@ class QuadraticTimes(TimeGrid):
 class KarrasTimes(TimeGrid):
     """Noise levels sigma / alpha whose rho-th roots are evenly spaced (Karras et al. 2022, eq. 5).
 
-    sigma_min, sigma_max: smallest and largest noise level; None selects the level of the schedule.
+    sigma_min, sigma_max: smallest and largest noise level; None selects the level at t_min and at the last time with
+        signal, respectively.
     """
 
     rho: float = 7.0
@@ -138,26 +139,29 @@ class SectionTimes(TimeGrid):
     def __call__(self, schedule: NoiseSchedule, num_steps: int | None) -> tuple[float, ...]:
         if not isinstance(schedule, TableSchedule):
             raise ValueError(
-                "`schedule` must have discrete steps (linear, cosine, ...) for sections, got the continuous "
-                f"{type(schedule).__name__}."
+                "`schedule` must have discrete steps (linear, cosine, ...) for time_grid=sections, got the "
+                f"continuous {type(schedule).__name__}."
             )
         if not self.counts or min(self.counts) < 1:
             size = schedule.num_timesteps // max(len(self.counts), 1)
             got = min(self.counts, default="none")
-            raise ValueError(f"counts must be in 1..{size}, the steps of a section, got {got}.")
+            raise ValueError(f"counts must be in 1..{size} (the number of steps of a section), got {got}.")
         total = sum(self.counts)
         num_steps = total if num_steps is None else num_steps
         if any(num_steps * count % total for count in self.counts):
             raise ValueError(
-                f"num_steps must be {total}, the sum of counts, or a number that can be split in proportion to counts, "
-                f"got {num_steps}."
+                f"num_steps must be {total} (the sum of counts) or a number that can be divided in proportion to "
+                f"counts, got {num_steps}."
             )
         index: list[int] = []
         first = 0
         for section, count in enumerate(count * num_steps // total for count in self.counts):
             size = schedule.num_timesteps // len(self.counts) + (section < schedule.num_timesteps % len(self.counts))
             if not 1 <= count <= size:
-                raise ValueError(f"counts must be in 1..{size}, the steps of a section, got {count}.")
+                raise ValueError(
+                    f"counts, in proportion to num_steps={num_steps}, must be in 1..{size} (the number of steps of a "
+                    f"section), got {count}."
+                )
             stride = (size - 1) / max(count - 1, 1)
             index += [first + round(stride * k) for k in range(count)]
             first += size
@@ -172,7 +176,7 @@ class ListedTimes(TimeGrid):
 
     def __call__(self, schedule: NoiseSchedule, num_steps: int | None) -> tuple[float, ...]:
         if num_steps not in (None, len(self.times)):
-            raise ValueError(f"num_steps must be {len(self.times)}, the number of listed times, got {num_steps}.")
+            raise ValueError(f"num_steps must be {len(self.times)} (the number of listed times), got {num_steps}.")
         return tuple(self.times)
 
 
@@ -207,7 +211,7 @@ def _noise_level(schedule: NoiseSchedule, t: float) -> float:
 
 
 def _times_at_log_snr(schedule: NoiseSchedule, num_steps: int, log_snr: Callable[[int], Tensor]) -> tuple[float, ...]:
-    """Return the times with the log-SNR log_snr(n) [n], n = num_steps.
+    """Return num_steps times.  log_snr: function that returns the log-SNR of n times, [n], for n = num_steps.
 
     If t_max has no signal, its log-SNR is not finite. In this case t_max is the first time, and n is num_steps - 1.
     """

@@ -41,12 +41,12 @@ def refuse_multiple_ranks(planned: Sequence[PlannedRun]) -> None:
         got = f"trainer.devices={devices}" if world_size == 1 else f"{world_size} ranks started by torchrun or srun"
         raise UserError(
             f"hydra/launcher=in_turn needs runs with a single rank, got {got}; use hydra/launcher=slurm or "
-            "hydra/launcher=local_parallel, which start separate processes for each run, or trainer.devices=1."
+            "hydra/launcher=local_parallel, which start separate processes for each run, or set trainer.devices=1."
         )
 
 
 def _num_devices(devices: Any) -> int:
-    """Return the number of ranks that a trainer with this setting starts on this machine."""
+    """Return the number of ranks that a trainer starts on this machine.  devices: value of trainer.devices."""
     if OmegaConf.is_list(devices):
         return len(devices)
     if isinstance(devices, int) and devices >= 0:
@@ -73,7 +73,7 @@ class _Child:
 def run_local(planned: Sequence[PlannedRun], folder: Path, num_at_once: int, num_threads: int | None) -> None:
     """Start the remaining runs of a sweep as processes on this machine, and wait for all runs of the sweep.
 
-    num_at_once: number of parallel processes; if there are at least as many GPUs, each process has its own GPUs.
+    num_at_once: number of parallel processes; with at least as many GPUs as processes, each process has its own GPUs.
     num_threads: number of CPU threads of each run; None divides the cores equally.
     Raises UserError for values below 1.
     """
@@ -159,7 +159,7 @@ class StateReport:
 
 
 def wait_for_runs(planned: Sequence[PlannedRun], report: StateReport) -> None:
-    """Wait until all runs and their jobs are over: a run that failed with its job may be about to start again."""
+    """Wait until all runs are over and the Slurm jobs of failed runs have ended: Slurm may start such a job again."""
     pause = 0.5
     while True:
         jobs = SlurmQueue()

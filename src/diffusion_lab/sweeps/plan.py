@@ -23,7 +23,7 @@ from diffusion_lab.sweeps import table as sweep_table
 
 
 class RunFailedError(Exception):
-    """A run of a sweep ended without a result."""
+    """Error for a run of a sweep that ended without a result."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,10 @@ def plan(config: DictConfig, job_overrides: Sequence[Sequence[str]], loader: Any
 
 
 def finish() -> str | None:
-    """Print the table of the sweep that this process launched.  Returns an error message if runs have no result."""
+    """Print the table of the sweep that this process launched.
+
+    Returns an error message if at least one run was started and some runs have no result; None in all other cases.
+    """
     if not any(run_status.read(run.folder) for run in _launched.values()):
         return None  # no run was started
     reasons = {}
@@ -111,10 +114,10 @@ def _is_done(folder: Path, overrides: Sequence[str], config: DictConfig, status:
     # An evaluation is valid for the checkpoint that it read: a newer checkpoint makes the evaluation out of date.
     if "checkpoint" not in config or OmegaConf.is_missing(config, "run"):
         return True
-    from diffusion_lab.runs import sampling_setup
+    from diffusion_lab.runs.find import find_targets
 
     try:
-        return all(target.checkpoint.stat().st_mtime < status.since for target in sampling_setup.find_targets(config))
+        return all(target.checkpoint.stat().st_mtime < status.since for target in find_targets(config))
     except UserError:
         return False  # the run itself reports the error
 

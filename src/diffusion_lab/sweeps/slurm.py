@@ -74,7 +74,7 @@ def _error_text(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class JobCommand:
-    """A command that runs in the process of a Slurm task, as if srun had started it.
+    """A command that runs in the process of a Slurm task, as if srun had started the command.
 
     script: file in src/.  arguments: command-line arguments of the script.  folder: run folder.
     """
@@ -116,7 +116,10 @@ def _hidden_slurm_variables() -> Iterator[None]:
 
 
 def _sbatch_options(trainer: DictConfig | None, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return submitit's options for the settings of conf/hydra/launcher/slurm.yaml.  Raises UserError."""
+    """Return submitit's options for the settings of conf/hydra/launcher/slurm.yaml.
+
+    Raises UserError if a setting is not accepted or contradicts the trainer.
+    """
     _check_settings(settings)
     nodes, tasks, gpus = _resources(trainer, settings["nodes"], settings["gpus"])
     others = {
@@ -157,14 +160,16 @@ def _check_settings(settings: dict[str, Any]) -> None:
             raise UserError(f"hydra.launcher.{name} must be {accepted}, got {settings[name]}.")
     time = str(settings["time"])
     if not re.fullmatch(r"[1-9]\d*|(\d+-)?\d+(:\d+){0,2}", time) or time == "0":
-        raise UserError(f"hydra.launcher.time must be minutes, or a time like 12:00:00 or 2-00:00:00, got {time}.")
+        raise UserError(
+            f"hydra.launcher.time must be a number of minutes, or a time like 12:00:00 or 2-00:00:00, got {time}."
+        )
 
 
 def _resources(trainer: DictConfig | None, nodes: int | None, gpus: int | None) -> tuple[int, int, int | None]:
-    """Return the nodes of a job, its tasks per node (one for each rank) and its GPUs per node.
+    """Return the number of nodes of a job, of tasks per node (one for each rank) and of GPUs per node.
 
     nodes, gpus: settings of the launcher; None selects the value of the trainer.
-    Raises UserError if the launcher and the trainer disagree.
+    Raises UserError if the numbers of nodes or devices differ between the launcher and the trainer.
     """
     defaults: dict[str, Any] = {"devices": 1, "num_nodes": 1, "accelerator": "cpu"}
     trainer_settings = defaults | dict(trainer or {})
@@ -175,7 +180,7 @@ def _resources(trainer: DictConfig | None, nodes: int | None, gpus: int | None) 
         return nodes or num_nodes, gpus or 1, gpus
     if gpus and accelerator != "cpu" and num_devices != gpus:
         raise UserError(
-            f"hydra.launcher.gpus must equal trainer.devices ({num_devices}), one GPU per rank, got {gpus}."
+            f"hydra.launcher.gpus must equal trainer.devices ({num_devices}, with one GPU per rank), got {gpus}."
         )
     if nodes is not None and nodes != num_nodes:
         raise UserError(f"hydra.launcher.nodes must equal trainer.num_nodes ({num_nodes}), got {nodes}.")

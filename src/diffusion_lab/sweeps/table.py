@@ -1,4 +1,4 @@
-"""The results of a sweep, finished or not: a table with one row per run, plots and a contact sheet of samples."""
+"""Results of a finished or unfinished sweep: a table with one row per run, plots and a contact sheet of samples."""
 
 import csv
 import re
@@ -14,7 +14,7 @@ from diffusion_lab.runs.status import FINISHED, Status
 from diffusion_lab.runs.tables import Row
 
 SWEEP = "sweep"
-"""Stem of the table's files."""
+"""Stem of the names of the table's files."""
 
 LOGGED = ("step", "epoch", "loss", "learning_rate", "gradient_norm", "images_per_second", "data_wait")
 """Columns of metrics.csv that are not measured metrics, in addition to the columns that start with measuring_."""
@@ -134,7 +134,7 @@ def _plot_swept(rows: Sequence[Row], swept: Sequence[str], folder: Path) -> None
 
 
 def _save_contact_sheet(rows: Sequence[Row], swept: Sequence[str], folder: Path) -> None:
-    """Save the last sample grid of each run side by side; the same cell has the same seed in each grid."""
+    """Save a sheet with the last sample grid of each run; the same cell has the same seed in each grid."""
     labeled = {}
     for row in rows:
         found = sorted((row.folder / "samples").glob("step_*.png"))[-1:] or [row.folder / "samples.png"]

@@ -40,7 +40,7 @@ class TrainedModule(LightningModule):
     def mean_loss(self, weight: Tensor, loss: Tensor, step: int) -> Tensor:
         """Return the weighted mean loss of a batch, checked by the guard, and store it for logging.
 
-        weight: loss weights, [B].  loss: loss of each image, [B].  step: number of the step.  Returns [].
+        weight: loss weights, [B].  loss: loss of each image, [B].  step: number of the step.  Shape of the mean: [].
         """
         mean = (weight.to(loss.device, non_blocking=loss.is_cuda) * loss).mean()
         mean = self.guard.check_loss(mean, loss, step)
@@ -68,7 +68,7 @@ class TrainedModule(LightningModule):
             self._write_to_loggers(step)
 
     def on_train_end(self) -> None:
-        # Without this, a run shorter than log_every_n_steps would log nothing.
+        # Without this call, the metrics after the last multiple of log_every_n_steps would not be logged.
         if self.trainer.log_every_n_steps and self.trainer.global_step != self._last_logged_step:
             self._write_to_loggers(self.trainer.global_step)
 
@@ -113,7 +113,7 @@ class TrainedModule(LightningModule):
         # Lightning does not clip under autocast with a fused optimizer: with a gradient scaler (float16), the optimizer
         # unscales its gradients inside the step. Without a scaler, clipping before the step is correct.
         if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
-            # The scaler skips steps by its own rule; the guard does not count them.
+            # The scaler itself decides which steps to skip, and the guard does not count these steps.
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         parameters = [parameter for parameter in self._trained_parameters if parameter.grad is not None]

@@ -27,7 +27,7 @@ from diffusion_lab.training.optimizers import Adam
 
 
 class DiffusionModule(TrainedModule):
-    """A denoising network in training: `network` is trained, `ema.network` is sampled."""
+    """A denoising network in training: `network` is trained, and `ema.network` generates images by default."""
 
     network: Network
 
@@ -121,7 +121,7 @@ class DiffusionModule(TrainedModule):
         weights: name of the weights, see `sampled_network`.
         stage: index of the network in a cascade, see `ImageNoise`.
         on_step: callback after each step, see `samplers.OnStep`.
-        Raises ValueError if guidance or condition do not fit the network.
+        Raises ValueError if guidance, condition or weights do not fit the network.
         """
         condition, guidance = condition or Condition(), guidance or Guidance()
         if condition.label is None and (num_classes := guidance.num_classes(self.labels)):

@@ -39,7 +39,7 @@ class MetricsFile(CSVLogger):
         if self._experiment is None:
             path = Path(self.save_dir) / FILE_NAME
             columns, rows = _read_rows(path, last_step=self._steps_done)
-            path.unlink(missing_ok=True)  # otherwise Lightning deletes the file with a warning
+            path.unlink(missing_ok=True)  # Lightning would warn about an existing file and delete it
             self._experiment = super().experiment
             if rows:
                 self._experiment.metrics_keys = columns
@@ -65,7 +65,7 @@ class WandbRun(WandbLogger):
         if self._experiment is None:
             import wandb
 
-            wandb.finish()  # an earlier run in this process
+            wandb.finish()  # ends an earlier run in this process
             self._logged = _LoggedMetrics.read(self._path)
             self._wandb_init["id"] = self._id = self._logged.run_id
             self._logged_before = self._logged
@@ -82,7 +82,7 @@ class WandbRun(WandbLogger):
             super().log_metrics(metrics)
             return
         experiment = self.experiment  # reads what was logged before
-        new = self._logged_before.select_new(metrics, step)  # steps that are repeated give the same metrics
+        new = self._logged_before.select_new(metrics, step)  # a repeated step has the same metrics
         if new:
             experiment.log({**new, "trainer/global_step": step}, step=step)
             self._logged = self._logged.updated(new, step)
@@ -134,7 +134,7 @@ class _LoggedMetrics:
 
 
 def _read_rows(path: Path, last_step: int) -> tuple[list[str], list[dict[str, str]]]:
-    """Return columns and rows up to `last_step`, without a last line that was cut short when the process was killed."""
+    """Return columns and rows up to `last_step`, without an incomplete last line of a killed process."""
     if last_step == 0 or not path.is_file():
         return [], []
     with path.open(newline="") as file:

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: optimizer step -> factor on the learning rate. Each is a pure function of the step."""
+"""Learning-rate schedules: functions from the optimizer step to a factor on the learning rate, without a state."""
 
 import math
 from collections.abc import Callable
@@ -26,7 +26,7 @@ class CosineWithWarmup:
     """Linear warm-up, then half a cosine down to 0 (Loshchilov & Hutter 2017, without restarts).
 
     num_warmup_steps: number of warm-up steps; 0 disables the warm-up.
-    num_decay_steps: number of steps after which the factor reaches 0 and stays 0.
+    num_decay_steps: number of steps, including the warm-up, after which the factor reaches 0 and stays 0.
     """
 
     num_warmup_steps: int
@@ -36,7 +36,8 @@ class CosineWithWarmup:
         _require_warmup(self.num_warmup_steps)
         if self.num_decay_steps <= self.num_warmup_steps:
             raise ValueError(
-                f"num_decay_steps must be above num_warmup_steps={self.num_warmup_steps}, got {self.num_decay_steps}."
+                f"num_decay_steps must be greater than num_warmup_steps ({self.num_warmup_steps}), because it includes "
+                f"the warm-up, got {self.num_decay_steps}."
             )
 
     def __call__(self, step: int) -> float:

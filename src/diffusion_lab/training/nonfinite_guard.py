@@ -24,7 +24,7 @@ class Reason(IntEnum):
 
 
 class DivergedError(RuntimeError):
-    """Training diverged and cannot be continued. The message is one sentence for the user."""
+    """Error for a training run that diverged and cannot continue. The message is one sentence for the user."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class GuardReport:
 class _StepRecord:
     """State of this rank at one step. The tensors, of shape [], stay on the device until a report reads them.
 
-    zero_or_nan: 0, or NaN if a loss of this rank was not finite.
+    waiting: whether the guard was tripped.  skipped: whether the step was not applied.
+    zero_or_nan: 0, or NaN if a loss of this rank was not finite; None if no loss was checked.
     """
 
     number: int
@@ -72,7 +73,8 @@ class NonFiniteGuard(nn.Module):
     max_restores: largest number of times that a run may be restored from a checkpoint.
     skip_steps: steps, or pairs [first, last] of steps, to skip on request; they neither extend nor end a streak.
 
-    Buffers: number of consecutive skipped steps (streak), all skipped steps (num_refused) and restores (num_restores).
+    Buffers: numbers of consecutive skipped steps (streak), of all skipped steps (num_refused) and of restores
+    (num_restores).
     """
 
     streak: Tensor
@@ -97,9 +99,9 @@ class NonFiniteGuard(nn.Module):
         self._records: deque[_StepRecord] = deque(maxlen=patience)
 
     def check_loss(self, mean: Tensor, loss: Tensor, step: int) -> Tensor:
-        """Return the mean loss [], or NaN if step number `step` must be skipped.
+        """Return the mean loss, or NaN if step number `step` must be skipped: [].
 
-        loss: losses of this rank's images, [B].
+        mean: weighted mean loss, [].  loss: losses of this rank's images, [B].
         The backward pass spreads the NaN to all gradients, and the all-reduce of the gradients spreads it to all ranks.
         A requested skip thus takes the same path as a loss that is not finite.
         """
@@ -111,8 +113,9 @@ class NonFiniteGuard(nn.Module):
 
     @torch.no_grad()
     def check_gradient(self, optimizer: Optimizer, gradient_norm: Tensor) -> None:
-        """Make the next step of `optimizer` a no-op if gradient_norm [], taken over all ranks, is not finite.
+        """Make the next step of `optimizer` a no-op if the gradient norm is not finite or the guard is tripped.
 
+        gradient_norm: norm of the gradients after their all-reduce, [].
         Fused optimizers read the decision on the device. For other optimizers, every call waits for the device.
         """
         waiting, skip_requested = self.streak >= self.patience, self._is_skip_requested(self._step)
@@ -131,11 +134,11 @@ class NonFiniteGuard(nn.Module):
 
     @property
     def in_streak(self) -> bool:
-        """Whether the streak is above 0, so that no checkpoint should be saved now. Waits for the device."""
+        """Whether the streak is above 0, in which case no checkpoint should be saved. Waits for the device."""
         return bool(self.streak)
 
     def report(self) -> GuardReport:
-        """Return what happened since the last report, or in the last `patience` steps if that was longer ago.
+        """Return the results of the steps since the last report, but of at most the last `patience` steps.
 
         Collective: call on all ranks; all receive the same report. Waits for the device.
         """

@@ -15,7 +15,7 @@ class Adam:
     lr: learning rate.  betas: decay rates of the two moments.
     weight_decay: coefficient of the weight decay; 0 gives plain Adam.
     fused: whether to update all parameters in one kernel, which is five times as fast as the default loop on a CPU;
-        must be false for 16-mixed.
+        must be false for trainer.precision=16-mixed.
     """
 
     lr: float = 2e-4
