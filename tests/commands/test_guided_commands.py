@@ -128,7 +128,7 @@ def test_a_guide_is_found_from_any_folder(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("diffusion_lab.runs.load.ROOT", runs["classifier"].parent)
+    monkeypatch.setattr("diffusion_lab.runs.find.ROOT", runs["classifier"].parent)
     found = images(f"run={runs['upsampler']}", f"classifier={runs['classifier'].name}")
     assert found.guidance.classifier is not None
 

@@ -105,7 +105,7 @@ def test_an_invalid_setting_is_rejected_with_a_message(
 def test_a_run_without_snapshots_is_rejected(trained: Path, tmp_path: Path) -> None:
     config = OmegaConf.load(trained / "config.yaml")
     OmegaConf.save(config, tmp_path / "config.yaml")
-    with pytest.raises(UserError, match=r"`run` must be a run folder with snapshots .* no snapshots"):
+    with pytest.raises(UserError, match=r"`run` must be a run folder with snapshots .* \(no snapshots\)"):
         reconstruct(tmp_path, length=0.1)
     config.ema.decays = {"main": {"_target_": "diffusion_lab.ema.averages.RampedDecay"}}
     OmegaConf.save(config, tmp_path / "config.yaml")

@@ -14,8 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lab.config import compilation
 from diffusion_lab.config.validation import argument_problems, raise_problems
 from diffusion_lab.errors import UserError
-from diffusion_lab.runs.load import instantiate_node, load_config, resolve
 from diffusion_lab.runs.find import Target
+from diffusion_lab.runs.load import instantiate_node, load_config, resolve
 from diffusion_lab.runs.sampling_setup import build_images, cascade_stages, sampling_config
 
 if TYPE_CHECKING:
