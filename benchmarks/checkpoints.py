@@ -17,12 +17,11 @@ from network import ours
 
 from diffusion_lab import checkpoint_files
 from diffusion_lab.ema import EMA, ConstantDecay
-from diffusion_lab.training import Adam
 
 
 def rows(arguments: argparse.Namespace) -> list[Row]:
     network = ours("unet_cifar10")
-    ema, optimizer = EMA(network, {"ema": ConstantDecay()}), Adam()(network.parameters())
+    ema, optimizer = EMA(network, {"ema": ConstantDecay()}), torch.optim.Adam(network.parameters(), lr=2e-4, fused=True)
     for parameter in network.parameters():
         parameter.grad = torch.randn_like(parameter)
     optimizer.step()

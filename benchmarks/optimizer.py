@@ -17,7 +17,6 @@ from network import ours
 from torch import nn
 
 from diffusion_lab.ema import EMA, ConstantDecay
-from diffusion_lab.training import Adam
 
 
 def network_with_gradients(model: str) -> nn.Module:
@@ -30,7 +29,7 @@ def network_with_gradients(model: str) -> nn.Module:
 def our_updates(model: str) -> tuple[Callable[[], object], Callable[[], object]]:
     """Return our optimizer step and our EMA update."""
     network = network_with_gradients(model)
-    ema, optimizer = EMA(network, {"ema": ConstantDecay()}), Adam()(network.parameters())
+    ema, optimizer = EMA(network, {"ema": ConstantDecay()}), torch.optim.Adam(network.parameters(), lr=2e-4, fused=True)
     return optimizer.step, lambda: ema.update(network)
 
 

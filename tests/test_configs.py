@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lab.config.compilation import without_acceleration
 from diffusion_lab.config.validation import argument_problems
 from diffusion_lab.paths import CONF
-from diffusion_lab.runs.load import resolve
+from diffusion_lab.runs.load import build_optimization, resolve
 
 PIXELS_256 = ("afhq", "celeba_hq", "ffhq", "imagenet256", "lsun_bedroom", "lsun_cat", "lsun_church")
 CHOICES = [
@@ -104,8 +104,9 @@ def test_each_choice_composes_matches_the_signatures_and_builds_its_objects(choi
     assert [problem for node in nodes.values() for problem in once(problems, node)] == []
     in_channels = 4 if choices == ["space=sd_latents"] else config.data.channels
     assert once(build_network, config.model).in_channels == in_channels
-    for part in ("process", "prediction", "objective", "times", "sampler", "optimizer", "ema", "guard", "variance"):
+    for part in ("process", "prediction", "objective", "times", "sampler", "ema", "guard", "variance"):
         assert once(build, config[part]) is not None
+    assert build_optimization(config)["optimizer"].lr > 0
 
 
 @pytest.mark.parametrize(

@@ -261,7 +261,8 @@ def test_a_missing_feature_network_is_noted_once_and_training_continues(debug_ru
         ),
         (
             ["objective=hybrid", "variance=fixed_small"],
-            "objective: variance must be learned_range or learned_diagonal for objective=hybrid .* got FixedSmall.",
+            "objective: variance must be learned_range or learned_diagonal for objective=hybrid .* "
+            "got the fixed variance FixedSmall.",
         ),
         (
             ["schedule.zero_terminal_snr=true"],

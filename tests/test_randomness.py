@@ -129,7 +129,7 @@ def test_noise_is_standard_normal_in_float32(noise: Callable[[], Tensor]) -> Non
 
 
 def test_noise_for_another_number_of_images_than_positions_is_rejected() -> None:
-    with pytest.raises(ValueError, match="noise must have one sample per position \\(4\\), got 5"):
+    with pytest.raises(ValueError, match="the batch size of the noise must be the number of positions \\(4\\), got 5"):
         Draws(0, 0, range(4), 4).noise(torch.zeros(5, *IMAGE))
 
 

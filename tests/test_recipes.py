@@ -111,7 +111,7 @@ def test_a_published_recipe_trains_a_step_when_it_is_small(name: str, autoencode
     shape = (config.data.batch_size, config.data.channels, config.data.resolution, config.data.resolution)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     label = torch.arange(len(pixels)) % config.data.num_classes
-    optimizer = module.optimizer(module.network.parameters())
+    optimizer = module.optimizer(module.network)
     batch = ImageBatch(pixels, label, Draws(0, 0, range(len(pixels)), len(pixels)))
     loss = module.training_step(datamodule.on_after_batch_transfer(batch, 0), 0)
     loss.backward()

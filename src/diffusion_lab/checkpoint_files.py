@@ -23,7 +23,7 @@ LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 
 
 class DamagedCheckpointError(ValueError):
-    """A file that is not a complete checkpoint."""
+    """Error for a file that is not a complete checkpoint."""
 
 
 def write(checkpoint: dict[str, Any], path: Path) -> None:
@@ -60,8 +60,8 @@ def keep(path: Path, name: str) -> None:
 def read(path: Path, *, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
     """Read a checkpoint.  mmap: whether to memory-map the tensors, which are then read when they are used.
 
-    Raises DamagedCheckpointError if the checksum of a record is wrong (torch.load does not verify checksums), or if the
-    file is not a checkpoint. Raises FileNotFoundError if the file is missing.
+    Raises DamagedCheckpointError if a checksum in the zip archive is wrong (torch.load does not verify checksums), or
+    if the file is not a checkpoint. Raises FileNotFoundError if the file is missing.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing.")

@@ -1,4 +1,4 @@
-"""Denoisers: estimators of the clean image, the only interface between networks and samplers."""
+"""Denoisers: estimators of the clean image. Samplers use networks only through a denoiser."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -37,7 +37,10 @@ class DenoiserLike(Protocol):
 
 @dataclass(frozen=True)
 class Denoiser:
-    """A network with its diffusion process and prediction: (x_t, t, condition) -> Estimate, at any continuous time."""
+    """Denoiser that consists of a network, its diffusion process, and its prediction type (such as noise or velocity).
+
+    Every continuous time t is accepted, also for a network that was trained with a discrete schedule.
+    """
 
     network: Network
     process: GaussianProcess
@@ -50,7 +53,8 @@ class Denoiser:
         return Estimate(preconditioning.x_0(output, x_t), variance_output)
 
     def _preconditioning(self, t: Tensor) -> Preconditioning:
-        # Samplers pass one time for all images, expanded without a copy, and the same times for every batch.
+        # Samplers pass one time for all images, expanded without a copy, and the same times for every batch. The
+        # preconditioning at such a time is therefore cached.
         if t.stride() == (0,):
             try:
                 return _cached_at_one_time(self.prediction, self.process, float(t[0]))

@@ -1,4 +1,7 @@
-"""Fingerprints: the settings that determine a metric value, as plain data, and the comparison of fingerprints."""
+"""Fingerprints of metric values, and their comparison. A fingerprint contains the settings that determine the value.
+
+Fingerprints are plain data: nested dictionaries and lists of numbers, strings, booleans and None.
+"""
 
 import dataclasses
 import hashlib
@@ -43,7 +46,7 @@ COVERED = {
 
 
 class IncomparableError(ValueError):
-    """Metric values that were measured with different settings. The message names a field that differs."""
+    """Error for metric values that were measured with different settings. The message names a field that differs."""
 
 
 def describe(value: Any, omit: Sequence[str] = ()) -> Any:
@@ -90,7 +93,7 @@ def flat(fingerprint: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(fingerprints: Sequence[Mapping[str, Any]], allowed: Iterable[str] = ()) -> dict[str, list[Any]]:
-    """Return the dotted names of the fields that differ, each with its values: one value per fingerprint, in order.
+    """Return the fields that differ: dotted name -> values, one per fingerprint in the order of `fingerprints`.
 
     allowed: fields that may differ; a field such as "sampler" includes its nested fields.
     """
@@ -123,7 +126,10 @@ def require_comparable(name: str, fingerprints: Mapping[str, Mapping[str, Any]],
 
 
 def fields_set_by(swept: Iterable[str]) -> list[str]:
-    """Return the fields that the swept settings determine, and that therefore may differ between the runs."""
+    """Return the fingerprint fields in which the runs of a sweep may differ.
+
+    swept: settings that the sweep varies, such as sampler.num_steps. They determine the returned fields.
+    """
     fields: list[str] = []
     for key in swept:
         setting = key.lstrip("+").split("@")[0]

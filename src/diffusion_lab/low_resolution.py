@@ -32,11 +32,14 @@ class LowResolution:
 
     @property
     def num_channels(self) -> int:
-        """Number of values that describe the noise of a low-resolution image: 1 if max_noise is above 0, else 0."""
+        """Number of values per image that describe its noise level: 1 if max_noise is above 0, else 0."""
         return int(self.max_noise > 0)
 
     def downsample(self, images: Tensor) -> Tensor:
-        """Downsample images: [B, C, H, W] -> [B, C, resolution, resolution].  Raises ValueError for smaller images."""
+        """Downsample images: [B, C, H, W] -> [B, C, resolution, resolution].
+
+        Raises ValueError if H or W is smaller than the resolution.
+        """
         if min(images.shape[-2:]) < self.resolution:
             raise ValueError(
                 f"low_resolution.resolution must be at most the side of the images ({min(images.shape[-2:])}), got "

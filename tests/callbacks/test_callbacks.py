@@ -102,7 +102,7 @@ def test_metrics_without_samples_and_too_few_samples_are_refused(tmp_path: Path)
     sampler, metric = DDIM(small_module().process, num_steps=3), FrechetDistance(MeanAndStd())
     mean: Any = MeanOverImages(Brightness(), "train")
     for first, num_samples, message in (
-        (mean, 30, "`metrics` must begin with a metric of image sets .*, got MeanOverImages"),
+        (mean, 30, "the first choice in `metrics` must measure generated images, .* got MeanOverImages; try"),
         (metric, 1, "num_samples must be at least 2, got 1"),
     ):
         with pytest.raises(ValueError, match=message):

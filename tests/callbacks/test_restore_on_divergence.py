@@ -17,7 +17,7 @@ from diffusion_lab.callbacks.stop_on_signal import StopOnSignal
 from diffusion_lab.data.image_datamodule import ImageBatch
 from diffusion_lab.distributed.signals import StoppedBySignal
 from diffusion_lab.process import LinearSchedule, LossSecondMoment
-from diffusion_lab.training import Adam, ConstantWithWarmup
+from diffusion_lab.training import ConstantWithWarmup, OptimizerFactory
 from diffusion_lab.training.diffusion_module import DiffusionModule
 from diffusion_lab.training.nonfinite_guard import DivergedError, NonFiniteGuard
 from support.commands import run
@@ -29,7 +29,8 @@ def guarded(**settings: Any) -> DiffusionModule:
     """Return a small module whose learning rate and times depend on the steps done; patience of three steps."""
     module = small_module()
     module.guard = NonFiniteGuard(patience=3, **settings)
-    module.optimizer, module.lr_schedule = Adam(lr=1e-2), ConstantWithWarmup(num_warmup_steps=40)
+    module.optimizer = OptimizerFactory(torch.optim.AdamW, lr=1e-2)
+    module.lr_schedule = ConstantWithWarmup(num_warmup_steps=40)
     module.times = LossSecondMoment(LinearSchedule(20, 1e-3, 0.4), num_kept=1)
     return module
 
@@ -102,8 +103,8 @@ def test_after_max_restores_the_run_ends_with_the_last_good_state(
         )  # fmt: skip
     assert str(error.value) == (
         "training diverged: the loss or the gradient was not finite in 3 consecutive steps after guard.max_restores=2 "
-        f"restores; the last good checkpoint is {good} (step 5); try a lower optimizer.lr, a lower "
-        "trainer.gradient_clip_val or trainer.precision=32-true."
+        f"restores; the newest checkpoint that precedes the skipped steps is {good} (step 5); try a lower "
+        "optimizer.lr, a lower trainer.gradient_clip_val or trainer.precision=32-true."
     )
     assert caplog.text.count("restored previous.ckpt") == 2
     assert "\n8,waiting for a restore," in (tmp_path / "refused_steps.csv").read_text()

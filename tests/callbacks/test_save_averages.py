@@ -48,6 +48,6 @@ def test_only_rank_0_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_run_without_a_power_function_average_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"`ema` must contain an average with PowerFunctionDecay .*, got RampedDecay; try ema=power\."
+        ValueError, match=r"ema\.decays must contain a PowerFunctionDecay .*, got RampedDecay; try ema=power\."
     ):
         fit(small_module(), 2, callbacks=[SaveAverages(str(tmp_path), every_n_steps=1)])

@@ -165,7 +165,7 @@ def test_a_guide_is_found_from_any_folder(
         ("base", ["classifier_scale=4"], "`classifier` must be given for classifier_scale=4, got none"),
         ("base", ["low_resolution_noise=0.1"], "low_resolution_noise must be 0 without super-resolution"),
         ("base", ["cascade=[nowhere]"], "`cascade` must be a run folder .*, got nowhere"),
-        ("upsampler", ["cascade=[{upsampler}]"], r"`cascade` must list .* run \(28\), got a run for side 14"),
+        ("upsampler", ["cascade=[{upsampler}]"], r"`cascade` must list .*resolution=28 .*, got a run with 14"),
         ("classifier", [], "`run` must be a run folder of src/train.py, got .*, which contains a classifier"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, list) else "",

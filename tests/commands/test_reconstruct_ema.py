@@ -109,7 +109,7 @@ def test_a_run_without_snapshots_is_rejected(trained: Path, tmp_path: Path) -> N
         reconstruct(tmp_path, length=0.1)
     config.ema.decays = {"main": {"_target_": "diffusion_lab.ema.averages.RampedDecay"}}
     OmegaConf.save(config, tmp_path / "config.yaml")
-    with pytest.raises(UserError, match=r"`run` must be a run trained with ema=power, .* with RampedDecay"):
+    with pytest.raises(UserError, match=r"`run` must be a run trained with ema=power, .*: RampedDecay"):
         reconstruct(tmp_path, length=0.1)
 
 

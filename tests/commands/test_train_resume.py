@@ -107,7 +107,7 @@ def test_a_fork_continues_in_a_new_run_with_its_own_learning_rate(stopped: Path,
         (["fork=no", "optimizer.lr=0.1"], "fork must be true or false, got no."),
         (["trainer.max_steps=abc"], "trainer.max_steps must be a whole number, got abc."),
         (["hydra.run.dir=elsewhere"], "hydra.run.dir is accepted only with fork=true"),
-        (["optimizer.learning=0.1"], "optimizer.learning is not a setting in optimizer"),
+        (["optimizer.learning=0.1"], "optimizer.learning is not a setting of Adam"),
     ],
     ids=lambda overrides: overrides if isinstance(overrides, str) else overrides[0],
 )

@@ -94,7 +94,7 @@ def test_nodes_and_local_ranks_are_those_of_the_launcher(
     [
         ({}, 0, 1, "ddp", "trainer.devices must be at least 1, got 0"),
         ({}, 1, 2, "ddp", "trainer.num_nodes must be 1 without a launcher, got 2"),
-        ({}, 2, 1, "ddp_spawn", "trainer.strategy must start each rank as a command .* got ddp_spawn"),
+        ({}, 2, 1, "ddp_spawn", "trainer.strategy must run each rank as a separate command, .* got ddp_spawn"),
         (STEP, 1, 2, "auto", r"must be 2 .* srun started on this node.*, got 1; set trainer=ddp"),
         (STEP, 4, 2, "ddp", r"trainer.devices must be 2 .* srun started .* --ntasks-per-node\), got 4\."),
         (STEP, 2, 1, "ddp", r"trainer.num_nodes must be 2 \(the number of srun nodes\), got 1"),

@@ -189,7 +189,7 @@ def test_exponents_are_those_of_the_paper() -> None:
         ({"main": 0.9}, r"ema.decays.main must be a Decay, got 0.9"),
         ({"raw": RampedDecay()}, r"keys of ema.decays must be identifiers other than raw .* got raw"),
         ({"main.fast": RampedDecay()}, r"must be identifiers .* got main.fast"),
-        ({"keys": RampedDecay()}, r"must be identifiers .* attributes of nn.ModuleDict, got keys"),
+        ({"keys": RampedDecay()}, r"must be identifiers .* attribute names of nn.ModuleDict, got keys"),
     ],
 )
 def test_averages_with_an_invalid_name_or_decay_are_rejected(decays: dict[str, Decay], message: str) -> None:

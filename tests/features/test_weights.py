@@ -71,7 +71,7 @@ def test_truncated_files_are_refused(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [[torch.zeros(3)], {"epoch": 3}])
 def test_files_without_weights_are_refused(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "run.ckpt")
-    with pytest.raises(FeaturesUnavailableError, match=r"run\.ckpt must contain only tensors by name"):
+    with pytest.raises(FeaturesUnavailableError, match=r"run\.ckpt must contain a dict of tensors"):
         files.read(tmp_path / "run.ckpt")
 
 

@@ -115,7 +115,7 @@ def test_protocol_and_identity_depend_on_the_low_resolution_images() -> None:
 
 def test_stages_that_do_not_fit_together_are_refused() -> None:
     plain = SeededImages(base(side=8), batch_size=4)
-    with pytest.raises(ValueError, match=r"`cascade` must list .* previous run \(8\), got a run for side 4"):
+    with pytest.raises(ValueError, match=r"`cascade` must list .*resolution=8 .*, got a run with 4"):
         CascadeImages(plain, LOW)
     with pytest.raises(ValueError, match=r"low_resolution_noise must be in \[0, 0.5\] .* got 0.6"):
         cascade(noise=0.6)

@@ -101,7 +101,10 @@ def test_loss_of_bfloat16_outputs_is_computed_in_float32() -> None:
 
 @pytest.mark.parametrize("variance", [FixedSmall(), FixedLarge()], ids=str)
 def test_a_fixed_variance_is_rejected(variance: Variance) -> None:
-    message = f"variance must be learned_range or learned_diagonal for objective=hybrid.* got {type(variance).__name__}"
+    message = (
+        "variance must be learned_range or learned_diagonal for objective=hybrid.* "
+        f"got the fixed variance {type(variance).__name__}"
+    )
     with pytest.raises(ValueError, match=message):
         Hybrid(Denoising(V()), Variational(V(), variance))
 

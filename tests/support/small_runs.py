@@ -19,7 +19,7 @@ from diffusion_lab.randomness import Draws
 from diffusion_lab.samplers import DDIM
 from diffusion_lab.training.base_module import TrainedModule
 from diffusion_lab.training.diffusion_module import DiffusionModule
-from diffusion_lab.training.optimizers import Adam
+from diffusion_lab.training.optimizers import OptimizerFactory
 
 
 class FewImages(ImageStore):
@@ -62,7 +62,7 @@ def small_module(
         objective=Denoising(Epsilon()),
         times=Uniform(process.schedule),
         ema=lambda trained: EMA(trained, {"main": RampedDecay(0.99)}),
-        optimizer=Adam(lr=lr),
+        optimizer=OptimizerFactory(torch.optim.AdamW, lr=lr),
         sampler=DDIM(process, num_steps=4),
     )
 

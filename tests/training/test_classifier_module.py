@@ -10,7 +10,7 @@ from diffusion_lab.data.images import Images
 from diffusion_lab.networks import Blocks, HalfUNet
 from diffusion_lab.process import GaussianProcess, LinearSchedule, Uniform
 from diffusion_lab.training.classifier_module import ClassifierModule
-from diffusion_lab.training.optimizers import Adam
+from diffusion_lab.training.optimizers import OptimizerFactory
 from support.small_runs import FewImages, first_batch, fit, weights
 
 
@@ -21,7 +21,9 @@ def small_classifier(lr: float = 1e-2) -> ClassifierModule:
         1, 3, resolution=8, channels=8, channel_multipliers=(1, 2), num_blocks=1, attention_resolutions=(4,),
         blocks=Blocks(num_groups=4),
     )  # fmt: skip
-    return ClassifierModule(network, process, times=Uniform(process.schedule), optimizer=Adam(lr=lr))
+    return ClassifierModule(
+        network, process, times=Uniform(process.schedule), optimizer=OptimizerFactory(torch.optim.AdamW, lr=lr)
+    )
 
 
 def test_an_untrained_classifier_has_the_loss_of_uniform_guessing() -> None:

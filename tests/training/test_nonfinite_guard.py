@@ -17,7 +17,7 @@ from diffusion_lab.callbacks.restore_on_divergence import RestoreOnDivergence
 from diffusion_lab.process import LinearSchedule, LossSecondMoment
 from diffusion_lab.training.diffusion_module import DiffusionModule
 from diffusion_lab.training.nonfinite_guard import NonFiniteGuard, Reason
-from diffusion_lab.training.optimizers import Adam
+from diffusion_lab.training.optimizers import OptimizerFactory
 from support.faults import PlantedInfinity, PlantedNaN, learned, same
 from support.ranks import run_on_ranks
 from support.small_runs import fit, small_module, weights
@@ -26,7 +26,7 @@ from support.small_runs import fit, small_module, weights
 def guarded(guard: NonFiniteGuard, **settings: Any) -> DiffusionModule:
     """Return a small module with a guard and a time distribution that learns from the losses."""
     module = small_module()
-    module.guard, module.optimizer = guard, Adam(lr=1e-2, weight_decay=0.1, **settings)
+    module.guard, module.optimizer = guard, OptimizerFactory(torch.optim.AdamW, lr=1e-2, weight_decay=0.1, **settings)
     module.times = LossSecondMoment(LinearSchedule(20, 1e-3, 0.4), num_kept=1)
     return module
 

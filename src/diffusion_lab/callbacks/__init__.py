@@ -1,4 +1,7 @@
-"""Lightning callbacks: they decide when something happens during training; other packages implement what happens."""
+"""Lightning callbacks that control when training generates images, measures metrics and saves checkpoints.
+
+The operations themselves are implemented in other packages, such as `generation` and `evaluation`.
+"""
 
 from diffusion_lab.callbacks.checkpoints import SaveLast, WholeCheckpoints
 from diffusion_lab.callbacks.measure_accuracy import MeasureAccuracy

@@ -1,10 +1,10 @@
-"""Intervals of optimizer steps."""
+"""Condition for actions that callbacks take every n optimizer steps."""
 
 from collections.abc import Sequence
 
 
 class Every:
-    """An interval of optimizer steps: an action is due at each multiple of num_steps and at each step in also_at.
+    """Schedule of an action: the action is due at each multiple of num_steps and at each step in also_at.
 
     An action is due only once per step, although Lightning calls its hooks for every batch, and thus several times at
     the same optimizer step with gradient accumulation.
@@ -17,16 +17,16 @@ class Every:
         self._last = 0
 
     def start_at(self, step: int) -> None:
-        """Start or resume a run at `step`. Actions due at this step were taken before the run was stopped."""
+        """Set the step at which a run starts or resumes. An action that was due at this step has already been taken."""
         self._last = step
 
     def due(self, step: int) -> bool:
-        """Return whether to act after optimizer step number `step`, counted from 1."""
+        """Return whether the action is due after optimizer step number `step`, counted from 1."""
         if step == self._last or not (step % self.num_steps == 0 or step in self.also_at):
             return False
         self._last = step
         return True
 
     def due_at_end(self, step: int) -> bool:
-        """Return whether a run that ends after `step` has not acted at this step yet."""
+        """Return whether to take the action at the end of a run of `step` steps: it was not taken after this step."""
         return step > 0 and step != self._last

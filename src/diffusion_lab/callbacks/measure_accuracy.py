@@ -1,4 +1,4 @@
-"""Accuracy of a classifier on noisy images, measured during training."""
+"""A callback that measures the accuracy of a classifier on noisy images during training."""
 
 from typing import Any
 
@@ -70,7 +70,7 @@ class MeasureAccuracy(Callback):
 
 @torch.no_grad()
 def _count_correct(module: ClassifierModule, images: Images, batch: np.ndarray) -> Tensor:
-    """Return how many images of a batch [B] are classified correctly at each time: float64 [len(QUARTERS)]."""
+    """Return how many images of a batch [B] are classified correctly at each time quantile: float64 [len(QUARTERS)]."""
     x_0 = from_uint8(images.gather(batch).to(module.device))
     label, schedule = images.label[batch].to(module.device), module.process.schedule
     noise = ImageNoise.of_images(0, batch.tolist(), x_0.shape[1:], module.device).draw()

@@ -1,4 +1,4 @@
-"""Comparison of samples with the training images, measured during training."""
+"""A callback that compares generated images with the training images during training."""
 
 import time
 from collections.abc import Sequence
@@ -24,9 +24,9 @@ from diffusion_lab.training.diffusion_module import DiffusionModule
 class MeasureDistance(Callback):
     """Callback that compares samples from the averaged network with the training images every n steps.
 
-    All values of the metric are logged. The checkpoint with the smallest first value is kept as `best.ckpt`. Each
-    rank generates a part of the samples, and all ranks receive the result. A run shorter than every_n_steps measures
-    only at the steps in also_at.
+    A metric may have several values, such as precision and recall. All of them are logged, and the checkpoint with the
+    smallest first value is kept as `best.ckpt`. Each rank generates a part of the samples, and all ranks receive the
+    result. A run shorter than every_n_steps measures only at the steps in also_at.
     """
 
     def __init__(
@@ -41,15 +41,17 @@ class MeasureDistance(Callback):
         batch_size: int = 100,
         guidance: Guidance | None = None,
     ) -> None:
-        """folder: folder in which `best.ckpt` is saved.
+        """metric: metric of the generated images.  folder: folder in which `best.ckpt` is saved.
 
         sampler: sampler for the measured images, which may be cheaper than the sampler for the image grids.
+        num_samples: number of images that are sampled for each measurement.
         also_at: additional steps at which to measure.
         batch_size: number of images that are sampled at a time.
         """
         if not isinstance(metric, Metric):
             raise ValueError(
-                f"`metrics` must begin with a metric of image sets (fid, kid, ...), got {type(metric).__name__}."
+                "the first choice in `metrics` must measure generated images, as fid and kid do (nll and flow measure "
+                f"images of the data set), got {type(metric).__name__}; try metrics=[fid,nll]."
             )
         if num_samples < metric.min_images:
             raise ValueError(f"num_samples must be at least {metric.min_images}, got {num_samples}.")

@@ -1,4 +1,4 @@
-"""One-line display of the training progress."""
+"""A callback that displays the training progress in one line."""
 
 import sys
 import time
@@ -16,7 +16,7 @@ from diffusion_lab.reporting.progress import SECONDS_BETWEEN_LINES, Advance, for
 
 
 class Progress(ProgressBar):
-    """Display of step, loss, speed and remaining time: a bar in a terminal, and a line every ten seconds elsewhere."""
+    """Display of step, loss, speed and remaining time: a bar in a terminal, or a line every ten seconds."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,8 @@ class Progress(ProgressBar):
     def task(self, description: str, total: int, unit: str) -> Iterator[Advance]:
         """Show the progress of a long task during training, such as sampling.
 
-        Yields a function that receives the number of newly finished units.
+        Yields a function that must be called with the number of units finished since its previous call.
+        total: number of units of the task.  unit: what is counted, such as "images".
         """
         if self._bar is not None:
             task = self._bar.add_task(description, total=total, text="")

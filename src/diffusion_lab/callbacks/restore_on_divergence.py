@@ -1,4 +1,4 @@
-"""Restoring a checkpoint after a streak of skipped steps."""
+"""A callback that restores a checkpoint after a streak of skipped steps, whose loss or gradient was not finite."""
 
 import contextlib
 import csv
@@ -25,10 +25,11 @@ FILE_NAME = "refused_steps.csv"
 class RestoreOnDivergence(Callback):
     """Callback that reports skipped steps, and restores a checkpoint if the module's NonFiniteGuard has tripped.
 
-    The callback checks the guard every guard.patience steps. Weights, averages, optimizer state and time distribution
-    are restored from the newest checkpoint that was not saved during a streak of skipped steps. The step number, and
-    with it the learning rate, is not reset: the steps since the checkpoint are skipped. If the guard trips after
-    guard.max_restores restores, the callback restores the checkpoint once more and raises DivergedError.
+    The guard trips after guard.patience consecutive skipped steps, and the callback checks it every guard.patience
+    steps. Weights, averages, optimizer state and time distribution are restored from the newest checkpoint that was not
+    saved during a streak of skipped steps. The step number, and with it the learning rate, is not reset: the steps
+    since the checkpoint are not repeated. If the guard trips after guard.max_restores restores, the callback restores
+    the checkpoint once more and raises DivergedError.
     """
 
     def __init__(self, folder: str) -> None:
@@ -86,11 +87,11 @@ class RestoreOnDivergence(Callback):
             )
         step, num_restores = restore(trainer, module, path), int(guard.num_restores)
         if num_restores == guard.max_restores:
-            guard.streak.zero_()  # the restored state is good, so its checkpoint must not contain a streak
+            guard.streak.zero_()  # the next checkpoint contains the restored state, which precedes the streak
             raise DivergedError(
-                f"training diverged: {cause} after guard.max_restores={num_restores} restores; the last good "
-                f"checkpoint is {path} (step {step}); try a lower optimizer.lr, a lower trainer.gradient_clip_val or "
-                "trainer.precision=32-true."
+                f"training diverged: {cause} after guard.max_restores={num_restores} restores; the newest "
+                f"checkpoint that precedes the skipped steps is {path} (step {step}); try a lower optimizer.lr, a "
+                "lower trainer.gradient_clip_val or trainer.precision=32-true."
             )
         guard.reset_streak()
         if trainer.is_global_zero:
@@ -131,7 +132,7 @@ def restore(trainer: Trainer, module: TrainedModule, path: Path) -> int:
 
 
 def _table_rows(trainer: Trainer, skipped: tuple[tuple[int, Reason], ...]) -> Iterator[list[object]]:
-    """Yield a row for each skipped step: step, reason, and the indices of all images in the global batch."""
+    """Yield a row for each skipped step: step, reason, and the indices of its images in the training set."""
     data = trainer.datamodule
     for step, reason in skipped:
         sampler = StepSampler(len(data.train_images), batch_size=data.batch_size, seed=data.seed, first_step=step)
@@ -139,7 +140,7 @@ def _table_rows(trainer: Trainer, skipped: tuple[tuple[int, Reason], ...]) -> It
 
 
 def _drop_rows_from(step: int, path: Path) -> None:
-    """Remove the rows of the steps that a resumed run repeats."""
+    """Remove the rows of `step` and of later steps from the table, because the resumed run repeats these steps."""
     if path.is_file():
         head, *rows = path.read_text().splitlines(keepends=True)
         remaining = [row for row in rows if row.partition(",")[0].isdigit() and int(row.partition(",")[0]) < step]

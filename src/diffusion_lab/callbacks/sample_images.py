@@ -1,4 +1,4 @@
-"""Sample grids and animations during training."""
+"""A callback that saves sample grids and animations during training."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ BATCH_SIZE = 16
 
 
 class SampleImages(Callback):
-    """Callback that saves a grid of samples and an animation of their denoising every n steps and at the end.
+    """Callback that saves a grid of samples, and an animation of the sampling, every n steps and at the end.
 
     Image k always has seed k, so the image in a given cell starts from the same noise tensor in all grids. If
     the number of columns equals the number of classes, each column shows one class. The images are divided among the

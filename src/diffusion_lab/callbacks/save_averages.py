@@ -1,4 +1,7 @@
-"""Snapshots of the weight averages, from which averages with other EMA lengths are reconstructed after training."""
+"""A callback that saves snapshots of the weight averages, for post-hoc EMA (Karras et al. 2024, section 3.2).
+
+Averages with other EMA lengths are reconstructed from the snapshots after training.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -25,8 +28,7 @@ class SaveAverages(Callback):
         if not any(isinstance(decay, PowerFunctionDecay) for decay in decays):
             names = ", ".join(type(decay).__name__ for decay in decays)
             raise ValueError(
-                "`ema` must contain an average with PowerFunctionDecay for callbacks.save_averages, got "
-                f"{names}; try ema=power."
+                f"ema.decays must contain a PowerFunctionDecay for callbacks.save_averages, got {names}; try ema=power."
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:

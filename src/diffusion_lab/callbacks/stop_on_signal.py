@@ -1,4 +1,4 @@
-"""Graceful stop of a run on Ctrl-C, SIGTERM or SIGUSR1, between two steps so that no work is lost."""
+"""A callback that stops a run on Ctrl-C, SIGTERM or SIGUSR1 between two steps, so that no completed step is lost."""
 
 import logging
 import signal
@@ -73,9 +73,9 @@ class _SignalExchange:
         self._work: Any = None
 
     def all_reduce_max(self, received: int) -> int:
-        """Return the largest signal number that any rank passed to the previous call; start to exchange `received`.
+        """Return the largest number that any rank passed to the previous call, and start to exchange `received`.
 
-        Collective: call on all ranks.
+        received: number of the signal that this rank has received, or 0.  Collective: call it on all ranks.
         """
         if self._work is not None:
             self._work.wait()

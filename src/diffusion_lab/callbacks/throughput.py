@@ -1,4 +1,4 @@
-"""Training speed."""
+"""A callback that logs the training speed and the time spent waiting for data."""
 
 import time
 from collections import deque
@@ -13,7 +13,7 @@ from diffusion_lab.training.base_module import TrainedModule
 class Throughput(Callback):
     """Callback that logs images_per_second, over all ranks, and data_wait, the fraction of time spent waiting for data.
 
-    Both are means over the last num_steps batches, without the time spent on sampling and measuring.
+    Both are means over the last num_steps batches, without the time spent on sample images and metrics.
     """
 
     def __init__(self, num_steps: int = 50) -> None:

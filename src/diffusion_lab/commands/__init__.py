@@ -1,1 +1,1 @@
-"""Command modules, and the entry point and the logging that all commands share."""
+"""The commands, one module each, and the entry point, logging and memory settings that the commands share."""

@@ -17,9 +17,9 @@ from diffusion_lab.runs import tables as run_tables
 
 
 def compare(config: DictConfig) -> None:
-    """Write one table of all metric values in the given folders, and plots of the table.
+    """Write and print one table of the metric values in the folders that `numbers` lists, and plot the table.
 
-    Exits with status 1 if some of the values are not comparable.
+    Exits with status 1 if values of a metric were measured with different settings that `allow` does not list.
     """
     if OmegaConf.is_missing(config, "numbers"):
         raise UserError("numbers=... must list evaluation or run folders (numbers=[logs/evaluate/A]), got no value.")

@@ -1,6 +1,7 @@
-"""Entry point of all commands: composes the config with Hydra, runs the command, and prints errors as one sentence.
+"""Entry point of all commands: composes the config with Hydra, runs the command, and reports errors.
 
-This module does not import torch or Lightning, whose imports would delay help texts and errors in the settings.
+An error that the user can correct is printed without a traceback. This module does not import torch or Lightning,
+because these imports would delay help texts and messages about invalid settings.
 """
 
 import logging
@@ -22,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from diffusion_lab.commands import logs, malloc
 from diffusion_lab.config import overrides
 from diffusion_lab.config.compose import error_message, in_sweep
+from diffusion_lab.config.library_classes import with_plus
 from diffusion_lab.distributed import launch, slurm_job
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import CONF
@@ -44,7 +46,7 @@ def entry(
     """Run `command` with the composed config of `conf/<config_name>.yaml`, once or for each run of a sweep.
 
     prepare_command_line: function that may change sys.argv before Hydra reads it.
-    keeps_status: whether each run has a status file in its folder and a sweep ends with a table of all its runs.
+    keeps_status: whether to keep a status file in each run folder, and to end a sweep with a table of all its runs.
     """
     logs.configure()
     tracebacks = _request_tracebacks()
@@ -52,7 +54,7 @@ def entry(
     user_error = run_error = None
     try:
         prepare_command_line()
-        _prepare_process()
+        _prepare_process(config_name)
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(task.run)()
     except RunFailedError as error:
         run_error = str(error)
@@ -78,7 +80,7 @@ class _Task:
         self.has_started = False
 
     def run(self, config: DictConfig) -> object:
-        """Run the command in Hydra's output folder; raise RunFailedError if it fails as one run of a sweep."""
+        """Run the command and return its result.  Raises RunFailedError if the command fails in a run of a sweep."""
         self.has_started = True
         folder = Path(HydraConfig.get().runtime.output_dir)
         is_new = not in_sweep() and run_status.read(folder) is None
@@ -120,18 +122,19 @@ def _request_tracebacks() -> bool:
     return tracebacks == "1"
 
 
-def _prepare_process() -> None:
+def _prepare_process(config_name: str) -> None:
     """Apply the process settings that must be in place before Hydra starts and torch is imported."""
     if slurm_job.rank() > 0:  # only rank 0 writes Hydra's files
         sys.argv += ["hydra.output_subdir=null", "hydra/job_logging=stdout"]
     overrides.export_command_line()
+    sys.argv[1:] = with_plus(config_name, sys.argv[1:])
     launch.limit_threads()
     malloc.keep_freed_memory()
     _remove_other_optuna_preset()
 
 
 def _remove_other_optuna_preset() -> None:
-    """Remove the preset of an installed hydra-optuna-sweeper: Hydra would merge it with the preset in conf/."""
+    """Remove the config of an installed hydra-optuna-sweeper, which Hydra would merge with the config in conf/."""
     Plugins.instance()
     ConfigStore.instance().repo.get("hydra", {}).get("sweeper", {}).pop("optuna.yaml", None)
 
@@ -155,7 +158,7 @@ def _exit_with_error(message: str) -> NoReturn:
 
 
 def _remove_rejected_run(folder: Path) -> None:
-    """Remove the folder of a run whose settings were rejected, if it contains only files from the run's start."""
+    """Remove the folder of a run with invalid settings, if it contains only files that are written at the start."""
     files = (".hydra", run_status.LOCK, run_status.STATUS, "wandb_id")
     if slurm_job.rank() == 0 and all(path.name in files or path.suffix == ".log" for path in folder.iterdir()):
         shutil.rmtree(folder)

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 
 def evaluate(config: DictConfig) -> float | None:
-    """Measure the selected checkpoints (denoiser -> sampler -> images -> metrics); return the first metric value."""
+    """Measure the selected checkpoints: denoiser -> sampler -> images -> metrics.
+
+    Returns the first metric value of the first checkpoint, or None if no metric is measured.
+    """
     targets = find_targets(config)
     fabric = sampling_setup.launch_fabric(config)
     output, results = Path(config.output_folder), []
@@ -42,9 +45,9 @@ def evaluate(config: DictConfig) -> float | None:
 
 
 def _measure(measurement: "Measurement", config: DictConfig, folder: Path) -> list["Number"]:
-    """Return all metric values of a checkpoint and write the images.
+    """Return all metric values of a checkpoint, and write the generated images to the folder.
 
-    Finished batches are cached until all metrics are measured.
+    Generated batches are cached on the disk until all metrics are measured.
     """
     from diffusion_lab.reporting.image_files import ImageFiles
 

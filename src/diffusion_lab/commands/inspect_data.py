@@ -83,7 +83,10 @@ def _load_split(store: Any, name: str) -> "Split":
 
 
 def _load_other_split(store: Any, config: DictConfig) -> "Split | None":
-    """Load the split to compare with; `auto` selects the test split if it exists and is not the inspected split."""
+    """Load the split that `against` selects for the comparison with the inspected split; None: no comparison.
+
+    `auto` selects the test split if the test split exists and is not the inspected split.
+    """
     if config.against is None or (config.against == "auto" and config.split == "test"):
         return None
     if config.against != "auto":

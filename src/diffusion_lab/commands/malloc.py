@@ -1,4 +1,4 @@
-"""Reuse of freed host memory by the next training step."""
+"""Configuration of glibc's malloc, so that each training step reuses the host memory that the previous step freed."""
 
 import ctypes
 import os
@@ -14,9 +14,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 def keep_freed_memory() -> None:
     """Let glibc's malloc keep freed memory for the next step instead of returning it to the operating system.
 
-    The operating system hands out memory page by page and fills each page with zeros first, which takes a tenth of a
-    training step on a CPU, and more with larger tensors. Does nothing with other C libraries, or if the user has
-    configured malloc by environment variables.
+    The operating system allocates memory page by page and first fills each page with zeros, which takes a tenth of
+    the time of a training step on a CPU, and a larger fraction with larger tensors. Does nothing with other C
+    libraries, or if the user has configured malloc with environment variables.
     """
     configured = any(name.startswith("MALLOC_") for name in os.environ)
     configured = configured or "malloc" in os.environ.get("GLIBC_TUNABLES", "")

@@ -1,4 +1,4 @@
-"""Reconstruct an average with another EMA length after training with ema=power (Karras et al. 2024, section 3.2).
+"""Reconstruct a weight average with another EMA length from a run with ema=power (Karras et al. 2024, section 3.2).
 
 The EMA length, sigma_rel in the paper, is the standard deviation of the averaging weights over the training steps, as a
 fraction of the training duration.
@@ -30,9 +30,10 @@ WARNING_RESIDUAL, MAX_RESIDUAL = 0.01, 0.1
 
 
 def reconstruct_ema(config: DictConfig) -> float:
-    """Write a checkpoint with an average of the requested EMA length, which is a linear combination of snapshots.
+    """Write a checkpoint with the average for the requested EMA length, a linear combination of the run's snapshots.
 
-    Returns the residual: the fraction of the requested averaging profile that the combination does not reproduce.
+    Returns the residual: the fraction of the averaging profile (the averaging weight of each training step) that the
+    combination does not reproduce.
     """
     for name, example in (("run", "run=logs/train/RUN"), ("length", "length=0.1")):
         if OmegaConf.is_missing(config, name):
@@ -57,9 +58,9 @@ def reconstruct_ema(config: DictConfig) -> float:
 
 
 def _requested_profile(config: DictConfig, folder: Path, trained: DictConfig) -> tuple["Profile", list["Snapshot"]]:
-    """Return the requested averaging profile, and the snapshots up to the step at which the average ends.
+    """Return the averaging profile that `length` and `step` request, and the snapshots up to this step.
 
-    Raises UserError if length or step is out of range, or if the run has no power-function averages or no snapshots.
+    Raises UserError if `length` or `step` is invalid, or if the run has no power-function averages or no snapshots.
     """
     from diffusion_lab.ema.averages import LARGEST_WIDTH
     from diffusion_lab.ema.post_hoc import Profile
@@ -70,7 +71,7 @@ def _requested_profile(config: DictConfig, folder: Path, trained: DictConfig) ->
         raise UserError(f"`length` must be a number in (0, {LARGEST_WIDTH}], got {length}.")
     decays = [node._target_.rpartition(".")[2] for node in trained.ema.decays.values()]
     if "PowerFunctionDecay" not in decays:
-        raise UserError(f"`run` must be a run trained with ema=power, got {folder} (trained with {', '.join(decays)}).")
+        raise UserError(f"`run` must be a run trained with ema=power, got {folder} (ema.decays: {', '.join(decays)}).")
     try:
         snapshots = saved_averages(folder / "checkpoints" / "ema")
     except ValueError as error:

@@ -2,7 +2,7 @@
 
 python src/sample.py run=logs/train/RUN num_images=64
 python src/sample.py run=logs/train/RUN label=7 guidance_scale=2 animation=true
-python src/sample.py run=logs/train/RUN image=57               # only image 57, with the same pixels as in a larger set
+python src/sample.py run=logs/train/RUN image=57               # only image 57, whose pixels do not depend on num_images
 torchrun --nproc-per-node 8 src/sample.py run=logs/train/RUN trainer=ddp num_images=50000 save_npz=true
 """
 
@@ -39,7 +39,7 @@ def sample(config: DictConfig) -> None:
 
 
 def _seeds(config: DictConfig) -> list[range]:
-    """Return the requested seeds as contiguous ranges.  Raises UserError for values out of range."""
+    """Return the requested seeds as contiguous ranges.  Raises UserError if a setting is out of range."""
     for name, least in (("seed", 0), ("num_images", 1), ("num_pictures", 0)):
         if not isinstance(config[name], int) or isinstance(config[name], bool) or config[name] < least:
             raise UserError(f"{name} must be a whole number of at least {least}, got {config[name]}.")

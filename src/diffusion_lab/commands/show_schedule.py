@@ -1,4 +1,4 @@
-"""Plot noise schedules: alpha, sigma and log-SNR, and one image with increasing noise for each schedule.
+"""Plot noise schedules: curves of alpha, sigma and log-SNR, and one image at increasing noise levels per schedule.
 
 python src/show_schedule.py schedule=linear,cosine,edm
 python src/show_schedule.py schedule=linear schedule.num_timesteps=50 'beside=[linear,linear_scaled]'
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def show_schedule(config: DictConfig) -> None:
-    """Plot the configured schedule and the schedules in `beside` in one figure."""
+    """Plot the configured schedule and the schedules that `beside` names in one figure."""
     configs = {HydraConfig.get().runtime.choices["schedule"]: config}
     for name in config.beside:
         # The trailing space keeps both curves if a schedule is shown with other settings and with its default settings.
@@ -52,7 +52,10 @@ def show_schedule(config: DictConfig) -> None:
 
 
 def _schedule_and_times(config: DictConfig, num_times: int) -> tuple["NoiseSchedule", "Tensor"]:
-    """Return a schedule and num_times of its times in increasing order.  Raises UserError for invalid settings."""
+    """Return the configured schedule, and at most num_times of its times, in increasing order, float64.
+
+    Raises UserError if the schedule or the time grid has invalid settings.
+    """
     import torch
 
     node = run_loading.resolve(OmegaConf.create({"schedule": config.schedule, "time_grid": config.time_grid}))
@@ -85,7 +88,7 @@ def _image(config: DictConfig) -> "Tensor":
 
 
 def _curves(schedule: "NoiseSchedule") -> dict[str, "np.ndarray"]:
-    """Return alpha, sigma and log-SNR at 1000 times over the range of a schedule."""
+    """Return t / t_max, alpha, sigma and log-SNR of a schedule at 1000 times from t_min to t_max, by name."""
     import torch
 
     t = schedule.nearest(torch.linspace(schedule.t_min, schedule.t_max, 1000, dtype=torch.float64))
@@ -95,9 +98,10 @@ def _curves(schedule: "NoiseSchedule") -> dict[str, "np.ndarray"]:
 
 
 def _noisy_images(schedule: "NoiseSchedule", t: "Tensor", image: "Tensor") -> "Tensor":
-    """Return x_t / sqrt(alpha^2 + sigma^2) of one image at the times t [num_times]: [num_times, C, H, W].
+    """Return noisy versions of one image [C, H, W], one for each time in t [num_times]: [num_times, C, H, W].
 
-    For schedules with alpha = 1, the division keeps the images in the visible range.
+    Each noisy image is x_t / sqrt(alpha^2 + sigma^2). The division keeps the pixel values displayable for schedules
+    with alpha = 1, in which x_t grows with sigma.
     """
     import torch
 

@@ -2,7 +2,7 @@
 
     python src/train_fashion_cnn.py [--data FOLDER]
 
-Takes about 10 minutes on 2 CPU cores, writes the weights into the package and prints the accuracy on the test split.
+Takes about 10 minutes on 2 CPU cores, writes the weights to the package folder and prints the test accuracy.
 """
 
 import argparse
@@ -21,7 +21,10 @@ BATCH_SIZE = 128
 
 
 def augment(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Flip half of the images and shift each by up to 2 pixels: uint8 -> float32 in [-1, 1], [B, 1, 28, 28]."""
+    """Flip and shift images [B, 1, 28, 28] at random: uint8 -> float32 in [-1, 1] of the same shape.
+
+    Each image is flipped horizontally with probability 0.5, and shifted by up to 2 pixels along each axis.
+    """
     x = F.pad(from_uint8(pixels), (2, 2, 2, 2), value=-1.0)
     flipped = torch.rand(len(x), generator=generator) < 0.5
     x = torch.where(flipped[:, None, None, None], x.flip(-1), x)
@@ -42,7 +45,7 @@ def accuracy(network: FashionCNN, images: Images) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="local folder with Fashion-MNIST (default: the set on the Hugging Face hub)")
+    parser.add_argument("--data", help="local folder with Fashion-MNIST (default: the copy on the Hugging Face Hub)")
     parser.add_argument("--epochs", type=int, default=20)
     arguments = parser.parse_args()
 

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_lab.config.earlier_versions import current_choice, current_key
+from diffusion_lab.config.library_classes import drop_unused_settings, with_plus
 from diffusion_lab.config.validation import META, suggestion
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import CONF
@@ -21,7 +22,9 @@ from diffusion_lab.paths import CONF
 def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
     """Compose a config other than the config of the running job.  Raises UserError if it cannot be composed."""
     try:
-        return hydra.compose(config_name, overrides=overrides)
+        config = hydra.compose(config_name, overrides=with_plus(config_name, overrides))
+        drop_unused_settings(config, overrides)
+        return config
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(error_message(error, config_name)) from error
 

@@ -26,10 +26,12 @@ _EXPORTS = {  # module in version 0.3 -> package that now exports its classes
     "layout": "distributed",
     "likelihood": "evaluation",
     "loggers": "training",
-    "optimizers": "training",
     "reconstruction": "evaluation",
     "step_guard": "training",
 }  # fmt: skip
+
+_ADAM = (f"{_LAB}.optimizers.Adam", f"{_LAB}.training.Adam")
+"""Earlier class for Adam with decoupled weight decay; torch.optim.Adam takes its place."""
 
 _CLASSES = {"layout.environment": "cluster_environment", "step_guard.StepGuard": "NonFiniteGuard"}
 """Classes and functions that were renamed after version 0.3."""
@@ -59,6 +61,8 @@ _FINGERPRINT_FIELDS = {"quantisation": "quantization", "num_neighbours": "num_ne
 
 def current_target(target: str) -> str:
     """Return the current import path for a `_target_` from an earlier version."""
+    if target in _ADAM:
+        return "torch.optim.Adam"
     module, _, name = target.removeprefix(f"{_LAB}.").rpartition(".")
     if not target.startswith(f"{_LAB}.") or module not in _EXPORTS:
         return target
@@ -69,6 +73,8 @@ def current_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a saved config with current names, as plain containers."""
     current: dict[str, Any] = _renamed(config)
     optimizer = current.get("optimizer")
+    if isinstance(optimizer, dict) and config["optimizer"].get("_target_") in _ADAM:
+        optimizer |= {"decoupled_weight_decay": True, "decay_matrices_only": False}
     if isinstance(optimizer, dict) and "course" in optimizer:
         earlier = optimizer.pop("course") or {}
         current["lr_schedule"] = _lr_schedule(earlier.get("num_warmup_steps", 0), earlier.get("num_decay_steps"))

@@ -13,6 +13,8 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig
 
+from diffusion_lab.config.library_classes import without_plus
+
 EXECUTION_SETTINGS = (
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "data.num_workers"),
     *("sweep.*", "logger", "logger.*", "hydra*"),
@@ -29,7 +31,7 @@ SWEEP_VARIABLE = "DIFFUSION_LAB_SWEEP"
 def identifying_overrides(overrides: Sequence[str]) -> set[str]:
     """Return the overrides that identify a run: all except overrides of EXECUTION_SETTINGS."""
     return {
-        override
+        without_plus(override)
         for override in overrides
         if not any(fnmatch.fnmatch(override_key(override), pattern) for pattern in EXECUTION_SETTINGS)
     }

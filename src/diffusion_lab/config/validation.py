@@ -1,16 +1,15 @@
 """Validation of a config against the signatures of its targets, before anything is built."""
 
 import inspect
-import logging
 import types
 import typing
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any, Literal
 
-from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig
 
+from diffusion_lab.config.library_classes import import_target, settings_of
 from diffusion_lab.errors import UserError
 
 META = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
@@ -39,9 +38,8 @@ def argument_problems(node: Any, path: str) -> Iterator[str]:
 
 def _call_problems(node: Any, path: str) -> Iterator[str]:
     name = str(node["_target_"])
-    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # Hydra logs failed imports, which are reported here
     try:
-        target = get_object(name)
+        target = import_target(name)
     except (ImportError, ValueError) as error:
         library = name.partition(".")[0]
         if isinstance(error.__cause__, ModuleNotFoundError) and error.__cause__.name == library:
@@ -52,7 +50,7 @@ def _call_problems(node: Any, path: str) -> Iterator[str]:
         return
     owner = getattr(target, "__name__", str(target))
     parameters = inspect.signature(target).parameters
-    names = [name for name, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    names = settings_of(target)
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         for key in node:
             if key not in META and key not in names:
@@ -60,7 +58,7 @@ def _call_problems(node: Any, path: str) -> Iterator[str]:
                 yield f"{path}.{key} is not a setting of {owner}: accepted settings are {accepted}"
     if not node.get("_partial_"):
         for name in names:
-            if parameters[name].default is inspect.Parameter.empty and name not in node:
+            if name in parameters and parameters[name].default is inspect.Parameter.empty and name not in node:
                 yield f"{path}.{name} is missing"
     hints = _hints(target)
     for name in names:
@@ -86,6 +84,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, argument) for argument in arguments)
     if origin is Literal:
         return value in arguments
+    if _is_tensor(hint):
+        return False
     if hint in (int, float, bool, str):
         return isinstance(value, (int, float) if hint is float else hint) and (
             hint is bool or not isinstance(value, bool)
@@ -103,13 +103,19 @@ def _fits(value: Any, hint: Any) -> bool:
 def _readable(hint: Any) -> str:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(name for argument in arguments for name in _readable(argument).split(" or ")))
+        plain = [argument for argument in arguments if not _is_tensor(argument)]
+        return " or ".join(dict.fromkeys(name for argument in plain for name in _readable(argument).split(" or ")))
     if origin is Literal:
         return " or ".join(str(argument) for argument in arguments)
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", type(None): "null"}
     if hint in names:
         return names[hint]
     return "a list" if origin is not None else getattr(hint, "__name__", str(hint))
+
+
+def _is_tensor(hint: Any) -> bool:
+    """Return whether a type hint is torch.Tensor, which a config cannot contain."""
+    return getattr(hint, "__module__", "") == "torch" and getattr(hint, "__name__", "") == "Tensor"
 
 
 def suggestion(name: str, choices: list[str]) -> str:

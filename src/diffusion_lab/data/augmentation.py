@@ -1,4 +1,7 @@
-"""Augmentation with network conditioning, so that samples are not augmented (Karras et al. 2022, section 5)."""
+"""Data augmentation whose parameters are an input of the network, so that generated images are not augmented.
+
+Source: Karras et al. 2022, section 5.
+"""
 
 import math
 from abc import ABC, abstractmethod
@@ -51,7 +54,7 @@ class Augmentation(ABC):
 
         x_0: images, float [B, C, H, W].
         Returns the transformed images and their augmentation labels, float32 [B, num_channels].
-        The label of an unchanged image is 0.
+        The label of an image that is not transformed is all zeros.
         """
 
 
@@ -79,8 +82,9 @@ class EDMAugmentation(Augmentation):
 
 @dataclass(frozen=True)
 class GeometricTransforms:
-    """Parameters of each image's transformations, which are applied in the order of the fields; 0 is the identity.
+    """Parameters of each image's transformations, which are applied in the order of the fields.
 
+    A transformation whose parameter is 0 does not change the image.
     All fields are float64 [B] on the CPU.
     flip_x, flip_y: 1 flips the image horizontally or vertically, respectively; 0 does not flip it.
     scale: exponent of the isotropic scale factor 2^(0.2 scale).
@@ -88,7 +92,7 @@ class GeometricTransforms:
     anisotropy: exponent of the factor 2^(0.2 anisotropy), by which the image is scaled up along the direction and
         scaled down across it.
     direction: angle in radians, clockwise from the x-axis; 0 for images without anisotropic scaling and for a random
-        half of the others.
+        half of the images with anisotropic scaling.
     shift_x, shift_y: translations to the right and downwards, in eighths of the image side.
     """
 
@@ -103,7 +107,11 @@ class GeometricTransforms:
 
     @classmethod
     def sample(cls, draws: Draws, probability: float) -> "GeometricTransforms":
-        """Sample the parameters for the images of a training step (Karras et al. 2022, table 6)."""
+        """Sample the parameters for the images of a training step (Karras et al. 2022, table 6).
+
+        draws: random numbers of the training step.
+        probability: probability of each transformation except the horizontal flip.
+        """
         # Computed for the global batch, because vectorized functions may round differently at another batch size.
         uniform, normal = draws.augmentation(num_uniform=10, num_normal=4)
         flip_y, scale, rotate, stretch, shift = (uniform[:, :5] < probability).double().unbind(1)
@@ -169,7 +177,8 @@ class GeometricTransforms:
 def warp(x: Tensor, inverse: Tensor) -> Tensor:
     """Apply affine maps to images [B, C, H, W] without aliasing, at twice the resolution (Karras et al. 2020, app. B).
 
-    inverse: affine maps from `GeometricTransforms.inverse`, [B, 2, 3].  Images are padded by repeated reflection.
+    inverse: affine maps from output to input positions, [B, 2, 3]; see `GeometricTransforms.inverse`.
+    Images are padded by repeated reflection.
     The result for an image does not depend on the rest of the batch, because no matrix product or convolution is used.
     """
     height, width = x.shape[-2:]
@@ -183,7 +192,10 @@ def _rotation_matrices(angle: Tensor) -> Tensor:
 
 
 def _upsample(x: Tensor) -> Tensor:
-    """Upsample rows by 2, over one period of their repeated reflection: [..., W] -> [..., 4 (W - 1) + 2]."""
+    """Upsample the last dimension by 2: [..., W] -> [..., 4 (W - 1) + 2].
+
+    The result covers one period of the input that is padded by repeated reflection.
+    """
     width = x.shape[-1]
     period = max(2 * (width - 1), 1)
     index = torch.arange(-(_HALF // 2), period + _HALF // 2 + 1, device=x.device) % period
@@ -195,7 +207,10 @@ def _upsample(x: Tensor) -> Tensor:
 
 
 def _downsample(fine: Tensor) -> Tensor:
-    """Apply the adjoint of the upsampling, which is also its inverse: [..., 2 W + 10] -> [..., W]."""
+    """Downsample the last dimension by 2: [..., 2 W + 10] -> [..., W].
+
+    The filter is the adjoint of the upsampling filter, which is also the inverse of the upsampling.
+    """
     return _filter(fine, SYM6, start=0, step=2, count=(fine.shape[-1] - 2 * (_HALF - 1)) // 2)
 
 
@@ -208,8 +223,9 @@ def _filter(x: Tensor, taps: tuple[float, ...], *, start: int, step: int, count:
 
 
 def _resample(fine: Tensor, inverse: Tensor, height: int, width: int) -> Tensor:
-    """Sample upsampled images at the positions that `inverse` maps to, with the margin that downsampling needs.
+    """Apply the affine maps `inverse` to upsampled images, and add the margin that `_downsample` removes.
 
+    fine: images from `_upsample`.  inverse: see `warp`.  height, width: sides H, W of the images before upsampling.
     Returns [B, C, 2 H + 10, 2 W + 10].
     """
     x, y = _positions(width, inverse), _positions(height, inverse)[:, None]
@@ -224,6 +240,10 @@ def _resample(fine: Tensor, inverse: Tensor, height: int, width: int) -> Tensor:
 
 
 def _positions(side: int, like: Tensor) -> Tensor:
-    """Return the positions of upsampled pixels and their margin, in pixels from the image center: [2 * side + 10]."""
+    """Return the pixel positions along one side of an upsampled image with margin: [2 * side + 10].
+
+    The unit is a pixel of the image before upsampling, and the origin is the image center.
+    side: side of the image before upsampling.  like: tensor whose dtype and device the result has.
+    """
     index = torch.arange(1 - _HALF, 2 * side + _HALF - 1, dtype=like.dtype, device=like.device)
     return (index - _CENTER) / 2 - (side - 1) / 2

@@ -1,4 +1,4 @@
-"""Decoding of a complete split into a raw pixel file, with worker processes if the split is large."""
+"""Decoding of a complete split into a raw pixel file, with worker processes if one process would take too long."""
 
 import logging
 import multiprocessing
@@ -39,7 +39,7 @@ CHUNK_BYTES = 2**22
 
 @dataclass(frozen=True)
 class Damage:
-    """An image that cannot be decoded and is left out.  number: row of the image in the split."""
+    """An image that cannot be decoded and is left out.  number: index of the image in the split."""
 
     number: int
     reason: str
@@ -47,14 +47,17 @@ class Damage:
 
 @dataclass(frozen=True)
 class Decoder:
-    """Decodes ranges of a split into a raw pixel file.  The ranges can be decoded in any order by any process."""
+    """Decodes ranges of a split into a raw pixel file.  The ranges can be decoded in any order by any process.
+
+    dataset: undecoded images of the split.  pixels: path of the raw pixel file.
+    """
 
     dataset: "Dataset"
     preparation: Preparation
     pixels: Path
 
     def __call__(self, numbers: range) -> list[Damage]:
-        """Decode the images with these numbers and write their pixels at their positions in the file.
+        """Decode the images with the indices `numbers` and write their pixels at their positions in the file.
 
         Returns the damaged images, which are black in the file.
         """
@@ -78,7 +81,9 @@ class Decoder:
 def decode_split(decoder: Decoder, description: str, check_damage: Callable[[list[Damage]], None]) -> list[Damage]:
     """Decode a complete split and return its damaged images.
 
-    check_damage: function that receives all damaged images so far after each range, and may raise an error to stop.
+    description: text of the progress report.
+    check_damage: function that is called after each decoded range with all damaged images found so far; it may raise an
+        error to stop the decoding.
     Decoding starts in this process. After a second, worker processes (one per CPU) take over if enough work remains.
     The decoded pixels do not depend on the number of processes.
     """
@@ -96,7 +101,7 @@ def decode_split(decoder: Decoder, description: str, check_damage: Callable[[lis
 
 
 def _decode_ranges(decoder: Decoder, ranges: list[range]) -> Iterator[list[Damage]]:
-    """Yield the damaged images of each range, in order."""
+    """Decode the ranges and yield, for each range in order, a list of its damaged images."""
     start_time, num_workers = time.monotonic(), _num_cpus()
     for num_done, numbers in enumerate(ranges, start=1):
         yield decoder(numbers)
@@ -106,7 +111,10 @@ def _decode_ranges(decoder: Decoder, ranges: list[range]) -> Iterator[list[Damag
 
 
 def _workers_pay_off(seconds: float, fraction: float) -> bool:
-    """Return whether workers would save time.  seconds: time that decoding this fraction of the images took."""
+    """Return whether worker processes would save time.
+
+    seconds: time since the start of the decoding.  fraction: fraction of the images that was decoded in this time.
+    """
     return seconds > 1 and seconds * (1 - fraction) / fraction > MIN_PARALLEL_SECONDS
 
 
@@ -151,9 +159,9 @@ def _decode_in_worker(numbers: range) -> list[Damage]:
 
 
 def remove_damaged(pixels: Path, shape: tuple[int, ...], size: int, damaged: list[Damage]) -> np.ndarray:
-    """Remove the damaged images from a file of `size` images, in place.
+    """Remove the damaged images from a raw pixel file of `size` images, in place.
 
-    shape: shape of one image, [C, H, W].  Returns the numbers of the remaining images, in order.
+    shape: shape of one image, (C, H, W).  Returns the indices of the remaining images in the split, ascending.
     """
     kept = np.setdiff1d(np.arange(size), [damage.number for damage in damaged])
     if damaged:
@@ -170,7 +178,7 @@ def remove_damaged(pixels: Path, shape: tuple[int, ...], size: int, damaged: lis
 
 @contextmanager
 def _filter_pillow_warnings() -> Iterator[None]:
-    """Raise if Pillow reads a truncated file; ignore its many warnings about damaged metadata."""
+    """Raise Pillow's warning about a truncated file as an error; ignore its many warnings about damaged metadata."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.filterwarnings("error", "Truncated File Read")

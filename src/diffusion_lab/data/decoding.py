@@ -45,7 +45,7 @@ class Preparation:
     fit: "pad" centers the image on black; "resize" crops the center square and resizes it with antialiasing; "adm"
         halves the image repeatedly with a box filter, resizes its shorter side bicubically and crops the center square
         (code of Dhariwal & Nichol 2021).
-    resample: filter of "resize", one of bicubic, lanczos, box.
+    resample: resampling filter for fit="resize", one of bicubic, lanczos, box.
     """
 
     channels: int = 3

@@ -22,11 +22,14 @@ SLACK = 0.15
 
 @dataclass(frozen=True)
 class Pair:
-    """Two duplicates.  first, second: numbers of the two images, each in its own set.
+    """Two images that are duplicates of each other, in the same set or in two sets.
 
-    kind: whether the bytes are the same, or the images are nearly identical, without or with a horizontal flip.
-    correlation: correlation of all pixels, in [-1, 1].
-    ratio: relative difference of the images, which `NearDuplicates` bounds; 0 for the same bytes.
+    first, second: indices of the two images, each in the set that contains the image.
+    kind: "same_bytes" for identical images; "near" for nearly identical images; "mirrored" for images that are nearly
+        identical after a horizontal flip of one image.
+    correlation: correlation between the pixels of the two images, in [-1, 1].
+    ratio: difference of the two images relative to the difference of one of them from a neighbor, see
+        `NearDuplicates`; 0 for identical images.
     """
 
     first: int
@@ -37,9 +40,9 @@ class Pair:
 
 
 def same_bytes(digests: np.ndarray) -> list[tuple[int, ...]]:
-    """Return the groups of two or more images with equal digests, as tuples of image numbers in ascending order.
+    """Return the groups of two or more images with equal digests, as tuples of image indices in ascending order.
 
-    digests: digest of each image, [N].  The groups are sorted by their first image number.
+    digests: digest of each image, [N].  The groups are sorted by their first image index.
     """
     order = np.argsort(digests, kind="stable")
     starts = np.flatnonzero(np.diff(digests[order])) + 1
@@ -48,9 +51,10 @@ def same_bytes(digests: np.ndarray) -> list[tuple[int, ...]]:
 
 
 def same_bytes_between(digests: np.ndarray, others: np.ndarray) -> list[Pair]:
-    """Return the images of one set that are exact copies of images in another set, each with its first original.
+    """Find the images of one set that are exact copies of images in another set.
 
-    digests: digest of each image in the set of the originals, [N].  others: digest of each image in the other set, [M].
+    digests: digest of each image in the set of the originals, [N].  others: digest of each image in the set that may
+        contain copies, [M].
     Returns one pair for each index k for which others[k] is also in `digests`: `second` is k, and `first` is the
     smallest index n for which digests[n] equals others[k].
     """
@@ -72,14 +76,16 @@ class NearDuplicates:
     digits correlate more than two frames of one scene. (Lowe 2004, section 7.1, also separates correct and false
     matches by a distance ratio.)
 
-    The search does not find copies that are cropped, shifted or rotated, or groups of more than `neighbor` near copies.
-    It compares thumbnails first, and takes the nearest image in each of 64 random parts of the set as neighbors. Images
-    whose thumbnails are near each other are then compared at up to 32 pixels per side.
+    The search does not find copies that are cropped, shifted or rotated, or groups of more than `neighbor` nearly
+    identical images. It first compares thumbnails. To save time, the neighbors of an image are only searched among the
+    nearest image in each of 64 random parts of the set. Images with similar thumbnails are then compared at up to 32
+    pixels per side.
 
-    max_ratio: largest ratio of the two differences, in (0, 1).
-    neighbor: rank of the neighbor in the second difference; 1 is the nearest image.
-    max_compared: largest number of images of each set to compare; the time grows quadratically with this number.
-    seed: seed of the random choice of these images.
+    max_ratio: largest ratio of the two differences for a near duplicate, in (0, 1).
+    neighbor: rank of the neighbor by distance, from 1 for the nearest image.
+    max_compared: largest number of images of each set to compare; the time grows quadratically with this number. If a
+        set has more images, a random subset is compared.
+    seed: seed of the random choice of the images to compare.
     """
 
     max_ratio: float = 0.4
@@ -98,14 +104,18 @@ class NearDuplicates:
             raise ValueError(f"seed must be in 0..2^63 - 1, got {self.seed}.")
 
     def choose(self, size: int) -> np.ndarray:
-        """Choose the images to compare in a set of `size`: at most max_compared numbers in random order, int64."""
+        """Choose the images to compare in a set of `size` images.
+
+        Returns their indices in random order, int64 [min(size, max_compared)].
+        """
         # The order is random, so that parts are similar even if the set is sorted by class or by scene.
         return permutation(self.seed, epoch=0, size=size)[: self.max_compared]
 
     def within(self, images: Tensor) -> list[Pair]:
-        """Return the near duplicates within one set, by ascending ratio.  images: output of `downsample`.
+        """Return the pairs of near duplicates within one set, by ascending ratio.
 
-        In each pair, first < second.
+        images: downsampled images in random order, see `downsample`: uint8 [N, C, h, w].
+        `first` and `second` of a pair are indices into `images`, with first < second.
         """
         found: dict[tuple[int, int], Pair] = {}
         for pair in self._pairs(images, images, same=True):
@@ -115,9 +125,10 @@ class NearDuplicates:
         return sorted(found.values(), key=lambda pair: pair.ratio)
 
     def between(self, images: Tensor, others: Tensor) -> list[Pair]:
-        """Return the near duplicates of `images` (first) and `others` (second), by ascending ratio.
+        """Return the pairs of an image in `images` (first) and its near duplicate in `others` (second).
 
-        images, others: outputs of `downsample`.  The ratio is relative to the second image's neighbors in `images`.
+        images, others: downsampled images in random order, see `downsample`: uint8 [N, C, h, w] and [M, C, h, w].
+        The pairs are sorted by ascending ratio. The ratio is relative to a neighbor of the second image in `images`.
         """
         return sorted(self._pairs(others, images, same=False), key=lambda pair: pair.ratio)
 
@@ -145,17 +156,23 @@ def downsample(pixels: Tensor) -> Tensor:
 def _neighbors(
     rows: Tensor, columns: Tensor, neighbor: int, max_ratio: float, *, same: bool, block: int = 4096
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the rows with near columns, and the nearest columns of each of these rows: ([R], [R, K]), int64, R <= 64.
+    """Compare thumbnails to find the images that may have near duplicates, with their nearest neighbors.
 
-    same: whether rows and columns are the same set, in which no image is its own neighbor.
+    rows: images whose neighbors are searched, uint8 [N, C, h, w].
+    columns: images among which the neighbors are searched, uint8 [M, C, h, w].
+    neighbor, max_ratio: see `NearDuplicates`; they apply to the differences of thumbnails.
+    same: whether `rows` and `columns` are the same images, in which case an image is not its own neighbor.
+    block: number of images in `rows` that are compared at a time.
+    Yields pairs of index tensors, int64: the indices in `rows` of R <= 64 images whose nearest neighbor satisfies
+    max_ratio, [R]; and the indices in `columns` of the K nearest neighbors of each image, nearest first, [R, K].
     """
     parts = torch.chunk(_thumbnails(columns), NUM_PARTS)
     upright, mirrored = _thumbnails(rows), _thumbnails(rows.flip(-1))
     for start in range(0, len(rows), block):
         part = slice(start, start + block)
         correlation, index = _nearest_of_parts(upright[part], mirrored[part], parts, own=start if same else None)
-        # In a very small set, a part may contain only the row's own image. Its correlation (-2) is the smallest of the
-        # row, and the smallest is left out.
+        # In a very small set, a part may contain only the image whose neighbors are searched. The correlation with
+        # itself was set to -2, so it is the smallest correlation, which topk leaves out.
         correlation, order = correlation.topk(len(parts) - same, dim=1)
         difference = _difference(correlation)
         near = difference[:, 0] <= max_ratio * _kth_smallest(difference, neighbor)
@@ -166,9 +183,12 @@ def _neighbors(
 def _nearest_of_parts(
     upright: Tensor, mirrored: Tensor, parts: tuple[Tensor, ...], *, own: int | None
 ) -> tuple[Tensor, Tensor]:
-    """Return the largest correlation of each row within each part, and the column of this correlation: [R, P] each.
+    """Find the nearest neighbor of each of R images within each of P parts of a set.
 
-    own: column of the image in row 0; None if the rows and the columns are different sets.
+    upright, mirrored: thumbnails of the images and of the flipped images, [R, D].
+    parts: thumbnails of the images in each part, [size of the part, D].
+    own: index of the first of the R images in the set; None if the R images are from another set.
+    Returns the correlations with the nearest neighbors, and the indices of these neighbors in the set: [R, P] each.
     """
     best, index, first = [], [], 0
     for part in parts:
@@ -187,7 +207,7 @@ def _difference(correlation: Tensor) -> Tensor:
 
 
 def _kth_smallest(difference: Tensor, k: int) -> Tensor:
-    """Return the k-th smallest difference of each row, or the largest if K < k: [R].  difference: [R, K]."""
+    """Return the k-th smallest of the K differences of each image, or the largest if K < k: [R, K] -> [R]."""
     return difference.kthvalue(min(k, difference.shape[1]), dim=1).values
 
 
@@ -200,7 +220,7 @@ def _thumbnails(images: Tensor) -> Tensor:
 
 
 def _standardize(pixels: Tensor) -> Tensor:
-    """Shift to mean 0 and scale to norm 1 over the last dimension; constant images become 0."""
+    """Shift each image to mean 0 and scale it to norm 1 over the last dimension; constant images become 0."""
     centered = pixels - pixels.mean(dim=-1, keepdim=True)
     return F.normalize(centered, dim=-1, eps=1e-3)
 

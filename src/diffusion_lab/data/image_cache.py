@@ -1,8 +1,8 @@
 """Cache of decoded image sets: each set is built once, by one process while others wait, and memory-mapped by all.
 
 A set is a folder <key> that contains the raw pixels [N, C, H, W], the labels as little-endian int64, meta.json (shape,
-class names, source, preparation, sha256 of the content) and, if images were left out, damaged.csv (number, file and
-reason for each of these images).
+class names, source, preparation, sha256 of the content) and, if damaged images were left out, damaged.csv (index in the
+split, file name and reason for each of these images).
 """
 
 import json
@@ -27,7 +27,10 @@ PIXELS, LABELS, META, DAMAGED = "pixels.uint8", "labels.int64", "meta.json", "da
 
 @dataclass(frozen=True)
 class Meta:
-    """Content of meta.json.  shape: shape of the set, [N, C, H, W].  origin: source and preparation, for users."""
+    """Content of meta.json.  shape: shape of the set, (N, C, H, W).
+
+    origin: source, split and preparation of the set, which are only stored to inform the user.
+    """
 
     shape: tuple[int, int, int, int]
     class_names: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""LightningDataModule of an image set: the batches of each training step."""
+"""LightningDataModule that loads the training batches of an image set."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -56,7 +56,9 @@ class ImageBatch:
 class ImageDataModule(LightningDataModule):
     """Training split of an image set.  Image order and random numbers are functions of (seed, step).
 
+    store: access to the image set.
     batch_size: global batch size, the number of images per step over all ranks and accumulated batches.
+    seed: seed of the image order and of the random numbers.
     horizontal_flip: whether to flip each image with probability 1/2.
     num_workers: number of data loading workers; 0 loads batches in the training process.
     augmentation: transformation on which the network is conditioned; the transformation includes horizontal flips.
@@ -98,7 +100,7 @@ class ImageDataModule(LightningDataModule):
         return self._train
 
     def state_dict(self) -> dict[str, str]:
-        """Fingerprint of the images that a checkpoint was trained on."""
+        """Return the fingerprint of the training images, which Lightning stores in checkpoints."""
         return {"fingerprint": self.train_images.fingerprint}
 
     def train_dataloader(self) -> "_Batches":
@@ -165,7 +167,7 @@ class _Batches(Iterable[ImageBatch]):
 
 
 class _MicroBatches(Dataset[ImageBatch]):
-    """Dataset whose items are the micro-batches of a step."""
+    """Dataset that is indexed by a `MicroBatch` and returns the images of this micro-batch."""
 
     def __init__(self, images: Images, seed: int, batch_size: int) -> None:
         self.images, self.seed, self.batch_size = images, seed, batch_size

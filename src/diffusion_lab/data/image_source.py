@@ -204,7 +204,7 @@ class ImageSource:
 
 
 def read_images(dataset: "Dataset", start: int, stop: int) -> Iterator[bytes | DamagedImageError]:
-    """Yield the bytes of the image files start..stop-1, or an error for each file that cannot be read."""
+    """Yield the file content of the images start..stop-1, or an error in place of each file that cannot be read."""
     for item in _items(dataset, start, stop):
         if item["bytes"] is not None:
             yield item["bytes"]
@@ -215,7 +215,7 @@ def read_images(dataset: "Dataset", start: int, stop: int) -> Iterator[bytes | D
 
 
 def file_name(dataset: "Dataset", number: int) -> str:
-    """Return the file name of an image, or "" if the set does not contain the name."""
+    """Return the file name of the image with index `number`, or "" if the set does not store file names."""
     (item,) = _items(dataset, number, number + 1)
     return str(item["path"] or "")
 

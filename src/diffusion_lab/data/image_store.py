@@ -35,7 +35,8 @@ class ImageStore:
     path: local folder of parquet files or images.
     image_column, label_column: names of the columns; if label_column is None, all images get label 0.
     channels, resolution, fit, resample: arguments of `Preparation`.
-    on_error: treatment of damaged images: "skip" leaves them out and lists them in a file; "raise" raises ValueError.
+    on_error: treatment of damaged images: "skip" leaves them out and lists them in damaged.csv in the cache; "raise"
+        raises ValueError.
     cache_folder: folder for decoded sets; None uses the environment variable DIFFUSION_LAB_CACHE or, if it is not set,
         ~/.cache/diffusion_lab.
     selection: selection of the images that are used; None uses all images.
@@ -91,7 +92,7 @@ class ImageStore:
         return entry.images()
 
     def _cache_key(self, split: str) -> str:
-        """Return a name that depends on the files, the columns, the preparation and the decoder version."""
+        """Return the cache key of a split: it depends on files, columns, preparation and decoder version."""
         columns = [self.source.image_column, self.source.label_column]
         parts = [self.source.identity(split), split, columns, asdict(self.preparation), decoding.VERSION]
         name = re.sub(r"[^A-Za-z0-9_.]+", "-", Path(str(self.source)).name).strip("-.")[:40]
@@ -131,7 +132,7 @@ class ImageStore:
         )
 
     def _report_damage(self, entry: Entry) -> None:
-        """Print a warning or raise ValueError for a set with damaged images, also if the set was built earlier."""
+        """Log a warning or raise ValueError for a set with damaged images, including sets that were already cached."""
         if self.on_error == "raise":
             raise ValueError(self._damage_message(entry.meta.first_damage))
         logger.warning(

@@ -23,7 +23,7 @@ class Images:
     ) -> None:  # fmt: skip
         """pixels: images, uint8 [M, C, H, W].  label: labels, int64 [M].
 
-        index: numbers of the images in the set, [N]; None selects all M images.
+        index: indices of the N images that belong to the set, [N]; None selects all M images.
         fingerprint: fingerprint of all M images; None computes it on first access.
         """
         self._pixels = pixels.numpy() if isinstance(pixels, Tensor) else pixels
@@ -57,16 +57,16 @@ class Images:
         return torch.from_numpy(self._labels if self._index is None else self._labels[self._index])
 
     def gather(self, index: Tensor | np.ndarray) -> Tensor:
-        """Copy the images with the numbers `index` [B], in the order of `index`: uint8 [B, C, H, W].
+        """Copy the images with the indices `index` [B], in the order of `index`: uint8 [B, C, H, W].
 
-        Raises IndexError for numbers out of range.
+        Raises IndexError if an index is out of range.
         """
         rows = index.numpy() if isinstance(index, Tensor) else index
         rows = rows if self._index is None else self._index[rows]
         return torch.from_numpy(np.asarray(self._pixels).take(rows, axis=0))
 
     def select(self, index: Tensor | np.ndarray) -> "Images":
-        """Return the set of the images with the numbers `index` [M], in the order of `index`.  Copies no pixels."""
+        """Return the set of the images with the indices `index` [M], in the order of `index`.  Copies no pixels."""
         rows = index.numpy() if isinstance(index, Tensor) else index
         rows = rows if self._index is None else self._index[rows]
         return Images(self._pixels, self._labels, self.class_names, index=rows, fingerprint=self._base_fingerprint)
@@ -78,7 +78,7 @@ class Images:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of pixels and labels and, for a selection, of its index."""
+        """SHA-256 of the pixels and labels and, for a set from `select`, of the selected indices."""
         base = self._base_fingerprint or content_fingerprint(self._pixels, self._labels)
         if self._index is None:
             return base

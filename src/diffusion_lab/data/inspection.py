@@ -31,7 +31,7 @@ class Duplicates:
     """Duplicates within a set.
 
     same_bytes: pairs of an image (first) and one of its exact copies (second).
-    near: pairs of nearly identical images without exact copies, by ascending ratio.
+    near: pairs of nearly identical images, by ascending ratio. Of exact copies, only one image is compared.
     num_compared: number of images that were searched for near duplicates.
     """
 
@@ -57,7 +57,7 @@ class Inspection:
     """Statistics of a set.
 
     class_counts: number of images by class name; empty for a set without classes.
-    constant: numbers of the images with a single color.  overlap: None if no other set was given.
+    constant: indices of the images with a single color.  overlap: None if no other set was given.
     """
 
     num_images: int
@@ -73,11 +73,12 @@ class Inspection:
 
 @dataclass(frozen=True)
 class Scan:
-    """Result of one pass over a set.
+    """Statistics that are collected in one pass over a set.
 
     histogram: number of pixels with each value, int64 [C, 256].  constant: whether each image has one color, bool [N].
     digests: digest of the bytes of each image, uint64 [N].
-    compared: numbers of the images to compare, int64 [M].  downsampled: these images, uint8 [M, C, h, w].
+    compared: indices of the images among which near duplicates are searched, int64 [M].
+    downsampled: the downsampled images with these indices, uint8 [M, C, h, w].
     """
 
     histogram: Tensor
@@ -87,9 +88,9 @@ class Scan:
     downsampled: Tensor
 
     def distinct(self, others: np.ndarray | None = None) -> tuple[Tensor, np.ndarray]:
-        """Return the downsampled images without exact copies, and the numbers of these images in the set.
+        """Return the downsampled images, one of each group of exact copies, and their indices in the set.
 
-        others: digests of further images to leave out, uint64 [K]; None leaves out no further images.
+        others: digests of images that are also left out, uint64 [K]; None leaves out only exact copies.
         """
         digests = self.digests[self.compared]
         kept = np.sort(np.unique(digests, return_index=True)[1])
@@ -101,6 +102,7 @@ class Scan:
 def inspect(images: Images, others: Images | None = None, search: NearDuplicates | None = None) -> Inspection:
     """Compute the statistics of `images` and their overlap with `others`.  Each image is read once, in batches.
 
+    search: search for near duplicates; None uses `NearDuplicates()`.
     Raises ValueError if a set is empty or if the images of the two sets differ in shape.
     """
     search = search or NearDuplicates()
@@ -120,7 +122,7 @@ def inspect(images: Images, others: Images | None = None, search: NearDuplicates
 
 
 def scan(images: Images, search: NearDuplicates, batch_size: int = 256) -> Scan:
-    """Read a set once.  Raises ValueError if it is empty."""
+    """Collect the statistics of a set in one pass.  Raises ValueError if the set is empty."""
     if not len(images):
         raise ValueError("a set must contain at least 1 image to be inspected, got 0.")
     compared = search.choose(len(images))
@@ -182,7 +184,10 @@ def _overlap(scanned: Scan, others: Scan, search: NearDuplicates) -> Overlap:
 
 
 def _with_numbers(pair: Pair, numbers: np.ndarray, others: np.ndarray) -> Pair:
-    """Replace the rows of two downsampled images by the numbers of the images in their sets."""
+    """Replace the indices in a pair of downsampled images by the indices of the two images in their sets.
+
+    numbers, others: index of each downsampled image in the set of the first and of the second image, respectively.
+    """
     first, second = int(numbers[pair.first]), int(others[pair.second])
     if numbers is others and first > second:
         first, second = second, first
@@ -190,13 +195,16 @@ def _with_numbers(pair: Pair, numbers: np.ndarray, others: np.ndarray) -> Pair:
 
 
 def _digests(pixels: Tensor) -> np.ndarray:
-    """Return 64-bit digests: the probability of two equal digests among a million different images is 3e-8."""
+    """Return a 64-bit digest of each image: uint64 [B].
+
+    The probability that a million different images have two equal digests is 3e-8.
+    """
     rows = np.ascontiguousarray(pixels.flatten(1).numpy())
     return np.frombuffer(b"".join(hashlib.blake2b(row, digest_size=8).digest() for row in rows), dtype=np.uint64)
 
 
 def _histogram(pixels: Tensor) -> Tensor:
-    """Count the values of each channel: int64 [C, 256]."""
+    """Count the pixels with each value 0..255, separately for each channel: int64 [C, 256]."""
     return torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in pixels.unbind(1)])
 
 

@@ -80,8 +80,8 @@ def describe(search: NearDuplicates) -> str:
     """Return one sentence that defines near duplicates."""
     return (
         f"near duplicates: pairs whose difference (ignoring brightness, contrast and horizontal flips) is at most "
-        f"{search.max_ratio:g} times the difference between one of the two images and its nearest neighbor number "
-        f"{search.neighbor}"
+        f"{search.max_ratio:g} times the difference between one of the two images and its k-th nearest neighbor "
+        f"(k = {search.neighbor})"
     )
 
 

@@ -39,7 +39,7 @@ def contact_sheet(images: Images, num_rows: int, seed: int) -> np.ndarray:
 
 
 def duplicate_sheet(pairs: Sequence[FoundPair], num_pairs: int, num_columns: int = 6) -> np.ndarray:
-    """Draw pairs of images, each pair below a caption with its kind, ratio and image numbers.
+    """Draw pairs of images, each pair below a caption with its kind, ratio and image indices.
 
     pairs: one or more pairs. If there are more than num_pairs, num_pairs of them are drawn, evenly spaced in the order
         of the ratios.
@@ -54,7 +54,7 @@ def duplicate_sheet(pairs: Sequence[FoundPair], num_pairs: int, num_columns: int
 
 
 def _tiles(images: Images, numbers: Sequence[int]) -> Tensor:
-    """Return the images with these numbers: float32 [B, C, H, W] in [-1, 1]."""
+    """Return the images with the indices `numbers`: float32 [B, C, H, W] in [-1, 1]."""
     return from_uint8(images.gather(torch.tensor(numbers)))
 
 

@@ -40,7 +40,7 @@ class Selection:
         return "train"
 
     def apply(self, images: Images, split: str) -> Images:
-        """Return the selected images of a split.  images: all images of its source split.
+        """Return the selected images of a split.  images: all images of the split `source_split(split)`.
 
         Raises ValueError if num_held_out leaves no image to train on, or if the set lacks one of the classes.
         """

@@ -11,7 +11,11 @@ from diffusion_lab.randomness import permutation
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """A micro-batch.  index: numbers of its images, int64 [B].  positions: their positions in the global batch."""
+    """The images of a micro-batch.
+
+    step: training step.  positions: positions of the B images in the global batch of the step.
+    index: indices of the images in the training set, int64 [B].
+    """
 
     step: int
     positions: range

@@ -1,4 +1,7 @@
-"""Ranks and collectives, launchers, Slurm jobs, and signals. Only `collectives` imports torch."""
+"""Distributed training: collectives, launchers, Slurm jobs, and signals.
+
+Of the modules, only `collectives` imports torch.
+"""
 
 from diffusion_lab.distributed.launch import cluster_environment
 

@@ -1,4 +1,4 @@
-"""Ranks of a job and their collectives, independent of the launcher."""
+"""Rank and world size of a process, and collective operations, for any launcher."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,14 +27,15 @@ class Ranks:
         return cls()
 
     def shard(self, items: Sequence[Item]) -> Sequence[Item]:
-        """Return this rank's contiguous slice of the items, in the order of the ranks, without padding or repeats."""
+        """Return this rank's contiguous slice of the items; the slices of all ranks contain each item exactly once."""
         size = len(items)
         return items[self.rank * size // self.world_size : (self.rank + 1) * size // self.world_size]
 
     def all_gather(self, rows: Tensor) -> Tensor:
-        """Concatenate the rows [n, ...] of all ranks into [N, ...], on the CPU of each rank.
+        """Concatenate the tensors of all ranks along the first dimension.  Returns a tensor [N, ...] on the CPU.
 
-        Collective: call it on all ranks, also on a rank without rows.
+        rows: tensor of this rank, [n, ...]; n may be 0 and may differ between the ranks, and N is the sum of all n.
+        Collective: call it on all ranks.
         """
         if self.world_size == 1:
             return rows.cpu()
@@ -46,7 +47,7 @@ class Ranks:
         return torch.cat([part[:count].cpu() for part, count in zip(gathered, counts, strict=True)])
 
     def all_reduce_sum(self, sums: Tensor) -> Tensor:
-        """Return the sum over all ranks, on the CPU of each rank. Collective: call it on all ranks."""
+        """Return the elementwise sum of `sums` over all ranks, on the CPU. Collective: call it on all ranks."""
         if self.world_size == 1:
             return sums.cpu()
         summed = sums.to(_device(), copy=True)
@@ -54,9 +55,9 @@ class Ranks:
         return summed.cpu()
 
     def all_reduce_mean(self, number: Tensor) -> Tensor:
-        """Return the mean over all ranks, [], on the device of `number` and without synchronizing with the device.
+        """Return the mean of `number` over all ranks, in the shape and on the device of `number`.
 
-        Collective: call it on all ranks.
+        The host does not wait for the device. Collective: call it on all ranks.
         """
         if self.world_size == 1:
             return number
@@ -66,9 +67,10 @@ class Ranks:
 
     @contextmanager
     def raise_together(self) -> Iterator[None]:
-        """Raise a ValueError from one rank on all ranks. Collective: enter it on all ranks.
+        """Raise a ValueError on all ranks if one rank raises it inside the context.
 
-        Without this context, the other ranks would wait for the failed rank in their next collective.
+        Without the context, the other ranks would wait for the failed rank in their next collective.
+        Collective: enter the context on all ranks.
         """
         failure = None
         try:
@@ -81,7 +83,7 @@ class Ranks:
             raise ValueError(failed[0]) from failure
 
     def all_gather_object(self, value: Item) -> list[Item]:
-        """Return the values of all ranks in the order of the ranks. Collective: call it on all ranks."""
+        """Return a list with `value` from each rank, in the order of the ranks. Collective: call it on all ranks."""
         if self.world_size == 1:
             return [value]
         values: list[Item] = [value] * self.world_size

@@ -1,4 +1,7 @@
-"""The number of ranks in a run, and their launcher: srun, torchrun, submitit, or Lightning on a single node."""
+"""Detection of the launcher (srun, torchrun, submitit, or Lightning on a single node) and of the number of ranks.
+
+The trainer settings are compared with the ranks that the launcher started.
+"""
 
 import os
 import re
@@ -11,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class LaunchError(ValueError):
-    """Trainer settings that do not match the ranks that the launcher started."""
+    """Error for settings of the trainer or of the launcher that do not match each other."""
 
 
 def num_local_ranks() -> int | None:
@@ -40,7 +43,7 @@ def num_nodes() -> int:
 def validate(devices: Any, nodes: Any, strategy: Any) -> None:
     """Raise LaunchError unless devices, num_nodes and strategy of the trainer match the ranks that were started."""
     if isinstance(strategy, str) and re.search(r"spawn|fork|notebook", strategy):
-        raise LaunchError(f"trainer.strategy must start each rank as a command (for example ddp), got {strategy}.")
+        raise LaunchError(f"trainer.strategy must run each rank as a separate command, as ddp does, got {strategy}.")
     local_ranks = num_local_ranks()
     count = len(devices) if isinstance(devices, list) else devices
     for name, number in {"devices": count, "num_nodes": nodes}.items():
@@ -64,7 +67,7 @@ def validate(devices: Any, nodes: Any, strategy: Any) -> None:
 
 
 def limit_threads() -> None:
-    """Limit the threads of an srun task to its own CPUs. Call this function before torch is imported.
+    """Limit the number of threads of an srun task to the number of its CPUs. Call it before torch is imported.
 
     By default torch uses one thread per core of the node in each task. More threads than cores make steps many times
     slower.
@@ -78,8 +81,8 @@ def limit_threads() -> None:
 def cluster_environment() -> "ClusterEnvironment":
     """Return Lightning's cluster environment for the launcher.
 
-    Lightning's own detection treats a shell in a Slurm job as one of several tasks and waits for the others forever.
-    Lightning's automatic requeue is disabled, because StopOnSignal handles signals between two steps.
+    Lightning's own detection treats a shell in a Slurm job as one of several tasks and waits forever for the other
+    tasks. Lightning's automatic requeue is disabled, because StopOnSignal handles signals between two steps.
     """
     from lightning.fabric.plugins.environments import (
         LightningEnvironment,
@@ -100,7 +103,7 @@ def cluster_environment() -> "ClusterEnvironment":
 
 
 def _export_slurm_step() -> None:
-    """Set the environment variables of the job, which Lightning reads, to the values of the step."""
+    """Set the Slurm variables that Lightning reads, which describe the complete job, to the values of the job step."""
     step = int(os.environ["SLURM_STEP_ID"])
     os.environ["SLURM_NTASKS_PER_NODE"] = str(num_local_ranks())
     os.environ["SLURM_NNODES"] = str(num_nodes())

@@ -1,4 +1,4 @@
-"""Graceful stop of a command on SIGTERM and on Slurm's SIGUSR1. Training stops at the end of a step.
+"""Signal handlers that stop a command gracefully on SIGTERM or SIGUSR1. Training stops at the end of a step.
 
 Slurm sends SIGUSR1 before a time limit or a preemption (--signal=USR1@SECONDS). The job is then requeued.
 """
@@ -15,7 +15,10 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class StoppedBySignal(BaseException):
-    """Stop of the command by a signal.  number: signal number.  step: number of completed training steps."""
+    """Exception that stops a command after a signal.
+
+    number: signal number.  step: number of completed training steps; None if the command does not train.
+    """
 
     def __init__(self, number: int, step: int | None = None) -> None:
         after = "" if step is None else f" after step {step}"
@@ -24,7 +27,7 @@ class StoppedBySignal(BaseException):
 
     @property
     def requests_requeue(self) -> bool:
-        """Whether the signal requests that Slurm requeues the job."""
+        """Whether the job must be requeued: the signal is SIGUSR1, and the process belongs to a Slurm job."""
         return self.number == signal.SIGUSR1 and slurm_job.slurm_id() is not None
 
 
@@ -42,7 +45,7 @@ def raise_on_signal() -> Iterator[None]:
 
 
 def install(handler: Any, *others: int) -> dict[int, Any]:
-    """Install a handler for the stop signals and `others`; return the previous handler of each signal number."""
+    """Install a handler for SIGTERM, SIGUSR1 and the signals in `others`; return the previous handlers by number."""
     if threading.current_thread() is not threading.main_thread():
         return {}  # only the main thread can install handlers
     return {number: signal.signal(number, handler) for number in (*STOP_SIGNALS, *others)}

@@ -45,11 +45,11 @@ def slurm_id() -> str | None:
 
 
 def job_name() -> str:
-    """Return the name of the job folder, identical on all ranks and after each restart.
+    """Return the default name of the run folder, identical on all ranks of a job and after each restart of the job.
 
-    In a Slurm job that is not an interactive job of one rank, the name is slurm_JOB, followed by .STEP for each srun
-    after the first one: slurm_17.2 for the third srun of job 17. In all other cases, the name is torchrun_ID if
-    torchrun started this process, and the current date and time if it did not.
+    In a Slurm job, the name is slurm_JOB for step 0 (the first srun) or without srun, and slurm_JOB.STEP for later
+    steps: slurm_17.2 for the third srun of job 17. In an interactive Slurm job with one rank and outside of Slurm, the
+    name is torchrun_ID if torchrun started this process, and the current date and time without torchrun.
     """
     if (job_id := slurm_id()) and not _in_interactive_job():
         step = int(os.environ.get("SLURM_STEP_ID", 0)) if in_slurm_step() else 0
@@ -62,7 +62,7 @@ def job_name() -> str:
 
 
 def _in_interactive_job() -> bool:
-    """Return whether the command was typed into a shell in a job, which can run several commands."""
+    """Return whether this single-rank command was typed into a shell in a job, which can run several commands."""
     shell = os.environ.get("SLURM_JOB_NAME")
     by_salloc, by_srun = shell == "interactive" and not in_slurm_step(), shell in ("sh", "bash", "zsh", "fish")
     return world_size() == 1 and (by_salloc or by_srun)
@@ -100,14 +100,14 @@ class SlurmQueue:
         self._queried = False
 
     def states(self) -> dict[str, str] | None:
-        """Return the state of each pending or running job of the user, or None if Slurm is not available."""
+        """Return the state of each pending or running job of the user by job id, or None if Slurm is not available."""
         if not self._queried:
             self._queried = True
             self._states = _query("squeue", "-h", "-r", "-u", getpass.getuser(), "-o", "%i %T")
         return self._states
 
     def why_gone(self, job_id: str) -> str | None:
-        """Return why a job has left the queue, or None if the job is in the queue or Slurm is not available."""
+        """Return the reason why a job is not in the queue, or None if it is in the queue or Slurm is not available."""
         states = self.states()
         if states is None or job_id in states:
             return None

@@ -84,7 +84,7 @@ class HalfLifeDecay(Decay):
 
 @dataclass(frozen=True)
 class PowerFunctionDecay(Decay):
-    """(1 - 1 / t)^(exponent + 1) at step t (Karras et al. 2024, eq. 127).
+    """The decay (1 - 1 / t)^(exponent + 1) at step t (Karras et al. 2024, eq. 127).
 
     The weight of step i in the average is proportional to i^exponent.
     The shape of the averaging weights does not depend on the duration of the run. The first update removes the initial
@@ -139,7 +139,7 @@ class EMA(nn.Module):
 
     @property
     def network(self) -> nn.Module:
-        """The average that sampling uses."""
+        """The averaged network that sampling uses, which is the first one in `decays`."""
         return self.networks[next(iter(self.decays))]
 
     @torch.no_grad()
@@ -176,8 +176,8 @@ def _validate_decays(decays: Mapping[str, Decay]) -> None:
     for name, decay in decays.items():
         if not str(name).isidentifier() or name == RAW or hasattr(nn.ModuleDict(), name):
             raise ValueError(
-                f"keys of ema.decays must be identifiers other than {RAW} and the names of attributes of nn.ModuleDict,"
-                f" got {name}."
+                f"keys of ema.decays must be identifiers other than {RAW} and the attribute names of nn.ModuleDict, "
+                f"got {name}."
             )
         if not isinstance(decay, Decay):
             raise ValueError(f"ema.decays.{name} must be a Decay, got {decay}.")

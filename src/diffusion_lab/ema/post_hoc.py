@@ -53,7 +53,7 @@ class Combination:
 
 
 def combination(averages: Sequence[Profile], target: Profile) -> Combination:
-    """Return the combination of averages that is the least-squares fit to `target` (Karras et al. 2024, alg. 3).
+    """Return the combination of `averages` that is the least-squares fit to `target` (Karras et al. 2024, alg. 3).
 
     The paper integrates over continuous time. This function sums over the discrete steps, which is exact for short runs
     too. A QR decomposition avoids the normal equations, which would lose half of the digits.
@@ -72,7 +72,10 @@ def combination(averages: Sequence[Profile], target: Profile) -> Combination:
 
 
 def _qr_triangle(profiles: Sequence[Profile]) -> Tensor:
-    """Return R of the QR decomposition of [steps, profiles], computed block by block: [profiles, profiles]."""
+    """Return R of the QR decomposition of the matrix whose columns are the profiles: [profiles, profiles].
+
+    The matrix [steps, profiles] is processed in blocks of steps, because it may not fit into memory.
+    """
     triangle = torch.zeros(0, len(profiles), dtype=torch.float64)
     end = max(profile.step for profile in profiles) + 1
     for first in range(1, end, STEPS_AT_ONCE):

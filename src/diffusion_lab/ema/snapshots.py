@@ -44,7 +44,8 @@ def saved_averages(folder: Path) -> list[Snapshot]:
 def combined(snapshots: Sequence[Snapshot], coefficients: Sequence[float]) -> dict[str, Tensor]:
     """Return the state_dict of a network whose parameters are the weighted sum of the snapshots, summed in float64.
 
-    The buffers are copied from the last snapshot. Only one file is in memory at a time.
+    coefficients: weight of each snapshot.
+    The buffers are copied from the last element of `snapshots`. Only one file is in memory at a time.
     """
     total: dict[str, Tensor] = {}
     for snapshot, coefficient in zip(snapshots, coefficients, strict=True):

@@ -1,4 +1,4 @@
-"""Evaluation of trained networks: image sets -> metric values with the settings of their measurement."""
+"""Evaluation of trained networks: metric values, each with the settings with which it was measured."""
 
 from diffusion_lab.evaluation.evaluator import Evaluator, Number
 from diffusion_lab.evaluation.likelihood import FlowLikelihood, VariationalBound

@@ -46,8 +46,9 @@ class Evaluator:
 
     Each rank generates a part of the images and computes a part of the metrics; all ranks receive all values.
 
+    images: generator of the images.
     reference: set that metrics compare the samples with; None if no metric needs a reference.
-    precision: numerical precision of sampling, for the fingerprint.
+    precision: precision in which the images are sampled, as in Lightning; only stored in fingerprints.
     display: progress display.
     seconds: seconds spent on "sampling", "features" and "statistics", and on "means over images" if `mean` was called.
     """
@@ -105,8 +106,8 @@ class Evaluator:
         module, device = self.images.module, self.images.module.device
         if module.space != Pixels():
             raise ValueError(
-                "`metrics` must not contain means over single images for a model in latent space, got "
-                f"{metric.quantity.name}."
+                "`metrics` must not contain bound, nll, flow or reconstruction (which are computed from pixels) for a "
+                f"latent diffusion model, got {metric.quantity.name}."
             )
         metric = metric.to(device)
         denoiser = module.denoiser(weights=self.images.weights)
@@ -170,7 +171,7 @@ class Evaluator:
             return {key: replace(_gather_features(parts, ranks), label=label) for key, parts in rows.items()}
 
     def _numbers(self, metrics: Sequence[Metric], samples: FeatureSets) -> Iterator[Number]:
-        """Divide the metrics among the ranks. For each metric, all ranks yield the values that one rank computed."""
+        """Divide the metrics among the ranks, and yield the values of all metrics, in order, on all ranks."""
         ranks = Ranks.current()
         own_values: dict[int, dict[str, float]] = {}
         with ranks.raise_together():
@@ -185,7 +186,7 @@ class Evaluator:
                 yield Number(name, value, self.fingerprint(metric))
 
     def _computes(self, j: int, num_metrics: int) -> bool:
-        """Return whether this rank computes metric number j."""
+        """Return whether this rank computes the metric with index j."""
         ranks = Ranks.current()
         num_groups = min(ranks.world_size, num_metrics)
         return j % num_groups == ranks.rank % num_groups
@@ -220,10 +221,11 @@ class Evaluator:
 
 
 def _required_outputs(metrics: Sequence[Metric], of_reference: bool = False) -> dict[Features, dict[str, bool]]:
-    """Return, for each feature network, the names of the outputs that `metrics` use.
+    """Return the outputs of each feature network that `metrics` use.
 
     of_reference: whether to consider only metrics that need a reference.
-    The value of each name is whether any of the metrics needs the features of single images.
+    Returns, for each feature network, a dict from the name of an output to whether any metric that uses this output
+    needs the features of single images.
     """
     required: dict[Features, dict[str, bool]] = {}
     for metric in metrics:
@@ -234,7 +236,7 @@ def _required_outputs(metrics: Sequence[Metric], of_reference: bool = False) -> 
 
 
 def _gather_features(parts: list[Tensor], ranks: Ranks) -> FeatureSet:
-    """Return the features of the images of all ranks in seed order."""
+    """Gather the features of the images of all ranks in seed order.  parts: features of each batch of this rank."""
     widths = ranks.all_gather_object(max((part.shape[1] for part in parts), default=0))
     rows = ranks.all_gather(torch.cat([*parts, torch.zeros(0, max(widths))]))
     return FeatureSet.of(rows) if len(rows) > 1 else FeatureSet(len(rows), rows.sum(0).double(), rows.T @ rows, rows)

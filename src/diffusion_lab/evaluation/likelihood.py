@@ -21,7 +21,7 @@ LEVEL = 2 / 255
 class VariationalBound:
     """Terms of the variational bound on the negative log-likelihood (Ho et al. 2020, eq. 5 and 13).
 
-    clipping: clipping of the x_0 estimates, as in the code of the papers.
+    clipping: clipping of the x_0 estimates; by default to [-1, 1], as in the code of Ho et al. 2020.
     Raises ValueError unless the schedule has discrete steps.
     """
 

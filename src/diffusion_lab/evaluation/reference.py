@@ -40,7 +40,7 @@ class Reference(ABC):
 
     @abstractmethod
     def protocol(self) -> dict[str, Any]:
-        """Return the settings of the reference for fingerprints."""
+        """Return the values that identify the reference in fingerprints."""
 
     @abstractmethod
     def feature_sets(
@@ -261,7 +261,10 @@ class _Moments:
 
 
 def _read_cached(file: Path, with_rows: bool) -> FeatureSet | None:
-    """Return the statistics in a cache file, or None if the file is missing, damaged or lacks required rows."""
+    """Return the statistics in a cache file, or None if the file is missing, damaged or incomplete.
+
+    with_rows: whether the file must also contain the features of single images.
+    """
     try:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             rows = torch.from_numpy(arrays["rows"]) if "rows" in arrays.files else None

@@ -30,7 +30,7 @@ class Features(nn.Module, ABC):
 
     @abstractmethod
     def extract(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Return all outputs for uint8 images, by name."""
+        """Return all outputs for uint8 images [B, C, H, W], by the names in `outputs`."""
 
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:

@@ -1,4 +1,8 @@
-"""DINOv2 and CLIP from `transformers`: metrics of their features match human judgment better than the FID."""
+"""DINOv2 and CLIP from `transformers`.
+
+Metrics that compare the features of these networks agree better with human judgment than the FID (Stein et al. 2023;
+Jayasumana et al. 2024).
+"""
 
 from abc import abstractmethod
 from pathlib import Path
@@ -30,8 +34,9 @@ class VisionTransformer(Features):
     architecture: dict[str, int]
 
     def __init__(self, weights: str | Path | None = None, sha256: str | None = None) -> None:
-        """weights: copy of the file on the hub, or its `.safetensors` version; None uses the cache or downloads it.
+        """weights: copy of the file `hub_file` on the Hugging Face hub, or the same weights as a `.safetensors` file.
 
+        If weights is None, the file is read from the local cache of the hub, or downloaded if it is not cached.
         sha256: first digits of the SHA-256 that the file must have.
         Raises FeaturesUnavailableError if the library or the weights are missing.
         """
@@ -55,10 +60,10 @@ class VisionTransformer(Features):
     @classmethod
     @abstractmethod
     def network_and_config(cls, transformers: Any) -> tuple[Any, Any]:
-        """Return the class of the network in the library, and its configuration."""
+        """Return the network class in `transformers`, and the configuration of the network."""
 
     def is_network_key(self, key: str) -> bool:
-        """Return whether a tensor of the file belongs to the network, and not to a part such as a text encoder."""
+        """Return whether a key of the weights file belongs to the network, and not to a text encoder, for example."""
         return True
 
     def preprocess(self, pixels: Tensor) -> Tensor:
@@ -69,7 +74,7 @@ class VisionTransformer(Features):
         return (x.expand(-1, 3, -1, -1) / 255 - self.shift) / self.scale  # type: ignore[operator]
 
     def _load_network(self, transformers: Any, state: dict[str, Tensor], path: Path) -> nn.Module:
-        """Build the network with its weights.  The library translates the keys of its older versions."""
+        """Build the network with its weights.  `transformers` translates the keys of files from its older versions."""
         network_class, config = self.network_and_config(transformers)
         network, report = network_class.from_pretrained(
             None,
@@ -123,7 +128,7 @@ class DINOv2(VisionTransformer):
         """Interpolate position embeddings to side x side patches: [1, 1 + S * S, C] -> [1, 1 + side * side, C].
 
         This follows dinov2/models/vision_transformer.py of facebookresearch/dinov2, with which published results were
-        computed. `transformers` uses a slightly different scale, without the additional 0.1 patches.
+        computed. `transformers` uses a slightly different scale, because it does not add 0.1 to `side`.
         """
         old_side = round((positions.shape[1] - 1) ** 0.5)
         grid = positions[:, 1:].reshape(1, old_side, old_side, -1).permute(0, 3, 1, 2)  # [1, C, S, S]

@@ -41,7 +41,7 @@ def verify_sha256(path: Path, *prefixes: str | None) -> str:
 def read(path: Path) -> dict[str, Tensor]:
     """Read weights by name from a `.safetensors` file or from a file written by torch.save.
 
-    Raises FeaturesUnavailableError if the file is missing, damaged or contains anything else.
+    Raises FeaturesUnavailableError if the file is missing or damaged, or contains anything other than tensors by name.
     """
     if not path.is_file():
         raise FeaturesUnavailableError(f"features.weights must be an existing weights file, got {path}.")
@@ -52,12 +52,12 @@ def read(path: Path) -> dict[str, Tensor]:
             f"the weights file {path} cannot be read as weights: {_short(error)}."
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise FeaturesUnavailableError(f"the weights file {path} must contain only tensors by name, got other content.")
+        raise FeaturesUnavailableError(f"the weights file {path} must contain a dict of tensors, got other content.")
     return state
 
 
 def load(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """Load weights into a network.  Raises FeaturesUnavailableError if they belong to another network."""
+    """Load weights into a network.  Raises FeaturesUnavailableError if their keys or shapes do not match."""
     try:
         network.load_state_dict(state)
     except RuntimeError as error:

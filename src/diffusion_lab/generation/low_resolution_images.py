@@ -35,7 +35,7 @@ class LowResolutionImages(ABC):
 
     @abstractmethod
     def pixels(self, seeds: range) -> Tensor:
-        """Return the low-resolution images, uint8 [B, C, h, w].  seeds: one full batch."""
+        """Return the low-resolution images, uint8 [B, C, h, w].  seeds: seeds of one full batch."""
 
     @abstractmethod
     def labels(self, seeds: Sequence[int]) -> Tensor | None:
@@ -62,7 +62,7 @@ class LowResolutionImages(ABC):
 
 
 def require_noise(noise: float, low_resolution: LowResolution) -> None:
-    """Raise ValueError if noise is outside the range that the network was trained on."""
+    """Raise ValueError if the noise level is outside the range that the super-resolution network was trained on."""
     if not 0 <= noise <= low_resolution.max_noise:
         raise ValueError(
             f"low_resolution_noise must be in [0, {low_resolution.max_noise}] (the range that the super-resolution "

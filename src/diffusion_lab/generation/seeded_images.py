@@ -49,9 +49,9 @@ class SeededImages:
         """Raise ValueError if an argument does not fit the network, or if batch_size is below 1.
 
         sampler: sampler that generates the images; None selects the sampler of the module.
-        label: class of all images. "random" assigns a random class to each seed. None assigns the class of its
-            low-resolution image to each seed; without low-resolution images, or if these have no classes, it assigns
-            class k modulo the number of classes to seed k.
+        label: class of all images. "random" assigns a random class to each seed. If the label is None, each image has
+            the class of its low-resolution image; if there are no low-resolution images, or if they have no classes,
+            the class of seed k is k modulo the number of classes.
         weights: name of the weights, see `DiffusionModule.sampled_network`.  batch_size: number of images per batch.
         folder: folder in which finished batches are cached, so that an interrupted job can be resumed.
         low_resolution_images: source of the low-resolution images for a super-resolution network.
@@ -73,14 +73,15 @@ class SeededImages:
         return self.module.image_shape
 
     def batches(self, seeds: range) -> list[range]:
-        """Split a range of consecutive seeds at the boundaries of batches."""
+        """Split a range of seeds into full batches; the first and the last range may be a part of a full batch."""
         first, last = seeds.start // self.batch_size, -(-seeds.stop // self.batch_size)
         full_batches = (range(k * self.batch_size, (k + 1) * self.batch_size) for k in range(first, last))
         return [range(max(batch.start, seeds.start), min(batch.stop, seeds.stop)) for batch in full_batches]
 
     def generate(self, seeds: range, on_step: OnStep | None = None) -> Tensor:
-        """Generate images, uint8 [B, C, H, W], on the device of the module.  seeds: a batch or a part of it.
+        """Generate images, uint8 [B, C, H, W], on the device of the module.
 
+        seeds: consecutive seeds in one full batch.
         on_step: callback after each sampler step, see `samplers.OnStep`. The callback receives the full batch. With a
             callback, the batch is generated even if it is cached.
         Raises ValueError if the images are not finite.
@@ -130,7 +131,11 @@ class SeededImages:
         return torch.full((len(seeds),), self.label)
 
     def condition(self, x_0: Tensor, label: Tensor | None) -> Condition:
-        """Return the condition of the network for given images.  x_0: [B, C, H, W] in [-1, 1].  label: int64 [B]."""
+        """Return the condition of the network for images that were not generated, such as images of the data set.
+
+        The condition of a super-resolution network includes the downsampled images.
+        x_0: images, [B, C, H, W] in [-1, 1].  label: their classes, int64 [B].
+        """
         if self.low_resolution_images is None:
             return Condition(label)
         low_resolution = self.low_resolution_images.low_resolution
@@ -199,7 +204,7 @@ class SeededImages:
         return to_uint8(images).cpu()
 
     def _load_cached(self, seeds: range) -> Tensor | None:
-        """Return the cached batch `seeds`, or None if its file is missing or damaged."""
+        """Return the cached images of a full batch, uint8 [B, C, H, W], or None if its file is missing or damaged."""
         if self.folder is None:
             return None
         try:
@@ -249,12 +254,15 @@ def _split(seeds: range, size: int) -> list[range]:
 def generate_with_frames(
     images: SeededImages, batches: Sequence[range], num_frames: int, advance: Callable[[int], None]
 ) -> tuple[Tensor, list[Tensor]]:
-    """Generate images and intermediate frames. Collective: call on all ranks; each rank receives all images.
+    """Generate images, and frames for an animation of the sampling process.
+
+    Collective: call on all ranks; each rank receives all images and frames.
 
     batches: seeds of the batches that this rank generates.
-    num_frames: number of frames, recorded after evenly spaced sampler steps that include the last step.
+    num_frames: number of frames. Frames are recorded after evenly spaced sampler steps, which include the last step.
     advance: function that is called with 1 after each step of each batch.
-    Returns the images, uint8 [N, C, H, W], and at most num_frames frames of the same shape.
+    Returns the images, uint8 [N, C, H, W], and a list of frames. Each frame consists of the noisy images x_t after one
+    of these steps, uint8 [N, C, H, W]. There are fewer than num_frames frames if the sampler has fewer steps.
     """
     num_steps = len(images.sampler.times)
     frame_steps = sorted({round(step) for step in np.linspace(1, num_steps, min(num_frames, num_steps))})  # can be []

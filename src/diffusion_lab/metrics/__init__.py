@@ -1,4 +1,7 @@
-"""Metrics of image sets. The name of a metric value states how the value was computed."""
+"""Metrics of generated images, such as the FID, and of denoisers, such as bits per dimension.
+
+The name of a metric value states how the value was computed, for example fid_inception_50k_train.
+"""
 
 from diffusion_lab.metrics.class_accuracy import ClassAccuracy
 from diffusion_lab.metrics.cmmd import CMMD

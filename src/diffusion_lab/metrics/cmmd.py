@@ -35,7 +35,7 @@ class CMMD(Metric):
 
 
 def _mean_kernel(one: Tensor, other: Tensor) -> float:
-    """Return the mean of exp(-|x - y|^2 / (2 sigma^2)) over all pairs of rows."""
+    """Return the mean of exp(-|x - y|^2 / (2 sigma^2)) over all rows x of `one` [n, D] and y of `other` [m, D]."""
     total = 0.0
     for batch in torch.split(one, BATCH_SIZE):
         squared = batch.square().sum(1)[:, None] + other.square().sum(1)[None] - 2 * batch @ other.T

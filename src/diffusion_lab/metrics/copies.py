@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def nearest_distances(pixels: Tensor, images: Tensor) -> Tensor:
-    """Return the Euclidean distance in pixel space from each of `pixels` to the nearest of `images`.
+    """Return the Euclidean distance in pixel space from each image in `pixels` to the nearest image in `images`.
 
     pixels: uint8 [B, C, H, W].  images: uint8 [N, C, H, W].  Returns float32 [B], for pixels scaled to [0, 1].
     """

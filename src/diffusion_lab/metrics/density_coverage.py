@@ -51,8 +51,8 @@ class DensityCoverage(Metric):
 
 
 def _distances(one: Tensor, other: Tensor) -> Tensor:
-    """Return the distance of each row of `one` to each row of `other`: [n, m].
+    """Return the Euclidean distance between each feature vector in `one` [n, D] and in `other` [m, D]: [n, m].
 
-    The rows must be float64: cdist subtracts large sums, which is too inexact in float32.
+    The features must be float64, because torch.cdist subtracts large sums, which is too inexact in float32.
     """
     return torch.cdist(one, other)

@@ -14,7 +14,7 @@ class FeatureSet:
     count: number of images.  mean: mean of the features, float64 [D].
     covariance: unbiased covariance of the features, float64 [D, D].
     rows: features of single images, float32 [M, D], in the order of the images. They are the features of all images or,
-        for a large set, of a random subset; None if only mean and covariance are known.
+        if the set is too large to store them all, of a random subset; None if only mean and covariance are known.
     label: classes on which the generation of the images was conditioned, int64 [M]; None without classes.
     """
 

@@ -10,7 +10,7 @@ from diffusion_lab.metrics.metric import abbreviate_count
 
 
 class Quantity(Protocol):
-    """Quantity of a single image, as a sum of terms."""
+    """Interface of a quantity that is computed for each image as a sum of terms."""
 
     @property
     def name(self) -> str:
@@ -21,11 +21,14 @@ class Quantity(Protocol):
         """Number of terms. A quantity with several terms may also have an attribute `steps`, the times of the terms."""
 
     def __call__(self, denoiser: Any, x_0: Tensor, condition: Any, noise: Any) -> Tensor:
-        """Return the terms of images x_0 [B, C, H, W] for a denoiser: [B, num_terms].  noise: source of the noise."""
+        """Return the terms of each image in x_0 [B, C, H, W]: [B, num_terms].
+
+        denoiser, condition: evaluated denoiser and its conditions.  noise: source of the noise tensors.
+        """
 
 
 class MeanOverImages(Metric):
-    """Mean of a quantity; `name` states the quantity, the split and the number of images.
+    """Mean of a quantity over images from a split of a data set.
 
     Sums are float64 and reduced over all ranks, so that the mean does not depend on how the images are distributed.
     """

@@ -1,4 +1,4 @@
-"""Base class of metrics of image sets, and the names of metric values."""
+"""Base class of metrics that are computed from the features of generated images, and the names of metric values."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -10,9 +10,11 @@ from diffusion_lab.metrics.feature_set import FeatureSet
 
 @dataclass(frozen=True)
 class Metric(ABC):
-    """Metric of a set of samples, computed from features, in most cases in comparison with a reference set.
+    """Metric of generated images (samples), computed from their features, such as the FID.
 
-    output: name of the feature output that the metric uses, see `Features`.
+    Most metrics compare the features of the samples with the features of a reference set of images.
+
+    features: feature network.  output: name of the output of the feature network that the metric uses.
     needs_reference: whether the metric compares the samples with a reference set.
     needs_rows: whether the metric needs the features of single images, not only their mean and covariance.
     Raises ValueError if the features do not have this output.
@@ -37,7 +39,10 @@ class Metric(ABC):
         return 2
 
     def require_classes(self, num_classes: int) -> None:  # noqa: B027 (most ignore classes)
-        """Raise ValueError if the metric cannot be computed for samples of num_classes classes; 0: unconditional."""
+        """Raise ValueError if the metric cannot be computed for samples of this number of classes.
+
+        num_classes: number of classes; 0 for unconditional samples.
+        """
 
     @abstractmethod
     def measure(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:

@@ -142,7 +142,8 @@ class Stage(nn.ModuleList):
     """Modules applied in sequence, each of which also receives the embedding.
 
     checkpointing: whether to recompute the activations inside a module in the backward pass instead of storing them
-        (Chen et al. 2016). This saves memory, increases the time by a third, and does not change the result.
+        (Chen et al. 2016). This saves memory, makes a training step about a third slower, and does not change
+        the result.
     """
 
     def __init__(self, modules: Sequence[nn.Module], *, checkpointing: bool = False) -> None:
@@ -248,7 +249,7 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Levels:
-    """Levels of a U-Net.
+    """Sizes of the levels of a U-Net.
 
     stem: input channels of the first level.  widths: channels of each level.  sides: side of each level, in patches.
     depths: number of residual blocks of each level.
@@ -272,7 +273,7 @@ class Levels:
         attention_resolutions: Sequence[int],
         patch_size: int = 1,
     ) -> "Levels":
-        """Derive the levels.  side: side of the image in pixels.
+        """Return the levels of a U-Net with these settings.  side: side of the image in pixels.  Others: see `UNet`.
 
         Raises ValueError if the side cannot be halved often enough, or if num_blocks does not match the levels.
         """
@@ -310,7 +311,7 @@ class Levels:
 
 
 def middle(width: int, blocks: Blocks, embedding_channels: int) -> Stage:
-    """Return the last stage of the lowest level: attention between two residual blocks."""
+    """Return the middle block of a U-Net, at the lowest resolution: attention between two residual blocks."""
     first, attention = blocks.residual(width, width, embedding_channels), blocks.attention(width)
     return blocks.stage(first, attention, blocks.residual(width, width, embedding_channels))
 
@@ -332,7 +333,7 @@ def _sides(resolution: int, patch_size: int, num_levels: int, attention_resoluti
     sides = [resolution // patch_size // 2**level for level in range(num_levels)]
     if attention_resolutions and not set(attention_resolutions) & set(sides):
         raise ValueError(
-            f"attention_resolutions must contain one of {sides} (the sides of the levels) or be empty, got "
+            f"attention_resolutions must contain at least one of {sides} (the sides of the levels) or be empty, got "
             f"{list(attention_resolutions)}."
         )
     return sides

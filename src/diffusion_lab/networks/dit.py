@@ -156,8 +156,8 @@ class DiT(Network):
     def forward(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """See `Network.forward`.
 
-        Raises ValueError unless x_t is [B, in_channels, resolution, resolution], and for a condition with a missing or
-        an unused part.
+        Raises ValueError unless x_t is [B, in_channels, resolution, resolution], and if the condition lacks a part that
+        the network requires or has a part that the network does not take.
         """
         require_image(x_t, self.in_channels, self.resolution)
         embedding = self.time_embedding(time, condition)  # [B, channels]
@@ -190,10 +190,12 @@ def require_blocks(depth: int, mlp_ratio: float) -> None:
 
 
 def require_tokens(resolution: int, patch_size: int, channels: int, num_heads: int) -> None:
-    """Raise ValueError unless the image divides into patches and the channels divide into heads and positions."""
+    """Raise ValueError unless patch_size divides resolution, and num_heads and 4 divide channels."""
     if patch_size < 1 or resolution % patch_size:
         raise ValueError(f"patch_size must divide resolution={resolution}, got {patch_size}.")
     if num_heads < 1 or channels % num_heads:
         raise ValueError(f"num_heads must divide channels={channels}, got {num_heads}.")
     if channels % 4:
-        raise ValueError(f"channels must be divisible by 4 (sines and cosines of rows and columns), got {channels}.")
+        raise ValueError(
+            f"channels must be divisible by 4 (sines and cosines of the row and the column of a patch), got {channels}."
+        )

@@ -51,7 +51,8 @@ class FromDiffusers(Network):
     def forward(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """See `Network.forward`.
 
-        Raises ValueError for a condition with a missing or an unused part, an augmentation or a noise level.
+        Raises ValueError if the condition lacks a part that the network requires or has a part that the network does
+        not take, which includes every augmentation and every noise level of a low-resolution image.
         """
         require_label(condition.label, self.labels)
         if condition.augmentation is not None or condition.low_resolution_noise is not None:

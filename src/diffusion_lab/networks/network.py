@@ -1,4 +1,4 @@
-"""Interfaces of networks.
+"""Interfaces that denoising networks and classifiers for noisy images implement.
 
 A network from another library needs a short adapter:
 
@@ -41,7 +41,8 @@ class Network(nn.Module):
         """Return the output of the network, an estimate of the target that the `Prediction` of the run defines.
 
         x_t: [B, in_channels, resolution, resolution], scaled by the preconditioning.
-        time: [B], in the units of the schedule.  Returns [B, out_channels, resolution, resolution].
+        time: [B], as returned by `NoiseSchedule.network_time`, for example the step index of a discrete schedule.
+        Returns [B, out_channels, resolution, resolution].
         """
         raise NotImplementedError
 
@@ -57,7 +58,11 @@ class ClassifierNetwork(nn.Module):
     num_classes: int
 
     def forward(self, x_t: Tensor, time: Tensor) -> Tensor:
-        """Return logits.  x_t: [B, in_channels, resolution, resolution].  time: [B].  Returns [B, num_classes]."""
+        """Return logits, [B, num_classes].
+
+        x_t: [B, in_channels, resolution, resolution], divided by sqrt(alpha_t^2 + sigma_t^2).
+        time: [B], see `Network.forward`.
+        """
         raise NotImplementedError
 
 

@@ -112,8 +112,8 @@ class PixelTransformer(Network):
             raise ValueError(f"bottleneck must be at least 1, got {bottleneck}.")
         if channels // num_heads % 4:
             raise ValueError(
-                f"channels / num_heads must be divisible by 4 (rotations along rows and columns), got "
-                f"{channels // num_heads}."
+                f"channels / num_heads must be divisible by 4 (channel pairs are rotated for the row and the column), "
+                f"got {channels // num_heads}."
             )
         self.resolution, self.in_channels, self.out_channels = resolution, in_channels, out_channels
         self.patch_size, self.checkpointing = patch_size, checkpointing
@@ -135,8 +135,8 @@ class PixelTransformer(Network):
     def forward(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """See `Network.forward`.
 
-        Raises ValueError unless x_t is [B, in_channels, resolution, resolution], and for a condition with a missing or
-        an unused part.
+        Raises ValueError unless x_t is [B, in_channels, resolution, resolution], and if the condition lacks a part that
+        the network requires or has a part that the network does not take.
         """
         require_image(x_t, self.in_channels, self.resolution)
         embedding = self.time_embedding(time, condition)  # [B, channels]

@@ -41,14 +41,19 @@ def bound_term(
 def gaussian_divergence(between_means: Tensor, log_variance_q: Tensor, log_variance_p: Tensor) -> Tensor:
     """Return KL(q || p) of two diagonal Gaussians per pixel, in nats.
 
-    between_means: difference between the means of q and p. The arguments broadcast against each other.
+    between_means: difference between the means of q and p.  log_variance_q, log_variance_p: log-variances of q and p.
+    The arguments may have different shapes, which are broadcast.
     """
     difference = log_variance_q - log_variance_p
     return 0.5 * (torch.expm1(difference) - difference + between_means.square() * (-log_variance_p).exp())
 
 
 def discretized_log_likelihood(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
-    """Return the log-probability of 8-bit pixels x in [-1, 1] under a discretized Gaussian (Ho et al. 2020, eq. 13)."""
+    """Return the log-probability of 8-bit pixels x in [-1, 1] under a discretized Gaussian (Ho et al. 2020, eq. 13).
+
+    The arguments may have different shapes, which are broadcast. Returns one value per pixel and channel, in nats,
+    with the dtype of mean.
+    """
     dtype = mean.dtype
     # float64: in float32 the gradient of the difference of two nearly equal values of Phi keeps 3 digits only.
     x, mean, log_std = x.double(), mean.double(), log_std.double()
@@ -56,7 +61,7 @@ def discretized_log_likelihood(x: Tensor, mean: Tensor, log_std: Tensor) -> Tens
     # Clipped at 10 million standard deviations, because the gradient of log Phi is NaN for larger values.
     upper, lower = (((x - mean + half) * inverse_std).clamp(-1e7, 1e7) for half in (1 / 255, -1 / 255))
     # The intervals of the first and the last level extend to infinity. log(Phi(upper) - Phi(lower)) is computed from
-    # log Phi, and mirrored to the lower tail, so that no digits cancel.
+    # log Phi. Intervals above the mean are mirrored to the lower tail, where the difference loses no digits.
     upper = torch.where(x > 1 - 1 / 255, math.inf, upper)
     lower = torch.where(x < -1 + 1 / 255, -math.inf, lower)
     mirrored = upper + lower > 0
@@ -95,7 +100,7 @@ class Variational(Objective):
     def require(self, schedule: NoiseSchedule, channels: int, out_channels: int) -> None:
         if not isinstance(schedule, TableSchedule):
             raise ValueError(
-                "`schedule` must have discrete steps (linear, cosine, ...) for objective=vlb and hybrid, "
+                "`schedule` must have discrete steps (linear, cosine, ...) for objective=vlb and objective=hybrid, "
                 f"got the continuous {type(schedule).__name__}."
             )
         if not self.variance.learned and out_channels != channels:
@@ -119,7 +124,7 @@ class Hybrid(Objective):
         if not self.bound.variance.learned:
             raise ValueError(
                 "variance must be learned_range or learned_diagonal for objective=hybrid (its bound trains only "
-                f"the variance), got {type(self.bound.variance).__name__}."
+                f"the variance), got the fixed variance {type(self.bound.variance).__name__}."
             )
         if self.bound_weight < 0:
             raise ValueError(f"bound_weight must be at least 0, got {self.bound_weight}.")

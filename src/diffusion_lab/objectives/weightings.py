@@ -1,4 +1,7 @@
-"""Loss weights of the squared error of x_0 by noise level; `Denoising` converts them for each prediction."""
+"""Loss weights of the squared error of x_0 at each noise level.
+
+`Denoising` converts them to weights of the squared error of the network output.
+"""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -81,7 +84,7 @@ class P2(Weighting):
 
 @dataclass(frozen=True)
 class EDMWeighting(Weighting):
-    """SNR + 1 / sigma_data^2: weight 1 for the output of an EDM network (Karras et al. 2022, Table 1)."""
+    """SNR + 1 / sigma_data^2, which gives the squared error of an EDM output weight 1 (Karras et al. 2022, Table 1)."""
 
     sigma_data: float = 0.5
 

@@ -132,7 +132,7 @@ class VPSchedule(UnitTimeSchedule):
         return (log_alpha_bar / 2).exp(), (-torch.expm1(log_alpha_bar)).sqrt()
 
     def _at_noise_to_signal(self, ratio: Tensor) -> Tensor:
-        # log(1 + ratio^2) is the integral of beta, which is quadratic in t. This form of the root does not cancel.
+        # log(1 + ratio^2) is the integral of beta, which is quadratic in t. This form of the root loses no digits.
         integral = torch.where(ratio > 1e8, 2 * ratio.log(), torch.log1p(ratio.clamp(max=1e8) ** 2))
         slope = self.beta_max - self.beta_min
         return 2 * integral / (self.beta_min + (self.beta_min**2 + 2 * slope * integral).sqrt())

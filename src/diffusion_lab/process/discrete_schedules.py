@@ -180,7 +180,7 @@ class CustomSchedule(TableSchedule):
 
 
 def _betas_from_alpha_bar(alpha_bar: Tensor, max_beta: float) -> Tensor:
-    """Return the variances [T] of a curve `alpha_bar` [T + 1], clipped to at most max_beta."""
+    """Return the variances [T] that result in the curve `alpha_bar` [T + 1], clipped to at most max_beta."""
     if not 0 < max_beta <= 1:
         raise ValueError(f"max_beta must be in (0, 1], got {max_beta}.")
     return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta)

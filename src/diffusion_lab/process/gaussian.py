@@ -15,7 +15,7 @@ SMALLEST_VARIANCE = 1e-30
 
 @dataclass(frozen=True)
 class GaussianProcess:
-    """The forward process q(x_t | x_0) = N(alpha_t x_0, sigma_t^2) of a schedule, and its derived distributions."""
+    """The forward process q(x_t | x_0) = N(alpha_t x_0, sigma_t^2) of a schedule, its transitions and posteriors."""
 
     schedule: NoiseSchedule
 
@@ -79,14 +79,15 @@ class GaussianProcess:
         return on_x_0, on_x_t, torch.where(has_noise, variance * sigma_s**2 / sigma_t**2, 0.0)
 
     def transition_log_variance(self, s: Tensor, t: Tensor) -> Tensor:
-        """Return the log-variance of q(x_t | x_s), float64, in the shape of t: log beta for adjacent steps."""
+        """Return the log-variance of q(x_t | x_s), float64, in the shape of t. It is log beta for adjacent steps."""
         return self.transition(s, t)[1].clamp(min=SMALLEST_VARIANCE).log()
 
     def posterior_log_variance(self, s: Tensor, t: Tensor) -> Tensor:
         """Return the log-variance of q(x_s | x_t, x_0), float64, in the shape of t.
 
-        For s = 0 the posterior variance is 0 and has no logarithm. It is replaced by the posterior variance of the
-        following step, as in the code of Ho et al. (2020), or by the variance of q(x_t | x_s) if no step follows.
+        For s = 0 the posterior variance is 0 and has no logarithm. It is replaced by the posterior variance of
+        the reverse step that starts one step after t and ends at t, as in the code of Ho et al. (2020). If t is the
+        last step or the schedule has no steps, it is replaced by the variance of q(x_t | x_s).
         """
         is_last = s == 0
         following = torch.where(is_last, self.schedule.following(t), t)
@@ -95,7 +96,7 @@ class GaussianProcess:
         return torch.where(has_no_following, self.transition(s, t)[1], variance).clamp(min=SMALLEST_VARIANCE).log()
 
     def validate_times(self, times: Sequence[float]) -> None:
-        """Raise ValueError unless times are not empty, strictly decreasing, above 0, and defined by the schedule."""
+        """Raise ValueError unless `times` is a strictly decreasing, non-empty list of times above 0 of the schedule."""
         if not times or any(s >= t for t, s in pairwise(times)) or times[-1] <= 0:
             raise ValueError(
                 f"times must be a strictly decreasing list of numbers above 0, got {list(times)}; check the settings "
@@ -105,14 +106,16 @@ class GaussianProcess:
 
     @staticmethod
     def widen(value: Tensor, like: Tensor) -> Tensor:
-        """Reshape one value per image to [B, 1, 1, 1], see `widen`."""
+        """Reshape one value per image, [B], to [B, 1, 1, 1]; see the function `widen` of this module."""
         return widen(value, like)
 
 
 def widen(value: Tensor, like: Tensor, name: str = "t") -> Tensor:
-    """Reshape one value per image to multiply images: [B] -> [B, 1, 1, 1], with the device and dtype of `like`.
+    """Reshape a tensor with one value per image so that it broadcasts over the images: [B] -> [B, 1, 1, 1].
 
-    like: images, [B, ...].  name: name of the value, for the error message.  Raises ValueError unless value is [B].
+    like: images, [B, ...]. The result has their number of dimensions, device and dtype.
+    name: name of the value in the error message.
+    Raises ValueError unless the shape of value is [B].
     """
     # Without the check, [B] would broadcast along the width of the images if B equals W.
     if value.shape != like.shape[:1]:
@@ -123,7 +126,11 @@ def widen(value: Tensor, like: Tensor, name: str = "t") -> Tensor:
 
 
 def multiplier(value: Tensor | float, like: Tensor) -> Tensor | float:
-    """Return a factor for images `like` [B, ...]: floats are returned unchanged, tensors [B] are widened."""
+    """Return `value` in a form that can be multiplied by the images `like`.
+
+    value: a float, which is returned unchanged, or one value per image, [B], which is reshaped to [B, 1, 1, 1].
+    like: images, [B, ...].
+    """
     return value if isinstance(value, float) else widen(value, like)
 
 

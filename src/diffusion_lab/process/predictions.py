@@ -23,7 +23,7 @@ class Preconditioning:
     c_out: Tensor | float
 
     def as_floats(self) -> "Preconditioning":
-        """Return the coefficients of a single time, [1], as floats, because float arithmetic is five times as fast."""
+        """Return the coefficients of one time as floats, because arithmetic with tensors takes five times as long."""
         return Preconditioning(float(self.c_in), float(self.c_noise), float(self.c_skip), float(self.c_out))
 
     def inputs(self, x_t: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,7 +81,7 @@ class Prediction(ABC):
         return Preconditioning(self._c_in(alpha_t, sigma_t), process.schedule.network_time(t), c_skip, c_out)
 
     def error_ratio(self, t: Tensor, process: GaussianProcess) -> Tensor:
-        """Return 1 / c_out^2: squared error of the output divided by that of the resulting x_0, float64 [B]."""
+        """Return 1 / c_out^2, the squared error of the output divided by the squared error of x_0: float64 [B]."""
         _, c_out = _skip_and_out(*process.schedule.coefficients(t), *self.weights(t, process))
         return c_out**-2
 
@@ -91,7 +91,7 @@ class Prediction(ABC):
 
 @dataclass(frozen=True)
 class Epsilon(Prediction):
-    """The noise (Ho et al. 2020, eq. 12 and 15)."""
+    """Prediction of the noise (Ho et al. 2020, eq. 12 and 15)."""
 
     def weights(self, t: Tensor, process: GaussianProcess) -> tuple[Tensor, Tensor]:
         return torch.zeros(t.shape, dtype=torch.float64), torch.ones(t.shape, dtype=torch.float64)
@@ -102,7 +102,7 @@ class Epsilon(Prediction):
 
 @dataclass(frozen=True)
 class X0(Prediction):
-    """The clean image (Ho et al. 2020, section 3.2; Salimans & Ho 2022, section 4)."""
+    """Prediction of the clean image (Ho et al. 2020, section 3.2; Salimans & Ho 2022, section 4)."""
 
     def weights(self, t: Tensor, process: GaussianProcess) -> tuple[Tensor, Tensor]:
         return torch.ones(t.shape, dtype=torch.float64), torch.zeros(t.shape, dtype=torch.float64)
@@ -110,7 +110,7 @@ class X0(Prediction):
 
 @dataclass(frozen=True)
 class V(Prediction):
-    """v = alpha_t noise - sigma_t x_0 (Salimans & Ho 2022, section 4 and appendix D)."""
+    """Prediction of v = alpha_t noise - sigma_t x_0 (Salimans & Ho 2022, section 4 and appendix D)."""
 
     def weights(self, t: Tensor, process: GaussianProcess) -> tuple[Tensor, Tensor]:
         alpha_t, sigma_t = process.schedule.coefficients(t)
@@ -119,7 +119,7 @@ class V(Prediction):
 
 @dataclass(frozen=True)
 class Score(Prediction):
-    """The score of q(x_t | x_0), -noise / sigma_t (Song & Ermon 2019, eq. 5)."""
+    """Prediction of the score of q(x_t | x_0), -noise / sigma_t (Song & Ermon 2019, eq. 5)."""
 
     def weights(self, t: Tensor, process: GaussianProcess) -> tuple[Tensor, Tensor]:
         _, sigma_t = process.schedule.coefficients(t)
@@ -136,7 +136,7 @@ class Score(Prediction):
 
 @dataclass(frozen=True)
 class FlowVelocity(Prediction):
-    """noise - x_0, the velocity of the straight line from image to noise (Liu et al. 2023, eq. 1)."""
+    """Prediction of noise - x_0, the velocity of the straight line from image to noise (Liu et al. 2023, eq. 1)."""
 
     def weights(self, t: Tensor, process: GaussianProcess) -> tuple[Tensor, Tensor]:
         return -torch.ones(t.shape, dtype=torch.float64), torch.ones(t.shape, dtype=torch.float64)
@@ -144,7 +144,10 @@ class FlowVelocity(Prediction):
 
 @dataclass(frozen=True)
 class PosteriorMean(Prediction):
-    """The mean of q(x_s | x_t, x_0) with s one step before t (Ho et al. 2020, Table 2, "mu tilde prediction")."""
+    """Prediction of the mean of q(x_s | x_t, x_0) (Ho et al. 2020, Table 2, "mu tilde prediction").
+
+    s is the time one step before t.
+    """
 
     def weights(self, t: Tensor, process: GaussianProcess) -> tuple[Tensor, Tensor]:
         alpha_t, sigma_t = process.schedule.coefficients(t)
@@ -157,7 +160,7 @@ class PosteriorMean(Prediction):
 
 @dataclass(frozen=True)
 class EDMDenoiser(Prediction):
-    """A unit-variance mixture of x_0 and noise with the smallest possible c_out (Karras et al. 2022, Table 1).
+    """Prediction of a unit-variance mixture of x_0 and noise with minimal c_out (Karras et al. 2022, Table 1).
 
     The formulas of the paper are applied to sigma_t / alpha_t, which extends them to any schedule.
     sigma_data: standard deviation of the pixels of the images.

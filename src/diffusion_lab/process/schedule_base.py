@@ -37,7 +37,7 @@ class NoiseSchedule(ABC):
 
     @abstractmethod
     def nearest(self, t: Tensor) -> Tensor:
-        """Return the closest time above 0 at which this schedule is defined."""
+        """Return the time closest to t among the times above 0 at which this schedule is defined."""
 
     @abstractmethod
     def quantile(self, u: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ class NoiseSchedule(ABC):
 
     @abstractmethod
     def network_time(self, t: Tensor) -> Tensor:
-        """Return the time input of a network at time t."""
+        """Return the value that a network receives as its time input at time t, for example the step index."""
 
     def previous(self, t: Tensor) -> Tensor:
         """Return the time one step before t.  Raises ValueError for a schedule without steps."""

@@ -53,7 +53,7 @@ class TableSchedule(NoiseSchedule):
 
     @cached_property
     def _log_alpha_bar(self) -> Tensor:
-        # A sum of logarithms keeps all digits of 1 - alpha_bar near the data, where a product of 1 - beta would cancel.
+        # A sum of logarithms keeps all digits of 1 - alpha_bar at small times. A product of 1 - beta would lose digits.
         return torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-self.betas).cumsum(0)])  # [T + 1]
 
     @cached_property

@@ -164,7 +164,11 @@ class LossSecondMoment(TimeDistribution, nn.Module):
 
 
 def _all_gather(rows: Tensor, device: torch.device) -> Tensor:
-    """Return the rows [B, 3] of all ranks, sorted by their first column. Collective: call it on all ranks."""
+    """Concatenate the tensors `rows` of all ranks and sort the result by position. Call it on all ranks.
+
+    rows: (position in the global batch, time, loss) of each image of this rank, [B, 3].
+    Returns [B * world size, 3], on the CPU.
+    """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         own = rows.to(device)
         parts = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size())]

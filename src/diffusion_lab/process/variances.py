@@ -41,7 +41,10 @@ class Variance(ABC):
         return stds
 
     def require(self, channels: int, out_channels: int) -> None:
-        """Raise ValueError unless a network with out_channels can represent this variance of images with `channels`."""
+        """Raise ValueError unless a network with this number of output channels can represent this variance.
+
+        channels: number of image channels.  out_channels: number of output channels.
+        """
         if self.learned and out_channels != 2 * channels:
             raise ValueError(
                 f"model.out_channels must be {2 * channels} for a learned variance (twice the {channels} channels of "

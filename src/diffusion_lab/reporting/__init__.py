@@ -1,1 +1,1 @@
-"""Progress, image grids, image files and plots. The functions receive plain data: numbers, arrays and strings."""
+"""Progress displays, image grids, image files and plots, made from plain data: numbers, arrays and strings."""

@@ -1,4 +1,4 @@
-"""Files of generated images: a grid, one PNG per image, and an archive for other evaluators."""
+"""Writing of generated images to files: a grid, one PNG file per image, and an .npz archive of all images."""
 
 import shutil
 import zipfile
@@ -17,7 +17,7 @@ from diffusion_lab.reporting.image_grids import grid, save_picture
 class ImageFiles:
     """The files of a set of generated images, which the ranks of a job write together.
 
-    With several ranks the folder must be on a shared file system.
+    If there are several ranks, the folder must be on a shared file system.
     """
 
     def __init__(
@@ -34,13 +34,13 @@ class ImageFiles:
         self._first: list[Tensor] = []
 
     def prepare(self) -> None:
-        """Remove partial files of an interrupted job. Collective: call it on all ranks."""
+        """Remove partial files that an interrupted job left in the folder. Collective: call on all ranks."""
         if Ranks.current().rank == 0:
             shutil.rmtree(self._parts, ignore_errors=True)
         Ranks.current().all_gather_object(None)
 
     def add(self, seeds: range, pixels: Tensor) -> None:
-        """Add a batch of images, uint8 [B, C, H, W]."""
+        """Add a batch of images, uint8 [B, C, H, W], and write their PNG files.  seeds: seeds of the images."""
         pixels = pixels.cpu()
         self._first.append(pixels[: max(0, self.num_pictures - sum(map(len, self._first)))])
         if self.png:
@@ -52,7 +52,7 @@ class ImageFiles:
             np.save(self._parts / f"{seeds.start:012}.npy", three_channels(pixels))
 
     def finish(self, shape: tuple[int, int, int]) -> None:
-        """Write the grid and the archive. Collective: call it on all ranks.  shape: shape of one image, [C, H, W]."""
+        """Write the grid and the archive. Collective: call on all ranks.  shape: shape of one image, [C, H, W]."""
         ranks = Ranks.current()
         if self.num_pictures:
             own = torch.cat([*self._first, torch.zeros(0, *shape, dtype=torch.uint8)])
@@ -88,7 +88,8 @@ def three_channels(pixels: Tensor) -> np.ndarray:
 def join_archive(parts: list[Path], folder: Path) -> Path:
     """Write samples_NxHxWx3.npz to `folder` and return its path.
 
-    parts: .npy files with uint8 images, [B, H, W, 3]. They are read one at a time and concatenated as arr_0.
+    parts: .npy files with uint8 images, [B, H, W, 3]. The files are read one at a time and concatenated to the
+        array arr_0.
     """
     arrays = [np.load(part, mmap_mode="r") for part in parts]
     shape = (sum(len(array) for array in arrays), *arrays[0].shape[1:])

@@ -1,7 +1,7 @@
 """Grids, animations and contact sheets of images.
 
-Float images are always displayed with the range [-1, 1], and not with the range of each image, so that saturation is
-visible.
+Float images are always displayed on the scale from -1 to 1. They are not rescaled to the minimum and maximum of each
+image, so that saturated pixels are visible.
 """
 
 import textwrap
@@ -38,8 +38,9 @@ def save_picture(picture: np.ndarray, path: Path) -> None:
 def save_animation(frames: Sequence[np.ndarray], path: Path, *, seconds: float = 2.0, rest: float = 1.5) -> None:
     """Write frames as a repeating WebP animation.
 
-    frames: uint8 [height, width, 3].
-    seconds: approximate duration of all frames before the last frame, in seconds.  rest: seconds of the last frame.
+    frames: images, uint8 [height, width, 3].
+    seconds: approximate total duration of all frames before the last frame, in seconds.
+    rest: duration of the last frame, in seconds.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures = [Image.fromarray(frame) for frame in frames]
@@ -48,7 +49,10 @@ def save_animation(frames: Sequence[np.ndarray], path: Path, *, seconds: float =
 
 
 def save_sheet(pictures: Mapping[str, Path], path: Path, *, width: int = 320) -> None:
-    """Write a contact sheet of image files as PNG. Each image is resized to `width` and placed below its label."""
+    """Write a contact sheet of image files as PNG. Each image is placed below its label.
+
+    pictures: label -> image file.  width: width in pixels to which each image is resized.
+    """
     line_height = 18
     tiles = []
     for label, file in pictures.items():

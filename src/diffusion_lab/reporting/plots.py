@@ -1,4 +1,4 @@
-"""Plots as PNG files. All functions receive plain values and arrays."""
+"""Functions that plot numbers and arrays to PNG files."""
 
 import csv
 import re
@@ -18,9 +18,10 @@ from matplotlib import pyplot
 
 
 def save_bound(terms: Sequence[float], steps: Sequence[float], path: Path) -> None:
-    """Write the terms of the variational bound as CSV and as PNG next to it (figure 2 of Nichol & Dhariwal 2021).
+    """Write the terms of the variational bound to a CSV file, and plot them as in figure 2 of Nichol & Dhariwal (2021).
 
-    terms: L_0, ..., L_{T-1}, L_T in bits per dimension.  steps: times of L_0, ..., L_{T-1}.
+    terms: L_0, ..., L_{T-1}, L_T in bits per dimension.  steps: times t of the terms L_0, ..., L_{T-1}.
+    path: CSV file; the plot is the PNG file with the same stem.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
@@ -38,7 +39,7 @@ def save_bound(terms: Sequence[float], steps: Sequence[float], path: Path) -> No
 
 
 def save_lines(panels: dict[str, dict[str, list[tuple[float, float]]]], xlabel: str, path: Path) -> None:
-    """Write lines of points (x, y) as PNG with one panel per metric.
+    """Plot lines through points (x, metric value) to a PNG file, with one panel per metric.
 
     The x axis is logarithmic. The y axis is logarithmic if all values are positive, the values span more than a factor
     of 10, and the largest value exceeds 1.
@@ -63,11 +64,11 @@ def save_lines(panels: dict[str, dict[str, list[tuple[float, float]]]], xlabel: 
 
 
 def save_against(panels: dict[str, list[tuple[str, float]]], xlabel: str, path: Path) -> None:
-    """Write points (setting, metric value) as PNG with one panel per metric, and a line through the means.
+    """Plot metric values against the values of one setting to a PNG file, with one panel per metric.
 
-    Numeric settings are placed at their values, on a logarithmic axis if they are positive and span more than a factor
-    of 20. Other settings are placed side by side.
-    panels: metric name -> points.
+    A line connects the mean metric values of the setting's values. If all values of the setting are numbers, the x axis
+    is numeric, and logarithmic if they are positive and span more than a factor of 20. Other values are spaced evenly.
+    panels: metric name -> points (value of the setting, metric value).
     """
     figure, axes = _grid_of_panels(len(panels))
     for panel, (name, points) in zip(axes, panels.items(), strict=True):
@@ -116,9 +117,9 @@ def _are_numeric(settings: list[str]) -> bool:
 def save_schedules(
     curves: dict[str, dict[str, np.ndarray]], times: dict[str, list[float]], images: dict[str, Tensor], path: Path
 ) -> None:
-    """Write alpha, sigma and log-SNR of noise schedules, and the noisy images of each schedule, as PNG.
+    """Plot noise schedules to a PNG file: their curves of alpha, sigma and log-SNR, and noisy images for each schedule.
 
-    curves: schedule name -> arrays "t / t_max", "alpha", "sigma" and "log-SNR", each [num_points].
+    curves: schedule name -> dict with the arrays "t / t_max", "alpha", "sigma" and "log-SNR", each [num_points].
     times: schedule name -> increasing times of the noisy images.
     images: schedule name -> noisy images, [num_times, C, H, W] in [-1, 1].
     """

@@ -1,4 +1,4 @@
-"""Progress of long tasks: a bar if stderr is a terminal, and a line every few seconds if it is not."""
+"""Progress display for long tasks: a bar if stderr is a terminal, and a line every few seconds if it is not."""
 
 import sys
 import time
@@ -22,7 +22,7 @@ Display = Callable[[str, int], AbstractContextManager[Advance]]
 
 
 class _SpeedColumn(ProgressColumn):
-    """Mean number of completed items per second."""
+    """Column of a progress bar with the mean number of completed items per second."""
 
     def __init__(self, unit: str) -> None:
         super().__init__()
@@ -34,9 +34,9 @@ class _SpeedColumn(ProgressColumn):
 
 @contextmanager
 def progress_bar(description: str, total: int, unit: str = "images") -> Iterator[Advance]:
-    """Show the number of completed items of `total`, the speed and the remaining time.
+    """Show how many of `total` items are completed, the speed and the remaining time.
 
-    Yields a function that adds completed items. Only rank 0 shows its own progress.
+    Yields a function that adds a number of completed items. Only rank 0 shows a display, for its own items.
     """
     console = Console(stderr=True)
     if Ranks.current().rank or not total:
@@ -58,7 +58,7 @@ def progress_lines(description: str, total: int, unit: str = "images") -> Iterat
 
 
 class _Lines:
-    """Progress as lines on stderr."""
+    """Progress display that prints lines to stderr."""
 
     def __init__(self, description: str, total: int, unit: str) -> None:
         self.description, self.total, self.unit, self.done = description, total, unit, 0

@@ -58,7 +58,7 @@ def unflatten(flat: Mapping[KeyPath, Any]) -> dict[Any, Any]:
 
 
 def relocate(saved: Any, folder: Path) -> Any:
-    """Return a saved config in which every path in the run folder is replaced by the same path in `folder`."""
+    """Return a saved config in which `folder` replaces the run folder in every path inside the run folder."""
     old, new = str(saved["run_folder"]), str(folder)
 
     def relocated(node: Any) -> Any:

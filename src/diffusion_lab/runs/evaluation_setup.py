@@ -1,4 +1,4 @@
-"""Setup of an evaluation: config and run folders -> the objects that measure the runs.
+"""Setup of an evaluation: config and run folders -> the metrics and the images for each checkpoint.
 
 Torch and Lightning are imported inside functions, so that invalid settings are rejected without their import time.
 """
@@ -30,10 +30,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Measurement:
-    """The objects that measure one checkpoint.
+    """The objects for the evaluation of one checkpoint.
 
     target: the checkpoint.  step: training step of the checkpoint.
-    metrics: metrics of sets of images.  means: means over single images, each with the images to average over.
+    evaluation: evaluator of the images that the network generates.
+    metrics: metrics of the set of generated images, such as FID.
+    means: averages over images of the data set, such as bits per dimension, each with the images to average over.
     """
 
     target: Target
@@ -44,10 +46,10 @@ class Measurement:
 
 
 def build(config: DictConfig, target: Target, fabric: "Fabric") -> Measurement:
-    """Build the objects that a config requests to measure a checkpoint.
+    """Build the objects for the evaluation of a checkpoint with the metrics and settings in `config`.
 
-    A sampler, or single sampler settings, in `config` replace those in the config of the run. For a cascade, the data
-    and the default features are those of the last super-resolution run.
+    If `config` contains a sampler, or single settings of a sampler, they replace the settings in the config of the run.
+    For a cascade, the data and the default features are those of the last super-resolution run.
     Raises UserError if a setting does not fit the run, or if a file of the run or of the data is missing.
     """
     trained = sampling_config(config, target) if not config.cascade else load_config(cascade_stages(config)[-1].folder)
@@ -82,7 +84,10 @@ def build(config: DictConfig, target: Target, fabric: "Fabric") -> Measurement:
 def _build_metrics(
     trained: DictConfig, store: "ImageStore"
 ) -> tuple[list["Metric"], list[tuple["MeanOverImages", "Images"]]]:
-    """Build the metrics of sets and the means over images.  Metrics with equal features share one feature network."""
+    """Build the metrics of the set of generated images, and the averages over images of the data set.
+
+    Metrics with equal `features` settings share one feature network.
+    """
     from diffusion_lab.metrics.mean_over_images import MeanOverImages
 
     networks: dict[str, Any] = {}
@@ -127,7 +132,7 @@ def _build_reference(reference: str, store: "ImageStore") -> "Reference":
 
 
 def build_each(config: DictConfig, targets: list[Target], fabric: "Fabric") -> Iterator[Measurement]:
-    """Yield the objects that measure each checkpoint, after a check that they can be built for all checkpoints."""
+    """Yield the `Measurement` of each checkpoint, after a check that all measurements can be built."""
     if len(targets) > 1:
         for target in targets:
             build(config, target, fabric)  # an error in the last checkpoint is raised before the first measurement

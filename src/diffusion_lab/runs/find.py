@@ -1,4 +1,4 @@
-"""Run folders and checkpoints that a setting names."""
+"""Search for the run folders and checkpoints that settings such as `run` and `checkpoint` specify."""
 
 import glob
 import os
@@ -16,7 +16,7 @@ NO_RUN = "`run` must be a run folder (run=logs/train/...), got no value."
 
 @dataclass(frozen=True)
 class Target:
-    """A checkpoint file of a run, to sample from or to measure."""
+    """A checkpoint file of a run, whose network is sampled or evaluated."""
 
     folder: Path
     checkpoint: Path
@@ -66,8 +66,10 @@ def _find_checkpoints(folder: Path, name: str) -> list[Path]:
 def find_run(name: str, value: str) -> tuple[Path, str]:
     """Return the run folder and the checkpoint's file name for a setting that is either a run folder or a checkpoint.
 
-    A relative path is searched in the working directory and then in the project folder.
-    name: name of the setting, for the error message.  Raises UserError if the run folder has no config.yaml.
+    If the setting is a run folder, the checkpoint is last.ckpt. A relative path is searched in the working directory
+    and then in the project folder.
+    name: name of the setting, for the error message.  value: value of the setting.
+    Raises UserError if the run folder has no config.yaml.
     """
     path = next((path for path in (Path(value).expanduser(), ROOT / value) if path.exists()), Path(value))
     folder, checkpoint = (path.parent.parent, path.name) if path.suffix == ".ckpt" else (path, "last.ckpt")

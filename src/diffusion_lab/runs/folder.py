@@ -1,4 +1,4 @@
-"""Contents of a run folder from the first step on: everything that is needed to load or resume the run."""
+"""Preparation of a run folder before the first training step: the files that are needed to load or resume the run."""
 
 import re
 from pathlib import Path
@@ -8,6 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.atomic_files import atomic_file
+from diffusion_lab.config.library_classes import without_plus
 from diffusion_lab.config.overrides import OVERRIDES_FILE
 from diffusion_lab.distributed import slurm_job
 from diffusion_lab.errors import UserError
@@ -17,9 +18,10 @@ from diffusion_lab.runs.training_setup import Run
 
 
 def prepare(run: Run, start: StartingPoint) -> Path | None:
-    """Write config and overrides of a run before its first step; return the checkpoint to start from, if any.
+    """Prepare the folder of a run, and return the checkpoint from which the run starts, if any.
 
-    A fork starts from a copy of the checkpoint in its own folder. Only rank 0 writes.
+    Rank 0 starts the loggers, and writes the config and the overrides. For a fork, rank 0 also copies the checkpoint of
+    the original run into the folder of the fork, which then starts from this copy.
     """
     is_fork = start.checkpoint is not None and not start.continues
     checkpoint = run.folder / "checkpoints" / "last.ckpt" if is_fork else start.checkpoint
@@ -33,7 +35,7 @@ def prepare(run: Run, start: StartingPoint) -> Path | None:
 
 
 def _start_loggers(loggers: list[Any], config: DictConfig, num_steps: int) -> None:
-    """Start the loggers of a run after `num_steps` steps."""
+    """Start the loggers of a run that has already done `num_steps` steps."""
     for logger in loggers:
         if hasattr(logger, "continue_after"):
             logger.continue_after(num_steps)
@@ -54,15 +56,18 @@ def _save_config(config: DictConfig, folder: Path) -> None:
 
 
 def _copy_checkpoint_to_fork(source: Path, target: Path) -> None:
-    """Copy a checkpoint into the folder of a fork, without the callback states: measurements of the original run."""
+    """Copy a checkpoint into the folder of a fork, without callback states, which belong to the original run."""
     from diffusion_lab import checkpoint_files
 
     checkpoint_files.write(checkpoint_files.read_run(source) | {"callbacks": {}}, target)
 
 
 def save_overrides(folder: Path) -> None:
-    """Save the overrides of a run for resuming it.  Hydra's own file has the overrides of the latest command only."""
+    """Save all overrides of a run, so that the run can be resumed.
+
+    The overrides file that Hydra writes contains only the overrides of the latest command.
+    """
     if slurm_job.rank() == 0:
         given = HydraConfig.get().overrides.task
-        overrides = [override for override in given if not re.match(r"\+*(resume|fork)=", override)]
+        overrides = [without_plus(override) for override in given if not re.match(r"\+*(resume|fork)=", override)]
         OmegaConf.save(OmegaConf.create(overrides), folder / OVERRIDES_FILE)

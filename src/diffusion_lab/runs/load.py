@@ -1,4 +1,4 @@
-"""Building of objects from a config, and loading of trained modules from run folders.
+"""Construction of objects from a config, and loading of trained modules from run folders.
 
 Torch and Lightning are imported inside functions, so that invalid settings are rejected without their import time.
 """
@@ -7,6 +7,7 @@ import logging
 import re
 import typing
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from diffusion_lab.config.earlier_versions import current_config
+from diffusion_lab.config.library_classes import import_target
 from diffusion_lab.distributed import launch
 from diffusion_lab.errors import UserError
 
@@ -32,14 +34,17 @@ MAX_REMAINING_SIGNAL = 0.05
 def load_module(folder: Path, checkpoint: str = "last.ckpt") -> "DiffusionModule":
     """Load the trained module of a run folder, on the CPU; its method `sample` generates images.
 
-    Raises UserError if the folder has no config.yaml or no such checkpoint.
+    Raises UserError if the folder has no config.yaml or no checkpoint with this file name.
     """
     module: DiffusionModule = load_weights(load_config(folder, checkpoint), folder / "checkpoints" / checkpoint)
     return module
 
 
 def load_config(folder: Path, *checkpoints: str) -> DictConfig:
-    """Return the config of a run.  Raises UserError if config.yaml or one of the checkpoints is missing."""
+    """Return the config of a run.
+
+    checkpoints: names of checkpoint files.  Raises UserError if config.yaml or one of these files is missing.
+    """
     for file in (folder / "config.yaml", *(folder / "checkpoints" / checkpoint for checkpoint in checkpoints)):
         if not file.is_file():
             raise UserError(f"run folder {folder} has no {file.relative_to(folder)}.")
@@ -120,8 +125,8 @@ def _build_diffusion_module(config: DictConfig, network: Any, schedule: Any) -> 
             remaining,
         )
     variance = instantiate_node(config.variance, "variance")
-    parts = ("prediction", "objective", "times", "ema", "optimizer", "lr_schedule", "sampler", "guard", "space")
-    objects = {part: instantiate_node(config.get(part), part) for part in ("process", *parts)}
+    parts = ("process", "prediction", "objective", "times", "ema", "sampler", "guard", "space")
+    objects = {part: instantiate_node(config.get(part), part) for part in parts} | build_optimization(config)
     try:
         variance.require(network.in_channels, network.out_channels)
         return DiffusionModule(network, objects.pop("process"), **objects)
@@ -133,9 +138,37 @@ def _build_classifier_module(config: DictConfig, network: Any) -> "ClassifierMod
     from diffusion_lab.training.classifier_module import ClassifierModule
 
     _require_network(network, classifier=True)
-    parts = ("process", "times", "optimizer", "lr_schedule", "guard")
-    objects = {part: instantiate_node(config.get(part), part) for part in parts}
+    parts = ("process", "times", "guard")
+    objects = {part: instantiate_node(config.get(part), part) for part in parts} | build_optimization(config)
     return ClassifierModule(network, objects.pop("process"), **objects)
+
+
+def build_optimization(config: DictConfig) -> dict[str, Any]:
+    """Build the optimizer factory and the learning-rate schedule of a config, by the names of their config keys.
+
+    Raises UserError for settings that the classes do not accept.
+    """
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+    from diffusion_lab.training import OptimizerFactory, TorchLRSchedule
+
+    optimizer = _build_from_class(config.optimizer, "optimizer", Optimizer, OptimizerFactory)
+    schedule = config.get("lr_schedule")
+    lr_schedule = _build_from_class(schedule, "lr_schedule", LRScheduler, TorchLRSchedule)
+    return {"optimizer": optimizer, "lr_schedule": lr_schedule or instantiate_node(schedule, "lr_schedule")}
+
+
+def _build_from_class(node: DictConfig | None, path: str, base: type, build: Callable[..., Any]) -> Any:
+    """Return build(CLASS, **ARGUMENTS) if the target of a node is a subclass of `base`, else None."""
+    target = import_target(str(node._target_)) if node is not None else None
+    if node is None or not (isinstance(target, type) and issubclass(target, base)):
+        return None
+    arguments = OmegaConf.masked_copy(node, [str(key) for key in node if key != "_target_"])
+    try:
+        return build(target, **instantiate_node(arguments, path))
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def _require_network(network: Any, *, classifier: bool) -> None:

@@ -1,4 +1,4 @@
-"""Results of a run, written to its folder: a summary, and the metric values with their fingerprints."""
+"""Writing of results to a run folder: a summary, and the metric values with their fingerprints."""
 
 import json
 import math
@@ -25,7 +25,7 @@ def write_metrics(folder: Path, record: dict[str, Any]) -> None:
 
 
 def _commit() -> str | None:
-    """Return the commit of this code, followed by + if files are modified; None outside of a git checkout."""
+    """Return the git commit of this package, followed by + if files are modified; None outside of a git checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty=+"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

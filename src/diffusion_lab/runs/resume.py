@@ -1,6 +1,7 @@
 """Resuming of runs: the config comes from the run folder, the state comes from the newest readable checkpoint.
 
-resume=RUN continues a run in its own folder. fork=true starts a new run from that state, with other settings.
+resume=RUN continues a run in its own folder. resume=RUN fork=true starts a new run in another folder from the state of
+RUN; the settings of the new run may be different.
 """
 
 import json
@@ -8,10 +9,9 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -20,6 +20,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from diffusion_lab.config.compose import command_name, compose_config
 from diffusion_lab.config.earlier_versions import current_config, current_overrides
 from diffusion_lab.config.overrides import OVERRIDES_FILE, override_key, quote
+from diffusion_lab.config.validation import argument_problems, raise_problems
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import ROOT
 from diffusion_lab.runs.config_changes import KeyPath, changes_with_effect, flatten, relocate, unflatten
@@ -57,7 +58,7 @@ def restore_command_line(command: str) -> None:
     """Put the saved overrides of a resumed run before the given overrides in sys.argv, and set the run folder.
 
     Hydra then composes the config of the run with the given changes.
-    Raises UserError if the run is not found, in a sweep, and if hydra.run.dir is given without fork=true.
+    Raises UserError if the run is not found, if the command is a sweep, or if hydra.run.dir is given without fork=true.
     """
     arguments = sys.argv[1:]
     matches = (re.fullmatch(r"\+*resume=(.*)", argument) for argument in arguments)
@@ -101,8 +102,9 @@ def starting_point(config: DictConfig) -> StartingPoint:
     is_fork = config.fork and not exists  # a requeued fork continues in its own folder
     folder = Path(config.resume) if config.resume and not exists else run_folder
     saved, wanted = _merge_changes(config, folder, run_folder)
-    if not is_fork:
-        _refuse_changes(saved, wanted, resumed=bool(config.resume))
+    if not is_fork and (changes := changes_with_effect(saved, wanted)):
+        _require_arguments(config)  # a setting that does not exist is no change
+        _refuse_changes(changes, run_folder, resumed=bool(config.resume))
     merged = OmegaConf.create(unflatten(wanted | {("resume",): None, ("fork",): False}))
     if config.fork:
         merged.forked_from = str(config.resume)
@@ -115,7 +117,8 @@ def starting_point(config: DictConfig) -> StartingPoint:
 def _merge_changes(config: DictConfig, folder: Path, run_folder: Path) -> tuple[dict[KeyPath, Any], dict[KeyPath, Any]]:
     """Return the saved config of a run, and the same config with the changes of the command line, both flattened.
 
-    The changes are the differences between `config` and the config that the saved overrides result in today.
+    The changes are the differences between `config` and the config that the saved overrides result in with the current
+    config files.
     """
     now = flatten(_to_container(config))
     overrides = [*_saved_overrides(folder), f"run_folder={quote(str(run_folder))}"]
@@ -152,7 +155,7 @@ def require_matching_checkpoint(start: StartingPoint, run: Run) -> None:
 
 
 def print_done(start: StartingPoint) -> float | None:
-    """Print that all steps are done; return the result of the run."""
+    """Print that all steps are done, and return the last Fréchet distance, or the loss if no distance was measured."""
     folder = Path(start.config.run_folder)
     print(
         f"nothing left to do: all {start.step:,} steps of {folder} are complete; set trainer.max_steps above "
@@ -167,9 +170,9 @@ def print_done(start: StartingPoint) -> float | None:
 
 
 def _find_folder(name: str, command: str) -> Path:
-    """Return a run folder.  Raises UserError if it is not found.
+    """Return the run folder for the setting resume=`name`.  Raises UserError if the folder is not found.
 
-    name: path of the folder, its name below logs/COMMAND, or `last` for the run that was written to last.
+    name: path of the folder, path below logs/COMMAND, or `last` for the run in logs/COMMAND with the newest checkpoint.
     """
     runs = ROOT / "logs" / command
     if name == "last":
@@ -199,7 +202,10 @@ def _saved_overrides(folder: Path) -> list[str]:
 
 
 def _load_yaml(path: Path, kind: type) -> Any:
-    """Return the content of a YAML file of a run.  Raises UserError if the file is damaged."""
+    """Return the content of a YAML file of a run.
+
+    kind: expected type of the content.  Raises UserError if the file is damaged or has other content.
+    """
     try:
         content: Any = OmegaConf.to_container(OmegaConf.load(path))
     except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
@@ -211,11 +217,17 @@ def _load_yaml(path: Path, kind: type) -> Any:
     return content
 
 
-def _refuse_changes(saved: Mapping[KeyPath, Any], wanted: Mapping[KeyPath, Any], *, resumed: bool) -> None:
-    """Raise UserError if settings that affect the result differ.  resumed: whether the setting `resume` was given."""
-    changes = changes_with_effect(saved, wanted)
-    if not changes:
-        return
+def _require_arguments(config: DictConfig) -> None:
+    """Raise UserError for settings of the optimizer or its learning-rate schedule that their classes do not have."""
+    resolved = resolve(config)
+    raise_problems(list(argument_problems({"optimizer": resolved.optimizer, "lr_schedule": resolved.lr_schedule}, "")))
+
+
+def _refuse_changes(changes: list[str], run_folder: Path, *, resumed: bool) -> NoReturn:
+    """Raise UserError for changes of settings that affect the result.
+
+    changes: descriptions of the changes.  resumed: whether the setting `resume` was given.
+    """
     more = f" and {len(changes) - 8} more" if len(changes) > 8 else ""
     shown = f"{', '.join(changes[:8])}{more}"
     if resumed:
@@ -224,7 +236,7 @@ def _refuse_changes(saved: Mapping[KeyPath, Any], wanted: Mapping[KeyPath, Any],
             "new run from the checkpoint."
         )
     raise FolderInUseError(
-        f"hydra.run.dir must be a separate folder for each run, but {wanted['run_folder',]} belongs to a run with "
+        f"hydra.run.dir must be a separate folder for each run, but {run_folder} belongs to a run with "
         f"other settings: {shown}."
     )
 

@@ -32,7 +32,7 @@ class FolderLockedError(Exception):
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt at a run, from a start to its end.
+    """One attempt to execute a run.
 
     began, ended: times in seconds since 1970; ended is None while it is unknown.
     slurm_id: id of the Slurm job of the attempt, if any.
@@ -69,9 +69,11 @@ class Status:
         return self.state in (FINISHED, FAILED)
 
     def hours(self, last_activity: float | None = None) -> float:
-        """Return the total duration of all attempts.
+        """Return the total duration of all attempts, in hours.
 
-        An attempt without a recorded end counts up to `last_activity` (seconds since 1970) or the next attempt.
+        If the end of an attempt is not recorded, the attempt counts as ended when the next attempt started. The last
+        attempt counts until now if the run is running, and until `last_activity` if it is not.
+        last_activity: time in seconds since 1970; None selects the time of the last change of state.
         """
         ends = [attempt.began for attempt in self.starts[1:]]
         ends.append(time.time() if self.state == RUNNING else last_activity or self.since)
@@ -93,7 +95,7 @@ def read(folder: Path) -> Status | None:
 
 
 def mark_queued(folder: Path) -> None:
-    """Record that a run waits for its start."""
+    """Record that a run is waiting to be started."""
     status = read(folder)
     (folder / JOB).unlink(missing_ok=True)
     _write(folder, Status(QUEUED, time.time(), launcher=_this_process(), starts=status.starts if status else ()))
@@ -143,7 +145,7 @@ def mark_running(folder: Path) -> None:
 
 
 def restore(folder: Path, status: Status | None) -> None:
-    """Undo an attempt that was rejected because the folder belongs to another run.
+    """Restore the status before an attempt that was rejected because the folder belongs to another run.
 
     status: status before the attempt; None removes the status file.
     """

@@ -97,8 +97,8 @@ def summarize(trainer: Trainer, *, minutes: float) -> Summary:
 def print_summary(summary: Summary, folder: Path) -> None:
     """Print a summary of the run.
 
-    It contains duration and speed, the path of the last sample grid, the first and last Fréchet distance, and commands
-    to try next.
+    The summary contains the duration, the speed, the path of the last sample grid, the first and last Fréchet distance,
+    and commands to try next.
     """
     print(f"\ndone: {summary.steps:,} steps in {summary.minutes:.1f} minutes", end="")
     print(f", {summary.images_per_second:,.0f} images/s while training" if summary.images_per_second else "")

@@ -1,4 +1,4 @@
-"""One attempt at a run: lock its folder, update its status file, and handle every way in which it can end.
+"""Supervision of a run: the folder is locked, and the status file records the start and every kind of end of the run.
 
 Torch and Lightning are not imported here.
 """
@@ -27,13 +27,13 @@ class FolderInUseError(UserError):
 
 
 def supervise(folder: Path, work: Callable[[], Result], *, in_sweep: bool = False) -> Result:
-    """Run `work` and return its result; record how it ends in the status file of `folder`.
+    """Run `work` and return its result; record its start and its end in the status file of `folder`.
 
     in_sweep: whether to record a failure even if the folder belongs to another run, because the sweep reads the failure
         from this folder.
 
     A signal ends the process between two steps. After SIGUSR1 a Slurm job is requeued. After any other signal the exit
-    status is 128 + signal, never 0. Raises FolderInUseError if another command uses the folder.
+    status is 128 + the number of the signal, never 0. Raises FolderInUseError if another command uses the folder.
     """
     if slurm_job.rank() > 0:
         return _run_on_other_rank(folder, work)
@@ -52,7 +52,7 @@ def supervise(folder: Path, work: Callable[[], Result], *, in_sweep: bool = Fals
 
 
 def _run_and_record(folder: Path, work: Callable[[], Result]) -> Result:
-    """Run `work` on rank 0."""
+    """Run `work` on rank 0, and record how it ends."""
     try:
         with signals.raise_on_signal():
             result = work()

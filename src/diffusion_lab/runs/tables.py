@@ -41,7 +41,7 @@ class Row:
 
     @classmethod
     def read(cls, folder: Path, top: Path) -> "Row":
-        """Read a folder at or below `top`.
+        """Read the results in `folder`, which is `top` or a folder below `top`.
 
         The overrides are read from the .hydra folder in `folder` or in its nearest parent that has one, up to `top`.
         """
@@ -88,7 +88,7 @@ def drop_incomparable(rows: list[Row], allowed: Sequence[str], folders: Sequence
 
 
 def find_rows(top: Path) -> list[Row]:
-    """Read all folders with results at or below `top`, in natural order."""
+    """Read the results in `top` and in all folders below it, in natural order of the folders."""
     folders = {path.parent for file in (SUMMARY, METRICS) for path in top.rglob(file)}
     ordered = sorted(folders, key=lambda folder: natural_order(folder.relative_to(top)))
     return [Row.read(folder, top) for folder in ordered]
@@ -112,7 +112,7 @@ def _read_overrides(folder: Path) -> dict[str, str]:
 
 
 def override_keys(rows: Sequence[Row]) -> list[str]:
-    """Return the keys that any row overrides, in order of appearance."""
+    """Return the keys of all overrides in `rows`, in order of appearance."""
     return list(dict.fromkeys(key for row in rows for key in row.overrides))
 
 
@@ -137,7 +137,11 @@ def _remove_incomparable(rows: list[Row], allowed: list[str]) -> list[str]:
 
 
 def _note_shared_noise(rows: Sequence[Row]) -> None:
-    """Log a note about sets of images that share noise.  Image k of the set with seed s has the noise seed s + k."""
+    """Log a note if two evaluations of the same run use partly the same noise.
+
+    Image k of an evaluation with seed s is generated from noise with seed s + k. The evaluations therefore share noise
+    if their seeds differ by less than num_samples.
+    """
     for name in number_names(rows):
         for one, other in itertools.combinations([row for row in rows if name in row.fingerprints], 2):
             first, second = one.fingerprints[name], other.fingerprints[name]
@@ -146,8 +150,8 @@ def _note_shared_noise(rows: Sequence[Row]) -> None:
             num_shared = first["num_samples"] - abs(first["seed"] - second["seed"])
             if num_shared > 0:
                 logger.info(
-                    "%s with seed=%s and with seed=%s use the same noise for %s of %s images; seeds that are "
-                    "num_samples apart share no noise.",
+                    "%s with seed=%s and with seed=%s use the same noise for %s of %s images; evaluations share no "
+                    "noise if their seeds differ by at least num_samples.",
                     *(name, first["seed"], second["seed"], f"{num_shared:,}", f"{first['num_samples']:,}"),
                 )
                 break
@@ -156,7 +160,7 @@ def _note_shared_noise(rows: Sequence[Row]) -> None:
 def write_table(
     exact: list[dict[str, Any]], output: Path, name: str, *, always: Sequence[str], hidden: Sequence[str] = ()
 ) -> None:
-    """Write exact rows to output/NAME.csv; write rounded rows to output/NAME.md and print them.
+    """Write rows to output/NAME.csv; write the rows with rounded values to output/NAME.md and print them.
 
     The rounded table has only columns whose values differ.  always: columns that are shown even if all their values are
     equal.  hidden: columns of the CSV file only.
@@ -177,7 +181,11 @@ def write_table(
 
 
 def cells(row: Row, rows: Sequence[Row]) -> dict[str, Any]:
-    """Return the cells of one row of the table of `rows`: its folder, its overrides and its results."""
+    """Return the cells of `row` in a table of `rows`: column name -> value.
+
+    The cells are the folder, the overrides and the results of the row. The columns `trained` (the name of the measured
+    run) and `training_step` are included only if their values differ between the rows.
+    """
     first: dict[str, Any] = {"run": str(row.folder)}
     if len({other.run for other in rows}) > 1:
         first["trained"] = row.run
@@ -202,7 +210,11 @@ def plot_steps(rows: Sequence[Row], output: Path) -> None:
 
 
 def _lines(rows: Sequence[Row], name: str, axis: str) -> dict[str, list[tuple[float, float]]]:
-    """Return the points (x, metric value) of each line, with one line per combination of other settings."""
+    """Return label -> points (x, metric value) of each line in a plot of the metric `name`.
+
+    Each combination of all other settings has its own line.
+    axis: quantity on the x axis, "sampling_steps" or "training_step".
+    """
     measured = [row for row in rows if isinstance(row.values.get(name), float) and name in row.fingerprints]
     varying = [key for key in override_keys(measured) if len({row.overrides.get(key) for row in measured}) > 1]
     lines: dict[str, list[tuple[float, float]]] = {}
@@ -219,14 +231,17 @@ def _lines(rows: Sequence[Row], name: str, axis: str) -> dict[str, list[tuple[fl
 
 
 def _separates(key: str, axis: str) -> bool:
-    """Return whether a setting separates lines, and does not only move a point along the axis."""
+    """Return whether different values of a setting belong to different lines, and not to different points of a line."""
     if axis == "sampling_steps":
         return key != "sampler.num_steps"
     return key not in ("run", "checkpoint", "trainer.max_steps")
 
 
 def print_rows(lines: list[list[str]], title: str) -> None:
-    """Print a table whose first line has the column names; transpose it if it is wide and has few lines."""
+    """Print a table; transpose it if it has many columns and few lines.
+
+    lines: column names, followed by the cells of each line.
+    """
     if len(lines[0]) > max(9, len(lines)):
         lines = [list(column) for column in zip(*lines, strict=True)]
     table = Table(title=Text(title))

@@ -5,9 +5,11 @@ import signal
 import time
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from diffusion_lab.config import compose
+from diffusion_lab.config.library_classes import drop_unused_settings
 from diffusion_lab.distributed import signals
 from diffusion_lab.distributed.signals import StoppedBySignal
 from diffusion_lab.errors import UserError
@@ -22,6 +24,7 @@ def train(config: DictConfig) -> float | None:
 
     Returns the value that a search minimizes: the last Fréchet distance, or the loss if no distance was measured.
     """
+    drop_unused_settings(config, HydraConfig.get().overrides.task)
     start = run_resume.starting_point(config)
     if start.is_done:
         return run_resume.print_done(start)

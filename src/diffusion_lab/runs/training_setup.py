@@ -45,7 +45,7 @@ class Run:
 def build(config: DictConfig) -> Run:
     """Build the objects of the run that a config describes.  Raises UserError for invalid settings.
 
-    The checks are ordered by their cost: files of the data, then the network (imports torch), then all other objects
+    The checks are ordered by their cost: data files, then the network (imports torch), then all other objects
     (imports Lightning).
     """
     config = resolve(config)
@@ -64,6 +64,7 @@ def build(config: DictConfig) -> Run:
     network = instantiate_node(config.model, "model")
     raise_problems(list(argument_problems({key: config[key] for key in deferred}, "")))
     module = build_module(config, network)
+    _require_optimizable(module, config.trainer.max_steps)
     datamodule = instantiate_node(config.data.datamodule, "data")
     if not is_classifier_config(config):
         _require_guidable(config, typing.cast("DiffusionModule", module))
@@ -101,7 +102,8 @@ def _check_cuda_graphs(accelerate: Acceleration, trainer: DictConfig) -> None:
 def _check_arguments(config: DictConfig, deferred: list[str]) -> None:
     """Raise UserError for wrong arguments of classes in the config.
 
-    deferred: keys that are checked only if other keys have wrong arguments, so that the message lists all of them.
+    deferred: keys that `build` checks later. If other keys have wrong arguments, the deferred keys are also checked
+        here, so that the error message lists all wrong arguments.
     """
     others = {key: node for key, node in config.items() if key not in deferred}
     problems = [*argument_problems(config.data.store, "data.store"), *argument_problems(others, "")]
@@ -116,6 +118,21 @@ def _locate_data(config: DictConfig) -> None:
         store.locate()
     except FileNotFoundError as error:
         raise UserError(str(error)) from error
+
+
+def _require_optimizable(module: "DiffusionModule | ClassifierModule", max_steps: int) -> None:
+    """Raise UserError unless the optimizer takes the parameters of the network and its scheduler all steps."""
+    from diffusion_lab.training import Muon
+    from diffusion_lab.training.lr_schedules import build_scheduler
+
+    try:
+        optimizer = module.optimizer(module.network)
+    except (TypeError, ValueError, RuntimeError) as error:
+        remedy = "; optimizer=muon has AdamW for the others" if module.optimizer.name.endswith(Muon.__name__) else ""
+        raise UserError(f"optimizer: {' '.join(str(error).split()).rstrip('.')}{remedy}.") from error
+    total_steps = getattr(build_scheduler(module.lr_schedule, optimizer), "total_steps", max_steps)
+    if total_steps < max_steps:
+        raise UserError(f"lr_schedule.total_steps must be at least trainer.max_steps ({max_steps}), got {total_steps}.")
 
 
 def _require_guidable(config: DictConfig, module: "DiffusionModule") -> None:
@@ -144,7 +161,10 @@ def _require_classified(config: DictConfig, network: Any, datamodule: "ImageData
 
 
 def _require_shape(config: DictConfig, module: "DiffusionModule") -> None:
-    """Raise UserError unless the network and its space fit the images of the data."""
+    """Raise UserError unless the network outputs images of the shape of the data.
+
+    If the network generates latents, also raise UserError for settings that only apply to pixels.
+    """
     from diffusion_lab.latents import Pixels
     from diffusion_lab.samplers import NoClipping
 
@@ -164,7 +184,7 @@ def _require_shape(config: DictConfig, module: "DiffusionModule") -> None:
 
 
 def _require_condition(network: "Network", datamodule: "ImageDataModule") -> None:
-    """Raise UserError unless the network takes exactly the conditions that the data provides."""
+    """Raise UserError unless the network accepts the augmentation values and low-resolution images of the data."""
     augmentation, low_resolution = datamodule.augmentation, datamodule.low_resolution
     wanted = sum(part.num_channels for part in (augmentation, low_resolution) if part is not None)
     if wanted and network.num_augmentation_channels != wanted:  # if the data provides no values, any number is accepted

@@ -1,4 +1,4 @@
-"""Samplers: noise -> images, given a denoiser. Each module is one algorithm."""
+"""Samplers, which turn noise into images with a denoiser. Each sampling algorithm has its own module."""
 
 from diffusion_lab.samplers.ancestral import Ancestral
 from diffusion_lab.samplers.base import FixedStepSampler, GivenNoise, Noise, OnStep, Sampler, StepContext

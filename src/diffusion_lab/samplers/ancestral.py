@@ -42,7 +42,10 @@ class Ancestral(FixedStepSampler):
         return x_s, estimate.x_0
 
     def _variance(self, t: Tensor, s: float, estimate: Estimate) -> Tensor:
-        """Return the variance of the step, which is above 0 even in the last step, although this step adds no noise."""
+        """Return the variance that scales the gradient of a classifier in the step from t to s.
+
+        It is positive in the last step (s = 0) too, although that step adds no noise.
+        """
         ends = _expand(t, s, estimate.x_0)
         return self.variance.log_variance(self.process, *ends, like=estimate.x_0, output=estimate.variance_output).exp()
 

@@ -41,8 +41,11 @@ OnStep = Callable[[int, Tensor, Tensor], None]
 class Sampler(ABC):
     """An algorithm that turns noise into images along a decreasing list of times.
 
-    Each sampler is a frozen dataclass with the four fields below and the settings of its algorithm.
+    Each sampler is a frozen dataclass. It has the following four fields and the settings of its algorithm.
+    process: forward process whose reverse is sampled.
     num_steps: number of times in the list; None selects every step of a discrete schedule.
+    time_grid: rule that chooses the times.
+    clipping: rule for estimates of x_0 outside [-1, 1].
     """
 
     process: GaussianProcess
@@ -57,7 +60,11 @@ class Sampler(ABC):
     def sample(
         self, denoiser: DenoiserLike, noise: Noise, condition: Condition, on_step: OnStep | None = None
     ) -> Tensor:
-        """Return images [B, C, H, W], in [-1, 1] if estimates of x_0 are clipped.  No gradients are computed."""
+        """Return images [B, C, H, W], in [-1, 1] if estimates of x_0 are clipped.  No gradients are computed.
+
+        noise: source of the initial noise and of the noise that is added in the steps.
+        condition: condition of the images.  on_step: see `OnStep`.
+        """
 
     @cached_property
     def times(self) -> tuple[float, ...]:
@@ -105,7 +112,7 @@ class FixedStepSampler(Sampler):
     def intervals(self) -> tuple[Tensor, Tensor]:
         """Return the start t and the end s of each step, float64 [num_steps] each. The last s is 0."""
         t = torch.tensor(self.times, dtype=torch.float64)
-        return t, torch.cat([t[1:], torch.zeros(1, dtype=torch.float64)])  # s is read from the list, never computed
+        return t, torch.cat([t[1:], torch.zeros(1, dtype=torch.float64)])  # s equals the next t exactly
 
     @abstractmethod
     def prepare_steps(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,5 +132,5 @@ class FixedStepSampler(Sampler):
 
 
 def add_noise(x: Tensor, std: Tensor | float, noise: Tensor) -> Tensor:
-    """Return x + std * noise, written into the memory of x.  x, noise: [B, C, H, W]."""
+    """Return x + std * noise, computed in place in x.  x, noise: [B, C, H, W]."""
     return x.add_(noise, alpha=std) if isinstance(std, float) else x.addcmul_(std, noise)

@@ -53,8 +53,9 @@ class DDIM(FixedStepSampler):
     def encode(self, denoiser: DenoiserLike, images: Tensor, condition: Condition) -> Tensor:
         """Invert the steps of `sample`: return the noise that generates these images (Song et al. 2021, eq. 13).
 
-        images: [B, C, H, W] in [-1, 1].  Returns initial noise [B, C, H, W], approximately standard normal. The error
-        falls with the number of steps: an inverted step from s to t evaluates the denoiser at s instead of t.
+        images: [B, C, H, W] in [-1, 1].  Returns initial noise [B, C, H, W], approximately standard normal.
+        The inversion is approximate, because an inverted step from s to t evaluates the denoiser at s instead of t. The
+        error falls with the number of steps.
         Raises ValueError if eta is above 0.
         """
         if self.eta:
@@ -65,7 +66,7 @@ class DDIM(FixedStepSampler):
             (alpha_s, sigma_s), (alpha_t, sigma_t) = (
                 map(float, self.process.schedule.coefficients(time)) for time in (s, t)
             )
-            # The noise in x_s is estimated at s; a clean image (s = 0) contains no noise and uses the estimate at t.
+            # The noise is estimated at s. If s = 0, the clean image contains no noise, and the noise is estimated at t.
             x, time, alpha, sigma = (x_s, s, alpha_s, sigma_s) if s > 0 else (alpha_t * x_s, t, alpha_t, sigma_t)
             x_0 = estimate(x, time).x_0
             noise = (x - alpha * x_0) / sigma if sigma > 0 else torch.zeros_like(x)

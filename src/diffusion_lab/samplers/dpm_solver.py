@@ -45,7 +45,7 @@ def extrapolation_factors(process: GaussianProcess, t: Tensor, s: Tensor) -> Ten
     """Return 1 / (2 r) of Lu et al. (2022), algorithm 2, for each step from t to s, float64 [num_steps].
 
     r is the length of the previous step divided by the length of this step, in log-SNR. The factor is 0 for the first
-    step, and if one of the two steps ends at time 0 or starts without signal.
+    step, and if one of the two steps ends at time 0 or starts from pure noise (alpha_t = 0).
     """
     length = (process.schedule.log_snr(s) - process.schedule.log_snr(t)) / 2
     factors = torch.zeros_like(length)

@@ -14,7 +14,7 @@ from diffusion_lab.samplers.time_grids import TimeGrid, UniformTimes
 
 @dataclass(frozen=True)
 class DPMSolverSDE(FixedStepSampler):
-    """SDE-DPM-Solver++(2M): an ancestral step at the x_0 extrapolated from two estimates (Lu et al. 2022, eq. 18).
+    """SDE-DPM-Solver++(2M): ancestral steps with x_0 extrapolated from the last two estimates (Lu et al. 2022, eq. 18).
 
     Without the extrapolation, the sampler is ancestral sampling with the small variance.
     """

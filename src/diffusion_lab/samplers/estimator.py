@@ -37,7 +37,7 @@ class Estimator:
     def _shift(self, x_0: Tensor, gradient: Tensor, t: Tensor) -> Tensor:
         """Return x_0 with noise replaced by noise - sigma_t gradient (Dhariwal & Nichol 2021, algorithm 2).
 
-        t: [B].  x_0 is unchanged at times without signal, at which x_0 does not depend on the noise.
+        t: [B].  x_0 is unchanged at times without signal (alpha_t = 0), at which x_0 does not depend on the noise.
         """
         alpha_t, sigma_t = self.process.continuous.schedule.coefficients(t)
         scale = torch.where(alpha_t > 0, sigma_t**2 / alpha_t, 0.0)

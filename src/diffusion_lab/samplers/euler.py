@@ -14,9 +14,9 @@ from diffusion_lab.samplers.time_grids import TimeGrid, UniformTimes
 
 @dataclass(frozen=True)
 class Euler(FixedStepSampler):
-    """dx = noise d(sigma), with x and sigma divided by alpha (Karras et al. 2022, eq. 1 and 4; k-diffusion).
+    """Euler steps of dx = noise d(sigma) for the estimated noise (Karras et al. 2022, eq. 1 and 4; k-diffusion).
 
-    Without churn, each step equals a DDIM step with eta=0.
+    x and sigma are divided by alpha. Without churn, each step equals a DDIM step with eta=0.
     """
 
     process: GaussianProcess

@@ -16,8 +16,8 @@ from diffusion_lab.samplers.time_grids import TimeGrid, UniformTimes
 class Heun(FixedStepSampler):
     """An Euler step, then the same step with the mean of the slopes at both ends (Karras et al. 2022, algorithm 2).
 
-    x and sigma are divided by alpha. A step takes two network evaluations; the last step and a step that starts without
-    signal take one.
+    x and sigma are divided by alpha. A step takes two network evaluations. The last step and a step that starts from
+    pure noise (alpha_t = 0) take one.
     """
 
     process: GaussianProcess

@@ -34,7 +34,7 @@ Slope = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class FlowCoordinates:
-    """The angle and the scaled state z of a process."""
+    """Conversions of the times and states of a process to angles and scaled states z, see the module docstring."""
 
     process: GaussianProcess
 
@@ -66,12 +66,14 @@ def dormand_prince(
     slope: Slope, state: Tensor, start: float, end: float, *, rtol: float, atol: float,
     on_round: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Tensor:  # fmt: skip
-    """Return the state [B, N] at angle `end` by the order 5(4) method of Dormand & Prince (1980).
+    """Return the state [B, N] at angle `end`, computed by the order 5(4) method of Dormand & Prince (1980).
 
-    Each row has its own steps, which depend on this row alone, so that an image does not depend on its batch. A step of
-    a row is accepted if the root mean square of error / (atol + rtol * size) over the elements of the row is at most 1,
-    where size is the larger magnitude of an element before and after the step.
-    slope: derivative of the state.  state: initial state at angle `start`, [B, N].
+    Each row of the state is one image. It has its own steps, which depend on this row alone, so that an image does not
+    depend on the other images of its batch. A step of a row is accepted if the root mean square of
+    error / (atol + rtol * size) over the elements of the row is at most 1, where size is the larger magnitude of an
+    element before and after the step.
+    slope: function that returns the derivative of the state, see `Slope`.
+    state: initial state at angle `start`, [B, N].
     on_round: called with (angles [B], states [B, N]) after all unfinished rows have tried one step.
     Raises FloatingPointError if the steps of a row become too small, for example because its slope is not finite.
     """

@@ -211,9 +211,11 @@ def _noise_level(schedule: NoiseSchedule, t: float) -> float:
 
 
 def _times_at_log_snr(schedule: NoiseSchedule, num_steps: int, log_snr: Callable[[int], Tensor]) -> tuple[float, ...]:
-    """Return num_steps times.  log_snr: function that returns the log-SNR of n times, [n], for n = num_steps.
+    """Return num_steps decreasing times with the log-SNRs that the function `log_snr` returns.
 
-    If t_max has no signal, its log-SNR is not finite. In this case t_max is the first time, and n is num_steps - 1.
+    log_snr: function of a number of times n that returns n increasing log-SNRs, [n].
+    If t_max has no signal, its log-SNR is not finite. In this case t_max is the first time, and `log_snr` returns the
+    log-SNRs of the other num_steps - 1 times.
     """
     no_signal = schedule.remaining_signal == 0
     times = schedule.at_log_snr(log_snr(num_steps - no_signal))
@@ -223,7 +225,7 @@ def _times_at_log_snr(schedule: NoiseSchedule, num_steps: int, log_snr: Callable
 
 
 def _distinct_steps(times: Tensor, schedule: TableSchedule) -> tuple[float, ...]:
-    """Reverse increasing times of a discrete schedule; duplicates are shifted to unused steps nearby."""
+    """Return increasing times of a discrete schedule in decreasing order, with duplicates moved to unused steps."""
     steps = (times * schedule.num_timesteps).round().long().tolist()
     for i in range(1, len(steps)):
         steps[i] = max(steps[i], steps[i - 1] + 1)

@@ -62,7 +62,8 @@ class UniPC(FixedStepSampler):
 class UniPCStep:
     """One step of UniPC, which is evaluated twice: as a prediction and as a correction.
 
-    first_order: first-order approximation of x_s.  estimates: (lambda, x_0) of the latest steps, with this step last.
+    first_order: first-order approximation of x_s, where s is the end of the step.  alpha_s: alpha at s.
+    estimates: (lambda, x_0) of the latest steps, with this step last.
     """
 
     first_order: Tensor
@@ -74,11 +75,11 @@ class UniPCStep:
         return self._add_differences(lambda_s, self.estimates[:-1])
 
     def correct(self, lambda_s: float, x_0: Tensor) -> Tensor:
-        """Return x_s with the additional estimate x_0 at s (UniC)."""
+        """Return x_s from the same estimates and the additional estimate x_0 at s (UniC)."""
         return self._add_differences(lambda_s, [*self.estimates[:-1], (lambda_s, x_0)])
 
     def _add_differences(self, lambda_s: float, others: list[tuple[float, Tensor]]) -> Tensor:
-        """Return x_s with the weighted differences between the other estimates and the estimate at t."""
+        """Return first_order plus a weighted sum of the differences between `others` and the estimate at t."""
         if not others:
             return self.first_order
         lambda_t, x_0 = self.estimates[-1]

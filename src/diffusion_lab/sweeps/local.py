@@ -1,4 +1,7 @@
-"""Execution of a sweep as processes on this machine, and waiting for runs on any machine."""
+"""Execution of the runs of a sweep as processes on this machine.
+
+`wait_for_runs` also waits for runs on other machines.
+"""
 
 import itertools
 import logging
@@ -29,10 +32,10 @@ OUTPUT = "output.log"
 
 
 def refuse_multiple_ranks(planned: Sequence[PlannedRun]) -> None:
-    """Raise UserError if a run of a sweep that is executed in a single process would have several ranks.
+    """Raise UserError if a run has several ranks, which a sweep in a single process (in_turn) does not support.
 
-    Lightning starts the other ranks with the command line of rank 0. Since this is the command line of the sweep, the
-    other ranks would train other runs.
+    Lightning starts the other ranks with the command line of rank 0. In such a sweep, this is the command line of the
+    sweep, so the other ranks would start other runs.
     """
     world_size = slurm_job.world_size()
     trainers = [run.trainer for run in planned if run.trainer is not None]
@@ -73,9 +76,9 @@ class _Child:
 def run_local(planned: Sequence[PlannedRun], folder: Path, num_at_once: int, num_threads: int | None) -> None:
     """Start the remaining runs of a sweep as processes on this machine, and wait for all runs of the sweep.
 
-    num_at_once: number of parallel processes; with at least as many GPUs as processes, each process has its own GPUs.
-    num_threads: number of CPU threads of each run; None divides the cores equally.
-    Raises UserError for values below 1.
+    num_at_once: number of parallel runs. If there are at least as many GPUs, each run has its own GPUs.
+    num_threads: number of CPU threads of each run; None divides the cores equally among the parallel runs.
+    Raises UserError if num_at_once or num_threads is below 1.
     """
     for name, value in {"num_at_once": num_at_once, "num_threads": num_threads or 1}.items():
         if not isinstance(value, int) or value < 1:
@@ -145,7 +148,7 @@ def run_arguments(run: PlannedRun, folder: Path) -> list[str]:
 
 
 class StateReport:
-    """Printed line with the number of runs of a sweep in each state, repeated whenever a number changes."""
+    """Report that prints the number of runs of a sweep in each state, whenever one of these numbers changes."""
 
     def __init__(self, planned: Sequence[PlannedRun]) -> None:
         self.planned, self.last = planned, ""
@@ -159,7 +162,10 @@ class StateReport:
 
 
 def wait_for_runs(planned: Sequence[PlannedRun], report: StateReport) -> None:
-    """Wait until all runs are over and the Slurm jobs of failed runs have ended: Slurm may start such a job again."""
+    """Wait until all runs have ended.
+
+    For a failed run, also wait until its Slurm job has ended, because Slurm may start the job again.
+    """
     pause = 0.5
     while True:
         jobs = SlurmQueue()

@@ -30,10 +30,11 @@ class RunFailedError(Exception):
 class PlannedRun:
     """A run of a sweep.
 
-    overrides: overrides of the config.  status: content of the status file; None if there is no such file.
+    overrides: command-line overrides of the run.  folder: run folder.
+    status: content of the status file in the run folder; None if there is no status file.
     is_done: whether the run has finished with the same overrides, so that its result is valid.
     trainer: settings of the trainer, if the command has one.
-    allowed: fingerprint fields in which metric values of the sweep's table may differ.
+    allowed: fingerprint fields in which the metric values in the table of the sweep may differ (setting `allow`).
     """
 
     overrides: tuple[str, ...]
@@ -50,7 +51,7 @@ class PlannedRun:
 
     @property
     def next_action(self) -> str:
-        """The action of the sweep for this run, as printed before the sweep starts."""
+        """What the sweep does with this run, such as "start" or "resume", as printed before the sweep starts."""
         if self.is_done:
             return "skip (finished)"
         if self.status is None:
@@ -146,9 +147,10 @@ def mark_queued(run: PlannedRun) -> None:
 
 
 def job_return(run: PlannedRun) -> JobReturn:
-    """Return the job that a sweeper receives for a run that is over; it contains the result, or None after a failure.
+    """Return the Hydra job that a sweeper receives for a run that has ended.
 
-    A job status FAILED would end the sweep, so failures are reported at the end of the sweep instead.
+    The return value of the job is the result of the run, or None if the run failed. The status of the job is always
+    COMPLETED, because FAILED would end the sweep; failed runs are reported at the end of the sweep.
     """
     status = run_status.read(run.folder)
     job = JobReturn(overrides=list(run.overrides), status=JobStatus.COMPLETED)

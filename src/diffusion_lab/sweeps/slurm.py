@@ -1,4 +1,4 @@
-"""Execution of a sweep as an array of Slurm jobs."""
+"""Execution of the runs of a sweep as Slurm job arrays."""
 
 import logging
 import operator
@@ -107,7 +107,7 @@ def _link_logs(folder: Path) -> None:
 
 @contextmanager
 def _hidden_slurm_variables() -> Iterator[None]:
-    """Hide the variables of the Slurm job that this process may belong to: sbatch would read options from them."""
+    """Hide the Slurm job variables that this process may have, because sbatch would read options from them."""
     hidden = {name: os.environ.pop(name) for name in list(os.environ) if re.match(r"(SLURM_|SBATCH_)(?!CONF$)", name)}
     try:
         yield

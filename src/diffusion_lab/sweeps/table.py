@@ -14,7 +14,7 @@ from diffusion_lab.runs.status import FINISHED, Status
 from diffusion_lab.runs.tables import Row
 
 SWEEP = "sweep"
-"""Stem of the names of the table's files."""
+"""Name of the files of the table, without suffix."""
 
 LOGGED = ("step", "epoch", "loss", "learning_rate", "gradient_norm", "images_per_second", "data_wait")
 """Columns of metrics.csv that are not measured metrics, in addition to the columns that start with measuring_."""
@@ -23,7 +23,8 @@ LOGGED = ("step", "epoch", "loss", "learning_rate", "gradient_norm", "images_per
 def write_sweep_table(folder: Path, allowed: Iterable[str] = ()) -> bool:
     """Print the table of a sweep and write sweep.csv, sweep.md, plots and contact_sheet.png.
 
-    allowed: fingerprint fields in which the values of a column may differ, in addition to the swept fields.
+    allowed: fingerprint fields in which the values of a metric may differ, in addition to the fields that the swept
+        settings determine.
     Returns whether all metric values are comparable; columns whose values are not comparable are left out.
     """
     statuses = _statuses(folder)
@@ -114,7 +115,7 @@ def _last_written(folder: Path) -> float | None:
 
 
 def _plot_swept(rows: Sequence[Row], swept: Sequence[str], folder: Path) -> None:
-    """Plot every metric against every swept setting; runs that differ in other settings share an x value."""
+    """Plot every metric against every swept setting; runs that differ only in other settings share an x value."""
     for key in swept:
         if key == "sampler.num_steps":
             continue  # plotted by run_tables.plot_steps
@@ -134,7 +135,10 @@ def _plot_swept(rows: Sequence[Row], swept: Sequence[str], folder: Path) -> None
 
 
 def _save_contact_sheet(rows: Sequence[Row], swept: Sequence[str], folder: Path) -> None:
-    """Save a sheet with the last sample grid of each run; the same cell has the same seed in each grid."""
+    """Save a sheet with the last sample grid of each run.
+
+    Images at the same position in two grids have the same seed.
+    """
     labeled = {}
     for row in rows:
         found = sorted((row.folder / "samples").glob("step_*.png"))[-1:] or [row.folder / "samples.png"]

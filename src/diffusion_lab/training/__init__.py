@@ -4,19 +4,33 @@ from diffusion_lab.training.base_module import TrainedModule
 from diffusion_lab.training.classifier_module import ClassifierModule
 from diffusion_lab.training.diffusion_module import DiffusionModule
 from diffusion_lab.training.loggers import MetricsFile, WandbRun
-from diffusion_lab.training.lr_schedules import ConstantWithWarmup, CosineWithWarmup, LRSchedule
+from diffusion_lab.training.lr_schedules import (
+    ConstantWithWarmup,
+    CosineWithWarmup,
+    InverseSqrtWithWarmup,
+    LinearWithWarmup,
+    LRSchedule,
+    TorchLRSchedule,
+    WarmupStableDecay,
+)
+from diffusion_lab.training.muon import Muon
 from diffusion_lab.training.nonfinite_guard import NonFiniteGuard
-from diffusion_lab.training.optimizers import Adam
+from diffusion_lab.training.optimizers import OptimizerFactory
 
 __all__ = [
-    "Adam",
     "ClassifierModule",
     "ConstantWithWarmup",
     "CosineWithWarmup",
     "DiffusionModule",
+    "InverseSqrtWithWarmup",
     "LRSchedule",
+    "LinearWithWarmup",
     "MetricsFile",
+    "Muon",
     "NonFiniteGuard",
+    "OptimizerFactory",
+    "TorchLRSchedule",
     "TrainedModule",
     "WandbRun",
+    "WarmupStableDecay",
 ]

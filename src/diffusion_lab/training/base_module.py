@@ -7,26 +7,35 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from diffusion_lab import __version__
 from diffusion_lab.distributed.collectives import Ranks
 from diffusion_lab.fingerprints import VERSION, version_of
-from diffusion_lab.training.lr_schedules import ConstantWithWarmup, LRSchedule
+from diffusion_lab.training.lr_schedules import ConstantWithWarmup, LRSchedule, TorchLRSchedule, build_scheduler
 from diffusion_lab.training.nonfinite_guard import NonFiniteGuard
-from diffusion_lab.training.optimizers import Adam, match_memory_format
+from diffusion_lab.training.optimizers import OptimizerFactory, match_memory_format
 
 logger = logging.getLogger(__name__)
 
 VERSION_KEY = "diffusion_lab"
 """Key of a checkpoint under which the version of the package that wrote the checkpoint is stored."""
 
+OPTIMIZER_OF_VERSION_0_3 = "torch.optim.adamw.AdamW"
+
+OPTIMIZER_KEY = "optimizer_settings"
+"""Key of a checkpoint under which the settings of the optimizer and of its learning-rate schedule are stored."""
+
 
 class TrainedModule(LightningModule):
     """A network in training. Subclasses define the loss and what follows an optimizer step."""
 
     def __init__(
-        self, network: nn.Module, *, optimizer: Adam, lr_schedule: LRSchedule | None, guard: NonFiniteGuard | None
+        self,
+        network: nn.Module,
+        *,
+        optimizer: OptimizerFactory,
+        lr_schedule: LRSchedule | TorchLRSchedule | None,
+        guard: NonFiniteGuard | None,
     ) -> None:
         super().__init__()
         self.network, self.optimizer, self.guard = network, optimizer, guard or NonFiniteGuard()
@@ -73,10 +82,8 @@ class TrainedModule(LightningModule):
             self._write_to_loggers(self.trainer.global_step)
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self._trained_parameters)
-        # A plain function: LambdaLR restores the attributes of a callable object from the checkpoint, so a fork would
-        # keep the learning-rate schedule of the run that it was forked from.
-        scheduler = LambdaLR(optimizer, lambda step: self.lr_schedule(step))
+        optimizer = self.optimizer(self.network)
+        scheduler = build_scheduler(self.lr_schedule, optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -90,22 +97,19 @@ class TrainedModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[VERSION_KEY] = __version__
+        checkpoint[OPTIMIZER_KEY] = self._optimizer_settings()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         version = str(checkpoint.get(VERSION_KEY, "before 0.3.0"))
         if version_of(version if VERSION_KEY in checkpoint else "0.2") != VERSION and self._trainer is not None:
             _warn_about_version(version)
-        # Lightning counts batches, so that it could resume in the middle of a step and with the old learning rate. Here
-        # only the step determines the progress, because a run may resume with another number of accumulated batches,
-        # and a fork may have another learning rate.
+        # Lightning counts batches, so that it could resume in the middle of a step. Here only the step determines the
+        # progress, because a run may resume with another number of accumulated batches.
         if step := checkpoint["global_step"]:
             _set_loop_progress(step, self.trainer.accumulate_grad_batches, checkpoint["loops"]["fit_loop"])
         checkpoint["callbacks"].pop("Timer", None)  # trainer.max_time limits one job, not the run
-        for state in checkpoint["optimizer_states"]:
-            for group in state["param_groups"]:
-                group |= self.optimizer.group_settings() | {"lr": self.optimizer.lr * self.lr_schedule(step)}
-        for state in checkpoint["lr_schedulers"]:
-            state["base_lrs"] = [self.optimizer.lr for _ in state["base_lrs"]]
+        if checkpoint.get(OPTIMIZER_KEY) != self._optimizer_settings():
+            self._change_optimizer_settings(checkpoint, step)
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -124,6 +128,32 @@ class TrainedModule(LightningModule):
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
         self._gradient_norm = norm
         self.guard.check_gradient(optimizer, norm)
+
+    def _optimizer_settings(self) -> dict[str, str]:
+        return {"optimizer": self.optimizer.name, "settings": f"{self.optimizer.settings}, {self.lr_schedule}"}
+
+    def _change_optimizer_settings(self, checkpoint: dict[str, Any], step: int) -> None:
+        """Give the optimizer and scheduler states in a checkpoint the settings of this run, for a fork with others.
+
+        The moments are kept if the optimizers of both runs have the same kind of state and the same parameter groups;
+        if they differ, the optimizer starts with a new state.
+        step: number of steps that the checkpoint has completed.
+        """
+        optimizer = self.optimizer(self.network)
+        keys = {*optimizer.param_groups[0]}
+        scheduler = build_scheduler(self.lr_schedule, optimizer, step)
+        new, (saved,) = optimizer.state_dict(), checkpoint["optimizer_states"]
+        saved_name = str(checkpoint.get(OPTIMIZER_KEY, {}).get("optimizer", OPTIMIZER_OF_VERSION_0_3))
+        same_groups = [g["params"] for g in new["param_groups"]] == [g["params"] for g in saved["param_groups"]]
+        if self.optimizer.can_continue(saved_name) and same_groups:
+            set_by_scheduler = {*optimizer.param_groups[0]} - keys
+            names = {*self.optimizer.argument_names, *set_by_scheduler, "lr"}
+            for group, wanted in zip(saved["param_groups"], new["param_groups"], strict=True):
+                group |= {name: wanted[name] for name in names & wanted.keys()}
+        else:
+            logger.info("the state of the optimizer in the checkpoint (%s) is not used.", saved_name)
+            checkpoint["optimizer_states"] = [new]
+        checkpoint["lr_schedulers"] = [scheduler.state_dict()]
 
     def _log_optimizer_step(self) -> None:
         """Log the loss, averaged over all ranks and accumulated batches, the gradient norm and the learning rate."""

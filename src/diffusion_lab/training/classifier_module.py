@@ -10,9 +10,9 @@ from diffusion_lab.guidance.noisy_classifier import NoisyClassifier
 from diffusion_lab.networks import ClassifierNetwork
 from diffusion_lab.process import GaussianProcess, TimeDistribution
 from diffusion_lab.training.base_module import TrainedModule
-from diffusion_lab.training.lr_schedules import LRSchedule
+from diffusion_lab.training.lr_schedules import LRSchedule, TorchLRSchedule
 from diffusion_lab.training.nonfinite_guard import NonFiniteGuard
-from diffusion_lab.training.optimizers import Adam
+from diffusion_lab.training.optimizers import OptimizerFactory
 
 
 class ClassifierModule(TrainedModule):
@@ -26,8 +26,8 @@ class ClassifierModule(TrainedModule):
         process: GaussianProcess,
         *,
         times: TimeDistribution,
-        optimizer: Adam,
-        lr_schedule: LRSchedule | None = None,
+        optimizer: OptimizerFactory,
+        lr_schedule: LRSchedule | TorchLRSchedule | None = None,
         guard: NonFiniteGuard | None = None,
     ) -> None:
         super().__init__(network, optimizer=optimizer, lr_schedule=lr_schedule, guard=guard)

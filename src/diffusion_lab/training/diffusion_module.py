@@ -21,9 +21,9 @@ from diffusion_lab.process import GaussianProcess, Prediction, TimeDistribution
 from diffusion_lab.randomness import Draws, ImageNoise, Purpose
 from diffusion_lab.samplers import OnStep, Sampler
 from diffusion_lab.training.base_module import TrainedModule
-from diffusion_lab.training.lr_schedules import LRSchedule
+from diffusion_lab.training.lr_schedules import LRSchedule, TorchLRSchedule
 from diffusion_lab.training.nonfinite_guard import NonFiniteGuard
-from diffusion_lab.training.optimizers import Adam
+from diffusion_lab.training.optimizers import OptimizerFactory
 
 
 class DiffusionModule(TrainedModule):
@@ -40,9 +40,9 @@ class DiffusionModule(TrainedModule):
         objective: Objective,
         times: TimeDistribution,
         ema: Callable[[nn.Module], EMA],
-        optimizer: Adam,
+        optimizer: OptimizerFactory,
         sampler: Sampler,
-        lr_schedule: LRSchedule | None = None,
+        lr_schedule: LRSchedule | TorchLRSchedule | None = None,
         guard: NonFiniteGuard | None = None,
         space: Space | None = None,
     ) -> None:

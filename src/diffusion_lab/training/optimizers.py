@@ -1,52 +1,114 @@
-"""Optimizers."""
+"""Optimizers: any subclass of torch.optim.Optimizer with its arguments, and the parameter groups that it receives."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import torch
+from torch import nn
 from torch.nn import Parameter
+from torch.optim import Optimizer
+
+_SAME_MOMENTS = ("torch.optim.adam.Adam", "torch.optim.adamw.AdamW")
+
+_LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {  # argument: (whether a value is accepted, accepted values)
+    "lr": (lambda value: value > 0, "above 0"),
+    "weight_decay": (lambda value: value >= 0, "at least 0"),
+    "momentum": (lambda value: 0 <= value < 1, "in [0, 1)"),
+    "betas": (lambda value: len(value) == 2 and all(0 <= beta < 1 for beta in value), "two numbers in [0, 1)"),
+}
 
 
-@dataclass(frozen=True)
-class Adam:
-    """Adam (Kingma & Ba 2015) with decoupled weight decay (AdamW, Loshchilov & Hutter 2019).
+class OptimizerFactory:
+    """A class of optimizers and its arguments, which build the optimizer of a network.
 
-    lr: learning rate.  betas: decay rates of the two moments.
-    weight_decay: coefficient of the weight decay; 0 gives plain Adam.
-    fused: whether to update all parameters in one kernel, which is five times as fast as the default loop on a CPU;
-        must be false for trainer.precision=16-mixed.
+    optimizer_class: a subclass of torch.optim.Optimizer whose step needs no closure. If the class has a static method
+        `parameter_groups(network)`, as `Muon` has, the method sorts the parameters of the network into groups.
+    lr: learning rate.
+    decay_matrices_only: whether the weight decay leaves out norms, biases and embeddings.
+    arguments: further arguments of the class. fused=True is used only if the class has a fused kernel for the device.
+
+    Raises ValueError for an optimizer that needs a closure, and for unknown or invalid arguments.
+
+        optimizer = OptimizerFactory(torch.optim.AdamW, lr=1e-3, weight_decay=0.01)(network)
     """
 
-    lr: float = 2e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    fused: bool = True
+    def __init__(
+        self, optimizer_class: type[Optimizer], *, lr: float, decay_matrices_only: bool = False, **arguments: Any
+    ) -> None:
+        self.optimizer_class, self.lr, self.decay_matrices_only = optimizer_class, lr, decay_matrices_only
+        self.arguments = {name: _as_tuple(value) for name, value in arguments.items()}
+        self._validate()
 
-    def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise ValueError(f"lr must be above 0, got {self.lr}.")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas must be two numbers in [0, 1), got {list(self.betas)}.")
-        if self.weight_decay < 0:
-            raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay}.")
-
-    def __call__(self, parameters: Iterable[Parameter]) -> torch.optim.Optimizer:
-        """Return an optimizer for `parameters`."""
-        return torch.optim.AdamW(
-            parameters, lr=self.lr, betas=self._betas, weight_decay=self.weight_decay, fused=self.fused
-        )
-
-    def group_settings(self) -> dict[str, Any]:
-        """Return the entries of a parameter group that these settings determine, except the current learning rate."""
-        return {"initial_lr": self.lr, "betas": self._betas, "weight_decay": self.weight_decay}
+    def __call__(self, network: nn.Module) -> Optimizer:
+        """Return the optimizer of a network."""
+        groups = getattr(self.optimizer_class, "parameter_groups", _one_group)(network)
+        if self.decay_matrices_only:
+            decayed = _decayed_parameters(network)
+            groups = [part for group in groups for part in _split_by_decay(group, decayed)]
+        arguments = self.arguments
+        if arguments.get("fused"):
+            try:
+                self._take_step(arguments, next(network.parameters()).device)
+            except RuntimeError:
+                arguments = arguments | {"fused": False}  # the device has no fused kernel
+        return self._build(groups, arguments)
 
     @property
-    def _betas(self) -> tuple[float, float]:
-        return self.betas[0], self.betas[1]
+    def settings(self) -> str:
+        """Text that is equal for equal settings."""
+        arguments = {"lr": self.lr, "decay_matrices_only": self.decay_matrices_only, **self.arguments}
+        return f"{self.name}({', '.join(f'{name}={arguments[name]!r}' for name in sorted(arguments))})"
+
+    def can_continue(self, name: str) -> bool:
+        """Return whether the state of an optimizer class fits this class.  name: import path of the other class."""
+        return name == self.name or {name, self.name} <= {*_SAME_MOMENTS}
+
+    @property
+    def argument_names(self) -> tuple[str, ...]:
+        """Names of the arguments of the class, which are keys of its parameter groups."""
+        return optimizer_arguments(self.optimizer_class)
+
+    @property
+    def name(self) -> str:
+        """Import path of the class."""
+        return f"{self.optimizer_class.__module__}.{self.optimizer_class.__qualname__}"
+
+    def _build(self, groups: list[dict[str, Any]], arguments: Mapping[str, Any]) -> Optimizer:
+        copies: list[Any] = [dict(group) for group in groups]  # torch adds the arguments to the groups
+        return cast(Callable[..., Optimizer], self.optimizer_class)(copies, lr=self.lr, **arguments)
+
+    def _take_step(self, arguments: Mapping[str, Any], device: torch.device | str) -> None:
+        """Build the optimizer of a small matrix and take a step."""
+        parameter = Parameter(torch.ones(2, 2, device=device))
+        parameter.grad = torch.ones_like(parameter)
+        self._build([{"params": [parameter]}], arguments).step()
+
+    def _validate(self) -> None:
+        """Raise ValueError unless the optimizer can be built and takes a step with the gradient of a small matrix."""
+        name = self.optimizer_class.__name__
+        for argument, value in {"lr": self.lr, **self.arguments}.items():
+            if argument in _LIMITS and not _LIMITS[argument][0](value):
+                given = list(value) if isinstance(value, tuple) else value
+                raise ValueError(f"{argument} must be {_LIMITS[argument][1]}, got {given}.")
+        closure = inspect.signature(self.optimizer_class.step).parameters.get("closure")
+        if closure is not None and closure.default is inspect.Parameter.empty:
+            raise ValueError(
+                f"_target_ must be an optimizer whose step needs no closure (such as torch.optim.AdamW), got {name}."
+            )
+        try:
+            self._take_step(self.arguments, "cpu")
+        except (TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise ValueError(f"{name} with these arguments cannot train a network: {reason}.") from error
 
 
-def match_memory_format(optimizer: torch.optim.Optimizer) -> None:
+def optimizer_arguments(optimizer_class: type[Optimizer]) -> tuple[str, ...]:
+    """Return the names of the arguments of a class of optimizers, except its parameters."""
+    return tuple(name for name in inspect.signature(optimizer_class).parameters if name != "params")
+
+
+def match_memory_format(optimizer: Optimizer) -> None:
     """Give each moment of the optimizer state the strides of its parameter.
 
     Moments that are loaded from a checkpoint have the strides that their parameter had when the checkpoint was written,
@@ -56,3 +118,24 @@ def match_memory_format(optimizer: torch.optim.Optimizer) -> None:
         for name, value in state.items():
             if torch.is_tensor(value) and value.shape == parameter.shape and value.stride() != parameter.stride():
                 state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _one_group(network: nn.Module) -> list[dict[str, Any]]:
+    return [{"params": list(network.parameters())}]
+
+
+def _decayed_parameters(network: nn.Module) -> set[int]:
+    """Return the ids of all weights with at least two dimensions, except those of embeddings."""
+    embeddings = {id(module.weight) for module in network.modules() if isinstance(module, nn.Embedding)}
+    return {id(p) for p in network.parameters() if p.ndim >= 2 and id(p) not in embeddings}
+
+
+def _split_by_decay(group: dict[str, Any], decayed: set[int]) -> list[dict[str, Any]]:
+    kept = [p for p in group["params"] if id(p) in decayed]
+    others = [p for p in group["params"] if id(p) not in decayed]
+    parts = [{**group, "params": kept}, {**group, "params": others, "weight_decay": 0.0}]
+    return [part for part in parts if part["params"]]
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
