@@ -18,7 +18,7 @@ def test_a_small_pixel_is_the_mean_of_those_that_it_covers() -> None:
 
 
 def test_images_that_are_smaller_already_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"resolution must be at most the side of the images \(8\), got 9"):
+    with pytest.raises(ValueError, match=r"resolution must be at most the resolution of the images \(8\), got 9"):
         LowResolution(9).downsample(torch.zeros(2, 1, 8, 8))
 
 

@@ -12,7 +12,7 @@ class Pixels:
     """Pixel space: images are not encoded."""
 
     def image_shape(self, channels: int, side: int) -> tuple[int, int, int]:
-        """Return the shape [C, H, W] of an image from the channels and the side of a network output."""
+        """Return the shape [C, H, W] of an image from the channels and the resolution of a network output."""
         return channels, side, side
 
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -50,11 +50,11 @@ class Latents:
 
     @property
     def factor(self) -> int:
-        """Ratio of the side of an image to the side of its latents."""
+        """Ratio of the resolution of an image to the resolution of its latents."""
         return int(2 ** (len(self.autoencoder.config.block_out_channels) - 1))
 
     def image_shape(self, channels: int, side: int) -> tuple[int, int, int]:
-        """Return the shape [C, H, W] of an image from the channels and the side of its latents."""
+        """Return the shape [C, H, W] of an image from the channels and the resolution of its latents."""
         return int(self.autoencoder.config.out_channels), side * self.factor, side * self.factor
 
     def noise_shape(self, images: Tensor) -> tuple[int, ...]:

@@ -47,8 +47,8 @@ def positions_per_stream(size: int) -> int:
     """Return the number of adjacent images of the global batch that share one noise stream.
 
     size: number of values in the noise of one image.
-    The images share a stream because creating a stream takes as long as generating the noise of an image of 32 x 32. Too many
-    images per stream also waste time, because a rank that needs the noise of one image generates the noise of all
+    The images share a stream because creating a stream takes as long as generating the noise of a 32 x 32 image. Too
+    many images per stream also waste time, because a rank that needs the noise of one image generates the noise of all
     images in the stream.
     """
     return min(max(2**16 // size, 1), 16)

@@ -144,11 +144,15 @@ def test_a_guide_is_found_from_any_folder(
             "`classifier` must be a run folder or a checkpoint in one, got nowhere: nowhere/config.yaml",
         ),
         ("upsampler", ["guide={classifier}", "guidance_scale=2"], "`guide` must be a run folder of src/train.py"),
-        ("base", ["classifier={classifier}"], "`classifier` must be trained on images of 1 channels and side 14,.* 28"),
+        (
+            "base",
+            ["classifier={classifier}"],
+            "`classifier` must be trained on images of 1 channels and resolution 14,.* 28",
+        ),
         (
             "base",
             ["guide={upsampler}", "guidance_scale=2"],
-            "`guide` must be trained on images of 1 channels and side 14",
+            "`guide` must be trained on images of 1 channels and resolution 14",
         ),
         ("upsampler", ["guide={upsampler}"], "guidance_scale must differ from 1 for .* effect, got 1"),
         (
@@ -157,7 +161,7 @@ def test_a_guide_is_found_from_any_folder(
             "classifier_scale must be a finite number of at",
         ),
         ("upsampler", ["guidance_scale=2", "guidance.rescale=2"], r"guidance: rescale must be in \[0, 1\], got 2"),
-        ("upsampler", ["label=3"], r"`label` must be null .*\(the images of train determine the labels\), got 3"),
+        ("upsampler", ["label=3"], r"`label` must be null .*\(the labels are those of .* split train\), got 3"),
         ("upsampler", ["low_resolution_noise=0.7"], r"low_resolution_noise must be in \[0, 0.5\] .* got 0.7"),
         ("base", ["cascade=[{base}]"], "`cascade` must list super-resolution runs .*, got"),
         ("base", ["cascade=[{classifier}]", "cascade_steps=2"], "`cascade` must list .*, which contains a classifier"),

@@ -118,7 +118,7 @@ def test_a_network_without_a_square_side_is_refused() -> None:
         down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
     )  # fmt: skip
     with pytest.raises(
-        ValueError, match=r"network.sample_size must be one number \(the side of square images\), got .*8, 16"
+        ValueError, match=r"network.sample_size must be one number \(the resolution of square images\), got .*8, 16"
     ):
         FromDiffusers(network)
 

@@ -146,7 +146,10 @@ def test_images_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
         ({"patch_size": 3}, r"resolution must be divisible by 6 \(patch_size=3 and 2 levels.* got 16; .*resolution=18"),
         ({"patch_size": 0}, "patch_size must .* got 0"),
         ({"channel_multipliers": ()}, "channel_multipliers must "),
-        ({"attention_resolutions": (7,)}, r"attention_resolutions must contain at least one of \[16, 8\] .* got \[7\]"),
+        (
+            {"attention_resolutions": (7,)},
+            r"attention_resolutions must be empty or contain at least one of \[16, 8\] .* got \[7\]",
+        ),
         ({"num_groups": 3}, "num_groups must divide the channels of every level, got num_groups=3 for 8"),
         ({"head_channels": 5}, "head_channels must divide the channels of levels with attention, got 5 for 16"),
         ({"num_heads": 3}, "num_heads must divide the channels of levels with attention, got 3 for 16"),

@@ -54,7 +54,7 @@ def list_pairs(inspection: Inspection, split: Split, other: Split | None) -> lis
 
 
 def as_dict(inspection: Inspection, split: Split, other: Split | None, search: NearDuplicates) -> dict[str, Any]:
-    """Return the content of `report.json`.  The pairs themselves are in `duplicates.csv`."""
+    """Return the content of `report.json`, with the number of duplicate pairs, which `duplicates.csv` lists."""
     content = {"split": split.name, **asdict(inspection)}
     pairs = list_pairs(inspection, split, None)
     content["duplicates"] = {

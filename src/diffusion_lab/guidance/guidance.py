@@ -84,8 +84,9 @@ def _require_same_data(name: str, model: Denoiser | NoisyClassifier, denoiser: D
     network, expected = model.network, denoiser.network
     if (network.in_channels, network.resolution) != (expected.in_channels, expected.resolution):
         raise ValueError(
-            f"`{name}` must be trained on images of {expected.in_channels} channels and side {expected.resolution}, "
-            f"like the network that it guides, got {network.in_channels} channels and side {network.resolution}."
+            f"`{name}` must be trained on images of {expected.in_channels} channels and resolution "
+            f"{expected.resolution}, like the network that it guides, got {network.in_channels} channels and resolution "
+            f"{network.resolution}."
         )
 
 

@@ -61,7 +61,7 @@ class Upsample(nn.Module):
 class ResidualBlock(nn.Module):
     """Two convolutions; the time embedding shifts, or scales and shifts, the second normalization.
 
-    resize: whether the block also halves (down) or doubles (up) the side (Brock et al. 2019, as used by ADM).
+    resize: whether the block also halves (down) or doubles (up) the resolution (Brock et al. 2019, as used by ADM).
     project: whether the skip connection has a 1 x 1 convolution even if the number of channels stays the same.
     gain: factor on the output, which is the sum of both branches.
     """
@@ -167,7 +167,7 @@ class Blocks:
     num_groups: number of groups of each group normalization.
     scale_shift: whether the time embedding also scales the activations instead of only shifting them (adaptive group
         normalization, Dhariwal & Nichol 2021, section 3.1).
-    resize: module that changes the side between levels: a `strided` convolution as in Ho et al. (2020), a
+    resize: module that changes the resolution between levels: a `strided` convolution as in Ho et al. (2020), a
         `strided_symmetric` convolution as in Nichol & Dhariwal (2021), a `residual` block as in ADM, or a `projected`
         residual block as in DDPM++ (Song et al. 2021).
     num_heads, head_channels: number of attention heads, or channels of each head; a single head if both are None.
@@ -235,13 +235,13 @@ class Blocks:
         return number if self.head_channels is None else channels // number
 
     def downsample(self, channels: int, embedding_channels: int) -> nn.Module:
-        """Return a module that halves the side."""
+        """Return a module that halves the resolution."""
         if self.resize.startswith("strided"):
             return Downsample(channels, symmetric=self.resize == "strided_symmetric")
         return self.residual(channels, channels, embedding_channels, "down")
 
     def upsample(self, channels: int, embedding_channels: int) -> nn.Module:
-        """Return a module that doubles the side."""
+        """Return a module that doubles the resolution."""
         if self.resize.startswith("strided"):
             return Upsample(channels)
         return self.residual(channels, channels, embedding_channels, "up")
@@ -251,9 +251,9 @@ class Blocks:
 class Levels:
     """Sizes of the levels of a U-Net.
 
-    stem: input channels of the first level.  widths: channels of each level.  sides: side of each level, in patches.
+    stem: input channels of the first level.  widths: channels of each level.  sides: feature-map resolution of each level, in patches.
     depths: number of residual blocks of each level.
-    attention_resolutions: sides of the levels whose blocks are followed by attention.
+    attention_resolutions: feature-map resolutions of the levels whose blocks are followed by attention.
     """
 
     stem: int
@@ -275,7 +275,7 @@ class Levels:
     ) -> "Levels":
         """Return the levels of a U-Net with these settings.  side: side of the image in pixels.  Others: see `UNet`.
 
-        Raises ValueError if the side cannot be halved often enough, or if num_blocks does not match the levels.
+        Raises ValueError if the resolution cannot be halved often enough, or if num_blocks does not match the levels.
         """
         num_levels = len(channel_multipliers)
         sides = _sides(side, patch_size, num_levels, attention_resolutions)
@@ -317,7 +317,7 @@ def middle(width: int, blocks: Blocks, embedding_channels: int) -> Stage:
 
 
 def _sides(resolution: int, patch_size: int, num_levels: int, attention_resolutions: Sequence[int]) -> list[int]:
-    """Return the side of each level.  Raises ValueError if the image cannot be halved often enough."""
+    """Return the feature-map resolution of each level.  Raises ValueError if the image cannot be halved often enough."""
     if num_levels < 1:
         raise ValueError("channel_multipliers must have at least one number (one per level), got none.")
     if patch_size < 1:
@@ -326,14 +326,14 @@ def _sides(resolution: int, patch_size: int, num_levels: int, attention_resoluti
     if resolution < 1 or resolution % factor:
         larger = -(-resolution // factor) * factor
         raise ValueError(
-            f"resolution must be divisible by {factor} (patch_size={patch_size} and {num_levels} levels, each half the "
-            f"side of the previous one), got {resolution}; try data.resolution={larger} (for latents, {larger} times "
-            "their downsampling factor) or fewer channel_multipliers."
+            f"resolution must be divisible by {factor} (patch_size={patch_size} and {num_levels} levels, each half "
+            f"the resolution of the previous one), got {resolution}; try data.resolution={larger} (for latents, {larger} "
+            "times their downsampling factor) or fewer channel_multipliers."
         )
     sides = [resolution // patch_size // 2**level for level in range(num_levels)]
     if attention_resolutions and not set(attention_resolutions) & set(sides):
         raise ValueError(
-            f"attention_resolutions must contain at least one of {sides} (the sides of the levels) or be empty, got "
-            f"{list(attention_resolutions)}."
+            f"attention_resolutions must be empty or contain at least one of {sides} (the feature-map resolutions of "
+            f"the levels), got {list(attention_resolutions)}."
         )
     return sides

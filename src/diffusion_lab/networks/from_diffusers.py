@@ -13,7 +13,7 @@ from diffusion_lab.networks.network import Network
 class FromDiffusers(Network):
     """Adapter of a `diffusers` model such as UNet2DModel or DiTTransformer2DModel to the interface of `Network`.
 
-    network: the model; its config contains the channels and the side of the images (sample_size).
+    network: the model; its config contains the channels and the resolution of the images (sample_size).
     labels: classes that the model is conditioned on. The label embedding of the model must have a row for each class
         and for the null label.
     low_resolution_channels: number of input channels of the model that belong to the low-resolution image.
@@ -25,7 +25,7 @@ class FromDiffusers(Network):
         self.network, self.labels, self.low_resolution_channels = network, labels or Labels(), low_resolution_channels
         side = config.sample_size
         if not isinstance(side, int) and (side is None or len(set(side)) != 1):
-            raise ValueError(f"network.sample_size must be one number (the side of square images), got {side}.")
+            raise ValueError(f"network.sample_size must be one number (the resolution of square images), got {side}.")
         self.resolution = int(side if isinstance(side, int) else side[0])
         # Without this check a skip connection would fail in forward.
         factor = 2 ** (len(getattr(config, "down_block_types", [None])) - 1)

@@ -21,7 +21,7 @@ class Network(nn.Module):
 
     in_channels: channels of the image.
     out_channels: channels of the output; in_channels, or 2 in_channels if the variance is learned.
-    resolution: side of the image.
+    resolution: height and width of the image in pixels.
     labels: classes that the network is conditioned on; none by default.
     num_augmentation_channels: number of values per image that describe its augmentation and, as the last value, the
         noise level of its low-resolution image; 0 for a network that takes neither.
@@ -50,7 +50,7 @@ class Network(nn.Module):
 class ClassifierNetwork(nn.Module):
     """A classifier for noisy images: (noisy image, time) -> logits.
 
-    in_channels, resolution: channels and side of the image.  num_classes: number of logits.
+    in_channels, resolution: channels, and height and width, of the image.  num_classes: number of logits.
     """
 
     in_channels: int

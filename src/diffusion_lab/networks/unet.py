@@ -16,9 +16,9 @@ class UNet(Network):
     """An encoder and a decoder of residual blocks, with skip connections between their levels.
 
     in_channels, out_channels, resolution, labels, num_augmentation_channels, low_resolution_channels: see `Network`.
-    channels: base width; level i has channels * channel_multipliers[i] and half the side of the previous level.
+    channels: base width; level i has channels * channel_multipliers[i] and half the resolution of the previous level.
     num_blocks: number of residual blocks per level (one more in the decoder); a list has one number per level.
-    attention_resolutions: sides (in patches) of the levels whose blocks are followed by attention.
+    attention_resolutions: feature-map resolutions (in patches) of the levels whose blocks are followed by attention.
     attend_once_on_way_up: whether only the last block of a decoder level is followed by attention (DDPM++).
     blocks: settings that all blocks share.
     patch_size: side of the pixel squares that are folded into channels at the input and unfolded at the output; 1

@@ -225,8 +225,8 @@ def _downsampled_images(config: DictConfig, trained: DictConfig) -> "LowResoluti
     low_resolution = instantiate_node(trained.low_resolution, "low_resolution")
     if config.label is not None:
         raise UserError(
-            f"`label` must be null for a super-resolution run (the labels are those of the images in the split {split}), got "
-            f"{config.label}."
+            f"`label` must be null for a super-resolution run (the labels are those of the images in the split "
+            f"{split}), got {config.label}."
         )
     noise = 0.0 if config.cascade else config.low_resolution_noise
     return DownsampledImages(store.load(split), split, low_resolution, noise)
