@@ -85,8 +85,8 @@ def _require_same_data(name: str, model: Denoiser | NoisyClassifier, denoiser: D
     if (network.in_channels, network.resolution) != (expected.in_channels, expected.resolution):
         raise ValueError(
             f"`{name}` must be trained on images of {expected.in_channels} channels and resolution "
-            f"{expected.resolution}, like the network that it guides, got {network.in_channels} channels and resolution "
-            f"{network.resolution}."
+            f"{expected.resolution}, like the network that it guides, got {network.in_channels} channels and "
+            f"resolution {network.resolution}."
         )
 
 
