@@ -14,8 +14,8 @@ from diffusion_lab.process import widen
 class LowResolution:
     """Resolution of the low-resolution images, and the noise that is added to them (Ho et al. 2022, section 4.2).
 
-    resolution: height and width of the low-resolution image; each low-resolution pixel is the mean of the pixels that it covers, as
-        in the code of Dhariwal & Nichol (2021).
+    resolution: height and width of the low-resolution image. Each of its pixels is the mean of the pixels that it
+        covers, as in the code of Dhariwal & Nichol (2021).
     max_noise: largest noise level; 0 adds no noise. In training the low-resolution image becomes
         sqrt(1 - level^2) image + level noise, with a level that is uniform in [0, max_noise] and is passed to the
         network. The noise makes the network robust to artifacts in generated images.
@@ -42,8 +42,8 @@ class LowResolution:
         """
         if min(images.shape[-2:]) < self.resolution:
             raise ValueError(
-                f"low_resolution.resolution must be at most the resolution of the images ({min(images.shape[-2:])}), got "
-                f"{self.resolution}."
+                "low_resolution.resolution must be at most the resolution of the images "
+                f"({min(images.shape[-2:])}), got {self.resolution}."
             )
         return F.adaptive_avg_pool2d(images, self.resolution)
 

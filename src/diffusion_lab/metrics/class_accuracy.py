@@ -27,8 +27,8 @@ class ClassAccuracy(Metric):
             raise ValueError("conditioning=label is required for class_accuracy, got an unconditional network.")
         if self.features.num_classes != num_classes:
             raise ValueError(
-                f"`features` must be a classifier with {num_classes} classes (those of the samples), because class_accuracy "
-                f"compares labels, got {self.features.name} with {self.features.num_classes or 'no'} classes."
+                f"`features` must be a classifier with {num_classes} classes (as the samples) for class_accuracy, "
+                f"got {self.features.name} with {self.features.num_classes or 'no'} classes."
             )
 
     def measure(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:

@@ -251,7 +251,8 @@ class Blocks:
 class Levels:
     """Sizes of the levels of a U-Net.
 
-    stem: input channels of the first level.  widths: channels of each level.  sides: feature-map resolution of each level, in patches.
+    stem: input channels of the first level.  widths: channels of each level.
+    sides: feature-map resolution of each level, in patches.
     depths: number of residual blocks of each level.
     attention_resolutions: feature-map resolutions of the levels whose blocks are followed by attention.
     """
@@ -317,7 +318,7 @@ def middle(width: int, blocks: Blocks, embedding_channels: int) -> Stage:
 
 
 def _sides(resolution: int, patch_size: int, num_levels: int, attention_resolutions: Sequence[int]) -> list[int]:
-    """Return the feature-map resolution of each level.  Raises ValueError if the image cannot be halved often enough."""
+    """Return the feature-map resolution of each level.  Raises ValueError if it cannot be halved often enough."""
     if num_levels < 1:
         raise ValueError("channel_multipliers must have at least one number (one per level), got none.")
     if patch_size < 1:
@@ -327,8 +328,8 @@ def _sides(resolution: int, patch_size: int, num_levels: int, attention_resoluti
         larger = -(-resolution // factor) * factor
         raise ValueError(
             f"resolution must be divisible by {factor} (patch_size={patch_size} and {num_levels} levels, each half "
-            f"the resolution of the previous one), got {resolution}; try data.resolution={larger} (for latents, {larger} "
-            "times their downsampling factor) or fewer channel_multipliers."
+            f"the resolution of the previous one), got {resolution}; try data.resolution={larger} (for latents, "
+            f"{larger} times their downsampling factor) or fewer channel_multipliers."
         )
     sides = [resolution // patch_size // 2**level for level in range(num_levels)]
     if attention_resolutions and not set(attention_resolutions) & set(sides):

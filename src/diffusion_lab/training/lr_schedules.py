@@ -3,6 +3,7 @@
 import inspect
 import math
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -30,41 +31,47 @@ class ConstantWithWarmup:
 
 
 @dataclass(frozen=True)
-class CosineWithWarmup:
+class _DecayWithWarmup(ABC):
+    """Linear warm-up, then a decay to 0.
+
+    num_warmup_steps: number of warm-up steps; 0 disables the warm-up.
+    num_decay_steps: step at which the factor reaches 0, which includes the warm-up; it stays 0 from then on.
+    """
+
+    num_warmup_steps: int
+    num_decay_steps: int
+
+    def __post_init__(self) -> None:
+        _require_decay(self.num_warmup_steps, self.num_decay_steps)
+
+    def __call__(self, step: int) -> float:
+        progress = _progress(step, self.num_warmup_steps, self.num_decay_steps)
+        return _warmup(step, self.num_warmup_steps) * self._decay(progress)
+
+    @abstractmethod
+    def _decay(self, progress: float) -> float:
+        """Return the factor at a fraction of the decay, in [0, 1]."""
+
+
+class CosineWithWarmup(_DecayWithWarmup):
     """Linear warm-up, then half a cosine down to 0 (Loshchilov & Hutter 2017, without restarts).
 
     num_warmup_steps: number of warm-up steps; 0 disables the warm-up.
     num_decay_steps: step at which the factor reaches 0, which includes the warm-up; it stays 0 from then on.
     """
 
-    num_warmup_steps: int
-    num_decay_steps: int
-
-    def __post_init__(self) -> None:
-        _require_decay(self.num_warmup_steps, self.num_decay_steps)
-
-    def __call__(self, step: int) -> float:
-        progress = _progress(step, self.num_warmup_steps, self.num_decay_steps)
-        return _warmup(step, self.num_warmup_steps) * 0.5 * (1 + math.cos(math.pi * progress))
+    def _decay(self, progress: float) -> float:
+        return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-@dataclass(frozen=True)
-class LinearWithWarmup:
+class LinearWithWarmup(_DecayWithWarmup):
     """Linear warm-up, then a line down to 0, as in the code of Dhariwal & Nichol (2021) for classifiers.
 
-    num_warmup_steps: number of warm-up steps; 0 disables the warm-up.
-    num_decay_steps: step at which the factor reaches 0, which includes the warm-up; it stays 0 from then on.
+    The arguments are those of `CosineWithWarmup`.
     """
 
-    num_warmup_steps: int
-    num_decay_steps: int
-
-    def __post_init__(self) -> None:
-        _require_decay(self.num_warmup_steps, self.num_decay_steps)
-
-    def __call__(self, step: int) -> float:
-        progress = _progress(step, self.num_warmup_steps, self.num_decay_steps)
-        return _warmup(step, self.num_warmup_steps) * (1 - progress)
+    def _decay(self, progress: float) -> float:
+        return 1 - progress
 
 
 @dataclass(frozen=True)
