@@ -16,7 +16,16 @@ sys.path.append(str(Path(sys.prefix, "peers")))
 parse_once()
 
 SLOW = (
-    *("cluster", "commands", "earlier_runs", "sweeps", "test_benchmarks", "test_configs", "test_entry_points"),
+    *(
+        "cluster",
+        "commands",
+        "earlier_runs",
+        "sweeps",
+        "test_benchmarks",
+        "test_configs",
+        "test_entry_points",
+        "test_example_project",
+    ),
     *("test_recipes", "test_agreement", "test_damage", "test_image_cache", "test_collectives", "test_convergence"),
     *("test_evaluator", "test_kill_and_resume", "test_nonfinite_guard", "test_ranks", "test_recovery"),
     *(
@@ -27,7 +36,14 @@ SLOW = (
         "test_loss_second_moment",
     ),
     *("test_published_sizes", "test_image_files", "test_inception", "test_efficient_net", "test_training_step"),
-    *("test_compilation", "test_snapshots", "test_low_resolution_images", "test_architecture", "test_likelihood"),
+    *(
+        "test_compilation",
+        "test_packaging",
+        "test_snapshots",
+        "test_low_resolution_images",
+        "test_architecture",
+        "test_likelihood",
+    ),
 )
 """Folders and files whose tests start processes or take seconds; `make test-fast` leaves them out."""
 

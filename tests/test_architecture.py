@@ -15,7 +15,7 @@ PACKAGE = Path(diffusion_lab.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLAT = {  # modules directly under the package; everything else is in a folder
-    *("__init__", "atomic_files", "checkpoint_files", "denoiser", "errors", "fingerprints", "latents"),
+    *("__init__", "__main__", "atomic_files", "checkpoint_files", "denoiser", "errors", "fingerprints", "latents"),
     "low_resolution",
     *("paths", "pixels", "randomness"),
 }

@@ -228,3 +228,10 @@ def test_all_positions_of_a_step_have_different_noise() -> None:
     noise = Draws(0, 0, range(80), 80).noise(like=torch.zeros(80, *IMAGE)).flatten(1)
     assert len({tuple(row) for row in noise.tolist()}) == 80
     assert float((noise @ noise.T / 144).fill_diagonal_(0).abs().max()) < 0.5  # six standard deviations of 1 / 12
+
+
+def test_noise_of_distant_positions_is_generated_without_the_noise_between_them() -> None:
+    like = torch.zeros(1, *IMAGE)
+    together = Draws(3, 7, [10**12, 5], 10**12).noise(torch.zeros(2, *IMAGE))  # the noise between them needs terabytes
+    assert torch.equal(together[:1], Draws(3, 7, [10**12], 10**12).noise(like))
+    assert torch.equal(together[1:], Draws(3, 7, [5], 10**12).noise(like))

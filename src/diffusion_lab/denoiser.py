@@ -40,6 +40,12 @@ class Denoiser:
     """Denoiser that consists of a network, its diffusion process, and its prediction type (such as noise or velocity).
 
     Every continuous time t is accepted, also for a network that was trained with a discrete schedule.
+
+    >>> from diffusion_lab import X0, Condition, CosineSchedule, Denoiser, GaussianProcess, UNet
+    >>> network = UNet(3, 3, resolution=16, channels=32, channel_multipliers=(1,))
+    >>> estimate = Denoiser(network, GaussianProcess(CosineSchedule()), X0())
+    >>> estimate(torch.randn(2, 3, 16, 16), torch.tensor([0.5, 0.12345]), Condition()).x_0.shape
+    torch.Size([2, 3, 16, 16])
     """
 
     network: Network

@@ -53,7 +53,7 @@ def describe(value: Any, omit: Sequence[str] = ()) -> Any:
     """Return an object as plain data: a dataclass as its class name and fields, without the fields in `omit`."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [field.name for field in dataclasses.fields(value) if field.name not in omit]
-        return {"name": type(value).__name__} | {name: describe(getattr(value, name), omit) for name in names}
+        return {"name": _class_name(value)} | {name: describe(getattr(value, name), omit) for name in names}
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)  # JSON has no infinity, and NaN != NaN
     if isinstance(value, bool | int | float | str) or value is None:
@@ -67,6 +67,13 @@ def describe(value: Any, omit: Sequence[str] = ()) -> Any:
             return {"length": len(value), "sha256": digest([describe(item, omit) for item in value])}
         return [describe(item, omit) for item in value]
     return getattr(value, "__name__", type(value).__name__)
+
+
+def _class_name(value: Any) -> str:
+    """Return the name of a class of this package, or the import path of a class of another package."""
+    kind = type(value)
+    own = kind.__module__.partition(".")[0] == __name__.partition(".")[0]
+    return kind.__name__ if own else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def digest(content: Any) -> str:

@@ -9,6 +9,10 @@ def from_uint8(pixels: Tensor) -> Tensor:
 
     pixels: uint8 [B, C, H, W], or float levels in [0, 255], such as those of a resized image.
     Returns a new tensor of the same shape.
+
+    >>> from diffusion_lab import from_uint8
+    >>> from_uint8(torch.tensor([0, 51, 255], dtype=torch.uint8))
+    tensor([-1.0000, -0.6000,  1.0000])
     """
     return pixels.to(torch.float32, copy=True).div_(127.5).sub_(1)  # in place: a batch needs one allocation, not three
 

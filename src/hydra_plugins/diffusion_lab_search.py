@@ -18,6 +18,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.errors import UserError
+from diffusion_lab.paths import install_command
 
 INTERRUPTED = "cut_off"
 """User attribute of a trial that repeats an interrupted trial; its value is the number of the interrupted trial."""
@@ -44,7 +45,7 @@ class Search(Sweeper):
         try:
             import optuna
         except ImportError as error:
-            raise UserError("hydra/sweeper=optuna needs Optuna: pip install -e '.[search]'.") from error
+            raise UserError(f"hydra/sweeper=optuna needs Optuna: {install_command('search')}.") from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.folder = Path(str(config.hydra.sweep.dir))
         self.launcher: Launcher = Plugins.instance().instantiate_launcher(

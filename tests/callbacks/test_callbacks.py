@@ -172,5 +172,5 @@ def test_progress_prints_step_loss_and_speed_as_lines_without_a_terminal(
 ) -> None:
     fit(small_module(), 3, callbacks=[Progress(), Throughput()], enable_progress_bar=True)
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("step 3/3  loss ")
+    assert last.startswith("step 3/3  epoch 0.7  loss ")
     assert re.search(r" [\d,]+ images/s  \d+\.\d% waiting for data  0:00:00 left$", last)

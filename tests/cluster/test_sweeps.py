@@ -3,11 +3,14 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from cluster.conftest import (
+    ROOT,
     SHORT,
     TRAIN_ONLY,
     TWO_RANKS,
@@ -108,6 +111,19 @@ def test_a_sweep_with_failed_runs_ends_and_the_same_command_resumes_only_those(s
     assert steps(lost) == list(range(1, 13))
 
 
+def test_a_sweep_of_the_console_command_runs_its_module_in_the_jobs(slurm: Slurm, tmp_path: Path) -> None:
+    overrides = ("-m", *TRAIN_ONLY, *TWO_RANKS, "seed=1,2", *ON_SLURM, f"hydra.sweep.dir={tmp_path}")
+    done = subprocess.run(
+        [sys.executable, "-m", "diffusion_lab", "train", *overrides], text=True, capture_output=True, timeout=240
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [(row["seed"], row["state"], row["step"]) for row in table(tmp_path)] == [
+        ("1", "finished", "6"), ("2", "finished", "6"),
+    ]  # fmt: skip
+    (output,) = (tmp_path / "seed-1").glob("slurm_*.out")
+    assert "\n  python -m diffusion_lab train schedule=cosine data=cifar10\n" in output.read_text()
+
+
 def test_forty_toy_runs_eight_at_a_time_all_finish_and_are_in_the_table(
     slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,6 +161,17 @@ def test_a_search_on_slurm_continues_after_its_launcher_was_killed(slurm: Slurm,
     assert [row["state"] for row in rows] == ["finished"] * 4
     assert started < {row["run"] for row in rows}
     assert all(len(status(tmp_path / row["run"])["starts"]) == 1 for row in rows)
+
+
+def test_a_sweep_of_a_package_outside_finds_its_configs_on_the_nodes(slurm: Slurm, tmp_path: Path) -> None:
+    project = ROOT / "examples" / "my_project"
+    output = run(
+        "train", "-m", "--config-dir", str(project / "conf"), "experiment=shapes", "data.store.num_images=60",
+        "trainer.max_steps=2", "callbacks.sample_images=null", "callbacks.measure_distance=null", "model.depth=1,2",
+        *ON_SLURM, f"hydra.sweep.dir={tmp_path}", PYTHONPATH=str(project),
+    )  # fmt: skip
+    assert output.count(" start ") == 2
+    assert [row["state"] for row in table(tmp_path)] == ["finished", "finished"]
 
 
 def test_runs_with_two_ranks_run_in_parallel_on_one_machine(slurm: Slurm, tmp_path: Path) -> None:

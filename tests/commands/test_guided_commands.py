@@ -137,13 +137,21 @@ def test_a_guide_is_found_from_any_folder(
 @pytest.mark.parametrize(
     ("run_name", "overrides", "message"),
     [
-        ("upsampler", ["classifier={base}"], "`classifier` must be a run folder of src/train_classifier.py, got"),
+        (
+            "upsampler",
+            ["classifier={base}"],
+            "`classifier` must be a run folder of `python src/train_classifier.py`, got",
+        ),
         (
             "upsampler",
             ["classifier=nowhere"],
             "`classifier` must be a run folder or a checkpoint in one, got nowhere: nowhere/config.yaml",
         ),
-        ("upsampler", ["guide={classifier}", "guidance_scale=2"], "`guide` must be a run folder of src/train.py"),
+        (
+            "upsampler",
+            ["guide={classifier}", "guidance_scale=2"],
+            "`guide` must be a run folder of `python src/train.py`",
+        ),
         (
             "base",
             ["classifier={classifier}"],
@@ -170,7 +178,7 @@ def test_a_guide_is_found_from_any_folder(
         ("base", ["low_resolution_noise=0.1"], "low_resolution_noise must be 0 without super-resolution"),
         ("base", ["cascade=[nowhere]"], "`cascade` must be a run folder .*, got nowhere"),
         ("upsampler", ["cascade=[{upsampler}]"], r"`cascade` must list .*resolution=28 .*, got a run with 14"),
-        ("classifier", [], "`run` must be a run folder of src/train.py, got .*, which contains a classifier"),
+        ("classifier", [], "`run` must be a run folder of `python src/train.py`, got .*, which contains a classifier"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, list) else "",
 )

@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Iterator
+from datetime import datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 
@@ -68,6 +70,19 @@ def test_commands_in_an_interactive_shell_of_a_job_have_separate_names(
     """For example after salloc or srun --pty bash, where one job runs several commands."""
     set_environment(monkeypatch, {"SLURM_JOB_ID": "17", "SLURM_JOB_NAME": shell, **step})
     assert slurm_job.job_name().startswith("slurm_17") == named
+
+
+def test_a_run_outside_of_slurm_keeps_the_name_that_contains_the_time_of_its_first_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Lightning passes the name to the other ranks seconds later."""
+    set_environment(monkeypatch, {})
+    slurm_job._start_time.cache_clear()
+    name = slurm_job.job_name()
+    assert datetime.now() - datetime.strptime(name, "%Y-%m-%d_%H-%M-%S") < timedelta(seconds=60)
+    later = datetime.now() + timedelta(hours=1)
+    monkeypatch.setattr(slurm_job, "datetime", SimpleNamespace(now=lambda: later))
+    assert slurm_job.job_name() == name
 
 
 def test_ranks_of_one_torchrun_have_one_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """A callback that displays the training progress in one line."""
 
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -12,7 +13,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from diffusion_lab.data.image_datamodule import ImageDataModule
 from diffusion_lab.reporting.progress import SECONDS_BETWEEN_LINES, Advance, format_duration, progress_lines
+
+logger = logging.getLogger(__name__)
+
+NUM_TIMED_STEPS = 20
+"""Number of steps after which the duration of the run is estimated and logged."""
 
 
 class Progress(ProgressBar):
@@ -25,6 +32,7 @@ class Progress(ProgressBar):
         self._started = self._last_line = 0.0
         self._first_step = 0
         self._enabled = True
+        self._announced = False
 
     def disable(self) -> None:
         self._enabled = False
@@ -43,6 +51,9 @@ class Progress(ProgressBar):
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         now = time.monotonic()
+        if self._enabled and not self._announced and trainer.global_step >= self._first_step + NUM_TIMED_STEPS:
+            self._announced = True
+            self._announce_duration(trainer, now)
         interval = 0.5 if self._bar is not None else SECONDS_BETWEEN_LINES
         if not self._enabled or (now - self._last_line < interval and trainer.global_step < trainer.max_steps):
             return  # not after every step, because reading the loss waits for the device
@@ -51,12 +62,22 @@ class Progress(ProgressBar):
         if self._bar is not None:
             self._bar.update(self._task, completed=trainer.global_step, text=text)
         else:
-            num_steps = trainer.global_step - self._first_step
-            left = (now - self._started) / max(num_steps, 1) * (trainer.max_steps - trainer.global_step)
-            print(
-                f"step {trainer.global_step}/{trainer.max_steps}  {text}  {format_duration(left)} left",
-                file=sys.stderr,
-                flush=True,
+            left = format_duration(self._seconds_left(trainer, now))
+            print(f"step {trainer.global_step}/{trainer.max_steps}  {text}  {left} left", file=sys.stderr, flush=True)
+
+    def _seconds_left(self, trainer: Trainer, now: float) -> float:
+        num_steps = max(trainer.global_step - self._first_step, 1)
+        left: float = (now - self._started) / num_steps * (trainer.max_steps - trainer.global_step)
+        return left
+
+    def _announce_duration(self, trainer: Trainer, now: float) -> None:
+        """Log once, after the first steps, how long the rest of a run of hours takes and how to shorten it."""
+        hours = self._seconds_left(trainer, now) / 3600
+        if hours >= 1:
+            logger.info(
+                "%s hours left for %s steps; trainer.max_steps=... makes the run shorter.",
+                f"{hours:,.1f}",
+                f"{trainer.max_steps - trainer.global_step:,}",
             )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -83,7 +104,8 @@ class Progress(ProgressBar):
     def _text(self, trainer: Trainer) -> str:
         loss = trainer.callback_metrics.get("loss")
         speed = trainer.callback_metrics.get("images_per_second")
-        parts = [] if loss is None else [f"loss {float(loss):.4f}"]
+        parts = [f"epoch {_num_epochs(trainer):.1f}"] if isinstance(trainer.datamodule, ImageDataModule) else []
+        parts += [] if loss is None else [f"loss {float(loss):.4f}"]
         waiting = trainer.callback_metrics.get("data_wait")
         parts += [] if speed is None else [f"{float(speed):,.0f} images/s"]
         return "  ".join(parts if waiting is None else [*parts, f"{100 * float(waiting):.1f}% waiting for data"])
@@ -92,6 +114,12 @@ class Progress(ProgressBar):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _num_epochs(trainer: Trainer) -> float:
+    """Return how often the run has seen each image, on average."""
+    data = trainer.datamodule
+    return float(trainer.global_step * data.batch_size / len(data.train_images))
 
 
 @contextmanager

@@ -44,3 +44,7 @@ def _measured_folders(path: str) -> list[Path]:
 
 def main() -> None:
     entry.entry("compare", compare)
+
+
+if __name__ == "__main__":
+    main()

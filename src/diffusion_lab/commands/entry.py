@@ -24,6 +24,7 @@ from diffusion_lab.commands import logs, malloc
 from diffusion_lab.config import overrides
 from diffusion_lab.config.compose import error_message, in_sweep
 from diffusion_lab.config.library_classes import with_plus
+from diffusion_lab.config.search_path import with_search_path
 from diffusion_lab.distributed import launch, slurm_job
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import CONF
@@ -53,6 +54,7 @@ def entry(
     task = _Task(command, keeps_status=keeps_status, tracebacks=tracebacks)
     user_error = run_error = None
     try:
+        overrides.require_single_choices(sys.argv[1:])
         prepare_command_line()
         _prepare_process(config_name)
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(task.run)()
@@ -126,6 +128,7 @@ def _prepare_process(config_name: str) -> None:
     """Apply the process settings that must be in place before Hydra starts and torch is imported."""
     if slurm_job.rank() > 0:  # only rank 0 writes Hydra's files
         sys.argv += ["hydra.output_subdir=null", "hydra/job_logging=stdout"]
+    sys.argv[1:] = with_search_path(sys.argv[1:])
     overrides.export_command_line()
     sys.argv[1:] = with_plus(config_name, sys.argv[1:])
     launch.limit_threads()

@@ -95,3 +95,7 @@ def _write_results(numbers: list["Number"], measurement: "Measurement", folder: 
 
 def main() -> None:
     entry.entry("evaluate", evaluate, keeps_status=True)
+
+
+if __name__ == "__main__":
+    main()

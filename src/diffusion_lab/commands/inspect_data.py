@@ -100,3 +100,7 @@ def _load_other_split(store: Any, config: DictConfig) -> "Split | None":
 
 def main() -> None:
     entry.entry("inspect_data", inspect_data)
+
+
+if __name__ == "__main__":
+    main()

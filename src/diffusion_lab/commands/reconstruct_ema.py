@@ -1,7 +1,7 @@
-"""Reconstruct a weight average with another EMA length from a run with ema=power (Karras et al. 2024, section 3.2).
+"""Reconstruct a weight average with another EMA length from a run with ema=power.
 
-The EMA length, sigma_rel in the paper, is the standard deviation of the averaging weights over the training steps, as a
-fraction of the training duration.
+The method is from Karras et al. (2024), section 3.2. The EMA length, sigma_rel in the paper, is the standard deviation
+of the averaging weights over the training steps, as a fraction of the training duration.
 
 python src/reconstruct_ema.py run=logs/train/RUN length=0.07
 python src/evaluate.py run=logs/train/RUN checkpoint=ema_0.070.ckpt
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.commands import entry
+from diffusion_lab.config.program import command_line
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import load as run_loading
 
@@ -53,7 +54,7 @@ def reconstruct_ema(config: DictConfig) -> float:
         f"EMA length {profile.relative_width} at step {profile.step}, from {len(snapshots)} snapshots; "
         f"{result.residual:.2%} of the averaging profile is not reproduced"
     )
-    print(f"python src/evaluate.py run={config.run} checkpoint={path.name}", flush=True)
+    print(f"{command_line('evaluate')} run={config.run} checkpoint={path.name}", flush=True)
     return result.residual
 
 
@@ -126,3 +127,7 @@ def _save(trained: DictConfig, state: dict[str, "Tensor"], profile: "Profile", p
 
 def main() -> None:
     entry.entry("reconstruct_ema", reconstruct_ema)
+
+
+if __name__ == "__main__":
+    main()

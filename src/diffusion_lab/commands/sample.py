@@ -101,3 +101,7 @@ def _save_animation(images: "SeededImages", batches: list[range], path: Path, co
 
 def main() -> None:
     entry.entry("sample", sample, keeps_status=True)
+
+
+if __name__ == "__main__":
+    main()

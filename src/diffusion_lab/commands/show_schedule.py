@@ -1,4 +1,4 @@
-"""Plot noise schedules: curves of alpha, sigma and log-SNR, and one image at increasing noise levels per schedule.
+"""Plot noise schedules: curves of alpha, sigma and log-SNR, and an image at increasing noise levels.
 
 python src/show_schedule.py schedule=linear,cosine,edm
 python src/show_schedule.py schedule=linear schedule.num_timesteps=50 'beside=[linear,linear_scaled]'
@@ -125,3 +125,7 @@ def _split_schedules(overrides: list[str]) -> list[str]:
 def main() -> None:
     sys.argv[1:] = _split_schedules(sys.argv[1:])
     entry.entry("show_schedule", show_schedule)
+
+
+if __name__ == "__main__":
+    main()

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from diffusion_lab.commands import logs
+from diffusion_lab.config.program import command_line
 from diffusion_lab.runs import status as run_status
 from diffusion_lab.sweeps import table as sweep_table
 
@@ -19,7 +20,8 @@ logger = logging.getLogger(__name__)
 def main() -> None:
     """Print the current table of a sweep's runs, and write the table to the sweep folder."""
     parser = argparse.ArgumentParser(
-        description="Shows a table with the status of each run of a sweep, and writes the table to the sweep folder."
+        prog=command_line("sweep"),
+        description="Shows a table with the status of each run of a sweep, and writes the table to the sweep folder.",
     )
     parser.add_argument("command", choices=["status"], help="shows the table of the sweep's runs")
     parser.add_argument("folder", type=Path, help="sweep folder below logs/")
@@ -35,3 +37,7 @@ def main() -> None:
     comparable = sweep_table.write_sweep_table(folder, arguments.allow)
     print(f"results are in {folder}")
     sys.exit(0 if comparable else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -16,3 +16,7 @@ from diffusion_lab.runs import train as run_training
 def main() -> None:
     prepare = partial(run_resume.restore_command_line, "train")
     entry.entry("train", run_training.train, prepare, keeps_status=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -15,3 +15,7 @@ from diffusion_lab.runs import train as run_training
 def main() -> None:
     prepare = partial(run_resume.restore_command_line, "train_classifier")
     entry.entry("train_classifier", run_training.train, prepare, keeps_status=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -14,6 +14,8 @@ from hydra.errors import OverrideParseException
 from omegaconf import DictConfig
 
 from diffusion_lab.config.library_classes import without_plus
+from diffusion_lab.errors import UserError
+from diffusion_lab.paths import CONF
 
 EXECUTION_SETTINGS = (
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "data.num_workers"),
@@ -39,6 +41,15 @@ def identifying_overrides(overrides: Sequence[str]) -> set[str]:
 
 def override_key(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
+
+
+def require_single_choices(arguments: Sequence[str]) -> None:
+    """Raise UserError if the arguments select two choices of one config group, since Hydra ignores the first."""
+    choices: dict[str, str] = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if equals and (CONF / key).is_dir() and choices.setdefault(key, value) != value:
+            raise UserError(f"{key} must be given once, got {key}={choices[key]} and {key}={value}.")
 
 
 def with_sweep_name(overrides: Sequence[str], folder: Path) -> list[str]:

@@ -1,11 +1,15 @@
 """OmegaConf resolvers for the files in conf/, used as ${name:arguments}.  Importing this module registers them."""
 
+import os
 import re
+import subprocess
+from functools import cache
 from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from diffusion_lab.config import overrides
+from diffusion_lab.config.program import command_line
 from diffusion_lab.distributed import launch, slurm_job
 from diffusion_lab.paths import PACKAGE, ROOT
 
@@ -19,9 +23,34 @@ def _fastest_cpu_precision() -> str:
     return "bf16-mixed" if re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", flags) else "32-true"
 
 
+def _has_gpu() -> bool:
+    """Return whether this process can use an NVIDIA GPU, without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible not in ("", "-1") and any(Path("/dev").glob("nvidia[0-9]*"))
+
+
+def _fastest_accelerator() -> str:
+    return "cuda" if _has_gpu() else "cpu"
+
+
 def _fastest_precision() -> str:
-    """Return bf16-mixed if there is a GPU, else the result of `_fastest_cpu_precision`."""
-    return "bf16-mixed" if any(Path("/dev").glob("nvidia[0-9]*")) else _fastest_cpu_precision()
+    """Return bf16-mixed if the GPU, or the processor without a GPU, has bfloat16 instructions, else 32-true."""
+    if not _has_gpu():
+        return _fastest_cpu_precision()
+    return "bf16-mixed" if _compute_capability() >= 8 else "32-true"
+
+
+@cache
+def _compute_capability() -> float:
+    """Return the lowest CUDA compute capability of the GPUs; 0 if torch cannot use them."""
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        output = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+        return min(float(line) for line in output.split())
+    except (OSError, ValueError, subprocess.SubprocessError):  # for example in a container without nvidia-smi
+        from torch import cuda
+
+        return float(cuda.get_device_capability()[0]) if cuda.is_available() else 0.0
 
 
 def _num_schedule_steps(schedule: DictConfig) -> int:
@@ -68,6 +97,7 @@ def _num_class_folders(path: str) -> int:
 OmegaConf.register_new_resolver("root", lambda *parts: str(ROOT.joinpath(*parts)), replace=True)
 OmegaConf.register_new_resolver("embedded", lambda name: str(PACKAGE / "data" / "embedded" / name), replace=True)
 OmegaConf.register_new_resolver("fastest_cpu_precision", _fastest_cpu_precision, replace=True)
+OmegaConf.register_new_resolver("fastest_accelerator", _fastest_accelerator, replace=True)
 OmegaConf.register_new_resolver("fastest_precision", _fastest_precision, replace=True)
 OmegaConf.register_new_resolver("num_local_ranks", lambda: launch.num_local_ranks() or "auto", replace=True)
 OmegaConf.register_new_resolver("num_nodes", launch.num_nodes, replace=True)
@@ -81,6 +111,7 @@ OmegaConf.register_new_resolver("eighth", lambda resolution: resolution // 8, re
 OmegaConf.register_new_resolver("label_rows", _label_rows, replace=True)
 OmegaConf.register_new_resolver("adm_multipliers", _adm_multipliers, replace=True)
 OmegaConf.register_new_resolver("num_class_folders", _num_class_folders, replace=True)
+OmegaConf.register_new_resolver("command_line", command_line, replace=True)
 OmegaConf.register_new_resolver("job_name", slurm_job.job_name, replace=True)
 OmegaConf.register_new_resolver("sweep_folder", overrides.sweep_folder_name, replace=True)
 OmegaConf.register_new_resolver("run_folder_name", overrides.run_folder_name, replace=True)

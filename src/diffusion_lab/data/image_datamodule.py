@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
@@ -63,6 +64,7 @@ class ImageDataModule(LightningDataModule):
     num_workers: number of data loading workers; 0 loads batches in the training process.
     augmentation: transformation on which the network is conditioned; the transformation includes horizontal flips.
     low_resolution: settings of the low-resolution images on which a super-resolution network is conditioned.
+    max_batches: number of batches of images to train on, the first images of the set; None uses all images.
     """
 
     def __init__(
@@ -75,19 +77,22 @@ class ImageDataModule(LightningDataModule):
         num_workers: int = 0,
         augmentation: Augmentation | None = None,
         low_resolution: LowResolution | None = None,
+        max_batches: int | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         if num_workers < 0:
             raise ValueError(f"num_workers must be at least 0, got {num_workers}.")
+        if max_batches is not None and max_batches < 1:
+            raise ValueError(f"max_batches must be at least 1 or null, got {max_batches}.")
         if horizontal_flip and augmentation is not None:
             raise ValueError(
                 "horizontal_flip must be false with an augmentation (which flips images itself), got true."
             )
         self.store, self.batch_size, self.seed = store, batch_size, seed
         self.horizontal_flip, self.num_workers = horizontal_flip, num_workers
-        self.augmentation, self.low_resolution = augmentation, low_resolution
+        self.augmentation, self.low_resolution, self.max_batches = augmentation, low_resolution, max_batches
         self._train: Images | None = None
         self.seconds_waited = 0.0
         """Time in seconds that training has waited for batches."""
@@ -96,7 +101,9 @@ class ImageDataModule(LightningDataModule):
     def train_images(self) -> Images:
         """Training set.  It is opened, and decoded if it is not in the cache, on first access."""
         if self._train is None:
-            self._train = self.store.load("train")
+            images = self.store.load("train")
+            num_images = len(images) if self.max_batches is None else self.max_batches * self.batch_size
+            self._train = images if num_images >= len(images) else images.select(np.arange(num_images))
         return self._train
 
     def state_dict(self) -> dict[str, str]:

@@ -7,6 +7,7 @@ import getpass
 import os
 import subprocess
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 
 
@@ -49,7 +50,7 @@ def job_name() -> str:
 
     In a Slurm job, the name is slurm_JOB for step 0 (the first srun) or without srun, and slurm_JOB.STEP for later
     steps: slurm_17.2 for the third srun of job 17. In an interactive Slurm job with one rank and outside of Slurm, the
-    name is torchrun_ID if torchrun started this process, and the current date and time without torchrun.
+    name is torchrun_ID if torchrun started this process, and the date and time of the first call without torchrun.
     """
     if (job_id := slurm_id()) and not _in_interactive_job():
         step = int(os.environ.get("SLURM_STEP_ID", 0)) if in_slurm_step() else 0
@@ -58,6 +59,11 @@ def job_name() -> str:
         run_id = os.environ["TORCHELASTIC_RUN_ID"]
         # Without --rdzv-id, the run is identified by the torchrun process, the parent of all workers on a node.
         return f"torchrun_{run_id}" if run_id != "none" else f"torchrun_{os.getppid()}_{start_ticks(os.getppid())}"
+    return _start_time()
+
+
+@cache  # the config is resolved more than once: Lightning starts other ranks with the folder that it resolves later
+def _start_time() -> str:
     return datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
 
 

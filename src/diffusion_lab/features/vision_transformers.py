@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from diffusion_lab.features import weights as files
 from diffusion_lab.features.features import Features, FeaturesUnavailableError
+from diffusion_lab.paths import install_command
 
 VIT_L_14 = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14}
 
@@ -45,7 +46,7 @@ class VisionTransformer(Features):
             import transformers
         except ImportError as error:
             raise FeaturesUnavailableError(
-                f"features={self.name} requires the library transformers; run pip install -e '.[features]'."
+                f"features={self.name} requires the library transformers; run {install_command('features')}."
             ) from error
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()

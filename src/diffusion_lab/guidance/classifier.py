@@ -13,8 +13,10 @@ from diffusion_lab.networks import Condition, Labels
 class ClassifierGuidance:
     """Guidance towards the label by a classifier for noisy images (Dhariwal & Nichol 2021, section 4).
 
+    denoiser: denoiser to guide.  classifier: classifier for noisy images of the same process.
     classifier_scale: factor of the gradient, the paper's s.
     labels: classes that the denoising network is conditioned on. A network without classes does not receive the label.
+    Calls raise ValueError if the condition has no label.
     """
 
     denoiser: DenoiserLike

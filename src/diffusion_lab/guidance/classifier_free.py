@@ -15,7 +15,17 @@ from diffusion_lab.process import GaussianProcess
 class ClassifierFreeGuidance:
     """Guidance away from the output of the same network without a label (Ho & Salimans 2022, eq. 6).
 
-    null_label: label that replaces dropped labels in training.
+    guidable: denoiser with its process and prediction.  null_label: label that replaces dropped labels in training.
+    strength: strength of the guidance.  Calls raise ValueError if the condition has no label.
+
+    >>> from diffusion_lab import ClassifierFreeGuidance, Condition, CosineSchedule, Epsilon, Estimate
+    >>> from diffusion_lab import GaussianProcess, Guidable, Strength
+    >>> def denoiser(x_t, t, condition):  # estimates 0.5 with label 3, and 0.25 with the null label 10
+    ...     return Estimate(torch.where(condition.label == 3, 0.5, 0.25).view(-1, 1, 1, 1).expand_as(x_t))
+    >>> guidable = Guidable(denoiser, GaussianProcess(CosineSchedule()), Epsilon())
+    >>> guided = ClassifierFreeGuidance(guidable, null_label=10, strength=Strength(2.0))
+    >>> guided(torch.zeros(1, 1, 1, 2), torch.tensor([0.5]), Condition(torch.tensor([3]))).x_0
+    tensor([[[[0.7500, 0.7500]]]])
     """
 
     guidable: Guidable
@@ -41,7 +51,11 @@ class ClassifierFreeGuidance:
 
 @dataclass(frozen=True)
 class Autoguidance:
-    """Guidance away from a weaker network with the same condition (Karras et al. 2024, "bad version of itself")."""
+    """Guidance away from a weaker network with the same condition (Karras et al. 2024, "bad version of itself").
+
+    guidable: denoiser with its process and prediction.  guide: denoiser with the weaker network.
+    strength: strength of the guidance.
+    """
 
     guidable: Guidable
     guide: DenoiserLike

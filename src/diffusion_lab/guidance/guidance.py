@@ -21,6 +21,14 @@ class Guidance:
     guide: a weaker denoiser of the same process.
     classifier: a classifier for noisy images of the same process.
     classifier_scale: factor of the gradient of the classifier.
+
+    Raises ValueError for a guide with guidance_scale=1, and unless classifier_scale is finite and at least 0. A
+    `DiffusionModule` applies guidance with `module.sample(seeds, guidance=guidance)`.
+
+    >>> from diffusion_lab import Guidance, Labels, Strength
+    >>> guidance = Guidance(Strength(2.0))  # classifier-free guidance
+    >>> guidance.num_classes(Labels(10, dropout=0.1))
+    10
     """
 
     strength: Strength = field(default_factory=Strength)

@@ -15,6 +15,12 @@ class NoisyClassifier:
 
     network: classifier that maps (noisy image, time) to logits [B, num_classes].
     process: forward process that adds the noise.
+
+    >>> from diffusion_lab import CosineSchedule, GaussianProcess, HalfUNet, NoisyClassifier
+    >>> network = HalfUNet(3, 10, resolution=16, channels=32, channel_multipliers=(1, 2), attention_resolutions=(8,))
+    >>> classifier = NoisyClassifier(network, GaussianProcess(CosineSchedule()))
+    >>> classifier.gradient(torch.randn(2, 3, 16, 16), torch.tensor([0.5, 0.5]), label=torch.tensor([3, 7])).shape
+    torch.Size([2, 3, 16, 16])
     """
 
     network: ClassifierNetwork

@@ -20,6 +20,13 @@ class Strength:
         (Kynkäänniemi et al. 2024, eq. 5); None activates guidance at all levels.
     rescale: fraction by which the standard deviation of the network output is restored to its value without guidance
         (the phi of Lin et al. 2024, eq. 15 and 16); 0 disables rescaling.
+
+    Raises ValueError unless guidance_scale is finite, interval is increasing, and rescale is in [0, 1].
+
+    >>> from diffusion_lab import EDMSchedule, GaussianProcess, Strength
+    >>> strength = Strength(2.0, interval=(0.3, 5.0))
+    >>> strength.is_active(GaussianProcess(EDMSchedule()), torch.tensor([0.1, 1.0, 10.0]))
+    tensor([False,  True, False])
     """
 
     guidance_scale: float = 1.0
@@ -62,7 +69,10 @@ class Strength:
 
 @dataclass(frozen=True)
 class Guidable:
-    """A denoiser with the process and the prediction type that are needed to recover its network output."""
+    """A denoiser with the process and the prediction type that are needed to recover its network output.
+
+    `Guidable.from_denoiser` builds it from a `Denoiser`.
+    """
 
     denoiser: DenoiserLike
     process: GaussianProcess

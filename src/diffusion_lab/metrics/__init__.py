@@ -6,6 +6,7 @@ The name of a metric value states how the value was computed, for example fid_in
 from diffusion_lab.metrics.class_accuracy import ClassAccuracy
 from diffusion_lab.metrics.cmmd import CMMD
 from diffusion_lab.metrics.density_coverage import DensityCoverage
+from diffusion_lab.metrics.feature_set import FeatureSet
 from diffusion_lab.metrics.frechet import FrechetDistance, SpatialFrechetDistance
 from diffusion_lab.metrics.inception_score import InceptionScore
 from diffusion_lab.metrics.kid import KernelDistance
@@ -17,6 +18,7 @@ __all__ = [
     "CMMD",
     "ClassAccuracy",
     "DensityCoverage",
+    "FeatureSet",
     "FrechetDistance",
     "InceptionScore",
     "KernelDistance",

@@ -19,6 +19,13 @@ class DensityCoverage(Metric):
     Density: mean number of balls that contain a sample, divided by num_neighbors.
     Coverage: fraction of the balls that contain at least one sample.
     num_neighbors: number k; the radius of a ball is the distance from its center to the k-th nearest reference image.
+    Raises ValueError unless num_neighbors is at least 1; `measure` raises it for a reference of at most num_neighbors
+    images.
+
+    >>> from diffusion_lab import DensityCoverage, FashionCNN, FeatureSet
+    >>> features = FeatureSet.of(torch.arange(20.0).view(10, 2))  # of 10 images
+    >>> DensityCoverage(FashionCNN()).measure(features, features)
+    {'density': 1.0, 'coverage': 1.0}
     """
 
     num_neighbors: int = 5

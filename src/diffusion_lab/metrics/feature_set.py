@@ -16,6 +16,11 @@ class FeatureSet:
     rows: features of single images, float32 [M, D], in the order of the images. They are the features of all images or,
         if the set is too large to store them all, of a random subset; None if only mean and covariance are known.
     label: classes on which the generation of the images was conditioned, int64 [M]; None without classes.
+
+    >>> from diffusion_lab import FeatureSet
+    >>> FeatureSet.of(torch.tensor([[0.0, 1.0], [2.0, 1.0]])).covariance  # of two images with two features
+    tensor([[2., 0.],
+            [0., 0.]], dtype=torch.float64)
     """
 
     count: int

@@ -14,6 +14,8 @@ class InceptionScore(Metric):
     The score is exp of the mean KL divergence between the class probabilities that are predicted for an image and the
     mean class probabilities of all images. The samples are shuffled with a fixed seed and split into num_splits parts;
     the results are the mean and the standard deviation of the scores of the parts.
+    num_splits: number of parts.
+    Raises ValueError unless num_splits is at least 1; `measure` raises it for fewer samples than parts.
     """
 
     num_splits: int = 10

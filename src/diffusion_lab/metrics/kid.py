@@ -13,7 +13,14 @@ class KernelDistance(Metric):
     D is the number of features. The results are the mean and the standard deviation over num_subsets pairs of subsets,
     which are chosen at random with a fixed seed.
 
-    subset_size: number of images in a subset, limited to the size of the smaller set.
+    num_subsets: number of pairs of subsets, at least 1.
+    subset_size: number of images in a subset, at least 2, limited to the size of the smaller set.
+    Raises ValueError for smaller numbers.
+
+    >>> from diffusion_lab import FashionCNN, FeatureSet, KernelDistance
+    >>> one, other = FeatureSet.of(torch.zeros(10, 2)), FeatureSet.of(torch.ones(10, 2))
+    >>> KernelDistance(FashionCNN(), num_subsets=2).measure(one, other)  # 1 + 2^3 - 2
+    {'kid': 7.0, 'kid_std': 0.0}
     """
 
     num_subsets: int = 100

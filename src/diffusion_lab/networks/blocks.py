@@ -173,6 +173,7 @@ class Blocks:
     num_heads, head_channels: number of attention heads, or channels of each head; a single head if both are None.
     rescale: whether to divide the output of each block, the sum of both branches, by sqrt(2) (Song et al. 2021).
     checkpointing: whether to recompute activations in the backward pass, see `Stage`.
+    Raises ValueError for a setting out of its range, and if both num_heads and head_channels are given.
     """
 
     dropout: float = 0.0

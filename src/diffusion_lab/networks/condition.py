@@ -14,6 +14,10 @@ class Condition:
     augmentation: values that describe the augmentation of the images, float [B, n]; None and 0 mean no augmentation.
     low_resolution: the images at a lower resolution, float [B, C, h, w] in [-1, 1], for a super-resolution network.
     low_resolution_noise: standard deviation of the noise in `low_resolution`, float [B].
+
+    >>> from diffusion_lab import Condition
+    >>> Condition(label=torch.tensor([3, 7, 9])).select(torch.tensor([0, 2])).label
+    tensor([3, 9])
     """
 
     label: Tensor | None = None
@@ -57,6 +61,11 @@ class Labels:
     dropout: fraction of labels that training replaces by the null label, which means "no class" (Ho & Salimans 2022,
         algorithm 1). Classifier-free guidance requires a fraction above 0: a network that is trained without dropout
         has no null label.
+    Raises ValueError unless dropout is in [0, 1), and if it is above 0 without classes.
+
+    >>> from diffusion_lab import Labels
+    >>> Labels(10, dropout=0.1).drop(torch.tensor([3, 7]), dropped=torch.tensor([True, False]))
+    tensor([10,  7])
     """
 
     num_classes: int = 0

@@ -93,13 +93,20 @@ class PatchHead(nn.Module):
 
 
 class DiT(Network):
-    """A transformer over square patches of an image or of its latents.
+    """A transformer over square patches of an image or of its latents (Peebles & Xie 2023, section 3.2).
 
     in_channels, out_channels, resolution, labels, num_augmentation_channels, low_resolution_channels: see `Network`.
     patch_size: side of a patch in pixels.  channels: number of channels of a token.  depth: number of blocks.
     num_heads: number of attention heads.  mlp_ratio: ratio of hidden channels to channels in an MLP.
     dropout: dropout probability inside the MLPs.
     checkpointing: whether to recompute activations in the backward pass, as in `Stage`.
+
+    Raises ValueError unless patch_size divides resolution, and num_heads and 4 divide channels.
+
+    >>> from diffusion_lab import Condition, DiT, Labels
+    >>> network = DiT(4, 4, resolution=16, channels=64, depth=2, num_heads=4, labels=Labels(10))
+    >>> network(torch.randn(2, 4, 16, 16), torch.tensor([0.0, 999.0]), Condition(torch.tensor([3, 7]))).shape
+    torch.Size([2, 4, 16, 16])
     """
 
     def __init__(

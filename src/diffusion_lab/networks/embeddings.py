@@ -19,6 +19,12 @@ class Sinusoids:
         (Ho et al. 2020, code). `adm` has the cosines first and ends one frequency before 1 / max_period (Dhariwal &
         Nichol 2021, code; Peebles & Xie 2023, code).
     time_scale: factor on the time; 1000 / T for networks of Nichol & Dhariwal (2021).
+    max_period: inverse of the last frequency, in units of the scaled time.
+    Raises ValueError for another kind, and unless time_scale and max_period are above 0.
+
+    >>> from diffusion_lab import Sinusoids
+    >>> Sinusoids()(torch.tensor([0.0]), channels=4)
+    tensor([[0., 0., 1., 1.]])
     """
 
     kind: Literal["ddpm", "adm"] = "ddpm"

@@ -17,6 +17,11 @@ class FromDiffusers(Network):
     labels: classes that the model is conditioned on. The label embedding of the model must have a row for each class
         and for the null label.
     low_resolution_channels: number of input channels of the model that belong to the low-resolution image.
+
+    Raises ValueError if the images of the model are not square, if its downsampling does not divide their resolution,
+    or if it takes no labels although `labels` has classes.
+
+        network = FromDiffusers(diffusers.UNet2DModel(sample_size=32, in_channels=3, out_channels=3))
     """
 
     def __init__(self, network: nn.Module, *, labels: Labels | None = None, low_resolution_channels: int = 0) -> None:

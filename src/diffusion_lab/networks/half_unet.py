@@ -37,6 +37,12 @@ class HalfUNet(ClassifierNetwork):
     """The encoder of a U-Net with attention pooling: (noisy image, time) -> logits [B, num_classes].
 
     in_channels, num_classes, resolution: see `ClassifierNetwork`.  All other arguments: see `UNet`.
+    Raises the errors of `UNet`, and ValueError for fewer than two classes.
+
+    >>> from diffusion_lab import HalfUNet
+    >>> network = HalfUNet(3, 10, resolution=32, channels=32, channel_multipliers=(1, 2), attention_resolutions=(16,))
+    >>> network(torch.randn(2, 3, 32, 32), torch.tensor([0.0, 999.0])).shape
+    torch.Size([2, 10])
     """
 
     def __init__(

@@ -67,5 +67,10 @@ class ClassifierNetwork(nn.Module):
 
 
 def missing_attributes(network: nn.Module, required: type[Network | ClassifierNetwork]) -> list[str]:
-    """Return the names of the attributes of `required` that `network` does not have."""
+    """Return the names of the attributes of `required` that `network` does not have.
+
+    >>> from diffusion_lab import ClassifierNetwork, missing_attributes
+    >>> missing_attributes(torch.nn.Linear(1, 1), ClassifierNetwork)
+    ['in_channels', 'resolution', 'num_classes']
+    """
     return [name for name in required.__annotations__ if not hasattr(network, name)]

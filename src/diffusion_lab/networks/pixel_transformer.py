@@ -82,9 +82,15 @@ class TransformerBlock(nn.Module):
 
 
 class PixelTransformer(Network):
-    """A transformer over square patches of pixels.
+    """A transformer over square patches of pixels; its sources are listed in the docstring of the module.
 
     bottleneck: channels of the linear map between a patch and its token.  All other arguments: see `DiT`.
+    Raises the errors of `DiT`, and ValueError unless channels / num_heads is divisible by 4.
+
+    >>> from diffusion_lab import Condition, PixelTransformer
+    >>> network = PixelTransformer(3, 3, resolution=32, channels=64, depth=2, num_heads=4)
+    >>> network(torch.randn(2, 3, 32, 32), torch.tensor([0.0, 999.0]), Condition()).shape
+    torch.Size([2, 3, 32, 32])
     """
 
     def __init__(

@@ -24,6 +24,14 @@ class UNet(Network):
     patch_size: side of the pixel squares that are folded into channels at the input and unfolded at the output; 1
         disables folding.
     sinusoids: embedding of the time.
+
+    Raises ValueError if the resolution cannot be halved at every level, if num_groups does not divide the channels, or
+    if no level has one of the attention_resolutions.
+
+    >>> from diffusion_lab import Condition, UNet
+    >>> network = UNet(3, 3, resolution=32, channels=32, channel_multipliers=(1, 2), num_blocks=1)
+    >>> network(torch.randn(2, 3, 32, 32), torch.tensor([0.0, 999.0]), Condition()).shape
+    torch.Size([2, 3, 32, 32])
     """
 
     def __init__(

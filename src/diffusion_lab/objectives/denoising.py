@@ -36,7 +36,14 @@ class Denoising(Objective):
     """L_simple: mean squared error in the space of the prediction (Ho et al. 2020, eq. 14).
 
     The mean is over channels and pixels, so that an output of 0 for a target of unit variance has loss 1.
+    prediction: quantity that the network predicts.
     weighting: weight of the squared error of x_0. None gives the squared error of the prediction the weight 1.
+
+    >>> from diffusion_lab import Denoising, Epsilon, GaussianProcess, LinearSchedule
+    >>> x_0, noise, t = torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 8, 8), torch.tensor([0.1, 1.0])
+    >>> process, output = GaussianProcess(LinearSchedule()), noise / 2
+    >>> Denoising(Epsilon())(output, x_0, process.q_sample(x_0, t, noise), noise, t, process)
+    tensor([0.2500, 0.2500])
     """
 
     prediction: Prediction

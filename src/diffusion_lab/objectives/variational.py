@@ -15,7 +15,7 @@ BITS_PER_NAT = 1 / math.log(2)
 def prior_term(x_0: Tensor, process: GaussianProcess) -> Tensor:
     """Return L_T = KL(q(x_T | x_0) || p(x_T)) in bits per dimension: [B] (Ho et al. 2020, eq. 5).
 
-    p(x_T) is the distribution from which sampling starts.
+    p(x_T) is the distribution from which sampling starts.  x_0: [B, C, H, W] in [-1, 1].
     """
     t = torch.full((len(x_0),), process.schedule.t_max, dtype=torch.float64)
     alpha_t, sigma_t = process.coefficients(t, like=x_0)
@@ -75,7 +75,14 @@ def discretized_log_likelihood(x: Tensor, mean: Tensor, log_std: Tensor) -> Tens
 class Variational(Objective):
     """L_vlb: T times one term of the bound, bits per dimension (Ho et al. 2020, eq. 5; Nichol & Dhariwal 2021, code).
 
-    The mean over uniform times is the bound without L_T, which has no parameters.
+    The mean over uniform times is the bound without L_T, which has no parameters. The schedule must be discrete.
+    prediction: quantity that the network predicts.  variance: variance of the reverse step, fixed or learned.
+
+    >>> from diffusion_lab import X0, FixedSmall, GaussianProcess, LinearSchedule, Variational
+    >>> x_0, noise, t = torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 8, 8), torch.tensor([0.1, 1.0])
+    >>> process, output = GaussianProcess(LinearSchedule()), x_0  # the exact estimate
+    >>> Variational(X0(), FixedSmall())(output, x_0, process.q_sample(x_0, t, noise), noise, t, process)
+    tensor([0., 0.])
     """
 
     prediction: Prediction
@@ -114,6 +121,11 @@ class Hybrid(Objective):
 
     simple: loss of the prediction.  bound: loss of the variance, whose gradient does not reach the prediction.
     bound_weight: weight of the bound.
+    Raises ValueError if the variance of the bound is fixed, or if bound_weight is below 0.
+
+    >>> from diffusion_lab import Denoising, Epsilon, Hybrid, LearnedRange, LinearSchedule, Variational
+    >>> objective = Hybrid(Denoising(Epsilon()), Variational(Epsilon(), LearnedRange()))
+    >>> objective.require(LinearSchedule(), channels=3, out_channels=6)  # 3 channels of the noise, 3 of the variance
     """
 
     simple: Denoising

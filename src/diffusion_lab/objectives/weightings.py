@@ -24,7 +24,12 @@ def unweighted() -> None:
 
 @dataclass(frozen=True)
 class Constant(Weighting):
-    """Weight 1 for x_0 at all noise levels."""
+    """Weight 1 for x_0 at all noise levels.
+
+    >>> from diffusion_lab import Constant
+    >>> Constant()(torch.tensor([0.5, 10.0]))
+    tensor([1., 1.])
+    """
 
     def __call__(self, snr: Tensor) -> Tensor:
         return torch.ones_like(snr)
@@ -32,7 +37,14 @@ class Constant(Weighting):
 
 @dataclass(frozen=True)
 class MinSNR(Weighting):
-    """min(SNR, gamma) (Hang et al. 2023, section 3.3)."""
+    """min(SNR, gamma) (Hang et al. 2023, section 3.3).
+
+    gamma: largest weight.  Raises ValueError unless it is above 0.
+
+    >>> from diffusion_lab import MinSNR
+    >>> MinSNR()(torch.tensor([0.5, 10.0]))
+    tensor([0.5000, 5.0000])
+    """
 
     gamma: float = 5.0
 
@@ -45,7 +57,14 @@ class MinSNR(Weighting):
 
 @dataclass(frozen=True)
 class SoftMinSNR(Weighting):
-    """SNR gamma / (SNR + gamma): min-SNR without its corner (Crowson et al. 2024, section 3.3)."""
+    """SNR gamma / (SNR + gamma): min-SNR without its corner (Crowson et al. 2024, section 3.3).
+
+    gamma: upper limit of the weights.  Raises ValueError unless it is above 0.
+
+    >>> from diffusion_lab import SoftMinSNR
+    >>> SoftMinSNR()(torch.tensor([0.5, 10.0]))
+    tensor([0.4444, 2.8571])
+    """
 
     gamma: float = 4.0
 
@@ -58,7 +77,12 @@ class SoftMinSNR(Weighting):
 
 @dataclass(frozen=True)
 class TruncatedSNR(Weighting):
-    """max(SNR, 1) (Salimans & Ho 2022, section 4)."""
+    """max(SNR, 1) (Salimans & Ho 2022, section 4).
+
+    >>> from diffusion_lab import TruncatedSNR
+    >>> TruncatedSNR()(torch.tensor([0.5, 10.0]))
+    tensor([ 1., 10.])
+    """
 
     def __call__(self, snr: Tensor) -> Tensor:
         return snr.clamp(min=1)
@@ -66,7 +90,15 @@ class TruncatedSNR(Weighting):
 
 @dataclass(frozen=True)
 class P2(Weighting):
-    """SNR / (k + SNR)^gamma: smaller weights at low noise, where the content is visible (Choi et al. 2022, eq. 8)."""
+    """SNR / (k + SNR)^gamma: smaller weights at low noise, where the content is visible (Choi et al. 2022, eq. 8).
+
+    k: SNR up to which the weights grow like the SNR.  gamma: strength of the reduction; 0 gives the weights SNR.
+    Raises ValueError unless k is above 0 and gamma is at least 0.
+
+    >>> from diffusion_lab import P2
+    >>> P2()(torch.tensor([0.5, 10.0]))
+    tensor([0.3333, 0.9091])
+    """
 
     k: float = 1.0
     gamma: float = 1.0
@@ -84,7 +116,14 @@ class P2(Weighting):
 
 @dataclass(frozen=True)
 class EDMWeighting(Weighting):
-    """SNR + 1 / sigma_data^2, which gives the squared error of an EDM output weight 1 (Karras et al. 2022, Table 1)."""
+    """SNR + 1 / sigma_data^2, which gives the squared error of an EDM output weight 1 (Karras et al. 2022, Table 1).
+
+    sigma_data: standard deviation of the pixels of the images.  Raises ValueError unless it is above 0.
+
+    >>> from diffusion_lab import EDMWeighting
+    >>> EDMWeighting()(torch.tensor([0.5, 10.0]))
+    tensor([ 4.5000, 14.0000])
+    """
 
     sigma_data: float = 0.5
 

@@ -63,7 +63,15 @@ class UnitTimeSchedule(ContinuousSchedule):
 
 @dataclass(frozen=True)
 class EDMSchedule(ContinuousSchedule):
-    """alpha = 1, sigma = t: the time is the noise level (Karras et al. 2022, section 3)."""
+    """alpha = 1, sigma = t: the time is the noise level (Karras et al. 2022, section 3).
+
+    sigma_min, sigma_max: smallest and largest noise level of sampling, in units of the pixel values.
+    Raises ValueError unless 0 < sigma_min < sigma_max.
+
+    >>> from diffusion_lab import EDMSchedule
+    >>> EDMSchedule().coefficients(torch.tensor([80.0]))  # alpha and sigma
+    (tensor([1.], dtype=torch.float64), tensor([80.], dtype=torch.float64))
+    """
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0
@@ -94,6 +102,11 @@ class RectifiedFlowSchedule(UnitTimeSchedule):
     """alpha = 1 - t, sigma = t: straight lines from image to noise (Liu et al. 2023, eq. 1).
 
     first: the smallest time that training and sampling use; the noise at smaller times is less than one gray level.
+    Raises ValueError unless first is in (0, 1).
+
+    >>> from diffusion_lab import RectifiedFlowSchedule
+    >>> RectifiedFlowSchedule().coefficients(torch.tensor([0.25]))  # alpha and sigma
+    (tensor([0.7500], dtype=torch.float64), tensor([0.2500], dtype=torch.float64))
     """
 
     first: float = 1e-3
@@ -112,8 +125,14 @@ class RectifiedFlowSchedule(UnitTimeSchedule):
 class VPSchedule(UnitTimeSchedule):
     """Variance-preserving SDE with linearly increasing beta(t) (Song et al. 2021, eq. 32 and 33).
 
+    beta_min, beta_max: beta(t) at t = 0 and t = 1.
     first: the smallest time that training and sampling use (in appendix C, 1e-3 for sampling and 1e-5 for training and
         likelihoods).
+    Raises ValueError unless 0 < beta_min < beta_max and first is in (0, 1).
+
+    >>> from diffusion_lab import VPSchedule
+    >>> print(f"{VPSchedule().log_snr(torch.tensor(1.0)):.2f}")  # -log(exp(10.05) - 1)
+    -10.05
     """
 
     beta_min: float = 0.1
@@ -142,7 +161,13 @@ class VPSchedule(UnitTimeSchedule):
 class VESchedule(UnitTimeSchedule):
     """Variance-exploding SDE: alpha = 1, sigma increases geometrically (Song et al. 2021, eq. 30).
 
+    sigma_min, sigma_max: sigma at t = 0 and t = 1, in units of the pixel values.
     first: the smallest time that training and sampling use (1e-5 in appendix C).
+    Raises ValueError unless 0 < sigma_min < sigma_max and first is in (0, 1).
+
+    >>> from diffusion_lab import VESchedule
+    >>> VESchedule().coefficients(torch.tensor([0.5]))[1]  # the geometric mean of 0.01 and 50
+    tensor([0.7071], dtype=torch.float64)
     """
 
     sigma_min: float = 0.01

@@ -15,7 +15,17 @@ SMALLEST_VARIANCE = 1e-30
 
 @dataclass(frozen=True)
 class GaussianProcess:
-    """The forward process q(x_t | x_0) = N(alpha_t x_0, sigma_t^2) of a schedule, its transitions and posteriors."""
+    """The forward process q(x_t | x_0) = N(alpha_t x_0, sigma_t^2) of a schedule, its transitions and posteriors.
+
+    schedule: noise schedule, which defines alpha_t and sigma_t.
+    In all methods, images are [B, C, H, W], and times are [B], in the range of the schedule.
+
+    >>> from diffusion_lab import GaussianProcess, RectifiedFlowSchedule
+    >>> process, x_0 = GaussianProcess(RectifiedFlowSchedule()), torch.ones(2, 3, 8, 8)
+    >>> x_t = process.q_sample(x_0, t=torch.tensor([0.25, 0.5]), noise=torch.zeros_like(x_0))
+    >>> x_t[:, 0, 0, 0]
+    tensor([0.7500, 0.5000])
+    """
 
     schedule: NoiseSchedule
 
@@ -135,7 +145,10 @@ def multiplier(value: Tensor | float, like: Tensor) -> Tensor | float:
 
 
 def weighted_sum(a: Tensor | float, x: Tensor, b: Tensor | float, y: Tensor) -> Tensor:
-    """Return a x + b y.  x, y: [B, C, H, W].  a, b: floats that apply to all images, or one value per image, [B]."""
+    """Return a x + b y.  x, y: [B, C, H, W].  a, b: floats that apply to all images, or one value per image, [B].
+
+    Raises ValueError if a tensor a or b does not have one value per image.
+    """
     if isinstance(a, float) and isinstance(b, float):
         return torch.mul(x, a).add_(y, alpha=b)  # two passes over memory instead of three
     return multiplier(a, x) * x + multiplier(b, x) * y

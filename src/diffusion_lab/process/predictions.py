@@ -48,6 +48,12 @@ class Prediction(ABC):
 
     Subclasses define the two weights, which depend on t alone. This class derives the inversion to x_0 and to noise,
     and the preconditioning.
+
+    >>> from diffusion_lab import CosineSchedule, GaussianProcess, V
+    >>> process, x_0, t = GaussianProcess(CosineSchedule()), torch.full((1, 1, 1, 2), 0.5), torch.tensor([0.5])
+    >>> x_t, target = process.q_sample(x_0, t, 2 * x_0), V().target(x_0, noise=2 * x_0, t=t, process=process)
+    >>> V().to_x_0(target, x_t, t, process)  # the network outputs an estimate of the target
+    tensor([[[[0.5000, 0.5000]]]])
     """
 
     @abstractmethod
@@ -91,7 +97,12 @@ class Prediction(ABC):
 
 @dataclass(frozen=True)
 class Epsilon(Prediction):
-    """Prediction of the noise (Ho et al. 2020, eq. 12 and 15)."""
+    """Prediction of the noise (Ho et al. 2020, eq. 12 and 15).
+
+    >>> from diffusion_lab import Epsilon, GaussianProcess, RectifiedFlowSchedule
+    >>> Epsilon().weights(torch.tensor([0.25]), GaussianProcess(RectifiedFlowSchedule()))  # of x_0 and noise
+    (tensor([0.], dtype=torch.float64), tensor([1.], dtype=torch.float64))
+    """
 
     def weights(self, t: Tensor, process: GaussianProcess) -> tuple[Tensor, Tensor]:
         return torch.zeros(t.shape, dtype=torch.float64), torch.ones(t.shape, dtype=torch.float64)
@@ -102,7 +113,12 @@ class Epsilon(Prediction):
 
 @dataclass(frozen=True)
 class X0(Prediction):
-    """Prediction of the clean image (Ho et al. 2020, section 3.2; Salimans & Ho 2022, section 4)."""
+    """Prediction of the clean image (Ho et al. 2020, section 3.2; Salimans & Ho 2022, section 4).
+
+    >>> from diffusion_lab import X0, GaussianProcess, RectifiedFlowSchedule
+    >>> X0().weights(torch.tensor([0.25]), GaussianProcess(RectifiedFlowSchedule()))  # of x_0 and noise
+    (tensor([1.], dtype=torch.float64), tensor([0.], dtype=torch.float64))
+    """
 
     def weights(self, t: Tensor, process: GaussianProcess) -> tuple[Tensor, Tensor]:
         return torch.ones(t.shape, dtype=torch.float64), torch.zeros(t.shape, dtype=torch.float64)
@@ -110,7 +126,12 @@ class X0(Prediction):
 
 @dataclass(frozen=True)
 class V(Prediction):
-    """Prediction of v = alpha_t noise - sigma_t x_0 (Salimans & Ho 2022, section 4 and appendix D)."""
+    """Prediction of v = alpha_t noise - sigma_t x_0 (Salimans & Ho 2022, section 4 and appendix D).
+
+    >>> from diffusion_lab import GaussianProcess, RectifiedFlowSchedule, V
+    >>> V().weights(torch.tensor([0.25]), GaussianProcess(RectifiedFlowSchedule()))  # of x_0 and noise
+    (tensor([-0.2500], dtype=torch.float64), tensor([0.7500], dtype=torch.float64))
+    """
 
     def weights(self, t: Tensor, process: GaussianProcess) -> tuple[Tensor, Tensor]:
         alpha_t, sigma_t = process.schedule.coefficients(t)
@@ -119,7 +140,12 @@ class V(Prediction):
 
 @dataclass(frozen=True)
 class Score(Prediction):
-    """Prediction of the score of q(x_t | x_0), -noise / sigma_t (Song & Ermon 2019, eq. 5)."""
+    """Prediction of the score of q(x_t | x_0), -noise / sigma_t (Song & Ermon 2019, eq. 5).
+
+    >>> from diffusion_lab import GaussianProcess, RectifiedFlowSchedule, Score
+    >>> Score().weights(torch.tensor([0.25]), GaussianProcess(RectifiedFlowSchedule()))  # of x_0 and noise
+    (tensor([0.], dtype=torch.float64), tensor([-4.], dtype=torch.float64))
+    """
 
     def weights(self, t: Tensor, process: GaussianProcess) -> tuple[Tensor, Tensor]:
         _, sigma_t = process.schedule.coefficients(t)
@@ -136,7 +162,12 @@ class Score(Prediction):
 
 @dataclass(frozen=True)
 class FlowVelocity(Prediction):
-    """Prediction of noise - x_0, the velocity of the straight line from image to noise (Liu et al. 2023, eq. 1)."""
+    """Prediction of noise - x_0, the velocity of the straight line from image to noise (Liu et al. 2023, eq. 1).
+
+    >>> from diffusion_lab import FlowVelocity, GaussianProcess, RectifiedFlowSchedule
+    >>> FlowVelocity().weights(torch.tensor([0.25]), GaussianProcess(RectifiedFlowSchedule()))  # of x_0 and noise
+    (tensor([-1.], dtype=torch.float64), tensor([1.], dtype=torch.float64))
+    """
 
     def weights(self, t: Tensor, process: GaussianProcess) -> tuple[Tensor, Tensor]:
         return -torch.ones(t.shape, dtype=torch.float64), torch.ones(t.shape, dtype=torch.float64)
@@ -146,7 +177,11 @@ class FlowVelocity(Prediction):
 class PosteriorMean(Prediction):
     """Prediction of the mean of q(x_s | x_t, x_0) (Ho et al. 2020, Table 2, "mu tilde prediction").
 
-    s is the time one step before t.
+    s is the time one step before t. The schedule must have discrete steps.
+
+    >>> from diffusion_lab import CustomSchedule, GaussianProcess, PosteriorMean
+    >>> PosteriorMean().weights(torch.tensor([0.5]), GaussianProcess(CustomSchedule([0.1, 0.5])))
+    (tensor([1.], dtype=torch.float64), tensor([0.], dtype=torch.float64))
     """
 
     def weights(self, t: Tensor, process: GaussianProcess) -> tuple[Tensor, Tensor]:
@@ -163,7 +198,12 @@ class EDMDenoiser(Prediction):
     """Prediction of a unit-variance mixture of x_0 and noise with minimal c_out (Karras et al. 2022, Table 1).
 
     The formulas of the paper are applied to sigma_t / alpha_t, which extends them to any schedule.
-    sigma_data: standard deviation of the pixels of the images.
+    sigma_data: standard deviation of the pixels of the images.  Raises ValueError unless it is above 0.
+
+    >>> from diffusion_lab import EDMDenoiser, EDMSchedule, GaussianProcess
+    >>> scaling = EDMDenoiser(0.5).preconditioning(torch.tensor([0.5]), GaussianProcess(EDMSchedule()))
+    >>> scaling.c_skip, scaling.c_out  # at a noise level of sigma_data: 1/2 and sigma_data / sqrt(2)
+    (tensor([0.5000], dtype=torch.float64), tensor([0.3536], dtype=torch.float64))
     """
 
     sigma_data: float = 0.5

@@ -9,7 +9,8 @@ from torch import Tensor
 class NoiseSchedule(ABC):
     """The coefficients alpha_t and sigma_t of x_t = alpha_t x_0 + sigma_t noise (Kingma et al. 2021, eq. 1).
 
-    All methods return float64 tensors of the shape of their argument.
+    All methods return float64 tensors of the shape of their argument, which has any shape. Times increase from the
+    data, t = 0, to the noise, t = t_max. They are in [0, 1] for all schedules but `EDMSchedule`.
     """
 
     @property

@@ -11,7 +11,14 @@ from diffusion_lab.process.schedule_base import NoiseSchedule, validated_times
 
 
 class TableSchedule(NoiseSchedule):
-    """A discrete schedule: T variances `betas` at the times k / T, k = 1..T (Ho et al. 2020, eq. 2 to 4)."""
+    """A discrete schedule: T variances `betas` at the times k / T, k = 1..T (Ho et al. 2020, eq. 2 to 4).
+
+    num_timesteps: number of steps T.
+    zero_terminal_snr: whether the variances are changed such that the last alpha is 0 (Lin et al. 2024, algorithm 1).
+
+    Raises ValueError for a variance outside [0, 1], for a variance of 1 before the last step, and if zero_terminal_snr
+    cannot be achieved. Its methods raise ValueError for times that are not multiples of 1 / T.
+    """
 
     num_timesteps: int
     zero_terminal_snr: bool

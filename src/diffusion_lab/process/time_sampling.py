@@ -31,7 +31,10 @@ class TimeDraws(Protocol):
 
 
 class TimeDistribution(ABC):
-    """A distribution over times, with the loss weights that correct for it."""
+    """A distribution over times, with the loss weights that correct for it.
+
+    Subclasses have the field `schedule`, whose times they sample.
+    """
 
     @abstractmethod
     def sample(self, draws: TimeDraws) -> tuple[Tensor, Tensor]:
@@ -50,7 +53,13 @@ class TimeDistribution(ABC):
 
 @dataclass(frozen=True)
 class Uniform(TimeDistribution):
-    """The uniform distribution (Ho et al. 2020, algorithm 1)."""
+    """The uniform distribution (Ho et al. 2020, algorithm 1).
+
+    >>> from diffusion_lab import Draws, LinearSchedule, Uniform
+    >>> t, weight = Uniform(LinearSchedule()).sample(Draws(seed=0, step=0, positions=range(4), batch_size=4))
+    >>> t.shape, weight
+    (torch.Size([4]), tensor([1., 1., 1., 1.]))
+    """
 
     schedule: NoiseSchedule
 
@@ -60,7 +69,13 @@ class Uniform(TimeDistribution):
 
 @dataclass(frozen=True)
 class Stratified(TimeDistribution):
-    """Uniform times, evenly spaced over the global batch from one shared offset (Kingma et al. 2021, appendix I.1)."""
+    """Uniform times, evenly spaced over the global batch from one shared offset (Kingma et al. 2021, appendix I.1).
+
+    >>> from diffusion_lab import Draws, LinearSchedule, Stratified
+    >>> t, _ = Stratified(LinearSchedule()).sample(Draws(seed=0, step=0, positions=range(4), batch_size=4))
+    >>> t.sort().values.diff()
+    tensor([0.2500, 0.2500, 0.2500], dtype=torch.float64)
+    """
 
     schedule: NoiseSchedule
 
@@ -71,7 +86,15 @@ class Stratified(TimeDistribution):
 
 @dataclass(frozen=True)
 class LogNormalSigma(TimeDistribution):
-    """log(sigma_t / alpha_t) ~ N(mean, std^2) (Karras et al. 2022, Table 1)."""
+    """log(sigma_t / alpha_t) ~ N(mean, std^2) (Karras et al. 2022, Table 1).
+
+    mean, std: mean and standard deviation of log(sigma_t / alpha_t).  Raises ValueError unless std is above 0.
+
+    >>> from diffusion_lab import Draws, EDMSchedule, LogNormalSigma
+    >>> t, _ = LogNormalSigma(EDMSchedule()).sample(Draws(seed=0, step=0, positions=range(999), batch_size=999))
+    >>> round(float(t.median()), 1)  # exp(-1.2)
+    0.3
+    """
 
     schedule: NoiseSchedule
     mean: float = -1.2
@@ -87,7 +110,15 @@ class LogNormalSigma(TimeDistribution):
 
 @dataclass(frozen=True)
 class LogitNormal(TimeDistribution):
-    """logit(u) ~ N(mean, std^2), where u in (0, 1) is the quantile of the time (Esser et al. 2024, eq. 19)."""
+    """logit(u) ~ N(mean, std^2), where u in (0, 1) is the quantile of the time (Esser et al. 2024, eq. 19).
+
+    mean, std: mean and standard deviation of logit(u).  Raises ValueError unless std is above 0.
+
+    >>> from diffusion_lab import Draws, LogitNormal, RectifiedFlowSchedule
+    >>> t, _ = LogitNormal(RectifiedFlowSchedule()).sample(Draws(seed=0, step=0, positions=range(999), batch_size=999))
+    >>> round(float(t.median()), 1)
+    0.5
+    """
 
     schedule: NoiseSchedule
     mean: float = 0.0
@@ -108,8 +139,17 @@ class LossSecondMoment(TimeDistribution, nn.Module):
     loss equal to that of uniform times. Every rank records the losses of all ranks in the order of the global batch, so
     that the history is identical on all ranks and for any world size. The history is part of the state_dict.
 
+    schedule: discrete schedule.
     num_kept: number of most recent losses that are stored per step.
-    uniform_share: fraction of uniformly sampled times, so that no step is excluded forever.
+    uniform_share: fraction of uniformly sampled times, in (0, 1], so that no step is excluded forever.
+    Raises ValueError for a continuous schedule, or if num_kept or uniform_share is out of range.
+
+    >>> from diffusion_lab import Draws, LinearSchedule, LossSecondMoment
+    >>> times, draws = LossSecondMoment(LinearSchedule(2), num_kept=1), Draws(0, 0, positions=[0, 1], batch_size=2)
+    >>> times.update(draws, t=torch.tensor([0.5, 1.0]), loss=torch.tensor([3.0, 1.0]))
+    >>> times.finish_step()
+    >>> times.probabilities.round(decimals=2)
+    tensor([0.7500, 0.2500], dtype=torch.float64)
     """
 
     kept: Tensor

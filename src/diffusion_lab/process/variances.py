@@ -11,7 +11,13 @@ from diffusion_lab.process.gaussian import GaussianProcess
 
 
 class Variance(ABC):
-    """The variance of the reverse step between any two times s < t."""
+    """The variance of the reverse step between any two times s < t.
+
+    >>> from diffusion_lab import CustomSchedule, FixedLarge, FixedSmall, GaussianProcess
+    >>> process, s, t = GaussianProcess(CustomSchedule([0.1, 0.5])), torch.tensor([0.5]), torch.tensor([1.0])
+    >>> print(f"{FixedLarge().stds(process, s, t)[0] ** 2:.3f} {FixedSmall().stds(process, s, t)[0] ** 2:.3f}")
+    0.500 0.091
+    """
 
     learned: ClassVar[bool]
     """Whether the network has twice as many output channels as the image; the second half represents the variance."""
@@ -83,7 +89,10 @@ class FixedLarge(Variance):
 
 @dataclass(frozen=True)
 class LearnedRange(Variance):
-    """Log interpolation of the small (output -1) and large (output 1) variance (Nichol & Dhariwal 2021, eq. 15)."""
+    """Log interpolation of the small (output -1) and large (output 1) variance (Nichol & Dhariwal 2021, eq. 15).
+
+    The network must have twice as many output channels as the image, and is trained with `Hybrid` or `Variational`.
+    """
 
     learned = True
 
@@ -98,7 +107,10 @@ class LearnedRange(Variance):
 
 @dataclass(frozen=True)
 class LearnedDiagonal(Variance):
-    """The network output is the log-variance (Ho et al. 2020, section 4.2, where training was unstable)."""
+    """The network output is the log-variance (Ho et al. 2020, section 4.2, where training was unstable).
+
+    The network must have twice as many output channels as the image, and is trained with `Hybrid` or `Variational`.
+    """
 
     learned = True
 
@@ -117,7 +129,10 @@ def _require_output(output: Tensor | None) -> Tensor:
 
 
 def split_output(output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
-    """Split the output of a network into (prediction, variance output or None), each [B, channels, H, W]."""
+    """Split the output of a network into (prediction, variance output or None), each [B, channels, H, W].
+
+    output: [B, channels, H, W], or [B, 2 channels, H, W] if the variance is learned.
+    """
     if output.shape[1] == channels:
         return output, None
     return output[:, :channels], output[:, channels:]

@@ -67,7 +67,7 @@ def find_run(name: str, value: str) -> tuple[Path, str]:
     """Return the run folder and the checkpoint's file name for a setting that is either a run folder or a checkpoint.
 
     If the setting is a run folder, the checkpoint is last.ckpt. A relative path is searched in the working directory
-    and then in the project folder.
+    and then in the folder that contains logs/.
     name: name of the setting, for the error message.  value: value of the setting.
     Raises UserError if the run folder has no config.yaml.
     """

@@ -1,6 +1,10 @@
 """Preparation of a run folder before the first training step: the files that are needed to load or resume the run."""
 
+import json
+import platform
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.config.library_classes import without_plus
 from diffusion_lab.config.overrides import OVERRIDES_FILE
+from diffusion_lab.config.search_path import search_path_overrides
 from diffusion_lab.distributed import slurm_job
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs.load import resolve
@@ -29,6 +34,7 @@ def prepare(run: Run, start: StartingPoint) -> Path | None:
         _start_loggers(run.trainer.loggers, start.config, start.step if start.continues else 0)
         _save_config(start.config, run.folder)
         save_overrides(run.folder)
+        _save_environment(start.config, run.folder)
         if is_fork and start.checkpoint is not None and checkpoint is not None:
             _copy_checkpoint_to_fork(start.checkpoint, checkpoint)
     return checkpoint
@@ -55,6 +61,31 @@ def _save_config(config: DictConfig, folder: Path) -> None:
         OmegaConf.save(resolve(config), partial)
 
 
+def _save_environment(config: DictConfig, folder: Path) -> None:
+    """Write the versions of Python and of all packages whose classes the config names, and the config folders."""
+    names = sorted({"lightning", "torch", *_packages(OmegaConf.to_container(resolve(config)))})
+    packages = {name: _describe_package(name) for name in names}
+    content = {"python": platform.python_version(), "packages": packages, "search_path": search_path_overrides()}
+    with atomic_file(folder / "environment.json") as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _packages(node: Any) -> Iterator[str]:
+    """Yield the top-level package of every `_target_` in a node."""
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    for child in children:
+        yield from _packages(child)
+    if isinstance(node, dict) and "_target_" in node:
+        yield str(node["_target_"]).partition(".")[0]
+
+
+def _describe_package(name: str) -> dict[str, str | None]:
+    """Return the version of an imported package and the folder that it was imported from."""
+    module = sys.modules.get(name)
+    file = getattr(module, "__file__", None)
+    return {"version": getattr(module, "__version__", None), "folder": str(Path(file).parent) if file else None}
+
+
 def _copy_checkpoint_to_fork(source: Path, target: Path) -> None:
     """Copy a checkpoint into the folder of a fork, without callback states, which belong to the original run."""
     from diffusion_lab import checkpoint_files
@@ -70,4 +101,4 @@ def save_overrides(folder: Path) -> None:
     if slurm_job.rank() == 0:
         given = HydraConfig.get().overrides.task
         overrides = [without_plus(override) for override in given if not re.match(r"\+*(resume|fork)=", override)]
-        OmegaConf.save(OmegaConf.create(overrides), folder / OVERRIDES_FILE)
+        OmegaConf.save(OmegaConf.create([*overrides, *search_path_overrides()]), folder / OVERRIDES_FILE)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from diffusion_lab.config.program import command_line
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import load as run_loading
 from diffusion_lab.runs.find import find_run
@@ -52,7 +53,9 @@ def _guide(path: str) -> "Denoiser":
     folder, checkpoint = find_run("guide", path)
     config = run_loading.load_config(folder, checkpoint)
     if run_loading.is_classifier_config(config):
-        raise UserError(f"`guide` must be a run folder of src/train.py, got {folder}, which contains a classifier.")
+        raise UserError(
+            f"`guide` must be a run folder of `{command_line('train')}`, got {folder}, which contains a classifier."
+        )
     guide: Denoiser = _load_frozen(config, folder, checkpoint).denoiser()
     return guide
 
@@ -63,8 +66,8 @@ def _classifier(path: str) -> "NoisyClassifier":
     config = run_loading.load_config(folder, checkpoint)
     if not run_loading.is_classifier_config(config):
         raise UserError(
-            f"`classifier` must be a run folder of src/train_classifier.py, got {folder}, which contains a "
-            "diffusion model."
+            f"`classifier` must be a run folder of `{command_line('train_classifier')}`, got {folder}, which contains "
+            "a diffusion model."
         )
     classifier: NoisyClassifier = _load_frozen(config, folder, checkpoint).classifier
     return classifier

@@ -18,6 +18,8 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from diffusion_lab.config.earlier_versions import current_config
 from diffusion_lab.config.library_classes import import_target
+from diffusion_lab.config.program import command_line
+from diffusion_lab.config.validation import argument_problems, raise_problems
 from diffusion_lab.distributed import launch
 from diffusion_lab.errors import UserError
 
@@ -34,7 +36,13 @@ MAX_REMAINING_SIGNAL = 0.05
 def load_module(folder: Path, checkpoint: str = "last.ckpt") -> "DiffusionModule":
     """Load the trained module of a run folder, on the CPU; its method `sample` generates images.
 
+    folder: run folder, such as Path("logs/train/2026-01-31_12-00-00").  checkpoint: file name of a checkpoint in it.
     Raises UserError if the folder has no config.yaml or no checkpoint with this file name.
+
+    >>> from diffusion_lab import load_module
+    >>> module = load_module(run_folder)
+    >>> list(module.sample(range(4)).shape)  # image k has seed k
+    [4, 1, 14, 14]
     """
     module: DiffusionModule = load_weights(load_config(folder, checkpoint), folder / "checkpoints" / checkpoint)
     return module
@@ -84,7 +92,7 @@ def build_untrained_module(config: DictConfig) -> Any:
 
 
 def is_classifier_config(config: DictConfig) -> bool:
-    """Return whether a config belongs to src/train_classifier.py: such a config has no denoising objective."""
+    """Return whether a config belongs to the command train_classifier: such a config has no denoising objective."""
     return "objective" not in config
 
 
@@ -183,7 +191,7 @@ def _require_network(network: Any, *, classifier: bool) -> None:
     if not missing:
         return
     command = "train" if classifier else "train_classifier"
-    remedy = f"; src/{command}.py trains it" if not missing_attributes(network, other) else ""
+    remedy = f"; `{command_line(command)}` trains it" if not missing_attributes(network, other) else ""
     raise UserError(
         f"`model` must be a diffusion_lab.networks.{required.__name__}, got {type(network).__name__}, which has no "
         f"{' and no '.join(missing)}{remedy}."
@@ -211,6 +219,9 @@ def instantiate_node(node: Any, path: str, **extra: Any) -> Any:
         return instantiate(node, _convert_="all", **extra)
     except InstantiationException as error:
         cause = error.__cause__
+        if isinstance(cause, ImportError) and "Error locating target" in str(error):
+            raise_problems(list(argument_problems(node, path)))
+            raise UserError(f"{path}: {' '.join(str(cause).split()).rstrip('.')}.") from error
         if isinstance(cause, (FeaturesUnavailableError, UserError)):
             raise cause from None
         if isinstance(cause, (ValueError, TypeError, OSError)) or type(cause).__name__ == "MisconfigurationException":

@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from diffusion_lab import __version__
+from diffusion_lab.paths import IS_CHECKOUT
 from diffusion_lab.runs.tables import METRICS, SUMMARY, print_table
 
 
@@ -26,6 +27,8 @@ def write_metrics(folder: Path, record: dict[str, Any]) -> None:
 
 def _commit() -> str | None:
     """Return the git commit of this package, followed by + if files are modified; None outside of a git checkout."""
+    if not IS_CHECKOUT:  # the environment of an installed package may lie in the repository of another project
+        return None
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty=+"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

@@ -70,11 +70,13 @@ def restore_command_line(command: str) -> None:
     folder = _find_folder(resumed[-1], command)
     given = [argument for argument in arguments if override_key(argument) != "resume"]
     given_keys = {override_key(argument) for argument in given}
+    lengths = {"trainer.max_steps", "trainer.max_epochs"}
+    replaced = given_keys | (lengths if given_keys & lengths else set())
     # An override that adds a setting (+a.b=1) remains, so that another override can change the setting.
     remaining = [
         override
         for override in _saved_overrides(folder)
-        if override_key(override) not in given_keys or re.match(r"\+[^=]*\.", override)
+        if override_key(override) not in replaced or re.match(r"\+[^=]*\.", override)
     ]
     sys.argv[1:] = [*remaining, *given, f"resume={quote(str(folder))}"]
     if not any(re.fullmatch(r"\+*fork=true", argument, re.IGNORECASE) for argument in given):
@@ -138,8 +140,9 @@ def require_matching_checkpoint(start: StartingPoint, run: Run) -> None:
     checkpoint = checkpoint_files.read_run(start.checkpoint, mmap=True)
     data, trained_on = start.config.data, checkpoint.get("ImageDataModule", {}).get("fingerprint")
     if start.continues and trained_on != run.datamodule.train_images.fingerprint:
+        source = data.get("path") or data.get("hub_name") or data.store._target_
         raise UserError(
-            f"`data` must have the images that the run was trained on, got {data.path or data.hub_name}, whose decoded "
+            f"`data` must have the images that the run was trained on, got {source}, whose decoded "
             f"content differs; resume={start.config.run_folder} fork=true starts a new run from the checkpoint."
         )
     saved = {key: tuple(value.shape) for key, value in checkpoint["state_dict"].items()}

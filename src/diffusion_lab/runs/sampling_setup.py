@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.config import compilation
 from diffusion_lab.config.compilation import Acceleration
+from diffusion_lab.config.program import command_line
 from diffusion_lab.config.validation import argument_problems, raise_problems
 from diffusion_lab.distributed.launch import cluster_environment
 from diffusion_lab.errors import UserError
@@ -84,7 +85,8 @@ def sampling_config(config: DictConfig, target: Target) -> DictConfig:
     trained = load_config(target.folder)
     if is_classifier_config(trained):
         raise UserError(
-            f"`run` must be a run folder of src/train.py, got {target.folder}, which contains a classifier."
+            f"`run` must be a run folder of `{command_line('train')}`, got {target.folder}, which contains a "
+            "classifier."
         )
     if missing := [name for name in SINCE_VERSION_0_2 if name not in trained]:
         raise UserError(

@@ -6,10 +6,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import Trainer
 
 from diffusion_lab.callbacks.measure_distance import MeasureDistance
 from diffusion_lab.checkpoint_files import LAST
+from diffusion_lab.config.program import command_line
 from diffusion_lab.data.image_datamodule import ImageDataModule
 from diffusion_lab.evaluation.evaluator import Number
 from diffusion_lab.training.base_module import TrainedModule
@@ -61,7 +63,7 @@ class Summary:
 def print_start(
     module: TrainedModule, datamodule: ImageDataModule, trainer: Trainer, folder: Path, first_step: int = 0
 ) -> None:
-    """Print one line on rank 0: network size, data, number of steps, precision, device, and run folder.
+    """Print two lines on rank 0: network size, data, number of steps, run folder; and how to change the device.
 
     first_step: number of steps that are already done.
     """
@@ -69,12 +71,21 @@ def print_start(
         num_parameters = sum(parameter.numel() for parameter in module.network.parameters())
         print(
             f"training {num_parameters:,} parameters on {len(datamodule.train_images):,} images for "
-            f"{trainer.max_steps:,} steps of {datamodule.batch_size} images, {trainer.precision} on "
-            f"{type(trainer.accelerator).__name__}; "
+            f"{trainer.max_steps:,} steps of {datamodule.batch_size} images "
+            f"({trainer.max_steps * datamodule.batch_size / len(datamodule.train_images):,.1f} epochs), "
+            f"{trainer.precision} on {type(trainer.accelerator).__name__}; "
             + (f"resuming after step {first_step:,}; " if first_step else "")
             + f"run folder: {short_path(folder)}",
             flush=True,
         )
+        print(f"device: {describe_device(trainer.strategy.root_device, trainer.precision)}", flush=True)
+
+
+def describe_device(device: Any, precision: str) -> str:
+    """Return the device and the precision of a command, and the settings that change them.  device: torch.device."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+    others = "trainer=cpu" if device.type == "cuda" else "trainer=gpu"
+    return f"{name}, {precision}; {others}, trainer=ddp, trainer.accelerator=mps or trainer.precision=... change it"
 
 
 def summarize(trainer: Trainer, *, minutes: float) -> Summary:
@@ -116,19 +127,20 @@ def print_summary(summary: Summary, folder: Path) -> None:
     print("try next:")
     if summary.accuracies:
         print(
-            f"  python src/sample.py run=logs/train/RUN classifier={shell_word(short_path(folder))} classifier_scale=2",
+            f"  {command_line('sample')} run=logs/train/RUN classifier={shell_word(short_path(folder))} "
+            "classifier_scale=2",
             flush=True,
         )
         return
-    print("  python src/train.py schedule=cosine data=cifar10")
-    print("  python src/train.py -m schedule=linear,cosine model=unet_tiny,unet_small", flush=True)
+    print(f"  {command_line('train')} schedule=cosine data=cifar10")
+    print(f"  {command_line('train')} -m schedule=linear,cosine model=unet_tiny,unet_small", flush=True)
 
 
 def print_how_to_resume(folder: Path, step: int, command: str) -> None:
     """Print the last saved step of a run that was stopped, and the command that resumes it."""
     saved = f"after step {step:,}" if step else "before the first step"
     path = shell_word(short_path(folder))
-    print(f"stopped {saved}; to resume: python src/{command}.py resume={path}", file=sys.stderr, flush=True)
+    print(f"stopped {saved}; to resume: {command_line(command)} resume={path}", file=sys.stderr, flush=True)
 
 
 def shell_word(path: str) -> str:

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from diffusion_lab.config.earlier_versions import current_fingerprint, current_overrides
+from diffusion_lab.config.program import command_line
 from diffusion_lab.fingerprints import IncomparableError, differences, fields_set_by, require_comparable
 
 logger = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ def drop_incomparable(rows: list[Row], allowed: Sequence[str], folders: Sequence
     _note_shared_noise(rows)
     for message in messages:
         logger.error(
-            "%s, as in python src/compare.py 'numbers=[%s]' 'allow=[...]'.", message, ",".join(map(str, folders))
+            "%s, as in %s 'numbers=[%s]' 'allow=[...]'.", message, command_line("compare"), ",".join(map(str, folders))
         )
     return not messages
 

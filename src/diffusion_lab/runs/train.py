@@ -17,6 +17,7 @@ from diffusion_lab.runs import folder as run_folder
 from diffusion_lab.runs import results as run_results
 from diffusion_lab.runs import resume as run_resume
 from diffusion_lab.runs import training_setup
+from diffusion_lab.runs.trainer_settings import apply_trainer_settings
 
 
 def train(config: DictConfig) -> float | None:
@@ -24,7 +25,9 @@ def train(config: DictConfig) -> float | None:
 
     Returns the value that a search minimizes: the last Fréchet distance, or the loss if no distance was measured.
     """
-    drop_unused_settings(config, HydraConfig.get().overrides.task)
+    overrides = HydraConfig.get().overrides.task
+    drop_unused_settings(config, overrides)
+    apply_trainer_settings(config, overrides)
     start = run_resume.starting_point(config)
     if start.is_done:
         return run_resume.print_done(start)

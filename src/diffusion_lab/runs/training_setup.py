@@ -152,7 +152,7 @@ def _require_classified(config: DictConfig, network: Any, datamodule: "ImageData
             f"`model` must take images with data.channels={wanted[0]} and data.resolution={wanted[1]}, got a network "
             f"for {accepted[0]} channels and resolution {accepted[1]}."
         )
-    if config.data.label_column is None:
+    if config.data.get("label_column", "label") is None:
         raise UserError("data.label_column must be the name of the label column, got null.")
     try:
         measured_images(datamodule.store)  # a split without labels is an error now, not at the first measurement

@@ -18,6 +18,12 @@ class Ancestral(FixedStepSampler):
     """x_s ~ N(posterior mean at the estimated x_0, variance) (Ho et al. 2020, algorithm 2), for any list of times.
 
     The gradient of a classifier shifts the mean by variance * gradient (Dhariwal & Nichol 2021, algorithm 1).
+    process, num_steps, time_grid, clipping: see `Sampler`.
+    variance: variance of a step; a learned variance requires a network that outputs it.
+
+    >>> from diffusion_lab import Ancestral, CosineSchedule, GaussianProcess
+    >>> len(Ancestral(GaussianProcess(CosineSchedule())).times)  # every step of the schedule
+    1000
     """
 
     process: GaussianProcess

@@ -26,7 +26,10 @@ class Noise(Protocol):
 
 @dataclass(frozen=True)
 class GivenNoise:
-    """A noise source that returns the same tensor at every draw, for samplers that only draw their initial noise."""
+    """A noise source that returns the same tensor at every draw, for samplers that only draw their initial noise.
+
+    noise: [B, C, H, W], standard normal.
+    """
 
     noise: Tensor
 
@@ -46,6 +49,16 @@ class Sampler(ABC):
     num_steps: number of times in the list; None selects every step of a discrete schedule.
     time_grid: rule that chooses the times.
     clipping: rule for estimates of x_0 outside [-1, 1].
+
+    The constructor raises ValueError if the schedule has fewer steps than num_steps. A denoiser is a `Denoiser` with a
+    trained network, or any function of (x_t, t, condition) that returns an `Estimate`:
+
+    >>> from diffusion_lab import DDIM, Condition, CosineSchedule, Estimate, GaussianProcess, ImageNoise
+    >>> def gray(x_t, t, condition):
+    ...     return Estimate(x_0=torch.full_like(x_t, 0.5))
+    >>> images = DDIM(GaussianProcess(CosineSchedule())).sample(gray, ImageNoise(range(2), (3, 8, 8)), Condition())
+    >>> images.shape, round(float(images.mean()), 3)
+    (torch.Size([2, 3, 8, 8]), 0.5)
     """
 
     process: GaussianProcess

@@ -18,6 +18,12 @@ class Churn:
     sigma_min, sigma_max: range of the noise levels at which noise is added, the paper's S_tmin and S_tmax.
     noise_scale: factor of the added noise, the paper's S_noise. A value slightly above 1 compensates for denoisers that
         remove too much noise.
+    Raises ValueError unless amount is at least 0 and 0 <= sigma_min <= sigma_max.
+
+    >>> from diffusion_lab import Churn, EDMSchedule, GaussianProcess
+    >>> raised, scale, std = Churn(amount=0.25)(GaussianProcess(EDMSchedule()), torch.tensor([2.0]))
+    >>> raised, scale, std  # sigma 2.5 from sigma 2 and noise of standard deviation 1.5
+    (tensor([2.5000], dtype=torch.float64), tensor([1.], dtype=torch.float64), tensor([1.5000], dtype=torch.float64))
     """
 
     amount: float = 0.0

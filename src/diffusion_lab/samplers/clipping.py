@@ -16,7 +16,12 @@ class Clipping(ABC):
 
 @dataclass(frozen=True)
 class NoClipping(Clipping):
-    """No clipping: estimates are returned unchanged (Song et al. 2021, code)."""
+    """No clipping: estimates are returned unchanged (Song et al. 2021, code).
+
+    >>> from diffusion_lab import NoClipping
+    >>> NoClipping()(torch.tensor([[[[-0.5, 2.0]]]]))
+    tensor([[[[-0.5000,  2.0000]]]])
+    """
 
     def __call__(self, x_0: Tensor) -> Tensor:
         return x_0
@@ -24,7 +29,12 @@ class NoClipping(Clipping):
 
 @dataclass(frozen=True)
 class StaticClipping(Clipping):
-    """Clipping of every pixel to [-1, 1] (Ho et al. 2020, code)."""
+    """Clipping of every pixel to [-1, 1] (Ho et al. 2020, code).
+
+    >>> from diffusion_lab import StaticClipping
+    >>> StaticClipping()(torch.tensor([[[[-0.5, 2.0]]]]))
+    tensor([[[[-0.5000,  1.0000]]]])
+    """
 
     def __call__(self, x_0: Tensor) -> Tensor:
         return x_0.clamp(-1, 1)
@@ -35,6 +45,11 @@ class DynamicClipping(Clipping):
     """Clipping of each image to [-a, a] and division by a (Saharia et al. 2022, section 2.3, "dynamic thresholding").
 
     percentile: fraction of the values of an image that are in [-a, a], in (0, 1]. Images in [-1, 1] are unchanged.
+    Raises ValueError unless percentile is in (0, 1].
+
+    >>> from diffusion_lab import DynamicClipping
+    >>> DynamicClipping(1.0)(torch.tensor([[[[-0.5, 2.0]]]]))
+    tensor([[[[-0.2500,  1.0000]]]])
     """
 
     percentile: float = 0.995

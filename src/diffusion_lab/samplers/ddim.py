@@ -18,7 +18,13 @@ class DDIM(FixedStepSampler):
     """x_s = alpha_s x_0 + sqrt(sigma_s^2 - std^2) noise_t + std * fresh noise (Song et al. 2021, eq. 12).
 
     x_0 and noise_t are the estimates at x_t, and std is eta times the standard deviation of q(x_s | x_t, x_0).
+    process, num_steps, time_grid, clipping: see `Sampler`.
     eta: 0 gives deterministic sampling; 1 gives ancestral sampling with the small variance (Song et al. 2021, eq. 16).
+    Raises ValueError unless eta is in [0, 1].
+
+    >>> from diffusion_lab import DDIM, CosineSchedule, GaussianProcess
+    >>> DDIM(GaussianProcess(CosineSchedule()), num_steps=4).times
+    (1.0, 0.667, 0.334, 0.001)
     """
 
     process: GaussianProcess

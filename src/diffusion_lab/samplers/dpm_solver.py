@@ -17,6 +17,12 @@ class DPMSolver(FixedStepSampler):
 
     The solver has order 2 with one network evaluation per step. The first step and the last step, which ends at time 0,
     have order 1.
+    process, num_steps, time_grid, clipping: see `Sampler`.
+
+    >>> from diffusion_lab import CosineSchedule, DPMSolver, GaussianProcess, LogSNRTimes
+    >>> sampler = DPMSolver(GaussianProcess(CosineSchedule()), num_steps=4, time_grid=LogSNRTimes())
+    >>> [round(t, 3) for t in sampler.times]
+    [1.0, 0.995, 0.477, 0.001]
     """
 
     process: GaussianProcess

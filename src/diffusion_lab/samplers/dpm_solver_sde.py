@@ -17,6 +17,11 @@ class DPMSolverSDE(FixedStepSampler):
     """SDE-DPM-Solver++(2M): ancestral steps with x_0 extrapolated from the last two estimates (Lu et al. 2022, eq. 18).
 
     Without the extrapolation, the sampler is ancestral sampling with the small variance.
+    process, num_steps, time_grid, clipping: see `Sampler`.
+
+    >>> from diffusion_lab import CosineSchedule, DPMSolverSDE, GaussianProcess
+    >>> len(DPMSolverSDE(GaussianProcess(CosineSchedule())).times)
+    20
     """
 
     process: GaussianProcess

@@ -17,6 +17,12 @@ class Euler(FixedStepSampler):
     """Euler steps of dx = noise d(sigma) for the estimated noise (Karras et al. 2022, eq. 1 and 4; k-diffusion).
 
     x and sigma are divided by alpha. Without churn, each step equals a DDIM step with eta=0.
+    process, num_steps, time_grid, clipping: see `Sampler`.  churn: see `Churn`.
+
+    >>> from diffusion_lab import EDMSchedule, Euler, GaussianProcess, KarrasTimes
+    >>> sampler = Euler(GaussianProcess(EDMSchedule()), num_steps=3, time_grid=KarrasTimes())
+    >>> [round(t, 3) for t in sampler.times]
+    [80.0, 2.515, 0.002]
     """
 
     process: GaussianProcess

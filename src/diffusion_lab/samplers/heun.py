@@ -18,6 +18,12 @@ class Heun(FixedStepSampler):
 
     x and sigma are divided by alpha. A step takes two network evaluations. The last step and a step that starts from
     pure noise (alpha_t = 0) take one.
+    process, num_steps, time_grid, clipping: see `Sampler`.  churn: see `Churn`.
+
+    >>> from diffusion_lab import EDMSchedule, GaussianProcess, Heun, KarrasTimes
+    >>> sampler = Heun(GaussianProcess(EDMSchedule()), num_steps=18, time_grid=KarrasTimes())
+    >>> 2 * len(sampler.times) - 1  # network evaluations, as in Karras et al. (2022), Table 2
+    35
     """
 
     process: GaussianProcess

@@ -17,8 +17,16 @@ class AnnealedLangevin(FixedStepSampler):
 
     The result is the estimate of x_0 at the last level (Song & Ermon 2020, technique 5 and appendix). If alpha changes
     between levels, x is rescaled accordingly.
+    process, num_steps, time_grid, clipping: see `Sampler`.
+    num_updates: number of updates at each noise level, each with one network evaluation.
     step_size: size of an update, in units of the variance sigma_t^2 of the noise level; the paper uses
         epsilon / sigma_L^2 = 0.2.
+    Raises ValueError unless num_updates is at least 1 and step_size is in (0, 4).
+
+    >>> from diffusion_lab import AnnealedLangevin, GaussianProcess, VESchedule
+    >>> sampler = AnnealedLangevin(GaussianProcess(VESchedule()), num_steps=10, num_updates=5)
+    >>> round(sampler.initial_std)  # sigma at t = 1
+    50
     """
 
     process: GaussianProcess

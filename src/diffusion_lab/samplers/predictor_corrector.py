@@ -16,11 +16,18 @@ from diffusion_lab.samplers.time_grids import TimeGrid, UniformTimes
 class PredictorCorrector(FixedStepSampler):
     """num_corrections Langevin steps at t, then one reverse step to s (Song et al. 2021, algorithms 1, 4 and 5).
 
+    process, num_steps, time_grid, clipping: see `Sampler`.
+    num_corrections: number of corrections at each time, each with one network evaluation.
     variance: variance of the predictor. With the large variance, the predictor is the paper's "ancestral sampling"
         for VP schedules and the paper's "reverse diffusion" for VE schedules.
     snr: the paper's r, the signal-to-noise ratio of a correction. The norms of the score and of the noise are computed
         for each image. The paper's code averages the norms over the batch, so that an image depends on the other images
         of its batch.
+    Raises ValueError unless num_corrections is at least 0 and snr is above 0.
+
+    >>> from diffusion_lab import GaussianProcess, PredictorCorrector, VPSchedule
+    >>> len(PredictorCorrector(GaussianProcess(VPSchedule()), num_corrections=2).times)
+    1000
     """
 
     process: GaussianProcess

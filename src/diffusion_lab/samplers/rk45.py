@@ -20,7 +20,13 @@ class RK45(Sampler):
 
     The flow is solved from the first to the last of `times`, and each image has its own steps. The other times affect
     only the calls of on_step: one call for each time, after all images have passed this time.
+    process, num_steps, time_grid, clipping: see `Sampler`.
     rtol, atol: relative and absolute tolerance of the error of a step, for images of unit standard deviation.
+    Raises ValueError unless both are above 0. `sample` raises FloatingPointError if the steps become too small.
+
+    >>> from diffusion_lab import RK45, CosineSchedule, GaussianProcess
+    >>> RK45(GaussianProcess(CosineSchedule()), num_steps=2, rtol=1e-4, atol=1e-4).times
+    (1.0, 0.001)
     """
 
     process: GaussianProcess

@@ -26,7 +26,12 @@ class TimeGrid(ABC):
 
 @dataclass(frozen=True)
 class UniformTimes(TimeGrid):
-    """Evenly spaced times from the first step to the last step, inclusive (Nichol & Dhariwal 2021, section 4, code)."""
+    """Evenly spaced times from the first step to the last step, inclusive (Nichol & Dhariwal 2021, section 4, code).
+
+    >>> from diffusion_lab import LinearSchedule, UniformTimes
+    >>> UniformTimes()(LinearSchedule(), num_steps=4)
+    (1.0, 0.667, 0.334, 0.001)
+    """
 
     def __call__(self, schedule: NoiseSchedule, num_steps: int | None) -> tuple[float, ...]:
         num_steps = _resolve_num_steps(schedule, num_steps)
@@ -36,7 +41,12 @@ class UniformTimes(TimeGrid):
 
 @dataclass(frozen=True)
 class TrailingTimes(TimeGrid):
-    """Evenly spaced times from the last step down, without the first step (Lin et al. 2024, Table 2, "trailing")."""
+    """Evenly spaced times from the last step down, without the first step (Lin et al. 2024, Table 2, "trailing").
+
+    >>> from diffusion_lab import LinearSchedule, TrailingTimes
+    >>> TrailingTimes()(LinearSchedule(), num_steps=4)
+    (1.0, 0.75, 0.5, 0.25)
+    """
 
     def __call__(self, schedule: NoiseSchedule, num_steps: int | None) -> tuple[float, ...]:
         num_steps = _resolve_num_steps(schedule, num_steps)
@@ -50,6 +60,10 @@ class LeadingTimes(TimeGrid):
 
     This grid equals "ddimN" of Nichol & Dhariwal (2021). A continuous schedule is divided into num_steps equal parts,
     and each part contributes its smallest time.
+
+    >>> from diffusion_lab import LeadingTimes, LinearSchedule
+    >>> LeadingTimes()(LinearSchedule(), num_steps=4)
+    (0.751, 0.501, 0.251, 0.001)
     """
 
     def __call__(self, schedule: NoiseSchedule, num_steps: int | None) -> tuple[float, ...]:
@@ -65,7 +79,11 @@ class LeadingTimes(TimeGrid):
 class QuadraticTimes(TimeGrid):
     """Step indices with evenly spaced square roots, denser near the data (Song et al. 2021, appendix D.2 and code).
 
-    reach: the largest index as a fraction of T; 0.8 in the paper's code.
+    reach: the largest index as a fraction of T, in (0, 1]; 0.8 in the paper's code.
+
+    >>> from diffusion_lab import LinearSchedule, QuadraticTimes
+    >>> QuadraticTimes()(LinearSchedule(), num_steps=4)
+    (0.801, 0.356, 0.089, 0.001)
     """
 
     reach: float = 0.8
@@ -90,6 +108,11 @@ class KarrasTimes(TimeGrid):
 
     sigma_min, sigma_max: smallest and largest noise level; None selects the level at t_min and at the last time with
         signal, respectively.
+    rho: larger values give more times at low noise levels.  Raises ValueError unless rho is above 0.
+
+    >>> from diffusion_lab import EDMSchedule, KarrasTimes
+    >>> [round(t, 3) for t in KarrasTimes()(EDMSchedule(), num_steps=3)]
+    [80.0, 2.515, 0.002]
     """
 
     rho: float = 7.0
@@ -115,7 +138,12 @@ class KarrasTimes(TimeGrid):
 
 @dataclass(frozen=True)
 class LogSNRTimes(TimeGrid):
-    """Times that are evenly spaced in log-SNR (Lu et al. 2022, section 4)."""
+    """Times that are evenly spaced in log-SNR (Lu et al. 2022, section 4).
+
+    >>> from diffusion_lab import LinearSchedule, LogSNRTimes
+    >>> LogSNRTimes()(LinearSchedule(), num_steps=4)
+    (1.0, 0.604, 0.074, 0.001)
+    """
 
     def __call__(self, schedule: NoiseSchedule, num_steps: int | None) -> tuple[float, ...]:
         num_steps = _resolve_num_steps(schedule, num_steps)
@@ -132,6 +160,11 @@ class SectionTimes(TimeGrid):
 
     counts: number of times in each section, from data to noise: [10, 10, 10, 10, 10] for the code's "10,10,10,10,10".
     If num_steps differs from the sum of counts, num_steps is divided in proportion to counts.
+    Calls raise ValueError for a continuous schedule, and if a section has fewer steps than its count.
+
+    >>> from diffusion_lab import LinearSchedule, SectionTimes
+    >>> SectionTimes([3, 1])(LinearSchedule(), num_steps=4)
+    (0.501, 0.5, 0.251, 0.001)
     """
 
     counts: Sequence[int]
@@ -170,7 +203,14 @@ class SectionTimes(TimeGrid):
 
 @dataclass(frozen=True)
 class ListedTimes(TimeGrid):
-    """The given times, in decreasing order."""
+    """The given times, in decreasing order.
+
+    times: strictly decreasing times above 0.  Calls raise ValueError if num_steps is not their number.
+
+    >>> from diffusion_lab import DDIM, CosineSchedule, GaussianProcess, ListedTimes
+    >>> DDIM(GaussianProcess(CosineSchedule()), num_steps=3, time_grid=ListedTimes([1.0, 0.5, 0.1])).times
+    (1.0, 0.5, 0.1)
+    """
 
     times: Sequence[float]
 

@@ -19,7 +19,12 @@ class UniPC(FixedStepSampler):
     The estimate at the start of a step also corrects the previous step. There is one network evaluation per step, and
     the correction raises the order by one. The first steps, which have fewer estimates, and the last step have a lower
     order.
-    order: order of the predictor, 1 to 3.
+    process, num_steps, time_grid, clipping: see `Sampler`.
+    order: order of the predictor, 1 to 3.  Raises ValueError for another order.
+
+    >>> from diffusion_lab import CosineSchedule, GaussianProcess, UniPC
+    >>> len(UniPC(GaussianProcess(CosineSchedule()), order=3).times)
+    10
     """
 
     process: GaussianProcess

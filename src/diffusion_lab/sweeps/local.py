@@ -17,6 +17,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from diffusion_lab.config.overrides import quote, with_sweep_name
+from diffusion_lab.config.program import interpreter_arguments
+from diffusion_lab.config.search_path import search_path_overrides
 from diffusion_lab.distributed import slurm_job
 from diffusion_lab.distributed.signals import StoppedBySignal
 from diffusion_lab.distributed.slurm_job import SlurmQueue
@@ -116,7 +118,7 @@ def _start(run: PlannedRun, folder: Path, slot: int, num_slots: int, threads: in
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[slot * num_gpus : (slot + 1) * num_gpus])
     with (run.folder / OUTPUT).open("ab") as output:
         return subprocess.Popen(
-            [sys.executable, str(script_path()), *run_arguments(run, folder)],
+            [sys.executable, *interpreter_arguments(), *run_arguments(run, folder)],
             env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
         )  # fmt: skip
 
@@ -138,13 +140,10 @@ def _stop(children: Sequence[_Child]) -> None:
         child.process.wait()
 
 
-def script_path() -> Path:
-    return Path(sys.argv[0]).resolve()
-
-
 def run_arguments(run: PlannedRun, folder: Path) -> list[str]:
     """Return the command-line arguments that start a run of the sweep in `folder` as a separate command."""
-    return [*with_sweep_name(run.overrides, folder), f"hydra.run.dir={quote(str(run.folder))}"]
+    overrides = [*with_sweep_name(run.overrides, folder), *search_path_overrides()]
+    return [*overrides, f"hydra.run.dir={quote(str(run.folder))}"]
 
 
 class StateReport:

@@ -15,11 +15,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion_lab.config.program import interpreter_arguments
 from diffusion_lab.distributed import slurm_job
 from diffusion_lab.distributed.signals import StoppedBySignal
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import status as run_status
-from diffusion_lab.sweeps.local import StateReport, run_arguments, script_path, wait_for_runs
+from diffusion_lab.sweeps.local import StateReport, run_arguments, wait_for_runs
 from diffusion_lab.sweeps.plan import PlannedRun, mark_queued
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def _submit(left: Sequence[PlannedRun], folder: Path, parameters: dict[str, Any]
         with _hidden_slurm_variables():
             executor = submitit.SlurmExecutor(folder / ".submitit" / "%j")
             executor.update_parameters(**parameters)
-            commands = [JobCommand(script_path(), run_arguments(run, folder), run.folder) for run in left]
+            commands = [JobCommand(interpreter_arguments(), run_arguments(run, folder), run.folder) for run in left]
             jobs = executor.map_array(operator.call, commands)
     except (RuntimeError, ValueError, OSError, subprocess.SubprocessError, submitit.core.utils.FailedJobError) as error:
         for run in left:
@@ -76,17 +77,21 @@ def _error_text(error: Exception) -> str:
 class JobCommand:
     """A command that runs in the process of a Slurm task, as if srun had started the command.
 
-    script: file in src/.  arguments: command-line arguments of the script.  folder: run folder.
+    program: script, or -m and a module, see `config.program.interpreter_arguments`.
+    arguments: command-line arguments of the program.  folder: run folder.
     """
 
-    script: Path
+    program: tuple[str, ...]
     arguments: list[str]
     folder: Path
 
     def __call__(self) -> None:
         _link_logs(self.folder)
-        sys.argv = [str(self.script), *self.arguments]
-        runpy.run_path(str(self.script), run_name="__main__")
+        sys.argv = [self.program[-1], *self.arguments]
+        if self.program[0] == "-m":
+            runpy.run_module(self.program[1], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(self.program[0], run_name="__main__")
 
 
 def _link_logs(folder: Path) -> None:

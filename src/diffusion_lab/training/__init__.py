@@ -16,6 +16,7 @@ from diffusion_lab.training.lr_schedules import (
 from diffusion_lab.training.muon import Muon
 from diffusion_lab.training.nonfinite_guard import NonFiniteGuard
 from diffusion_lab.training.optimizers import OptimizerFactory
+from diffusion_lab.training.plain_batches import PlainBatch
 
 __all__ = [
     "ClassifierModule",
@@ -29,6 +30,7 @@ __all__ = [
     "Muon",
     "NonFiniteGuard",
     "OptimizerFactory",
+    "PlainBatch",
     "TorchLRSchedule",
     "TrainedModule",
     "WandbRun",

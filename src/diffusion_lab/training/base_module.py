@@ -9,11 +9,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from diffusion_lab import __version__
+from diffusion_lab.data.image_datamodule import ImageBatch
 from diffusion_lab.distributed.collectives import Ranks
 from diffusion_lab.fingerprints import VERSION, version_of
 from diffusion_lab.training.lr_schedules import ConstantWithWarmup, LRSchedule, TorchLRSchedule, build_scheduler
 from diffusion_lab.training.nonfinite_guard import NonFiniteGuard
 from diffusion_lab.training.optimizers import OptimizerFactory, match_memory_format
+from diffusion_lab.training.plain_batches import PlainBatch, PlainBatches
 
 logger = logging.getLogger(__name__)
 
@@ -25,9 +27,17 @@ OPTIMIZER_OF_VERSION_0_3 = "torch.optim.adamw.AdamW"
 OPTIMIZER_KEY = "optimizer_settings"
 """Key of a checkpoint under which the settings of the optimizer and of its learning-rate schedule are stored."""
 
+PLAIN_BATCHES_KEY = "plain_batches"
+"""Key of the checkpoints of runs whose data loader yields plain batches and ends after each epoch."""
+
 
 class TrainedModule(LightningModule):
-    """A network in training. Subclasses define the loss and what follows an optimizer step."""
+    """A network in training. Subclasses define the loss and what follows an optimizer step.
+
+    network: network to train.  optimizer: its optimizer.  lr_schedule: learning-rate schedule; None is constant.
+    guard: handling of losses and gradients that are not finite; None uses the defaults of `NonFiniteGuard`.
+    seed: seed of the random numbers for plain batches, see `PlainBatches`.
+    """
 
     def __init__(
         self,
@@ -36,15 +46,45 @@ class TrainedModule(LightningModule):
         optimizer: OptimizerFactory,
         lr_schedule: LRSchedule | TorchLRSchedule | None,
         guard: NonFiniteGuard | None,
+        seed: int,
     ) -> None:
         super().__init__()
         self.network, self.optimizer, self.guard = network, optimizer, guard or NonFiniteGuard()
         self.lr_schedule = lr_schedule or ConstantWithWarmup()
+        self._plain_batches = PlainBatches(seed)
         self._losses: list[Tensor] = []
         self._trained_parameters = list(network.parameters())  # traversing the modules takes longer than some steps
         self._gradient_norm: Tensor | None = None
         self._step_metrics: dict[str, Tensor] = {}
         self._last_logged_step = 0
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape of one image: [C, H, W]."""
+        raise NotImplementedError
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of the labels that training needs; 0 if it needs none."""
+        raise NotImplementedError
+
+    def image_batch(self, batch: ImageBatch | PlainBatch, batch_idx: int) -> ImageBatch:
+        """Convert a batch of any data loader to the images, labels and random numbers of a training step.
+
+        batch: see `PlainBatch`; an ImageBatch is returned unchanged.
+        batch_idx: index of the batch in its epoch; without a trainer, the number of the step.
+        Raises ValueError if the batch does not fit the network.
+        """
+        if isinstance(batch, ImageBatch):
+            return batch
+        trainer, shape, num_classes = self._trainer, self.image_shape, self.num_classes
+        if trainer is None:
+            return self._plain_batches.convert(batch, shape=shape, num_classes=num_classes, step=batch_idx)
+        step, num_parts = trainer.global_step, trainer.accumulate_grad_batches
+        part = batch_idx % num_parts
+        return self._plain_batches.convert(
+            batch, shape=shape, num_classes=num_classes, step=step, part=part, num_parts=num_parts
+        )
 
     def mean_loss(self, weight: Tensor, loss: Tensor, step: int) -> Tensor:
         """Return the weighted mean loss of a batch, checked by the guard, and store it for logging.
@@ -98,14 +138,20 @@ class TrainedModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[VERSION_KEY] = __version__
         checkpoint[OPTIMIZER_KEY] = self._optimizer_settings()
+        if self._plain_batches.has_converted:
+            checkpoint[PLAIN_BATCHES_KEY] = True
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._trainer is None:  # load_from_checkpoint loads the weights only
+            return
         version = str(checkpoint.get(VERSION_KEY, "before 0.3.0"))
-        if version_of(version if VERSION_KEY in checkpoint else "0.2") != VERSION and self._trainer is not None:
+        if version_of(version if VERSION_KEY in checkpoint else "0.2") != VERSION:
             _warn_about_version(version)
         # Lightning counts batches, so that it could resume in the middle of a step. Here only the step determines the
-        # progress, because a run may resume with another number of accumulated batches.
-        if step := checkpoint["global_step"]:
+        # progress, because a run may resume with another number of accumulated batches. Loaders of plain batches have
+        # epochs, which Lightning counts correctly.
+        step = checkpoint["global_step"]
+        if step and PLAIN_BATCHES_KEY not in checkpoint:
             _set_loop_progress(step, self.trainer.accumulate_grad_batches, checkpoint["loops"]["fit_loop"])
         checkpoint["callbacks"].pop("Timer", None)  # trainer.max_time limits one job, not the run
         if checkpoint.get(OPTIMIZER_KEY) != self._optimizer_settings():
@@ -124,8 +170,8 @@ class TrainedModule(LightningModule):
         norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])  # type: ignore[misc]
         if gradient_clip_algorithm in (None, "norm"):
             nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val or float("inf"), norm)
-        else:
-            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            nn.utils.clip_grad_value_(parameters, gradient_clip_val)
         self._gradient_norm = norm
         self.guard.check_gradient(optimizer, norm)
 
@@ -168,6 +214,7 @@ class TrainedModule(LightningModule):
         """Pass the recorded metrics to all loggers. This waits for the device.  step: number of completed steps."""
         self._last_logged_step = step
         metrics = {name: float(value) for name, value in self._step_metrics.items()}
+        self.trainer.progress_bar_metrics["loss"] = metrics["loss"]  # for the progress bars of Lightning
         for logger in self.trainer.loggers:
             logger.log_metrics(metrics, step=step)
             logger.save()

@@ -13,10 +13,27 @@ from diffusion_lab.training.base_module import TrainedModule
 from diffusion_lab.training.lr_schedules import LRSchedule, TorchLRSchedule
 from diffusion_lab.training.nonfinite_guard import NonFiniteGuard
 from diffusion_lab.training.optimizers import OptimizerFactory
+from diffusion_lab.training.plain_batches import PlainBatch
 
 
 class ClassifierModule(TrainedModule):
-    """A classifier that is trained on noisy images of the process whose samples it will guide."""
+    """A classifier that is trained on noisy images of the process whose samples it will guide.
+
+    network: classifier for noisy images, see `ClassifierNetwork` for the attributes that it must have.
+    process: forward process of the diffusion models that the classifier will guide.
+    times: distribution of the training times.  optimizer: optimizer.
+    lr_schedule, guard, seed: see `DiffusionModule`.
+
+    A `lightning.Trainer` can train the module with any data loader of images and labels, see `PlainBatch`:
+
+    >>> from diffusion_lab import ClassifierModule, CosineSchedule, GaussianProcess, HalfUNet, OptimizerFactory, Uniform
+    >>> process, optimizer = GaussianProcess(CosineSchedule()), OptimizerFactory(torch.optim.AdamW, lr=3e-4)
+    >>> network = HalfUNet(1, 10, resolution=8, channels=32, channel_multipliers=(1,), attention_resolutions=())
+    >>> module = ClassifierModule(network, process, times=Uniform(process.schedule), optimizer=optimizer)
+    >>> images, labels = torch.full((4, 1, 8, 8), -1.0), torch.tensor([3, 1, 4, 1])
+    >>> print(f"{module.training_step((images, labels), 0):.3f}")  # log 10: all classes have the same probability
+    2.303
+    """
 
     network: ClassifierNetwork
 
@@ -29,8 +46,9 @@ class ClassifierModule(TrainedModule):
         optimizer: OptimizerFactory,
         lr_schedule: LRSchedule | TorchLRSchedule | None = None,
         guard: NonFiniteGuard | None = None,
+        seed: int = 0,
     ) -> None:
-        super().__init__(network, optimizer=optimizer, lr_schedule=lr_schedule, guard=guard)
+        super().__init__(network, optimizer=optimizer, lr_schedule=lr_schedule, guard=guard, seed=seed)
         self.process, self.times = process, times
         self._accuracies: list[Tensor] = []
 
@@ -39,7 +57,16 @@ class ClassifierModule(TrainedModule):
         """The network as a classifier that can guide sampling."""
         return NoisyClassifier(self.network, self.process)
 
-    def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.network.in_channels, self.network.resolution, self.network.resolution
+
+    @property
+    def num_classes(self) -> int:
+        return self.network.num_classes
+
+    def training_step(self, batch: ImageBatch | PlainBatch, batch_idx: int) -> Tensor:
+        batch = self.image_batch(batch, batch_idx)
         x_0, draws = batch.x_0, batch.draws  # [B, C, H, W], all randomness of this step
         t, weight = self.times.sample(draws)  # [B], [B]
         x_t = self.process.q_sample(x_0, t, draws.noise(like=x_0))

@@ -11,23 +11,50 @@ from torch import Tensor, nn
 
 from diffusion_lab.data.image_datamodule import ImageBatch
 from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.ema.averages import EMA, RAW
+from diffusion_lab.ema.averages import EMA, RAW, RampedDecay
 from diffusion_lab.fingerprints import describe
 from diffusion_lab.guidance import Guidance
 from diffusion_lab.latents import Pixels, Space
 from diffusion_lab.networks import Condition, Labels, Network
-from diffusion_lab.objectives import Objective
-from diffusion_lab.process import GaussianProcess, Prediction, TimeDistribution
+from diffusion_lab.objectives import Denoising, Objective
+from diffusion_lab.process import Epsilon, GaussianProcess, Prediction, TableSchedule, TimeDistribution, Uniform
 from diffusion_lab.randomness import Draws, ImageNoise, Purpose
-from diffusion_lab.samplers import OnStep, Sampler
+from diffusion_lab.samplers import DDIM, OnStep, Sampler
 from diffusion_lab.training.base_module import TrainedModule
 from diffusion_lab.training.lr_schedules import LRSchedule, TorchLRSchedule
 from diffusion_lab.training.nonfinite_guard import NonFiniteGuard
 from diffusion_lab.training.optimizers import OptimizerFactory
+from diffusion_lab.training.plain_batches import PlainBatch
 
 
 class DiffusionModule(TrainedModule):
-    """A denoising network in training: `network` is trained, and `ema.network` generates images by default."""
+    """A denoising network in training: `network` is trained, and `ema.network` generates images by default.
+
+    network: network to train, see `Network` for the attributes that it must have.
+    process: forward process, which adds noise to the images.
+    prediction: quantity that the network predicts; by default the noise (Ho et al. 2020).
+    objective: loss; by default the squared error of the prediction.
+    times: distribution of the training times; by default uniform over the times of the schedule.
+    ema: function that builds the averages of a network's weights; by default one average with `RampedDecay`.
+    optimizer: optimizer; by default Adam with a learning rate of 2e-4 (Ho et al. 2020, appendix B).
+    sampler: sampler of `sample`; by default DDIM with 50 steps, or all steps of a schedule with fewer.
+    lr_schedule: learning-rate schedule; by default constant.
+    guard: handling of losses and gradients that are not finite.
+    space: space of the diffusion process; by default pixels.
+    seed: seed of the random numbers of training. Batches from `ImageDataModule` contain random numbers, and then the
+        seed has no effect.
+
+    Raises ValueError if prediction or objective do not fit the schedule or the network.
+
+    The module can be trained by a `lightning.Trainer` with any data loader, see `PlainBatch`:
+
+    >>> from diffusion_lab import CosineSchedule, DiffusionModule, GaussianProcess, UNet
+    >>> network = UNet(1, 1, resolution=8, channels=32, channel_multipliers=(1,), attention_resolutions=())
+    >>> module = DiffusionModule(network, GaussianProcess(CosineSchedule()))
+    >>> loss = module.training_step(torch.full((64, 1, 8, 8), -1.0), 0)  # loss of an output of 0
+    >>> print(f"{loss:.1f}", list(module.sample(range(2)).shape))
+    1.0 [2, 1, 8, 8]
+    """
 
     network: Network
 
@@ -36,30 +63,38 @@ class DiffusionModule(TrainedModule):
         network: Network,
         process: GaussianProcess,
         *,
-        prediction: Prediction,
-        objective: Objective,
-        times: TimeDistribution,
-        ema: Callable[[nn.Module], EMA],
-        optimizer: OptimizerFactory,
-        sampler: Sampler,
+        prediction: Prediction | None = None,
+        objective: Objective | None = None,
+        times: TimeDistribution | None = None,
+        ema: Callable[[nn.Module], EMA] | None = None,
+        optimizer: OptimizerFactory | None = None,
+        sampler: Sampler | None = None,
         lr_schedule: LRSchedule | TorchLRSchedule | None = None,
         guard: NonFiniteGuard | None = None,
         space: Space | None = None,
+        seed: int = 0,
     ) -> None:
-        super().__init__(network, optimizer=optimizer, lr_schedule=lr_schedule, guard=guard)
-        self.space = space or Pixels()
-        self.process, self.prediction = process, prediction
-        self.objective, self.times, self.sampler = objective, times, sampler
-        prediction.require(process.schedule)
-        objective.require(process.schedule, network.in_channels, network.out_channels)
-        self.ema = ema(network)
+        optimizer = optimizer or OptimizerFactory(torch.optim.Adam, lr=2e-4)
+        super().__init__(network, optimizer=optimizer, lr_schedule=lr_schedule, guard=guard, seed=seed)
+        self.space, self.process, self.prediction = space or Pixels(), process, prediction or Epsilon()
+        self.objective = objective or Denoising(self.prediction)
+        self.times = times or Uniform(process.schedule)
+        self.sampler = sampler or _default_sampler(process)
+        self.prediction.require(process.schedule)
+        self.objective.require(process.schedule, network.in_channels, network.out_channels)
+        self.ema = ema(network) if ema is not None else EMA(network, {"main": RampedDecay()})
 
     @property
     def labels(self) -> Labels:
         """The classes that the network is conditioned on."""
         return self.network.labels
 
-    def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
+    @property
+    def num_classes(self) -> int:
+        return self.labels.num_classes
+
+    def training_step(self, batch: ImageBatch | PlainBatch, batch_idx: int) -> Tensor:
+        batch = self.image_batch(batch, batch_idx)
         draws = batch.draws  # all randomness of this step
         x_0 = self._encode(batch.x_0, draws)  # [B, C, H, W]
         condition = self._drop_labels(batch.condition, draws)
@@ -151,3 +186,8 @@ class DiffusionModule(TrainedModule):
         network_input, network_time = self.prediction.preconditioning(t, self.process).inputs(x_t)
         with draws.dropout(x_t.device):
             return self.network(network_input, network_time, condition)  # type: ignore[no-any-return]
+
+
+def _default_sampler(process: GaussianProcess) -> Sampler:
+    schedule = process.schedule
+    return DDIM(process, num_steps=min(50, schedule.num_timesteps) if isinstance(schedule, TableSchedule) else 50)

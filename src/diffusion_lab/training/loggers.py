@@ -22,6 +22,9 @@ class MetricsFile(CSVLogger):
 
     A resumed run removes the rows after the step that it resumes from, since it logs these steps again. New rows are
     appended.
+    folder: folder of the file.
+
+        trainer = lightning.Trainer(logger=MetricsFile("logs/my_run"), log_every_n_steps=50)
     """
 
     def __init__(self, folder: str) -> None:
@@ -54,7 +57,11 @@ class WandbRun(WandbLogger):
     """
 
     def __init__(self, folder: str, *, project: str, group: str | None = None, offline: bool = False) -> None:
-        """group: name of the set of runs that this run belongs to, such as a sweep."""
+        """folder: run folder, whose name is the name of the run.  project: name of the project.
+
+        group: name of the set of runs that this run belongs to, such as a sweep.
+        offline: whether the run is stored in the folder only, without a connection.
+        """
         super().__init__(save_dir=folder, name=Path(folder).name, project=project, group=group, offline=offline)
         self._path = Path(folder) / "wandb_id"
         self._logged_before = self._logged = _LoggedMetrics()

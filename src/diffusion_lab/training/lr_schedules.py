@@ -19,7 +19,14 @@ LRSchedule = Callable[[int], float]
 
 @dataclass(frozen=True)
 class ConstantWithWarmup:
-    """Linear warm-up, then constant.  num_warmup_steps: number of warm-up steps; 0 disables the warm-up."""
+    """Linear warm-up, then constant.
+
+    num_warmup_steps: number of warm-up steps; 0 disables the warm-up.  Raises ValueError unless it is at least 0.
+
+    >>> from diffusion_lab import ConstantWithWarmup
+    >>> [ConstantWithWarmup(4)(step) for step in range(6)]
+    [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    """
 
     num_warmup_steps: int = 0
 
@@ -58,6 +65,11 @@ class CosineWithWarmup(_DecayWithWarmup):
 
     num_warmup_steps: number of warm-up steps; 0 disables the warm-up.
     num_decay_steps: step at which the factor reaches 0, which includes the warm-up; it stays 0 from then on.
+    Raises ValueError unless 0 <= num_warmup_steps < num_decay_steps.
+
+    >>> from diffusion_lab import CosineWithWarmup
+    >>> [round(CosineWithWarmup(0, 4)(step), 3) for step in range(6)]
+    [1.0, 0.854, 0.5, 0.146, 0.0, 0.0]
     """
 
     def _decay(self, progress: float) -> float:
@@ -68,6 +80,10 @@ class LinearWithWarmup(_DecayWithWarmup):
     """Linear warm-up, then a line down to 0, as in the code of Dhariwal & Nichol (2021) for classifiers.
 
     The arguments are those of `CosineWithWarmup`.
+
+    >>> from diffusion_lab import LinearWithWarmup
+    >>> [LinearWithWarmup(0, 4)(step) for step in range(6)]
+    [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
     """
 
     def _decay(self, progress: float) -> float:
@@ -80,6 +96,11 @@ class InverseSqrtWithWarmup:
 
     num_warmup_steps: number of warm-up steps; 0 disables the warm-up.
     num_constant_steps: step up to which the factor is 1 apart from the warm-up, the paper's t_ref.
+    Raises ValueError unless num_warmup_steps is at least 0 and num_constant_steps is at least 1.
+
+    >>> from diffusion_lab import InverseSqrtWithWarmup
+    >>> [InverseSqrtWithWarmup(2, 100)(step) for step in (0, 100, 400)]
+    [0.5, 1.0, 0.5]
     """
 
     num_warmup_steps: int
@@ -101,6 +122,11 @@ class WarmupStableDecay:
     num_warmup_steps: number of warm-up steps; 0 disables the warm-up.
     num_decay_steps: step at which the factor reaches 0, which includes all phases; it stays 0 from then on.
     decay_fraction: length of the last phase, in (0, 1], as a fraction of num_decay_steps.
+    Raises ValueError unless 0 <= num_warmup_steps < num_decay_steps and decay_fraction is in (0, 1].
+
+    >>> from diffusion_lab import WarmupStableDecay
+    >>> [WarmupStableDecay(2, 100, decay_fraction=0.2)(step) for step in (0, 80, 85, 100)]
+    [0.5, 1.0, 0.5, 0.0]
     """
 
     num_warmup_steps: int
@@ -125,7 +151,9 @@ class TorchLRSchedule:
 
     Raises ValueError for a scheduler whose step needs a metric, and for unknown or invalid arguments.
 
-        lr_schedule = TorchLRSchedule(torch.optim.lr_scheduler.ExponentialLR, gamma=0.999)
+    >>> from diffusion_lab import TorchLRSchedule
+    >>> TorchLRSchedule(torch.optim.lr_scheduler.ExponentialLR, gamma=0.999)
+    torch.optim.lr_scheduler.ExponentialLR(gamma=0.999)
     """
 
     def __init__(self, scheduler_class: type[LRScheduler], **arguments: Any) -> None:

@@ -35,7 +35,13 @@ class Muon(Optimizer):
     weight_decay: decoupled weight decay of all parameters.
     betas, eps, fused: arguments of AdamW.
 
-    Raises ValueError for an orthogonalized parameter with fewer than two dimensions.
+    Raises ValueError for settings out of range, and for an orthogonalized parameter with fewer than two dimensions.
+
+    >>> from diffusion_lab import Muon, OptimizerFactory
+    >>> network = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(3)))
+    >>> optimizer = OptimizerFactory(Muon, lr=1e-3)(network)
+    >>> [len(group["params"]) for group in optimizer.param_groups]  # one hidden matrix for Muon, the rest for AdamW
+    [1, 5]
     """
 
     def __init__(

@@ -73,8 +73,15 @@ class NonFiniteGuard(nn.Module):
     max_restores: largest number of times that a run may be restored from a checkpoint.
     skip_steps: steps, or pairs [first, last] of steps, to skip on request; they neither extend nor end a streak.
 
+    Raises ValueError unless patience is at least 1, max_restores is at least 0, and skip_steps are valid steps.
+
     Buffers: numbers of consecutive skipped steps (streak), of all skipped steps (num_refused) and of restores
     (num_restores).
+
+    >>> from diffusion_lab import NonFiniteGuard
+    >>> guard, loss = NonFiniteGuard(skip_steps=[7]), torch.ones(4)
+    >>> guard.check_loss(loss.mean(), loss, step=6), guard.check_loss(loss.mean(), loss, step=7)
+    (tensor(1.), tensor(nan))
     """
 
     streak: Tensor

@@ -30,7 +30,11 @@ class OptimizerFactory:
 
     Raises ValueError for an optimizer that needs a closure, and for unknown or invalid arguments.
 
-        optimizer = OptimizerFactory(torch.optim.AdamW, lr=1e-3, weight_decay=0.01)(network)
+    >>> from diffusion_lab import OptimizerFactory
+    >>> factory = OptimizerFactory(torch.optim.AdamW, lr=1e-3, weight_decay=0.01, decay_matrices_only=True)
+    >>> optimizer = factory(torch.nn.Linear(3, 2))
+    >>> [(list(group["params"][0].shape), group["weight_decay"]) for group in optimizer.param_groups]
+    [([2, 3], 0.01), ([2], 0.0)]
     """
 
     def __init__(

@@ -1,0 +1,29 @@
+"""How the running command was started: with a script in src/, with the console command, or with `python -m`."""
+
+import os
+import sys
+from pathlib import Path
+
+PROGRAM_VARIABLE = "DIFFUSION_LAB_PROGRAM"
+"""Environment variable with the start of the command line (such as "diffusion-lab") if no script was used.
+
+Child processes inherit it, so that the messages of a run in a sweep contain the command line that the user knows.
+"""
+
+
+def command_line(command: str) -> str:
+    """Return the start of the command line of `command`, in the form in which the user started the running command.
+
+    For example "python src/train.py", "diffusion-lab train" or "python -m diffusion_lab train".
+    """
+    program = os.environ.get(PROGRAM_VARIABLE)
+    return f"{program} {command.replace('_', '-')}" if program else f"python src/{command}.py"
+
+
+def interpreter_arguments() -> tuple[str, ...]:
+    """Return the arguments of Python that start the running command again: its script, or -m and its module.
+
+    Lightning starts the other ranks of a run with the same arguments.
+    """
+    spec = sys.modules["__main__"].__spec__
+    return (str(Path(sys.argv[0]).resolve()),) if spec is None else ("-m", spec.name)

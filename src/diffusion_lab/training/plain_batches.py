@@ -1,0 +1,163 @@
+"""Conversion of the batches of any data loader, such as (images, labels), to the batches of a training step."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from diffusion_lab.data.image_datamodule import ImageBatch
+from diffusion_lab.distributed.collectives import Ranks
+from diffusion_lab.networks import Condition
+from diffusion_lab.pixels import from_uint8
+from diffusion_lab.randomness import Draws
+
+logger = logging.getLogger(__name__)
+
+PlainBatch = Tensor | Sequence[Any] | Mapping[str, Any]
+"""Images, (images,), (images, labels), or a dict with one key of IMAGE_KEYS and at most one key of LABEL_KEYS.
+
+images: [B, C, H, W], uint8 or float in [-1, 1].  labels: integers [B], or a `Condition` with further parts.
+"""
+
+IMAGE_KEYS = ("image", "images", "pixel_values")
+LABEL_KEYS = ("label", "labels", "condition")
+
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+OUTSIDE = 1e-3
+"""Largest distance of float pixels from [-1, 1] that counts as a rounding error."""
+
+
+class PlainBatches:
+    """Converter of plain batches to `ImageBatch`, which adds all random numbers of the step as a function of the seed.
+
+    Image i of the batch of rank r has the position i * world_size + r, the place that DistributedSampler gives the
+    image in the global batch. If a step accumulates several batches, the positions of a batch follow those of the
+    batches before it.
+
+    seed: seed of the random numbers, in 0..2^63 - 1.
+    has_converted: whether a batch has been converted; only the pixel values of the first batch are checked.
+    """
+
+    def __init__(self, seed: int) -> None:
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"seed must be a whole number in 0..2^63 - 1, got {seed}.")
+        self.seed, self.has_converted, self._next_position = seed, False, 0
+
+    def convert(
+        self,
+        batch: PlainBatch,
+        *,
+        shape: Sequence[int],
+        num_classes: int,
+        step: int,
+        part: int = 0,
+        num_parts: int = 1,
+    ) -> ImageBatch:
+        """Return the images as float32 in [-1, 1], with their labels and random numbers.
+
+        shape: shape of one image, [C, H, W].  num_classes: number of classes; 0 if the network takes no labels.
+        step: number of the step.  part, num_parts: index of this batch among the batches that the step accumulates.
+        Raises ValueError if the images or labels do not have the required type, shape or values.
+        """
+        images, condition = _split(batch)
+        _require_shape(images, shape)
+        size = len(images)
+        label = _label(condition.label, num_classes, images, check_values=not self.has_converted)
+        x_0 = _as_float(images, check_values=not self.has_converted)
+        draws = Draws(self.seed, step, self._positions(size, part), size * num_parts * Ranks.current().world_size)
+        self.has_converted = True
+        others = condition.augmentation, condition.low_resolution, condition.low_resolution_noise
+        return ImageBatch(x_0, label, draws, *others)
+
+    def _positions(self, size: int, part: int) -> range:
+        ranks, first = Ranks.current(), self._next_position if part else 0
+        self._next_position = first + size * ranks.world_size
+        return range(first + ranks.rank, self._next_position, ranks.world_size)
+
+
+def _split(batch: Any) -> tuple[Tensor, Condition]:
+    """Return images and condition of a batch.  Raises ValueError for a batch of another kind."""
+    if isinstance(batch, Mapping):
+        images = [batch[key] for key in IMAGE_KEYS if key in batch]
+        labels = [batch[key] for key in LABEL_KEYS if key in batch]
+        if len(images) != 1 or len(labels) > 1:
+            raise ValueError(
+                f"a batch that is a dict must have one of the keys {', '.join(IMAGE_KEYS)}, and at most one of the "
+                f"keys {', '.join(LABEL_KEYS)}, got {', '.join(map(str, batch)) or 'no keys'}."
+            )
+        parts = [*images, *labels]
+    else:
+        parts = [batch] if torch.is_tensor(batch) else list(batch) if isinstance(batch, (list, tuple)) else []
+    if not 1 <= len(parts) <= 2 or not torch.is_tensor(parts[0]):
+        found = f"({', '.join(type(part).__name__ for part in parts)})" if parts else type(batch).__name__
+        raise ValueError(f"a batch must be images, (images, labels) or a dict of them, got {found}.")
+    label = parts[1] if len(parts) == 2 else None
+    return parts[0], label if isinstance(label, Condition) else Condition(label)
+
+
+def _require_shape(images: Tensor, shape: Sequence[int]) -> None:
+    channels, height, width = shape
+    if images.ndim == 4 and tuple(images.shape[1:]) == tuple(shape) and len(images):
+        return
+    remedy = ""
+    if channels == 1 and tuple(images.shape[1:]) == (height, width):
+        remedy = "; add the channels with images.unsqueeze(1)"
+    elif tuple(images.shape[1:]) == (height, width, channels):
+        remedy = "; move the channels with images.permute(0, 3, 1, 2)"
+    raise ValueError(
+        f"images must be [B, {channels}, {height}, {width}] for this network, got {list(images.shape)}{remedy}."
+    )
+
+
+def _as_float(images: Tensor, *, check_values: bool) -> Tensor:
+    """Return images as float32 in [-1, 1].  check_values: whether to read the values, which waits for the device."""
+    if images.dtype == torch.uint8:
+        return from_uint8(images)
+    if not images.is_floating_point():
+        raise ValueError(f"images must be uint8 or float in [-1, 1], got {images.dtype}.")
+    if check_values:
+        low, high = (float(value) for value in images.detach().aminmax())
+        if not (low >= -1 - OUTSIDE and high <= 1 + OUTSIDE):
+            found = f"values from {low:g} to {high:g}" if low == low else "NaN"
+            raise ValueError(
+                f"float images must be in [-1, 1], got {found}; pass uint8 images, or scale and clip the values."
+            )
+        if low >= 0:
+            _warn_about_missing_blacks(low, high)
+    return images.float()
+
+
+@rank_zero_only
+def _warn_about_missing_blacks(low: float, high: float) -> None:
+    logger.warning(
+        "the first batch has pixel values from %.3g to %.3g, but black is -1 and white is 1; if the images are in "
+        "[0, 1], pass 2 * images - 1.",
+        low,
+        high,
+    )
+
+
+def _label(label: Any, num_classes: int, images: Tensor, *, check_values: bool) -> Tensor:
+    """Return labels, int64 [B], which are 0 if the network takes none.
+
+    check_values: whether to read the labels, which waits for the device.
+    """
+    size = len(images)
+    if not num_classes:
+        return torch.zeros(size, dtype=torch.int64, device=images.device)
+    if label is None:
+        raise ValueError(
+            f"a batch must be (images, labels) for this network, which is conditioned on {num_classes} classes, got no "
+            "labels."
+        )
+    if not isinstance(label, Tensor) or label.dtype not in INTEGERS or tuple(label.shape) != (size,):
+        found = f"{label.dtype} {list(label.shape)}" if isinstance(label, Tensor) else type(label).__name__
+        raise ValueError(f"labels must be integers [{size}], one class per image, got {found}.")
+    if check_values and not bool(((label >= 0) & (label < num_classes)).all()):
+        low, high = (int(value) for value in label.aminmax())
+        raise ValueError(f"labels must be in 0..{num_classes - 1}, got labels from {low} to {high}.")
+    return label.long()

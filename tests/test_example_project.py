@@ -1,0 +1,87 @@
+"""The package in examples/my_project, installed into a folder of its own, through all commands."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from support.commands import ROOT, TINY, run, table
+
+PROJECT = ROOT / "examples" / "my_project"
+SMALL = [
+    *(override for override in TINY if not override.startswith("model")),
+    *("--config-dir", str(PROJECT / "conf"), "experiment=shapes", "data.store.num_images=60"),
+]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the package is installed into."""
+    folder = tmp_path_factory.mktemp("site")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target"]
+    subprocess.run([*pip, str(folder), str(PROJECT)], check=True, env={"PIP_NO_INDEX": "1", "PATH": ""})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    done = run("train.py", *SMALL, "callbacks.weight_norm.every_n_steps=1", "trainer.log_every_n_steps=1",
+               f"hydra.run.dir={folder}", PYTHONPATH=str(installed))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_run_trains_the_network_on_the_images_and_logs_the_callback(trained: Path, installed: Path) -> None:
+    assert [float(row["weight_norm"]) > 1 for row in table(trained / "metrics.csv")] == [True, True]
+    environment = json.loads((trained / "environment.json").read_text())
+    package = environment["packages"]["my_project"]
+    assert package == {"version": "0.1", "folder": str(installed / "my_project")}
+
+
+def test_a_run_resumes_from_another_folder_without_the_config_folder(
+    trained: Path, installed: Path, tmp_path: Path
+) -> None:
+    done = run("train.py", f"resume={trained}", "trainer.max_steps=3", cwd=tmp_path, PYTHONPATH=str(installed))
+    assert done.returncode == 0, done.stderr
+    assert [row["step"] for row in table(trained / "metrics.csv")] == ["1", "2", "3"]
+
+
+def test_without_the_package_a_run_is_rejected_with_its_name(trained: Path) -> None:
+    for script, *overrides in (
+        ("train.py", f"resume={trained}", "trainer.max_steps=9"),
+        ("sample.py", f"run={trained}"),
+    ):
+        done = run(script, *overrides)
+        assert done.returncode == 1
+        assert "must be in an installed library, got my_project." in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("launcher", "depths"), [("in_turn", "1,2"), ("local_parallel", "1")])
+def test_a_sweep_finds_the_config_folder_in_every_run(
+    launcher: str, depths: str, installed: Path, tmp_path: Path
+) -> None:
+    done = run("train.py", "-m", *SMALL, f"model.depth={depths}", f"hydra/launcher={launcher}",
+               f"hydra.sweep.dir={tmp_path}", PYTHONPATH=str(installed))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [row["state"] for row in table(tmp_path / "sweep.csv")] == ["finished"] * len(depths.split(","))
+
+
+def test_samples_and_evaluations_use_the_sampler_and_name_its_package(
+    trained: Path, installed: Path, tmp_path: Path
+) -> None:
+    conf, folders = ["--config-dir", str(PROJECT / "conf")], [tmp_path / name for name in ("samples", "evaluation")]
+    common = [f"run={trained}", f"work_folder={tmp_path}/work"]
+    sampled = run("sample.py", *conf, *common, "sampler=midpoint", "sampler.num_steps=2", "num_images=3",
+                  "save_npz=true", f"hydra.run.dir={folders[0]}", PYTHONPATH=str(installed))  # fmt: skip
+    assert sampled.returncode == 0, sampled.stderr
+    assert np.load(next(folders[0].glob("*.npz")))["arr_0"].shape[:3] == (3, 28, 28)
+    evaluated = run("evaluate.py", *common, "num_samples=10", "num_pictures=0", f"hydra.run.dir={folders[1]}",
+                    PYTHONPATH=str(installed))  # fmt: skip
+    assert evaluated.returncode == 0, evaluated.stderr
+    (number,) = json.loads((folders[1] / "metrics.json").read_text())["numbers"]
+    assert number["fingerprint"]["sampler"]["name"] == "my_project.sampler.Midpoint"
+    assert number["fingerprint"]["reference"]["size"] == 60
