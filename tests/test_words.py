@@ -133,7 +133,9 @@ def test_identifiers_are_terms_of_the_field(folder: str) -> None:
     assert [odd for path in files(f"{folder}/**/*.py") for odd in odd_names(path)] == []
 
 
-@pytest.mark.parametrize("pattern", ["src/**/*.py", "conf/**/*.yaml", "benchmarks/*", "docs/*.md", "*.md", "Makefile"])
+@pytest.mark.parametrize(
+    "pattern", ["src/**/*.py", "conf/**/*.yaml", "examples/**/*", "benchmarks/*", "docs/*.md", "*.md", "Makefile"]
+)
 def test_prose_reads_like_that_of_the_field(pattern: str) -> None:
     paths = [path for path in files(pattern) if path.suffix in (".py", ".yaml", ".md", ".sh", "")]
     assert [odd for path in paths for odd in odd_phrases(path)] == []

@@ -1,24 +1,34 @@
 """Arguments of lightning.Trainer in the settings of a run."""
 
+import copy
+from functools import cache
+
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.config.library_classes import with_plus
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import CONF
 from diffusion_lab.runs.trainer_settings import apply_trainer_settings
 
 
-def applied(*overrides: str) -> DictConfig:
+@cache
+def composed(*choices: str) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("train", overrides=["run_folder=somewhere", *with_plus("train", overrides)])
+        return compose("train", overrides=["run_folder=somewhere", *choices])
+
+
+def applied(*overrides: str, choices: tuple[str, ...] = ()) -> DictConfig:
+    """Return a config with overrides after `apply_trainer_settings`.  choices: choices of config groups."""
+    config = copy.deepcopy(composed(*choices))
+    OmegaConf.set_struct(config, False)
+    config.merge_with_dotlist(list(overrides))
     apply_trainer_settings(config, overrides)
     return config
 
 
 def test_epochs_become_steps_that_other_settings_follow() -> None:
-    config = applied("trainer.max_epochs=3", "data.batch_size=64", "lr_schedule=cosine")
+    config = applied("trainer.max_epochs=3", "data.batch_size=64", choices=("lr_schedule=cosine",))
     assert config.trainer.max_steps == 469  # 3 * 10000 / 64 = 468.75
     assert config.lr_schedule.num_decay_steps == 469
     assert config.trainer.max_epochs == -1
@@ -53,10 +63,10 @@ def test_a_number_of_steps_may_be_typed_with_an_exponent() -> None:
 
 def test_the_data_set_suggests_the_number_of_steps_and_the_device_does_not() -> None:
     for choice in ("auto", "cpu", "gpu", "ddp"):
-        assert applied(f"trainer={choice}").trainer.max_steps == 1000
-        assert applied(f"trainer={choice}", "data=cifar10").trainer.max_steps == 200_000
-    assert applied("trainer=debug").trainer.max_steps == 5
-    assert applied("experiment=quickstart").trainer.max_steps == 2200
+        assert composed(f"trainer={choice}").trainer.max_steps == 1000
+        assert composed(f"trainer={choice}", "data=cifar10").trainer.max_steps == 200_000
+    assert composed("trainer=debug").trainer.max_steps == 5
+    assert composed("experiment=quickstart").trainer.max_steps == 2200
 
 
 @pytest.mark.parametrize(

@@ -315,9 +315,11 @@ class InOrder(Sampler[int]):
 def _train_on_ranks(folder: Path, num_ranks: int) -> None:
     torch.set_num_threads(1)
     batches = DataLoader(TensorDataset(PIXELS, LABELS), batch_size=6 // num_ranks, sampler=InOrder())
+    module = small_module(Labels(3, dropout=0.2))
+    module.times = Stratified(module.process.schedule)
     options: dict[str, Any] = {"strategy": "ddp_fork", "devices": num_ranks} if num_ranks > 1 else {}
     train(
-        small_module(Labels(3, dropout=0.2)), batches, max_steps=6, precision="64-true", use_distributed_sampler=False,
+        module, batches, max_steps=6, precision="64-true", use_distributed_sampler=False,
         callbacks=[SaveLast(str(folder), every_n_steps=6)], enable_checkpointing=True, **options,
     )  # fmt: skip
 

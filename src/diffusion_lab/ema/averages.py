@@ -113,7 +113,7 @@ class PowerFunctionDecay(Decay):
         training steps so far, as a fraction of the number of these steps; in (0, 0.288].
 
     >>> from diffusion_lab import PowerFunctionDecay
-    >>> round(PowerFunctionDecay(0.1).exponent, 2)  # Karras et al. (2024), appendix C
+    >>> round(PowerFunctionDecay(0.1).exponent, 2)  # the paper's gamma
     6.94
     """
 

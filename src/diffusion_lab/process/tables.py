@@ -16,8 +16,8 @@ class TableSchedule(NoiseSchedule):
     num_timesteps: number of steps T.
     zero_terminal_snr: whether the variances are changed such that the last alpha is 0 (Lin et al. 2024, algorithm 1).
 
-    Raises ValueError for a variance outside [0, 1], for a variance of 1 before the last step, and if zero_terminal_snr
-    cannot be achieved. Its methods raise ValueError for times that are not multiples of 1 / T.
+    Raises ValueError unless num_timesteps is at least 1, all variances are in [0, 1], and those before the last step
+    are below 1; and if zero_terminal_snr cannot be achieved. The methods raise ValueError for times other than k / T.
     """
 
     num_timesteps: int

@@ -1,4 +1,4 @@
-"""Conversion of the batches of any data loader, such as (images, labels), to the batches of a training step."""
+"""Conversion of plain batches, such as (images, labels) from any data loader, to the batches of a training step."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -17,9 +17,11 @@ from diffusion_lab.randomness import Draws
 logger = logging.getLogger(__name__)
 
 PlainBatch = Tensor | Sequence[Any] | Mapping[str, Any]
-"""Images, (images,), (images, labels), or a dict with one key of IMAGE_KEYS and at most one key of LABEL_KEYS.
+"""Batch of a data loader: images, (images,), (images, labels), or a dict with the keys `image` and `label`.
 
-images: [B, C, H, W], uint8 or float in [-1, 1].  labels: integers [B], or a `Condition` with further parts.
+The keys IMAGE_KEYS and LABEL_KEYS are accepted. Labels are optional for an unconditional network, which ignores them.
+images: uint8 or float in [-1, 1], [B, C, H, W].
+labels: integers [B], or a `Condition` if the network is also conditioned on an augmentation or low-resolution image.
 """
 
 IMAGE_KEYS = ("image", "images", "pixel_values")
@@ -32,14 +34,15 @@ OUTSIDE = 1e-3
 
 
 class PlainBatches:
-    """Converter of plain batches to `ImageBatch`, which adds all random numbers of the step as a function of the seed.
+    """Conversion of plain batches to `ImageBatch`, with random numbers that depend on the seed, the step and positions.
 
-    Image i of the batch of rank r has the position i * world_size + r, the place that DistributedSampler gives the
-    image in the global batch. If a step accumulates several batches, the positions of a batch follow those of the
-    batches before it.
+    Image i in the batch of rank r has the position i * world_size + r in the global batch. This is the order of
+    torch.utils.data.DistributedSampler, so that one rank with the global batch has the same random numbers. If a step
+    accumulates several batches, the positions of a batch follow those of the previous batch.
 
     seed: seed of the random numbers, in 0..2^63 - 1.
-    has_converted: whether a batch has been converted; only the pixel values of the first batch are checked.
+    has_converted: whether a batch has been converted. Pixel values and labels are checked in the first batch only,
+        because reading them waits for the device.
     """
 
     def __init__(self, seed: int) -> None:
@@ -60,8 +63,8 @@ class PlainBatches:
         """Return the images as float32 in [-1, 1], with their labels and random numbers.
 
         shape: shape of one image, [C, H, W].  num_classes: number of classes; 0 if the network takes no labels.
-        step: number of the step.  part, num_parts: index of this batch among the batches that the step accumulates.
-        Raises ValueError if the images or labels do not have the required type, shape or values.
+        step: number of the step.  part: index of the batch among the num_parts batches that the step accumulates.
+        Raises ValueError if the images or the labels do not have the required type, shape or values.
         """
         images, condition = _split(batch)
         _require_shape(images, shape)
@@ -80,7 +83,7 @@ class PlainBatches:
 
 
 def _split(batch: Any) -> tuple[Tensor, Condition]:
-    """Return images and condition of a batch.  Raises ValueError for a batch of another kind."""
+    """Return images and condition of a batch.  Raises ValueError if the batch has another structure."""
     if isinstance(batch, Mapping):
         images = [batch[key] for key in IMAGE_KEYS if key in batch]
         labels = [batch[key] for key in LABEL_KEYS if key in batch]
@@ -114,7 +117,7 @@ def _require_shape(images: Tensor, shape: Sequence[int]) -> None:
 
 
 def _as_float(images: Tensor, *, check_values: bool) -> Tensor:
-    """Return images as float32 in [-1, 1].  check_values: whether to read the values, which waits for the device."""
+    """Return images as float32 in [-1, 1].  check_values: whether to check the values of float images."""
     if images.dtype == torch.uint8:
         return from_uint8(images)
     if not images.is_floating_point():
@@ -127,12 +130,12 @@ def _as_float(images: Tensor, *, check_values: bool) -> Tensor:
                 f"float images must be in [-1, 1], got {found}; pass uint8 images, or scale and clip the values."
             )
         if low >= 0:
-            _warn_about_missing_blacks(low, high)
+            _warn_about_range(low, high)
     return images.float()
 
 
 @rank_zero_only
-def _warn_about_missing_blacks(low: float, high: float) -> None:
+def _warn_about_range(low: float, high: float) -> None:
     logger.warning(
         "the first batch has pixel values from %.3g to %.3g, but black is -1 and white is 1; if the images are in "
         "[0, 1], pass 2 * images - 1.",
@@ -142,10 +145,7 @@ def _warn_about_missing_blacks(low: float, high: float) -> None:
 
 
 def _label(label: Any, num_classes: int, images: Tensor, *, check_values: bool) -> Tensor:
-    """Return labels, int64 [B], which are 0 if the network takes none.
-
-    check_values: whether to read the labels, which waits for the device.
-    """
+    """Return labels, int64 [B]; they are 0 if the network takes none.  check_values: whether to check their range."""
     size = len(images)
     if not num_classes:
         return torch.zeros(size, dtype=torch.int64, device=images.device)
