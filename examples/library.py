@@ -91,7 +91,7 @@ def frechet_distance(samples: Tensor, reference: Tensor) -> float:
     return FrechetDistance(features).measure(one, other)["fd"]
 
 
-def main(num_steps: int = 300, num_samples: int = 300, path: Path = Path("library_samples.png")) -> float:
+def main(num_steps: int = 250, num_samples: int = 300, path: Path = Path("library_samples.png")) -> float:
     """Train a model, write a grid of samples to `path`, and return the Fréchet distance of the samples to the data."""
     images, labels = clothing_images()
     module = build(num_steps)
@@ -119,7 +119,7 @@ def main(num_steps: int = 300, num_samples: int = 300, path: Path = Path("librar
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Train, sample and measure a small diffusion model.")
-    parser.add_argument("--num-steps", type=int, default=300, help="number of training steps")
+    parser.add_argument("--num-steps", type=int, default=250, help="number of training steps")
     warnings.filterwarnings("ignore", module="lightning")  # advises data loading workers, although images are in memory
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     main(parser.parse_args().num_steps)

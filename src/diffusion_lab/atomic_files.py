@@ -1,4 +1,4 @@
-"""Atomic writes: a file or folder appears under its name when it is complete, even if the process is killed.
+"""Atomic writes: a file or folder appears under its final name only when it is complete, even if its writer is killed.
 
 The content is written under a temporary name in the same folder and then renamed, which POSIX systems do atomically.
 """

@@ -61,7 +61,7 @@ class Labels:
     dropout: fraction of labels that training replaces by the null label, which means "no class" (Ho & Salimans 2022,
         algorithm 1). Classifier-free guidance requires a fraction above 0: a network that is trained without dropout
         has no null label.
-    Raises ValueError unless dropout is in [0, 1), and if it is above 0 without classes.
+    Raises ValueError if dropout is outside [0, 1), or if it is above 0 without classes.
 
     >>> from diffusion_lab import Labels
     >>> Labels(10, dropout=0.1).drop(torch.tensor([3, 7]), dropped=torch.tensor([True, False]))

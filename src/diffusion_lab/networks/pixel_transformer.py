@@ -141,8 +141,8 @@ class PixelTransformer(Network):
     def forward(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """See `Network.forward`.
 
-        Raises ValueError unless x_t is [B, in_channels, resolution, resolution], and if the condition lacks a part that
-        the network requires or has a part that the network does not take.
+        Raises ValueError if x_t is not [B, in_channels, resolution, resolution], or if the condition lacks a part that
+        the network requires or has a part that it does not accept.
         """
         require_image(x_t, self.in_channels, self.resolution)
         embedding = self.time_embedding(time, condition)  # [B, channels]

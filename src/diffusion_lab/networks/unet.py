@@ -91,8 +91,8 @@ class UNet(Network):
     def forward(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """See `Network.forward`.
 
-        Raises ValueError unless x_t is [B, in_channels, resolution, resolution], and if the condition lacks a part that
-        the network requires or has a part that the network does not take.
+        Raises ValueError if x_t is not [B, in_channels, resolution, resolution], or if the condition lacks a part that
+        the network requires or has a part that it does not accept.
         """
         if x_t.shape[1:] != (self.in_channels, self.resolution, self.resolution):
             raise ValueError(

@@ -180,7 +180,10 @@ def _require_shape(config: DictConfig, module: "DiffusionModule") -> None:
         clipping = type(module.sampler.clipping).__name__
         raise UserError(f"`clipping` must be none for latents (whose range is unbounded), got {clipping}.")
     if config.low_resolution is not None:
-        raise UserError("`low_resolution` must be none for space=sd_latents, got low-resolution images in pixels.")
+        raise UserError(
+            "`low_resolution` must be none for space=sd_latents (super-resolution networks work in pixels), got "
+            f"low_resolution.resolution={config.low_resolution.resolution}."
+        )
 
 
 def _require_condition(network: "Network", datamodule: "ImageDataModule") -> None:
