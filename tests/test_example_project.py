@@ -60,7 +60,9 @@ def test_without_the_package_a_run_is_rejected_with_its_name(trained: Path) -> N
         assert "must be in an installed library, got my_project." in done.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize(("launcher", "depths"), [("in_turn", "1,2"), ("local_parallel", "1")])
+@pytest.mark.parametrize(
+    ("launcher", "depths"), [("in_turn", "1,2"), pytest.param("local_parallel", "1,2", marks=pytest.mark.full)]
+)
 def test_a_sweep_finds_the_config_folder_in_every_run(
     launcher: str, depths: str, installed: Path, tmp_path: Path
 ) -> None:

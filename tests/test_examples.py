@@ -62,6 +62,7 @@ def test_the_distance_of_the_script_is_small_for_real_images(script: ModuleType)
     assert script.frechet_distance(images[2000:2300], images[:2000]) < 2
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("lightning_log_level")
 def test_the_notebook_has_the_result_of_the_script(result: tuple[float, Path]) -> None:
     source = "\n".join("".join(cell["source"]) for cell in code_cells())

@@ -54,6 +54,7 @@ def test_one_evaluation_gives_all_numbers_and_pictures(trained: Path, tmp_path: 
             assert image.width > least
 
 
+@pytest.mark.full
 def test_numbers_do_not_depend_on_batch_size_or_ranks(trained: Path, tmp_path: Path) -> None:
     settings = [f"run={trained}", "metrics=[bound,fid]", "num_samples=21", *ONE_MEAN]
     layouts = {"one": [], "batches": ["batch_size=3"], "processes": ["trainer.devices=2", "batch_size=4"]}

@@ -47,6 +47,7 @@ def test_images_are_saved_as_files_a_grid_an_animation_and_an_archive(trained: P
     assert not (tmp_path / "work").exists() or not list((tmp_path / "work").iterdir())
 
 
+@pytest.mark.full
 def test_an_image_alone_or_on_two_ranks_is_the_same_file(trained: Path, tmp_path: Path) -> None:
     label = ["label=7", "guidance_scale=2"]
     assert sample(trained, tmp_path / "all", "num_images=40", *label).returncode == 0

@@ -23,6 +23,7 @@ def separate_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(compilation.CACHE_VARIABLE, str(tmp_path / "torch"))
 
 
+@pytest.mark.full
 def test_a_compiled_network_learns_the_same_weights_under_the_same_names() -> None:
     plain, compiled = small_module(), small_module()
     Acceleration(compile=True)(compiled.network, backend="aot_eager")

@@ -28,7 +28,10 @@ ORDERS = {
 
 
 @pytest.mark.parametrize(("build", "order"), ORDERS.values(), ids=ORDERS.keys())
-@pytest.mark.parametrize(("schedule", "end"), [(VPSchedule(), 0.05), (EDMSchedule(), 0.1)], ids=["vp", "edm"])
+@pytest.mark.parametrize(
+    ("schedule", "end"),
+    [pytest.param(VPSchedule(), 0.05, id="vp", marks=pytest.mark.full), pytest.param(EDMSchedule(), 0.1, id="edm")],
+)
 def test_the_error_at_a_time_above_0_falls_at_the_order(
     build: Build, order: int, schedule: NoiseSchedule, end: float
 ) -> None:

@@ -33,7 +33,13 @@ SCHEDULES: dict[str, tuple[NoiseSchedule, TimeGrid]] = {
     "edm": (EDMSchedule(), KarrasTimes()),
     "rectified_flow": (RectifiedFlowSchedule(), UniformTimes()),
 }
-every_schedule = pytest.mark.parametrize(("schedule", "grid"), SCHEDULES.values(), ids=SCHEDULES.keys())
+every_schedule = pytest.mark.parametrize(
+    ("schedule", "grid"),
+    [
+        pytest.param(*parts, id=name, marks=[pytest.mark.full] if name in ("vp", "jsd") else [])
+        for name, parts in SCHEDULES.items()
+    ],
+)
 
 
 @every_sampler

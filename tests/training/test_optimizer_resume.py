@@ -80,7 +80,14 @@ def test_a_resumed_run_equals_an_uninterrupted_run(optimizer: str, schedule: str
     assert not torch.equal(weights(resumed.network), start)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        "cosine",
+        "one cycle",
+        *(pytest.param(name, marks=pytest.mark.full) for name in SCHEDULES if name not in ("cosine", "one cycle")),
+    ],
+)
 def test_a_fork_takes_the_learning_rate_that_its_own_schedule_has_at_its_step(schedule: str, tmp_path: Path) -> None:
     saved, forked, reference = module("adam", "constant"), module("adam", schedule), module("adam", schedule)
     fit(saved, 3, callbacks=[SaveLast(str(tmp_path), every_n_steps=3)])
