@@ -24,7 +24,7 @@ def test_arguments_of_library_classes_need_no_plus_in_training_commands_only() -
     assert with_plus("train", overrides) == with_plus("train", added) == added
     assert with_plus("sample", overrides) == overrides
     assert [without_plus(override) for override in added[:2]] == ["optimizer.eps=1e-6", "trainer.max_time=1"]
-    assert identifying_overrides(added) == identifying_overrides(overrides[:1] + ["trainer.max_time=1", *overrides[2:]])
+    assert identifying_overrides(added) == identifying_overrides([overrides[0], "trainer.max_time=1", *overrides[2:]])
 
 
 def test_another_class_keeps_the_settings_that_it_has_and_the_others_are_logged(
@@ -47,7 +47,7 @@ def test_given_settings_and_the_class_of_conf_stay() -> None:
 
 
 def test_a_class_that_is_no_optimizer_is_rejected() -> None:
-    with pytest.raises(UserError, match="must be a subclass of torch.optim.Optimizer .*, got torch.nn.Linear"):
+    with pytest.raises(UserError, match=r"must be a subclass of torch.optim.Optimizer .*, got torch.nn.Linear"):
         drop_unused_settings(config("torch.nn.Linear"), ["optimizer._target_=torch.nn.Linear"])
 
 
