@@ -1,6 +1,7 @@
 """The package in examples/my_project, installed into a folder of its own, through all commands."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,17 @@ def test_a_run_resumes_from_another_folder_without_the_config_folder(
     done = run("train.py", f"resume={trained}", "trainer.max_steps=3", cwd=tmp_path, PYTHONPATH=str(installed))
     assert done.returncode == 0, done.stderr
     assert [row["step"] for row in table(trained / "metrics.csv")] == ["1", "2", "3"]
+
+
+def test_a_run_resumes_with_the_new_place_of_its_config_folder(trained: Path, installed: Path, tmp_path: Path) -> None:
+    run_folder, conf = shutil.copytree(trained, tmp_path / "run"), shutil.copytree(PROJECT / "conf", tmp_path / "conf")
+    overrides = (run_folder / "overrides.yaml").read_text().replace(str(PROJECT / "conf"), str(tmp_path / "moved"))
+    (run_folder / "overrides.yaml").write_text(overrides)
+    resume = ["train.py", f"resume={run_folder}", "trainer.max_steps=5"]
+    refused = run(*resume, PYTHONPATH=str(installed))
+    assert "--config-dir gives the new place of its folder" in refused.stderr.splitlines()[-1]
+    done = run(*resume, "--config-dir", str(conf), PYTHONPATH=str(installed))
+    assert done.returncode == 0, done.stderr
 
 
 def test_without_the_package_a_run_is_rejected_with_its_name(trained: Path) -> None:

@@ -22,11 +22,13 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 def test_flags_and_overrides_become_one_override_with_absolute_paths(folders: list[Path]) -> None:
     one, two = folders
-    expected = ["seed=1", f"hydra.searchpath=[file://{one},'file://{two}']"]
+    expected = [f"hydra.searchpath=[file://{one},'file://{two}']", "seed=1"]
     assert with_search_path(["--config-dir", "one", "seed=1", "--config-dir=two parts"]) == expected
     assert with_search_path(["seed=1", "hydra.searchpath=[one,'two parts']"]) == expected
     assert with_search_path(expected) == expected
     assert with_search_path(["seed=1"]) == ["seed=1"]
+    given = ["--cfg", "job", "seed=1", "--config-dir=one"]
+    assert with_search_path(given) == ["--cfg", "job", f"hydra.searchpath=[file://{one}]", "seed=1"]
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,16 @@ def with_search_path(arguments: Sequence[str]) -> list[str]:
             others.append(argument)
     for folder in folders:
         _require_own_names(folder)
-    return [*others, f"{KEY}=[{','.join(dict.fromkeys(map(_quoted, folders)))}]"] if folders else others
+    if not folders:
+        return others
+    # Next to the other overrides: Hydra's parser does not accept overrides on both sides of a flag such as --cfg job.
+    first = next((k for k, text in enumerate(others) if "=" in text and not text.startswith("-")), len(others))
+    return [*others[:first], f"{KEY}=[{','.join(dict.fromkeys(map(_quoted, folders)))}]", *others[first:]]
+
+
+def gives_search_path(arguments: Sequence[str]) -> bool:
+    """Return whether the arguments name config folders, in one of the two ways."""
+    return any(argument.partition("=")[0].lstrip("+") in (*_FLAGS, KEY) for argument in arguments)
 
 
 def search_path_overrides() -> list[str]:
@@ -52,7 +61,10 @@ def _absolute(folder: str, setting: str) -> str:
         return folder
     path = Path(folder.removeprefix("file://")).expanduser().absolute()
     if not path.is_dir():
-        raise UserError(f"{setting} must be a folder of config groups, got {folder}, which does not exist.")
+        raise UserError(
+            f"{setting} must be a folder of config groups, got {folder}, which does not exist (for a resumed run, "
+            "--config-dir gives the new place of its folder)."
+        )
     return f"file://{path}"
 
 

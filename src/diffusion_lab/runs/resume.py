@@ -20,6 +20,8 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from diffusion_lab.config.compose import command_name, compose_config
 from diffusion_lab.config.earlier_versions import current_config, current_overrides
 from diffusion_lab.config.overrides import OVERRIDES_FILE, override_key, quote
+from diffusion_lab.config.search_path import KEY as SEARCH_PATH
+from diffusion_lab.config.search_path import gives_search_path, search_path_overrides
 from diffusion_lab.config.validation import argument_problems, raise_problems
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import ROOT
@@ -72,6 +74,7 @@ def restore_command_line(command: str) -> None:
     given_keys = {override_key(argument) for argument in given}
     lengths = {"trainer.max_steps", "trainer.max_epochs"}
     replaced = given_keys | (lengths if given_keys & lengths else set())
+    replaced |= {SEARCH_PATH} if gives_search_path(arguments) else set()
     # An override that adds a setting (+a.b=1) remains, so that another override can change the setting.
     remaining = [
         override
@@ -123,7 +126,8 @@ def _merge_changes(config: DictConfig, folder: Path, run_folder: Path) -> tuple[
     config files.
     """
     now = flatten(_to_container(config))
-    overrides = [*_saved_overrides(folder), f"run_folder={quote(str(run_folder))}"]
+    saved_overrides = [override for override in _saved_overrides(folder) if override_key(override) != SEARCH_PATH]
+    overrides = [*saved_overrides, *search_path_overrides(), f"run_folder={quote(str(run_folder))}"]
     before = flatten(_to_container(compose_config(command_name(), overrides)))
     saved = flatten(relocate(current_config(_load_yaml(folder / "config.yaml", dict)), run_folder))
     changed = {key for key in now.keys() | before.keys() if now.get(key) != before.get(key)}
