@@ -55,6 +55,7 @@ def test_the_script_trains_samples_and_measures(result: tuple[float, Path]) -> N
     assert 20 < distance < 300  # two steps teach little
 
 
+@pytest.mark.full
 def test_the_distance_of_the_script_is_small_for_real_images(script: ModuleType) -> None:
     images, labels = script.clothing_images()
     assert images.shape == (10_000, 1, 28, 28)

@@ -41,6 +41,7 @@ def test_a_step_reuses_the_memory_that_the_previous_step_freed() -> None:
     assert kept < 1_000
 
 
+@pytest.mark.full
 def test_malloc_settings_of_the_user_are_unchanged() -> None:
     default, kept = num_page_faults(MALLOC_TRIM_THRESHOLD_="1000000")
     assert min(default, kept) > 4_000

@@ -40,7 +40,9 @@ def start(script: str, words: list[str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", GOES_ON)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.full] if name == "evaluate" else []) for name in GOES_ON]
+)
 def test_a_run_of_0_3_goes_on_with_the_numbers_of_0_3(name: str, copied: Path, tmp_path: Path) -> None:
     outcome = perform(GOES_ON[name], start, copied, tmp_path / "new")
     expected = EXPECTED[name]["figures"]

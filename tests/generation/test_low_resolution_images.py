@@ -45,6 +45,7 @@ def cascade(noise: float = 0.0, batch_size: int = 4, labels: Labels | None = Non
     return SeededImages(upsampler(labels), batch_size=batch_size, low_resolution_images=source)
 
 
+@pytest.mark.full
 def test_a_network_learns_from_the_low_resolution_images_of_its_data() -> None:
     plain, conditioned = small_module(), small_module(**CHANNELS)
     losses = [

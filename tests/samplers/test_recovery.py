@@ -36,7 +36,7 @@ SCHEDULES: dict[str, tuple[NoiseSchedule, TimeGrid]] = {
 every_schedule = pytest.mark.parametrize(
     ("schedule", "grid"),
     [
-        pytest.param(*parts, id=name, marks=[pytest.mark.full] if name in ("vp", "jsd") else [])
+        pytest.param(*parts, id=name, marks=[pytest.mark.full] if name in ("vp", "jsd", "ve") else [])
         for name, parts in SCHEDULES.items()
     ],
 )

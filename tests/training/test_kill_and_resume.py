@@ -61,7 +61,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Layout]
     return trained
 
 
-@pytest.mark.parametrize("layout", [Layout(num_workers=2, accumulate=2), Layout(num_processes=2)], ids=str)
+@pytest.mark.parametrize("layout", [Layout(), Layout(num_processes=2)], ids=str)
 def test_a_run_killed_at_any_time_and_resumed_equals_an_uninterrupted_run(
     layout: Layout, uninterrupted: Callable[[Layout], Uninterrupted], tmp_path: Path
 ) -> None:
