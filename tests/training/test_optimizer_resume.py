@@ -52,7 +52,8 @@ PAIRS = [
         pytest.param(optimizer, schedule, marks=pytest.mark.full)
         for optimizer in OPTIMIZERS
         for schedule in SCHEDULES
-        if (optimizer, schedule) not in SOME
+        # OneCycleLR also cycles the momentum, which these two do not have.
+        if (optimizer, schedule) not in [*SOME, ("adafactor", "one cycle"), ("asgd", "one cycle")]
     ),
 ]
 

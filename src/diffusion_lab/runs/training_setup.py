@@ -130,7 +130,11 @@ def _require_optimizable(module: "DiffusionModule | ClassifierModule", max_steps
     except (TypeError, ValueError, RuntimeError) as error:
         remedy = "; optimizer=muon has AdamW for the others" if module.optimizer.name.endswith(Muon.__name__) else ""
         raise UserError(f"optimizer: {' '.join(str(error).split()).rstrip('.')}{remedy}.") from error
-    total_steps = getattr(build_scheduler(module.lr_schedule, optimizer), "total_steps", max_steps)
+    try:
+        scheduler = build_scheduler(module.lr_schedule, optimizer)
+    except ValueError as error:
+        raise UserError(f"lr_schedule: {' '.join(str(error).split()).rstrip('.')}.") from error
+    total_steps = getattr(scheduler, "total_steps", max_steps)
     if total_steps < max_steps:
         raise UserError(f"lr_schedule.total_steps must be at least trainer.max_steps ({max_steps}), got {total_steps}.")
 
