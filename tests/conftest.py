@@ -15,36 +15,15 @@ sys.path.append(str(Path(sys.prefix, "peers")))
 
 parse_once()
 
-SLOW = (
-    *(
-        "cluster",
-        "commands",
-        "earlier_runs",
-        "sweeps",
-        "test_benchmarks",
-        "test_configs",
-        "test_entry_points",
-        "test_example_project",
-    ),
-    *("test_recipes", "test_agreement", "test_damage", "test_image_cache", "test_collectives", "test_convergence"),
-    *("test_evaluator", "test_kill_and_resume", "test_nonfinite_guard", "test_ranks", "test_recovery"),
-    *(
-        "test_reference",
-        "test_restore_on_divergence",
-        "test_save_averages",
-        "test_classifier",
-        "test_loss_second_moment",
-    ),
-    *("test_published_sizes", "test_image_files", "test_inception", "test_efficient_net", "test_training_step"),
-    *(
-        "test_compilation",
-        "test_packaging",
-        "test_snapshots",
-        "test_low_resolution_images",
-        "test_architecture",
-        "test_likelihood",
-    ),
-)
+SLOW = {
+    "cluster", "commands", "earlier_runs", "sweeps", "test_agreement", "test_architecture", "test_benchmarks",
+    "test_classifier", "test_collectives", "test_compilation", "test_configs", "test_convergence", "test_damage",
+    "test_efficient_net", "test_entry_points", "test_evaluator", "test_example_project", "test_image_cache",
+    "test_image_files", "test_inception", "test_kill_and_resume", "test_likelihood", "test_loss_second_moment",
+    "test_low_resolution_images", "test_nonfinite_guard", "test_packaging", "test_published_sizes", "test_ranks",
+    "test_recipes", "test_recovery", "test_reference", "test_restore_on_divergence", "test_save_averages",
+    "test_snapshots", "test_training_step",
+}  # fmt: skip
 """Folders and files whose tests start processes or take seconds; `make test-fast` leaves them out."""
 
 # derandomize: the suite answers the same on every run. No deadline: a busy machine is not a failure.
@@ -73,5 +52,5 @@ def pytest_unconfigure() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if {item.path.stem, item.path.parent.name} & set(SLOW):
+        if {item.path.stem, item.path.parent.name} & SLOW:
             item.add_marker(pytest.mark.slow)

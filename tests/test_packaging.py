@@ -12,6 +12,7 @@ import sysconfig
 import venv
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -128,26 +129,30 @@ def test_importing_the_package_does_not_import_torch(tmp_path: Path) -> None:
     assert python("-c", code, cwd=tmp_path).returncode == 0
 
 
-@pytest.mark.parametrize("name", [name for name in diffusion_lab._EXPORTS if name != "runs"])
+@pytest.mark.parametrize("name", diffusion_lab._PACKAGES)
 def test_the_package_exports_all_public_names_of_a_folder(name: str) -> None:
     module = getattr(diffusion_lab, name)
-    names = diffusion_lab._EXPORTS[name]
-    assert set(names) == set(getattr(module, "__all__", names))
-    assert all(getattr(diffusion_lab, exported) is getattr(module, exported) for exported in names)
+    assert all(getattr(diffusion_lab, exported) is getattr(module, exported) for exported in module.__all__)
+    assert {exported for exported, package in diffusion_lab._exports().items() if package == name} == {*module.__all__}
 
 
 def test_no_two_folders_export_the_same_name_and_no_name_is_that_of_a_module() -> None:
-    names = [name for exported in diffusion_lab._EXPORTS.values() for name in exported]
+    packages = [getattr(diffusion_lab, name).__all__ for name in diffusion_lab._PACKAGES]
+    names = [name for exported in (*packages, *diffusion_lab._MODULES.values()) for name in exported]
     modules = {path.stem for path in COMMAND_FOLDER.parent.iterdir()}
     assert len(names) == len(set(names) - modules) > 180
-    assert set(dir(diffusion_lab)) >= {*names, *diffusion_lab._EXPORTS}
+    starred: dict[str, Any] = {}
+    exec("from diffusion_lab import *", starred)
+    assert {*starred} - {"__builtins__"} == {*names, "__version__"}
+    assert {*dir(diffusion_lab)} >= {*names, *diffusion_lab._PACKAGES}
 
 
 def test_every_folder_with_public_names_is_exported() -> None:
     folders = {
         path.parent.name for path in COMMAND_FOLDER.parent.glob("*/__init__.py") if "__all__" in path.read_text()
     }
-    assert folders - set(diffusion_lab._EXPORTS) == {"config", "distributed"}
+    exported = {*diffusion_lab._PACKAGES, *diffusion_lab._MODULES}
+    assert folders - exported == {"config", "distributed"}
 
 
 def test_type_checkers_see_the_exported_names() -> None:
@@ -156,8 +161,8 @@ def test_type_checkers_see_the_exported_names() -> None:
     seen: dict[str, set[str]] = {}
     for node in imports:
         seen.setdefault(str(node.module).removeprefix("diffusion_lab."), set()).update(a.name for a in node.names)
-    exports = diffusion_lab._EXPORTS
-    assert seen == {name: {"*"} if "*" in seen[name] else set(exports[name]) for name in exports}
+    stars = {package: {"*"} for package in diffusion_lab._PACKAGES}
+    assert seen == stars | {name: {*exported} for name, exported in diffusion_lab._MODULES.items()}
 
 
 def test_a_name_that_is_not_exported_raises_an_attribute_error() -> None:

@@ -5,64 +5,20 @@ of a name is imported when the name is used for the first time, so that `import 
 """
 # ruff: noqa: F403
 
+from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.4.0"
 
-_EXPORTS = {
-    "process": (
-        "X0", "ConstantSchedule", "CosineSchedule", "CustomSchedule", "EDMDenoiser", "EDMSchedule", "Epsilon",
-        "FixedLarge", "FixedSmall", "FlowVelocity", "GaussianProcess", "Interpolated", "JSDSchedule",
-        "LearnedDiagonal", "LearnedRange", "LinearScaledSchedule", "LinearSchedule", "LogNormalSigma",
-        "LogitNormal", "LossSecondMoment", "NoiseSchedule", "PosteriorMean", "Preconditioning", "Prediction",
-        "QuadraticSchedule", "RectifiedFlowSchedule", "Score", "SigmoidBetaSchedule", "SigmoidSchedule",
-        "Stratified", "TableSchedule", "TimeDistribution", "Uniform", "V", "VESchedule", "VPSchedule",
-        "Variance", "WarmupSchedule", "split_output", "weighted_sum", "widen",
-    ),
-    "networks": (
-        "Blocks", "ClassifierNetwork", "Condition", "DiT", "FromDiffusers", "HalfUNet", "Labels", "Network",
-        "PixelTransformer", "Sinusoids", "UNet", "missing_attributes",
-    ),
-    "objectives": (
-        "P2", "Constant", "Denoising", "EDMWeighting", "Hybrid", "MinSNR", "Objective", "SoftMinSNR",
-        "TruncatedSNR", "Variational", "Weighting", "bound_term", "prior_term", "unweighted",
-    ),
-    "guidance": (
-        "Autoguidance", "ClassifierFreeGuidance", "ClassifierGuidance", "Guidable", "Guidance", "NoisyClassifier",
-        "Strength",
-    ),
-    "samplers": (
-        "DDIM", "RK45", "Ancestral", "AnnealedLangevin", "Churn", "Clipping", "DPMSolver", "DPMSolverSDE",
-        "DynamicClipping", "Euler", "FixedStepSampler", "GivenNoise", "Heun", "KarrasTimes", "LeadingTimes",
-        "ListedTimes", "LogSNRTimes", "NoClipping", "Noise", "OnStep", "PredictorCorrector", "QuadraticTimes",
-        "Sampler", "SectionTimes", "StaticClipping", "StepContext", "TimeGrid", "TrailingTimes", "UniPC",
-        "UniformTimes",
-    ),
-    "ema": ("EMA", "ConstantDecay", "Decay", "HalfLifeDecay", "PowerFunctionDecay", "RampedDecay"),
-    "data": ("EDMAugmentation", "ImageBatch", "ImageDataModule", "ImageStore", "Images", "NearDuplicates", "Selection"),
-    "features": (
-        "CLIP", "FASHION_CNN_WEIGHTS", "DINOv2", "EfficientNet", "FashionCNN", "Features",
-        "FeaturesUnavailableError", "Inception",
-    ),
-    "metrics": (
-        "CMMD", "ClassAccuracy", "DensityCoverage", "FeatureSet", "FrechetDistance", "InceptionScore",
-        "KernelDistance", "MeanOverImages", "Metric", "PrecisionRecall", "SpatialFrechetDistance",
-    ),
-    "training": (
-        "ClassifierModule", "ConstantWithWarmup", "CosineWithWarmup", "DiffusionModule",
-        "InverseSqrtWithWarmup", "LRSchedule", "LinearWithWarmup", "MetricsFile", "Muon", "NonFiniteGuard",
-        "OptimizerFactory", "PlainBatch", "TorchLRSchedule", "TrainedModule", "WandbRun", "WarmupStableDecay",
-    ),
-    "generation": ("CascadeImages", "DownsampledImages", "LowResolutionImages", "SeededImages"),
-    "evaluation": (
-        "Evaluator", "FileReference", "FlowLikelihood", "ImageReference", "Number", "Reconstruction",
-        "Reference", "VariationalBound",
-    ),
-    "callbacks": (
-        "MeasureAccuracy", "MeasureDistance", "Progress", "RestoreOnDivergence", "SampleImages", "SaveAverages",
-        "SaveLast", "StopOnSignal", "Throughput", "WholeCheckpoints",
-    ),
+_PACKAGES = (
+    *("process", "networks", "objectives", "guidance", "samplers", "ema", "data", "features", "metrics", "training"),
+    *("generation", "evaluation", "callbacks"),
+)
+"""Packages whose public names, the names in their `__all__`, are exported."""
+
+_MODULES = {
     "denoiser": ("Denoiser", "DenoiserLike", "Estimate"),
     "latents": ("Latents", "Pixels", "Space"),
     "low_resolution": ("LowResolution",),
@@ -70,12 +26,23 @@ _EXPORTS = {
     "randomness": ("Draws", "ImageNoise"),
     "runs": ("load_module",),
     "errors": ("UserError",),
-}  # fmt: skip
-"""Module -> public names."""
+}
+"""Other module or package -> exported names."""
 
-_MODULES = {name: module for module, names in _EXPORTS.items() for name in names}
 
-__all__ = [*_MODULES, "__version__"]
+@cache
+def _exports() -> dict[str, str]:
+    """Return the module of each exported name.  The packages are parsed instead of imported, which would be slow."""
+    import ast
+
+    names = {name: module for module, exported in _MODULES.items() for name in exported}
+    for package in _PACKAGES:
+        source = Path(__file__).with_name(package).joinpath("__init__.py").read_text(encoding="utf-8")
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+                names |= dict.fromkeys(ast.literal_eval(node.value), package)
+    return names
+
 
 if TYPE_CHECKING:
     from diffusion_lab.callbacks import *
@@ -108,13 +75,15 @@ else:
 
     def __getattr__(name: str) -> Any:
         """Import the module `name`, or the module that defines the public name `name`."""
-        if name in _EXPORTS:
+        if name == "__all__":
+            return [*_exports(), "__version__"]
+        if name in (*_PACKAGES, *_MODULES):
             return import_module(f"diffusion_lab.{name}")
-        if name not in _MODULES:
+        if name.startswith("_") or name not in _exports():
             raise AttributeError(f"module 'diffusion_lab' has no attribute '{name}'")
-        globals()[name] = getattr(import_module(f"diffusion_lab.{_MODULES[name]}"), name)
+        globals()[name] = getattr(import_module(f"diffusion_lab.{_exports()[name]}"), name)
         return globals()[name]
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_EXPORTS, *__all__})
+    return sorted({*globals(), *_PACKAGES, *_MODULES, *_exports()})

@@ -74,6 +74,7 @@ def test_the_data_set_suggests_the_number_of_steps_and_the_device_does_not() -> 
     [
         (["trainer.max_steps=3", "trainer.max_epochs=2"], "trainer.max_epochs cannot both be given, got 3 and 2"),
         (["trainer.max_steps=1.5"], "trainer.max_steps must be a whole number of at least 1, got 1.5"),
+        (["trainer.max_steps=.inf"], "trainer.max_steps must be a whole number of at least 1, got inf"),
         (["trainer.max_epochs=0"], "trainer.max_epochs must be a whole number of at least 1, got 0"),
         (["trainer.limit_train_batches=0"], "trainer.limit_train_batches must be a whole number of at least 1, got 0"),
         (["trainer.overfit_batches=-1"], "trainer.overfit_batches must be a whole number of at least 1, got -1"),

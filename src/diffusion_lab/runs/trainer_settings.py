@@ -23,9 +23,6 @@ REFUSED = {
     "min_steps": "training ends after trainer.max_steps",
     "val_check_interval": "callbacks.measure_distance.every_n_steps sets how often a run measures its samples",
     "check_val_every_n_epoch": "callbacks.measure_distance.every_n_steps sets how often a run measures its samples",
-    "limit_val_batches": "training has no validation batches",
-    "limit_test_batches": "training has no test batches",
-    "limit_predict_batches": "training has no prediction batches",
     "reload_dataloaders_every_n_epochs": "the order of the images is a function of seed and step",
     "barebones": "a run keeps its logs and checkpoints",
 }
@@ -81,6 +78,11 @@ def _num_images(config: DictConfig) -> int:
 
 
 def _whole_number(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < 1:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not 1 <= value < math.inf
+        or value != int(value)
+    ):
         raise UserError(f"{name} must be a whole number of at least 1, got {value}.")
     return int(value)
