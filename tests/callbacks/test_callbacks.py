@@ -1,9 +1,11 @@
 """Files and metrics that callbacks produce."""
 
 import csv
+import itertools
 import re
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -165,6 +167,17 @@ def test_the_throughput_excludes_the_first_batch() -> None:
     throughput = Throughput()
     fit(small_module(), 5, callbacks=[throughput])
     assert len(throughput._training) == 4
+
+
+@pytest.mark.parametrize(("seconds_per_step", "announced"), [(1800, True), (60, False)])
+def test_a_run_of_hours_logs_its_duration_once_and_how_to_shorten_it(
+    seconds_per_step: int, announced: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    seconds = itertools.count(step=seconds_per_step)
+    monkeypatch.setattr("diffusion_lab.callbacks.progress.time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    monkeypatch.setattr("diffusion_lab.callbacks.progress.NUM_TIMED_STEPS", 2)
+    fit(small_module(), 5, callbacks=[Progress()], enable_progress_bar=True)
+    assert caplog.text.count("1.5 hours left for 3 steps; trainer.max_steps=... makes the run shorter.") == announced
 
 
 def test_progress_prints_step_loss_and_speed_as_lines_without_a_terminal(

@@ -77,6 +77,17 @@ def test_a_scheduler_of_a_later_step_equals_one_that_was_stepped(schedule: LRSch
     }
 
 
+def test_the_learning_rate_is_that_of_the_optimizer_times_the_factor() -> None:
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    scheduler = build_scheduler(LinearWithWarmup(2, 6), optimizer)
+    rates = [optimizer.param_groups[0]["lr"]]
+    for _ in range(6):
+        optimizer.step()
+        scheduler.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.05, 0.1, 0.1, 0.075, 0.05, 0.025, 0])
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [

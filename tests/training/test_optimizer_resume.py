@@ -96,6 +96,26 @@ def test_a_fork_takes_the_learning_rate_that_its_own_schedule_has_at_its_step(sc
     assert rates(trainer) == pytest.approx(rates(fit(reference, 5)), rel=1e-12)
 
 
+class Cooling(optim.SGD):
+    """SGD that lowers its own momentum in each step."""
+
+    def step(self, closure: Any = None) -> Any:
+        super().step(closure)
+        for group in self.param_groups:
+            group["momentum"] *= 0.8
+
+
+def test_a_resumed_run_keeps_arguments_that_the_optimizer_itself_has_changed(tmp_path: Path) -> None:
+    uninterrupted, first, resumed = (module("sgd", "constant") for _ in range(3))
+    for run in (uninterrupted, first, resumed):
+        run.optimizer = OptimizerFactory(Cooling, lr=1e-2, momentum=0.9)
+    fit(uninterrupted, 6)
+    fit(first, 3, callbacks=[SaveLast(str(tmp_path), every_n_steps=3)])
+    trainer = fit(resumed, 6, ckpt_path=tmp_path / "last.ckpt")
+    assert trainer.optimizers[0].param_groups[0]["momentum"] == pytest.approx(0.9 * 0.8**6)
+    assert torch.equal(weights(resumed.network), weights(uninterrupted.network))
+
+
 def test_a_fork_keeps_the_moments_and_takes_the_new_arguments(tmp_path: Path) -> None:
     saved, forked = module("adam", "constant"), module("adam", "constant")
     fit(saved, 3, callbacks=[SaveLast(str(tmp_path), every_n_steps=3)])
