@@ -226,7 +226,7 @@ def test_a_missing_feature_network_is_noted_once_and_training_continues(debug_ru
         ),
         (["model.dropout=0.1"], "model.dropout is not a setting in model: .*; perhaps you mean model.blocks.dropout."),
         (["num_steps=9"], "num_steps is not a setting: accepted settings are .*; perhaps you mean sampler.num_steps."),
-        (["guidance_scale=much"], "guidance.guidance_scale must be a number, got much; .*"),
+        (["guidance_scale=much"], "guidance.guidance_scale must be a number, got much."),
         (
             ["classifier=missing"],
             "`classifier` must be a run folder or a checkpoint in one, got missing: missing/.* is missing.",
@@ -285,6 +285,12 @@ def test_a_missing_feature_network_is_noted_once_and_training_continues(debug_ru
             ["augmentation=edm", "model.num_augmentation_channels=0"],
             r"model.num_augmentation_channels must be 9 \(the number of values that .* to the network\), got 0.",
         ),
+        (
+            ["augmentation=edm", "model._target_=torch.nn.Linear"],
+            "`augmentation` must be none for Linear, which has no setting num_augmentation_channels, got "
+            "EDMAugmentation.",
+        ),
+        (["experiment=mine"], "experiment must be one of .*, got mine; --config-dir FOLDER adds .* your own folder."),
         (["optimizer.betas=[2,3]"], r"optimizer: betas must be two numbers in \[0, 1\), got \[2, 3\]."),
         (["guidance_scale=2"], "classifier-free guidance requires a network that was trained with .*"),
         (["schedule"], "Error parsing override 'schedule' missing EQUAL .*"),

@@ -62,6 +62,16 @@ def test_a_run_resumes_with_the_new_place_of_its_config_folder(trained: Path, in
     assert done.returncode == 0, done.stderr
 
 
+def test_a_run_uses_the_schedule_the_optimizer_and_the_learning_rate_schedule(installed: Path, tmp_path: Path) -> None:
+    own = ["schedule=linear_log_snr", "optimizer=lion", "optimizer.lr=0.1", "lr_schedule=restarts"]
+    done = run("train.py", *SMALL, *own, "lr_schedule.period=2", "trainer.max_steps=3", "trainer.log_every_n_steps=1",
+               f"hydra.run.dir={tmp_path}", PYTHONPATH=str(installed))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "does not end in noise" not in done.stderr  # alpha / sigma is exp(-9 / 2) = 0.011
+    rates = [float(row["learning_rate"]) for row in table(tmp_path / "metrics.csv")]
+    assert rates == pytest.approx([0.1, 0.05, 0.1])
+
+
 def test_without_the_package_a_run_is_rejected_with_its_name(trained: Path) -> None:
     for script, *overrides in (
         ("train.py", f"resume={trained}", "trainer.max_steps=9"),

@@ -75,3 +75,15 @@ def test_all_problems_are_raised_in_one_message() -> None:
     with pytest.raises(UserError, match=r"^one; two\.$"):
         raise_problems(["one", "two"])
     raise_problems([])
+
+
+def test_a_problem_of_a_repeated_node_is_reported_once() -> None:
+    node, scale = {"_target_": "nowhere.Network"}, {"_target_": f"{__name__}.Target", "size": 1, "scale": "x"}
+    found = list(argument_problems({"guidance": {"inner": node, "scale": scale}, "model": node, "scale": scale}, ""))
+    assert len(found) == 4
+    with pytest.raises(UserError) as caught:
+        raise_problems([*found, "seed must be a number, got x"])
+    assert str(caught.value) == (
+        "model._target_ must be in an installed library, got nowhere.Network (nowhere is not installed); "
+        "scale.scale must be a number, got x; seed must be a number, got x."
+    )

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -290,3 +291,33 @@ def test_weighted_sum_accepts_floats_and_one_weight_per_image() -> None:
     a, b = torch.rand(2, 6)
     each = torch.cat([weighted_sum(float(a[k]), x[k : k + 1], float(b[k]), y[k : k + 1]) for k in range(6)])
     torch.testing.assert_close(weighted_sum(a, x, b, y), each)
+
+
+class Foreign(EDMSchedule):
+    """A schedule of another package, whose coefficients are given."""
+
+    def __init__(self, alpha: Callable[[Tensor], Tensor], sigma: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(0.01, 1.0)
+        object.__setattr__(self, "given", (alpha, sigma))
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = self.given  # type: ignore[attr-defined]
+        return alpha(t), sigma(t)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "sigma", "message"),
+    [
+        (lambda t: 1 + t, torch.ones_like, "the signal-to-noise ratio of Foreign must not rise with the time, but"),
+        (torch.ones_like, torch.Tensor.float, "must return sigma_t as a float64 tensor .*, got torch.float32"),
+        (lambda t: t.mean(), lambda t: t, r"must return alpha_t as a float64 tensor .*\[33\], got torch.float64 \[\]"),
+        (torch.ones_like, lambda t: 0.5 - t, "sigma_t of Foreign must be finite and at least 0, got "),
+        (lambda t: 1 / (t - t), torch.ones_like, "alpha_t of Foreign must be finite and at least 0, got "),
+    ],
+)
+def test_a_schedule_with_invalid_coefficients_is_rejected(
+    alpha: Callable[[Tensor], Tensor], sigma: Callable[[Tensor], Tensor], message: str
+) -> None:
+    GaussianProcess(Foreign(torch.ones_like, lambda t: t))
+    with pytest.raises(ValueError, match=message):
+        GaussianProcess(Foreign(alpha, sigma))

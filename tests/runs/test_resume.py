@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from diffusion_lab.runs.config_changes import changes_with_effect
 from diffusion_lab.runs.resume import StartingPoint, print_done
 
 
@@ -19,3 +20,9 @@ def test_the_result_of_a_finished_run_is_its_distance_or_its_loss(
     start = StartingPoint(config, tmp_path / "last.ckpt", 8, continues=True)
     assert start.is_done
     assert print_done(start) == result
+
+
+def test_the_interval_of_a_callback_of_another_package_must_not_change() -> None:
+    saved = {("callbacks", name, "every_n_steps"): 100 for name in ("measure_distance", "sample_images", "my_callback")}
+    found = changes_with_effect(saved, dict.fromkeys(saved, 200))
+    assert found == ["callbacks.my_callback.every_n_steps (was 100, got 200)"]

@@ -28,6 +28,14 @@ class FusedOnCPU(torch.optim.Adam):
         (group,) = self.param_groups
         if group["fused"] and group["params"][0].device.type != "cpu":
             raise RuntimeError("no fused kernel")
+        return super().step(closure)
+
+
+class WithoutClosure(torch.optim.SGD):
+    """SGD that does not compute the loss."""
+
+    def step(self, closure: Any = None) -> Any:
+        return super().step()
 
 
 def step(factory: OptimizerFactory, weight: float, gradient: float) -> float:
@@ -93,6 +101,7 @@ def test_weight_decay_can_leave_out_norms_biases_and_embeddings() -> None:
         (lambda: OptimizerFactory(torch.optim.SGD, lr=1.0, momentum=1.5), r"momentum must be in \[0, 1\), got 1.5"),
         (lambda: OptimizerFactory(torch.optim.LBFGS, lr=1.0), "step needs no closure .*, got LBFGS"),
         (lambda: OptimizerFactory(torch.optim.SparseAdam, lr=1.0), "SparseAdam .* does not support dense gradients"),
+        (lambda: OptimizerFactory(WithoutClosure, lr=1.0), r"its step\(closure\) must call the closure"),
         (lambda: OptimizerFactory(torch.optim.SGD, lr=1.0, nesterov=True), "SGD .* Nesterov momentum requires"),
         (lambda: OptimizerFactory(torch.optim.SGD, lr=1.0, beta=1), "SGD .* unexpected keyword argument 'beta'"),
         (lambda: OptimizerFactory(Muon, lr=1.0, adjust_lr_fn="none"), "adjust_lr_fn must be one of original, match"),

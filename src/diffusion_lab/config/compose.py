@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_lab.config.earlier_versions import current_choice, current_key
 from diffusion_lab.config.library_classes import drop_unused_settings, with_plus
+from diffusion_lab.config.search_path import search_path_overrides
 from diffusion_lab.config.validation import META, suggestion
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import CONF
@@ -47,7 +48,7 @@ def error_message(error: Exception, config_name: str) -> str:
         hint = (
             f"; use {group}={renamed}, the new name of {choice}"
             if renamed
-            else _name_here(group, choice) or suggestion(choice, list(error.options))
+            else _name_here(group, choice) or suggestion(choice, list(error.options)) or _own_choices_hint()
         )
         return f"{group} must be one of {', '.join(error.options)}, got {choice}{hint}."
     if isinstance(error, ConfigCompositionException):
@@ -64,6 +65,11 @@ def _name_here(group: str, choice: str) -> str:
     """Return a hint that translates a name that other libraries or papers use; "" if the name is unknown."""
     name = OmegaConf.select(OmegaConf.load(CONF / "_names_elsewhere.yaml"), f"{group}.{choice}")
     return f"; use {group}={name}" if name else ""
+
+
+def _own_choices_hint() -> str:
+    """Return a hint at config folders of other packages; "" if the command line names one."""
+    return "" if search_path_overrides() else "; --config-dir FOLDER adds the choices of your own folder"
 
 
 def _unknown_key(key: str, config_name: str) -> str:

@@ -16,9 +16,22 @@ META = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 
 def raise_problems(problems: list[str]) -> None:
-    """Raise UserError with all problems in one message, if there are any."""
-    if problems:
-        raise UserError("; ".join(problems) + ".")
+    """Raise UserError with all problems in one message, if there are any.
+
+    A resolved config repeats some nodes, such as schedule in process.schedule. Such a problem is named once, and so is
+    a class that cannot be imported.
+    """
+    named: list[str] = []
+    for problem in sorted(dict.fromkeys(problems), key=lambda problem: problem.partition(" ")[0].count(".")):
+        is_repeated = any(problem.endswith(f".{shorter}") for shorter in named)
+        if not is_repeated and not any(_same_target(problem, other) for other in named):
+            named.append(problem)
+    if named:
+        raise UserError("; ".join(problem for problem in dict.fromkeys(problems) if problem in named) + ".")
+
+
+def _same_target(problem: str, other: str) -> bool:
+    return "._target_ must" in problem and problem.partition("._target_ ")[2] == other.partition("._target_ ")[2]
 
 
 def argument_problems(node: Any, path: str) -> Iterator[str]:

@@ -102,6 +102,15 @@ def cluster_environment() -> "ClusterEnvironment":
     return LightningEnvironment()
 
 
+def describe_device(device: Any, precision: str) -> str:
+    """Return the device and the precision of a command, and the settings that change them.  device: torch.device."""
+    import torch
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+    others = "trainer=cpu" if device.type == "cuda" else "trainer=gpu"
+    return f"{name}, {precision}; {others}, trainer=ddp, trainer.accelerator=mps or trainer.precision=... change it"
+
+
 def _export_slurm_step() -> None:
     """Set the Slurm variables that Lightning reads, which describe the complete job, to the values of the job step."""
     step = int(os.environ["SLURM_STEP_ID"])

@@ -26,7 +26,7 @@ class LinearSchedule(TableSchedule):
     beta_end: float = 0.02
     zero_terminal_snr: bool = field(default=False, kw_only=True)
 
-    def _unscaled_betas(self) -> Tensor:
+    def unscaled_betas(self) -> Tensor:
         return torch.linspace(self.beta_start, self.beta_end, self.num_timesteps, dtype=torch.float64)
 
 
@@ -47,7 +47,7 @@ class LinearScaledSchedule(TableSchedule):
     beta_end: float = 0.02
     zero_terminal_snr: bool = field(default=False, kw_only=True)
 
-    def _unscaled_betas(self) -> Tensor:
+    def unscaled_betas(self) -> Tensor:
         scale = 1000 / self.num_timesteps
         return torch.linspace(scale * self.beta_start, scale * self.beta_end, self.num_timesteps, dtype=torch.float64)
 
@@ -68,7 +68,7 @@ class QuadraticSchedule(TableSchedule):
     beta_end: float = 0.02
     zero_terminal_snr: bool = field(default=False, kw_only=True)
 
-    def _unscaled_betas(self) -> Tensor:
+    def unscaled_betas(self) -> Tensor:
         for name, beta in (("beta_start", self.beta_start), ("beta_end", self.beta_end)):
             if not 0 <= beta <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {beta}.")
@@ -94,7 +94,7 @@ class CosineSchedule(TableSchedule):
     max_beta: float = 0.999
     zero_terminal_snr: bool = field(default=False, kw_only=True)
 
-    def _unscaled_betas(self) -> Tensor:
+    def unscaled_betas(self) -> Tensor:
         if not 0 <= self.offset < 1:
             raise ValueError(f"offset must be in [0, 1), got {self.offset}.")
         t = torch.arange(self.num_timesteps + 1, dtype=torch.float64) / self.num_timesteps  # [T + 1]
@@ -123,7 +123,7 @@ class SigmoidSchedule(TableSchedule):
     max_beta: float = 0.999
     zero_terminal_snr: bool = field(default=False, kw_only=True)
 
-    def _unscaled_betas(self) -> Tensor:
+    def unscaled_betas(self) -> Tensor:
         if not self.start < self.end:
             raise ValueError(f"start must be below end={self.end}, got {self.start}.")
         if self.temperature <= 0:
@@ -150,7 +150,7 @@ class SigmoidBetaSchedule(TableSchedule):
     beta_end: float = 0.02
     zero_terminal_snr: bool = field(default=False, kw_only=True)
 
-    def _unscaled_betas(self) -> Tensor:
+    def unscaled_betas(self) -> Tensor:
         level = torch.linspace(-6, 6, self.num_timesteps, dtype=torch.float64).sigmoid()
         return level * (self.beta_end - self.beta_start) + self.beta_start
 
@@ -170,7 +170,7 @@ class ConstantSchedule(TableSchedule):
     beta: float = 0.02
     zero_terminal_snr: bool = field(default=False, kw_only=True)
 
-    def _unscaled_betas(self) -> Tensor:
+    def unscaled_betas(self) -> Tensor:
         return torch.full((self.num_timesteps,), self.beta, dtype=torch.float64)
 
 
@@ -188,7 +188,7 @@ class JSDSchedule(TableSchedule):
     num_timesteps: int = 1000
     zero_terminal_snr: bool = field(default=False, kw_only=True)
 
-    def _unscaled_betas(self) -> Tensor:
+    def unscaled_betas(self) -> Tensor:
         return 1 / torch.arange(self.num_timesteps, 0, -1, dtype=torch.float64)
 
 
@@ -211,7 +211,7 @@ class WarmupSchedule(TableSchedule):
     fraction: float = 0.1
     zero_terminal_snr: bool = field(default=False, kw_only=True)
 
-    def _unscaled_betas(self) -> Tensor:
+    def unscaled_betas(self) -> Tensor:
         if not 0 <= self.fraction <= 1:
             raise ValueError(f"fraction must be in [0, 1], got {self.fraction}.")
         betas = torch.full((self.num_timesteps,), self.beta_end, dtype=torch.float64)
@@ -243,7 +243,7 @@ class CustomSchedule(TableSchedule):
     def num_timesteps(self) -> int:  # type: ignore[override]
         return len(self.variances)
 
-    def _unscaled_betas(self) -> Tensor:
+    def unscaled_betas(self) -> Tensor:
         return torch.tensor(self.variances, dtype=torch.float64)
 
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from diffusion_lab.process.schedule_base import NoiseSchedule
+from diffusion_lab.process.schedule_base import NoiseSchedule, require_falling_snr
 
 SMALLEST_VARIANCE = 1e-30
 """Lower bound of a variance before its logarithm is taken, so that exp(log_variance) does not underflow in float32."""
@@ -18,6 +18,7 @@ class GaussianProcess:
     """The forward process q(x_t | x_0) = N(alpha_t x_0, sigma_t^2) of a schedule, its transitions and posteriors.
 
     schedule: noise schedule, which defines alpha_t and sigma_t.
+    Raises ValueError for a schedule whose signal-to-noise ratio rises, see `require_falling_snr`.
     In all methods, images are [B, C, H, W], and times are [B], in the range of the schedule.
 
     >>> from diffusion_lab import GaussianProcess, RectifiedFlowSchedule
@@ -28,6 +29,9 @@ class GaussianProcess:
     """
 
     schedule: NoiseSchedule
+
+    def __post_init__(self) -> None:
+        require_falling_snr(self.schedule)
 
     @property
     def continuous(self) -> "GaussianProcess":

@@ -80,6 +80,33 @@ class NoiseSchedule(ABC):
         return float(alpha_t / sigma_t)
 
 
+def require_falling_snr(schedule: NoiseSchedule, num_times: int = 33) -> None:
+    """Raise ValueError unless the coefficients of a schedule are valid at `num_times` of its times.
+
+    alpha_t and sigma_t must be float64 tensors of the shape of t with values of at least 0, and the signal-to-noise
+    ratio alpha_t^2 / sigma_t^2 must not rise with t.
+    """
+    t = schedule.quantile(torch.arange(num_times, dtype=torch.float64) / num_times)
+    alpha_t, sigma_t = schedule.coefficients(t)
+    owner = type(schedule).__name__
+    for name, value in (("alpha_t", alpha_t), ("sigma_t", sigma_t)):
+        if value.dtype != torch.float64 or value.shape != t.shape:
+            raise ValueError(
+                f"`coefficients` of {owner} must return {name} as a float64 tensor of the shape of t, "
+                f"{list(t.shape)}, got {value.dtype} {list(value.shape)}."
+            )
+        if not bool((value.isfinite() & (value >= 0)).all()):
+            raise ValueError(f"{name} of {owner} must be finite and at least 0, got {value.tolist()}.")
+    # This function of the ratio rises with it, and it is finite for sigma_t = 0.
+    share = alpha_t**2 / (alpha_t**2 + sigma_t**2)
+    if bool((rises := share[1:] > share[:-1] + 1e-9).any()):
+        first = int(rises.nonzero()[0])
+        raise ValueError(
+            f"the signal-to-noise ratio of {owner} must not rise with the time, but it is higher at "
+            f"t = {t[first + 1]:.4g} than at t = {t[first]:.4g}."
+        )
+
+
 def validated_times(t: Tensor, t_max: float) -> Tensor:
     """Return t in float64 on the CPU.  Raises ValueError unless t is in [0, t_max], up to rounding in float32."""
     t = t.double().cpu()

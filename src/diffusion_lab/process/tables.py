@@ -24,12 +24,12 @@ class TableSchedule(NoiseSchedule):
     zero_terminal_snr: bool
 
     @abstractmethod
-    def _unscaled_betas(self) -> Tensor:
+    def unscaled_betas(self) -> Tensor:
         """Return the variances before the rescaling of `zero_terminal_snr`: [T], float64."""
 
     def __post_init__(self) -> None:
         _validate_num_timesteps(self.num_timesteps)
-        betas = self._unscaled_betas()
+        betas = self.unscaled_betas()
         invalid = betas[~((betas >= 0) & (betas <= 1))]
         if len(invalid):
             raise ValueError(f"betas must be in [0, 1], got {float(invalid[0]):g} from {type(self).__name__}.")
@@ -44,7 +44,7 @@ class TableSchedule(NoiseSchedule):
     @cached_property
     def betas(self) -> Tensor:
         """Variance that each step adds: [T] in [0, 1], float64."""
-        return _to_zero_terminal_snr(self._unscaled_betas()) if self.zero_terminal_snr else self._unscaled_betas()
+        return _to_zero_terminal_snr(self.unscaled_betas()) if self.zero_terminal_snr else self.unscaled_betas()
 
     @property
     def t_min(self) -> float:

@@ -16,7 +16,11 @@ WITHOUT_EFFECT = (
     *("trainer.accumulate_grad_batches", "data.num_workers", "data.datamodule.num_workers"),
     *(f"data{part}.{name}" for part in ("", ".store", ".datamodule.store") for name in ("path", "cache_folder")),
     *("callbacks.progress.*", "callbacks.throughput.*", "callbacks.sample_images.*", "callbacks.save_last.*"),
-    *("callbacks.*.every_n_steps", "callbacks.*.also_at", "callbacks.*.folder", "callbacks.*.batch_size"),
+    # Only the callbacks of this package: a callback of the user may act on the training.
+    *(f"callbacks.{name}.every_n_steps" for name in ("measure_distance", "measure_accuracy", "save_averages")),
+    *(f"callbacks.{name}.folder" for name in ("measure_distance", "restore_on_divergence", "save_averages")),
+    *("callbacks.measure_distance.also_at", "callbacks.measure_distance.batch_size"),
+    "callbacks.measure_accuracy.batch_size",
 )
 """Glob patterns for settings without an effect on the results of a run.
 

@@ -13,7 +13,7 @@ from diffusion_lab.config import compilation
 from diffusion_lab.config.compilation import Acceleration
 from diffusion_lab.config.program import command_line
 from diffusion_lab.config.validation import argument_problems, raise_problems
-from diffusion_lab.distributed.launch import cluster_environment
+from diffusion_lab.distributed.launch import cluster_environment, describe_device
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs.find import Target, find_run
 from diffusion_lab.runs.load import (
@@ -60,6 +60,8 @@ def launch_fabric(config: DictConfig) -> "Fabric":
     except Exception as error:  # Fabric raises errors of many types for settings that it does not accept
         raise UserError(f"trainer: {' '.join(str(error).split()).rstrip('.!')}.") from error
     fabric.launch()
+    if fabric.is_global_zero:
+        print(f"device: {describe_device(fabric.device, config.trainer.precision)}", flush=True)
     if config.trainer.precision == "32-true":
         _disable_tf32()
     return fabric

@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import Trainer
 
 from diffusion_lab.callbacks.measure_distance import MeasureDistance
 from diffusion_lab.checkpoint_files import LAST
 from diffusion_lab.config.program import command_line
 from diffusion_lab.data.image_datamodule import ImageDataModule
+from diffusion_lab.distributed.launch import describe_device
 from diffusion_lab.evaluation.evaluator import Number
 from diffusion_lab.training.base_module import TrainedModule
 
@@ -79,13 +79,6 @@ def print_start(
             flush=True,
         )
         print(f"device: {describe_device(trainer.strategy.root_device, trainer.precision)}", flush=True)
-
-
-def describe_device(device: Any, precision: str) -> str:
-    """Return the device and the precision of a command, and the settings that change them.  device: torch.device."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
-    others = "trainer=cpu" if device.type == "cuda" else "trainer=gpu"
-    return f"{name}, {precision}; {others}, trainer=ddp, trainer.accelerator=mps or trainer.precision=... change it"
 
 
 def summarize(trainer: Trainer, *, minutes: float) -> Summary:

@@ -3,6 +3,7 @@
 Torch and Lightning are imported inside functions, so that invalid settings are rejected without their import time.
 """
 
+import contextlib
 import logging
 import typing
 from collections.abc import Iterator
@@ -14,9 +15,11 @@ from omegaconf import DictConfig
 
 from diffusion_lab.config import compilation
 from diffusion_lab.config.compilation import Acceleration
+from diffusion_lab.config.library_classes import import_target, settings_of
 from diffusion_lab.config.validation import argument_problems, raise_problems
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs.load import build_module, instantiate_node, is_classifier_config, require_launch, resolve
+from diffusion_lab.runs.network_check import require_output
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -30,6 +33,13 @@ logger = logging.getLogger(__name__)
 
 LIGHTNING_KEYS = ("callbacks", "logger", "trainer", "metrics", "features")
 """Top-level config keys whose objects import Lightning or metrics. These keys are checked after all other keys."""
+
+
+CONDITION_SETTINGS = {
+    "augmentation": ("num_augmentation_channels",),
+    "low_resolution": ("low_resolution_channels", "num_augmentation_channels"),
+}
+"""Config group -> settings of the network that its choices set."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,7 @@ def build(config: DictConfig) -> Run:
     config.trainer = compilation.without_acceleration(config.trainer)
     _check_cuda_graphs(accelerate, config.trainer)
     deferred = [key for key in (*LIGHTNING_KEYS, "data") if key in config]
+    _require_condition_settings(config)
     _check_arguments(config, deferred)
     _locate_data(config)
 
@@ -72,6 +83,7 @@ def build(config: DictConfig) -> Run:
         _require_condition(network, datamodule)
     else:
         _require_classified(config, network, datamodule)
+    require_output(module, datamodule)
     _load_images(datamodule, network.num_classes if is_classifier_config(config) else module.labels.num_classes)
     callbacks = list(_build_callbacks(config))
     loggers = [instantiate_node(node, f"logger.{name}") for name, node in config.logger.items() if node is not None]
@@ -97,6 +109,20 @@ def _check_cuda_graphs(accelerate: Acceleration, trainer: DictConfig) -> None:
             "trainer.compile must be true, false or max-autotune-no-cudagraphs with trainer.accumulate_grad_batches "
             f"above 1 (because CUDA graphs overwrite accumulated gradients), got {accelerate.compile}."
         )
+
+
+def _require_condition_settings(config: DictConfig) -> None:
+    """Raise UserError for an augmentation or a low resolution, if the network's class has no setting for it."""
+    for group, settings in CONDITION_SETTINGS.items():
+        if config.get(group) is None:
+            continue
+        with contextlib.suppress(ImportError, ValueError):  # reported by `_check_arguments`
+            network = import_target(str(config.model._target_))
+            if lacking := [name for name in settings if name in config.model and name not in settings_of(network)]:
+                raise UserError(
+                    f"`{group}` must be none for {network.__name__}, which has no setting {lacking[0]}, got "
+                    f"{str(config[group]._target_).rpartition('.')[2]}."
+                )
 
 
 def _check_arguments(config: DictConfig, deferred: list[str]) -> None:

@@ -83,10 +83,18 @@ class OptimizerFactory:
         return cast(Callable[..., Optimizer], self.optimizer_class)(copies, lr=self.lr, **arguments)
 
     def _take_step(self, arguments: Mapping[str, Any], device: torch.device | str) -> None:
-        """Build the optimizer of a small matrix and take a step."""
+        """Build the optimizer of a small matrix and take a step.  Raises ValueError if it does not call the closure."""
         parameter = Parameter(torch.ones(2, 2, device=device))
-        parameter.grad = torch.ones_like(parameter)
-        self._build([{"params": [parameter]}], arguments).step()
+        losses: list[float] = []
+
+        def closure() -> float:  # Lightning computes the loss and its gradients in the closure
+            losses.append(1.0)
+            parameter.grad = torch.ones_like(parameter)
+            return losses[-1]
+
+        self._build([{"params": [parameter]}], arguments).step(closure)
+        if not losses:
+            raise ValueError("its step(closure) must call the closure")
 
     def _validate(self) -> None:
         """Raise ValueError unless the optimizer can be built and takes a step with the gradient of a small matrix."""

@@ -1,0 +1,74 @@
+"""Check of a network of another package before training: one forward pass on two black images."""
+
+import traceback
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from diffusion_lab.errors import UserError
+
+if TYPE_CHECKING:
+    from diffusion_lab.data.image_datamodule import ImageDataModule
+    from diffusion_lab.training.classifier_module import ClassifierModule
+    from diffusion_lab.training.diffusion_module import DiffusionModule
+
+
+def require_output(module: "DiffusionModule | ClassifierModule", datamodule: "ImageDataModule") -> None:
+    """Raise UserError if the network raises an error, or if its output does not have the required shape.
+
+    Networks of this package are not run, because their constructors already check their settings.
+    """
+    import torch
+
+    network: Any = module.network
+    if type(network).__module__.partition(".")[0] == "diffusion_lab":
+        return
+    is_training = network.training
+    with torch.no_grad(), torch.random.fork_rng():
+        try:
+            output = network.eval()(*_inputs(module, datamodule))
+        except Exception as error:
+            raise UserError(f"`model`: {type(network).__name__} cannot process images, {_reason(error)}.") from error
+        finally:
+            network.train(is_training)
+    expected = (2, *_output_shape(network))
+    if not torch.is_tensor(output) or tuple(output.shape) != expected:
+        given = list(output.shape) if torch.is_tensor(output) else type(output).__name__
+        raise UserError(
+            f"`model` must return a tensor of the shape {list(expected)} for two images, got {given} from "
+            f"{type(network).__name__}."
+        )
+
+
+def _inputs(module: "DiffusionModule | ClassifierModule", datamodule: "ImageDataModule") -> tuple[Any, ...]:
+    """Return the arguments of the network for two black images at the last time of the schedule."""
+    import torch
+
+    from diffusion_lab.networks import Condition
+
+    network: Any = module.network
+    schedule = module.process.schedule
+    x_t = torch.full((2, network.in_channels, network.resolution, network.resolution), -1.0)
+    time = schedule.network_time(torch.full((2,), schedule.t_max, dtype=torch.float64)).float()
+    if hasattr(network, "num_classes"):
+        return x_t, time
+    label = torch.zeros(2, dtype=torch.int64) if network.labels.num_classes else None
+    condition = Condition(label)
+    if (low_resolution := datamodule.low_resolution) is not None:
+        small = low_resolution.downsample(x_t)
+        condition = low_resolution.condition(label, small, level=torch.zeros(2), noise=torch.zeros_like(small))
+    if (augmentation := datamodule.augmentation) is not None:
+        condition = replace(condition, augmentation=torch.zeros(2, augmentation.num_channels))
+    return x_t, time, condition
+
+
+def _output_shape(network: Any) -> tuple[int, ...]:
+    if hasattr(network, "num_classes"):
+        return (network.num_classes,)
+    return (network.out_channels, network.resolution, network.resolution)
+
+
+def _reason(error: Exception) -> str:
+    """Return the message of an error and the line of code that raised it, without the frames of installed packages."""
+    frames = traceback.extract_tb(error.__traceback__)[1:]
+    own = [frame for frame in frames if "site-packages" not in frame.filename] or list(frames)
+    return f"{type(error).__name__}: {' '.join(str(error).split()).rstrip('.')} ({own[-1].filename}:{own[-1].lineno})"
