@@ -30,12 +30,10 @@ from diffusion_lab import (
     FeatureSet,
     FrechetDistance,
     GaussianProcess,
-    Guidance,
     ImageStore,
     Labels,
     NoClipping,
     OptimizerFactory,
-    Strength,
     UNet,
     V,
     to_uint8,
@@ -104,11 +102,10 @@ def main(num_steps: int = 250, num_samples: int = 300, path: Path = Path("librar
     trainer.fit(module, loader)
     print(f"loss after {num_steps} steps: {float(trainer.callback_metrics['loss']):.3f}")
 
-    # Image k has seed k, whatever the size of the batch, and class k modulo 10. For other classes, pass
-    # Condition(labels) as the second argument. After training, the module is on the CPU; module.to("cuda") moves it.
-    guidance = Guidance(Strength(guidance_scale=2.0))
+    # Image k has seed k, whatever the size of the batch, and class k modulo 10; label=7 selects another class. After
+    # training, the module is on the CPU; module.to("cuda") moves it.
     seeds = range(num_samples)
-    batches = [module.sample(seeds[k : k + 100], guidance=guidance) for k in seeds[::100]]
+    batches = [module.sample(seeds[k : k + 100], guidance=2.0) for k in seeds[::100]]
     samples = torch.cat(batches)  # [num_samples, 1, 28, 28], in [-1, 1]
     save_image((samples[:80] + 1) / 2, path, nrow=10)
 

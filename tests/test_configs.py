@@ -221,3 +221,40 @@ def test_class_folders_are_counted(tmp_path: Path) -> None:
         (tmp_path / name).mkdir(parents=True)
     assert composed("data=class_folders", f"data.path={tmp_path}").data.num_classes == 2
     assert composed("data=class_folders", f"data.path={tmp_path / 'train'}").data.num_classes == 2
+
+
+@pytest.mark.parametrize("model", ["unet_quick", "unet_tiny", "unet_small", "unet_medium"])
+@pytest.mark.parametrize("resolution", [32, 48, 64, 96, 128, 256])
+def test_presets_have_attention_on_small_maps_at_every_resolution(model: str, resolution: int) -> None:
+    settings = composed(f"model={model}", f"data.resolution={resolution}").model
+    network = build_network(settings)
+    sides = [resolution // settings.patch_size // 2**level for level in range(len(settings.channel_multipliers))]
+    attending = set(sides) & set(settings.attention_resolutions)
+    assert attending
+    assert max(attending) <= 16
+    assert network.resolution == resolution
+
+
+@pytest.mark.parametrize(
+    ("model", "channel_multipliers", "patch_size"),
+    [("unet_quick", [1, 2], 2), ("unet_tiny", [1, 2, 2], 1), ("unet_small", [1, 2, 2], 1)],
+)
+@pytest.mark.parametrize("resolution", [16, 28, 32])
+def test_presets_keep_the_settings_of_version_04_at_low_resolutions(
+    model: str, channel_multipliers: list[int], patch_size: int, resolution: int
+) -> None:
+    settings = composed(f"model={model}", f"data.resolution={resolution}").model
+    assert settings.channel_multipliers == channel_multipliers
+    assert settings.attention_resolutions == [7, 8]
+    assert settings.patch_size == patch_size
+
+
+def test_the_first_map_of_unet_quick_and_unet_medium_does_not_grow_above_32_and_64() -> None:
+    sides = {
+        model: [
+            resolution // composed(f"model={model}", f"data.resolution={resolution}").model.patch_size
+            for resolution in (28, 32, 64, 128, 256)
+        ]
+        for model in ("unet_quick", "unet_medium")
+    }
+    assert sides == {"unet_quick": [14, 16, 32, 32, 32], "unet_medium": [28, 32, 64, 64, 64]}

@@ -70,7 +70,7 @@ def test_the_help_lists_each_command_on_one_line_and_loads_neither_torch_nor_hyd
 def test_an_unknown_command_is_refused_with_the_closest_name(tmp_path: Path) -> None:
     done = python("-m", "diffusion_lab", "trian", "data=cifar10", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: the command must be one of train, train-classifier, sample, ")
+    assert done.stderr.startswith("error: the command must be one of train, train-classifier, prepare, sample, ")
     assert done.stderr.endswith(", got trian; perhaps you mean train.\n")
 
 

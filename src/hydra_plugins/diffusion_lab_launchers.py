@@ -16,6 +16,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.config import overrides
+from diffusion_lab.errors import UserError
 from diffusion_lab.runs import status as run_status
 from diffusion_lab.sweeps import local as local_sweeps
 from diffusion_lab.sweeps import plan as sweep_plan
@@ -63,10 +64,18 @@ class Slurm(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config, self.hydra_context = config, hydra_context
+        sweeper = str(config.hydra.sweeper._target_).rpartition(".")[2]
+        if self.settings["dry_run"] and sweeper != "BasicSweeper":
+            raise UserError(
+                "hydra.launcher.dry_run must be false with hydra/sweeper=optuna (whose runs depend on earlier results)"
+                ", got true; leave out the search space to see the batch script of one run."
+            )
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         folder, planned = _planned(self.config, job_overrides, self.hydra_context)
         slurm_sweeps.run_on_slurm(planned, folder, self.settings)
+        if self.settings["dry_run"]:
+            sweep_plan.forget(folder)
         return [sweep_plan.job_return(run) for run in planned]
 
 

@@ -1,7 +1,6 @@
 """Files and metrics that callbacks produce."""
 
 import csv
-import itertools
 import re
 import time
 from pathlib import Path
@@ -10,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from lightning import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 from torch import Tensor
 
+from diffusion_lab.callbacks.checkpoints import SaveLast
 from diffusion_lab.callbacks.measure_distance import MeasureDistance
 from diffusion_lab.callbacks.progress import Progress
 from diffusion_lab.callbacks.sample_images import SampleImages
@@ -78,17 +79,34 @@ def test_distances_are_measured_at_the_given_steps_and_the_best_checkpoint_is_sa
     distances = measure(tmp_path / "checkpoints", every_n_steps=4, also_at=[1])
     module = small_module()
     fit(module, 9, callbacks=[distances], logger=CSVLogger(tmp_path, name="", version=""))
-    assert [step for step, _ in distances.history] == [1, 4, 8, 9]
+    assert [step for step, _ in distances.history] == [1, 4, 8]
+    assert distances.at_end is not None
+    assert distances.at_end[0] == 9
     best_step = min(distances.history, key=lambda entry: entry[1])[0]
     state = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
     assert state["global_step"] == best_step
     assert "fd_mean_and_std_30" in (tmp_path / "metrics.csv").read_text().splitlines()[0]
 
 
-def test_a_run_shorter_than_the_interval_measures_only_at_the_steps_in_also_at(tmp_path: Path) -> None:
-    distances = measure(tmp_path, every_n_steps=100, also_at=[2])
-    fit(small_module(), 5, callbacks=[distances])
+def test_a_run_shorter_than_the_interval_measures_at_the_steps_in_also_at_and_once_after_training(
+    tmp_path: Path,
+) -> None:
+    distances, last = measure(tmp_path, every_n_steps=100, also_at=[2]), SaveLast(str(tmp_path), every_n_steps=100)
+    fit(small_module(), 5, callbacks=[distances, last])
     assert [step for step, _ in distances.history] == [2]
+    assert distances.at_end is not None
+    assert distances.at_end[0] == 5
+    for name in ("last.ckpt", "best.ckpt"):
+        states = torch.load(tmp_path / name, weights_only=True)["callbacks"]
+        assert [step for step, _ in states["MeasureDistance"]["history"]] == [2], name
+
+
+@pytest.mark.parametrize("settings", [{"fast_dev_run": 3}, {"detect_anomaly": True}])
+def test_a_test_run_measures_and_samples_nothing_at_its_end(tmp_path: Path, settings: dict[str, Any]) -> None:
+    distances, images = measure(tmp_path, every_n_steps=100), SampleImages(str(tmp_path), every_n_steps=100)
+    fit(small_module(), 3, callbacks=[distances, images], **settings)
+    assert distances.at_end is None
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_measured_distance_is_that_of_the_samples_with_seeds_0_to_n(tmp_path: Path) -> None:
@@ -169,15 +187,39 @@ def test_the_throughput_excludes_the_first_batch() -> None:
     assert len(throughput._training) == 4
 
 
+class Clock(Callback):
+    """A clock on which every optimizer step takes the same time.  first: duration of the first step."""
+
+    def __init__(self, seconds_per_step: float, first: float | None = None) -> None:
+        self.seconds, self.seconds_per_step, self.first = 0.0, seconds_per_step, first or seconds_per_step
+
+    def on_before_optimizer_step(self, trainer: Trainer, *args: Any) -> None:
+        self.seconds += self.seconds_per_step if trainer.global_step else self.first
+
+
 @pytest.mark.parametrize(("seconds_per_step", "announced"), [(1800, True), (60, False)])
 def test_a_run_of_hours_logs_its_duration_once_and_how_to_shorten_it(
     seconds_per_step: int, announced: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    seconds = itertools.count(step=seconds_per_step)
-    monkeypatch.setattr("diffusion_lab.callbacks.progress.time", SimpleNamespace(monotonic=lambda: next(seconds)))
-    monkeypatch.setattr("diffusion_lab.callbacks.progress.NUM_TIMED_STEPS", 2)
-    fit(small_module(), 5, callbacks=[Progress()], enable_progress_bar=True)
+    clock, progress = Clock(seconds_per_step), Progress()
+    monkeypatch.setattr("diffusion_lab.callbacks.progress.time", SimpleNamespace(monotonic=lambda: clock.seconds))
+    fit(small_module(), 6, callbacks=[clock, progress], enable_progress_bar=True)
     assert caplog.text.count("1.5 hours left for 3 steps; trainer.max_steps=... makes the run shorter.") == announced
+
+
+def test_the_duration_is_announced_after_the_third_step_and_leaves_the_first_step_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock, steps = Clock(seconds_per_step=3600, first=90_000), list[int]()
+
+    def record(progress: Progress, trainer: Trainer, seconds_left: float) -> None:
+        steps.append(trainer.global_step)
+        assert seconds_left == 3 * 3600
+
+    monkeypatch.setattr("diffusion_lab.callbacks.progress.time", SimpleNamespace(monotonic=lambda: clock.seconds))
+    monkeypatch.setattr(Progress, "_announce_duration", record)
+    fit(small_module(), 6, callbacks=[clock, Progress()], enable_progress_bar=True, accumulate_grad_batches=2)
+    assert steps == [3]
 
 
 def test_progress_prints_step_loss_and_speed_as_lines_without_a_terminal(

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -135,10 +136,11 @@ def test_forty_toy_runs_eight_at_a_time_all_finish_and_are_in_the_table(
     assert [(row["seed"], row["state"], float(row["loss"])) for row in rows] == [
         (str(seed), "finished", seed**2 / 10) for seed in range(40)
     ]
-    began = [status(tmp_path / f"seed-{seed}")["starts"][0] for seed in range(40)]
+    starts = [status(tmp_path / f"seed-{seed}")["starts"][0] for seed in range(40)]
+    began = [{key: datetime.fromisoformat(start[key]) for key in ("began", "ended")} for start in starts]
     at_once = max(sum(one["began"] <= other["began"] < one["ended"] for one in began) for other in began)
     assert at_once <= 8
-    span = max(one["ended"] for one in began) - min(one["began"] for one in began)
+    span = (max(one["ended"] for one in began) - min(one["began"] for one in began)).total_seconds()
     with capsys.disabled():
         print(f"\n40 toy jobs of 0.5 s, 8 at a time: {span:.1f} s, {span / 40 - 0.5 / 8:.2f} s of overhead per job")
 

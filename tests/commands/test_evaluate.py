@@ -85,8 +85,8 @@ def test_a_sweep_of_samplers_ends_with_a_table(trained: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], r"`run` must be a run folder \(run=logs/train/\.\.\.\), got no value\."),
-        (["run=/nowhere"], r"run folder /nowhere has no config\.yaml\."),
+        ([], r"`run` must be a run folder, a checkpoint file .* got no value\."),
+        (["run=/nowhere"], r"`run` must be a run folder, .* got /nowhere, which does not exist\."),
         (["run=TRAINED", "checkpoint=best.ckpt"], r"run folder .* has no checkpoints/best\.ckpt\."),
         (
             ["run=TRAINED", "sampler=ddim", "sampler.num_steps=9"],
@@ -104,7 +104,7 @@ def test_a_sweep_of_samplers_ends_with_a_table(trained: Path, tmp_path: Path) ->
             r"features\.weights must be .*no\.pth.*",
         ),
         (["run=TRAINED", "metrics=sfid"], r"metrics\.sfid: `features` must have the output 'spatial' .*fashion_cnn.*"),
-        (["run='/nowhere/*'"], r"run: no run folder matches /nowhere/\*\."),
+        (["run='/nowhere/*'"], r"`run` must be a run folder, .* got /nowhere/\*, which matches nothing\."),
         (
             ["run=TRAINED", "weights=raw", "trainer.compile=true"],
             r"trainer\.compile must be false for weights=raw \(because .* are copied for each batch\), got True\.",

@@ -145,7 +145,7 @@ def test_a_guide_is_found_from_any_folder(
         (
             "upsampler",
             ["classifier=nowhere"],
-            "`classifier` must be a run folder or a checkpoint in one, got nowhere: nowhere/config.yaml",
+            "`classifier` must be a run folder, .*, got nowhere, which does not exist",
         ),
         (
             "upsampler",
@@ -176,7 +176,7 @@ def test_a_guide_is_found_from_any_folder(
         ("base", ["cascade_steps=2"], "`cascade` must be given for cascade_steps=2, got none"),
         ("base", ["classifier_scale=4"], "`classifier` must be given for classifier_scale=4, got none"),
         ("base", ["low_resolution_noise=0.1"], "low_resolution_noise must be 0 without super-resolution"),
-        ("base", ["cascade=[nowhere]"], "`cascade` must be a run folder .*, got nowhere"),
+        ("base", ["cascade=[nowhere]"], "`cascade` must be a run folder, .*, got nowhere"),
         ("upsampler", ["cascade=[{upsampler}]"], r"`cascade` must list .*resolution=28 .*, got a run with 14"),
         ("classifier", [], "`run` must be a run folder of `python src/train.py`, got .*, which contains a classifier"),
     ],

@@ -85,7 +85,7 @@ def test_a_length_that_is_barely_reproduced_logs_a_warning(trained: Path, caplog
     [
         ({"run": "???", "length": 0.1}, r"`run` must be given \(run=logs/train/RUN\), got no value"),
         ({}, r"`length` must be given \(length=0\.1\), got no value"),
-        ({"run": "/nowhere", "length": 0.1}, r"run folder /nowhere has no config\.yaml"),
+        ({"run": "/nowhere", "length": 0.1}, r"`run` must be a run folder, .*, got /nowhere, which does not exist"),
         ({"length": 0.3}, r"`length` must be a number in \(0, 0\.288\], got 0\.3"),
         ({"length": "short"}, r"`length` must be a number in \(0, 0\.288\], got short"),
         ({"length": 0.1, "step": 44}, r"`step` must be the step of a snapshot \(10 to 60\), got 44; try step=40"),

@@ -48,6 +48,19 @@ def test_images_are_saved_as_files_a_grid_an_animation_and_an_archive(trained: P
     assert not (tmp_path / "work").exists() or not list((tmp_path / "work").iterdir())
 
 
+def test_classes_are_named_and_the_animation_is_a_gif(trained: Path, tmp_path: Path) -> None:
+    settings = ["num_images=4", "num_pictures=4", "animation=gif", "num_frames=3"]
+    named = sample(trained, tmp_path / "named", "label=[sneaker,Bag]", *settings)
+    assert named.returncode == 0, named.stderr
+    classes = "classes: 0 T-shirt/top, 1 Trouser, 2 Pullover, 3 Dress, 4 Coat, 5 Sandal, 6 Shirt, 7 Sneaker, 8 Bag, "
+    assert classes + "9 Ankle boot" in named.stdout.splitlines()
+    numbered = sample(trained, tmp_path / "numbered", "label=[7,8]", *settings)
+    assert numbered.returncode == 0, numbered.stderr
+    assert pictures(tmp_path / "named") == pictures(tmp_path / "numbered")
+    with Image.open(tmp_path / "named" / "samples.gif") as film:
+        assert (film.format, film.n_frames) == ("GIF", 3)  # type: ignore[attr-defined]
+
+
 @pytest.mark.full
 def test_an_image_alone_or_on_two_ranks_is_the_same_file(trained: Path, tmp_path: Path) -> None:
     label = ["label=7", "guidance_scale=2"]
@@ -89,10 +102,12 @@ def test_a_killed_job_resumes_where_it_stopped(trained: Path, tmp_path: Path) ->
     [
         (["num_images=0"], "num_images must be a whole number of at least 1, got 0."),
         (["image=-1"], "`image` must be a whole number of at least 0 or a list of such numbers, got -1."),
-        (["label=10"], "`label` must be null, random or in 0..9, got 10."),
+        (["animation=mp4"], "`animation` must be false, true, webp or gif, got mp4."),
+        (["label=10"], "`label` must be null, random, in 0..9 or a list of such numbers, got 10."),
         (
             ["checkpoint='*.ckpt'", "run=/nowhere"],
-            "run folder /nowhere has no config.yaml.",
+            "`run` must be a run folder, a checkpoint file in it, a folder of several, a glob pattern or last, got "
+            "/nowhere, which does not exist.",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -146,6 +161,6 @@ def test_only_comparable_numbers_are_compared(trained: Path, tmp_path: Path) -> 
     assert (tmp_path / "allowed" / "against_sampling_steps.png").is_file()
     done = run("compare.py", f"numbers={tmp_path / 'nothing'}", f"hydra.run.dir={tmp_path / 'none'}")
     assert done.stderr.strip() == (
-        f"error: numbers=... must list folders that contain a metrics.json (also in a subfolder), "
-        f"got {tmp_path / 'nothing'}."
+        "error: `numbers` must be a folder with a metrics.json, a checkpoint file in it, a folder of several, a glob "
+        f"pattern or last, got {tmp_path / 'nothing'}, which does not exist."
     )

@@ -98,6 +98,26 @@ def test_a_fork_continues_in_a_new_run_with_its_own_learning_rate(stopped: Path,
     assert not (tmp_path / "larger").exists()
 
 
+def test_a_finished_run_that_is_trained_further_equals_a_run_that_never_stopped(tmp_path: Path) -> None:
+    settings = [*SMALL[:4], *SMALL[6:], "data.max_images=50", "callbacks.measure_distance.every_n_steps=4"]
+    settings += ["trainer.log_every_n_steps=2", "callbacks.sample_images=null"]
+    folders = tmp_path / "further", tmp_path / "uninterrupted"
+    assert train(*settings, "trainer.max_steps=5", f"hydra.run.dir={folders[0]}").returncode == 0
+    first = numbers(folders[0])
+    assert [row["step"] for row in first if row["after_training"]] == ["5"]
+    assert train(f"resume={folders[0]}", "trainer.max_steps=9").returncode == 0
+    assert train(*settings, "trainer.max_steps=9", f"hydra.run.dir={folders[1]}").returncode == 0
+    assert numbers(folders[0]) == numbers(folders[1])
+    assert [row["step"] for row in numbers(folders[0]) if row["fd_fashion_cnn_20_train"]] == ["4", "8", "9"]
+    for name in ("last.ckpt", "best.ckpt"):
+        one, other = (torch.load(folder / "checkpoints" / name) for folder in folders)
+        assert one["callbacks"] == other["callbacks"], name
+        assert one["state_dict"].keys() == other["state_dict"].keys()
+        assert all(torch.equal(one["state_dict"][key], value) for key, value in other["state_dict"].items()), name
+        states = [checkpoint["optimizer_states"][0]["state"] for checkpoint in (one, other)]
+        assert all(torch.equal(states[0][k][name], states[1][k][name]) for k in states[1] for name in states[1][k])
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -141,11 +161,10 @@ def test_a_folder_in_use_by_another_command_is_rejected(run: Path) -> None:
 
 def test_a_run_that_cannot_be_resumed_is_rejected_with_a_message(run: Path, tmp_path: Path) -> None:
     missing = train("resume=logs/train/nowhere")
-    assert last_line(missing) == (
-        "error: `resume` must be a run folder or last, got logs/train/nowhere, which has no config.yaml."
-    )
+    accepted = "error: `resume` must be a run folder, a checkpoint file in it or last, got"
+    assert last_line(missing).startswith(f"{accepted} logs/train/nowhere, which does not exist in ")
     empty = train("resume=")
-    assert last_line(empty) == "error: `resume` must be a run folder or last, got no value."
+    assert last_line(empty) == f"{accepted} no value."
     sweep = train("-m", f"resume={run}", "seed=1,2")
     assert last_line(sweep).startswith("error: resume=... must be used without --multirun")
     for name in ("last.ckpt", "previous.ckpt"):
@@ -174,7 +193,9 @@ def test_a_stopped_run_prints_how_to_resume_it_and_has_a_nonzero_exit_status(tmp
     stopped = command.wait()
     assert stopped.returncode == 128 + signal.SIGTERM
     step = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"]
-    assert stopped.stderr.strip().endswith(f"stopped after step {step:,}; to resume: python src/train.py resume=run")
+    assert stopped.stderr.strip().endswith(
+        f"stopped after step {step:,}; to resume: python src/train.py resume={tmp_path / 'run'}"
+    )
 
     done = train("resume=run", f"trainer.max_steps={step + 2}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

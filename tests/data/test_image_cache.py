@@ -231,6 +231,45 @@ def test_worker_processes_write_the_same_pixels_as_one_process(
     assert "continues in one process" not in caplog.text
 
 
+def test_a_set_is_copied_once_to_the_disk_of_the_node_and_read_from_there(
+    folder: Path, tmp_path: Path, decodings: list[range], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = store(folder).load()
+    monkeypatch.setenv("DIFFUSION_LAB_NODE_CACHE", str(tmp_path / "node"))
+    images = store(folder).load()
+    assert images.file is not None
+    assert images.file.parents[3] == tmp_path / "node"
+    assert images.gather(np.arange(20))[:, 0, 0, 0].tolist() == list(range(20))
+    assert images.fingerprint == shared.fingerprint
+    written = images.file.stat().st_mtime_ns
+    assert store(folder).load().file == images.file
+    assert images.file.stat().st_mtime_ns == written
+    assert len(decodings) == 1
+    os.truncate(images.file, 100)  # a damaged copy is replaced
+    assert levels(folder) == list(range(20))
+
+
+def test_the_shared_set_is_read_if_it_cannot_be_copied_to_the_node(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DIFFUSION_LAB_NODE_CACHE", str(tmp_path / "file"))
+    images = store(folder).load()
+    assert images.file is not None
+    assert images.file.parents[2] == tmp_path / "cache"
+    assert "cannot be copied to" in caplog.text
+    assert levels(folder) == list(range(20))
+
+    def disk_full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setenv("DIFFUSION_LAB_NODE_CACHE", str(tmp_path / "node"))
+    monkeypatch.setattr(shutil, "copyfile", disk_full)
+    assert levels(folder) == list(range(20))
+    assert "(DIFFUSION_LAB_NODE_CACHE): No space left on device" in caplog.messages[-1]
+    assert not [path for path in (tmp_path / "node").rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
 def test_environment_variables_set_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert default_cache_folder() == Path(os.environ["DIFFUSION_LAB_CACHE"])
     monkeypatch.delenv("DIFFUSION_LAB_CACHE")

@@ -66,7 +66,8 @@ def collect(folder: Path, checkpoint: str = "last.ckpt") -> Outcome:
     if (folder / "metrics.csv").is_file():
         with (folder / "metrics.csv").open() as file:
             for row in csv.DictReader(file):
-                logged = {key: value for key, value in row.items() if value and key not in (*OF_THE_CLOCK, "step")}
+                columns = (*OF_THE_CLOCK, "step", "after_training")  # after_training marks rows, and is no number
+                logged = {key: value for key, value in row.items() if value and key not in columns}
                 outcome.figures |= {f"{key} at {row['step']}": float(value) for key, value in logged.items()}
     path = folder / "checkpoints" / checkpoint
     if path.is_file():

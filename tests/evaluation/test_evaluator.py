@@ -131,7 +131,7 @@ def test_the_seed_is_that_of_the_first_image(seed: int, tmp_path: Path) -> None:
     ("num_samples", "metric", "message"),
     [
         (1, FrechetDistance, "num_samples must be at least 2 for FrechetDistance, got 1"),
-        (9, InceptionScore, "num_samples must be at least 10 for InceptionScore, got 9"),
+        (19, InceptionScore, "num_samples must be at least 20 for InceptionScore, got 19"),
         (3, PrecisionRecall, "num_samples must be at least 4 for PrecisionRecall, got 3"),
     ],
 )
@@ -156,3 +156,28 @@ def test_images_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     next(job.images.module.ema.network.parameters()).data.fill_(float("nan"))
     with pytest.raises(ValueError, match="images must be finite, got NaN or infinity"):
         job.measure([FrechetDistance(StandIn())])
+
+
+def test_a_value_of_too_few_images_is_noted_once_with_the_reason(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    job, metrics = evaluation(tmp_path, 24), [InceptionScore(StandIn(), 12), KernelDistance(StandIn())]
+    job.require(metrics)
+    job.require(metrics)
+    assert caplog.text.count("InceptionScore means little for 24 images: each of the 12 splits has 2 images") == 1
+    assert caplog.text.count("KernelDistance means little for 24 images: each subset has only 24 images") == 1
+
+
+@pytest.mark.parametrize(
+    ("metric", "num_images"),
+    [
+        (FrechetDistance(StandIn()), StandIn.num_features // 2 + 1),
+        (KernelDistance(StandIn()), 50),
+        (PrecisionRecall(StandIn(), 3), 60),
+        (DensityCoverage(StandIn(), 5), 100),
+        (InceptionScore(StandIn(), 10), 1000),
+    ],
+)
+def test_each_metric_has_a_number_of_images_from_which_it_is_meaningful(metric: Metric, num_images: int) -> None:
+    assert metric.caution(num_images) is None
+    assert metric.caution(num_images - 1) is not None

@@ -120,6 +120,10 @@ def test_labels_are_all_classes_in_turn_or_one_class_or_random() -> None:
     assert torch.equal(one.generate(range(6))[2], in_turn[2])
     assert not torch.equal(one.generate(range(6))[0], in_turn[0])
     assert one.protocol()["label"] == 2
+    several = images(classes=True, label=[2, 0])
+    assert several.labels([0, 1, 2, 7]).tolist() == [2, 0, 2, 0]  # type: ignore[union-attr]
+    assert several.protocol()["label"] == [2, 0]
+    assert images(classes=True).protocol()["label"] == "seed modulo 3"
     labels = images(classes=True, label=RANDOM).labels(range(300))
     assert labels is not None
     assert torch.equal(labels[100:110], images(classes=True, label=RANDOM).labels(range(100, 110)))  # type: ignore[arg-type]
@@ -129,8 +133,9 @@ def test_labels_are_all_classes_in_turn_or_one_class_or_random() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"classes": True, "label": 3}, r"`label` must be null, random or in 0\.\.2, got 3"),
-        ({"classes": True, "label": "seven"}, r"`label` must be null, random or in 0\.\.2, got seven"),
+        ({"classes": True, "label": 3}, r"`label` must be null, random, in 0\.\.2 or a list of .*, got 3"),
+        ({"classes": True, "label": "seven"}, r"`label` must be null, random, in 0\.\.2 or a list of .*, got seven"),
+        ({"classes": True, "label": [0, 3]}, r"`label` must be null, random, in 0\.\.2 or a list .*, got \[0, 3\]"),
         ({"label": 0}, "`label` must be null for a network that was trained without classes, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"weights": "slow"}, "`weights` must be main or raw, got slow"),

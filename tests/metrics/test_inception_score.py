@@ -36,8 +36,12 @@ def test_the_score_requires_logits_and_no_reference() -> None:
     assert (InceptionScore.output, InceptionScore.needs_reference) == ("logits", False)
 
 
-def test_each_split_requires_an_image() -> None:
-    assert InceptionScore(StandIn(), 10).min_images == 10
+def test_each_split_requires_two_images_and_the_score_of_few_means_little() -> None:
+    metric = InceptionScore(StandIn(), 10)
+    assert metric.min_images == 20
+    assert score(torch.eye(10) * 50, 10)["is"] == pytest.approx(1.0)  # any single image has the score 1
+    assert metric.caution(1000) is None
+    assert str(metric.caution(999)).startswith("each of the 10 splits has 99 images, and the score of a split is at")
     with pytest.raises(ValueError, match="samples must contain at least num_splits=10 images, got 9"):
         score(torch.zeros(9, 5), 10)
     with pytest.raises(ValueError, match="num_splits must be at least 1, got 0"):

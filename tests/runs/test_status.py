@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,21 @@ def test_a_run_is_queued_then_runs_then_is_finished_with_its_number(tmp_path: Pa
     (start,) = status.starts
     assert (start.pid, start.host) == (os.getpid(), socket.gethostname())
     assert start.ended is not None
+
+
+def test_times_are_written_with_a_time_zone_and_files_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    run_status.mark_running(tmp_path)
+    status, content = run_status.read(tmp_path), json.loads((tmp_path / "status.json").read_text())
+    assert status is not None
+    began = datetime.fromisoformat(content["starts"][0]["began"])
+    assert began.tzinfo is not None
+    assert began.timestamp() == pytest.approx(status.starts[0].began, abs=1e-5)
+    assert content["starts"][0]["ended"] is None
+    content |= {"since": 1.5e9, "starts": [content["starts"][0] | {"began": 1.4e9}]}  # seconds since 1970
+    (tmp_path / "status.json").write_text(json.dumps(content))
+    earlier = run_status.read(tmp_path)
+    assert earlier is not None
+    assert (earlier.since, earlier.starts[0].began) == (1.5e9, 1.4e9)
 
 
 def test_a_result_that_is_not_finite_is_none(tmp_path: Path) -> None:
@@ -89,6 +105,54 @@ def test_the_state_of_a_job_comes_from_slurm(tmp_path: Path, monkeypatch: pytest
     status = run_status.reconcile(tmp_path, FakeQueue({"17_4": "RUNNING"}))
     assert status is not None
     assert (status.state, status.reason) == ("failed", "job 17_3 ended without a status: OUT_OF_MEMORY")
+
+
+@pytest.mark.parametrize(
+    ("accounts", "state", "reason"),
+    [
+        ({"17_0": "COMPLETED", "17_[2-9%4]": "CANCELLED by 0"}, "not started", "job 17_3 was canceled"),
+        ({"17_3": "CANCELLED by 1000"}, "not started", "job 17_3 was canceled"),
+        ({"17_3": "FAILED", "17_[4-9%4]": "CANCELLED by 0"}, "failed", "job 17_3 ended without a status: FAILED"),
+        ({"17_[2-9%4]": "PENDING"}, "queued", None),
+    ],
+)
+def test_a_queued_run_is_not_started_if_its_job_was_canceled(
+    accounts: dict[str, str], state: str, reason: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue_with_job(tmp_path, monkeypatch)
+    monkeypatch.setattr(slurm_job, "_query", lambda *command: accounts)
+    status = run_status.reconcile(tmp_path, FakeQueue({}))
+    assert status is not None
+    assert (status.state, status.reason) == (state, reason)
+    assert status.is_over == (state != "queued")
+
+
+def test_a_run_whose_job_is_canceled_after_its_start_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue_with_job(tmp_path, monkeypatch)
+    run_status.mark_running(tmp_path)
+    monkeypatch.setattr(slurm_job, "_query", lambda *command: {"17_3": "CANCELLED by 0"})
+    status = run_status.reconcile(tmp_path, FakeQueue({}))
+    assert status is not None
+    assert (status.state, status.reason) == ("failed", "job 17_3 ended without a status: CANCELLED by 0")
+
+
+def test_a_queued_run_whose_launcher_was_killed_is_not_started_and_keeps_its_earlier_attempts(tmp_path: Path) -> None:
+    run_status.mark_running(tmp_path)
+    run_status.mark_failed(tmp_path, "the first attempt")
+    code = (
+        f"from diffusion_lab.runs import status; from pathlib import Path; status.mark_queued(Path({str(tmp_path)!r}))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    before = run_status.read(tmp_path)
+    status = run_status.reconcile(tmp_path)
+    assert before is not None
+    assert status is not None
+    assert (before.state, status.state) == ("queued", "not started")
+    assert status.reason == "the command that would have started it has ended"
+    assert status.starts == before.starts
+    assert len(status.starts) == 1
 
 
 def test_a_job_that_sacct_lists_before_squeue_remains_queued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

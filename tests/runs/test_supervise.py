@@ -117,6 +117,40 @@ def test_a_job_that_cannot_be_requeued_has_failed(tmp_path: Path, start_job: Cal
     assert status(tmp_path / "run").reason == "stopped by SIGUSR1, but scontrol requeue 17: not allowed"
 
 
+@pytest.mark.parametrize("scontrol", ["missing", "rejected"])
+def test_a_job_in_a_container_asks_its_batch_script_to_requeue_it(
+    scontrol: str, tmp_path: Path, start_job: Callable[[str], None], monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    start_job("exit 1")
+    if scontrol == "missing":
+        monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("DIFFUSION_LAB_REQUEUE_FILE", str(tmp_path / "request"))
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "16")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "4")
+    with pytest.raises(SystemExit) as end:
+        supervise(tmp_path / "run", killing(signal.SIGUSR1))
+    assert end.value.code == 138
+    assert (tmp_path / "request").read_text() == "16_4\n"
+    assert status(tmp_path / "run").state == "requeued"
+    assert caplog.messages == ["stopped by SIGUSR1; its batch script requeues job 16_4, which then resumes."]
+
+
+def test_a_job_in_a_container_without_a_request_file_has_failed_with_the_remedy(
+    tmp_path: Path, start_job: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    start_job("exit 1")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for path in ("", str(tmp_path / "nowhere" / "request")):
+        monkeypatch.setenv("DIFFUSION_LAB_REQUEUE_FILE", path)
+        with pytest.raises(SystemExit):
+            supervise(tmp_path / "run", killing(signal.SIGUSR1))
+        reason = status(tmp_path / "run").reason
+        assert reason is not None
+        assert "scontrol requeue 17: the program is not on PATH; for a container, see docs/cluster.md" in reason
+    assert f"must be a writable file, got {tmp_path}/nowhere/request: No such file" in caplog.text
+
+
 def test_a_folder_in_use_remains_unchanged(tmp_path: Path) -> None:
     with FileLock(tmp_path / ".lock"), pytest.raises(UserError, match="is in use by another process"):
         supervise(tmp_path, lambda: 1.0)

@@ -1,5 +1,6 @@
 """Folder names of sweeps and the plan of what is left to do in them."""
 
+import csv
 import json
 import time
 from pathlib import Path
@@ -156,3 +157,28 @@ def test_a_sweep_ends_with_its_table_and_an_error_message_about_failed_runs(
         "1 of the sweep's 2 runs failed; run the same command again to resume them. seed-2: RuntimeError: [no] reason."
     )
     assert "RuntimeError: [no] reason" in " ".join(capsys.readouterr().out.split())
+
+
+def test_runs_that_were_not_started_are_counted_separately_and_are_started_by_the_same_command(
+    command_line: Any, tmp_path: Path
+) -> None:
+    command_line("seed=1,2,3")
+    for seed in (1, 2, 3):
+        (tmp_path / f"seed-{seed}").mkdir()
+        run_status.mark_not_started(tmp_path / f"seed-{seed}", "job 17_2 was canceled")
+    runs = plan_runs(tmp_path, "seed=1", "seed=2", "seed=3")
+    assert [(run.next_action, run.is_busy, run.is_done) for run in runs] == [("start", False, False)] * 3
+    assert sweep_plan.finish() == (
+        "3 of the sweep's 3 runs were not started; run the same command again to start them. seed-3: job 17_2 was "
+        "canceled."
+    )
+    run_status.mark_running(tmp_path / "seed-1")
+    run_status.mark_failed(tmp_path / "seed-1", "RuntimeError: no")
+    run_status.mark_running(tmp_path / "seed-2")
+    run_status.mark_finished(tmp_path / "seed-2", 0.5)
+    assert sweep_plan.finish() == (
+        "1 of the sweep's 3 runs failed and 1 was not started; run the same command again to resume them. seed-3: job "
+        "17_2 was canceled."
+    )
+    with (tmp_path / "sweep.csv").open() as file:
+        assert [row["state"] for row in csv.DictReader(file)] == ["failed", "finished", "not started"]

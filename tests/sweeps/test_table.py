@@ -118,7 +118,7 @@ def test_the_command_shows_a_sweep_and_rejects_other_folders(tmp_path: Path) -> 
     rejected = subprocess.run(command, capture_output=True, text=True)
     assert (rejected.returncode, rejected.stderr) == (
         1,
-        f"error: `folder` must be a sweep folder that contains runs, got {tmp_path}.\n",
+        f"error: `folder` must be a sweep folder, a run in it or last, got {tmp_path}, which has no status.json.\n",
     )
     finish(started_run(tmp_path, "seed=1"), 4.0)
     done = subprocess.run(command, capture_output=True, text=True)

@@ -1,5 +1,6 @@
 """Loggers of a run that is stopped and resumed."""
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -23,25 +24,25 @@ def test_a_resumed_run_drops_the_rows_of_repeated_steps_and_appends(tmp_path: Pa
     first = [{"loss": 0.1 * k, "step": k} for k in (2, 4, 6, 8)]
     log(tmp_path, *first[:2], {"distance": 7.5, "step": 4}, *first[2:])
     log(tmp_path, {"loss": 0.6, "step": 6}, after=4)
-    assert lines(tmp_path) == ["distance,loss,step", ",0.2,2", ",0.4,4", "7.5,,4", ",0.6,6"]
+    assert lines(tmp_path) == ["step,distance,loss", "2,,0.2", "4,,0.4", "4,7.5,", "6,,0.6"]
 
 
 def test_a_new_run_starts_with_an_empty_table(tmp_path: Path) -> None:
     log(tmp_path, {"loss": 0.5, "step": 2})
     log(tmp_path, {"loss": 0.25, "step": 2})
-    assert lines(tmp_path) == ["loss,step", "0.25,2"]
+    assert lines(tmp_path) == ["step,loss", "2,0.25"]
 
 
-def test_an_incomplete_last_line_is_dropped(tmp_path: Path) -> None:
+def test_a_table_of_an_earlier_version_continues_with_the_step_first(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("distance,loss,step\n,0.5,2\n,0.12")
     log(tmp_path, {"loss": 0.25, "step": 4}, after=2)
-    assert lines(tmp_path) == ["distance,loss,step", ",0.5,2", ",0.25,4"]
+    assert lines(tmp_path) == ["step,distance,loss", "2,,0.5", "4,,0.25"]
 
 
 def test_a_resumed_run_may_log_a_new_metric(tmp_path: Path) -> None:
     log(tmp_path, {"loss": 0.5, "step": 2})
     log(tmp_path, {"loss": 0.25, "distance": 3.0, "step": 4}, after=2)
-    assert lines(tmp_path) == ["distance,loss,step", ",0.5,2", "3.0,0.25,4"]
+    assert lines(tmp_path) == ["step,distance,loss", "2,,0.5", "4,3.0,0.25"]
 
 
 class Recorder:
@@ -97,3 +98,22 @@ def test_repeated_steps_are_logged_once(tmp_path: Path, monkeypatch: pytest.Monk
     ]  # from the checkpoint of step 2
     _, recorder = log_to_wandb(tmp_path, *repeated, monkeypatch=monkeypatch)
     assert recorder.rows == [(4, {"share": 0.1}), (5, {"loss": 0.2})]
+
+
+def test_a_run_that_is_trained_further_drops_the_rows_of_its_first_end(tmp_path: Path) -> None:
+    logger = MetricsFile(str(tmp_path))
+    for step in (2, 4, 5):  # a run of five steps that logs every two steps and at its end
+        logger.log_metrics({"loss": 0.1 * step}, step=step)
+    logger.log_after_training({"distance": 7.0}, step=5)
+    logger.save()
+    assert lines(tmp_path)[-1].split(",").count("1.0") == 1
+
+    further = MetricsFile(str(tmp_path))
+    further.continue_after(5, log_every_n_steps=2)
+    further.log_metrics({"loss": 0.6, "distance": 3.0}, step=6)
+    further.save()
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
+    assert [row["step"] for row in rows] == ["2", "4", "6"]
+    assert not any("after_training" in row for row in rows)
+    assert rows[-1]["distance"] == "3.0"

@@ -8,6 +8,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from diffusion_lab import checkpoint_files
+from diffusion_lab.callbacks.after_training import run_after_training
 from diffusion_lab.callbacks.every import Every
 from diffusion_lab.distributed.signals import StoppedBySignal
 from diffusion_lab.training.diffusion_module import DiffusionModule
@@ -65,6 +66,7 @@ class SaveLast(Checkpoint):
         pl_module.on_train_end()
         if self.every.due_at_end(trainer.global_step):
             self._save(trainer)
+        run_after_training(trainer, pl_module)  # Lightning calls the hooks of Checkpoint callbacks last
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # After an error on one rank, the other ranks may have ended, and saving would wait for them forever. A signal,

@@ -27,6 +27,13 @@ class Every:
         self._last = step
         return True
 
+    def count(self, first_step: int, last_step: int) -> int:
+        """Return how often the action is taken after `first_step` until the end of a run of `last_step` steps."""
+        multiples = last_step // self.num_steps - first_step // self.num_steps
+        others = sum(first_step < step <= last_step and step % self.num_steps != 0 for step in self.also_at)
+        at_end = last_step > first_step and last_step % self.num_steps != 0 and last_step not in self.also_at
+        return max(0, multiples) + others + at_end
+
     def due_at_end(self, step: int) -> bool:
         """Return whether to take the action at the end of a run of `step` steps: it was not taken after this step."""
         return step > 0 and step != self._last

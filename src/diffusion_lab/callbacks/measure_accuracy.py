@@ -4,9 +4,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning import Callback, Trainer
+from lightning import Trainer
 from torch import Tensor
 
+from diffusion_lab.callbacks.after_training import AfterTraining, log_after_training
 from diffusion_lab.callbacks.every import Every
 from diffusion_lab.callbacks.progress import long_task
 from diffusion_lab.data.image_store import ImageStore
@@ -20,8 +21,10 @@ QUARTERS = (0.0, 0.25, 0.5, 0.75)
 """Quantiles of the diffusion time at which noisy images are classified."""
 
 
-class MeasureAccuracy(Callback):
+class MeasureAccuracy(AfterTraining):
     """Callback that measures the accuracy of a classifier on noisy images every n steps, at four noise levels.
+
+    A last measurement follows the last checkpoint of a run.
 
     The images are a fixed random subset of the first split that exists among `validation`, `test`, `held_out` and
     `train`. The name of each metric contains the split and the quantile of the diffusion time. All measurements use
@@ -40,13 +43,16 @@ class MeasureAccuracy(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: ClassifierModule, *args: Any) -> None:
         if self.every.due(trainer.global_step):
-            self._measure(trainer, pl_module)
+            metrics = self._measure(trainer, pl_module)
+            for logger in trainer.loggers:
+                logger.log_metrics(metrics, step=trainer.global_step)
 
-    def on_train_end(self, trainer: Trainer, pl_module: ClassifierModule) -> None:
+    def after_training(self, trainer: Trainer, pl_module: ClassifierModule) -> None:
         if self.every.due_at_end(trainer.global_step):
-            self._measure(trainer, pl_module)
+            log_after_training(trainer, self._measure(trainer, pl_module))
 
-    def _measure(self, trainer: Trainer, module: ClassifierModule) -> None:
+    def _measure(self, trainer: Trainer, module: ClassifierModule) -> dict[str, float]:
+        """Return the accuracies by name, and store them in the metrics of the trainer."""
         split, images = self._images = self._images or measured_images(trainer.datamodule.store)
         chosen = permutation(seed=0, epoch=0, size=len(images))[: self.num_images]  # data sets may be sorted by class
         positions = range(len(chosen))
@@ -63,9 +69,8 @@ class MeasureAccuracy(Callback):
         total = torch.stack(Ranks.current().all_gather_object(num_correct)).sum(dim=0)
         accuracies = (total / len(positions)).tolist()
         metrics = {f"accuracy_{split}_t{quarter:g}": value for quarter, value in zip(QUARTERS, accuracies, strict=True)}
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=trainer.global_step)
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
+        return metrics
 
 
 @torch.no_grad()

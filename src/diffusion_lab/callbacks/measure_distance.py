@@ -2,13 +2,15 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import astuple
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning import Callback, Trainer
+from lightning import Trainer
 
 from diffusion_lab import checkpoint_files
+from diffusion_lab.callbacks.after_training import AfterTraining, log_after_training
 from diffusion_lab.callbacks.every import Every
 from diffusion_lab.callbacks.progress import long_task
 from diffusion_lab.evaluation.evaluator import Evaluator, Number
@@ -21,12 +23,13 @@ from diffusion_lab.samplers import Sampler
 from diffusion_lab.training.diffusion_module import DiffusionModule
 
 
-class MeasureDistance(Callback):
+class MeasureDistance(AfterTraining):
     """Callback that compares samples from the averaged network with the training images every n steps.
 
     A metric may have several values, such as precision and recall. All of them are logged, and the checkpoint with the
-    smallest first value is kept as `best.ckpt`. Each rank generates a part of the samples, and all ranks receive the
-    result. A run shorter than every_n_steps measures only at the steps in also_at.
+    best first value is kept as `best.ckpt`. Each rank generates a part of the samples, and all ranks receive the
+    result. A last measurement follows the last checkpoint of a run; it is neither part of the state of this callback
+    nor a candidate for `best.ckpt`.
     """
 
     def __init__(
@@ -60,7 +63,9 @@ class MeasureDistance(Callback):
         self.metric, self.folder, self.sampler, self.num_samples = metric, Path(folder), sampler, num_samples
         self.every, self.batch_size, self.guidance = Every(every_n_steps, also_at), batch_size, guidance
         self.history: list[tuple[int, float]] = []
-        """(step, first metric value) of each measurement."""
+        """(step, first metric value) of each measurement during training."""
+        self.at_end: tuple[int, float] | None = None
+        """(step, first metric value) of the measurement after training, if there was one."""
         self.numbers: list[Number] = []
         """All metric values of the last measurement."""
         self.seconds = 0.0
@@ -73,36 +78,42 @@ class MeasureDistance(Callback):
         self._started = time.perf_counter()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: DiffusionModule, *args: Any) -> None:
-        if self.every.due(trainer.global_step):
-            self._measure(trainer, pl_module)
+        if not self.every.due(trainer.global_step):
+            return
+        self.numbers, metrics = self._measure(trainer, pl_module)
+        value = self.numbers[0].value
+        self.history.append((trainer.global_step, value))
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.global_step)
+            if hasattr(logger, "log_numbers"):
+                logger.log_numbers(self.numbers, step=trainer.global_step)
+        best = (max if self.metric.higher_is_better else min)(value for _, value in self.history)
+        if value == best:
+            trainer.save_checkpoint(self.folder / checkpoint_files.BEST)
 
-    def on_train_end(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
-        if trainer.global_step >= self.every.num_steps and self.every.due_at_end(trainer.global_step):
-            self._measure(trainer, pl_module)
+    def after_training(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
+        if self.every.due_at_end(trainer.global_step):
+            self.numbers, metrics = self._measure(trainer, pl_module)
+            self.at_end = trainer.global_step, self.numbers[0].value
+            log_after_training(trainer, metrics)
 
     def state_dict(self) -> dict[str, Any]:
-        numbers = [(number.name, number.value, number.fingerprint) for number in self.numbers]
+        numbers = [astuple(number) for number in self.numbers]
         return {"history": self.history, "numbers": numbers}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.history = [(int(step), float(distance)) for step, distance in state_dict["history"]]
         self.numbers = [Number(*number) for number in state_dict["numbers"]]
 
-    def _measure(self, trainer: Trainer, module: DiffusionModule) -> None:
+    def _measure(self, trainer: Trainer, module: DiffusionModule) -> tuple[list[Number], dict[str, float]]:
+        """Return the metric values, and what to log: their values and the duration of the measurement."""
         started = time.perf_counter()
         self._evaluator = self._evaluator or self._build_evaluator(trainer, module)
-        self.numbers = self._evaluator.measure([self.metric])
-        value = self.numbers[0].value
-        self.history.append((trainer.global_step, value))
+        numbers = self._evaluator.measure([self.metric])
         now = time.perf_counter()
         self.seconds += now - started
         durations = {"measuring_seconds": now - started, "measuring_share": self.seconds / (now - self._started)}
-        for logger in trainer.loggers:
-            logger.log_metrics({n.name: n.value for n in self.numbers} | durations, step=trainer.global_step)
-            if hasattr(logger, "log_numbers"):
-                logger.log_numbers(self.numbers, step=trainer.global_step)
-        if value <= min(earlier for _, earlier in self.history):
-            trainer.save_checkpoint(self.folder / checkpoint_files.BEST)
+        return numbers, {number.name: number.value for number in numbers} | durations
 
     def _build_evaluator(self, trainer: Trainer, module: DiffusionModule) -> Evaluator:
         datamodule = trainer.datamodule

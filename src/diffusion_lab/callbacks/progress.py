@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
@@ -18,8 +19,9 @@ from diffusion_lab.reporting.progress import SECONDS_BETWEEN_LINES, Advance, for
 
 logger = logging.getLogger(__name__)
 
-NUM_TIMED_STEPS = 20
-"""Number of steps after which the duration of the run is estimated and logged."""
+NUM_TIMED_STEPS = 2
+"""Number of steps, after the first one, whose duration is measured and announced. The first step initializes kernels,
+and with trainer.compile it compiles the network."""
 
 
 class Progress(ProgressBar):
@@ -31,6 +33,7 @@ class Progress(ProgressBar):
         self._task: Any = None
         self._started = self._last_line = 0.0
         self._first_step = 0
+        self._first_step_ended: float | None = None
         self._enabled = True
         self._announced = False
 
@@ -42,6 +45,7 @@ class Progress(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started, self._first_step, self._last_line = time.monotonic(), trainer.global_step, 0.0
+        self._first_step_ended = None
         console = Console()
         if self._enabled and console.is_terminal:
             columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[text]}")
@@ -50,10 +54,9 @@ class Progress(ProgressBar):
             self._bar.start()
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if self._enabled and not self._announced:
+            self._time_first_steps(trainer)
         now = time.monotonic()
-        if self._enabled and not self._announced and trainer.global_step >= self._first_step + NUM_TIMED_STEPS:
-            self._announced = True
-            self._announce_duration(trainer, now)
         interval = 0.5 if self._bar is not None else SECONDS_BETWEEN_LINES
         if not self._enabled or (now - self._last_line < interval and trainer.global_step < trainer.max_steps):
             return  # not after every step, because reading the loss waits for the device
@@ -70,9 +73,24 @@ class Progress(ProgressBar):
         left: float = (now - self._started) / num_steps * (trainer.max_steps - trainer.global_step)
         return left
 
-    def _announce_duration(self, trainer: Trainer, now: float) -> None:
-        """Log once, after the first steps, how long the rest of a run of hours takes and how to shorten it."""
-        hours = self._seconds_left(trainer, now) / 3600
+    def _time_first_steps(self, trainer: Trainer) -> None:
+        """Measure the second and the third step, and announce the duration of the run after the third step."""
+        num_steps = trainer.global_step - self._first_step
+        is_first, is_last = num_steps >= 1 and self._first_step_ended is None, num_steps > NUM_TIMED_STEPS
+        if not is_first and not is_last:
+            return
+        if trainer.strategy.root_device.type == "cuda":
+            torch.cuda.synchronize()  # a GPU works while the host starts the next steps; only these two steps wait
+        if self._first_step_ended is None:
+            self._first_step_ended = time.monotonic()
+            return
+        self._announced = True
+        seconds = (time.monotonic() - self._first_step_ended) / (num_steps - 1)
+        self._announce_duration(trainer, seconds * (trainer.max_steps - trainer.global_step))
+
+    def _announce_duration(self, trainer: Trainer, seconds_left: float) -> None:
+        """Log how long the rest of a run of hours takes and how to shorten it."""
+        hours = seconds_left / 3600
         if hours >= 1:
             logger.info(
                 "%s hours left for %s steps; trainer.max_steps=... makes the run shorter.",

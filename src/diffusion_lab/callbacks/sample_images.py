@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from lightning import Callback, Trainer
+from lightning import Trainer
 
+from diffusion_lab.callbacks.after_training import AfterTraining
 from diffusion_lab.callbacks.every import Every
 from diffusion_lab.callbacks.progress import long_task
 from diffusion_lab.distributed.collectives import Ranks
@@ -17,7 +18,7 @@ from diffusion_lab.training.diffusion_module import DiffusionModule
 BATCH_SIZE = 16
 
 
-class SampleImages(Callback):
+class SampleImages(AfterTraining):
     """Callback that saves a grid of samples, and an animation of the sampling, every n steps and at the end.
 
     Image k always has seed k, so the image in a given cell starts from the same noise tensor in all grids. If
@@ -49,7 +50,7 @@ class SampleImages(Callback):
         if self.every.due(trainer.global_step):
             self._sample(trainer, pl_module)
 
-    def on_train_end(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
+    def after_training(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         if self.every.due_at_end(trainer.global_step):
             self._sample(trainer, pl_module)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import diffusion_lab
 
 COMMANDS = (
-    *("train", "train_classifier", "sample", "evaluate", "compare"),
+    *("train", "train_classifier", "prepare", "sample", "evaluate", "compare"),
     *("sweep", "reconstruct_ema", "inspect_data", "show_schedule"),
 )
 """Modules in this folder that are commands, in the order of the help text.

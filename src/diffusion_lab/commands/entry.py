@@ -21,7 +21,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_lab.commands import logs, malloc
+from diffusion_lab.commands.help import print_help
 from diffusion_lab.config import overrides
+from diffusion_lab.config.command_line import as_hydra_arguments, flags_first
 from diffusion_lab.config.compose import error_message, in_sweep
 from diffusion_lab.config.library_classes import with_plus
 from diffusion_lab.config.search_path import with_search_path
@@ -51,11 +53,16 @@ def entry(
     """
     logs.configure()
     tracebacks = _request_tracebacks()
-    task = _Task(command, keeps_status=keeps_status, tracebacks=tracebacks)
+    task = _Task(command, config_name, keeps_status=keeps_status, tracebacks=tracebacks)
     user_error = run_error = None
     try:
+        logs.take_folder()
+        if print_help(config_name, sys.argv[1:]):
+            return
+        sys.argv[1:] = as_hydra_arguments(config_name, sys.argv[1:])
         overrides.require_single_choices(sys.argv[1:])
         prepare_command_line()
+        sys.argv[1:] = flags_first(sys.argv[1:])
         _prepare_process(config_name)
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(task.run)()
     except RunFailedError as error:
@@ -77,8 +84,11 @@ def entry(
 class _Task:
     """The function that Hydra calls with the composed config, once or for each run of a sweep."""
 
-    def __init__(self, command: Callable[[DictConfig], object], *, keeps_status: bool, tracebacks: bool) -> None:
-        self.command, self.keeps_status, self.tracebacks = command, keeps_status, tracebacks
+    def __init__(
+        self, command: Callable[[DictConfig], object], config_name: str, *, keeps_status: bool, tracebacks: bool
+    ) -> None:
+        self.command, self.config_name = command, config_name
+        self.keeps_status, self.tracebacks = keeps_status, tracebacks
         self.has_started = False
 
     def run(self, config: DictConfig) -> object:
@@ -90,15 +100,16 @@ class _Task:
             logger.debug("run folder: %s", folder)
             try:
                 return self._run_supervised(config, folder)
-            except UserError as error:
+            except (UserError, OmegaConfBaseException) as error:
+                message = error_message(error, self.config_name)
                 if is_new and not isinstance(error, FolderInUseError):
                     _remove_rejected_run(folder)
                 if self.tracebacks:
                     raise
                 if not in_sweep():
-                    _exit_with_error(str(error))
-                logger.error("%s: %s", folder.name, error)  # the other runs of the sweep continue
-                raise RunFailedError(f"{folder.name}: {error}") from error
+                    _exit_with_error(message)
+                logger.error("%s: %s", folder.name, message)  # the other runs of the sweep continue
+                raise RunFailedError(f"{folder.name}: {message}") from error
             except Exception as error:
                 if not in_sweep():
                     raise

@@ -1,9 +1,13 @@
 """Evaluate trained runs: metrics of their samples, such as the FID, and bits per dimension.
 
-python src/evaluate.py run=logs/train/RUN
+python src/evaluate.py run=logs/train/RUN                                           # Frechet distance
 python src/evaluate.py run=logs/train/RUN 'metrics=[fid,kid,is,precision_recall,nll]' num_samples=50000
-python src/evaluate.py 'run=logs/train/*' sampler=ddim sampler.num_steps=50
-python src/evaluate.py -m run=logs/train/RUN sampler=ddim,ancestral sampler.num_steps=10,50
+python src/evaluate.py 'run=logs/train/*' sampler=ddim sampler.num_steps=50         # a table with a row per run
+python src/evaluate.py -m run=logs/train/RUN sampler=ddim,ancestral sampler.num_steps=10,50   # a row per sampler
+torchrun --nproc-per-node 8 src/evaluate.py run=logs/train/RUN trainer=ddp          # on eight GPUs
+
+Results: logs/evaluate/<date>_<time> contains metrics.json, with the settings of each value, and a grid of samples.
+Resuming: the same command generates only the batches that an interrupted command did not finish.
 """
 
 import resource
@@ -28,7 +32,8 @@ if TYPE_CHECKING:
 def evaluate(config: DictConfig) -> float | None:
     """Measure the selected checkpoints: denoiser -> sampler -> images -> metrics.
 
-    Returns the first metric value of the first checkpoint, or None if no metric is measured.
+    Returns the value that a search minimizes: the first metric value of the first checkpoint, with the opposite sign if
+    a higher value is better, or None if no metric is measured.
     """
     targets = find_targets(config)
     fabric = sampling_setup.launch_fabric(config)
@@ -41,7 +46,7 @@ def evaluate(config: DictConfig) -> float | None:
             _write_results(results[-1], measurement, folder)
     if len(targets) > 1 and fabric.is_global_zero:
         run_tables.write_and_print_table([output], output, "runs", swept=["run"], allowed=config.allow)
-    return results[0][0].value if results[0] else None
+    return results[0][0].objective if results[0] else None
 
 
 def _measure(measurement: "Measurement", config: DictConfig, folder: Path) -> list["Number"]:

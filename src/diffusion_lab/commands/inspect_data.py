@@ -1,7 +1,10 @@
 """Report the content of an image set: shape, classes, pixel values, constant images and duplicates.
 
 python src/inspect_data.py data=cifar10
+python src/inspect_data.py data=class_folders data.path=FOLDER data.resolution=64
 python src/inspect_data.py data=fashion_mini near_duplicates.max_ratio=0.5 num_pairs=200
+
+Results: logs/inspect_data/<date>_<time> contains the report, a contact sheet and the duplicates.
 """
 
 import logging

@@ -1,18 +1,42 @@
 """Log messages of the commands, on stderr as `note: ...`, `warning: ...` or `error: ...` and in Hydra's job log file.
 
+The setting `logs`, which selects the folder of all run folders and job logs, is also read here.
+
 Only commands configure logging. In a script that imports the package, the `diffusion_lab` logger has no handlers and
 propagates to the root logger.
 """
 
 import logging
+import os
+import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+from diffusion_lab.config.overrides import unquote
 from diffusion_lab.distributed import slurm_job
+from diffusion_lab.errors import UserError
+from diffusion_lab.paths import LOGS_VARIABLE
 
 PACKAGE_LOGGER = logging.getLogger("diffusion_lab")
 
 PREFIXES = {logging.DEBUG: "debug", logging.INFO: "note", logging.WARNING: "warning"}
+
+
+def take_folder() -> None:
+    """Move the setting `logs` from sys.argv to the environment, so that resuming and child processes also use it.
+
+    Raises UserError if the setting is empty or a file.
+    """
+    given = [argument for argument in sys.argv[1:] if re.match(r"\+*logs=", argument)]
+    for argument in given:
+        sys.argv.remove(argument)
+        value = unquote(argument.partition("=")[2])
+        folder = Path(value).expanduser().absolute()
+        if not value or folder.is_file():
+            raise UserError(f"`logs` must be a folder (logs=/data/logs), got {value or 'no value'}.")
+        os.environ[LOGS_VARIABLE] = str(folder)
 
 
 class _PrefixFormatter(logging.Formatter):

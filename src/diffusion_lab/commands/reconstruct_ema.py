@@ -4,7 +4,10 @@ The method is from Karras et al. (2024), section 3.2. The EMA length, sigma_rel 
 of the averaging weights over the training steps, as a fraction of the training duration.
 
 python src/reconstruct_ema.py run=logs/train/RUN length=0.07
-python src/evaluate.py run=logs/train/RUN checkpoint=ema_0.070.ckpt
+python src/reconstruct_ema.py -m run=logs/train/RUN length=0.03,0.07,0.15
+python src/evaluate.py -m run=logs/train/RUN checkpoint=ema_0.030.ckpt,ema_0.070.ckpt,ema_0.150.ckpt
+
+Results: the run's checkpoints folder contains the average, such as ema_0.070.ckpt.
 """
 
 import logging
@@ -17,6 +20,7 @@ from diffusion_lab.commands import entry
 from diffusion_lab.config.program import command_line
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import load as run_loading
+from diffusion_lab.runs.find import find_place, portable_path, run_of, shell_word
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +43,7 @@ def reconstruct_ema(config: DictConfig) -> float:
     for name, example in (("run", "run=logs/train/RUN"), ("length", "length=0.1")):
         if OmegaConf.is_missing(config, name):
             raise UserError(f"`{name}` must be given ({example}), got no value.")
-    folder = Path(str(config.run))
+    folder = find_place("run", config.run, run_of("train")).folder
     trained = run_loading.load_config(folder)
     profile, snapshots = _requested_profile(config, folder, trained)
 
@@ -54,7 +58,7 @@ def reconstruct_ema(config: DictConfig) -> float:
         f"EMA length {profile.relative_width} at step {profile.step}, from {len(snapshots)} snapshots; "
         f"{result.residual:.2%} of the averaging profile is not reproduced"
     )
-    print(f"{command_line('evaluate')} run={config.run} checkpoint={path.name}", flush=True)
+    print(f"{command_line('evaluate')} run={shell_word(portable_path(folder))} checkpoint={path.name}", flush=True)
     return result.residual
 
 

@@ -1,9 +1,14 @@
 """Generate images from a trained run.
 
-python src/sample.py run=logs/train/RUN num_images=64
+python src/sample.py run=logs/train/RUN num_images=64                               # a grid and PNG files
 python src/sample.py run=logs/train/RUN label=7 guidance_scale=2 animation=true
-python src/sample.py run=logs/train/RUN image=57               # only image 57, whose pixels do not depend on num_images
+python src/sample.py run=logs/train/RUN image=57                                    # only image 57
+python src/sample.py run=logs/train/RUN sampler=ddim sampler.num_steps=20 num_images=50000 save_npz=true
+python src/sample.py run=logs/train/BASE 'cascade=[logs/train/UPSAMPLER]'           # a cascade
 torchrun --nproc-per-node 8 src/sample.py run=logs/train/RUN trainer=ddp num_images=50000 save_npz=true
+
+Results: logs/sample/<date>_<time> contains the grid samples.png and images/.
+Resuming: the same command generates only the batches that an interrupted command did not finish.
 """
 
 import logging
@@ -14,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.commands import entry
 from diffusion_lab.errors import UserError
-from diffusion_lab.runs import sampling_setup
+from diffusion_lab.runs import class_names, sampling_setup
 from diffusion_lab.runs.find import find_targets
 
 if TYPE_CHECKING:
@@ -30,7 +35,12 @@ def sample(config: DictConfig) -> None:
         raise UserError(f"`run` and `checkpoint` must select one checkpoint, got {1 + len(others)} checkpoints.")
     seeds = _seeds(config)
     fabric = sampling_setup.launch_fabric(config)
+
+    from diffusion_lab.data.classes import numbering  # the package imports torch
+
     images, step = sampling_setup.build_images(config, target, fabric)
+    if fabric.is_global_zero and images.labels([0]) is not None and (names := class_names.load(target.folder)):
+        print(f"classes: {numbering(names)}", flush=True)
     with fabric.autocast():
         _generate(config, images, seeds)
     if fabric.is_global_zero:
@@ -43,8 +53,9 @@ def _seeds(config: DictConfig) -> list[range]:
     for name, least in (("seed", 0), ("num_images", 1), ("num_pictures", 0)):
         if not isinstance(config[name], int) or isinstance(config[name], bool) or config[name] < least:
             raise UserError(f"{name} must be a whole number of at least {least}, got {config[name]}.")
+    _animation_format(config)
     if config.animation and not config.num_pictures:
-        raise UserError("num_pictures must be at least 1 for animation=true, got 0.")
+        raise UserError(f"num_pictures must be at least 1 for animation={str(config.animation).lower()}, got 0.")
     if config.image is None:
         return [range(config.seed, config.seed + config.num_images)]
     numbers = list(config.image) if OmegaConf.is_list(config.image) else [config.image]
@@ -71,7 +82,7 @@ def _generate(config: DictConfig, images: "SeededImages", seeds: list[range]) ->
         logger.info("%s images were generated before an interruption and are reused.", f"{num_cached:,}")
     try:
         if config.animation:
-            _save_animation(images, batches, folder / "samples.webp", config)
+            _save_animation(images, batches, folder / f"samples.{_animation_format(config)}", config)
         with ranks.raise_together(), progress_bar("sampling", sum(map(len, own_batches))) as advance:
             for batch in own_batches:
                 files.add(batch, images.generate(batch))
@@ -80,6 +91,13 @@ def _generate(config: DictConfig, images: "SeededImages", seeds: list[range]) ->
         raise UserError(str(error)) from error
     files.finish(images.shape)
     sampling_setup.remove_work_folder(config, images)
+
+
+def _animation_format(config: DictConfig) -> str:
+    """Return the file format of the animation.  Raises UserError if `animation` has another value."""
+    if config.animation not in (True, False, "webp", "gif"):
+        raise UserError(f"`animation` must be false, true, webp or gif, got {config.animation}.")
+    return "gif" if config.animation == "gif" else "webp"
 
 
 def _save_animation(images: "SeededImages", batches: list[range], path: Path, config: DictConfig) -> None:

@@ -1,7 +1,10 @@
 """Plot noise schedules: curves of alpha, sigma and log-SNR, and an image at increasing noise levels.
 
 python src/show_schedule.py schedule=linear,cosine,edm
+python src/show_schedule.py schedule=cosine schedule.num_timesteps=50
 python src/show_schedule.py schedule=linear schedule.num_timesteps=50 'beside=[linear,linear_scaled]'
+
+Results: logs/show_schedule/<date>_<time>/schedules.png.
 """
 
 import re
@@ -114,7 +117,7 @@ def _noisy_images(schedule: "NoiseSchedule", t: "Tensor", image: "Tensor") -> "T
     return process.q_sample(x_0, t, noise) / torch.hypot(alpha_t, sigma_t)
 
 
-def _split_schedules(overrides: list[str]) -> list[str]:
+def split_schedules(overrides: list[str]) -> list[str]:
     """Replace schedule=a,b,c, which Hydra would run as a sweep, with schedule=a and beside=[b,c]."""
     for k, override in enumerate(overrides):
         if found := re.fullmatch(r"schedule=(\w+),([\w,]+)", override):
@@ -123,7 +126,7 @@ def _split_schedules(overrides: list[str]) -> list[str]:
 
 
 def main() -> None:
-    sys.argv[1:] = _split_schedules(sys.argv[1:])
+    sys.argv[1:] = split_schedules(sys.argv[1:])
     entry.entry("show_schedule", show_schedule)
 
 

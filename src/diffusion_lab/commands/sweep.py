@@ -1,17 +1,22 @@
 """Show the status of a sweep, during or after its runs.
 
 python src/sweep.py status logs/train/SWEEP
-python src/sweep.py status logs/train/SWEEP --allow precision      # also compare results with different precision
+python src/sweep.py status logs/train/SWEEP --allow precision              # compare results with different precision
+python src/sweep.py status logs/train/SWEEP --allow num_samples seed
+
+--allow lists fingerprint fields in which the results of the runs may differ, in addition to the swept settings.
+
+Results: a table with the state of each run; the sweep folder then contains sweep.csv, sweep.md and plots.
+Resuming: the command that started the sweep starts only the runs that are missing, and resumes interrupted runs.
 """
 
-import argparse
 import logging
 import sys
-from pathlib import Path
 
 from diffusion_lab.commands import logs
-from diffusion_lab.config.program import command_line
-from diffusion_lab.runs import status as run_status
+from diffusion_lab.commands.help import print_help
+from diffusion_lab.errors import UserError
+from diffusion_lab.runs.find import SWEEP, find_place
 from diffusion_lab.sweeps import table as sweep_table
 
 logger = logging.getLogger(__name__)
@@ -19,24 +24,29 @@ logger = logging.getLogger(__name__)
 
 def main() -> None:
     """Print the current table of a sweep's runs, and write the table to the sweep folder."""
-    parser = argparse.ArgumentParser(
-        prog=command_line("sweep"),
-        description="Shows a table with the status of each run of a sweep, and writes the table to the sweep folder.",
-    )
-    parser.add_argument("command", choices=["status"], help="shows the table of the sweep's runs")
-    parser.add_argument("folder", type=Path, help="sweep folder below logs/")
-    parser.add_argument(
-        "--allow", nargs="+", default=[], metavar="FIELD", help="fingerprint fields that may differ between results"
-    )
-    arguments = parser.parse_args()
     logs.configure()
-    folder = arguments.folder.expanduser()
-    if not folder.is_dir() or not any(folder.glob(f"*/{run_status.STATUS}")):
-        logger.error("`folder` must be a sweep folder that contains runs, got %s.", folder)
+    if print_help("sweep", sys.argv[1:]):
+        return
+    try:
+        logs.take_folder()
+        name, allowed = _parsed(sys.argv[1:])
+        folder = find_place("folder", name, SWEEP).folder
+    except UserError as error:
+        logger.error("%s", error)
         sys.exit(1)
-    comparable = sweep_table.write_sweep_table(folder, arguments.allow)
+    comparable = sweep_table.write_sweep_table(folder, allowed)
     print(f"results are in {folder}")
     sys.exit(0 if comparable else 1)
+
+
+def _parsed(arguments: list[str]) -> tuple[str, list[str]]:
+    """Return the sweep folder and the fields of --allow.  Raises UserError for other arguments."""
+    position = arguments.index("--allow") if "--allow" in arguments else len(arguments)
+    named, allowed = arguments[:position], arguments[position + 1 :]
+    if len(named) != 2 or named[0] != "status" or (position < len(arguments) and not allowed):
+        given = " ".join(arguments) or "no arguments"
+        raise UserError(f"the arguments must be: status SWEEP_FOLDER [--allow FIELD ...], got {given}.")
+    return named[1], allowed
 
 
 if __name__ == "__main__":

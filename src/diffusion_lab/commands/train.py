@@ -1,9 +1,13 @@
 """Train one diffusion model, or several models in a sweep.
 
-python src/train.py experiment=quickstart
-python src/train.py schedule=cosine data=cifar10
-python src/train.py -m schedule=linear,cosine model=unet_tiny,unet_small
-python src/train.py resume=last
+python src/train.py experiment=quickstart                          # a model of clothing images, in minutes on a laptop
+python src/train.py schedule=cosine data=cifar10                   # one run
+python src/train.py -m schedule=linear,cosine seed=1,2             # a sweep: four runs
+python src/train.py resume=last                                    # resume the last run
+python src/train.py resume=logs/train/RUN trainer.max_steps=5000   # train for more steps
+
+Results: the run folder logs/train/<date>_<time> contains metrics.csv, samples/ and checkpoints/.
+Resuming: Ctrl-C saves a checkpoint; resume=last, or the path of the run folder, continues the run.
 """
 
 from functools import partial

@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from diffusion_lab.config.earlier_versions import current_choice, current_key
 from diffusion_lab.config.library_classes import drop_unused_settings, with_plus
@@ -51,6 +51,21 @@ def error_message(error: Exception, config_name: str) -> str:
             else _name_here(group, choice) or suggestion(choice, list(error.options)) or _own_choices_hint()
         )
         return f"{group} must be one of {', '.join(error.options)}, got {choice}{hint}."
+    text = " ".join(str(error).split())
+    if found := re.match(r"Ambiguous value for argument '([^=]+)=(.*?)' 1\.", text):
+        return (
+            f"{found[1]} must be one value, a list ([{found[2]}]) or, with -m, the values of a sweep, got {found[2]}."
+        )
+    if found := re.search(r"Could not load '(.+)/([^/']+)'\. Config search path", text):
+        choices = [path.stem for path in sorted((CONF / found[1]).glob("*.yaml"))]
+        return f"{found[1]} must be one of {', '.join(choices)}, got {found[2]}{suggestion(found[2], choices)}."
+    if found := re.match(r"(\w+) raised while resolving interpolation: (.*?) full_key: (\S+)", text):
+        return f"{found[3]} cannot be computed from the given settings: {found[2]}."
+    if isinstance(error, InterpolationKeyError):
+        missing = re.search(r"'([^']+)' not found", str(error))
+        return f"a value refers to ${{{missing[1] if missing else '...'}}}, which is not a setting."
+    if found := re.match(r"Error merging override ([^=]+)=(.*)", str(error)):
+        return f"{found[1]} must be a value, or ${{NAME}} for the value of another setting, got {found[2]}."
     if isinstance(error, ConfigCompositionException):
         if found := re.match(
             r"Could not (?:override|append to config\.?|delete from config\.?) ?'([^']+)'", str(error)
@@ -58,7 +73,7 @@ def error_message(error: Exception, config_name: str) -> str:
             return _unknown_key(found[1], config_name)
         if found := re.search(r"Could not override '([^']+)'\.", str(error)):
             return _unknown_key(found[1].split("@")[0], config_name)
-    return re.sub(r" See https://hydra\S+ for details", ".", " ".join(str(error).split()))
+    return re.sub(r" See https://hydra\S+ for details| full_key: .*", ".", text)
 
 
 def _name_here(group: str, choice: str) -> str:

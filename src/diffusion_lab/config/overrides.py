@@ -64,6 +64,13 @@ def quote(text: str) -> str:
     return f'"{escaped}"'
 
 
+def unquote(value: str) -> str:
+    """Return the text of a value that `quote`, or a user, put between quotes; other values are returned unchanged."""
+    if len(value) < 2 or value[0] != value[-1] or value[0] not in "'\"":
+        return value
+    return re.sub(rf"(\\+)({value[0]}|$)", lambda match: "\\" * (len(match[1]) // 2) + match[2], value[1:-1])
+
+
 def sweep_folder_name(name: str | None, params: DictConfig | None) -> str:
     """Return the folder name of the sweep on the command line.
 

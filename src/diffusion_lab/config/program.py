@@ -1,6 +1,7 @@
 """How the running command was started: with a script in src/, with the console command, or with `python -m`."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -18,6 +19,15 @@ def command_line(command: str) -> str:
     """
     program = os.environ.get(PROGRAM_VARIABLE)
     return f"{program} {command.replace('_', '-')}" if program else f"python src/{command}.py"
+
+
+def as_typed(example: str) -> str:
+    """Return an example of the documentation, such as "python src/train.py", in the form of the running command."""
+    program = os.environ.get(PROGRAM_VARIABLE)
+    if not program:
+        return example
+    example = re.sub(r"python src/(\w+)\.py", lambda found: command_line(found[1]), example)
+    return re.sub(r"src/(\w+)\.py", lambda found: f"-m diffusion_lab {found[1].replace('_', '-')}", example)
 
 
 def interpreter_arguments() -> tuple[str, ...]:

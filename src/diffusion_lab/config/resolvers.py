@@ -11,7 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from diffusion_lab.config import overrides
 from diffusion_lab.config.program import command_line
 from diffusion_lab.distributed import launch, slurm_job
-from diffusion_lab.paths import PACKAGE, ROOT
+from diffusion_lab.paths import PACKAGE, logs_folder
 
 
 def _fastest_cpu_precision() -> str:
@@ -79,6 +79,52 @@ def _adm_multipliers(resolution: int) -> ListConfig:
     return OmegaConf.create(published.get(resolution, [1, 2, 3]))
 
 
+LOWEST_SIDE = 8
+"""Side of the lowest level of small U-Nets: attention between 64 positions takes little time."""
+
+
+def _patch_side(resolution: int, smallest: int, largest_map: int) -> int:
+    """Return the side of the pixel patches of a U-Net, so that its first level has at most largest_map^2 positions.
+
+    The side is `smallest`, doubled as long as the feature map is larger and can still be halved for a second level.
+    """
+    side = smallest
+    while (
+        _are_sizes(resolution, side) and resolution // side > largest_map and resolution % (4 * side) == 0
+    ):  # two levels
+        side *= 2
+    return side
+
+
+def _unet_levels(multipliers: ListConfig, resolution: int, patch_size: int) -> ListConfig:
+    """Return the channel multipliers of a U-Net, with the last one repeated until the lowest level is small."""
+    levels = list(multipliers)
+    while (side := _side(resolution, patch_size, len(levels))) is not None and side > LOWEST_SIDE and side % 2 == 0:
+        levels.append(levels[-1])
+    return OmegaConf.create(levels)
+
+
+def _attention_sides(wanted: ListConfig, resolution: int, patch_size: int, multipliers: ListConfig) -> ListConfig:
+    """Return `wanted` if a level has one of these sides, else the largest side of a level below them, or the lowest."""
+    sides = [_side(resolution, patch_size, number) for number in range(1, len(multipliers) + 1)]
+    if None in sides or set(wanted) & set(sides):
+        return wanted
+    return OmegaConf.create([max((side for side in sides if side and side <= max(wanted)), default=sides[-1])])
+
+
+def _side(resolution: int, patch_size: int, num_levels: int) -> int | None:
+    """Return the side of the lowest of num_levels levels; None if the resolution cannot be divided so often."""
+    if not _are_sizes(resolution, patch_size):
+        return None
+    side, rest = divmod(resolution, patch_size * 2 ** (num_levels - 1))
+    return None if rest or not side else side
+
+
+def _are_sizes(*values: object) -> bool:
+    """Return whether all values are whole numbers above 0. Other values are refused later, with their own names."""
+    return all(isinstance(value, int) and value > 0 for value in values)
+
+
 def _interval(num_events: int, max_steps: int) -> int:
     """Return the number of steps between `num_events` evenly spaced events; 5000 for a run without max_steps."""
     return max(1, max_steps // num_events) if max_steps > 0 else 5000
@@ -94,7 +140,7 @@ def _num_class_folders(path: str) -> int:
     return sum(child.is_dir() and not child.name.startswith(".") for child in folder.iterdir())
 
 
-OmegaConf.register_new_resolver("root", lambda *parts: str(ROOT.joinpath(*parts)), replace=True)
+OmegaConf.register_new_resolver("logs_folder", lambda: str(logs_folder()), replace=True)
 OmegaConf.register_new_resolver("embedded", lambda name: str(PACKAGE / "data" / "embedded" / name), replace=True)
 OmegaConf.register_new_resolver("fastest_cpu_precision", _fastest_cpu_precision, replace=True)
 OmegaConf.register_new_resolver("fastest_accelerator", _fastest_accelerator, replace=True)
@@ -110,6 +156,9 @@ OmegaConf.register_new_resolver("output_channels", _output_channels, replace=Tru
 OmegaConf.register_new_resolver("eighth", lambda resolution: resolution // 8, replace=True)
 OmegaConf.register_new_resolver("label_rows", _label_rows, replace=True)
 OmegaConf.register_new_resolver("adm_multipliers", _adm_multipliers, replace=True)
+OmegaConf.register_new_resolver("patch_side", _patch_side, replace=True)
+OmegaConf.register_new_resolver("unet_levels", _unet_levels, replace=True)
+OmegaConf.register_new_resolver("attention_sides", _attention_sides, replace=True)
 OmegaConf.register_new_resolver("num_class_folders", _num_class_folders, replace=True)
 OmegaConf.register_new_resolver("command_line", command_line, replace=True)
 OmegaConf.register_new_resolver("job_name", slurm_job.job_name, replace=True)

@@ -4,13 +4,14 @@ Source: Karras et al. 2022, section 5.
 """
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffusion_lab.contracts import Interface
 from diffusion_lab.randomness import Draws
 
 LOG_SCALE_STD = 0.2
@@ -40,7 +41,7 @@ _HALF = len(SYM6) // 2
 _CENTER = sum(k * tap for k, tap in enumerate(SYM6)) / math.sqrt(2) - (_HALF - 1)
 
 
-class Augmentation(ABC):
+class Augmentation(Interface):
     """Random transformation of images that also returns its parameters, on which the network is conditioned.
 
     num_channels: number of values in the augmentation label of an image.

@@ -7,6 +7,7 @@ split, file name and reason for each of these images).
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from diffusion_lab.atomic_files import atomic_folder
 from diffusion_lab.data.images import Images
-from diffusion_lab.paths import default_cache_folder
+from diffusion_lab.paths import NODE_CACHE, default_cache_folder
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +76,14 @@ class ImageCache:
         """Return the set named `key`; build it if it is missing or incomplete.
 
         build: function that writes pixels and labels into an empty folder and returns the content of meta.json.
+        If the environment variable DIFFUSION_LAB_NODE_CACHE is set, the set is read from a copy in this folder.
         Raises ValueError if the cache cannot be written.
         """
+        entry = self._shared_entry(key, build)
+        node_folder = os.environ.get(NODE_CACHE)
+        return _copy_on_node(entry, Path(node_folder).expanduser() / "diffusion_lab") if node_folder else entry
+
+    def _shared_entry(self, key: str, build: Callable[[Path], Meta]) -> Entry:
         folder = (self.folder or default_cache_folder()).expanduser() / "images"
         if found := _read_entry(folder / key):
             return found
@@ -91,6 +98,30 @@ class ImageCache:
                 f"data.cache_folder must be a writable folder with enough free space, got {folder}: "
                 f"{error.strerror or error}; set data.cache_folder or DIFFUSION_LAB_CACHE to another folder."
             ) from error
+
+
+def _copy_on_node(entry: Entry, folder: Path) -> Entry:
+    """Return the copy of an entry in a folder on the disk of this node; copy the entry if there is no copy yet.
+
+    Returns the entry itself if it cannot be copied, for example because the disk is full.
+    """
+    target = folder / "images" / entry.folder.name
+    if (found := _read_entry(target)) and found.meta == entry.meta:
+        return found
+    try:
+        _make_folder(target.parent)
+        with _lock(target.with_name(f"{target.name}.lock"), f"the copy of {target.name} on this node"):
+            if (found := _read_entry(target)) and found.meta == entry.meta:
+                return found
+            shutil.rmtree(target, ignore_errors=True)
+            with atomic_folder(target) as partial:
+                for file in entry.folder.iterdir():
+                    shutil.copyfile(file, partial / file.name)
+    except OSError as error:
+        message = "the images are read from %s, because they cannot be copied to %s (%s): %s"
+        logger.warning(message, entry.folder, folder, NODE_CACHE, error.strerror or error, extra={"all_ranks": True})
+        return entry
+    return Entry(target, entry.meta)
 
 
 def _make_folder(folder: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from diffusion_lab.data.augmentation import Augmentation
-from diffusion_lab.data.image_store import ImageStore
+from diffusion_lab.data.image_store import ImageStore, require_images, require_store
 from diffusion_lab.data.images import Images
 from diffusion_lab.data.step_sampler import MicroBatch, StepSampler
 from diffusion_lab.low_resolution import LowResolution
@@ -80,6 +80,7 @@ class ImageDataModule(LightningDataModule):
         max_batches: int | None = None,
     ) -> None:
         super().__init__()
+        require_store(store)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         if num_workers < 0:
@@ -101,7 +102,7 @@ class ImageDataModule(LightningDataModule):
     def train_images(self) -> Images:
         """Training set.  It is opened, and decoded if it is not in the cache, on first access."""
         if self._train is None:
-            images = self.store.load("train")
+            images = require_images(self.store.load("train"), self.store, "train")
             num_images = len(images) if self.max_batches is None else self.max_batches * self.batch_size
             self._train = images if num_images >= len(images) else images.select(np.arange(num_images))
         return self._train

@@ -9,10 +9,11 @@ import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from diffusion_lab.contracts import described
 from diffusion_lab.data import decoding
 from diffusion_lab.data.building import Damage, Decoder, decode_split, remove_damaged
 from diffusion_lab.data.decoding import Preparation
@@ -139,6 +140,32 @@ class ImageStore:
             f"{self.source} contains {entry.meta.num_damaged:,} images that cannot be read; the other "
             f"{entry.meta.shape[0]:,} are used; {entry.folder / DAMAGED} lists the unreadable images."
         )
+
+
+def require_store(store: Any, name: str = "store") -> None:
+    """Raise ValueError unless `store` has the methods of an `ImageStore`.  name: name of the argument or setting."""
+    missing = [method for method in ("locate", "splits", "load", "cache") if not hasattr(store, method)]
+    if missing or isinstance(store, type):
+        raise ValueError(
+            f"`{name}` must be a diffusion_lab.ImageStore, got {described(store)}, which has no "
+            f"{' and no '.join(missing)}; class MyStore(ImageStore) defines splits(), which returns the names of the "
+            "splits, and load(split), which returns diffusion_lab.Images(pixels, label, class_names)."
+        )
+
+
+def require_images(images: Any, store: ImageStore, split: str) -> Images:
+    """Return `images`.  Raises ValueError unless they are an `Images` that is not empty.
+
+    store, split: the store, and the argument of its method `load`, that returned the images.
+    """
+    if not isinstance(images, Images):
+        raise ValueError(
+            f"`load` of {type(store).__name__} must return diffusion_lab.Images(pixels, label, class_names), got "
+            f"{described(images)} for the split {split}."
+        )
+    if not len(images):
+        raise ValueError(f"`load` of {type(store).__name__} must return at least one image for the split {split}.")
+    return images
 
 
 def _write_damage(folder: Path, damaged: list[Damage], names: list[str]) -> None:

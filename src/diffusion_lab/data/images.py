@@ -10,6 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+SMALL_INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32")
+"""Types of labels that are converted to int64."""
+
 
 class Images:
     """A set of decoded images, uint8 [N, C, H, W].  If it is memory-mapped, only requested batches are in memory.
@@ -21,13 +24,15 @@ class Images:
         self, pixels: np.ndarray | Tensor, label: np.ndarray | Tensor, class_names: Sequence[str] = (), *,
         index: np.ndarray | None = None, fingerprint: str | None = None,
     ) -> None:  # fmt: skip
-        """pixels: images, uint8 [M, C, H, W].  label: labels, int64 [M].
+        """pixels: images, uint8 [M, C, H, W].  label: labels, integers [M].
 
         index: indices of the N images that belong to the set, [N]; None selects all M images.
         fingerprint: fingerprint of all M images; None computes it on first access.
         """
         self._pixels = pixels.numpy() if isinstance(pixels, Tensor) else pixels
-        self._labels = label.numpy() if isinstance(label, Tensor) else label
+        labels = label.numpy() if isinstance(label, Tensor) else label
+        self._labels = labels.astype(np.int64) if getattr(labels, "dtype", None) in SMALL_INTEGERS else labels
+        _require_arrays(self._pixels, self._labels)
         self._index, self._base_fingerprint = index, fingerprint
         self.class_names = tuple(class_names)
 
@@ -51,6 +56,12 @@ class Images:
     @property
     def resolution(self) -> int:
         return int(self._pixels.shape[-1])
+
+    @property
+    def file(self) -> Path | None:
+        """File from which the images are memory-mapped; None for images in memory."""
+        name = getattr(self._pixels, "filename", None)
+        return None if name is None else Path(name)
 
     @cached_property
     def label(self) -> Tensor:
@@ -95,6 +106,19 @@ class Images:
     def __setstate__(self, state: dict[str, Any]) -> None:
         opened = {key: value.open() if isinstance(value, _MappedFile) else value for key, value in state.items()}
         self.__dict__.update(opened)
+
+
+def _require_arrays(pixels: Any, label: Any) -> None:
+    """Raise ValueError unless pixels are uint8 [N, C, H, W] and labels are int64 [N]."""
+    for name, value, dtype, form, num_dimensions in (
+        ("pixels", pixels, "uint8", "[N, C, H, W]", 4),
+        ("label", label, "int64", "[N]", 1),
+    ):
+        if getattr(value, "dtype", None) != dtype or value.ndim != num_dimensions:
+            given = f"{value.dtype} {list(value.shape)}" if hasattr(value, "dtype") else type(value).__name__
+            raise ValueError(f"`{name}` must be a {dtype} array or tensor of the shape {form}, got {given}.")
+    if len(pixels) != len(label):
+        raise ValueError(f"`label` must have one label per image, {len(pixels)}, got {len(label)}.")
 
 
 class _MappedFile:

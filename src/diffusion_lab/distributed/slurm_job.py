@@ -4,11 +4,22 @@ This module imports only the standard library, because commands use it before th
 """
 
 import getpass
+import logging
 import os
+import shutil
 import subprocess
 from datetime import datetime
 from functools import cache
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+REQUEUE_FILE = "DIFFUSION_LAB_REQUEUE_FILE"
+"""Environment variable with the path of a file through which a run in a container asks its batch script to requeue it.
+
+The run writes the job id to the file if `scontrol` does not work in the container. The batch script, which runs outside
+of the container, requeues the job when srun has ended and the file exists.
+"""
 
 
 def in_slurm_step() -> bool:
@@ -91,11 +102,29 @@ def requeue() -> str | None:
     job_id = slurm_id()
     if job_id is None:
         return "there is no Slurm job to requeue"
+    if shutil.which("scontrol") is None:
+        return f"scontrol requeue {job_id}: the program is not on PATH; for a container, see docs/cluster.md"
     try:
         done = subprocess.run(["scontrol", "requeue", job_id], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"scontrol requeue {job_id}: {error}"
     return None if done.returncode == 0 else f"scontrol requeue {job_id}: {' '.join(done.stderr.split())}"
+
+
+def request_requeue() -> bool:
+    """Ask the batch script of this job to requeue it, see `REQUEUE_FILE`.
+
+    Returns False if the variable is not set, or if the file cannot be written.
+    """
+    job_id, path = slurm_id(), os.environ.get(REQUEUE_FILE)
+    if job_id is None or not path:
+        return False
+    try:
+        Path(path).write_text(f"{job_id}\n")
+    except OSError as error:
+        logger.warning("%s must be a writable file, got %s: %s", REQUEUE_FILE, path, error.strerror)
+        return False
+    return True
 
 
 class SlurmQueue:
@@ -112,16 +141,22 @@ class SlurmQueue:
             self._states = _query("squeue", "-h", "-r", "-u", getpass.getuser(), "-o", "%i %T")
         return self._states
 
-    def why_gone(self, job_id: str) -> str | None:
-        """Return the reason why a job is not in the queue, or None if it is in the queue or Slurm is not available."""
+    def final_state(self, job_id: str) -> str | None:
+        """Return the last state of a job that is not in the queue, or "unknown to Slurm".
+
+        Returns None if the job is in the queue or Slurm is not available.
+        """
         states = self.states()
         if states is None or job_id in states:
             return None
-        accounts = _query("sacct", "-n", "-X", "-j", job_id, "-o", "JobID%40,State%40") or {}
-        state = accounts.get(job_id, "").removesuffix("+")
+        array = job_id.partition("_")[0]
+        accounts = _query("sacct", "-n", "-X", "-j", array, "-o", "JobID%400,State%40") or {}
+        # Tasks of an array that never started have one common row: 17_[2-9%4].
+        of_array = next((state for name, state in accounts.items() if name.startswith(f"{array}_[")), "")
+        state = accounts.get(job_id, of_array).removesuffix("+")
         if state in ("PENDING", "RUNNING", "REQUEUED", "SUSPENDED", "COMPLETING"):
             return None  # squeue and sacct are not synchronized
-        return f"job {job_id} ended without a status: {state or 'unknown to Slurm'}"
+        return state or "unknown to Slurm"
 
 
 def _query(*command: str) -> dict[str, str] | None:

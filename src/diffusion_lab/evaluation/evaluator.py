@@ -1,9 +1,11 @@
 """A trained network -> metric values: all metrics share one pass of sampling and one pass of feature extraction."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from diffusion_lab.data.images import Images
 from diffusion_lab.distributed.collectives import Ranks
-from diffusion_lab.evaluation.reference import Reference
+from diffusion_lab.evaluation.reference import ImageReference, Reference
 from diffusion_lab.features import Features
 from diffusion_lab.fingerprints import VERSION, describe
 from diffusion_lab.generation.seeded_images import SeededImages
@@ -31,13 +33,37 @@ FeatureSets = dict[tuple[int, str], FeatureSet]
 """Feature sets by the id() of the feature network and the name of its output."""
 
 
+logger = logging.getLogger(__name__)
+
+
+@cache
+def _log_once(message: str) -> None:
+    logger.info(message)
+
+
 @dataclass(frozen=True)
 class Number:
-    """A metric value. The fingerprint contains all settings that must be equal for two values to be comparable."""
+    """A metric value. The fingerprint contains all settings that must be equal for two values to be comparable.
+
+    meaning: what the value is, in a few words.  higher_is_better: whether a higher value is better.
+    """
 
     name: str
     value: float
     fingerprint: dict[str, Any]
+    meaning: str = ""
+    higher_is_better: bool = False
+
+    @property
+    def description(self) -> str:
+        """What the value is, and its direction: "Fréchet distance of the features; lower is better"."""
+        direction = f"{'higher' if self.higher_is_better else 'lower'} is better"
+        return "; ".join(filter(None, [self.meaning, direction]))
+
+    @property
+    def objective(self) -> float:
+        """The value that a search minimizes."""
+        return -self.value if self.higher_is_better else self.value
 
 
 @dataclass
@@ -78,9 +104,18 @@ class Evaluator:
                     f"num_samples must be at least {metric.min_images} for {type(metric).__name__}, got "
                     f"{self.num_samples}."
                 )
+            self._note_caution(metric)
             metric.require_classes(self.images.guidance.num_classes(self.images.module.labels))
             if metric.needs_reference and self.reference is None:
                 raise ValueError(f"`reference` must be given for {type(metric).__name__}, got None.")
+
+    def _note_caution(self, metric: Metric) -> None:
+        """Log once if the sets are too small for a meaningful value."""
+        size = self.num_samples
+        if metric.needs_reference and isinstance(self.reference, ImageReference):
+            size = min(size, len(self.reference.images))
+        if (reason := metric.caution(size)) is not None and Ranks.current().rank == 0:
+            _log_once(f"{type(metric).__name__} means little for {size} images: {reason}.")
 
     def measure(self, metrics: Sequence[Metric], on_batch: OnBatch = lambda seeds, pixels: None) -> list[Number]:
         """Return all values of all metrics. Collective: call on all ranks.
@@ -131,11 +166,12 @@ class Evaluator:
             **{key: protocol[key] for key in ("schedule", "weights", "batch_size")},
             **self._settings_protocol(),
         }
-        return Number(metric.name, value, fingerprint)
+        meaning = getattr(metric.quantity, "meaning", "")
+        return Number(metric.name, value, fingerprint, meaning, bool(metric.higher_is_better))
 
     def _extract_reference_features(self, metrics: Sequence[Metric]) -> None:
         """Extract the features of the reference, unless an earlier measurement extracted them."""
-        for features, outputs in _required_outputs(metrics, of_reference=True).items():
+        for features, outputs in required_outputs(metrics, of_reference=True).items():
             missing = {
                 output: needs_rows
                 for output, needs_rows in outputs.items()
@@ -150,7 +186,7 @@ class Evaluator:
 
     def _extract_sample_features(self, metrics: Sequence[Metric], on_batch: OnBatch) -> FeatureSets:
         """Generate the images of this rank, extract their features, and gather the features of all ranks."""
-        ranks, required = Ranks.current(), _required_outputs(metrics)
+        ranks, required = Ranks.current(), required_outputs(metrics)
         rows: dict[tuple[int, str], list[Tensor]] = {
             (id(features), output): [] for features, outputs in required.items() for output in outputs
         }
@@ -183,7 +219,10 @@ class Evaluator:
             reference = self.reference.name if metric.needs_reference and self.reference is not None else None
             for kind, value in values.items():
                 name = full_name(kind, metric.features.name, self.num_samples, reference)
-                yield Number(name, value, self.fingerprint(metric))
+                is_std = kind.endswith("_std")
+                meaning = "standard deviation over subsets" if is_std else metric.meaning
+                better = metric.higher_is_better and not is_std
+                yield Number(name, value, self.fingerprint(metric), meaning, better)
 
     def _computes(self, j: int, num_metrics: int) -> bool:
         """Return whether this rank computes the metric with index j."""
@@ -220,7 +259,7 @@ class Evaluator:
         self.seconds[part] += time.perf_counter() - started
 
 
-def _required_outputs(metrics: Sequence[Metric], of_reference: bool = False) -> dict[Features, dict[str, bool]]:
+def required_outputs(metrics: Sequence[Metric], of_reference: bool = False) -> dict[Features, dict[str, bool]]:
     """Return the outputs of each feature network that `metrics` use.
 
     of_reference: whether to consider only metrics that need a reference.

@@ -37,6 +37,7 @@ class VariationalBound:
             )
 
     name = "bits_bound"
+    meaning = "negative log-likelihood in bits per dimension, from the variational bound"
 
     @property
     def num_terms(self) -> int:
@@ -85,6 +86,7 @@ class FlowLikelihood:
     num_probes: int = 1
 
     name = "bits_flow"
+    meaning = "negative log-likelihood in bits per dimension, from the probability flow"
     num_terms = 1
 
     def __post_init__(self) -> None:

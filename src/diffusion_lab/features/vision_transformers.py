@@ -52,6 +52,7 @@ class VisionTransformer(Features):
         transformers.utils.logging.disable_progress_bar()
         path = self._download() if weights is None else Path(weights)
         state = files.read(path)
+        self.weights_file = path
         self.weights_sha256 = files.verify_sha256(path, sha256)
         self.network = self._load_network(transformers, state, path)
         self.register_buffer("shift", torch.tensor(self.mean).view(3, 1, 1))

@@ -39,7 +39,7 @@ class SeededImages:
         module: DiffusionModule,
         *,
         sampler: Sampler | None = None,
-        label: int | str | None = None,
+        label: int | str | Sequence[int] | None = None,
         guidance: Guidance | None = None,
         weights: str | None = None,
         batch_size: int = 100,
@@ -49,8 +49,9 @@ class SeededImages:
         """Raise ValueError if an argument does not fit the network, or if batch_size is below 1.
 
         sampler: sampler that generates the images; None selects the sampler of the module.
-        label: class of all images. "random" assigns a random class to each seed. If the label is None, each image has
-            the class of its low-resolution image; if there are no low-resolution images, or if they have no classes,
+        label: class of all images, or a list of classes, of which seed k has the class at index k modulo its length.
+            "random" assigns a random class to each seed. If the label is None, each image has the class of its
+            low-resolution image; if there are no low-resolution images, or if they have no classes,
             the class of seed k is k modulo the number of classes.
         weights: name of the weights, see `DiffusionModule.sampled_network`.  batch_size: number of images per batch.
         folder: folder in which finished batches are cached, so that an interrupted job can be resumed.
@@ -59,7 +60,9 @@ class SeededImages:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         self.module, self.sampler, self.batch_size, self.folder = module, sampler or module.sampler, batch_size, folder
-        self.label, self.guidance, self.weights = label, guidance or Guidance(), weights
+        is_list = isinstance(label, Sequence) and not isinstance(label, str)
+        self.label = list(label) if is_list else label  # type: ignore[arg-type]
+        self.guidance, self.weights = guidance or Guidance(), weights
         self.micro_batch_size = batch_size
         """Number of images in a forward pass: smaller than batch_size if a full batch did not fit into memory."""
         self.low_resolution_images = low_resolution_images
@@ -126,9 +129,13 @@ class SeededImages:
             return torch.tensor([seed % classes for seed in seeds]) if labels is None else labels
         if self.label == RANDOM:
             return torch.tensor([int(stream(seed, Purpose.SAMPLED_LABEL).integers(classes)) for seed in seeds])
-        if isinstance(self.label, bool) or not isinstance(self.label, int) or not 0 <= self.label < classes:
-            raise ValueError(f"`label` must be null, random or in 0..{classes - 1}, got {self.label}.")
-        return torch.full((len(seeds),), self.label)
+        chosen: list[Any] = self.label if isinstance(self.label, list) else [self.label]
+        for label in chosen or [None]:
+            if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < classes:
+                raise ValueError(
+                    f"`label` must be null, random, in 0..{classes - 1} or a list of such numbers, got {self.label}."
+                )
+        return torch.tensor([chosen[seed % len(chosen)] for seed in seeds])
 
     def condition(self, x_0: Tensor, label: Tensor | None) -> Condition:
         """Return the condition of the network for images that were not generated, such as images of the data set.

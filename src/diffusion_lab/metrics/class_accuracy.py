@@ -15,12 +15,18 @@ class ClassAccuracy(Metric):
     same classes as the samples.
     """
 
+    meaning: ClassVar[str] = "fraction of the samples that a classifier assigns to their class"
+    higher_is_better: ClassVar[bool] = True
+
     output: ClassVar[str] = "logits"
     needs_reference: ClassVar[bool] = False
 
     @property
     def min_images(self) -> int:
         return 1
+
+    def caution(self, num_images: int) -> str | None:
+        return None if num_images >= 100 else f"the fraction of {num_images} images has an error of several percent"
 
     def require_classes(self, num_classes: int) -> None:
         if not num_classes:

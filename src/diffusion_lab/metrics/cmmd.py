@@ -1,6 +1,7 @@
 """CLIP maximum mean discrepancy: a distance that makes no assumption about the distribution of the embeddings."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ class CMMD(Metric):
     The kernel matrices include their diagonals, as in the paper's code, so that the distance of a set to itself is 0.
     Raises ValueError unless the features are CLIP features.
     """
+
+    meaning: ClassVar[str] = "maximum mean discrepancy of CLIP features"
 
     def __post_init__(self) -> None:
         super().__post_init__()

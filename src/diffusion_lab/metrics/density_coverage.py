@@ -1,6 +1,7 @@
 """Density and coverage: alternatives to precision and recall that are robust to outliers."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +29,9 @@ class DensityCoverage(Metric):
     {'density': 1.0, 'coverage': 1.0}
     """
 
+    meaning: ClassVar[str] = "density of the samples, and coverage of the reference images"
+    higher_is_better: ClassVar[bool] = True
+
     num_neighbors: int = 5
 
     def __post_init__(self) -> None:
@@ -38,6 +42,11 @@ class DensityCoverage(Metric):
     @property
     def min_images(self) -> int:
         return self.num_neighbors + 1
+
+    def caution(self, num_images: int) -> str | None:
+        if num_images >= 20 * self.num_neighbors:
+            return None
+        return f"with {self.num_neighbors} neighbors of {num_images} images, a ball covers a large part of the set"
 
     def measure(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
         generated, real = samples.require_rows().double(), reference.require_rows().double()

@@ -56,7 +56,17 @@ class FrechetDistance(Metric):
     True
     """
 
+    meaning: ClassVar[str] = "Fréchet distance of the features"
+
     needs_rows: ClassVar[bool] = False
+
+    def caution(self, num_images: int) -> str | None:
+        if 2 * num_images > self.features.num_features:
+            return None
+        return (
+            f"{num_images} images do not determine the covariance of {self.features.num_features} features, so the "
+            "distance is too large and comparable only for the same number of images"
+        )
 
     def measure(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
         return {"fd": float(frechet_distance(samples, reference))}
@@ -65,6 +75,8 @@ class FrechetDistance(Metric):
 @dataclass(frozen=True)
 class SpatialFrechetDistance(FrechetDistance):
     """Fréchet distance between spatial features; with Inception features, this is the sFID (Nash et al. 2021)."""
+
+    meaning: ClassVar[str] = "Fréchet distance of spatial features"
 
     output: ClassVar[str] = "spatial"
 

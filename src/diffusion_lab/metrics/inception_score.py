@@ -6,6 +6,12 @@ from typing import ClassVar
 from diffusion_lab.metrics.feature_set import FeatureSet
 from diffusion_lab.metrics.metric import Metric
 
+MIN_IMAGES_PER_SPLIT = 2
+"""Images per split below which every score is 1."""
+
+MEANINGFUL_IMAGES_PER_SPLIT = 100
+"""Images per split below which the score depends on the number of images more than on the images."""
+
 
 @dataclass(frozen=True)
 class InceptionScore(Metric):
@@ -17,6 +23,9 @@ class InceptionScore(Metric):
     num_splits: number of parts.
     Raises ValueError unless num_splits is at least 1; `measure` raises it for fewer samples than parts.
     """
+
+    meaning: ClassVar[str] = "Inception Score"
+    higher_is_better: ClassVar[bool] = True
 
     num_splits: int = 10
 
@@ -30,7 +39,16 @@ class InceptionScore(Metric):
 
     @property
     def min_images(self) -> int:
-        return max(2, self.num_splits)
+        return max(2, MIN_IMAGES_PER_SPLIT * self.num_splits)
+
+    def caution(self, num_images: int) -> str | None:
+        per_split = num_images // self.num_splits
+        if per_split >= MEANINGFUL_IMAGES_PER_SPLIT:
+            return None
+        return (
+            f"each of the {self.num_splits} splits has {per_split} images, and the score of a split is at most the "
+            "number of its images; papers use 5,000 per split"
+        )
 
     def measure(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
         from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric

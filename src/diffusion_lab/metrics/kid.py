@@ -1,9 +1,13 @@
 """Kernel distance between two sets of images; with Inception features, this is the KID."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from diffusion_lab.metrics.feature_set import FeatureSet
 from diffusion_lab.metrics.metric import Metric
+
+MEANINGFUL_IMAGES = 50
+"""Images per subset below which the standard deviation of the kernel distance is as large as typical distances."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,8 @@ class KernelDistance(Metric):
     {'kid': 7.0, 'kid_std': 0.0}
     """
 
+    meaning: ClassVar[str] = "kernel distance of the features"
+
     num_subsets: int = 100
     subset_size: int = 1000
 
@@ -31,6 +37,10 @@ class KernelDistance(Metric):
         for name, minimum in (("num_subsets", 1), ("subset_size", 2)):
             if getattr(self, name) < minimum:
                 raise ValueError(f"{name} must be at least {minimum}, got {getattr(self, name)}.")
+
+    def caution(self, num_images: int) -> str | None:
+        size = min(self.subset_size, num_images)
+        return None if size >= MEANINGFUL_IMAGES else f"each subset has only {size} images; papers use 1,000"
 
     def measure(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
         from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric

@@ -1,20 +1,22 @@
 """Base class of metrics that are computed from the features of generated images, and the names of metric values."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
+from diffusion_lab.contracts import Interface
 from diffusion_lab.features import Features
 from diffusion_lab.metrics.feature_set import FeatureSet
 
 
 @dataclass(frozen=True)
-class Metric(ABC):
+class Metric(Interface):
     """Metric of generated images (samples), computed from their features, such as the FID.
 
     Most metrics compare the features of the samples with the features of a reference set of images.
 
     features: feature network.  output: name of the output of the feature network that the metric uses.
+    meaning: what the values are, in a few words.  higher_is_better: whether a higher value means better samples.
     needs_reference: whether the metric compares the samples with a reference set.
     needs_rows: whether the metric needs the features of single images, not only their mean and covariance.
     Raises ValueError if the features do not have this output.
@@ -23,6 +25,8 @@ class Metric(ABC):
     features: Features
 
     output: ClassVar[str] = "pooled"
+    meaning: ClassVar[str] = ""
+    higher_is_better: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = True
     needs_rows: ClassVar[bool] = True
 
@@ -38,7 +42,14 @@ class Metric(ABC):
         """Smallest number of images in a set for which the metric is defined."""
         return 2
 
-    def require_classes(self, num_classes: int) -> None:  # noqa: B027 (most ignore classes)
+    def caution(self, num_images: int) -> str | None:
+        """Return why values for the smaller of the two sets, of num_images images, mean little; None if they do not.
+
+        Sets with fewer than min_images images are refused instead.
+        """
+        return None
+
+    def require_classes(self, num_classes: int) -> None:
         """Raise ValueError if the metric cannot be computed for samples of this number of classes.
 
         num_classes: number of classes; 0 for unconditional samples.

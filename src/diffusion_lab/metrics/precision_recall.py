@@ -1,6 +1,7 @@
 """Precision and recall: the fraction of realistic samples, and the fraction of the data that samples cover."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from diffusion_lab.metrics.feature_set import FeatureSet
 from diffusion_lab.metrics.metric import Metric
@@ -21,6 +22,9 @@ class PrecisionRecall(Metric):
     {'precision': 1.0, 'recall': 1.0}
     """
 
+    meaning: ClassVar[str] = "precision of the samples, and recall of the reference images"
+    higher_is_better: ClassVar[bool] = True
+
     num_neighbors: int = 3
 
     def __post_init__(self) -> None:
@@ -31,6 +35,11 @@ class PrecisionRecall(Metric):
     @property
     def min_images(self) -> int:
         return self.num_neighbors + 1
+
+    def caution(self, num_images: int) -> str | None:
+        if num_images >= 20 * self.num_neighbors:
+            return None
+        return f"with {self.num_neighbors} neighbors of {num_images} images, a ball covers a large part of the set"
 
     def measure(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
         from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric

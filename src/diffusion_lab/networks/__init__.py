@@ -6,7 +6,13 @@ from diffusion_lab.networks.dit import DiT
 from diffusion_lab.networks.embeddings import Sinusoids
 from diffusion_lab.networks.from_diffusers import FromDiffusers
 from diffusion_lab.networks.half_unet import HalfUNet
-from diffusion_lab.networks.network import ClassifierNetwork, Network, missing_attributes
+from diffusion_lab.networks.network import (
+    ClassifierNetwork,
+    Network,
+    missing_attributes,
+    require_network,
+    require_output,
+)
 from diffusion_lab.networks.pixel_transformer import PixelTransformer
 from diffusion_lab.networks.unet import UNet
 
@@ -23,4 +29,6 @@ __all__ = [
     "Sinusoids",
     "UNet",
     "missing_attributes",
+    "require_network",
+    "require_output",
 ]

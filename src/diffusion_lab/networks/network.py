@@ -11,7 +11,10 @@ A network from another library needs a short adapter:
             return self.network(x_t, time)
 """
 
-from torch import Tensor, nn
+import inspect
+from typing import Any
+
+from torch import Tensor, is_tensor, nn
 
 from diffusion_lab.networks.condition import Condition, Labels
 
@@ -27,7 +30,7 @@ class Network(nn.Module):
         noise level of its low-resolution image; 0 for a network that takes neither.
     low_resolution_channels: channels of the low-resolution image; 0 for a network that takes no such image.
 
-    A module that has these attributes and this `forward` need not inherit from this class.
+    A module that has the first three attributes and this `forward` need not inherit from this class.
     """
 
     in_channels: int
@@ -67,10 +70,69 @@ class ClassifierNetwork(nn.Module):
 
 
 def missing_attributes(network: nn.Module, required: type[Network | ClassifierNetwork]) -> list[str]:
-    """Return the names of the attributes of `required` that `network` does not have.
+    """Return the names of the attributes without a default in `required` that `network` does not have.
 
     >>> from diffusion_lab import ClassifierNetwork, missing_attributes
     >>> missing_attributes(torch.nn.Linear(1, 1), ClassifierNetwork)
     ['in_channels', 'resolution', 'num_classes']
     """
-    return [name for name in required.__annotations__ if not hasattr(network, name)]
+    return [name for name in required.__annotations__ if not hasattr(network, name) and not hasattr(required, name)]
+
+
+def require_network(network: Any, required: type[Network | ClassifierNetwork], name: str = "network") -> None:
+    """Raise ValueError unless `network` has the attributes and the `forward` of `required`.
+
+    Attributes that have a default in `required` are optional: if the network lacks them, they are set to the default.
+    name: name of the argument or setting, for the error message.
+    """
+    problem = _network_problem(network, required)
+    if problem is None:
+        for key in required.__annotations__:
+            if not hasattr(network, key):
+                setattr(network, key, getattr(required, key))
+        return
+    inputs = ", ".join(list(inspect.signature(required.forward).parameters)[1:])
+    attributes = [key for key in required.__annotations__ if not hasattr(required, key)]
+    output = "[B, num_classes]" if required is ClassifierNetwork else "[B, out_channels, resolution, resolution]"
+    raise ValueError(
+        f"`{name}` must be a diffusion_lab.networks.{required.__name__}, got {_class_name(network)}, {problem}; "
+        f"class MyNetwork({required.__name__}) sets {', '.join(attributes)} and defines forward({inputs}), which "
+        f"returns {output}."
+    )
+
+
+def require_output(network: Network, output: Any, x_t: Tensor) -> None:
+    """Raise ValueError unless `output` has the shape that a network must return for the images x_t [B, C, H, W]."""
+    expected = (len(x_t), network.out_channels, *x_t.shape[2:])
+    if not is_tensor(output) or output.shape != expected:
+        given = list(output.shape) if is_tensor(output) else type(output).__name__
+        raise ValueError(
+            f"`forward` of {_class_name(network)} must return a tensor of the shape {list(expected)} for images of the "
+            f"shape {list(x_t.shape)}, got {given}."
+        )
+
+
+def _network_problem(network: Any, required: type[Network | ClassifierNetwork]) -> str | None:
+    """Return why a network does not implement `required`, as a relative clause; None if it does."""
+    if isinstance(network, type) or not isinstance(network, nn.Module):
+        return "which is a class and not an object" if isinstance(network, type) else "which is no torch.nn.Module"
+    if missing := missing_attributes(network, required):
+        return f"which has no {' and no '.join(missing)}"
+    for name in required.__annotations__:
+        value = getattr(network, name, getattr(required, name, None))
+        if name == "labels" and not isinstance(value, Labels):
+            return f"whose labels must be Labels (Labels() without classes), not {value!r}"
+        least = 0 if hasattr(required, name) else 1
+        if name != "labels" and (not isinstance(value, int) or value < least):
+            return f"whose {name} must be a whole number of at least {least}, not {value!r}"
+    num_inputs = len(inspect.signature(required.forward).parameters) - 1
+    try:
+        inspect.signature(network.forward).bind(*range(num_inputs))
+    except TypeError:
+        given = ", ".join(inspect.signature(network.forward).parameters)
+        return f"whose forward takes ({given})"
+    return None
+
+
+def _class_name(network: Any) -> str:
+    return network.__name__ if isinstance(network, type) else type(network).__name__

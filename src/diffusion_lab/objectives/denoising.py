@@ -1,16 +1,17 @@
 """Squared error between the network output and its target."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from diffusion_lab.contracts import Interface
 from diffusion_lab.objectives.weightings import Weighting
 from diffusion_lab.process import GaussianProcess, NoiseSchedule, Prediction
 
 
-class Objective(ABC):
+class Objective(Interface):
     """A training objective: one loss per image."""
 
     @abstractmethod

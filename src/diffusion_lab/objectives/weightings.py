@@ -3,14 +3,16 @@
 `Denoising` converts them to weights of the squared error of the network output.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from diffusion_lab.contracts import Interface
 
-class Weighting(ABC):
+
+class Weighting(Interface):
     """A function from the signal-to-noise ratio alpha_t^2 / sigma_t^2 to the weight of the squared error of x_0."""
 
     @abstractmethod

@@ -9,7 +9,14 @@ This package imports no library other than torch. Conventions used in the entire
 - The T discrete steps of DDPM are the times k / T, k = 1..T. A network that is trained on step indices receives k - 1.
 """
 
-from diffusion_lab.process.continuous_schedules import EDMSchedule, RectifiedFlowSchedule, VESchedule, VPSchedule
+from diffusion_lab.process.continuous_schedules import (
+    ContinuousSchedule,
+    EDMSchedule,
+    RectifiedFlowSchedule,
+    UnitTimeSchedule,
+    VESchedule,
+    VPSchedule,
+)
 from diffusion_lab.process.discrete_schedules import (
     ConstantSchedule,
     CosineSchedule,
@@ -56,6 +63,7 @@ from diffusion_lab.process.variances import (
 __all__ = [
     "X0",
     "ConstantSchedule",
+    "ContinuousSchedule",
     "CosineSchedule",
     "CustomSchedule",
     "EDMDenoiser",
@@ -87,6 +95,7 @@ __all__ = [
     "TableSchedule",
     "TimeDistribution",
     "Uniform",
+    "UnitTimeSchedule",
     "V",
     "VESchedule",
     "VPSchedule",

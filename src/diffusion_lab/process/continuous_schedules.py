@@ -11,15 +11,38 @@ from diffusion_lab.process.schedule_base import NoiseSchedule, validated_times
 
 
 class ContinuousSchedule(NoiseSchedule):
-    """A schedule whose alpha and sigma are functions of t in (0, t_max]."""
+    """A schedule whose alpha and sigma are functions of t in (0, t_max].
+
+    A subclass defines the functions in `curve`, and the times t_min, t_max and `network_time`:
+
+    >>> import math
+    >>> from dataclasses import dataclass
+    >>> from diffusion_lab import UnitTimeSchedule
+    >>> @dataclass(frozen=True)
+    ... class SineSchedule(UnitTimeSchedule):  # times in (0, 1]
+    ...     first: float = 1e-3
+    ...     def curve(self, t):
+    ...         return torch.cos(t * math.pi / 2), torch.sin(t * math.pi / 2)
+    >>> print(f"{SineSchedule().at_log_snr(torch.tensor(0.0)):.3f}")
+    0.500
+    """
 
     @abstractmethod
-    def _curve(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def curve(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return alpha_t and sigma_t for t above 0, float64."""
 
-    @abstractmethod
-    def _at_noise_to_signal(self, ratio: Tensor) -> Tensor:
-        """Return the time at which sigma / alpha equals `ratio`."""
+    def at_noise_to_signal(self, ratio: Tensor) -> Tensor:
+        """Return the time at which sigma / alpha equals `ratio`, float64.
+
+        Subclasses may define it in closed form. By default it is found by bisection, to the precision of float64.
+        """
+        low, high = torch.full_like(ratio, self.t_min), torch.full_like(ratio, self.t_max)
+        for _ in range(60):
+            middle = (low + high) / 2
+            alpha_t, sigma_t = self.curve(middle)
+            is_above = sigma_t > ratio * alpha_t
+            low, high = torch.where(is_above, low, middle), torch.where(is_above, middle, high)
+        return high
 
     @property
     def continuous(self) -> NoiseSchedule:
@@ -27,14 +50,14 @@ class ContinuousSchedule(NoiseSchedule):
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         t = validated_times(t, self.t_max)
-        alpha_t, sigma_t = self._curve(t)
+        alpha_t, sigma_t = self.curve(t)
         # Time 0 is the clean image, even if the formula leaves a little noise at 0 (VESchedule).
         return torch.where(t > 0, alpha_t, 1.0), torch.where(t > 0, sigma_t, 0.0)
 
     def at_log_snr(self, log_snr: Tensor) -> Tensor:
         # The clamp keeps the square of the ratio finite when the log-SNR is infinite.
         ratio = torch.exp(-log_snr.double() / 2).clamp(1e-150, 1e150)
-        return self.nearest(self._at_noise_to_signal(ratio))
+        return self.nearest(self.at_noise_to_signal(ratio))
 
     def nearest(self, t: Tensor) -> Tensor:
         return t.double().clamp(self.t_min, self.t_max)
@@ -59,6 +82,9 @@ class UnitTimeSchedule(ContinuousSchedule):
     @property
     def t_max(self) -> float:
         return 1.0
+
+    def network_time(self, t: Tensor) -> Tensor:
+        return 1000 * t.double()  # the range for which the sinusoidal embedding of DDPM networks is designed
 
 
 @dataclass(frozen=True)
@@ -90,10 +116,10 @@ class EDMSchedule(ContinuousSchedule):
     def network_time(self, t: Tensor) -> Tensor:
         return t.double().log() / 4  # c_noise of Karras et al. (2022), Table 1
 
-    def _curve(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def curve(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return torch.ones_like(t), t
 
-    def _at_noise_to_signal(self, ratio: Tensor) -> Tensor:
+    def at_noise_to_signal(self, ratio: Tensor) -> Tensor:
         return ratio
 
 
@@ -111,13 +137,10 @@ class RectifiedFlowSchedule(UnitTimeSchedule):
 
     first: float = 1e-3
 
-    def network_time(self, t: Tensor) -> Tensor:
-        return 1000 * t.double()  # the range for which the sinusoidal embedding of DDPM networks is designed
-
-    def _curve(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def curve(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return 1 - t, t
 
-    def _at_noise_to_signal(self, ratio: Tensor) -> Tensor:
+    def at_noise_to_signal(self, ratio: Tensor) -> Tensor:
         return ratio / (1 + ratio)
 
 
@@ -146,11 +169,11 @@ class VPSchedule(UnitTimeSchedule):
     def network_time(self, t: Tensor) -> Tensor:
         return 999 * t.double()  # Song et al. (2021), code
 
-    def _curve(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def curve(self, t: Tensor) -> tuple[Tensor, Tensor]:
         log_alpha_bar = -(t**2 * (self.beta_max - self.beta_min) / 2 + t * self.beta_min)
         return (log_alpha_bar / 2).exp(), (-torch.expm1(log_alpha_bar)).sqrt()
 
-    def _at_noise_to_signal(self, ratio: Tensor) -> Tensor:
+    def at_noise_to_signal(self, ratio: Tensor) -> Tensor:
         # log(1 + ratio^2) is the integral of beta, which is quadratic in t. This form of the root loses no digits.
         integral = torch.where(ratio > 1e8, 2 * ratio.log(), torch.log1p(ratio.clamp(max=1e8) ** 2))
         slope = self.beta_max - self.beta_min
@@ -181,10 +204,10 @@ class VESchedule(UnitTimeSchedule):
     def network_time(self, t: Tensor) -> Tensor:
         return (self.coefficients(t)[1] / 2).log()  # c_noise of Karras et al. (2022), Table 1
 
-    def _curve(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def curve(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return torch.ones_like(t), self.sigma_min * (self.sigma_max / self.sigma_min) ** t
 
-    def _at_noise_to_signal(self, ratio: Tensor) -> Tensor:
+    def at_noise_to_signal(self, ratio: Tensor) -> Tensor:
         return (ratio / self.sigma_min).log() / math.log(self.sigma_max / self.sigma_min)
 
 

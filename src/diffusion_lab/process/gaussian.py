@@ -7,6 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from diffusion_lab.contracts import require_instance
 from diffusion_lab.process.schedule_base import NoiseSchedule, require_falling_snr
 
 SMALLEST_VARIANCE = 1e-30
@@ -31,6 +32,7 @@ class GaussianProcess:
     schedule: NoiseSchedule
 
     def __post_init__(self) -> None:
+        require_instance(self.schedule, NoiseSchedule, "schedule")
         require_falling_snr(self.schedule)
 
     @property

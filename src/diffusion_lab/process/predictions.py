@@ -1,11 +1,12 @@
 """Prediction types: the training target of a network, and the conversion of its output to a clean image."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from diffusion_lab.contracts import Interface
 from diffusion_lab.process.gaussian import GaussianProcess, multiplier, weighted_sum
 from diffusion_lab.process.schedule_base import NoiseSchedule
 
@@ -43,7 +44,7 @@ class Preconditioning:
         return (x_0 - multiplier(self.c_skip, x_t) * x_t) / multiplier(self.c_out, x_t)
 
 
-class Prediction(ABC):
+class Prediction(Interface):
     """A linear combination of x_0 and noise as training target: on_x_0 x_0 + on_noise noise.
 
     Subclasses define the two weights, which depend on t alone. This class derives the inversion to x_0 and to noise,
@@ -60,7 +61,7 @@ class Prediction(ABC):
     def weights(self, t: Tensor, process: GaussianProcess) -> tuple[Tensor, Tensor]:
         """Return on_x_0 and on_noise, each float64 [B]."""
 
-    def require(self, schedule: NoiseSchedule) -> None:  # noqa: B027 (most predictions accept every schedule)
+    def require(self, schedule: NoiseSchedule) -> None:
         """Raise ValueError if the target is undefined, or does not determine x_0, at some time of the schedule."""
 
     def target(self, x_0: Tensor, noise: Tensor, t: Tensor, process: GaussianProcess) -> Tensor:

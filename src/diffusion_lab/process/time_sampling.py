@@ -1,6 +1,6 @@
 """Distributions from which the times for training are sampled."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from diffusion_lab.contracts import Interface
 from diffusion_lab.process.schedule_base import NoiseSchedule
 from diffusion_lab.process.tables import TableSchedule
 
@@ -30,7 +31,7 @@ class TimeDraws(Protocol):
         """Return one uniform number in [0, 1) that all images of the step share: [], float64."""
 
 
-class TimeDistribution(ABC):
+class TimeDistribution(Interface):
     """A distribution over times, with the loss weights that correct for it.
 
     Subclasses have the field `schedule`, whose times they sample.
@@ -40,10 +41,10 @@ class TimeDistribution(ABC):
     def sample(self, draws: TimeDraws) -> tuple[Tensor, Tensor]:
         """Sample times [B], float64, and return them with their loss weights [B], float32."""
 
-    def update(self, draws: TimeDraws, t: Tensor, loss: Tensor) -> None:  # noqa: B027 (most distributions are fixed)
+    def update(self, draws: TimeDraws, t: Tensor, loss: Tensor) -> None:
         """Record the losses [B] at the times [B]."""
 
-    def finish_step(self, applied: Tensor | bool = True) -> None:  # noqa: B027
+    def finish_step(self, applied: Tensor | bool = True) -> None:
         """Update the distribution from the losses of all ranks. Call it on all ranks after each optimizer step.
 
         applied: whether the optimizer step was applied, bool [], equal on all ranks; the losses of a step that was not

@@ -1,16 +1,17 @@
 """Variance of the reverse step p(x_s | x_t): fixed, or learned as a second output of the network."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from diffusion_lab.contracts import Interface
 from diffusion_lab.process.gaussian import GaussianProcess
 
 
-class Variance(ABC):
+class Variance(Interface):
     """The variance of the reverse step between any two times s < t.
 
     >>> from diffusion_lab import CustomSchedule, FixedLarge, FixedSmall, GaussianProcess

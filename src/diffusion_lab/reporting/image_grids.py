@@ -36,7 +36,7 @@ def save_picture(picture: np.ndarray, path: Path) -> None:
 
 
 def save_animation(frames: Sequence[np.ndarray], path: Path, *, seconds: float = 2.0, rest: float = 1.5) -> None:
-    """Write frames as a repeating WebP animation.
+    """Write frames as a repeating animation in the format of the suffix of `path`, .webp or .gif.
 
     frames: images, uint8 [height, width, 3].
     seconds: approximate total duration of all frames before the last frame, in seconds.

@@ -15,7 +15,7 @@ from diffusion_lab.config import compilation
 from diffusion_lab.config.validation import argument_problems, raise_problems
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs.find import Target
-from diffusion_lab.runs.load import instantiate_node, load_config, resolve
+from diffusion_lab.runs.load import instantiate_node, load_config, require_kind, resolve
 from diffusion_lab.runs.sampling_setup import build_images, cascade_stages, sampling_config
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def build(config: DictConfig, target: Target, fabric: "Fabric") -> Measurement:
     images, step = build_images(config, target, fabric)
     try:
         store.locate()
-        metrics, means = _build_metrics(trained, store)
+        metrics, means = build_metrics(trained, store)
         needs_reference = any(metric.needs_reference for metric in metrics)
         reference = _build_reference(config.reference, store) if needs_reference else None
         evaluation = Evaluator(
@@ -81,7 +81,7 @@ def build(config: DictConfig, target: Target, fabric: "Fabric") -> Measurement:
     return Measurement(target, step, evaluation, metrics, means)
 
 
-def _build_metrics(
+def build_metrics(
     trained: DictConfig, store: "ImageStore"
 ) -> tuple[list["Metric"], list[tuple["MeanOverImages", "Images"]]]:
     """Build the metrics of the set of generated images, and the averages over images of the data set.
@@ -89,6 +89,7 @@ def _build_metrics(
     Metrics with equal `features` settings share one feature network.
     """
     from diffusion_lab.metrics.mean_over_images import MeanOverImages
+    from diffusion_lab.metrics.metric import Metric
 
     networks: dict[str, Any] = {}
     metrics, means = [], []
@@ -106,6 +107,7 @@ def _build_metrics(
             metric.split = metric.split or ("test" if "test" in store.splits() else "train")
             means.append((metric, store.load(metric.split)))  # a missing split is an error before hours of sampling
         else:
+            require_kind(metric, Metric, f"metrics.{name}")
             metrics.append(metric)
     return metrics, means
 

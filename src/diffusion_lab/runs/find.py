@@ -1,17 +1,71 @@
-"""Search for the run folders and checkpoints that settings such as `run` and `checkpoint` specify."""
+"""The rule by which settings such as `run`, `resume`, `guide` and `numbers` name run folders and checkpoints.
+
+Accepted are a folder, a checkpoint file in it, a folder of such folders (a sweep), a glob pattern, and `last` for the
+newest folder. A relative path is searched in the working directory, in the folder that contains logs/, in the logs
+folder and in the folders of the commands in it: logs/train/RUN, train/RUN and RUN name the same run.
+"""
 
 import glob
 import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.errors import UserError
-from diffusion_lab.paths import ROOT
-from diffusion_lab.runs.load import load_config
+from diffusion_lab.paths import IS_CHECKOUT, ROOT, logs_folder
 
-NO_RUN = "`run` must be a run folder (run=logs/train/...), got no value."
+LAST = "last"
+"""Value of a setting that names the newest folder."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of folder that settings name.
+
+    noun: name of the kind, for error messages.
+    files: glob patterns, relative to the folder; every folder of this kind contains a file that matches one of them.
+    commands: folders in the logs folder that are searched for `last`, and first for a name without a path.
+    part: what in such a folder also names the folder, for error messages.
+    """
+
+    noun: str
+    files: tuple[str, ...]
+    commands: tuple[str, ...]
+    part: str = "checkpoint file"
+
+    def is_one(self, folder: Path) -> bool:
+        return any(True for pattern in self.files for _ in folder.glob(pattern))
+
+    def last_written(self, folder: Path) -> float:
+        """Return when the newest checkpoint of a folder was written; without checkpoints, the newest of its files."""
+        files = [*folder.glob("checkpoints/*.ckpt")] or [file for name in self.files for file in folder.glob(name)]
+        return max(file.stat().st_mtime for file in files)
+
+    def existing(self, commands: tuple[str, ...], logs: Path) -> list[Path]:
+        """Return all folders of this kind in the folders of some commands in a logs folder, and in their sweeps."""
+        found = (folder for name in commands for depth in ("*", "*/*") for folder in (logs / name).glob(depth))
+        return [folder for folder in found if self.is_one(folder)]
+
+
+def run_of(command: str) -> Kind:
+    """Return the kind of the run folders of a command."""
+    return Kind("run folder", ("config.yaml",), (command,))
+
+
+MEASURED = Kind("folder with a metrics.json", ("**/metrics.json", "**/summary.json"), ("evaluate", "train"))
+SWEEP = Kind("sweep folder", ("*/status.json",), ("train", "train_classifier", "evaluate", "sample"), "run")
+
+
+class Place(NamedTuple):
+    """A folder that a setting names, and its checkpoint file if the setting names one."""
+
+    folder: Path
+    checkpoint: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -29,52 +83,171 @@ class Target:
 
 
 def find_targets(config: DictConfig) -> list[Target]:
-    """Return the checkpoints that match the paths or globs `run` and `checkpoint`.
+    """Return the checkpoints that the settings `run` and `checkpoint` of a config select.
 
     Raises UserError if `run` is not given, if no run folder matches, or if a run has no matching checkpoint.
     """
-    if OmegaConf.is_missing(config, "run"):
-        raise UserError(NO_RUN)
-    paths = config.run if OmegaConf.is_list(config.run) else [config.run]
-    if not paths:
-        raise UserError(NO_RUN)
-    folders = [folder for path in paths for folder in _find_folders(str(path))]
-    return [Target(folder, file) for folder in folders for file in _find_checkpoints(folder, str(config.checkpoint))]
+    value, name = None if OmegaConf.is_missing(config, "run") else config.run, str(config.checkpoint)
+    targets = []
+    for folder, checkpoint in find_places("run", value, run_of("train")):
+        if checkpoint is not None and name not in ("last.ckpt", checkpoint.name):
+            raise UserError(f"`checkpoint` must not be given if `run` is a checkpoint file, got {name}.")
+        files = _find_checkpoints(folder, name) if checkpoint is None else [checkpoint]
+        targets += [Target(folder, file) for file in files]
+    return targets
 
 
-def _find_folders(path: str) -> list[Path]:
-    if not glob.has_magic(path) or Path(path).is_dir():
-        return [Path(path).expanduser()]
-    matches = map(Path, glob.glob(os.path.expanduser(path)))
-    folders = sorted(match for match in matches if (match / "config.yaml").is_file())
+def find_run(setting: str, value: Any, command: str = "train", checkpoint: str | None = None) -> Target:
+    """Return the checkpoint that a setting names.
+
+    setting: name of the setting, for error messages.  command: command of the runs that the setting names.
+    checkpoint: file name of the checkpoint; None selects the file that `value` names or, for a run folder, last.ckpt.
+    Raises UserError unless `value` names one run with this checkpoint.
+    """
+    folder, given = find_place(setting, value, run_of(command))
+    if given is not None and checkpoint is None:
+        return Target(folder, given)
+    return Target(folder, _find_checkpoints(folder, checkpoint or "last.ckpt")[0])
+
+
+def find_place(setting: str, value: Any, kind: Kind) -> Place:
+    """Return the only folder that the value of a setting names.  Raises UserError if it names none or several."""
+    place, *others = find_places(setting, value, kind, several=False)
+    if others:
+        raise UserError(
+            f"`{setting}` must name one {kind.noun}, got {value}, which names {1 + len(others)}, such as "
+            f"{place.folder} and {others[0].folder}."
+        )
+    return place
+
+
+def find_places(setting: str, value: Any, kind: Kind, *, several: bool = True) -> list[Place]:
+    """Return all folders that the value of a setting names.
+
+    several: whether the error message offers folders of folders and glob patterns.
+    Raises UserError if a value in `value`, which may be a list, names no folder of the kind.
+    """
+    values = list(value) if isinstance(value, (list, tuple)) or OmegaConf.is_list(value) else [value]
+    given = [str(value) for value in values if value is not None and str(value)]
+    if not given:
+        raise UserError(f"`{setting}` must be {_accepted(kind, several=several)}, got no value.")
+    return list(dict.fromkeys(place for text in given for place in _find(setting, text, kind, several=several)))
+
+
+def _find(setting: str, value: str, kind: Kind, *, several: bool) -> list[Place]:
+    if value == LAST:
+        return [_newest(setting, kind)]
+    for base, path in _searched(value, kind):
+        if places := _matching(base, path, kind):
+            return places
+    raise UserError(f"`{setting}` must be {_accepted(kind, several=several)}, got {value}, {_why_not(value, kind)}")
+
+
+def _newest(setting: str, kind: Kind) -> Place:
+    # If the logs folder was moved, the default one is searched only if the other has no folder of the kind.
+    folders = next(filter(None, (kind.existing(kind.commands, logs) for logs in _logs_folders())), [])
     if not folders:
-        raise UserError(f"run: no run folder matches {path}.")
-    return folders
+        places = " or ".join(str(logs / command) for logs in _logs_folders() for command in kind.commands)
+        raise UserError(f"{setting}={LAST}: there is no {kind.noun} in {places}.")
+    return Place(max(folders, key=kind.last_written))
+
+
+def _logs_folders() -> list[Path]:
+    """Return the logs folder and, if it was moved, the default logs folder."""
+    return list(dict.fromkeys([logs_folder(), ROOT / "logs"]))
+
+
+def _searched(value: str, kind: Kind) -> Iterator[tuple[Path, str]]:
+    """Yield each folder in which a value is searched, with the path or glob pattern that is searched in the folder."""
+    path = os.path.expanduser(value)
+    if os.path.isabs(path):
+        yield Path("/"), path
+        return
+    yield Path.cwd(), path
+    yield from _searched_from_anywhere(path, kind)
+
+
+def _searched_from_anywhere(path: str, kind: Kind) -> Iterator[tuple[Path, str]]:
+    """Yield the same as `_searched`, without the working directory."""
+    inside = path.removeprefix("logs/")
+    yield ROOT, path
+    for logs in _logs_folders():
+        others = sorted(folder.name for folder in logs.glob("*") if folder.is_dir())
+        yield logs, inside
+        yield from ((logs / command, inside) for command in dict.fromkeys([*kind.commands, *others]))
+
+
+def _matching(base: Path, path: str, kind: Kind) -> list[Place]:
+    """Return the folders of a kind that a path or glob pattern in `base` names."""
+    literal = Path(os.path.abspath(base / path))
+    if os.path.exists(literal):  # Path.exists raises an error if the name is too long
+        return _places_at(literal, kind) or _places_in(literal, kind)
+    matches = [Path(os.path.abspath(base / match)) for match in sorted(glob.glob(path, root_dir=base))]
+    places = [place for match in matches for place in _places_at(match, kind)]
+    return places or [place for match in matches for place in _places_in(match, kind)]
+
+
+def _places_at(path: Path, kind: Kind) -> list[Place]:
+    is_checkpoint = path.suffix == ".ckpt" and path.is_file()
+    folder, checkpoint = (path.parent.parent, path) if is_checkpoint else (path, None)
+    if kind.is_one(folder):
+        return [Place(folder, checkpoint)]
+    is_in_sweep = kind is SWEEP and (folder / "status.json").is_file() and folder.parent.parent not in _logs_folders()
+    return [Place(folder.parent)] if is_in_sweep else []  # a run names its sweep
+
+
+def _places_in(path: Path, kind: Kind) -> list[Place]:
+    return [Place(child) for child in sorted(path.glob("*")) if kind.is_one(child)]
+
+
+def _accepted(kind: Kind, *, several: bool) -> str:
+    more = ", a folder of several, a glob pattern" if several else ""
+    return f"a {kind.noun}, a {kind.part} in it{more} or {LAST}"
+
+
+def _why_not(value: str, kind: Kind) -> str:
+    """Return the reason why a value names no folder of a kind, for the end of an error message."""
+    found = next((base / path for base, path in _searched(value, kind) if os.path.exists(base / path)), None)
+    if found is not None:
+        return f"which has no {kind.files[0].rpartition('/')[2]}."
+    path = Path(value)
+    if path.suffix == ".ckpt":
+        for base, run in _searched(str(path.parent.parent), kind):
+            if kind.is_one(base / run):
+                names = ", ".join(sorted(file.name for file in (base / run).glob("checkpoints/*.ckpt"))) or "no file"
+                return f"but the checkpoints of this run are {names}."
+    matches = "matches nothing" if glob.has_magic(value) else "does not exist"
+    where = "" if os.path.isabs(os.path.expanduser(value)) else f" in {Path.cwd()} or below {logs_folder()}"
+    return f"which {matches}{where}{_closest(path, kind)}."
+
+
+def _closest(path: Path, kind: Kind) -> str:
+    """Return a hint with the existing folder whose name is closest to a path; "" if no name is close."""
+    found = [kind.existing(tuple(place.name for place in logs.glob("*")), logs) for logs in _logs_folders()]
+    existing = {folder.name: folder for folders in found for folder in folders}
+    wanted = path.parent.parent.name if path.suffix == ".ckpt" else path.name
+    close = get_close_matches(wanted, existing, n=1, cutoff=0.6)
+    return f"; perhaps you mean {portable_path(existing[close[0]])}" if close else ""
+
+
+def portable_path(path: Path) -> str:
+    """Return a path relative to the working directory if commands find it from any folder, else the absolute path."""
+    full, cwd, logs = Path(os.path.abspath(path)), Path.cwd(), ROOT / "logs"
+    is_found = IS_CHECKOUT and full.is_relative_to(logs) and (cwd in (ROOT, logs) or cwd.parent == logs)
+    return str(full.relative_to(cwd)) if is_found and full.is_relative_to(cwd) else str(full)
+
+
+def shell_word(path: str) -> str:
+    """Return a path quoted for the shell and for Hydra, if it needs quotes."""
+    return path if re.fullmatch(r"[\w./+-]+", path) else f"'\"{path}\"'"
 
 
 def _find_checkpoints(folder: Path, name: str) -> list[Path]:
+    """Return the checkpoints of a run whose names match a glob pattern.  Raises UserError if there is none."""
+    file = folder / "checkpoints" / name
+    files = [file] if file.is_file() else sorted(file.parent.glob(name))
+    if files:
+        return files
     if not glob.has_magic(name):
-        load_config(folder, name)
-        return [folder / "checkpoints" / name]
-    load_config(folder)
-    files = sorted((folder / "checkpoints").glob(name))
-    if not files:
-        raise UserError(f"checkpoint: no file in {folder / 'checkpoints'} matches {name}.")
-    return files
-
-
-def find_run(name: str, value: str) -> tuple[Path, str]:
-    """Return the run folder and the checkpoint's file name for a setting that is either a run folder or a checkpoint.
-
-    If the setting is a run folder, the checkpoint is last.ckpt. A relative path is searched in the working directory
-    and then in the folder that contains logs/.
-    name: name of the setting, for the error message.  value: value of the setting.
-    Raises UserError if the run folder has no config.yaml.
-    """
-    path = next((path for path in (Path(value).expanduser(), ROOT / value) if path.exists()), Path(value))
-    folder, checkpoint = (path.parent.parent, path.name) if path.suffix == ".ckpt" else (path, "last.ckpt")
-    if not (folder / "config.yaml").is_file():
-        raise UserError(
-            f"`{name}` must be a run folder or a checkpoint in one, got {value}: {folder / 'config.yaml'} is missing."
-        )
-    return folder, checkpoint
+        raise UserError(f"run folder {folder} has no checkpoints/{name}.")
+    raise UserError(f"checkpoint: no file in {file.parent} matches {name}.")

@@ -17,6 +17,7 @@ from diffusion_lab.config.overrides import OVERRIDES_FILE
 from diffusion_lab.config.search_path import search_path_overrides
 from diffusion_lab.distributed import slurm_job
 from diffusion_lab.errors import UserError
+from diffusion_lab.runs import class_names
 from diffusion_lab.runs.load import resolve
 from diffusion_lab.runs.resume import StartingPoint
 from diffusion_lab.runs.training_setup import Run
@@ -33,6 +34,7 @@ def prepare(run: Run, start: StartingPoint) -> Path | None:
     if run.trainer.is_global_zero:
         _start_loggers(run.trainer.loggers, start.config, start.step if start.continues else 0)
         _save_config(start.config, run.folder)
+        class_names.save(run.datamodule.train_images.class_names, run.folder)
         save_overrides(run.folder)
         _save_environment(start.config, run.folder)
         if is_fork and start.checkpoint is not None and checkpoint is not None:
@@ -44,7 +46,7 @@ def _start_loggers(loggers: list[Any], config: DictConfig, num_steps: int) -> No
     """Start the loggers of a run that has already done `num_steps` steps."""
     for logger in loggers:
         if hasattr(logger, "continue_after"):
-            logger.continue_after(num_steps)
+            logger.continue_after(num_steps, config.trainer.get("log_every_n_steps") or 1)
         try:
             _ = logger.experiment
             if hasattr(logger, "describe"):

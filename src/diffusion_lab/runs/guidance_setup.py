@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
@@ -10,7 +9,7 @@ from omegaconf import DictConfig
 from diffusion_lab.config.program import command_line
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import load as run_loading
-from diffusion_lab.runs.find import find_run
+from diffusion_lab.runs.find import Target, find_run
 
 if TYPE_CHECKING:
     from diffusion_lab.denoiser import Denoiser
@@ -50,29 +49,30 @@ def guidance(
 # Cached, because the callbacks for sample images and for the Fréchet distance use the same network.
 @lru_cache(maxsize=2)
 def _guide(path: str) -> "Denoiser":
-    folder, checkpoint = find_run("guide", path)
-    config = run_loading.load_config(folder, checkpoint)
+    target = find_run("guide", path)
+    config = run_loading.load_config(target.folder)
     if run_loading.is_classifier_config(config):
         raise UserError(
-            f"`guide` must be a run folder of `{command_line('train')}`, got {folder}, which contains a classifier."
+            f"`guide` must be a run folder of `{command_line('train')}`, got {target.folder}, which contains a "
+            "classifier."
         )
-    guide: Denoiser = _load_frozen(config, folder, checkpoint).denoiser()
+    guide: Denoiser = _load_frozen(config, target).denoiser()
     return guide
 
 
 @lru_cache(maxsize=2)
 def _classifier(path: str) -> "NoisyClassifier":
-    folder, checkpoint = find_run("classifier", path)
-    config = run_loading.load_config(folder, checkpoint)
+    target = find_run("classifier", path, command="train_classifier")
+    config = run_loading.load_config(target.folder)
     if not run_loading.is_classifier_config(config):
         raise UserError(
-            f"`classifier` must be a run folder of `{command_line('train_classifier')}`, got {folder}, which contains "
-            "a diffusion model."
+            f"`classifier` must be a run folder of `{command_line('train_classifier')}`, got {target.folder}, which "
+            "contains a diffusion model."
         )
-    classifier: NoisyClassifier = _load_frozen(config, folder, checkpoint).classifier
+    classifier: NoisyClassifier = _load_frozen(config, target).classifier
     return classifier
 
 
-def _load_frozen(config: DictConfig, folder: Path, checkpoint: str) -> Any:
+def _load_frozen(config: DictConfig, target: Target) -> Any:
     """Load a module whose weights require no gradients: guidance needs gradients with respect to images only."""
-    return run_loading.load_weights(config, folder / "checkpoints" / checkpoint).requires_grad_(False).eval()
+    return run_loading.load_weights(config, target.checkpoint).requires_grad_(False).eval()

@@ -3,6 +3,7 @@
 Torch and Lightning are imported inside functions, so that invalid settings are rejected without their import time.
 """
 
+import contextlib
 import logging
 import re
 import typing
@@ -16,12 +17,15 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from diffusion_lab.config.compose import error_message
 from diffusion_lab.config.earlier_versions import current_config
 from diffusion_lab.config.library_classes import import_target
 from diffusion_lab.config.program import command_line
 from diffusion_lab.config.validation import argument_problems, raise_problems
+from diffusion_lab.contracts import require_instance
 from diffusion_lab.distributed import launch
 from diffusion_lab.errors import UserError
+from diffusion_lab.runs.find import find_run
 
 if TYPE_CHECKING:
     from diffusion_lab.training.classifier_module import ClassifierModule
@@ -33,18 +37,25 @@ MAX_REMAINING_SIGNAL = 0.05
 """Largest alpha / sigma at the end of a schedule that causes no warning: DDPM has 0.006 and EDM has 0.0125."""
 
 
-def load_module(folder: Path, checkpoint: str = "last.ckpt") -> "DiffusionModule":
-    """Load the trained module of a run folder, on the CPU; its method `sample` generates images.
+def load_module(run: str | Path, checkpoint: str | None = None) -> "DiffusionModule":
+    """Load the trained module of a run, on the CPU; its method `sample` generates images.
 
-    folder: run folder, such as Path("logs/train/2026-01-31_12-00-00").  checkpoint: file name of a checkpoint in it.
-    Raises UserError if the folder has no config.yaml or no checkpoint with this file name.
+    run: run folder, such as "logs/train/2026-01-31_12-00-00", a checkpoint file in it, or any other form that the
+        setting `run` of the commands accepts, such as "last".
+    checkpoint: file name of a checkpoint in the run folder; None selects last.ckpt, or the file that `run` names.
+    Raises UserError if there is no such run or checkpoint.
 
     >>> from diffusion_lab import load_module
     >>> module = load_module(run_folder)
     >>> list(module.sample(range(4)).shape)  # image k has seed k
     [4, 1, 14, 14]
     """
-    module: DiffusionModule = load_weights(load_config(folder, checkpoint), folder / "checkpoints" / checkpoint)
+    from diffusion_lab.runs import class_names
+
+    target = find_run("run", run, checkpoint=checkpoint)
+    config = load_config(target.folder)
+    module: DiffusionModule = load_weights(config, target.checkpoint)
+    module.class_names = class_names.load(target.folder)
     return module
 
 
@@ -105,7 +116,7 @@ def resolve(config: DictConfig) -> DictConfig:
     except MissingMandatoryValue as error:
         raise UserError(f"{error.full_key} must be given, got no value.") from error
     except OmegaConfBaseException as error:
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(error_message(error, "")) from error
 
 
 def build_module(config: DictConfig, network: Any) -> Any:
@@ -113,15 +124,19 @@ def build_module(config: DictConfig, network: Any) -> Any:
 
     Raises UserError if a constructor rejects its settings, or if parts of the module do not fit each other.
     """
+    from diffusion_lab.process import NoiseSchedule
+
     silence_lightning()
     # The schedule is built separately first, so that its errors are reported under `schedule`, not `process.schedule`.
     schedule = instantiate_node(config.schedule, "schedule")
+    require_kind(schedule, NoiseSchedule, "schedule")
     if is_classifier_config(config):
         return _build_classifier_module(config, network)
     return _build_diffusion_module(config, network, schedule)
 
 
 def _build_diffusion_module(config: DictConfig, network: Any, schedule: Any) -> "DiffusionModule":
+    from diffusion_lab.process import Variance
     from diffusion_lab.training.diffusion_module import DiffusionModule
 
     _require_network(network, classifier=False)
@@ -133,6 +148,7 @@ def _build_diffusion_module(config: DictConfig, network: Any, schedule: Any) -> 
             remaining,
         )
     variance = instantiate_node(config.variance, "variance")
+    require_kind(variance, Variance, "variance")
     parts = ("process", "prediction", "objective", "times", "ema", "sampler", "guard", "space")
     objects = {part: instantiate_node(config.get(part), part) for part in parts} | build_optimization(config)
     try:
@@ -148,7 +164,10 @@ def _build_classifier_module(config: DictConfig, network: Any) -> "ClassifierMod
     _require_network(network, classifier=True)
     parts = ("process", "times", "guard")
     objects = {part: instantiate_node(config.get(part), part) for part in parts} | build_optimization(config)
-    return ClassifierModule(network, objects.pop("process"), **objects)
+    try:
+        return ClassifierModule(network, objects.pop("process"), **objects)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def build_optimization(config: DictConfig) -> dict[str, Any]:
@@ -180,22 +199,24 @@ def _build_from_class(node: DictConfig | None, path: str, base: type, build: Cal
 
 
 def _require_network(network: Any, *, classifier: bool) -> None:
-    """Raise UserError unless a network has all required attributes.
+    """Raise UserError unless a network can be trained by this command.
 
     classifier: whether the attributes of a `ClassifierNetwork` are required, and not those of a `Network`.
     """
-    from diffusion_lab.networks import ClassifierNetwork, Network, missing_attributes
+    from diffusion_lab.networks import ClassifierNetwork, Network, require_network
 
     required, other = (ClassifierNetwork, Network) if classifier else (Network, ClassifierNetwork)
-    missing = missing_attributes(network, required)
-    if not missing:
-        return
-    command = "train" if classifier else "train_classifier"
-    remedy = f"; `{command_line(command)}` trains it" if not missing_attributes(network, other) else ""
-    raise UserError(
-        f"`model` must be a diffusion_lab.networks.{required.__name__}, got {type(network).__name__}, which has no "
-        f"{' and no '.join(missing)}{remedy}."
-    )
+    try:
+        require_network(network, required, "model")
+    except ValueError as error:
+        command = "train" if classifier else "train_classifier"
+        with contextlib.suppress(ValueError):
+            require_network(network, other)
+            raise UserError(
+                f"`model` must be a diffusion_lab.networks.{required.__name__}, got {type(network).__name__}, which is "
+                f"a {other.__name__}; `{command_line(command)}` trains it."
+            ) from error
+        raise UserError(str(error)) from error
 
 
 def require_launch(trainer: DictConfig) -> None:
@@ -224,12 +245,23 @@ def instantiate_node(node: Any, path: str, **extra: Any) -> Any:
             raise UserError(f"{path}: {' '.join(str(cause).split()).rstrip('.')}.") from error
         if isinstance(cause, (FeaturesUnavailableError, UserError)):
             raise cause from None
-        if isinstance(cause, (ValueError, TypeError, OSError)) or type(cause).__name__ == "MisconfigurationException":
+        if (
+            isinstance(cause, (ValueError, TypeError, OSError, ImportError))
+            or type(cause).__name__ == "MisconfigurationException"
+        ):
             match = re.search(r"full_key: (\S+)", str(error))
             key = match[1] if match else path
             full_key = key if key.startswith(path) else f"{path}.{key}"  # keys of a detached node are relative to it
             raise UserError(f"{full_key}: {' '.join(str(cause).split())}") from error
         raise
+
+
+def require_kind(value: Any, base: type, path: str) -> None:
+    """Raise UserError unless an object that a config describes is an instance of `base`.  path: path of its node."""
+    try:
+        require_instance(value, base, path)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def silence_lightning() -> None:

@@ -25,7 +25,7 @@ def require_output(module: "DiffusionModule | ClassifierModule", datamodule: "Im
     is_training = network.training
     with torch.no_grad(), torch.random.fork_rng():
         try:
-            output = network.eval()(*_inputs(module, datamodule))
+            output = network.eval()(*example_inputs(module, datamodule))
         except Exception as error:
             raise UserError(f"`model`: {type(network).__name__} cannot process images, {_reason(error)}.") from error
         finally:
@@ -39,7 +39,7 @@ def require_output(module: "DiffusionModule | ClassifierModule", datamodule: "Im
         )
 
 
-def _inputs(module: "DiffusionModule | ClassifierModule", datamodule: "ImageDataModule") -> tuple[Any, ...]:
+def example_inputs(module: "DiffusionModule | ClassifierModule", datamodule: "ImageDataModule") -> tuple[Any, ...]:
     """Return the arguments of the network for two black images at the last time of the schedule."""
     import torch
 

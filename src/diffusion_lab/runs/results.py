@@ -47,9 +47,12 @@ def _finite_or_none(value: Any) -> Any:
 
 def print_numbers(record: Mapping[str, Any]) -> None:
     """Print a table of the metric values, the durations and the peak memory of one evaluation."""
-    table = Table("metric", "value", title=f"{record['run']}, {record['checkpoint']}, step {record['step']:,}")
+    from diffusion_lab.evaluation.evaluator import Number  # imports torch
+
+    title = f"{record['run']}, {record['checkpoint']}, step {record['step']:,}"
+    table = Table("metric", "value", "meaning", title=title)
     for number in record["numbers"]:
-        table.add_row(number["name"], f"{number['value']:.6g}")
+        table.add_row(number["name"], f"{number['value']:.6g}", Number(**number).description)
     table.add_section()
     for part, seconds in record["seconds"].items():
         table.add_row(f"seconds in {part}", f"{seconds:,.1f}")

@@ -19,15 +19,16 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from diffusion_lab.config.compose import command_name, compose_config
 from diffusion_lab.config.earlier_versions import current_config, current_overrides
-from diffusion_lab.config.overrides import OVERRIDES_FILE, override_key, quote
+from diffusion_lab.config.overrides import OVERRIDES_FILE, override_key, quote, unquote
 from diffusion_lab.config.search_path import KEY as SEARCH_PATH
 from diffusion_lab.config.search_path import gives_search_path, search_path_overrides
 from diffusion_lab.config.validation import argument_problems, raise_problems
 from diffusion_lab.errors import UserError
-from diffusion_lab.paths import ROOT
 from diffusion_lab.runs.config_changes import KeyPath, changes_with_effect, flatten, relocate, unflatten
+from diffusion_lab.runs.find import Place, find_place, run_of
 from diffusion_lab.runs.load import resolve
 from diffusion_lab.runs.supervise import FolderInUseError
+from diffusion_lab.runs.tables import METRICS
 from diffusion_lab.runs.training_setup import Run
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ def restore_command_line(command: str) -> None:
         return
     if any(argument in ("-m", "--multirun") for argument in arguments):
         raise UserError(f"resume=... must be used without --multirun, got a sweep with resume={resumed[-1]}.")
-    folder = _find_folder(resumed[-1], command)
+    folder, checkpoint = find_place("resume", unquote(resumed[-1]), run_of(command))
     given = [argument for argument in arguments if override_key(argument) != "resume"]
     given_keys = {override_key(argument) for argument in given}
     lengths = {"trainer.max_steps", "trainer.max_epochs"}
@@ -81,15 +82,21 @@ def restore_command_line(command: str) -> None:
         for override in _saved_overrides(folder)
         if override_key(override) not in replaced or re.match(r"\+[^=]*\.", override)
     ]
-    sys.argv[1:] = [*remaining, *given, f"resume={quote(str(folder))}"]
+    resume = quote(str(checkpoint or folder))
+    sys.argv[1:] = [*remaining, *given, f"resume={resume}"]
     if not any(re.fullmatch(r"\+*fork=true", argument, re.IGNORECASE) for argument in given):
         if "hydra.run.dir" in given_keys:
             raise UserError(
                 "hydra.run.dir is accepted only with fork=true: resume continues in the existing run folder."
             )
+        if checkpoint is not None and checkpoint.name != "last.ckpt":
+            raise UserError(
+                f"resume={resume} must be last.ckpt or a run folder without fork=true, because a run continues from "
+                "its newest checkpoint; fork=true starts a new run from this checkpoint."
+            )
         sys.argv += [f"hydra.run.dir={quote(str(folder))}", "hydra.output_subdir=null"]
     # Child processes inherit the restored command line.
-    os.environ["DIFFUSION_LAB_RESUMED"] = quote(str(folder))
+    os.environ["DIFFUSION_LAB_RESUMED"] = resume
 
 
 def starting_point(config: DictConfig) -> StartingPoint:
@@ -105,17 +112,18 @@ def starting_point(config: DictConfig) -> StartingPoint:
     if not config.resume and not exists:
         return StartingPoint(config)
     is_fork = config.fork and not exists  # a requeued fork continues in its own folder
-    folder = Path(config.resume) if config.resume and not exists else run_folder
-    saved, wanted = _merge_changes(config, folder, run_folder)
+    is_other = config.resume and not exists
+    source = find_place("resume", config.resume, run_of(command_name())) if is_other else Place(run_folder)
+    saved, wanted = _merge_changes(config, source.folder, run_folder)
     if not is_fork and (changes := changes_with_effect(saved, wanted)):
         _require_arguments(config)  # a setting that does not exist is no change
         _refuse_changes(changes, run_folder, resumed=bool(config.resume))
     merged = OmegaConf.create(unflatten(wanted | {("resume",): None, ("fork",): False}))
     if config.fork:
         merged.forked_from = str(config.resume)
-    checkpoint, step = _newest_checkpoint(folder)
+    checkpoint, step = _starting_checkpoint(source)
     if config.resume and checkpoint is None:
-        logger.info("%s has no checkpoint yet; the run starts from its first step.", folder)
+        logger.info("%s has no checkpoint yet; the run starts from its first step.", source.folder)
     return StartingPoint(merged, checkpoint, step, continues=not is_fork)
 
 
@@ -162,7 +170,7 @@ def require_matching_checkpoint(start: StartingPoint, run: Run) -> None:
 
 
 def print_done(start: StartingPoint) -> float | None:
-    """Print that all steps are done, and return the last Fréchet distance, or the loss if no distance was measured."""
+    """Print that all steps are done, and return the value that a search minimizes, as `Summary.objective`."""
     folder = Path(start.config.run_folder)
     print(
         f"nothing left to do: all {start.step:,} steps of {folder} are complete; set trainer.max_steps above "
@@ -170,35 +178,13 @@ def print_done(start: StartingPoint) -> float | None:
     )
     summary = folder / "summary.json"
     content: dict[str, float | None] = json.loads(summary.read_text()) if summary.is_file() else {}
-    # The name of the Fréchet distance depends on how it was measured. Accuracies are not used, because a search
-    # minimizes the result.
-    distances = [v for name, v in content.items() if name not in SUMMARY_FIELDS and not name.startswith("accuracy_")]
-    return distances[-1] if distances else content.get("loss")
-
-
-def _find_folder(name: str, command: str) -> Path:
-    """Return the run folder for the setting resume=`name`.  Raises UserError if the folder is not found.
-
-    name: path of the folder, path below logs/COMMAND, or `last` for the run in logs/COMMAND with the newest checkpoint.
-    """
-    runs = ROOT / "logs" / command
-    if name == "last":
-        folders = [config.parent for depth in ("*", "*/*") for config in runs.glob(f"{depth}/config.yaml")]
-        if not folders:
-            raise UserError(f"resume=last: {runs} contains no run.")
-        return max(folders, key=_last_written)
-    if not name:
-        raise UserError("`resume` must be a run folder or last, got no value.")
-    path = Path(name.strip("'\"")).expanduser()
-    for folder in (Path.cwd() / path, ROOT / path, runs / path):
-        if (folder / "config.yaml").is_file():
-            return folder.resolve()
-    raise UserError(f"`resume` must be a run folder or last, got {name}, which has no config.yaml.")
-
-
-def _last_written(folder: Path) -> float:
-    times = [path.stat().st_mtime for path in folder.glob("checkpoints/*.ckpt")]
-    return max(times, default=(folder / "config.yaml").stat().st_mtime)
+    # The name of the metric value depends on how it was measured. Accuracies of a classifier are not used.
+    values = [v for name, v in content.items() if name not in SUMMARY_FIELDS and not name.startswith("accuracy_")]
+    if not values or values[-1] is None:
+        return content.get("loss")
+    numbers = json.loads((folder / METRICS).read_text())["numbers"] if (folder / METRICS).is_file() else []
+    higher_is_better = bool(numbers) and numbers[0].get("higher_is_better", False)
+    return -values[-1] if higher_is_better else values[-1]
 
 
 def _saved_overrides(folder: Path) -> list[str]:
@@ -248,20 +234,19 @@ def _refuse_changes(changes: list[str], run_folder: Path, *, resumed: bool) -> N
     )
 
 
-def _newest_checkpoint(folder: Path) -> tuple[Path | None, int]:
-    """Return the newest readable checkpoint of a run and its step; (None, 0) if the run has no checkpoint.
+def _starting_checkpoint(source: Place) -> tuple[Path | None, int]:
+    """Return the checkpoint that `source` names, or the newest readable one of its run, and the step of the checkpoint.
 
-    Raises UserError if all checkpoints are damaged.
+    Returns (None, 0) if the run has no checkpoint.  Raises UserError if all checkpoints are damaged.
     """
     from diffusion_lab import checkpoint_files  # imports torch, which only a resumed run needs here
 
     try:
-        path = checkpoint_files.newest(folder / "checkpoints")
+        path = source.checkpoint or checkpoint_files.newest(source.folder / "checkpoints")
+        step = 0 if path is None else int(checkpoint_files.read_run(path, mmap=True)["global_step"])
     except checkpoint_files.DamagedCheckpointError as error:
         raise UserError(f"the run cannot be resumed, because no checkpoint can be read ({error}).") from error
-    if path is None:
-        return None, 0
-    return path, int(checkpoint_files.read_run(path, mmap=True)["global_step"])
+    return path, step
 
 
 def _to_container(config: DictConfig) -> Any:

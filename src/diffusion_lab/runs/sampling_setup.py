@@ -15,6 +15,7 @@ from diffusion_lab.config.program import command_line
 from diffusion_lab.config.validation import argument_problems, raise_problems
 from diffusion_lab.distributed.launch import cluster_environment, describe_device
 from diffusion_lab.errors import UserError
+from diffusion_lab.runs import class_names
 from diffusion_lab.runs.find import Target, find_run
 from diffusion_lab.runs.load import (
     instantiate_node,
@@ -135,7 +136,8 @@ def build_images(config: DictConfig, target: Target, fabric: "Fabric") -> tuple[
 
     from diffusion_lab.generation.seeded_images import SeededImages
 
-    settings = {"label": config.label, "weights": config.weights, "batch_size": config.batch_size}
+    label = class_names.as_label(config.label, target.folder, trained)
+    settings = {"label": label, "weights": config.weights, "batch_size": config.batch_size}
     try:
         source = _downsampled_images(config, trained) if trained.low_resolution is not None else None
         guidance = instantiate_node(trained.guidance, "guidance")
@@ -201,10 +203,7 @@ def cascade_stages(config: DictConfig) -> list[Target]:
     Raises UserError if a run or its checkpoint is missing.
     """
     paths = config.cascade if OmegaConf.is_list(config.cascade) else [config.cascade] if config.cascade else []
-    found = [find_run("cascade", str(path)) for path in paths]
-    for folder, checkpoint in found:
-        load_config(folder, checkpoint)
-    return [Target(folder, folder / "checkpoints" / checkpoint) for folder, checkpoint in found]
+    return [find_run("cascade", path) for path in paths]
 
 
 def _stage_config(config: DictConfig, stage: Target) -> DictConfig:

@@ -1,7 +1,8 @@
 """The status file of a run: the state that the run itself reports, independent of any scheduler.
 
-queued -> running -> finished, or failed with a reason, or requeued and running again. Only rank 0 writes the file,
-except for a failure, which is written by the rank that fails.
+queued -> running -> finished, or failed with a reason, or requeued and running again. A queued run whose job is
+cancelled, or whose launcher ends, is "not started". Only rank 0 writes the file, except for a failure, which is written
+by the rank that fails.
 """
 
 import json
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,10 @@ from diffusion_lab.distributed.slurm_job import SlurmQueue
 STATUS, LOCK, JOB = "status.json", ".lock", ".slurm_job"
 
 QUEUED, RUNNING, REQUEUED, FINISHED, FAILED = "queued", "running", "requeued", "finished", "failed"
+NOT_STARTED = "not started"
+
+TIMES = ("since", "began", "ended")
+"""Keys of a status file whose values are times."""
 
 
 class FolderLockedError(Exception):
@@ -51,8 +57,8 @@ class Attempt:
 class Status:
     """The content of a status file.
 
-    state: one of the five states.  since: time of the last change of state, in seconds since 1970.
-    reason: reason why a run failed or was requeued.  result: value that a finished run returned.
+    state: one of the six states.  since: time of the last change of state, in seconds since 1970.
+    reason: reason why a run failed, was requeued or was not started.  result: value that a finished run returned.
     launcher: process that will start a queued run.  starts: all attempts so far.
     """
 
@@ -65,8 +71,8 @@ class Status:
 
     @property
     def is_over(self) -> bool:
-        """Whether the run has ended and will not be restarted."""
-        return self.state in (FINISHED, FAILED)
+        """Whether the run has ended, or was not started, and will not be started again."""
+        return self.state in (FINISHED, FAILED, NOT_STARTED)
 
     def hours(self, last_activity: float | None = None) -> float:
         """Return the total duration of all attempts, in hours.
@@ -84,7 +90,7 @@ class Status:
 def read(folder: Path) -> Status | None:
     """Return the status of a run folder, or None if there is no readable status file."""
     try:
-        content = json.loads((folder / STATUS).read_text())
+        content = json.loads((folder / STATUS).read_text(), object_hook=_with_seconds)
         starts = tuple(Attempt(**start) for start in content.pop("starts"))
         launcher = content.pop("launcher")
         return Status(**content, launcher=launcher and Attempt(**launcher), starts=starts)
@@ -172,6 +178,12 @@ def mark_failed(folder: Path, reason: str) -> None:
         _end(folder, FAILED, reason=" ".join(reason.split())[:500])
 
 
+def mark_not_started(folder: Path, reason: str) -> None:
+    """Record why a queued run was not started.  Its earlier attempts remain unchanged."""
+    status = read(folder)
+    _write(folder, Status(NOT_STARTED, time.time(), reason=reason, starts=status.starts if status else ()))
+
+
 def _end(folder: Path, state: str, **fields: Any) -> None:
     status, now = read(folder), time.time()
     starts = status.starts if status else ()
@@ -181,27 +193,37 @@ def _end(folder: Path, state: str, **fields: Any) -> None:
 
 
 def reconcile(folder: Path, queue: SlurmQueue | None = None) -> Status | None:
-    """Return the status of a run after marking it as failed if its process or job no longer exists."""
+    """Return the status of a run; if its process or job no longer exists, mark it as failed or as not started first."""
     status = read(folder)
     if status is None or status.is_over:
         return status
-    reason = _why_gone(folder, status, queue or SlurmQueue())
-    if reason is None:
+    gone = _why_gone(folder, status, queue or SlurmQueue())
+    if gone is None:
         return status
     status = read(folder)  # the run may have ended since the first read
     if status is not None and not status.is_over:
-        mark_failed(folder, reason)
+        state, reason = gone
+        mark = mark_not_started if state == NOT_STARTED and status.state == QUEUED else mark_failed
+        mark(folder, reason)
     return read(folder)
 
 
-def _why_gone(folder: Path, status: Status, queue: SlurmQueue) -> str | None:
-    """Return why no process executes a run any more, or None if a process executes the run or the reason is unknown."""
+def _why_gone(folder: Path, status: Status, queue: SlurmQueue) -> tuple[str, str] | None:
+    """Return the new state of a run that no process executes any more, and the reason.
+
+    Returns None if a process executes the run or will execute it, or if this is unknown.
+    """
     if slurm_id := job_id(folder):
-        return queue.why_gone(slurm_id)
+        state = queue.final_state(slurm_id)
+        if state is not None and state.startswith("CANCELLED") and status.state == QUEUED:
+            return NOT_STARTED, f"job {slurm_id} was canceled"
+        return None if state is None else (FAILED, f"job {slurm_id} ended without a status: {state}")
     owner = status.launcher if status.state == QUEUED else status.starts[-1] if status.starts else None
     if owner is None or owner.host != socket.gethostname() or slurm_job.start_ticks(owner.pid) == owner.ticks:
         return None
-    return "it was never started" if status.state == QUEUED else f"process {owner.pid} ended without a status"
+    if status.state == QUEUED:
+        return NOT_STARTED, "the command that would have started it has ended"
+    return FAILED, f"process {owner.pid} ended without a status"
 
 
 def _this_process() -> Attempt:
@@ -222,4 +244,26 @@ def _is_this_job(attempt: Attempt) -> bool:
 
 def _write(folder: Path, status: Status) -> None:
     with atomic_file(folder / STATUS, concurrent=True) as partial:
-        partial.write_text(json.dumps(asdict(status), indent=2) + "\n")
+        partial.write_text(json.dumps(_with_text(asdict(status)), indent=2) + "\n")
+
+
+def _with_text(node: Any) -> Any:
+    """Return a nested content in which times are texts in ISO 8601, in the local time zone."""
+    if isinstance(node, (list, tuple)):
+        return [_with_text(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    return {
+        key: datetime.fromtimestamp(value).astimezone().isoformat()
+        if key in TIMES and value is not None
+        else _with_text(value)
+        for key, value in node.items()
+    }
+
+
+def _with_seconds(node: dict[str, Any]) -> dict[str, Any]:
+    """Return a part of a status file with its times in seconds since 1970, as earlier versions wrote them."""
+    return {
+        key: datetime.fromisoformat(value).timestamp() if key in TIMES and isinstance(value, str) else value
+        for key, value in node.items()
+    }

@@ -1,7 +1,7 @@
 """The lines that a training run prints before its first step and at its end."""
 
-import re
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,13 @@ from lightning import Trainer
 from diffusion_lab.callbacks.measure_distance import MeasureDistance
 from diffusion_lab.checkpoint_files import LAST
 from diffusion_lab.config.program import command_line
+from diffusion_lab.data.classes import numbering
 from diffusion_lab.data.image_datamodule import ImageDataModule
 from diffusion_lab.distributed.launch import describe_device
 from diffusion_lab.evaluation.evaluator import Number
+from diffusion_lab.runs.find import portable_path, shell_word
 from diffusion_lab.training.base_module import TrainedModule
+from diffusion_lab.training.diffusion_module import DiffusionModule
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Summary:
     distances: (step, value) of each measured Fréchet distance.  distance_name: its metric name; None if not measured.
     numbers: metric values of the last measurement, with their fingerprints.
     measuring_seconds: duration of all measurements.  accuracies: accuracies of a classifier, by name.
+    unmeasured: the reason why a run of a diffusion model measured no distance; None if it measured one.
     """
 
     steps: int
@@ -35,11 +39,15 @@ class Summary:
     numbers: tuple[Number, ...] = ()
     measuring_seconds: float = 0.0
     accuracies: dict[str, float] = field(default_factory=dict)
+    unmeasured: str | None = None
 
     @property
     def objective(self) -> float | None:
-        """The value that a search minimizes: the last Fréchet distance, or the loss if no distance was measured."""
-        return self.distances[-1][1] if self.distances else self.loss
+        """The value that a search minimizes: the last metric value, or the loss if none was measured.
+
+        A metric value has the opposite sign if a higher value is better.
+        """
+        return self.numbers[0].objective if self.numbers else self.loss
 
     def as_dict(self) -> dict[str, Any]:
         """Return the content of summary.json, with the last Fréchet distance under `distance_name`."""
@@ -75,15 +83,18 @@ def print_start(
             f"({trainer.max_steps * datamodule.batch_size / len(datamodule.train_images):,.1f} epochs), "
             f"{trainer.precision} on {type(trainer.accelerator).__name__}; "
             + (f"resuming after step {first_step:,}; " if first_step else "")
-            + f"run folder: {short_path(folder)}",
+            + f"run folder: {portable_path(folder)}",
             flush=True,
         )
+        if module.num_classes and (names := datamodule.train_images.class_names):
+            print(f"classes: {numbering(names)}", flush=True)
         print(f"device: {describe_device(trainer.strategy.root_device, trainer.precision)}", flush=True)
 
 
-def summarize(trainer: Trainer, *, minutes: float) -> Summary:
-    """Return the result of a finished fit."""
+def summarize(trainer: Trainer, *, minutes: float, left_out: Mapping[str, str] | None = None) -> Summary:
+    """Return the result of a finished fit.  left_out: see `Run`."""
     distances = next((c for c in trainer.callbacks if isinstance(c, MeasureDistance)), None)
+    history = [*distances.history, *([distances.at_end] if distances.at_end else [])] if distances else []
     metrics = trainer.callback_metrics
     return Summary(
         steps=trainer.global_step,
@@ -91,59 +102,65 @@ def summarize(trainer: Trainer, *, minutes: float) -> Summary:
         images_per_second=float(metrics["images_per_second"]) if "images_per_second" in metrics else None,
         minutes=minutes,
         distance_name=distances.numbers[0].name if distances and distances.numbers else None,
-        distances=tuple(distances.history) if distances else (),
+        distances=tuple(history),
         numbers=tuple(distances.numbers) if distances else (),
         measuring_seconds=distances.seconds if distances else 0.0,
         accuracies={name: float(value) for name, value in metrics.items() if name.startswith("accuracy_")},
+        unmeasured=None if history else _why_unmeasured(trainer, distances, left_out or {}),
     )
+
+
+def _why_unmeasured(trainer: Trainer, distances: MeasureDistance | None, left_out: Mapping[str, str]) -> str | None:
+    """Return the reason why a run measured no distance; None for a run that generates no images."""
+    if not isinstance(trainer.lightning_module, DiffusionModule):
+        return None
+    if distances is not None:
+        return "test runs (trainer=debug, trainer.fast_dev_run) measure nothing at their end"
+    if "measure_distance" in left_out:
+        return "its features are unavailable (see the note at the start)"
+    return "callbacks.measure_distance=null"
 
 
 def print_summary(summary: Summary, folder: Path) -> None:
     """Print a summary of the run.
 
-    The summary contains the duration, the speed, the path of the last sample grid, the first and last Fréchet distance,
-    and commands to try next.
+    The summary contains the duration, the speed, the path of the last sample grid, the first and last value of the
+    metric, and the commands that use the run.
     """
     print(f"\ndone: {summary.steps:,} steps in {summary.minutes:.1f} minutes", end="")
     print(f", {summary.images_per_second:,.0f} images/s while training" if summary.images_per_second else "")
     for picture in sorted((folder / "samples").glob("*.png"))[-1:]:
-        print(f"  samples     {short_path(picture)}, animated in {picture.with_suffix('.webp').name}")
+        print(f"  samples     {portable_path(picture)}, animated in {picture.with_suffix('.webp').name}")
     if summary.distances:
         ends = dict([summary.distances[0], summary.distances[-1]])
-        print(f"  distance    {summary.distance_name}: " + ", ".join(f"{v:.2f} at step {k:,}" for k, v in ends.items()))
+        values = ", ".join(f"{value:.2f} at step {step:,}" for step, value in ends.items())
+        print(f"  distance    {summary.distance_name}: {values} ({summary.numbers[0].description})")
         if summary.minutes:
             fraction = summary.measuring_seconds / 60 / summary.minutes
             print(f"              measuring took {summary.measuring_seconds:.0f} s, {fraction:.0%} of the run")
+    if summary.unmeasured is not None:
+        command = f"{command_line('evaluate')} run={shell_word(portable_path(folder))}"
+        command += " features=efficientnet" if "features" in summary.unmeasured else ""
+        print(f"  distance    not measured: {summary.unmeasured}; to measure it: {command}")
     for name, value in summary.accuracies.items():
         print(f"  {name}: {value:.3f}")
-    print(f"  all metrics {short_path(folder / 'metrics.csv')}")
-    print("try next:")
+    print(f"  all metrics {portable_path(folder / 'metrics.csv')}")
+    path = shell_word(portable_path(folder))
     if summary.accuracies:
+        print("next:")
         print(
-            f"  {command_line('sample')} run=logs/train/RUN classifier={shell_word(short_path(folder))} "
-            "classifier_scale=2",
-            flush=True,
+            f"  {command_line('sample')} run=RUN classifier={path} classifier_scale=2   # RUN: a run on the same schedule"
         )
+        print(f"  {command_line('train_classifier')} resume={path} trainer.max_steps={2 * summary.steps}", flush=True)
         return
-    print(f"  {command_line('train')} schedule=cosine data=cifar10")
-    print(f"  {command_line('train')} -m schedule=linear,cosine model=unet_tiny,unet_small", flush=True)
+    print("next:")
+    print(f"  {command_line('sample')} run={path} num_images=64")
+    print(f"  {command_line('evaluate')} run={path}")
+    print(f"  {command_line('train')} resume={path} trainer.max_steps={2 * summary.steps}", flush=True)
 
 
 def print_how_to_resume(folder: Path, step: int, command: str) -> None:
     """Print the last saved step of a run that was stopped, and the command that resumes it."""
     saved = f"after step {step:,}" if step else "before the first step"
-    path = shell_word(short_path(folder))
+    path = shell_word(portable_path(folder))
     print(f"stopped {saved}; to resume: {command_line(command)} resume={path}", file=sys.stderr, flush=True)
-
-
-def shell_word(path: str) -> str:
-    """Return a path quoted for the shell and for Hydra, if it needs quotes."""
-    return path if re.fullmatch(r"[\w./+-]+", path) else f"'\"{path}\"'"
-
-
-def short_path(path: Path) -> str:
-    """Return a path below the working directory relative to it, and other paths unchanged."""
-    try:
-        return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)

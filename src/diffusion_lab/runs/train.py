@@ -31,16 +31,19 @@ def train(config: DictConfig) -> float | None:
     start = run_resume.starting_point(config)
     if start.is_done:
         return run_resume.print_done(start)
+    if not start.continues:
+        training_setup.require_classes(start.config)
     run = training_setup.build(start.config)
     run_resume.require_matching_checkpoint(start, run)
 
-    from diffusion_lab.runs import summary  # imports Lightning, which is loaded by now
+    from diffusion_lab.runs import cost_line, summary  # these import Lightning, which is loaded by now
 
     started, checkpoint = time.monotonic(), run_folder.prepare(run, start)
     summary.print_start(run.module, run.datamodule, run.trainer, run.folder, start.step)
+    cost_line.print_cost(run, start, overrides)
     _fit(run, checkpoint)
     signals.install(signal.SIG_IGN)  # training is complete: a signal must not prevent the results from being written
-    result = summary.summarize(run.trainer, minutes=(time.monotonic() - started) / 60)
+    result = summary.summarize(run.trainer, minutes=(time.monotonic() - started) / 60, left_out=run.left_out)
     if run.trainer.is_global_zero:
         run_results.write_summary(run.folder, result.as_dict())
         if result.numbers:

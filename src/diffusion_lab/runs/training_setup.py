@@ -4,10 +4,9 @@ Torch and Lightning are imported inside functions, so that invalid settings are 
 """
 
 import contextlib
-import logging
+import re
 import typing
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from diffusion_lab.config.compilation import Acceleration
 from diffusion_lab.config.library_classes import import_target, settings_of
 from diffusion_lab.config.validation import argument_problems, raise_problems
 from diffusion_lab.errors import UserError
+from diffusion_lab.runs.callbacks_setup import build_callbacks, build_loggers, require_later_needs
 from diffusion_lab.runs.load import build_module, instantiate_node, is_classifier_config, require_launch, resolve
 from diffusion_lab.runs.network_check import require_output
 
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from diffusion_lab.networks import Network
     from diffusion_lab.training.classifier_module import ClassifierModule
     from diffusion_lab.training.diffusion_module import DiffusionModule
-
-logger = logging.getLogger(__name__)
 
 LIGHTNING_KEYS = ("callbacks", "logger", "trainer", "metrics", "features")
 """Top-level config keys whose objects import Lightning or metrics. These keys are checked after all other keys."""
@@ -44,12 +42,16 @@ CONDITION_SETTINGS = {
 
 @dataclass(frozen=True)
 class Run:
-    """The objects of one training run, and its folder."""
+    """The objects of one training run, and its folder.
+
+    left_out: the reason for each callback that the config names but the run does not have.
+    """
 
     module: "DiffusionModule | ClassifierModule"
     datamodule: "ImageDataModule"
     trainer: "Trainer"
     folder: Path
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 def build(config: DictConfig) -> Run:
@@ -72,7 +74,7 @@ def build(config: DictConfig) -> Run:
     import torch
 
     torch.manual_seed(config.seed)
-    network = instantiate_node(config.model, "model")
+    network = _build_network(config)
     raise_problems(list(argument_problems({key: config[key] for key in deferred}, "")))
     module = build_module(config, network)
     _require_optimizable(module, config.trainer.max_steps)
@@ -85,13 +87,39 @@ def build(config: DictConfig) -> Run:
         _require_classified(config, network, datamodule)
     require_output(module, datamodule)
     _load_images(datamodule, network.num_classes if is_classifier_config(config) else module.labels.num_classes)
-    callbacks = list(_build_callbacks(config))
-    loggers = [instantiate_node(node, f"logger.{name}") for name, node in config.logger.items() if node is not None]
+    callbacks, left_out = build_callbacks(config)
+    require_later_needs(callbacks, module, datamodule, config.trainer.max_steps)
+    loggers = build_loggers(config)
     trainer = instantiate_node(config.trainer, "trainer", callbacks=callbacks, logger=loggers)
     accelerate(module.network)
     accelerate.apply_memory_format(module)  # on the complete module: the averages need the memory format, too
     _require_divisible_batch_size(datamodule, trainer)
-    return Run(module, datamodule, trainer, Path(config.run_folder))
+    return Run(module, datamodule, trainer, Path(config.run_folder), left_out)
+
+
+def require_classes(config: DictConfig) -> None:
+    """Raise UserError if a new run is conditioned on the labels of a data set with a single class."""
+    config = resolve(config)
+    if (config.get("conditioning") or {}).get("num_classes") == 1:
+        raise UserError(
+            f"conditioning=label must be used with at least 2 classes, got data.num_classes={config.data.num_classes}; "
+            "conditioning=none trains without classes, and data=class_folders takes one folder of images per class."
+        )
+
+
+def _build_network(config: DictConfig) -> Any:
+    """Build the network.  Raises UserError, which names networks for the resolution if that is the problem."""
+    try:
+        return instantiate_node(config.model, "model")
+    except UserError as error:
+        text, side = str(error), config.model.get("resolution")
+        if not re.search(r"(^|: |attention_)resolution(s)? must ", text) or side != config.data.resolution or side % 4:
+            raise
+        fitting = ["half_unet_quick"] if is_classifier_config(config) else ["unet_quick", "unet_tiny", "unet_small"]
+        if side % 16 == 0 and not is_classifier_config(config):
+            fitting.append("unet_medium")
+        choices = " or ".join(filter(None, [", ".join(fitting[:-1]), fitting[-1]]))
+        raise UserError(f"{text.rstrip('.')}; model={choices} fits data.resolution={side}.") from error
 
 
 def _check_numbers(config: DictConfig) -> None:
@@ -139,10 +167,13 @@ def _check_arguments(config: DictConfig, deferred: list[str]) -> None:
 
 
 def _locate_data(config: DictConfig) -> None:
+    from diffusion_lab.data.image_store import require_store
+
     store = instantiate_node(config.data.store, "data")
     try:
+        require_store(store, "data.store")
         store.locate()
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
         raise UserError(str(error)) from error
 
 
@@ -245,26 +276,6 @@ def _load_images(datamodule: "ImageDataModule", num_classes: int) -> None:
         raise UserError(str(error)) from error
     if num_classes and len(label) and int(label.max()) >= num_classes:
         raise UserError(f"data.num_classes must be above the largest label ({int(label.max())}), got {num_classes}.")
-
-
-def _build_callbacks(config: DictConfig) -> Iterator[Any]:
-    from diffusion_lab.features import FeaturesUnavailableError
-
-    for name, node in config.callbacks.items():
-        if node is None:
-            continue  # callbacks.NAME=null disables a callback
-        try:
-            callback = instantiate_node(node, f"callbacks.{name}")
-            features = getattr(getattr(callback, "metric", None), "features", None)
-            if features is not None and config.data.channels not in features.channels:
-                channels = " or ".join(map(str, features.channels))
-                raise UserError(
-                    f"`features` must accept images with data.channels={config.data.channels}, got {features.name}, "
-                    f"which accepts {channels} channels; try features=inception."
-                )
-            yield callback
-        except FeaturesUnavailableError as error:
-            logger.info("this run continues without callbacks.%s: %s", name, error)
 
 
 def _require_divisible_batch_size(datamodule: "ImageDataModule", trainer: "Trainer") -> None:

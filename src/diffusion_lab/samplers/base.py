@@ -1,6 +1,6 @@
 """Base classes of samplers: shared settings, the initial noise, and the loop over fixed steps."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from diffusion_lab.contracts import Interface
 from diffusion_lab.denoiser import DenoiserLike
 from diffusion_lab.networks import Condition
 from diffusion_lab.process import GaussianProcess
@@ -41,7 +42,7 @@ OnStep = Callable[[int, Tensor, Tensor], None]
 """Callback after each step, with arguments (number of completed steps, x_t after the step, estimate of x_0)."""
 
 
-class Sampler(ABC):
+class Sampler(Interface):
     """An algorithm that turns noise into images along a decreasing list of times.
 
     Each sampler is a frozen dataclass. It has the following four fields and the settings of its algorithm.

@@ -1,12 +1,14 @@
 """Clipping of estimates of x_0 that are outside the range of images."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from diffusion_lab.contracts import Interface
 
-class Clipping(ABC):
+
+class Clipping(Interface):
     """A rule for estimates of x_0 outside [-1, 1]."""
 
     @abstractmethod

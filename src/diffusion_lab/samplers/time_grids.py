@@ -1,17 +1,18 @@
 """Time grids: the times at which a sampler evaluates the denoiser."""
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from diffusion_lab.contracts import Interface
 from diffusion_lab.process import NoiseSchedule, TableSchedule
 
 
-class TimeGrid(ABC):
+class TimeGrid(Interface):
     """A rule that chooses times between noise and data."""
 
     @abstractmethod

@@ -104,6 +104,8 @@ def run_local(planned: Sequence[PlannedRun], folder: Path, num_at_once: int, num
             report.update()
             time.sleep(0.2)
     except (KeyboardInterrupt, StoppedBySignal):
+        for run in left:
+            run_status.mark_not_started(run.folder, "the sweep was interrupted")
         _stop([child for child in slots if child is not None])
         raise
     wait_for_runs(planned, report)

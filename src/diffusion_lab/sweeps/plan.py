@@ -4,6 +4,7 @@ Every run of a sweep is a separate command in a folder that is named after the s
 again therefore finds its earlier runs, and only executes the remaining ones.
 """
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from diffusion_lab.distributed.slurm_job import SlurmQueue
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import status as run_status
 from diffusion_lab.runs import tables as run_tables
-from diffusion_lab.runs.status import FAILED, FINISHED, Status
+from diffusion_lab.runs.status import FAILED, FINISHED, NOT_STARTED, Status
 from diffusion_lab.sweeps import table as sweep_table
 
 
@@ -60,7 +61,8 @@ class PlannedRun:
             return f"wait ({self.status.state})"
         has_checkpoint = (self.folder / "checkpoints" / "last.ckpt").is_file()
         reason = f" (failed: {self.status.reason})" if self.status.state == FAILED else ""
-        return ("resume" if has_checkpoint else "restart") + reason
+        has_started = has_checkpoint or self.status.state != NOT_STARTED or bool(self.status.starts)
+        return ("resume" if has_checkpoint else "restart" if has_started else "start") + reason
 
 
 _launched: dict[Path, PlannedRun] = {}
@@ -84,6 +86,13 @@ def plan(config: DictConfig, job_overrides: Sequence[Sequence[str]], loader: Any
     return planned
 
 
+def forget(folder: Path) -> None:
+    """Forget the planned runs of a sweep that starts none of them, and remove its folder if it has no runs."""
+    _launched.clear()
+    if [path.name for path in folder.iterdir()] == ["multirun.yaml"]:  # which Hydra writes before the sweep
+        shutil.rmtree(folder)
+
+
 def finish() -> str | None:
     """Print the table of the sweep that this process launched.
 
@@ -91,18 +100,24 @@ def finish() -> str | None:
     """
     if not any(run_status.read(run.folder) for run in _launched.values()):
         return None  # no run was started
-    reasons = {}
+    reasons, num_not_started = {}, 0
     for run in _launched.values():
         status = run_status.read(run.folder)
         if status is None or status.state != FINISHED:
+            num_not_started += status is None or status.state == NOT_STARTED
             reasons[run.folder.name] = "it was never started" if status is None else status.reason or status.state
     for run in list(_launched.values())[:1]:
         sweep_table.write_sweep_table(run.folder.parent, run.allowed)
     if not reasons:
         return None
     name, reason = list(reasons.items())[-1]
-    count = f"{len(reasons)} of the sweep's {len(_launched)} runs failed"
-    return f"{count}; run the same command again to resume them. {name}: {reason.rstrip('.')}."
+    num_failed = len(reasons) - num_not_started
+    parts = [f"{num_failed} of the sweep's {len(_launched)} runs failed"] if num_failed else []
+    if num_not_started:
+        of_all = "" if num_failed else f" of the sweep's {len(_launched)} runs"
+        parts.append(f"{num_not_started}{of_all} {'was' if num_not_started == 1 else 'were'} not started")
+    remedy = f"run the same command again to {'resume' if num_failed else 'start'} them"
+    return f"{' and '.join(parts)}; {remedy}. {name}: {reason.rstrip('.')}."
 
 
 def _is_done(folder: Path, overrides: Sequence[str], config: DictConfig, status: Status | None) -> bool:

@@ -9,13 +9,14 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from diffusion_lab import __version__
+from diffusion_lab.contracts import require_instance
 from diffusion_lab.data.image_datamodule import ImageBatch
 from diffusion_lab.distributed.collectives import Ranks
 from diffusion_lab.fingerprints import VERSION, version_of
 from diffusion_lab.training.lr_schedules import ConstantWithWarmup, LRSchedule, TorchLRSchedule, build_scheduler
 from diffusion_lab.training.nonfinite_guard import NonFiniteGuard
 from diffusion_lab.training.optimizers import OptimizerFactory, match_memory_format
-from diffusion_lab.training.plain_batches import PlainBatch, PlainBatches
+from diffusion_lab.training.plain_batches import PlainBatch, PlainBatches, with_float_images
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,12 @@ class TrainedModule(LightningModule):
         self._gradient_norm: Tensor | None = None
         self._step_metrics: dict[str, Tensor] = {}
         self._last_logged_step = 0
+        self.require_parts(optimizer=OptimizerFactory, guard=NonFiniteGuard)
+
+    def require_parts(self, **bases: type) -> None:
+        """Raise ValueError unless the attributes with these names are instances of these classes."""
+        for name, base in bases.items():
+            require_instance(getattr(self, name), base, name)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -71,13 +78,13 @@ class TrainedModule(LightningModule):
     def image_batch(self, batch: ImageBatch | PlainBatch, batch_idx: int) -> ImageBatch:
         """Convert a batch of any data loader to the images, labels and random numbers of a training step.
 
-        batch: see `PlainBatch`; an ImageBatch is returned unchanged.
+        batch: see `PlainBatch`; of an ImageBatch, uint8 images are converted.
         batch_idx: index of the batch in its epoch; without a trainer, the number of the step.
         Raises ValueError if the batch does not fit the network.
         """
-        if isinstance(batch, ImageBatch):
-            return batch
         trainer, shape, num_classes = self._trainer, self.image_shape, self.num_classes
+        if isinstance(batch, ImageBatch):
+            return with_float_images(batch, shape)
         if trainer is None:
             return self._plain_batches.convert(batch, shape=shape, num_classes=num_classes, step=batch_idx)
         step, num_parts = trainer.global_step, trainer.accumulate_grad_batches

@@ -7,7 +7,7 @@ from torch import Tensor
 from diffusion_lab.data.image_datamodule import ImageBatch
 from diffusion_lab.distributed.collectives import Ranks
 from diffusion_lab.guidance.noisy_classifier import NoisyClassifier
-from diffusion_lab.networks import ClassifierNetwork
+from diffusion_lab.networks import ClassifierNetwork, require_network
 from diffusion_lab.process import GaussianProcess, TimeDistribution
 from diffusion_lab.training.base_module import TrainedModule
 from diffusion_lab.training.lr_schedules import LRSchedule, TorchLRSchedule
@@ -48,8 +48,10 @@ class ClassifierModule(TrainedModule):
         guard: NonFiniteGuard | None = None,
         seed: int = 0,
     ) -> None:
+        require_network(network, ClassifierNetwork)
         super().__init__(network, optimizer=optimizer, lr_schedule=lr_schedule, guard=guard, seed=seed)
         self.process, self.times = process, times
+        self.require_parts(process=GaussianProcess, times=TimeDistribution)
         self._accuracies: list[Tensor] = []
 
     @property

@@ -9,15 +9,24 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from diffusion_lab.contracts import require_instance
 from diffusion_lab.data.image_datamodule import ImageBatch
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.ema.averages import EMA, RAW, RampedDecay
 from diffusion_lab.fingerprints import describe
-from diffusion_lab.guidance import Guidance
+from diffusion_lab.guidance import Guidance, Strength
 from diffusion_lab.latents import Pixels, Space
-from diffusion_lab.networks import Condition, Labels, Network
+from diffusion_lab.networks import Condition, Labels, Network, require_network, require_output
 from diffusion_lab.objectives import Denoising, Objective
-from diffusion_lab.process import Epsilon, GaussianProcess, Prediction, TableSchedule, TimeDistribution, Uniform
+from diffusion_lab.process import (
+    Epsilon,
+    GaussianProcess,
+    NoiseSchedule,
+    Prediction,
+    TableSchedule,
+    TimeDistribution,
+    Uniform,
+)
 from diffusion_lab.randomness import Draws, ImageNoise, Purpose
 from diffusion_lab.samplers import DDIM, OnStep, Sampler
 from diffusion_lab.training.base_module import TrainedModule
@@ -25,13 +34,21 @@ from diffusion_lab.training.lr_schedules import LRSchedule, TorchLRSchedule
 from diffusion_lab.training.nonfinite_guard import NonFiniteGuard
 from diffusion_lab.training.optimizers import OptimizerFactory
 from diffusion_lab.training.plain_batches import PlainBatch
+from diffusion_lab.training.sample_arguments import (
+    LabelChoice,
+    SamplerChoice,
+    as_guidance,
+    as_labels,
+    as_sampler,
+    as_seeds,
+)
 
 
 class DiffusionModule(TrainedModule):
     """A denoising network in training: `network` is trained, and `ema.network` generates images by default.
 
     network: network to train, see `Network` for the attributes that it must have.
-    process: forward process, which adds noise to the images.
+    process: forward process, which adds noise to the images, or its noise schedule.
     prediction: quantity that the network predicts; by default the noise (Ho et al. 2020).
     objective: loss; by default the squared error of the prediction.
     times: distribution of the training times; by default uniform over the times of the schedule.
@@ -44,7 +61,7 @@ class DiffusionModule(TrainedModule):
     seed: seed of the random numbers of training. Batches from `ImageDataModule` contain random numbers, and then the
         seed has no effect.
 
-    Raises ValueError if prediction or objective do not fit the schedule or the network.
+    Raises ValueError if a part does not implement its base class, or does not fit the schedule or the network.
 
     The module can be trained by a `lightning.Trainer` with any data loader, see `PlainBatch`:
 
@@ -58,10 +75,13 @@ class DiffusionModule(TrainedModule):
 
     network: Network
 
+    class_names: Sequence[str] = ()
+    """Names of the classes, for `sample`; `load_module` sets them."""
+
     def __init__(
         self,
         network: Network,
-        process: GaussianProcess,
+        process: GaussianProcess | NoiseSchedule,
         *,
         prediction: Prediction | None = None,
         objective: Objective | None = None,
@@ -74,12 +94,16 @@ class DiffusionModule(TrainedModule):
         space: Space | None = None,
         seed: int = 0,
     ) -> None:
+        require_network(network, Network)
         optimizer = optimizer or OptimizerFactory(torch.optim.Adam, lr=2e-4)
+        process = GaussianProcess(process) if isinstance(process, NoiseSchedule) else process
+        require_instance(process, GaussianProcess, "process")
         super().__init__(network, optimizer=optimizer, lr_schedule=lr_schedule, guard=guard, seed=seed)
         self.space, self.process, self.prediction = space or Pixels(), process, prediction or Epsilon()
         self.objective = objective or Denoising(self.prediction)
         self.times = times or Uniform(process.schedule)
         self.sampler = sampler or _default_sampler(process)
+        self.require_parts(prediction=Prediction, objective=Objective, times=TimeDistribution, sampler=Sampler)
         self.prediction.require(process.schedule)
         self.objective.require(process.schedule, network.in_channels, network.out_channels)
         self.ema = ema(network) if ema is not None else EMA(network, {"main": RampedDecay()})
@@ -139,34 +163,44 @@ class DiffusionModule(TrainedModule):
 
     def sample(
         self,
-        seeds: Sequence[int],
+        seeds: int | Sequence[int],
         condition: Condition | None = None,
         *,
-        sampler: Sampler | None = None,
-        guidance: Guidance | None = None,
+        label: LabelChoice | None = None,
+        guidance: Guidance | Strength | float | None = None,
+        sampler: SamplerChoice | None = None,
+        num_steps: int | None = None,
         weights: str | None = None,
         stage: int = 0,
         on_step: OnStep | None = None,
     ) -> Tensor:
         """Generate one image for each seed: [B, C, H, W] in [-1, 1].
 
+        seeds: seeds of the images; a number n stands for the seeds 0 to n - 1.
         condition: condition of the images, on any device; without a label, seed k has class k modulo the number of
             classes.
-        sampler: sampler to use; None selects the sampler of the module.
+        label: classes of the images by number, or by name if `class_names` are known, see `LabelChoice`.
+        guidance: guidance scale of classifier-free guidance, or any other guidance.
+        sampler: sampler, or its class or name, such as "ddim"; None selects the sampler of the module.
+        num_steps: number of its steps; None keeps the number of the sampler.
         weights: name of the weights, see `sampled_network`.
         stage: index of the network in a cascade, see `ImageNoise`.
         on_step: callback after each step, see `samplers.OnStep`.
-        Raises ValueError if guidance, condition or weights do not fit the network.
+        Raises ValueError if an argument does not fit the network.
         """
-        condition, guidance = condition or Condition(), guidance or Guidance()
-        if condition.label is None and (num_classes := guidance.num_classes(self.labels)):
+        seeds, guidance = as_seeds(seeds), as_guidance(guidance)
+        sampler = as_sampler(sampler, num_steps, self.sampler, self.process)
+        condition = condition or Condition()
+        num_classes = guidance.num_classes(self.labels)
+        if label is not None:
+            condition = replace(condition, label=as_labels(label, len(seeds), num_classes, self.class_names))
+        elif condition.label is None and num_classes:
             condition = replace(condition, label=torch.tensor([seed % num_classes for seed in seeds]))
         shape = (self.network.in_channels, self.network.resolution, self.network.resolution)
         noise = ImageNoise(seeds, shape, self.device, stage=stage)
         with self._precision():
             denoiser = guidance.to(self.device)(self.denoiser(weights), self.labels)
-            x_0 = (sampler or self.sampler).sample(denoiser, noise, condition.to(self.device), on_step)
-            return self.space.decode(x_0)
+            return self.space.decode(sampler.sample(denoiser, noise, condition.to(self.device), on_step))
 
     def _precision(self) -> AbstractContextManager[Any]:
         # Sampling uses the precision of training. Without a trainer, it uses the precision of the weights.
@@ -185,7 +219,9 @@ class DiffusionModule(TrainedModule):
         """Run the network on preconditioned inputs, with dropout drawn from `draws`."""
         network_input, network_time = self.prediction.preconditioning(t, self.process).inputs(x_t)
         with draws.dropout(x_t.device):
-            return self.network(network_input, network_time, condition)  # type: ignore[no-any-return]
+            output = self.network(network_input, network_time, condition)
+        require_output(self.network, output, x_t)
+        return output  # type: ignore[no-any-return]
 
 
 def _default_sampler(process: GaussianProcess) -> Sampler:

@@ -16,6 +16,9 @@ from diffusion_lab.atomic_files import atomic_file
 
 FILE_NAME = "metrics.csv"
 
+AFTER_TRAINING = "after_training"
+"""Column of `metrics.csv` that is 1 for metrics that were measured after the last checkpoint, and empty for others."""
+
 
 class MetricsFile(CSVLogger):
     """`metrics.csv` in the run folder: one row for each call of `log_metrics`, with the number of completed steps.
@@ -29,25 +32,41 @@ class MetricsFile(CSVLogger):
 
     def __init__(self, folder: str) -> None:
         super().__init__(folder, name="", version="", flush_logs_every_n_steps=1)
-        self._steps_done = 0
+        self._steps_done, self._log_every_n_steps = 0, 1
         self._experiment: Any = None
 
-    def continue_after(self, step: int) -> None:
-        """Keep only the rows up to `step`, from which a run resumes. Call before the first metric is logged."""
-        self._steps_done = step
+    def continue_after(self, step: int, log_every_n_steps: int = 1) -> None:
+        """Keep only the rows up to `step`, from which a run resumes. Call before the first metric is logged.
+
+        Rows that a finished run logged only because it ended at `step` are removed.
+        log_every_n_steps: interval between logged losses.
+        """
+        self._steps_done, self._log_every_n_steps = step, max(1, log_every_n_steps)
+
+    def log_after_training(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log metrics that were measured after the last checkpoint of a run."""
+        self.log_metrics({**metrics, AFTER_TRAINING: 1.0}, step=step)
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
         if self._experiment is None:
             path = Path(self.save_dir) / FILE_NAME
-            columns, rows = _read_rows(path, last_step=self._steps_done)
+            columns, rows = _read_rows(path, self._steps_done, self._log_every_n_steps)
             path.unlink(missing_ok=True)  # Lightning would warn about an existing file and delete it
             self._experiment = super().experiment
+            self._experiment.metrics_keys = keys = _StepFirst(columns if rows else ())
+            keys.sort()
             if rows:
-                self._experiment.metrics_keys = columns
-                _write_rows(path, columns, rows)
+                _write_rows(path, keys, rows)
         return self._experiment
+
+
+class _StepFirst(list[str]):
+    """Names of columns. Lightning sorts them when a column is added; the column of the step then comes first."""
+
+    def sort(self, **options: Any) -> None:
+        super().sort(key=lambda name: (name != "step", name))
 
 
 class WandbRun(WandbLogger):
@@ -140,15 +159,25 @@ class _LoggedMetrics:
         return _LoggedMetrics(self.run_id, step, (*names, *metrics))
 
 
-def _read_rows(path: Path, last_step: int) -> tuple[list[str], list[dict[str, str]]]:
-    """Return columns and rows up to `last_step`, without an incomplete last line of a killed process."""
+def _read_rows(path: Path, last_step: int, log_every_n_steps: int) -> tuple[list[str], list[dict[str, str]]]:
+    """Return columns and rows up to `last_step`, without an incomplete last line of a killed process.
+
+    The rows that exist only because the run ended at `last_step` are left out: metrics that were measured after
+    training, and the loss of a step that is not a multiple of log_every_n_steps.
+    """
     if last_step == 0 or not path.is_file():
         return [], []
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
-        columns = list(reader.fieldnames or [])
+        columns = [name for name in reader.fieldnames or [] if name != AFTER_TRAINING]
         rows = [row for row in reader if None not in row.values() and row.get("step", "").isdigit()]
-    return columns, [row for row in rows if int(row["step"]) <= last_step]
+
+    def remains(row: dict[str, str]) -> bool:
+        step = int(row["step"])
+        is_last_loss = step == last_step and step % log_every_n_steps != 0 and bool(row.get("loss"))
+        return step <= last_step and not row.pop(AFTER_TRAINING, "") and not is_last_loss
+
+    return columns, [row for row in rows if remains(row)]
 
 
 def _write_rows(path: Path, columns: list[str], rows: list[dict[str, str]]) -> None:

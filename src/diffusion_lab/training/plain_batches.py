@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -80,6 +81,15 @@ class PlainBatches:
         ranks, first = Ranks.current(), self._next_position if part else 0
         self._next_position = first + size * ranks.world_size
         return range(first + ranks.rank, self._next_position, ranks.world_size)
+
+
+def with_float_images(batch: ImageBatch, shape: Sequence[int]) -> ImageBatch:
+    """Return a batch with float images; uint8 images, which `ImageDataModule` loads, are converted to [-1, 1].
+
+    shape: shape of one image, [C, H, W].  Raises ValueError if the images have another shape.
+    """
+    _require_shape(batch.x_0, shape)
+    return batch if batch.x_0.is_floating_point() else replace(batch, x_0=_as_float(batch.x_0, check_values=False))
 
 
 def _split(batch: Any) -> tuple[Tensor, Condition]:

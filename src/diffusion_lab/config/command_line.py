@@ -1,0 +1,192 @@
+"""Conversion of typed command lines to arguments that Hydra parses.
+
+Hydra's grammar rejects many paths, and its messages name tokens of the grammar. Here a value that the grammar rejects
+is taken literally, and every other argument that Hydra would reject raises an error that shows the right form.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from diffusion_lab.config.documentation import settings
+from diffusion_lab.config.overrides import quote
+from diffusion_lab.errors import UserError
+from diffusion_lab.paths import CONF, ROOT
+
+FLAGS_WITH_VALUE = (
+    *("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--cfg", "-c", "--package", "-p"),
+    *("--info", "-i", "--experimental-rerun"),
+)
+FLAGS = (*FLAGS_WITH_VALUE, "--multirun", "-m", "--resolve", "-r", "--run", "--version", "--hydra-help")
+"""Flags of Hydra."""
+
+DISABLED_BY_NULL = ("callbacks", "logger", "metrics")
+"""Nodes whose entries are disabled by null, so that ~callbacks.NAME means callbacks.NAME=null."""
+
+REQUIRED_FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
+
+EMPTY = ("null", "none", "false", "~", "")
+"""Values that stand for "no choice" where a group has no choice with this name."""
+
+
+def as_hydra_arguments(command: str, arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of a command for Hydra.  Raises UserError for an argument that is no flag and no setting."""
+    if any(re.match(r"(--shell-completion|-sc)(=|$)", argument) for argument in arguments):
+        return list(arguments)
+    is_sweep = any(argument in ("-m", "--multirun") for argument in arguments)
+    known = _Known(command)
+    flags, others = _split_flags(arguments)
+    result = list[str]()
+    for k, argument in enumerate(others):
+        _require_form(argument, others[k + 1 :])
+        result += _override(argument, known, is_sweep=is_sweep)
+    return [*flags, *result]
+
+
+def flags_first(arguments: Sequence[str]) -> list[str]:
+    """Return arguments with the flags of Hydra first, because its parser rejects overrides on both sides of a flag."""
+    flags, others = _split_flags(arguments)
+    return [*flags, *others]
+
+
+def _split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the flags of Hydra with their values, and all other arguments."""
+    flags, others, remaining = list[str](), list[str](), list(arguments)
+    while remaining:
+        argument = remaining.pop(0)
+        flag = argument.partition("=")[0]
+        if flag not in FLAGS:
+            others.append(argument)
+            continue
+        has_value = flag in FLAGS_WITH_VALUE and "=" not in argument and bool(remaining)
+        flags += [argument, *([remaining.pop(0)] if has_value else [])]
+    return flags, others
+
+
+class _Known:
+    """The groups and settings that a command names, read from its main config file."""
+
+    def __init__(self, command: str) -> None:
+        self.settings = settings(CONF / f"{command}.yaml", "")
+        config = OmegaConf.load(CONF / f"{command}.yaml")
+        self.nodes, entries = [str(key) for key in config], config.defaults
+        self.defaults = {str(key): entry[key] for entry in entries if isinstance(entry, DictConfig) for key in entry}
+
+    def is_known(self, name: str) -> bool:
+        """Return whether `name` is a setting of the command or a config group."""
+        return name in self.settings or (CONF / name).is_dir()
+
+    def has_node(self, name: str) -> bool:
+        """Return whether the first part of a setting's name is a node of the command's config."""
+        node = re.split(r"[.@/]", name)[0]
+        return node in self.nodes or (CONF / node).is_dir() or any(key.startswith(f"{node}.") for key in self.settings)
+
+    def may_be_null(self, group: str) -> bool:
+        return self.defaults.get(group, "") is None
+
+
+def _require_form(argument: str, following: Sequence[str]) -> None:
+    """Raise UserError unless a argument has the form NAME=VALUE or ~NAME."""
+    name, equals, value = argument.partition("=")
+    rest = list(following)
+    if argument.startswith("-"):
+        given = value if equals else _next_value(rest)
+        name = name.lstrip("-").replace("-", "_")
+        typed = f"{argument} {given}" if given and not equals else argument
+        raise UserError(f"settings are given as NAME=VALUE: {name}={given or 'VALUE'}, got {typed}.")
+    if equals and name and value == "" and rest and "=" not in rest[0] and not rest[0].startswith(("-", "~")):
+        raise UserError(f"settings have no space after =: {name}={rest[0]}, got {argument} {rest[0]}.")
+    if not equals and rest and rest[0].startswith("="):
+        given = rest[0][1:] or _next_value(rest[1:])
+        typed = " ".join([argument, *rest[: 1 if rest[0][1:] or not given else 2]])
+        raise UserError(f"settings have no spaces around =: {argument}={given or 'VALUE'}, got {typed}.")
+    if (not equals and not argument.startswith("~")) or not re.fullmatch(r"[+~]*[\w./@:-]+", name):
+        groups = [path.parent.name for path in sorted(CONF.glob("*/*.yaml")) if path.stem == argument]
+        named = f"{argument}=VALUE" if re.fullmatch(r"[\w./]+", argument) else ""
+        hint = " or ".join(f"{group}={argument}" for group in groups) or named
+        raise UserError(
+            f"settings are given as NAME=VALUE{': ' * bool(hint)}{hint}, got {argument or 'an empty argument'}."
+        )
+
+
+def _next_value(arguments: Sequence[str]) -> str:
+    return arguments[0] if arguments and "=" not in arguments[0] and not arguments[0].startswith("-") else ""
+
+
+def _override(argument: str, known: _Known, *, is_sweep: bool) -> list[str]:
+    """Return the override of Hydra that a argument means; an empty list if the argument changes nothing.
+
+    Raises UserError for a deletion or an empty choice.
+    """
+    name, _, value = argument.partition("=")
+    if argument.startswith("~"):
+        node = name[1:].partition(".")[0]
+        if "." in name and node in DISABLED_BY_NULL:
+            return [f"{name[1:]}=null"]
+        if known.may_be_null(name[1:]):
+            return []
+        _refuse_empty(name[1:], "~", known)
+        raise UserError(f"settings cannot be deleted; {name[1:]}=null or another value replaces it, got {argument}.")
+    if name.startswith("+") and known.is_known(name.lstrip("+")):
+        name = name.lstrip("+")
+    if name.startswith("+") and not known.has_node(name.lstrip("+")):
+        raise UserError(f"+ must be followed by the name of a node of the config, such as +model.NAME, got {argument}.")
+    if name in REQUIRED_FOLDERS and not value.strip():
+        raise UserError(f"{name} must be a writable folder, got no value.")
+    if (CONF / name).is_dir():
+        if value.lower() in EMPTY:
+            _refuse_empty(name, value, known)
+        if value.lower() in ("null", ""):
+            return []
+        if isinstance(_parsed(value), (bool, int, float)):
+            value = quote(value)  # Hydra accepts only strings as choices
+    return [f"{name}={_value(value, is_sweep=is_sweep)}"]
+
+
+def _refuse_empty(name: str, value: str, known: _Known) -> None:
+    """Raise UserError if `name` is a config group that must have a choice, and none of its choices is `value`."""
+    choices = [path.stem for path in sorted((CONF / name).glob("*.yaml"))]
+    if not choices or value in choices or known.may_be_null(name):
+        return
+    hint = f"; use {name}=none" if "none" in choices else ""
+    hint = f"; {name}=csv writes metrics.csv only" if name == "logger" else hint
+    given = f"~{name}" if value == "~" else value or "no value"
+    raise UserError(f"{name} must be one of {', '.join(choices)}, got {given}{hint}.")
+
+
+def _value(value: str, *, is_sweep: bool) -> str:
+    """Return a value that Hydra's grammar accepts: unchanged if possible, otherwise quoted.
+
+    The name of an existing file that has a special meaning in the grammar, such as a,b or [a], is quoted as well. In
+    a list, and in the comma-separated values of a sweep, each item is quoted separately.
+    """
+    parsed = _parsed(value)
+    if parsed is not None and (isinstance(parsed, (str, bool, int, float)) or not _exists(value)):
+        return value
+    if parsed is None and not _exists(value):
+        inner = re.fullmatch(r"\[(.*)\]", value)
+        if inner is not None or (is_sweep and "," in value):
+            items = ",".join(_value(item.strip(), is_sweep=False) for item in (inner[1] if inner else value).split(","))
+            return f"[{items}]" if inner else items
+    return quote(value)
+
+
+def _parsed(value: str) -> object:
+    """Return the value that Hydra's grammar reads from a text, or None if the grammar rejects the text."""
+    try:
+        parsed = OverridesParser.create().parse_override(f"key={value}").value()
+    except HydraException:
+        return None
+    return "null" if parsed is None else parsed
+
+
+def _exists(value: str) -> bool:
+    """Return whether a value is the name of an existing file or folder."""
+    try:
+        return bool(value) and any(path.exists() for path in (Path(value).expanduser(), ROOT / value))
+    except (OSError, ValueError):  # such as a name that is too long
+        return False

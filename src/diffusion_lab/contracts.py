@@ -1,0 +1,79 @@
+"""The interfaces that users implement: messages that name what a class lacks, what it must return, and an example."""
+
+import inspect
+from abc import ABC
+from typing import Any, Self
+
+
+class Interface(ABC):  # noqa: B024 (the derived classes have abstract methods)
+    """Base of the abstract classes that users derive.
+
+    A class without a required method cannot be built: TypeError names the method, its result and an example.
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        if cls.__abstractmethods__:
+            base = next(kind for kind in cls.__mro__ if _is_own(kind))
+            required = f"{_required(cls)} to be a {_public_name(base)}"
+            raise TypeError(f"{cls.__name__} must define {required}{_example(base)}.")
+        return super().__new__(cls)
+
+
+def require_instance(value: Any, base: type, name: str) -> None:
+    """Raise ValueError unless `value` is an instance of `base`.  name: name of the argument or setting."""
+    if isinstance(value, base):
+        return
+    required = f" that defines {_required(base)}" if getattr(base, "__abstractmethods__", None) else ""
+    given = f"the class {value.__name__} instead of an object" if isinstance(value, type) else described(value)
+    raise ValueError(f"`{name}` must be a {_public_name(base)}{required}, got {given}{_example(base)}.")
+
+
+def described(value: Any) -> str:
+    """Return a plain value, or the class of any other object, for an error message."""
+    is_plain = isinstance(value, str | int | float | None)
+    return repr(value) if is_plain else f"an object of the class {type(value).__name__}"
+
+
+def _required(kind: type) -> str:
+    """Return the signatures of the abstract methods of a class, each with the first sentence of its docstring.
+
+    Only the names are returned if there are more than three methods.
+    """
+    names = sorted(kind.__abstractmethods__)  # type: ignore[attr-defined]
+    return " and ".join(_signature(kind, name) for name in names) if len(names) < 4 else ", ".join(names)
+
+
+def _signature(kind: type, name: str) -> str:
+    member = inspect.getattr_static(kind, name)
+    if isinstance(member, property):
+        return f"the property {name}"
+    parameters = [parameter for parameter in inspect.signature(member).parameters if parameter != "self"]
+    sentence = (inspect.getdoc(member) or "").partition("\n")[0].partition(".  ")[0].rstrip(".")
+    returned = f" ({sentence[0].lower()}{sentence[1:]})" if sentence else ""
+    return f"{name}({', '.join(parameters)}){returned}"
+
+
+def _example(base: type) -> str:
+    """Return a hint with the classes of this package that derive from `base`: other bases, and one concrete class."""
+    if not inspect.isabstract(base):
+        parameters = inspect.signature(base).parameters.values()
+        required = [parameter for parameter in parameters if parameter.default is parameter.empty]
+        names = [parameter.name for parameter in required if parameter.kind is not parameter.VAR_KEYWORD]
+        return f"; build it with {base.__name__}({', '.join(names)})" if _is_own(base) else ""
+    kinds: list[type] = [base]
+    for kind in kinds:  # the list grows by the classes that derive from its members
+        derived: list[type] = type.__subclasses__(kind)
+        kinds += [other for other in derived if _is_own(other) and other not in kinds]
+    public = [kind for kind in kinds[1:] if not kind.__name__.startswith("_")]
+    concrete = [_public_name(kind) for kind in public if not inspect.isabstract(kind)]
+    bases = [_public_name(kind) for kind in public if inspect.isabstract(kind)]
+    parts = [*([f"a base with less to define is {' or '.join(bases)}"] if bases else [])]
+    return "".join(f"; {part}" for part in [*parts, *(f"{name} is an example" for name in concrete[:1])])
+
+
+def _is_own(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
+def _public_name(kind: type) -> str:
+    return f"{kind.__module__.partition('.')[0]}.{kind.__name__}"

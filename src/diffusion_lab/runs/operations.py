@@ -1,0 +1,148 @@
+"""Count of the operations of a network, without computing anything, and the rates of a device."""
+
+import copy
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import flop_registry
+
+
+@dataclass(frozen=True)
+class Operations:
+    """One forward pass of a network for a batch.
+
+    count: number of operations.  flops: floating-point operations of convolutions and matrix products.
+    traffic: bytes of all inputs and outputs of the operations in float32.
+    stored: bytes of the activations in float32 that the backward pass needs.
+    """
+
+    count: int
+    flops: int
+    traffic: int
+    stored: int
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Rates of a device: floating-point operations per second of a matrix product, and bytes per second of a copy."""
+
+    flops: float
+    bandwidth: float
+
+
+def count_operations(network: nn.Module, inputs: tuple[Any, ...], batch_size: int) -> Operations:
+    """Count the operations of one forward pass on tensors without data.
+
+    inputs: arguments of the network for a batch of any size.
+    Raises any error of a network that cannot run without data, for example because its control flow reads values.
+    """
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    duplicate = _without_data(network, fake)
+    with fake:
+        own = {_storage_key(tensor) for tensor in itertools.chain(duplicate.parameters(), duplicate.buffers())}
+        stored: dict[int, torch.UntypedStorage] = {}  # the references keep the keys unique
+
+        def keep(tensor: Tensor) -> Tensor:
+            stored[_storage_key(tensor)] = tensor.untyped_storage()
+            return tensor
+
+        batch = [_resized(part, batch_size) for part in inputs]
+        counter = _Counter()
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), counter:
+            duplicate.forward(*batch)
+        num_bytes = sum(storage.nbytes() for key, storage in stored.items() if key not in own)
+    return Operations(counter.count, counter.flops, counter.traffic, num_bytes)
+
+
+def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
+    """Measure the rates of a device with a few short operations, in a few tens of milliseconds.
+
+    A short operation often finishes before the operating system runs another program on its core. The fastest of
+    several repetitions therefore depends little on what else the machine does. The matrix product runs on one thread,
+    because threads that wait for each other do depend on it.
+    """
+    num_threads = torch.get_num_threads() if device.type == "cpu" else 1
+    side, size = (512, 2**23) if device.type == "cpu" else (4096, 2**27)
+    a, b = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(2))
+    source = torch.ones(size, device=device)
+    product, target = torch.empty_like(a), torch.empty_like(source)
+    copied = _fastest(lambda: target.copy_(source), device)
+    with _threads(1 if device.type == "cpu" else None):
+        multiplied = _fastest(lambda: torch.matmul(a, b, out=product), device)
+    return Rates(num_threads * 2 * side**3 / multiplied, 8 * size / copied)
+
+
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts all operations that read or write data."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = self.flops = self.traffic = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func.namespace == "prim" or func.is_view:
+            return output
+        tensors = (part for part in tree_iter((args, output)) if isinstance(part, Tensor))
+        self.count += 1
+        self.traffic += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        if (formula := flop_registry.get(func._overloadpacket)) is not None:
+            self.flops += formula(*args, **(kwargs or {}), out_val=output)
+        return output
+
+
+def _without_data(network: nn.Module, fake: FakeTensorMode) -> nn.Module:
+    """Return a copy of a network in training mode whose parameters and buffers have no data."""
+    memo: dict[int, Any] = {
+        id(parameter): nn.Parameter(fake.from_tensor(parameter.detach()), parameter.requires_grad)
+        for parameter in network.parameters()
+    }
+    memo |= {id(buffer): fake.from_tensor(buffer) for buffer in network.buffers()}
+    return copy.deepcopy(network, memo).train()
+
+
+def _resized(part: Any, batch_size: int) -> Any:
+    """Return an argument of a network for `batch_size` images.  part: tensor [B, ...], or dataclass of tensors."""
+    if isinstance(part, Tensor):
+        return torch.zeros(batch_size, *part.shape[1:], dtype=part.dtype)
+    if is_dataclass(part) and not isinstance(part, type):
+        return type(part)(*(_resized(getattr(part, field.name), batch_size) for field in fields(part)))
+    return part
+
+
+def _storage_key(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+@contextmanager
+def _threads(num_threads: int | None) -> Iterator[None]:
+    """Limit the number of threads of PyTorch's operations.  num_threads: None changes nothing."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _fastest(job: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds of the fastest of ten calls, after a warm-up call."""
+    seconds = []
+    for _ in range(11):
+        started = time.perf_counter()
+        job()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        elif device.type == "mps":
+            torch.mps.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds[1:])

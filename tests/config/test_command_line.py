@@ -1,0 +1,110 @@
+"""The command line as it is typed, and the arguments that Hydra receives."""
+
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from diffusion_lab.config.command_line import as_hydra_arguments
+from diffusion_lab.errors import UserError
+
+
+def value(command: str, *words: str) -> object:
+    """Return the value that Hydra reads from the last word."""
+    return OverridesParser.create().parse_override(as_hydra_arguments(command, words)[-1]).value()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/a b/c (1)", "/a,b c=d", "~/runs/x", "/a~b", "/x[1]", "/x{1}", "/a;b", "/it's", "a=b", "/ä", "/a#b", "!x",
+        'say "x"', "back\\slash(", "f(x)", "3,", "[a", "(1,2)", "/with`tick",
+    ],
+)  # fmt: skip
+def test_a_value_that_the_grammar_of_hydra_rejects_is_taken_literally(text: str) -> None:
+    assert value("train", f"data.path={text}") == text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("3", 3), ("1e-4", 1e-4), ("null", None), ("[1,2]", [1, 2]), ("a b", "a b"), ("'a b'", "a b"),
+     ("${seed}", "${seed}")],
+)  # fmt: skip
+def test_a_value_that_the_grammar_accepts_is_unchanged(text: str, expected: object) -> None:
+    assert value("train", f"num_samples={text}") == expected
+
+
+@pytest.mark.parametrize("name", ["a,b", "[a]"])
+def test_the_name_of_an_existing_folder_is_a_string(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert value("sample", f"run={name}") != name
+    (tmp_path / name).mkdir()
+    assert value("sample", f"run={name}") == name
+
+
+def test_the_name_of_a_folder_does_not_change_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "1").mkdir()
+    assert value("train", "seed=1") == 1
+
+
+def test_items_of_a_list_and_of_a_sweep_are_taken_literally_one_by_one() -> None:
+    assert value("sample", "cascade=[/a (1),/b=2]") == ["/a (1)", "/b=2"]
+    words = as_hydra_arguments("sample", ["-m", "run=/a (1),/b"])
+    assert words == ["-m", 'run="/a (1)",/b']
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["+experiment=quickstart"], ["experiment=quickstart"]),
+        (["++seed=3"], ["seed=3"]),
+        (["+model.extra=3"], ["+model.extra=3"]),
+        (["~callbacks.measure_distance"], ["callbacks.measure_distance=null"]),
+        (["~logger.csv"], ["logger.csv=null"]),
+        (["~experiment"], []),
+        (["experiment=null", "seed=3"], ["seed=3"]),
+        (["schedule=1"], ['schedule="1"']),
+        (["seed=1", "-m", "model=unet_tiny,unet_small"], ["-m", "seed=1", "model=unet_tiny,unet_small"]),
+        (["--cfg", "job", "seed=1"], ["--cfg", "job", "seed=1"]),
+        (["--config-dir", "x y", "seed=1"], ["--config-dir", "x y", "seed=1"]),
+        (["resume="], ["resume="]),
+    ],
+)
+def test_words_that_hydra_would_reject_become_overrides(words: list[str], expected: list[str]) -> None:
+    assert as_hydra_arguments("train", words) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--seed", "3"], "settings are given as NAME=VALUE: seed=3, got --seed 3."),
+        (["--seed=3"], "settings are given as NAME=VALUE: seed=3, got --seed=3."),
+        (["--batch-size", "3"], "settings are given as NAME=VALUE: batch_size=3, got --batch-size 3."),
+        (["-s", "seed=3"], "settings are given as NAME=VALUE: s=VALUE, got -s."),
+        (["seed", "=", "3"], "settings have no spaces around =: seed=3, got seed = 3."),
+        (["seed", "=3"], "settings have no spaces around =: seed=3, got seed =3."),
+        (["seed=", "3"], "settings have no space after =: seed=3, got seed= 3."),
+        (["schedule"], "settings are given as NAME=VALUE: schedule=VALUE, got schedule."),
+        (["cosine"], "settings are given as NAME=VALUE: lr_schedule=cosine or schedule=cosine, got cosine."),
+        (["my key=3"], "settings are given as NAME=VALUE, got my key=3."),
+        ([""], "settings are given as NAME=VALUE, got an empty argument."),
+        (["=3"], "settings are given as NAME=VALUE, got =3."),
+        (["~schedule"], "schedule must be one of beta_warmup, .*, vp, got ~schedule."),
+        (["~data.path"], "settings cannot be deleted; data.path=null or another value replaces it, got ~data.path."),
+        (["logger=null"], "logger must be one of csv, .*, got null; logger=csv writes metrics.csv only."),
+        (["logger=false"], "logger must be one of csv, .*, got false; logger=csv writes metrics.csv only."),
+        (["conditioning=null"], "conditioning must be one of label, none, got null; use conditioning=none."),
+        (["schedule="], "schedule must be one of .*, got no value."),
+        (["optimizer=none"], "optimizer must be one of adam, adamw, muon, sgd, got none."),
+        (
+            ["+modell.channels=3"],
+            r"\+ must be followed by the name of a node of the config, .*, got \+modell.channels=3.",
+        ),
+        (["hydra.run.dir="], "hydra.run.dir must be a writable folder, got no value."),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_other_words_are_rejected_with_the_right_words(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=f"^{message}$"):
+        as_hydra_arguments("train", words)

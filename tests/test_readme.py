@@ -1,0 +1,166 @@
+"""The commands in README.md and docs/: their order, and that each can be composed."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import hydra
+import numpy as np
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
+
+from diffusion_lab.commands.console import COMMANDS
+from diffusion_lab.commands.show_schedule import split_schedules
+from diffusion_lab.config.command_line import as_hydra_arguments
+from diffusion_lab.config.library_classes import with_plus
+from diffusion_lab.paths import CONF
+from support.commands import run
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PROGRAMS = r"(?:python|diffusion-lab|torchrun|srun|make|pip|\.|bash|sbatch)"
+
+
+@pytest.fixture(autouse=True)
+def hydra_in_conf() -> Iterator[None]:
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def commands(page: Path) -> list[str]:
+    """Return the commands in the code blocks of a page, with their continuation lines, in order."""
+    text = re.sub(r" *\\\n +", " ", page.read_text())
+    return re.findall(rf"^    ({PROGRAMS} .*)$", text, re.MULTILINE)
+
+
+def overrides(command: str) -> tuple[str, list[str]] | None:
+    """Return the name and the words of a command that Hydra configures; None for other programs."""
+    words = shlex.split(command, comments=True)
+    scripts = [k for k, word in enumerate(words) if re.fullmatch(r"(\S*/)?src/\w+\.py", word)]
+    if scripts:
+        return Path(words[scripts[0]]).stem, words[scripts[0] + 1 :]
+    name = words[1].replace("-", "_") if words[0] == "diffusion-lab" else ""
+    return (name, words[2:]) if name in COMMANDS else None
+
+
+def composable(name: str, words: list[str]) -> list[str]:
+    """Return the words as overrides of one run: the first values of a sweep, without flags and new config folders."""
+    if name == "show_schedule":
+        words = split_schedules(words)
+    arguments = as_hydra_arguments(name, words)
+    is_sweep = "-m" in arguments
+    kept = [word for word in arguments if not re.match(r"-|hydra", word) and "(" not in word]
+    if is_sweep:
+        kept = [word if re.search(r"=[\[\"'{]", word) else word.partition(",")[0] for word in kept]
+    return with_plus(name, kept)
+
+
+def all_commands() -> list[tuple[str, str]]:
+    found = [(page.name, command) for page in PAGES for command in commands(page)]
+    return [(page, command) for page, command in found if overrides(command) is not None]
+
+
+@pytest.mark.parametrize(("page", "command"), all_commands())
+def test_a_command_in_the_documentation_can_be_composed(page: str, command: str) -> None:
+    parsed = overrides(command)
+    assert parsed is not None
+    name, words = parsed
+    if name in ("sweep", "train_fashion_cnn") or "--help" in words or "--config-dir" in words or "..." in words:
+        return
+    hydra.compose(name, overrides=composable(name, words))
+
+
+def test_the_environment_is_activated_before_the_first_command_that_needs_it() -> None:
+    words = [command.split()[0] for command in commands(PAGES[0])]
+    assert words.index(".") < words.index("python")
+    assert words.index("make") < words.index(".")
+
+
+def test_every_script_is_in_the_table_of_commands() -> None:
+    text = PAGES[0].read_text()
+    assert all(f"| `src/{name}.py` |" in text for name in COMMANDS)
+
+
+NOT_HERE = (
+    r"trainer=(gpu|ddp)|launcher=slurm|data=cifar10(?! data\.path)|experiment=(?!quickstart)|--config-dir|--nproc"
+)
+"""Commands that need a GPU, several ranks, Slurm, the internet or another package; they are composed only."""
+
+FEW_STEPS = [
+    "model=unet_quick", "model.channels=8", "trainer.max_steps=2", "data.batch_size=4", "num_samples=12",
+    "callbacks.sample_images=null", "callbacks.measure_distance=null", "trainer.precision=32-true",
+]  # fmt: skip
+SMALLER = {
+    "train": FEW_STEPS,
+    "train_classifier": ["model.channels=8", "data=fashion_mini", *FEW_STEPS[2:4], "trainer.precision=32-true"],
+    "sample": ["num_images=2", "sampler.num_steps=2"],
+    "evaluate": ["num_samples=20", "sampler.num_steps=2", "num_pictures=0"],
+}
+"""Overrides that make a command of the README fast. Those of settings that the command itself sets are left out."""
+
+
+def runs_here() -> list[str]:
+    return [text for text in commands(PAGES[0]) if overrides(text) is not None and not re.search(NOT_HERE, text)]
+
+
+def shortened(name: str, words: list[str]) -> list[str]:
+    """Return the words of a command with smaller numbers of steps and images."""
+    fewer = {
+        "num_images": "2", "num_samples": "20", "trainer.max_steps": "4", "sampler.num_steps": "2",
+        "lr_schedule.num_warmup_steps": "1",
+    }  # fmt: skip
+    own = {word.partition("=")[0]: word.partition("=")[2] for word in words if "=" in word}
+    words = [f"{key}={fewer[key]}" if (key := word.partition("=")[0]) in fewer else word for word in words]
+    words = [word.replace("data=fashion_mnist", "data=fashion_mini") for word in words]
+    if "resume" in own:
+        return words
+    extra = [word for word in SMALLER.get(name, []) if word.partition("=")[0] not in own]
+    if "nll" in own.get("metrics", ""):
+        extra += ["metrics.nll.num_images=2", "features=fashion_cnn"]
+    return [*words, *extra]
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the runs and files that the README names."""
+    folder = tmp_path_factory.mktemp("readme")
+    train, common = folder / "logs" / "train", [*FEW_STEPS, "callbacks.save_last.keep_every_n_steps=1"]
+    runs = {
+        "RUN": ["conditioning=label", "ema=power", "schedule.num_timesteps=8"],
+        "WEAKER": ["conditioning=label", "schedule.num_timesteps=8"],
+        "BASE": ["data.resolution=14", "data.fit=resize", "model.patch_size=1", "schedule.num_timesteps=8"],
+        "UPSAMPLER": ["low_resolution=area", "low_resolution.resolution=14", "schedule.num_timesteps=8"],
+    }
+    jobs = [("train.py", *common, *own, f"hydra.run.dir={train / name}") for name, own in runs.items()]
+    classifier = [*SMALLER["train_classifier"], "schedule.num_timesteps=8"]
+    jobs.append(("train_classifier.py", *classifier, f"hydra.run.dir={folder}/logs/train_classifier/RUN"))
+    for name in ("A", "B"):
+        place = f"hydra.run.dir={folder}/logs/evaluate/{name}"
+        jobs.append(("evaluate.py", f"run={train / 'RUN'}", *SMALLER["evaluate"], place))
+    for job in jobs:
+        done = run(*job)
+        assert done.returncode == 0, done.stderr
+    np.savez(folder / "statistics.npz", mu=np.zeros(128), sigma=np.eye(128))
+    for label in ("circle", "square"):
+        (folder / "FOLDER" / label).mkdir(parents=True)
+        for k in range(20):
+            pixels = np.random.default_rng(k).integers(0, 256, (32, 32, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / "FOLDER" / label / f"{k}.png")
+    return folder
+
+
+@pytest.mark.full
+def test_the_commands_of_the_readme_run_in_their_order(stand_ins: Path) -> None:
+    failed, environment = [], {"DIFFUSION_LAB_LOGS": str(stand_ins / "logs")}
+    for command in runs_here():
+        name, words = overrides(command) or ("", [])
+        if "--help" in words or "data=cifar10" in words:  # CIFAR-10 is stored as parquet files
+            continue
+        words = [*words[:-1], "logs/train/schedule_seed"] if name == "sweep" else shortened(name, words)
+        done = run(f"{name}.py", *words, cwd=stand_ins, **environment)
+        if done.returncode:
+            failed.append((command, done.stderr.splitlines()[-1:]))
+    assert failed == []

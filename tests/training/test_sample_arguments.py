@@ -1,0 +1,84 @@
+"""The forms in which `DiffusionModule.sample` takes seeds, labels, guidance and samplers."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from diffusion_lab.guidance import Guidance, Strength
+from diffusion_lab.networks import Condition, Labels
+from diffusion_lab.samplers import DDIM, DPMSolver, Euler
+from diffusion_lab.training import DiffusionModule
+from support.small_runs import small_module
+
+
+@pytest.fixture(scope="module")
+def module() -> DiffusionModule:
+    """A network with three classes, which are named."""
+    module = small_module(labels=Labels(3, dropout=0.1))
+    module.class_names = ("cat", "dog", "Ship, boat")
+    with torch.no_grad():
+        for network in module.ema.networks.values():
+            for parameter in network.parameters():
+                parameter.add_(torch.linspace(-0.1, 0.1, parameter.numel()).view_as(parameter))
+    return module
+
+
+def test_a_number_of_images_stands_for_the_first_seeds(module: DiffusionModule) -> None:
+    images = module.sample(range(4), num_steps=2)
+    for seeds in (4, [0, 1, 2, 3], torch.arange(4), np.arange(4)):
+        assert torch.equal(module.sample(seeds, num_steps=2), images)  # type: ignore[arg-type]
+
+
+def test_a_number_is_the_scale_of_classifier_free_guidance(module: DiffusionModule) -> None:
+    guided = module.sample(2, guidance=Guidance(Strength(3.0)), num_steps=2)
+    for guidance in (3.0, 3, Strength(3.0)):
+        assert torch.equal(module.sample(2, guidance=guidance, num_steps=2), guided)
+    assert not torch.equal(module.sample(2, num_steps=2), guided)
+
+
+def test_labels_are_numbers_or_names_of_one_class_or_of_each_image(module: DiffusionModule) -> None:
+    def sample(label: Any) -> torch.Tensor:
+        return module.sample(4, label=label, num_steps=2)
+
+    wanted = module.sample(4, Condition(torch.tensor([2, 0, 2, 0])), num_steps=2)
+    for label in ([2, 0], ["ship", "Cat"], torch.tensor([2, 0, 2, 0]), ("Ship, boat", 0)):
+        assert torch.equal(sample(label), wanted)
+    assert torch.equal(sample("dog"), module.sample(4, Condition(torch.tensor([1] * 4)), num_steps=2))
+    assert torch.equal(sample(1), sample(torch.tensor(1)))
+
+
+def test_a_sampler_is_an_object_a_class_or_a_name_with_a_number_of_steps(module: DiffusionModule) -> None:
+    wanted = module.sample(2, sampler=DPMSolver(module.process, num_steps=3))
+    for sampler in (DPMSolver, "dpm_solver", "DPMSolver", DPMSolver(module.process, num_steps=9)):
+        assert torch.equal(module.sample(2, sampler=sampler, num_steps=3), wanted)
+    assert not torch.equal(module.sample(2, sampler=Euler, num_steps=3), wanted)
+    assert torch.equal(module.sample(2, num_steps=4), module.sample(2, sampler=DDIM(module.process, num_steps=4)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"seeds": 0}, "`seeds` must be a number of at least 1 or a list of seeds, got 0"),
+        ({"seeds": [3, -1]}, r"`seeds` must be a list of whole numbers of at least 0, or their number, got \[3, -1\]"),
+        ({"seeds": 1.5}, "`seeds` must be a list of whole numbers of at least 0, or their number, got 1.5"),
+        ({"guidance": "strong"}, "`guidance` must be a guidance scale, such as 2.0, or a .*Guidance, got 'strong'"),
+        ({"label": 3}, r"`label` must be in 0\.\.2 or a list of such numbers, got 3"),
+        ({"label": []}, r"`label` must be in 0\.\.2 or a list of such numbers, got \[\]"),
+        ({"label": "shp"}, "`label` must be the name or the number of a class .0 cat, 1 dog, 2 Ship, boat., got shp"),
+        ({"sampler": "ddmi"}, r"`sampler` must be a sampler, its class or its name \(DDIM, .*\), got ddmi"),
+        ({"sampler": object()}, "`sampler` must be a diffusion_lab.Sampler that defines sample"),
+        ({"num_steps": 21}, "num_steps must be at most the schedule's 20 steps, got 21"),
+    ],
+)
+def test_an_argument_that_does_not_fit_is_refused_with_what_is_accepted(
+    arguments: dict[str, Any], message: str, module: DiffusionModule
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        module.sample(**{"seeds": 2, **arguments})
+
+
+def test_an_unconditional_network_takes_no_label() -> None:
+    with pytest.raises(ValueError, match="`label` must be None for a network that was trained without classes, got 1"):
+        small_module().sample(2, label=1)
