@@ -180,10 +180,21 @@ def test_a_sweep_continues_after_a_rejected_run(tmp_path: Path) -> None:
 
 
 def test_the_quick_start_can_be_shortened(tmp_path: Path) -> None:
-    done = train("experiment=quickstart", "trainer.max_steps=2", "sampler.num_steps=3", f"hydra.run.dir={tmp_path}")
+    shorter = ["trainer.max_steps=2", "sampler.num_steps=3", "num_samples=20"]
+    done = train("experiment=quickstart", *shorter, f"hydra.run.dir={tmp_path}")
     assert done.returncode == 0, done.stderr
     with Image.open(tmp_path / "samples" / "step_0000002.png") as grid:
         assert grid.size == (10 * 58 + 2, 8 * 58 + 2)  # 80 images, one class in each column
+
+
+def test_a_run_of_more_than_twenty_steps_prints_its_cost_before_its_first_step(tmp_path: Path) -> None:
+    few = [override for override in TINY if "max_steps" not in override]
+    done = train(*few, "trainer.max_steps=21", f"hydra.run.dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    number = sum(weight.numel() for weight in load_module(tmp_path).network.parameters())
+    line = rf"cost: {number:,} parameters, about 0\.\d GB of memory, about \d+ seconds \([\d.]+ s per step\)"
+    assert re.search(f"^{line}$", done.stdout, re.MULTILINE), done.stdout
+    assert "step 1/21" in done.stderr
 
 
 def test_a_run_shorter_than_the_logging_interval_logs_its_metrics(debug_run: tuple[Path, str]) -> None:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from support.commands import TINY, run, train
 
 
@@ -24,6 +26,7 @@ def test_logs_moves_the_runs_of_all_commands_and_is_searched_for_them(tmp_path: 
     assert file.stderr.endswith(f"error: `logs` must be a folder (logs=/data/logs), got {folder / 'config.yaml'}.\n")
 
 
+@pytest.mark.full
 def test_the_processes_of_a_sweep_write_to_the_same_logs(tmp_path: Path) -> None:
     sweep = ["-m", "hydra/launcher=local_parallel", "seed=1,2", "sweep.name=two"]
     done = train(*TINY, *sweep, f"logs={tmp_path}", "trainer.max_steps=1")

@@ -61,6 +61,7 @@ def test_the_same_overrides_train_with_the_prepared_images_and_statistics_alone(
     assert not list((tmp_path / "run").glob("prepare*"))
 
 
+@pytest.mark.full
 def test_features_of_all_metrics_and_pretrained_weights_are_loaded(tmp_path: Path, cache: Path) -> None:
     weights = random_inception(tmp_path / "inception.pth")
     torch.manual_seed(0)

@@ -16,6 +16,9 @@ from diffusion_lab.runs.training_setup import Run
 MANY_SECONDS = 3600
 """Duration of a run on a CPU above which the line names settings for a shorter run."""
 
+TRIAL_STEPS = 20
+"""Number of steps up to which a run is a trial, whose cost is not estimated: its third step shows the duration."""
+
 QUICK_NETWORKS = {"train": "unet_quick", "train_classifier": "half_unet_quick"}
 
 
@@ -25,12 +28,12 @@ def print_cost(run: Run, start: StartingPoint, overrides: Sequence[str]) -> None
     overrides: overrides of the command line.
     """
     trainer = run.trainer
-    if not trainer.is_global_zero or trainer.fast_dev_run:
+    num_steps = trainer.max_steps - start.step
+    if not trainer.is_global_zero or trainer.fast_dev_run or 0 < num_steps <= TRIAL_STEPS:
         return
     cost = estimate(run.module, run.datamodule, trainer)
     if cost is None:
         return
-    num_steps = trainer.max_steps - start.step
     measuring = measuring_seconds(cost, trainer, run.module, start.step)
     line = f"cost: {describe(cost, num_steps, measuring)}"
     if trainer.strategy.root_device.type == "cpu" and cost.seconds_per_step * num_steps + measuring > MANY_SECONDS:

@@ -148,9 +148,7 @@ def print_summary(summary: Summary, folder: Path) -> None:
     path = shell_word(portable_path(folder))
     if summary.accuracies:
         print("next:")
-        print(
-            f"  {command_line('sample')} run=RUN classifier={path} classifier_scale=2   # RUN: a run on the same schedule"
-        )
+        print(f"  {command_line('sample')} run=logs/train/RUN classifier={path} classifier_scale=2")
         print(f"  {command_line('train_classifier')} resume={path} trainer.max_steps={2 * summary.steps}", flush=True)
         return
     print("next:")
