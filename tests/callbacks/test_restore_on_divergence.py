@@ -161,6 +161,7 @@ def test_skipped_steps_are_listed_with_the_images_of_their_global_batch(
     assert warnings == [f"skipped optimizer steps: 4 (loss not finite); their images are listed in {path}."]
 
 
+@pytest.mark.full
 def test_a_diverged_run_ends_the_command_with_an_error_message(tmp_path: Path) -> None:
     small = [
         "model=unet_quick", "model.channels=8", "data.batch_size=4", "trainer.max_steps=12", "guard.patience=2",

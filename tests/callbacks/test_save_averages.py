@@ -20,6 +20,7 @@ def module_with_power_averages() -> DiffusionModule:
     return module
 
 
+@pytest.mark.full
 def test_an_average_of_any_length_is_reconstructed_within_a_thousandth(tmp_path: Path) -> None:
     module = module_with_power_averages()
     fit(module, 24, callbacks=[SaveAverages(str(tmp_path), every_n_steps=2)])

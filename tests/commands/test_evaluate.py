@@ -68,6 +68,7 @@ def test_numbers_do_not_depend_on_batch_size_or_ranks(trained: Path, tmp_path: P
         assert found[other][distance] == pytest.approx(found["one"][distance], rel=1e-3)
 
 
+@pytest.mark.full
 def test_a_sweep_of_samplers_ends_with_a_table(trained: Path, tmp_path: Path) -> None:
     done = run(
         "evaluate.py", "-m", f"run={trained}", "sampler=ddim,ancestral", "sampler.num_steps=2,4", "num_pictures=0",

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,11 @@ def without_hydra(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     GlobalHydra.instance().clear()
 
 
+@cache
+def text_of(command: str) -> str:
+    return help_text(command)
+
+
 def compose(command: str, *overrides: str) -> Any:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return hydra.compose(command, overrides=list(overrides))
@@ -52,7 +58,7 @@ def listed(text: str) -> tuple[set[str], dict[str, list[str]]]:
 
 @pytest.mark.parametrize("command", CONFIGURED)
 def test_the_help_names_every_setting_and_group_of_the_config(command: str) -> None:
-    names, choices = listed(help_text(command))
+    names, choices = listed(text_of(command))
     nodes = {str(key) for key in compose(command)} - PLUMBING
     assert {name.partition(".")[0] for name in names} | choices.keys() >= nodes
     assert all(len(words) >= 1 for words in choices.values())
@@ -60,31 +66,31 @@ def test_the_help_names_every_setting_and_group_of_the_config(command: str) -> N
 
 @pytest.mark.parametrize("command", CONFIGURED)
 def test_a_command_accepts_every_setting_and_group_that_its_help_names(command: str) -> None:
-    names, choices = listed(help_text(command))
+    names, choices = listed(text_of(command))
     assert names
     config = compose(command, *(f"{name}=null" for name in names if not (CONF / name.partition(".")[0]).is_dir()))
     assert all(name.partition(".")[0] in config for name in names)
-    defaults = re.findall(r"^  (\w+) .*\[([\w]+)\]$", help_text(command), re.MULTILINE)
+    defaults = re.findall(r"^  (\w+) .*\[([\w]+)\]$", text_of(command), re.MULTILINE)
     compose(command, *(f"{group}={choice}" for group, choice in defaults if choice in choices[group]))
 
 
 def test_the_choices_of_a_command_are_those_that_it_trains() -> None:
-    diffusion, classifier = (listed(help_text(name))[1] for name in ("train", "train_classifier"))
+    diffusion, classifier = (listed(text_of(name))[1] for name in ("train", "train_classifier"))
     assert "half_unet" not in diffusion["model"]
     assert "unet_tiny" in diffusion["model"]
     assert "half_unet" in classifier["model"]
     assert "classifier_fashion_mnist" not in diffusion["experiment"]
-    assert "model" not in listed(help_text("sample"))[1]
+    assert "model" not in listed(text_of("sample"))[1]
 
 
 def test_a_setting_is_shown_with_its_default_and_its_comment() -> None:
-    lines = help_text("sample").splitlines()
+    lines = text_of("sample").splitlines()
     assert any(re.fullmatch(r"  num_images +64 +number of images", line) for line in lines)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_help_contains_purpose_usage_three_examples_and_the_place_of_the_results(command: str) -> None:
-    purpose, _, *lines = help_text(command).splitlines()
+    purpose, _, *lines = text_of(command).splitlines()
     assert purpose.startswith("Diffusion Lab: ")
     assert lines[0].startswith(f"usage: python src/{command}.py ")
     examples = [line for line in lines if re.match(r"  (python|torchrun .*) src/", line)]

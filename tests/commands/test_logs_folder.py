@@ -36,6 +36,7 @@ def test_the_processes_of_a_sweep_write_to_the_same_logs(tmp_path: Path) -> None
     assert shown.stdout.endswith(f"results are in {tmp_path / 'train' / 'two'}\n")
 
 
+@pytest.mark.full
 def test_a_fork_starts_from_the_checkpoint_file_that_resume_names(tmp_path: Path) -> None:
     every_step = ["callbacks.save_last.every_n_steps=1", "+callbacks.save_last.keep_every_n_steps=1"]
     done = train(*TINY, *every_step, f"logs={tmp_path}", f"hydra.run.dir={tmp_path / 'train' / 'A'}")

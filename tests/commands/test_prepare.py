@@ -85,6 +85,7 @@ def test_features_of_all_metrics_and_pretrained_weights_are_loaded(tmp_path: Pat
         assert arrays["rows"].shape == (20, 2048)  # needed by KID
 
 
+@pytest.mark.full
 def test_missing_weights_are_an_error_and_runs_without_a_distance_need_none(tmp_path: Path, cache: Path) -> None:
     missing = ("features=inception", "features.weights=/nowhere/inception.pth")
     done = prepare(*SMALL, *missing, cwd=tmp_path)
@@ -97,6 +98,7 @@ def test_missing_weights_are_an_error_and_runs_without_a_distance_need_none(tmp_
     assert not (cache / "references").exists()
 
 
+@pytest.mark.full
 def test_a_sweep_is_prepared_in_this_process_whatever_its_launcher(tmp_path: Path, cache: Path) -> None:
     sweep = ("-m", "hydra/launcher=slurm", "hydra.launcher.partition=gpu", "data.resolution=28,32", *SMALL)
     done = prepare(*sweep, cwd=tmp_path)

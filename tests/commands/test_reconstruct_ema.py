@@ -33,6 +33,7 @@ def reconstruct(folder: Path, **settings: object) -> float:
     return reconstruct_ema(OmegaConf.create({"run": str(folder), "length": "???", "step": None, **settings}))
 
 
+@pytest.mark.full
 def test_evaluation_measures_the_reconstructed_average(trained: Path, tmp_path: Path) -> None:
     made = run("reconstruct_ema.py", f"run={trained}", "length=0.1", f"hydra.run.dir={tmp_path / 'note'}")
     assert made.returncode == 0, made.stderr

@@ -203,6 +203,7 @@ def test_a_stopped_run_prints_how_to_resume_it_and_has_a_nonzero_exit_status(tmp
     assert steps == [*range(2, step + 3, 2)] + ([step + 2] if step % 2 else [])
 
 
+@pytest.mark.full
 def test_a_resumed_run_is_the_same_run_on_weights_and_biases(tmp_path: Path) -> None:
     overrides = [*FEW, "trainer.max_steps=2", "callbacks.measure_distance=null"]
     first = train(*overrides, "logger=wandb", "logger.wandb.offline=true", f"hydra.run.dir={tmp_path}")

@@ -57,6 +57,10 @@ def test_items_of_a_list_and_of_a_sweep_are_taken_literally_one_by_one() -> None
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
+        (["-m", "cascade=[/a (1),/b],[/c]"], ["-m", 'cascade=["/a (1)",/b],[/c]']),
+        (["-m", 'data.classes=["a,b",c=d]'], ["-m", 'data.classes=["a,b","c=d"]']),
+        (["-m", "hydra.launcher.prefix=run --bind /a,/b x"], ["-m", 'hydra.launcher.prefix="run --bind /a,/b x"']),
+        (["--config-dir", "mine", "+my_group=choice"], ["--config-dir", "mine", "+my_group=choice"]),
         (["+experiment=quickstart"], ["experiment=quickstart"]),
         (["++seed=3"], ["seed=3"]),
         (["+model.extra=3"], ["+model.extra=3"]),

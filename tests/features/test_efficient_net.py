@@ -41,6 +41,7 @@ def test_the_weights_of_the_package_are_the_expected_ones(network: EfficientNet)
     assert sum(parameter.numel() for parameter in network.parameters()) == 4_652_008  # as Keras counts lite0
 
 
+@pytest.mark.full
 def test_the_distance_of_features_grows_with_noise(network: EfficientNet, clothes: Tensor) -> None:
     clean = network(clothes[:30])["pooled"]
     others = network(clothes[30:])["pooled"]

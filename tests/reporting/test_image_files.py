@@ -58,6 +58,7 @@ def test_the_grid_shows_the_first_images(tmp_path: Path) -> None:
     assert np.array_equal(last, pixels((3, 6, 6))[5].permute(1, 2, 0).numpy())
 
 
+@pytest.mark.full
 def test_two_ranks_write_the_same_files_as_one(tmp_path: Path) -> None:
     write_files(tmp_path / "one", (1, 6, 6))
     run_on_ranks(2, write_files, tmp_path / "results", tmp_path / "two", (1, 6, 6))

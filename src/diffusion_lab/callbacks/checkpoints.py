@@ -85,6 +85,7 @@ class SaveLast(Checkpoint):
             checkpoint_files.keep_previous(self.folder)
         trainer.save_checkpoint(self.folder / checkpoint_files.LAST)
         self._last_saved = trainer.global_step
+        self.every.start_at(trainer.global_step)  # an error after the last save must not save the same step again
         if trainer.is_global_zero and self._is_permanent(trainer.global_step):
             checkpoint_files.keep(self.folder / checkpoint_files.LAST, f"step_{trainer.global_step:07}.ckpt")
 

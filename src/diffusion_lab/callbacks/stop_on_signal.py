@@ -42,8 +42,8 @@ class StopOnSignal(Callback):
         if number:
             raise StoppedBySignal(number, trainer.global_step)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._restore_handlers()
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restore_handlers()  # not at the end of training, after which the last measurement follows
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._restore_handlers()

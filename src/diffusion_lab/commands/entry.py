@@ -31,6 +31,7 @@ from diffusion_lab.distributed import launch, slurm_job
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import CONF
 from diffusion_lab.runs import status as run_status
+from diffusion_lab.runs.find import with_found_guides
 from diffusion_lab.runs.folder import save_overrides
 from diffusion_lab.runs.supervise import FolderInUseError, supervise
 from diffusion_lab.sweeps import plan as sweep_plan
@@ -59,7 +60,7 @@ def entry(
         logs.take_folder()
         if print_help(config_name, sys.argv[1:]):
             return
-        sys.argv[1:] = as_hydra_arguments(config_name, sys.argv[1:])
+        sys.argv[1:] = with_found_guides(as_hydra_arguments(config_name, sys.argv[1:]))
         overrides.require_single_choices(sys.argv[1:])
         prepare_command_line()
         sys.argv[1:] = flags_first(sys.argv[1:])

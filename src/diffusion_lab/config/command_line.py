@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.config.documentation import settings
 from diffusion_lab.config.overrides import quote
+from diffusion_lab.config.search_path import gives_search_path
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import CONF, ROOT
 
@@ -24,7 +26,7 @@ FLAGS_WITH_VALUE = (
 FLAGS = (*FLAGS_WITH_VALUE, "--multirun", "-m", "--resolve", "-r", "--run", "--version", "--hydra-help")
 """Flags of Hydra."""
 
-DISABLED_BY_NULL = ("callbacks", "logger", "metrics")
+DISABLED_BY_NULL = ("callbacks", "logger")
 """Nodes whose entries are disabled by null, so that ~callbacks.NAME means callbacks.NAME=null."""
 
 REQUIRED_FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
@@ -38,7 +40,7 @@ def as_hydra_arguments(command: str, arguments: Sequence[str]) -> list[str]:
     if any(re.match(r"(--shell-completion|-sc)(=|$)", argument) for argument in arguments):
         return list(arguments)
     is_sweep = any(argument in ("-m", "--multirun") for argument in arguments)
-    known = _Known(command)
+    known = _Known(command, has_others=gives_search_path(arguments))
     flags, others = _split_flags(arguments)
     result = list[str]()
     for k, argument in enumerate(others):
@@ -70,7 +72,8 @@ def _split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 class _Known:
     """The groups and settings that a command names, read from its main config file."""
 
-    def __init__(self, command: str) -> None:
+    def __init__(self, command: str, *, has_others: bool) -> None:
+        self.has_others = has_others  # whether config folders of other packages may define further nodes
         self.settings = settings(CONF / f"{command}.yaml", "")
         config = OmegaConf.load(CONF / f"{command}.yaml")
         self.nodes, entries = [str(key) for key in config], config.defaults
@@ -83,14 +86,19 @@ class _Known:
     def has_node(self, name: str) -> bool:
         """Return whether the first part of a setting's name is a node of the command's config."""
         node = re.split(r"[.@/]", name)[0]
-        return node in self.nodes or (CONF / node).is_dir() or any(key.startswith(f"{node}.") for key in self.settings)
+        return (
+            self.has_others
+            or node in self.nodes
+            or (CONF / node).is_dir()
+            or any(key.startswith(f"{node}.") for key in self.settings)
+        )
 
     def may_be_null(self, group: str) -> bool:
         return self.defaults.get(group, "") is None
 
 
 def _require_form(argument: str, following: Sequence[str]) -> None:
-    """Raise UserError unless a argument has the form NAME=VALUE or ~NAME."""
+    """Raise UserError unless an argument has the form NAME=VALUE or ~NAME."""
     name, equals, value = argument.partition("=")
     rest = list(following)
     if argument.startswith("-"):
@@ -118,7 +126,7 @@ def _next_value(arguments: Sequence[str]) -> str:
 
 
 def _override(argument: str, known: _Known, *, is_sweep: bool) -> list[str]:
-    """Return the override of Hydra that a argument means; an empty list if the argument changes nothing.
+    """Return the override of Hydra that an argument means; an empty list if the argument changes nothing.
 
     Raises UserError for a deletion or an empty choice.
     """
@@ -144,7 +152,9 @@ def _override(argument: str, known: _Known, *, is_sweep: bool) -> list[str]:
             return []
         if isinstance(_parsed(value), (bool, int, float)):
             value = quote(value)  # Hydra accepts only strings as choices
-    return [f"{name}={_value(value, is_sweep=is_sweep)}"]
+    if name.startswith("hydra.launcher.") and "," in value and isinstance(_parsed(value), ChoiceSweep):
+        return [f"{name}={quote(value)}"]  # settings of Hydra cannot be swept
+    return [f"{name}={_value(value, is_sweep=is_sweep and not name.startswith('hydra.'))}"]
 
 
 def _refuse_empty(name: str, value: str, known: _Known) -> None:
@@ -168,11 +178,27 @@ def _value(value: str, *, is_sweep: bool) -> str:
     if parsed is not None and (isinstance(parsed, (str, bool, int, float)) or not _exists(value)):
         return value
     if parsed is None and not _exists(value):
-        inner = re.fullmatch(r"\[(.*)\]", value)
-        if inner is not None or (is_sweep and "," in value):
-            items = ",".join(_value(item.strip(), is_sweep=False) for item in (inner[1] if inner else value).split(","))
-            return f"[{items}]" if inner else items
+        items = _split(value)
+        if is_sweep and len(items) > 1:
+            return ",".join(_value(item, is_sweep=False) for item in items)
+        if len(items) == 1 and value.startswith("[") and value.endswith("]") and len(value) > 2:
+            return f"[{','.join(_value(item, is_sweep=False) for item in _split(value[1:-1]))}]"
     return quote(value)
+
+
+def _split(text: str) -> list[str]:
+    """Split a text at the commas that are outside of quotes, brackets, braces and parentheses."""
+    parts, depth, quoted = [""], 0, ""
+    for character in text:
+        if quoted or character in "'\"":
+            quoted = "" if character == quoted else quoted or character
+        else:
+            depth += (character in "[{(") - (character in "]})")
+        if character == "," and depth == 0 and not quoted:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts]
 
 
 def _parsed(value: str) -> object:

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 NODES = ("optimizer", "lr_schedule", "trainer")
 """Config keys of such nodes. Overrides of arguments that conf/ does not list need no plus there."""
 
-COMMANDS = ("train", "train_classifier")
+COMMANDS = ("train", "train_classifier", "prepare")
 """Commands whose config has these keys."""
 
 _PROVIDED = {"Optimizer": ("params",), "LRScheduler": ("optimizer", "last_epoch")}

@@ -62,10 +62,11 @@ def build_loggers(config: DictConfig) -> list[Any]:
         try:
             loggers.append(instantiate_node(node, f"logger.{name}"))
         except Exception as error:
-            if not any(isinstance(cause, ImportError) for cause in _causes(error)):
+            if (missing := next((cause for cause in _causes(error) if isinstance(cause, ImportError)), None)) is None:
                 raise
+            package = name if name in ("wandb", "tensorboard") else (missing.name or "").partition(".")[0] or "it"
             raise UserError(
-                f"logger.{name} requires a package that is missing; run pip install {name}, or set logger=csv."
+                f"logger.{name} requires a package that is missing; run pip install {package}, or set logger=csv."
             ) from error
     return loggers
 
@@ -123,7 +124,8 @@ def _require_space(folder: Path, module: "TrainedModule", keep_every_n_steps: in
     """Raise UserError if the checkpoints do not fit on the disk; log a note if only those that are kept do not fit."""
     size = checkpoint_bytes(module)
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free
+    replaced = sum(path.stat().st_size for path in folder.glob("*.ckpt") if not path.name.startswith("step_"))
+    free = shutil.disk_usage(existing).free + replaced
     if free < NUM_CHECKPOINTS * size:
         raise UserError(
             f"the disk of {folder} must have {_gigabytes(NUM_CHECKPOINTS * size)} free for {NUM_CHECKPOINTS} "

@@ -1,8 +1,10 @@
 """The line about the cost of a run, and what to set instead if a run on a CPU would take hours."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
 from omegaconf import DictConfig
 
 from diffusion_lab.config.compose import command_name, compose_config
@@ -12,6 +14,8 @@ from diffusion_lab.runs.cost import Cost, describe, duration, estimate, measurin
 from diffusion_lab.runs.load import build_module, instantiate_node, resolve
 from diffusion_lab.runs.resume import StartingPoint
 from diffusion_lab.runs.training_setup import Run
+
+logger = logging.getLogger(__name__)
 
 MANY_SECONDS = 3600
 """Duration of a run on a CPU above which the line names settings for a shorter run."""
@@ -31,15 +35,27 @@ def print_cost(run: Run, start: StartingPoint, overrides: Sequence[str]) -> None
     num_steps = trainer.max_steps - start.step
     if not trainer.is_global_zero or trainer.fast_dev_run or 0 < num_steps <= TRIAL_STEPS:
         return
-    cost = estimate(run.module, run.datamodule, trainer)
-    if cost is None:
+    try:
+        with torch.random.fork_rng(devices=[]):  # a second network is built for the advice
+            line = _line(run, start, overrides, num_steps)
+    except Exception as error:  # an estimate must not end a run, for example if the device has no free memory
+        logger.debug("the cost of the run could not be estimated: %s", error)
         return
+    if line is not None:
+        print(line, flush=True)
+
+
+def _line(run: Run, start: StartingPoint, overrides: Sequence[str], num_steps: int) -> str | None:
+    """Return the line about the cost of a run; None if the operations of its network cannot be counted."""
+    trainer = run.trainer
+    if (cost := estimate(run.module, run.datamodule, trainer)) is None:
+        return None
     measuring = measuring_seconds(cost, trainer, run.module, start.step)
     line = f"cost: {describe(cost, num_steps, measuring)}"
     if trainer.strategy.root_device.type == "cpu" and cost.seconds_per_step * num_steps + measuring > MANY_SECONDS:
         advice = list(_advice(run, cost, start, overrides))
         line += f"; shorter on a CPU: {', '.join(advice)}" if advice else ""
-    print(line, flush=True)
+    return line
 
 
 def _advice(run: Run, cost: Cost, start: StartingPoint, overrides: Sequence[str]) -> Iterator[str]:

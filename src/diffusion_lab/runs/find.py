@@ -8,7 +8,8 @@ folder and in the folders of the commands in it: logs/train/RUN, train/RUN and R
 import glob
 import os
 import re
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion_lab.config.overrides import quote, unquote
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import IS_CHECKOUT, ROOT, logs_folder
 
@@ -230,6 +232,18 @@ def _closest(path: Path, kind: Kind) -> str:
     return f"; perhaps you mean {portable_path(existing[close[0]])}" if close else ""
 
 
+def with_found_guides(arguments: Sequence[str]) -> list[str]:
+    """Return command-line arguments in which guide=last and classifier=last name the run, which resuming then keeps."""
+    kinds = {"guide": run_of("train"), "classifier": run_of("train_classifier")}
+    result = []
+    for argument in arguments:
+        name, _, value = argument.lstrip("+").partition("=")
+        if name in kinds and unquote(value) == LAST:
+            argument = f"{name}={quote(str(find_place(name, LAST, kinds[name]).folder))}"
+        result.append(argument)
+    return result
+
+
 def portable_path(path: Path) -> str:
     """Return a path relative to the working directory if commands find it from any folder, else the absolute path."""
     full, cwd, logs = Path(os.path.abspath(path)), Path.cwd(), ROOT / "logs"
@@ -239,7 +253,7 @@ def portable_path(path: Path) -> str:
 
 def shell_word(path: str) -> str:
     """Return a path quoted for the shell and for Hydra, if it needs quotes."""
-    return path if re.fullmatch(r"[\w./+-]+", path) else f"'\"{path}\"'"
+    return path if re.fullmatch(r"[\w./+-]+", path) else shlex.quote(quote(path))
 
 
 def _find_checkpoints(folder: Path, name: str) -> list[Path]:

@@ -71,7 +71,7 @@ def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
     because threads that wait for each other do depend on it.
     """
     num_threads = torch.get_num_threads() if device.type == "cpu" else 1
-    side, size = (512, 2**23) if device.type == "cpu" else (4096, 2**27)
+    side, size = (512, 2**23) if device.type == "cpu" else (4096, 2**24)
     a, b = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(2))
     source = torch.ones(size, device=device)
     product, target = torch.empty_like(a), torch.empty_like(source)

@@ -20,12 +20,13 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from diffusion_lab.config.compose import command_name, compose_config
 from diffusion_lab.config.earlier_versions import current_config, current_overrides
 from diffusion_lab.config.overrides import OVERRIDES_FILE, override_key, quote, unquote
+from diffusion_lab.config.program import command_line
 from diffusion_lab.config.search_path import KEY as SEARCH_PATH
 from diffusion_lab.config.search_path import gives_search_path, search_path_overrides
 from diffusion_lab.config.validation import argument_problems, raise_problems
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs.config_changes import KeyPath, changes_with_effect, flatten, relocate, unflatten
-from diffusion_lab.runs.find import Place, find_place, run_of
+from diffusion_lab.runs.find import Place, find_place, portable_path, run_of, shell_word
 from diffusion_lab.runs.load import resolve
 from diffusion_lab.runs.supervise import FolderInUseError
 from diffusion_lab.runs.tables import METRICS
@@ -177,6 +178,10 @@ def print_done(start: StartingPoint) -> float | None:
         f"{start.step} to train further."
     )
     summary = folder / "summary.json"
+    if not summary.is_file():  # the run was killed during its last measurement
+        print(
+            f"its results are missing: {command_line('evaluate')} run={shell_word(portable_path(folder))} measures them"
+        )
     content: dict[str, float | None] = json.loads(summary.read_text()) if summary.is_file() else {}
     # The name of the metric value depends on how it was measured. Accuracies of a classifier are not used.
     values = [v for name, v in content.items() if name not in SUMMARY_FIELDS and not name.startswith("accuracy_")]

@@ -16,7 +16,8 @@ from diffusion_lab.runs.tables import Row
 SWEEP = "sweep"
 """Name of the files of the table, without suffix."""
 
-LOGGED = ("step", "epoch", "loss", "learning_rate", "gradient_norm", "images_per_second", "data_wait")
+LOGGED = ("step", "epoch", "loss", "learning_rate", "gradient_norm", "images_per_second", "data_wait",
+          "after_training")  # fmt: skip
 """Columns of metrics.csv that are not measured metrics, in addition to the columns that start with measuring_."""
 
 

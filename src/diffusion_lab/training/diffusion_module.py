@@ -193,7 +193,7 @@ class DiffusionModule(TrainedModule):
         condition = condition or Condition()
         num_classes = guidance.num_classes(self.labels)
         if label is not None:
-            condition = replace(condition, label=as_labels(label, len(seeds), num_classes, self.class_names))
+            condition = replace(condition, label=as_labels(label, seeds, num_classes, self.class_names))
         elif condition.label is None and num_classes:
             condition = replace(condition, label=torch.tensor([seed % num_classes for seed in seeds]))
         shape = (self.network.in_channels, self.network.resolution, self.network.resolution)

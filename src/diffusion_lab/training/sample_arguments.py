@@ -76,8 +76,8 @@ def _sampler_class(name: str) -> type[Sampler]:
     return found[0]
 
 
-def as_labels(label: LabelChoice, num_images: int, num_classes: int, class_names: Sequence[str]) -> Tensor:
-    """Return the class of each image, int64 [num_images].
+def as_labels(label: LabelChoice, seeds: Sequence[int], num_classes: int, class_names: Sequence[str]) -> Tensor:
+    """Return the class of each image, int64 [B]; of a list of n classes, seed k has class k modulo n.
 
     num_classes: number of classes of the guided network; 0 without classes.  class_names: their names, if known.
     """
@@ -87,7 +87,7 @@ def as_labels(label: LabelChoice, num_images: int, num_classes: int, class_names
     numbers = [number_of(item, class_names) if isinstance(item, str) else item for item in given]
     if not numbers or any(not isinstance(k, int) or isinstance(k, bool) or not 0 <= k < num_classes for k in numbers):
         raise ValueError(f"`label` must be in 0..{num_classes - 1} or a list of such numbers, got {label}.")
-    return torch.tensor([numbers[k % len(numbers)] for k in range(num_images)])
+    return torch.tensor([numbers[seed % len(numbers)] for seed in seeds])
 
 
 def _listed(label: Any) -> list[Any]:
