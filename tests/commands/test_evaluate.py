@@ -100,6 +100,7 @@ def test_a_sweep_of_samplers_ends_with_a_table(trained: Path, tmp_path: Path) ->
         ),
         (["run=TRAINED", "metrics=bound", "metrics.bound.split=test"], r"data\.path=.* with a split 'test': .*"),
         (["run=TRAINED", "reference=tset"], r"`reference` must be a split \(train\) or a .*, got tset\."),
+        (["run=TRAINED", "num_samples=many"], r"num_samples must be a whole number of at least 1, got many\."),
         (
             ["run=TRAINED", "features=inception", "features.weights=no.pth"],
             r"features\.weights must be .*no\.pth.*",

@@ -101,6 +101,7 @@ def test_a_killed_job_resumes_where_it_stopped(trained: Path, tmp_path: Path) ->
     ("overrides", "message"),
     [
         (["num_images=0"], "num_images must be a whole number of at least 1, got 0."),
+        (["batch_size=many"], "batch_size must be a whole number of at least 1, got many."),
         (["image=-1"], "`image` must be a whole number of at least 0 or a list of such numbers, got -1."),
         (["animation=mp4"], "`animation` must be false, true, webp or gif, got mp4."),
         (["label=10"], "`label` must be null, random, in 0..9 or a list of such numbers, got 10."),

@@ -35,6 +35,7 @@ def evaluate(config: DictConfig) -> float | None:
     Returns the value that a search minimizes: the first metric value of the first checkpoint, with the opposite sign if
     a higher value is better, or None if no metric is measured.
     """
+    sampling_setup.require_whole_numbers(config)
     targets = find_targets(config)
     fabric = sampling_setup.launch_fabric(config)
     output, results = Path(config.output_folder), []

@@ -50,9 +50,7 @@ def sample(config: DictConfig) -> None:
 
 def _seeds(config: DictConfig) -> list[range]:
     """Return the requested seeds as contiguous ranges.  Raises UserError if a setting is out of range."""
-    for name, least in (("seed", 0), ("num_images", 1), ("num_pictures", 0)):
-        if not isinstance(config[name], int) or isinstance(config[name], bool) or config[name] < least:
-            raise UserError(f"{name} must be a whole number of at least {least}, got {config[name]}.")
+    sampling_setup.require_whole_numbers(config)
     _animation_format(config)
     if config.animation and not config.num_pictures:
         raise UserError(f"num_pictures must be at least 1 for animation={str(config.animation).lower()}, got 0.")

@@ -6,6 +6,7 @@ is taken literally, and every other argument that Hydra would reject raises an e
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -42,6 +43,9 @@ def as_hydra_arguments(command: str, arguments: Sequence[str]) -> list[str]:
     is_sweep = any(argument in ("-m", "--multirun") for argument in arguments)
     known = _Known(command, has_others=gives_search_path(arguments))
     flags, others = _split_flags(arguments)
+    for flag, value in pairwise(flags):
+        if flag in ("--cfg", "-c") and value not in ("job", "hydra", "all"):
+            raise UserError(f"--cfg must be followed by job, hydra or all, got {value}.")
     result = list[str]()
     for k, argument in enumerate(others):
         _require_form(argument, others[k + 1 :])

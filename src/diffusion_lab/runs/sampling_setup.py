@@ -44,6 +44,25 @@ SINCE_VERSION_0_2 = ("guidance", "space", "low_resolution")
 """Keys that are missing in configs from version 0.1. Network settings also differ in that version."""
 
 
+WHOLE_NUMBERS = {
+    "seed": 0,
+    "num_images": 1,
+    "num_samples": 1,
+    "batch_size": 1,
+    "num_pictures": 0,
+    "num_columns": 1,
+    "num_frames": 1,
+}
+"""Settings of sample and evaluate that are whole numbers, with the smallest accepted value."""
+
+
+def require_whole_numbers(config: DictConfig) -> None:
+    """Raise UserError for a value of a setting in WHOLE_NUMBERS that is not accepted."""
+    for name, least in WHOLE_NUMBERS.items():
+        if name in config and (type(config[name]) is not int or config[name] < least):
+            raise UserError(f"{name} must be a whole number of at least {least}, got {config[name]}.")
+
+
 def launch_fabric(config: DictConfig) -> "Fabric":
     """Start the ranks that config.trainer requests, or join the ranks that a launcher started.
 
