@@ -54,7 +54,7 @@ def test_a_run_that_is_requeued_three_times_ends_with_the_weights_of_an_uninterr
     assert same_weights(complete, interrupted)
     output = (tmp_path / "interrupted.out").read_text()
     assert output.count("is requeued and resumes when Slurm starts it again") == 3
-    assert "resume=" not in output
+    assert "to resume:" not in output
     assert not list(interrupted.rglob("hpc_ckpt*"))
     assert {path.name for path in (interrupted / "checkpoints").iterdir()} == {"last.ckpt", "previous.ckpt"}
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()].count("interrupted") == 1

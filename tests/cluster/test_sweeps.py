@@ -122,7 +122,7 @@ def test_a_sweep_of_the_console_command_runs_its_module_in_the_jobs(slurm: Slurm
         ("1", "finished", "6"), ("2", "finished", "6"),
     ]  # fmt: skip
     (output,) = (tmp_path / "seed-1").glob("slurm_*.out")
-    assert "\n  python -m diffusion_lab train schedule=cosine data=cifar10\n" in output.read_text()
+    assert f"\n  python -m diffusion_lab sample run={tmp_path / 'seed-1'} num_images=64\n" in output.read_text()
 
 
 def test_forty_toy_runs_eight_at_a_time_all_finish_and_are_in_the_table(
