@@ -3,6 +3,7 @@
 import os
 import signal
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from diffusion_lab import checkpoint_files
+from diffusion_lab.callbacks.after_training import AfterTraining
 from diffusion_lab.callbacks.checkpoints import SaveLast, WholeCheckpoints
 from diffusion_lab.callbacks.stop_on_signal import StopOnSignal
-from diffusion_lab.distributed.signals import StoppedBySignal
+from diffusion_lab.distributed.signals import StoppedBySignal, raise_on_signal
 from diffusion_lab.training import CosineWithWarmup
 from diffusion_lab.training.diffusion_module import DiffusionModule
 from support.small_runs import fit, small_module, weights
@@ -152,3 +154,36 @@ def test_a_fork_follows_its_own_learning_rate_schedule(tmp_path: Path) -> None:
     train(first, tmp_path, 3)
     trainer = train(fork, tmp_path, 6, ckpt_path=tmp_path / "last.ckpt")
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-2 * CosineWithWarmup(0, 8)(6))
+
+
+class Last(AfterTraining):
+    """Calls a function after training."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self.function = function
+
+    def after_training(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.function()
+
+
+def test_a_signal_during_the_last_measurement_waits_for_its_end(tmp_path: Path) -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    done: list[bool] = []
+
+    def measure() -> None:
+        for number in numbers:
+            os.kill(os.getpid(), number)
+        done.append(True)
+
+    with raise_on_signal():  # as the commands do
+        before = [signal.getsignal(number) for number in numbers]
+        train(small_module(), tmp_path, 4, StopOnSignal(), Last(measure))
+        assert [signal.getsignal(number) for number in numbers] == before
+    assert done == [True]
+    assert step(tmp_path / "last.ckpt") == 4
+
+
+def test_an_error_in_the_last_measurement_saves_no_second_checkpoint_of_the_step(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="lost power"):
+        train(small_module(), tmp_path, 4, Last(fail))
+    assert (step(tmp_path / "last.ckpt"), step(tmp_path / "previous.ckpt")) == (4, 3)

@@ -22,6 +22,7 @@ def test_arguments_of_library_classes_need_no_plus_in_training_commands_only() -
     overrides = ["optimizer.eps=1e-6", "+trainer.max_time=1", "seed=1", "optimizer=sgd", "~optimizer.fused"]
     added = ["++optimizer.eps=1e-6", "++trainer.max_time=1", "seed=1", "optimizer=sgd", "~optimizer.fused"]
     assert with_plus("train", overrides) == with_plus("train", added) == added
+    assert with_plus("prepare", overrides) == added  # it accepts what train accepts
     assert with_plus("sample", overrides) == overrides
     assert [without_plus(override) for override in added[:2]] == ["optimizer.eps=1e-6", "trainer.max_time=1"]
     assert identifying_overrides(added) == identifying_overrides([overrides[0], "trainer.max_time=1", *overrides[2:]])

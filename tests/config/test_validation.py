@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import pytest
 
+from diffusion_lab.config.compose import error_message
 from diffusion_lab.config.validation import argument_problems, raise_problems
 from diffusion_lab.errors import UserError
 
@@ -87,3 +88,7 @@ def test_a_problem_of_a_repeated_node_is_reported_once() -> None:
         "model._target_ must be in an installed library, got nowhere.Network (nowhere is not installed); "
         "scale.scale must be a number, got x; seed must be a number, got x."
     )
+
+
+def test_the_message_of_an_error_of_the_user_stays_unchanged() -> None:
+    assert error_message(UserError("data.path must exist, got /two  spaces."), "train").endswith("/two  spaces.")

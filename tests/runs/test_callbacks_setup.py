@@ -78,6 +78,9 @@ def test_a_disk_that_is_too_small_for_the_checkpoints_is_refused(
     free_space(3.9)
     with pytest.raises(UserError, match=r"the disk of .* must have 3 MB free for 4 checkpoint files of 1 MB, got 3 MB"):
         require(SaveLast(str(tmp_path), every_n_steps=5))
+    (tmp_path / "last.ckpt").write_bytes(bytes(checkpoint_bytes(small_module())))  # a resumed run replaces its files
+    require(SaveLast(str(tmp_path), every_n_steps=5))
+    (tmp_path / "last.ckpt").unlink()
     free_space(4.1)
     require(SaveLast(str(tmp_path), every_n_steps=5))
     assert not caplog.text

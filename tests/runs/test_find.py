@@ -2,6 +2,7 @@
 
 import io
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from diffusion_lab.commands import sweep
@@ -18,7 +20,15 @@ from diffusion_lab.config.overrides import unquote
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import logs_folder
 from diffusion_lab.runs import load_module
-from diffusion_lab.runs.find import find_run, find_targets, portable_path
+from diffusion_lab.runs.find import (
+    find_place,
+    find_run,
+    find_targets,
+    portable_path,
+    run_of,
+    shell_word,
+    with_found_guides,
+)
 from diffusion_lab.runs.guidance_setup import guidance
 from diffusion_lab.runs.resume import restore_command_line
 from diffusion_lab.runs.sampling_setup import cascade_stages
@@ -216,3 +226,29 @@ def test_only_paths_that_are_found_from_anywhere_are_printed_relative(
         assert find_run("run", printed).folder == run
     monkeypatch.chdir(tmp_path / "repository")
     assert portable_path(run) == "logs/train/A"
+
+
+def test_the_newest_run_as_guide_is_named_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIFFUSION_LAB_LOGS", str(tmp_path))
+    guide, classifier = make_run(tmp_path / "train" / "A"), make_run(tmp_path / "train_classifier" / "B", CLASSIFIER)
+    found = with_found_guides(["seed=1", "guide=last", "classifier='last'", "guide=null"])
+    assert found == ["seed=1", f'guide="{guide}"', f'classifier="{classifier}"', "guide=null"]
+
+
+def test_the_default_logs_are_searched_for_the_newest_run_only_if_the_moved_logs_have_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffusion_lab.runs.find.ROOT", tmp_path)
+    monkeypatch.setenv("DIFFUSION_LAB_LOGS", str(tmp_path / "moved"))
+    default = make_run(tmp_path / "logs" / "train" / "A")
+    assert find_place("run", "last", run_of("train")).folder == default
+    moved = make_run(tmp_path / "moved" / "train" / "B")
+    os.utime(moved / "checkpoints" / "last.ckpt", (0, 0))
+    os.utime(moved / "checkpoints" / "step_0000001.ckpt", (0, 0))
+    assert find_place("run", "last", run_of("train")).folder == moved
+
+
+@pytest.mark.parametrize("path", ["logs/train/RUN", "/a b/(1)", "/o'brien/RUN", '/the "run"'])
+def test_a_printed_path_is_read_by_the_shell_and_by_hydra_as_the_same_path(path: str) -> None:
+    (argument,) = shlex.split(shell_word(path))
+    assert OverridesParser.create().parse_override(f"run={argument}").value() == path

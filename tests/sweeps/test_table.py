@@ -43,7 +43,8 @@ def test_an_unfinished_run_has_a_row_with_its_last_logged_numbers(
     finish(started_run(tmp_path, "seed=10"), 4.0)
     unfinished = started_run(tmp_path, "seed=2")
     (unfinished / "metrics.csv").write_text(
-        "fd_a_9_train,images_per_second,loss,measuring_seconds,step\n,40.0,0.5,,4\n6.5,,,1.0,4\n,44.0,0.4,,6\n"
+        "step,after_training,fd_a_9_train,images_per_second,loss,measuring_seconds\n"
+        "4,,,40.0,0.5,\n6,,,44.0,0.4,\n6,1.0,6.5,,,1.0\n"
     )
     run_status.mark_queued(started_run(tmp_path, "seed=3"))
     assert write_sweep_table(tmp_path)

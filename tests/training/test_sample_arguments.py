@@ -47,6 +47,8 @@ def test_labels_are_numbers_or_names_of_one_class_or_of_each_image(module: Diffu
         assert torch.equal(sample(label), wanted)
     assert torch.equal(sample("dog"), module.sample(4, Condition(torch.tensor([1] * 4)), num_steps=2))
     assert torch.equal(sample(1), sample(torch.tensor(1)))
+    part = module.sample([2, 3], label=[2, 0, 1], num_steps=2)  # the class of a seed does not depend on the batch
+    torch.testing.assert_close(part, sample([2, 0, 1])[2:], rtol=0, atol=1e-5)
 
 
 def test_a_sampler_is_an_object_a_class_or_a_name_with_a_number_of_steps(module: DiffusionModule) -> None:

@@ -1,21 +1,22 @@
 """Base class of callbacks that sample or measure once more after the last checkpoint of a run."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
 
-class AfterTraining(Callback):
+class AfterTraining(Callback, ABC):
     """Callback with an action after the last checkpoint of a complete run.
 
     The action changes no checkpoint, so that a run that is resumed with more steps equals a run that never stopped. A
     run that is stopped or fails has no such action, and neither has a test run (trainer=debug, trainer.fast_dev_run).
     """
 
+    @abstractmethod
     def after_training(self, trainer: Trainer, pl_module: Any) -> None:
         """Do the action, unless it was already done at this step. Collective: called on all ranks."""
-        raise NotImplementedError
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         from diffusion_lab.callbacks.checkpoints import SaveLast  # imports this module

@@ -56,7 +56,9 @@ class StopOnSignal(Callback):
         self._received = self._received or number  # a SIGTERM that follows a SIGUSR1 has the same cause
 
     def _restore_handlers(self) -> None:
-        signals.restore(self._previous_handlers)
+        # When a fit has ended, Lightning has already restored the handlers that it had replaced itself.
+        own = {n: handler for n, handler in self._previous_handlers.items() if signal.getsignal(n) == self._handle}
+        signals.restore(own)
         self._previous_handlers, self._exchange = {}, None
 
 

@@ -42,6 +42,8 @@ def in_sweep() -> bool:
 
 def error_message(error: Exception, config_name: str) -> str:
     """Return a one-sentence message for an error of Hydra or OmegaConf."""
+    if isinstance(error, UserError):
+        return str(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         renamed = current_choice(group, choice)

@@ -9,7 +9,6 @@ from pathlib import Path
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from diffusion_lab.config import overrides
-from diffusion_lab.config.program import command_line
 from diffusion_lab.distributed import launch, slurm_job
 from diffusion_lab.paths import PACKAGE, logs_folder
 
@@ -89,9 +88,7 @@ def _patch_side(resolution: int, smallest: int, largest_map: int) -> int:
     The side is `smallest`, doubled as long as the feature map is larger and can still be halved for a second level.
     """
     side = smallest
-    while (
-        _are_sizes(resolution, side) and resolution // side > largest_map and resolution % (4 * side) == 0
-    ):  # two levels
+    while _are_sizes(resolution, side) and resolution // side > largest_map and resolution % (4 * side) == 0:
         side *= 2
     return side
 
@@ -160,7 +157,6 @@ OmegaConf.register_new_resolver("patch_side", _patch_side, replace=True)
 OmegaConf.register_new_resolver("unet_levels", _unet_levels, replace=True)
 OmegaConf.register_new_resolver("attention_sides", _attention_sides, replace=True)
 OmegaConf.register_new_resolver("num_class_folders", _num_class_folders, replace=True)
-OmegaConf.register_new_resolver("command_line", command_line, replace=True)
 OmegaConf.register_new_resolver("job_name", slurm_job.job_name, replace=True)
 OmegaConf.register_new_resolver("sweep_folder", overrides.sweep_folder_name, replace=True)
 OmegaConf.register_new_resolver("run_folder_name", overrides.run_folder_name, replace=True)

@@ -15,7 +15,7 @@ def numbering(names: Sequence[str]) -> str:
 
 
 def number_of(name: str, names: Sequence[str]) -> int:
-    """Return the number of the class with a name, in any case.  Raises ValueError if no class has the name."""
+    """Return the number of the class with a name, ignoring case.  Raises ValueError if no class has the name."""
     for same in (str, _simplified, _first_word):
         numbers = [number for number, other in enumerate(names) if same(other) == same(name)]
         if len(numbers) == 1:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.metrics.feature_set import FeatureSet
-from diffusion_lab.metrics.metric import Metric
+from diffusion_lab.metrics.metric import Metric, caution_for_neighbors
 
 BATCH_SIZE = 1000
 """Number of images whose distances to the complete other set are in memory at a time."""
@@ -44,9 +44,7 @@ class DensityCoverage(Metric):
         return self.num_neighbors + 1
 
     def caution(self, num_images: int) -> str | None:
-        if num_images >= 20 * self.num_neighbors:
-            return None
-        return f"with {self.num_neighbors} neighbors of {num_images} images, a ball covers a large part of the set"
+        return caution_for_neighbors(num_images, self.num_neighbors)
 
     def measure(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
         generated, real = samples.require_rows().double(), reference.require_rows().double()

@@ -39,7 +39,7 @@ class InceptionScore(Metric):
 
     @property
     def min_images(self) -> int:
-        return max(2, MIN_IMAGES_PER_SPLIT * self.num_splits)
+        return MIN_IMAGES_PER_SPLIT * self.num_splits
 
     def caution(self, num_images: int) -> str | None:
         per_split = num_images // self.num_splits

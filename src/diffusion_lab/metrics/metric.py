@@ -43,7 +43,7 @@ class Metric(Interface):
         return 2
 
     def caution(self, num_images: int) -> str | None:
-        """Return why values for the smaller of the two sets, of num_images images, mean little; None if they do not.
+        """Return a reason why a value is unreliable, or None.  num_images: size of the smaller of the two sets.
 
         Sets with fewer than min_images images are refused instead.
         """
@@ -80,3 +80,10 @@ def abbreviate_count(count: int) -> str:
     """Return a number of images as text for a name, with k for complete thousands: 50000 -> 50k, 1234 -> 1234."""
     thousands, rest = divmod(count, 1000)
     return str(count) if rest else f"{thousands}k"
+
+
+def caution_for_neighbors(num_images: int, num_neighbors: int) -> str | None:
+    """Return a reason why a metric of num_neighbors nearest neighbors is unreliable for num_images images, or None."""
+    if num_images >= 20 * num_neighbors:
+        return None
+    return f"with {num_neighbors} neighbors of {num_images} images, a ball covers a large part of the set"

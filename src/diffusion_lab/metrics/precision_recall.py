@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from diffusion_lab.metrics.feature_set import FeatureSet
-from diffusion_lab.metrics.metric import Metric
+from diffusion_lab.metrics.metric import Metric, caution_for_neighbors
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,7 @@ class PrecisionRecall(Metric):
         return self.num_neighbors + 1
 
     def caution(self, num_images: int) -> str | None:
-        if num_images >= 20 * self.num_neighbors:
-            return None
-        return f"with {self.num_neighbors} neighbors of {num_images} images, a ball covers a large part of the set"
+        return caution_for_neighbors(num_images, self.num_neighbors)
 
     def measure(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
         from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric

@@ -59,14 +59,10 @@ def load_module(run: str | Path, checkpoint: str | None = None) -> "DiffusionMod
     return module
 
 
-def load_config(folder: Path, *checkpoints: str) -> DictConfig:
-    """Return the config of a run.
-
-    checkpoints: names of checkpoint files.  Raises UserError if config.yaml or one of these files is missing.
-    """
-    for file in (folder / "config.yaml", *(folder / "checkpoints" / checkpoint for checkpoint in checkpoints)):
-        if not file.is_file():
-            raise UserError(f"run folder {folder} has no {file.relative_to(folder)}.")
+def load_config(folder: Path) -> DictConfig:
+    """Return the config of a run.  Raises UserError if the folder has no config.yaml."""
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"run folder {folder} has no config.yaml.")
     return read_config(folder / "config.yaml")
 
 
