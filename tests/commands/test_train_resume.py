@@ -1,5 +1,6 @@
 """`python src/train.py resume=RUN`, in separate processes."""
 
+import json
 import os
 import shutil
 import signal
@@ -116,6 +117,16 @@ def test_a_finished_run_that_is_trained_further_equals_a_run_that_never_stopped(
         assert all(torch.equal(one["state_dict"][key], value) for key, value in other["state_dict"].items()), name
         states = [checkpoint["optimizer_states"][0]["state"] for checkpoint in (one, other)]
         assert all(torch.equal(states[0][k][name], states[1][k][name]) for k in states[1] for name in states[1][k])
+
+    measured = json.loads((folders[1] / "metrics.json").read_text())["numbers"]
+    checkpoint = (folders[1] / "checkpoints" / "last.ckpt").read_bytes()
+    (folders[1] / "metrics.json").unlink()
+    (folders[1] / "summary.json").write_text('{"steps": 5}')  # as after a kill in the last measurement
+    assert train(f"resume={folders[1]}").returncode == 0
+    assert json.loads((folders[1] / "metrics.json").read_text())["numbers"] == measured
+    assert json.loads((folders[1] / "summary.json").read_text())["steps"] == 9
+    assert [row["step"] for row in numbers(folders[1]) if row["fd_fashion_cnn_20_train"]] == ["4", "8", "9"]
+    assert (folders[1] / "checkpoints" / "last.ckpt").read_bytes() == checkpoint
 
 
 @pytest.mark.parametrize(

@@ -78,8 +78,8 @@ def test_a_run_outside_of_slurm_keeps_the_name_that_contains_the_time_of_its_fir
     """Lightning passes the name to the other ranks seconds later."""
     set_environment(monkeypatch, {})
     slurm_job._start_time.cache_clear()
-    name = slurm_job.job_name()
-    assert datetime.now() - datetime.strptime(name, "%Y-%m-%d_%H-%M-%S") < timedelta(seconds=60)
+    started, name = datetime.now(), slurm_job.job_name()
+    assert started <= datetime.strptime(name, "%Y-%m-%d_%H-%M-%S-%f") <= datetime.now()
     later = datetime.now() + timedelta(hours=1)
     monkeypatch.setattr(slurm_job, "datetime", SimpleNamespace(now=lambda: later))
     assert slurm_job.job_name() == name

@@ -122,7 +122,7 @@ def test_a_job_in_a_container_asks_its_batch_script_to_requeue_it(
     scontrol: str, tmp_path: Path, start_job: Callable[[str], None], monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    start_job("exit 1")
+    start_job("echo not allowed >&2; exit 1")
     if scontrol == "missing":
         monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("DIFFUSION_LAB_REQUEUE_FILE", str(tmp_path / "request"))
@@ -133,7 +133,8 @@ def test_a_job_in_a_container_asks_its_batch_script_to_requeue_it(
     assert end.value.code == 138
     assert (tmp_path / "request").read_text() == "16_4\n"
     assert status(tmp_path / "run").state == "requeued"
-    assert caplog.messages == ["stopped by SIGUSR1; its batch script requeues job 16_4, which then resumes."]
+    assert "the batch script of the job requeues it, so that it resumes (scontrol requeue 16_4: " in caplog.text
+    assert ("not allowed" if scontrol == "rejected" else "is not on PATH") in caplog.text
 
 
 def test_a_job_in_a_container_without_a_request_file_has_failed_with_the_remedy(

@@ -11,7 +11,8 @@ class AfterTraining(Callback, ABC):
     """Callback with an action after the last checkpoint of a complete run.
 
     The action changes no checkpoint, so that a run that is resumed with more steps equals a run that never stopped. A
-    run that is stopped or fails has no such action, and neither has a test run (trainer=debug, trainer.fast_dev_run).
+    run that is stopped or fails has no such action, and neither has a test run: one with fast_dev_run or with
+    detect_anomaly, as trainer=debug has.
     """
 
     @abstractmethod
@@ -26,9 +27,13 @@ class AfterTraining(Callback, ABC):
 
 
 def run_after_training(trainer: Trainer, pl_module: LightningModule, only: AfterTraining | None = None) -> None:
-    """Run the actions of all callbacks of the trainer, or of a single one, unless this is a test run."""
-    if trainer.fast_dev_run or trainer._detect_anomaly:  # trainer=debug detects anomalies
+    """Run the actions of all callbacks of the trainer, or of a single one, unless this is a test run.
+
+    If a fit has ended, the module is on the CPU and is moved to its device again.
+    """
+    if trainer.fast_dev_run or trainer._detect_anomaly:
         return
+    pl_module.to(trainer.strategy.root_device)
     for callback in trainer.callbacks:
         if isinstance(callback, AfterTraining) and only in (None, callback):
             callback.after_training(trainer, pl_module)

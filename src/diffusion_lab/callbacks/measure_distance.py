@@ -73,9 +73,11 @@ class MeasureDistance(AfterTraining):
         self._evaluator: Evaluator | None = None
         self._started = 0.0
 
+    def on_fit_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
+        self._started = time.perf_counter()
+
     def on_train_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         self.every.start_at(trainer.global_step)
-        self._started = time.perf_counter()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: DiffusionModule, *args: Any) -> None:
         if not self.every.due(trainer.global_step):
@@ -104,6 +106,8 @@ class MeasureDistance(AfterTraining):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.history = [(int(step), float(distance)) for step, distance in state_dict["history"]]
         self.numbers = [Number(*number) for number in state_dict["numbers"]]
+        if self.history:
+            self.every.start_at(self.history[-1][0])
 
     def _measure(self, trainer: Trainer, module: DiffusionModule) -> tuple[list[Number], dict[str, float]]:
         """Return the metric values, and what to log: their values and the duration of the measurement."""

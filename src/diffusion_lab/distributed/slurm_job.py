@@ -75,7 +75,7 @@ def job_name() -> str:
 
 @cache  # the config is resolved more than once: Lightning starts other ranks with the folder that it resolves later
 def _start_time() -> str:
-    return datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    return datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")  # microseconds: a shell can start runs at the same time
 
 
 def _in_interactive_job() -> bool:

@@ -40,8 +40,8 @@ MAX_REMAINING_SIGNAL = 0.05
 def load_module(run: str | Path, checkpoint: str | None = None) -> "DiffusionModule":
     """Load the trained module of a run, on the CPU; its method `sample` generates images.
 
-    run: run folder, such as "logs/train/2026-01-31_12-00-00", a checkpoint file in it, or any other form that the
-        setting `run` of the commands accepts, such as "last".
+    run: run folder, such as "logs/train/my_run", a checkpoint file in it, or any other form that the setting `run` of
+        the commands accepts, such as "last".
     checkpoint: file name of a checkpoint in the run folder; None selects last.ckpt, or the file that `run` names.
     Raises UserError if there is no such run or checkpoint.
 

@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from diffusion_lab import __version__
+from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.paths import IS_CHECKOUT
 from diffusion_lab.runs.tables import METRICS, SUMMARY, print_table
 
@@ -38,7 +39,8 @@ def _commit() -> str | None:
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    with atomic_file(path) as partial:
+        partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def _finite_or_none(value: Any) -> Any:

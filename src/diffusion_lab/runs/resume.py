@@ -4,7 +4,6 @@ resume=RUN continues a run in its own folder. resume=RUN fork=true starts a new 
 RUN; the settings of the new run may be different.
 """
 
-import json
 import logging
 import os
 import re
@@ -20,16 +19,15 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from diffusion_lab.config.compose import command_name, compose_config
 from diffusion_lab.config.earlier_versions import current_config, current_overrides
 from diffusion_lab.config.overrides import OVERRIDES_FILE, override_key, quote, unquote
-from diffusion_lab.config.program import command_line
 from diffusion_lab.config.search_path import KEY as SEARCH_PATH
 from diffusion_lab.config.search_path import gives_search_path, search_path_overrides
 from diffusion_lab.config.validation import argument_problems, raise_problems
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs.config_changes import KeyPath, changes_with_effect, flatten, relocate, unflatten
-from diffusion_lab.runs.find import Place, find_place, portable_path, run_of, shell_word
+from diffusion_lab.runs.find import Place, find_place, run_of
 from diffusion_lab.runs.load import resolve
 from diffusion_lab.runs.supervise import FolderInUseError
-from diffusion_lab.runs.tables import METRICS
+from diffusion_lab.runs.tables import METRICS, SUMMARY, read_json
 from diffusion_lab.runs.training_setup import Run
 
 logger = logging.getLogger(__name__)
@@ -52,10 +50,15 @@ class StartingPoint:
     continues: bool = False
 
     @property
-    def is_done(self) -> bool:
+    def is_trained(self) -> bool:
         """Whether all steps are done."""
         max_steps = self.config.trainer.max_steps
         return self.continues and isinstance(max_steps, int) and 0 < max_steps <= self.step
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all steps are done and the results are written, which a kill in the last measurement prevents."""
+        return self.is_trained and read_json(Path(self.config.run_folder) / SUMMARY).get("steps") == self.step
 
 
 def restore_command_line(command: str) -> None:
@@ -177,17 +180,12 @@ def print_done(start: StartingPoint) -> float | None:
         f"nothing left to do: all {start.step:,} steps of {folder} are complete; set trainer.max_steps above "
         f"{start.step} to train further."
     )
-    summary = folder / "summary.json"
-    if not summary.is_file():  # the run was killed during its last measurement
-        print(
-            f"its results are missing: {command_line('evaluate')} run={shell_word(portable_path(folder))} measures them"
-        )
-    content: dict[str, float | None] = json.loads(summary.read_text()) if summary.is_file() else {}
+    content: dict[str, float | None] = read_json(folder / SUMMARY)
     # The name of the metric value depends on how it was measured. Accuracies of a classifier are not used.
     values = [v for name, v in content.items() if name not in SUMMARY_FIELDS and not name.startswith("accuracy_")]
     if not values or values[-1] is None:
         return content.get("loss")
-    numbers = json.loads((folder / METRICS).read_text())["numbers"] if (folder / METRICS).is_file() else []
+    numbers = read_json(folder / METRICS).get("numbers", [])
     higher_is_better = bool(numbers) and numbers[0].get("higher_is_better", False)
     return -values[-1] if higher_is_better else values[-1]
 

@@ -115,7 +115,7 @@ def _why_unmeasured(trainer: Trainer, distances: MeasureDistance | None, left_ou
     if not isinstance(trainer.lightning_module, DiffusionModule):
         return None
     if distances is not None:
-        return "test runs (trainer=debug, trainer.fast_dev_run) measure nothing at their end"
+        return "test runs (trainer=debug, trainer.fast_dev_run, trainer.detect_anomaly) measure nothing at their end"
     if "measure_distance" in left_out:
         return "its features are unavailable (see the note at the start)"
     return "callbacks.measure_distance=null"

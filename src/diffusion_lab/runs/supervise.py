@@ -96,7 +96,7 @@ def _exit_after_signal(folder: Path, stop: StoppedBySignal) -> NoReturn:
             logger.info("%s; job %s is requeued and resumes when Slurm starts it again.", stop, slurm_job.slurm_id())
             _wait_for_slurm()
         if slurm_job.request_requeue():
-            logger.info("%s; its batch script requeues job %s, which then resumes.", stop, slurm_job.slurm_id())
+            logger.info("%s; the batch script of the job requeues it, so that it resumes (%s).", stop, refusal)
             sys.exit(128 + stop.number)
         run_status.mark_failed(folder, f"{stop}, but {refusal}")
         logger.warning("%s", refusal)

@@ -47,8 +47,8 @@ class Row:
         The overrides are read from the .hydra folder in `folder` or in its nearest parent that has one, up to `top`.
         """
         job = next((place for place in (folder, *folder.parents) if (place / ".hydra").is_dir() or place == top), top)
-        values = _read_json(folder / SUMMARY)
-        record = _read_json(folder / METRICS)
+        values = read_json(folder / SUMMARY)
+        record = read_json(folder / METRICS)
         numbers = {number["name"]: number for number in record.get("numbers", [])}
         values |= {name: number["value"] for name, number in numbers.items()}
         fingerprints = {name: current_fingerprint(number["fingerprint"]) for name, number in numbers.items()}
@@ -101,7 +101,8 @@ def natural_order(path: Path) -> list[tuple[float, str]]:
     return [(float(piece), "") if number % 2 else (-1.0, piece) for number, piece in enumerate(pieces)]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the content of a file of results; empty if there is no file."""
     return json.loads(path.read_text()) if path.is_file() else {}
 
 

@@ -36,18 +36,21 @@ def train(config: DictConfig) -> float | None:
     run = training_setup.build(start.config)
     run_resume.require_matching_checkpoint(start, run)
 
-    from diffusion_lab.runs import cost_line, summary  # these import Lightning, which is loaded by now
+    from diffusion_lab.callbacks import after_training  # these import Lightning, which is loaded by now
+    from diffusion_lab.runs import cost_line, summary
 
     started, checkpoint = time.monotonic(), run_folder.prepare(run, start)
     summary.print_start(run.module, run.datamodule, run.trainer, run.folder, start.step)
     cost_line.print_cost(run, start, overrides)
     _fit(run, checkpoint)
+    if start.is_trained:  # Lightning calls no hooks of a run without steps; its last measurement did not end before
+        after_training.run_after_training(run.trainer, run.module)
     signals.install(signal.SIG_IGN)  # training is complete: a signal must not prevent the results from being written
     result = summary.summarize(run.trainer, minutes=(time.monotonic() - started) / 60, left_out=run.left_out)
     if run.trainer.is_global_zero:
-        run_results.write_summary(run.folder, result.as_dict())
         if result.numbers:
             run_results.write_metrics(run.folder, result.record(run.folder))
+        run_results.write_summary(run.folder, result.as_dict())  # last: a run with this file is not measured again
         if not compose.in_sweep():
             summary.print_summary(result, run.folder)
     return result.objective

@@ -124,6 +124,7 @@ class WandbRun(WandbLogger):
     def finalize(self, status: str) -> None:
         if self._experiment is not None:
             self._experiment.finish(exit_code=0 if status == "success" else 1)
+            self._experiment = None  # metrics that are logged later continue the same run
 
 
 @dataclass(frozen=True)
