@@ -17,13 +17,22 @@ from torch.utils.data import DataLoader
 from diffusion_lab.contracts import require_instance
 from diffusion_lab.data.image_datamodule import ImageDataModule
 from diffusion_lab.data.images import Images
+from diffusion_lab.ema.averages import Decay
 from diffusion_lab.errors import UserError
+from diffusion_lab.metrics import MeanOverImages, Metric
 from diffusion_lab.networks import HalfUNet, Labels, Network
 from diffusion_lab.paths import CONF
-from diffusion_lab.process import CosineSchedule, GaussianProcess, NoiseSchedule, TableSchedule, UnitTimeSchedule
+from diffusion_lab.process import (
+    CosineSchedule,
+    GaussianProcess,
+    NoiseSchedule,
+    TableSchedule,
+    UnitTimeSchedule,
+    Variance,
+)
 from diffusion_lab.runs.callbacks_setup import build_callbacks
 from diffusion_lab.runs.load import build_untrained_module, resolve
-from diffusion_lab.samplers import DDIM, FixedStepSampler, Sampler
+from diffusion_lab.samplers import DDIM, Clipping, FixedStepSampler, NoClipping, Sampler, TimeGrid, UniformTimes
 from diffusion_lab.training import DiffusionModule
 from support.small_runs import FewImages, small_module
 
@@ -189,6 +198,96 @@ def test_a_sampler_of_a_user_that_derives_from_the_base_is_accepted() -> None:
     require_instance(Mine(GaussianProcess(CosineSchedule())), FixedStepSampler, "sampler")
 
 
+class NoFields(FixedStepSampler):
+    """A sampler with an ordinary constructor."""
+
+    def __init__(self, process: GaussianProcess, num_steps: int | None = 5) -> None:
+        self.process, self.num_steps, self.time_grid, self.clipping = process, num_steps, UniformTimes(), NoClipping()
+
+    def prepare_steps(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        return t, t[:, None]
+
+    def step(self, x_t: Tensor, t: Tensor, coefficients: list[float], context: Any) -> tuple[Tensor, Tensor]:
+        return x_t, x_t
+
+
+class NoFieldsOfItsOwn(DDIM):
+    def __init__(self, process: GaussianProcess, strength: float = 1.0) -> None:
+        super().__init__(process)
+
+
+class Cosine(UnitTimeSchedule):
+    def curve(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.cos(t * np.pi / 2), torch.sin(t * np.pi / 2)
+
+
+class Even(TimeGrid):
+    def __call__(self, schedule: NoiseSchedule, num_steps: int | None) -> tuple[float, ...]:
+        return (1.0, 0.5)
+
+
+class Half(Clipping):
+    def __call__(self, x_0: Tensor) -> Tensor:
+        return x_0 / 2
+
+
+class Large(Variance):
+    def log_variance(self, process: GaussianProcess, s: Tensor, t: Tensor, **settings: Any) -> Tensor:
+        return t
+
+
+class Spread(Metric):
+    def __init__(self, features: Any) -> None:
+        pass
+
+    def measure(self, samples: Any, reference: Any) -> dict[str, float]:
+        return {"spread": 1.0}
+
+
+class Linear(Decay):
+    def __call__(self, num_updates: int) -> float:
+        return 0.5
+
+
+class Darkness:
+    """A quantity of an image."""
+
+    name, num_terms = "darkness", 1
+
+
+@pytest.mark.parametrize(
+    ("build", "base"),
+    [
+        (lambda: NoFields(GaussianProcess(CosineSchedule())), "Sampler"),
+        (lambda: NoFieldsOfItsOwn(GaussianProcess(CosineSchedule())), "Sampler"),
+        (Cosine, "NoiseSchedule"),
+        (Even, "TimeGrid"),
+        (Half, "Clipping"),
+        (Large, "Variance"),
+        (lambda: Spread(None), "Metric"),
+        (Linear, "Decay"),
+        (lambda: MeanOverImages(Darkness()), None),  # type: ignore[arg-type]
+    ],
+    ids=["sampler", "derived sampler", "schedule", "grid", "clipping", "variance", "metric", "decay", "quantity"],
+)
+def test_a_class_whose_settings_are_recorded_must_be_a_dataclass(build: Callable[[], object], base: str | None) -> None:
+    required = f" to be a diffusion_lab.{base}" if base else ""
+    message = rf"(\w+) must be a dataclass{required}; write `@dataclass\(frozen=True\)` above `class \1`"
+    with pytest.raises(TypeError, match=message):
+        build()
+
+
+def test_a_class_that_adds_no_setting_to_a_dataclass_is_accepted() -> None:
+    class Traced(DDIM):
+        def step(self, x_t: Tensor, t: Tensor, coefficients: list[float], context: Any) -> tuple[Tensor, Tensor]:
+            return super().step(x_t, t, coefficients, context)
+
+    module, images = small_module(), []
+    for sampler in (DDIM(module.process, num_steps=9), Traced(module.process, num_steps=9)):
+        images.append(module.sample(2, sampler=sampler, num_steps=3))
+    assert torch.equal(*images)
+
+
 def build(key: str, target: str) -> None:
     """Build module and callbacks of a run whose config names the class `target` under `key`."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -207,6 +306,7 @@ def build(key: str, target: str) -> None:
         ("model", "Empty", "`model` must be a diffusion_lab.networks.Network, got Empty, which is no torch.nn.Module"),
         ("schedule", "Empty", "`schedule` must be a diffusion_lab.NoiseSchedule that defines"),
         ("schedule", "NoCurve", r"schedule: NoCurve must define curve\(t\)"),
+        ("sampler", "NoFields", "sampler: NoFields must be a dataclass to be a diffusion_lab.Sampler; write"),
         ("sampler", "Empty", "`sampler` must be a diffusion_lab.Sampler that defines sample"),
         ("callbacks.mine", "Empty", "`callbacks.mine` must be a lightning.Callback, got an object of the class Empty"),
     ],
@@ -231,6 +331,9 @@ def test_a_data_set_must_have_the_methods_of_a_store_and_return_images() -> None
         ValueError, match=r"`store` must be a diffusion_lab\.ImageStore, got .* NoLoad, which has no locate"
     ):
         ImageDataModule(NoLoad(), batch_size=4, seed=0)  # type: ignore[arg-type]
+    for kind in (FewImages, NoLoad):
+        with pytest.raises(ValueError, match=f"ImageStore, got the class {kind.__name__} instead of an object; class"):
+            ImageDataModule(kind, batch_size=4, seed=0)  # type: ignore[arg-type]
     with pytest.raises(
         ValueError, match=r"`load` of Lists must return diffusion_lab.Images\(.*, got .* class list for"
     ):

@@ -19,17 +19,43 @@ class Interface(ABC):  # noqa: B024 (the derived classes have abstract methods)
         return super().__new__(cls)
 
 
+class DataclassInterface(Interface):
+    """Base of the abstract classes whose derived classes must be dataclasses.
+
+    The fields of an object are its settings: fingerprints contain them, `dataclasses.replace` changes them, and objects
+    with equal fields are equal. TypeError for any other class contains an example.
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        instance = super().__new__(cls)
+        require_dataclass(cls)
+        return instance
+
+
+def require_dataclass(kind: type) -> None:
+    """Raise TypeError unless the arguments of the constructor of a class are the fields of a dataclass."""
+    owner = next(base for base in kind.__mro__ if "__init__" in vars(base))
+    if "__dataclass_fields__" not in vars(owner):
+        bases = [base for base in kind.__mro__ if DataclassInterface in base.__bases__]
+        raise TypeError(
+            f"{kind.__name__} must be a dataclass{''.join(f' to be a {_public_name(base)}' for base in bases)}; write "
+            f"`@dataclass(frozen=True)` above `class {kind.__name__}`, and in the class, instead of `__init__`, a line "
+            "such as `scale: float = 1.0` for each setting."
+        )
+
+
 def require_instance(value: Any, base: type, name: str) -> None:
     """Raise ValueError unless `value` is an instance of `base`.  name: name of the argument or setting."""
     if isinstance(value, base):
         return
     required = f" that defines {_required(base)}" if getattr(base, "__abstractmethods__", None) else ""
-    given = f"the class {value.__name__} instead of an object" if isinstance(value, type) else described(value)
-    raise ValueError(f"`{name}` must be a {_public_name(base)}{required}, got {given}{_example(base)}.")
+    raise ValueError(f"`{name}` must be a {_public_name(base)}{required}, got {described(value)}{_example(base)}.")
 
 
 def described(value: Any) -> str:
-    """Return a plain value, or the class of any other object, for an error message."""
+    """Return a plain value, the name of a class, or the class of any other object, for an error message."""
+    if isinstance(value, type):
+        return f"the class {value.__name__} instead of an object"
     is_plain = isinstance(value, str | int | float | None)
     return repr(value) if is_plain else f"an object of the class {type(value).__name__}"
 

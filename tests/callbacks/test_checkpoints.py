@@ -1,9 +1,7 @@
 """When checkpoints are saved, and what they contain."""
 
 import os
-import signal
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +10,9 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from diffusion_lab import checkpoint_files
-from diffusion_lab.callbacks.after_training import AfterTraining
 from diffusion_lab.callbacks.checkpoints import SaveLast, WholeCheckpoints
-from diffusion_lab.callbacks.stop_on_signal import StopOnSignal
-from diffusion_lab.distributed.signals import StoppedBySignal, raise_on_signal
+from diffusion_lab.callbacks.every import Every
+from diffusion_lab.callbacks.periodic_action import PeriodicAction
 from diffusion_lab.training import CosineWithWarmup
 from diffusion_lab.training.diffusion_module import DiffusionModule
 from support.small_runs import fit, small_module, weights
@@ -97,27 +94,6 @@ def test_an_error_within_a_step_leaves_the_previous_checkpoint_in_place(
     assert step(tmp_path / "last.ckpt") == 3  # network and average would be of two different steps
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_the_run_after_the_current_step_and_saves_a_checkpoint(tmp_path: Path, number: int) -> None:
-    module, handlers = small_module(), [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-    in_the_fifth_step = AfterBatch(9, lambda: os.kill(os.getpid(), number))  # after one of its two batches
-    with pytest.raises(StoppedBySignal, match="after step 5") as stop:
-        train(module, tmp_path, 9, in_the_fifth_step, StopOnSignal(), accumulate_grad_batches=2)
-    assert (stop.value.step, stop.value.number) == (5, number)
-    assert step(tmp_path / "last.ckpt") == 5
-    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
-
-
-def test_a_second_ctrl_c_stops_the_run_immediately(tmp_path: Path) -> None:
-    def twice() -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(SystemExit):
-        train(small_module(), tmp_path, 9, AfterBatch(4, twice), StopOnSignal())
-    assert step(tmp_path / "last.ckpt") == 4
-
-
 def test_a_run_can_resume_with_another_accumulation(tmp_path: Path) -> None:
     uninterrupted, first, resumed = (small_module() for _ in range(3))
     fit(uninterrupted, 8, accumulate_grad_batches=3)
@@ -156,34 +132,14 @@ def test_a_fork_follows_its_own_learning_rate_schedule(tmp_path: Path) -> None:
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-2 * CosineWithWarmup(0, 8)(6))
 
 
-class Last(AfterTraining):
-    """Calls a function after training."""
+class Last(PeriodicAction):
+    """Fails after training."""
 
-    def __init__(self, function: Callable[[], None]) -> None:
-        self.function = function
-
-    def after_training(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.function()
-
-
-def test_a_signal_during_the_last_measurement_waits_for_its_end(tmp_path: Path) -> None:
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    done: list[bool] = []
-
-    def measure() -> None:
-        for number in numbers:
-            os.kill(os.getpid(), number)
-        done.append(True)
-
-    with raise_on_signal():  # as the commands do
-        before = [signal.getsignal(number) for number in numbers]
-        train(small_module(), tmp_path, 4, StopOnSignal(), Last(measure))
-        assert [signal.getsignal(number) for number in numbers] == before
-    assert done == [True]
-    assert step(tmp_path / "last.ckpt") == 4
+    def act(self, trainer: Trainer, pl_module: LightningModule, *, after_training: bool) -> None:
+        fail()
 
 
 def test_an_error_in_the_last_measurement_saves_no_second_checkpoint_of_the_step(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="lost power"):
-        train(small_module(), tmp_path, 4, Last(fail))
+        train(small_module(), tmp_path, 4, Last(Every(99)))
     assert (step(tmp_path / "last.ckpt"), step(tmp_path / "previous.ckpt")) == (4, 3)

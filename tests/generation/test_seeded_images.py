@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_lab.generation.seeded_images import RANDOM, SeededImages, generate_with_frames
+from diffusion_lab.generation.seeded_images import SeededImages, generate_with_frames
 from diffusion_lab.networks import Labels
 from diffusion_lab.pixels import to_uint8
 from diffusion_lab.randomness import ImageNoise
@@ -124,9 +124,9 @@ def test_labels_are_all_classes_in_turn_or_one_class_or_random() -> None:
     assert several.labels([0, 1, 2, 7]).tolist() == [2, 0, 2, 0]  # type: ignore[union-attr]
     assert several.protocol()["label"] == [2, 0]
     assert images(classes=True).protocol()["label"] == "seed modulo 3"
-    labels = images(classes=True, label=RANDOM).labels(range(300))
+    labels = images(classes=True, label="random").labels(range(300))
     assert labels is not None
-    assert torch.equal(labels[100:110], images(classes=True, label=RANDOM).labels(range(100, 110)))  # type: ignore[arg-type]
+    assert torch.equal(labels[100:110], images(classes=True, label="random").labels(range(100, 110)))  # type: ignore[arg-type]
     assert torch.bincount(labels).tolist() == pytest.approx([100, 100, 100], abs=30)
 
 
@@ -134,9 +134,14 @@ def test_labels_are_all_classes_in_turn_or_one_class_or_random() -> None:
     ("settings", "message"),
     [
         ({"classes": True, "label": 3}, r"`label` must be null, random, in 0\.\.2 or a list of .*, got 3"),
-        ({"classes": True, "label": "seven"}, r"`label` must be null, random, in 0\.\.2 or a list of .*, got seven"),
+        ({"classes": True, "label": True}, r"`label` must be null, random, in 0\.\.2 or a list of .*, got True"),
+        (
+            {"classes": True, "label": "seven"},
+            "`label` must be the number of a class, .*, got seven: .* no class names",
+        ),
         ({"classes": True, "label": [0, 3]}, r"`label` must be null, random, in 0\.\.2 or a list .*, got \[0, 3\]"),
         ({"label": 0}, "`label` must be null for a network that was trained without classes, got 0"),
+        ({"label": "random"}, "`label` must be null for a network that was trained without classes, got random"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"weights": "slow"}, "`weights` must be main or raw, got slow"),
     ],

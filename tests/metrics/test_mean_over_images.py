@@ -1,3 +1,5 @@
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import Tensor
@@ -5,6 +7,7 @@ from torch import Tensor
 from diffusion_lab.metrics.mean_over_images import MeanOverImages
 
 
+@dataclass(frozen=True)
 class ThreeTerms:
     name = "bits_bound"
     num_terms = 3

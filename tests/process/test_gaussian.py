@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import pytest
@@ -293,15 +294,14 @@ def test_weighted_sum_accepts_floats_and_one_weight_per_image() -> None:
     torch.testing.assert_close(weighted_sum(a, x, b, y), each)
 
 
+@dataclass(frozen=True)
 class Foreign(EDMSchedule):
     """A schedule of another package, whose coefficients are given."""
 
-    def __init__(self, alpha: Callable[[Tensor], Tensor], sigma: Callable[[Tensor], Tensor]) -> None:
-        super().__init__(0.01, 1.0)
-        object.__setattr__(self, "given", (alpha, sigma))
+    given: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] = field(kw_only=True)
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        alpha, sigma = self.given  # type: ignore[attr-defined]
+        alpha, sigma = self.given
         return alpha(t), sigma(t)
 
 
@@ -318,6 +318,6 @@ class Foreign(EDMSchedule):
 def test_a_schedule_with_invalid_coefficients_is_rejected(
     alpha: Callable[[Tensor], Tensor], sigma: Callable[[Tensor], Tensor], message: str
 ) -> None:
-    GaussianProcess(Foreign(torch.ones_like, lambda t: t))
+    GaussianProcess(Foreign(0.01, 1.0, given=(torch.ones_like, lambda t: t)))
     with pytest.raises(ValueError, match=message):
-        GaussianProcess(Foreign(alpha, sigma))
+        GaussianProcess(Foreign(0.01, 1.0, given=(alpha, sigma)))

@@ -9,13 +9,18 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.data.classes import number_of, numbering
+from diffusion_lab.data.classes import as_label, number_of, numbering
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import CONF
 from diffusion_lab.runs import class_names
 from diffusion_lab.runs.training_setup import require_classes
 
 NAMES = ("airplane", "automobile", "tench, Tinca tinca", "T-shirt/top", "Ankle_boot", "7")
+
+
+def label_of(given: Any, folder: Path, config: DictConfig | None = None) -> Any:
+    """Return the setting `label` of a run with six classes."""
+    return as_label(given, 6, class_names.of_label(given, folder, config or OmegaConf.create()), default="null")
 
 
 @pytest.fixture
@@ -44,7 +49,7 @@ def run(tmp_path: Path) -> Path:
     ids=str,
 )
 def test_a_name_is_the_number_of_its_class(given: Any, label: Any, run: Path) -> None:
-    assert class_names.as_label(given, run, OmegaConf.create()) == label
+    assert label_of(given, run) == label
 
 
 @pytest.mark.parametrize(
@@ -58,8 +63,8 @@ def test_a_name_is_the_number_of_its_class(given: Any, label: Any, run: Path) ->
     ],
 )
 def test_an_unknown_name_is_refused_with_the_names(given: Any, message: str, run: Path) -> None:
-    with pytest.raises(UserError, match=message):
-        class_names.as_label(given, run, OmegaConf.create())
+    with pytest.raises(ValueError, match=message):
+        label_of(given, run)
 
 
 def test_a_long_list_of_classes_is_shortened() -> None:
@@ -71,13 +76,13 @@ def test_a_long_list_of_classes_is_shortened() -> None:
 
 def test_a_run_of_an_earlier_version_takes_the_names_from_its_data_set(tmp_path: Path) -> None:
     config = DictConfig({"data": {"store": {"_target_": "support.small_runs.FewImages"}}})
-    assert class_names.as_label(["c", "a"], tmp_path, config) == [2, 0]
+    assert label_of(["c", "a"], tmp_path, config) == [2, 0]
     shutil.rmtree(tmp_path)
     missing = DictConfig(
         {"data": {"store": {"_target_": "diffusion_lab.data.ImageStore", "hub_name": None, "path": "/no"}}}
     )
-    with pytest.raises(UserError, match=r"must be the number of a class, .* got c: the images have no class names"):
-        class_names.as_label("c", tmp_path, missing)
+    with pytest.raises(ValueError, match=r"must be the number of a class, .* got c: the images have no class names"):
+        label_of("c", tmp_path, missing)
 
 
 @pytest.mark.parametrize(

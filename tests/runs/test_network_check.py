@@ -10,8 +10,10 @@ from torch import Tensor
 from diffusion_lab.data.image_datamodule import ImageDataModule
 from diffusion_lab.errors import UserError
 from diffusion_lab.low_resolution import LowResolution
-from diffusion_lab.networks import Condition, Labels, Network
-from diffusion_lab.runs.network_check import require_output
+from diffusion_lab.networks import Condition, HalfUNet, Labels, Network
+from diffusion_lab.process import CosineSchedule, GaussianProcess, Uniform
+from diffusion_lab.runs.network_check import require_forward
+from diffusion_lab.training import ClassifierModule, OptimizerFactory
 from support.small_runs import FewImages, small_module
 
 
@@ -32,8 +34,35 @@ def check(
 ) -> Network:
     network = Foreign(function)
     data = ImageDataModule(FewImages(), batch_size=12, seed=3, low_resolution=low_resolution)
-    require_output(small_module(network=network), data)
+    require_forward(small_module(network=network), data)
     return network
+
+
+def test_a_denoising_network_may_have_the_number_of_classes_as_an_attribute() -> None:
+    def denoise(x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        assert condition.label is not None
+        return x_t
+
+    network = Foreign(denoise)
+    network.num_classes = 3  # type: ignore[assignment]
+    require_forward(small_module(network=network), ImageDataModule(FewImages(), batch_size=12, seed=3))
+
+
+def test_a_classifier_must_return_one_logit_per_class() -> None:
+    class Logits(HalfUNet):
+        def forward(self, x_t: Tensor, time: Tensor) -> Tensor:
+            return super().forward(x_t, time)[:, 1:]
+
+    process = GaussianProcess(CosineSchedule())
+    network = Logits(1, 3, resolution=8, channels=32, channel_multipliers=(1,), attention_resolutions=())
+    module = ClassifierModule(
+        network, process, times=Uniform(process.schedule), optimizer=OptimizerFactory(torch.optim.Adam, lr=1e-3)
+    )
+    message = (
+        "`forward` of Logits must return a tensor of the shape [2, 3] for images of the shape [2, 1, 8, 8], got [2, 2]"
+    )
+    with pytest.raises(UserError, match=re.escape(message)):
+        require_forward(module, ImageDataModule(FewImages(), batch_size=12, seed=3))
 
 
 def test_a_network_receives_images_the_last_time_and_the_parts_of_its_condition() -> None:
@@ -58,11 +87,13 @@ def test_a_network_receives_images_the_last_time_and_the_parts_of_its_condition(
     [
         (
             lambda x_t, time, condition: x_t[:, :, 1:],
-            "`model` must return a tensor of the shape [2, 1, 8, 8] for two images, got [2, 1, 7, 8] from Foreign.",
+            "`model`: `forward` of Foreign must return a tensor of the shape [2, 1, 8, 8] for images of the shape "
+            "[2, 1, 8, 8], got [2, 1, 7, 8].",
         ),
         (
             lambda x_t, time, condition: (x_t,),
-            "`model` must return a tensor of the shape [2, 1, 8, 8] for two images, got tuple from Foreign.",
+            "`model`: `forward` of Foreign must return a tensor of the shape [2, 1, 8, 8] for images of the shape "
+            "[2, 1, 8, 8], got tuple.",
         ),
         (
             lambda x_t, time, condition: x_t @ x_t.new_ones(3, 3),

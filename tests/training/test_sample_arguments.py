@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from diffusion_lab.generation import SeededImages
 from diffusion_lab.guidance import Guidance, Strength
 from diffusion_lab.networks import Condition, Labels
 from diffusion_lab.samplers import DDIM, DPMSolver, Euler
@@ -47,6 +48,7 @@ def test_labels_are_numbers_or_names_of_one_class_or_of_each_image(module: Diffu
         assert torch.equal(sample(label), wanted)
     assert torch.equal(sample("dog"), module.sample(4, Condition(torch.tensor([1] * 4)), num_steps=2))
     assert torch.equal(sample(1), sample(torch.tensor(1)))
+    assert torch.equal(sample("random"), sample(SeededImages(module, label="random").labels(range(4))))
     part = module.sample([2, 3], label=[2, 0, 1], num_steps=2)  # the class of a seed does not depend on the batch
     torch.testing.assert_close(part, sample([2, 0, 1])[2:], rtol=0, atol=1e-5)
 
@@ -66,8 +68,10 @@ def test_a_sampler_is_an_object_a_class_or_a_name_with_a_number_of_steps(module:
         ({"seeds": [3, -1]}, r"`seeds` must be a list of whole numbers of at least 0, or their number, got \[3, -1\]"),
         ({"seeds": 1.5}, "`seeds` must be a list of whole numbers of at least 0, or their number, got 1.5"),
         ({"guidance": "strong"}, "`guidance` must be a guidance scale, such as 2.0, or a .*Guidance, got 'strong'"),
-        ({"label": 3}, r"`label` must be in 0\.\.2 or a list of such numbers, got 3"),
-        ({"label": []}, r"`label` must be in 0\.\.2 or a list of such numbers, got \[\]"),
+        ({"label": 3}, r"`label` must be None, random, in 0\.\.2 or a list of such numbers, got 3"),
+        ({"label": []}, r"`label` must be None, random, in 0\.\.2 or a list of such numbers, got \[\]"),
+        ({"label": True}, r"`label` must be None, random, in 0\.\.2 or a list of such numbers, got True"),
+        ({"label": torch.tensor([0.0, 1.0])}, r"`label` must be None, random, in 0\.\.2 or a list .*, got tensor"),
         ({"label": "shp"}, "`label` must be the name or the number of a class .0 cat, 1 dog, 2 Ship, boat., got shp"),
         ({"sampler": "ddmi"}, r"`sampler` must be a sampler, its class or its name \(DDIM, .*\), got ddmi"),
         ({"sampler": object()}, "`sampler` must be a diffusion_lab.Sampler that defines sample"),

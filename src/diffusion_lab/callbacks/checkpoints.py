@@ -8,8 +8,9 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from diffusion_lab import checkpoint_files
-from diffusion_lab.callbacks.after_training import run_after_training
 from diffusion_lab.callbacks.every import Every
+from diffusion_lab.callbacks.periodic_action import run_after_training
+from diffusion_lab.distributed import signals
 from diffusion_lab.distributed.signals import StoppedBySignal
 from diffusion_lab.training.diffusion_module import DiffusionModule
 
@@ -43,16 +44,19 @@ class SaveLast(Checkpoint):
         if keep_every_n_steps is not None and keep_every_n_steps < 1:
             raise ValueError(f"keep_every_n_steps must be at least 1, or null, got {keep_every_n_steps}.")
         self.folder, self.every = Path(folder), Every(every_n_steps)
-        self.keep_every_n_steps, self._last_saved = keep_every_n_steps, 0
+        self.keep_every_n_steps = keep_every_n_steps
+        self.last_saved = 0
+        """Step of the newest checkpoint."""
         self._optimizer_step_begun: int | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.every.start_at(trainer.global_step)
+        self.last_saved = trainer.global_step
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: DiffusionModule, *args: Any) -> None:
         step = trainer.global_step
-        # The comparison with _last_saved avoids saving a step again for each of its accumulated batches.
-        due = self.every.due(step) or (self._is_permanent(step) and step != self._last_saved)
+        # The comparison with last_saved avoids saving a step again for each of its accumulated batches.
+        due = self.every.due(step) or (self._is_permanent(step) and step != self.last_saved)
         # A streak of skipped steps may end with a restore, so no checkpoint is saved during a streak.
         if due and not pl_module.guard.in_streak:
             self._save(trainer)
@@ -70,8 +74,9 @@ class SaveLast(Checkpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # After an error on one rank, the other ranks may have ended, and saving would wait for them forever. A signal,
-        # however, stops all ranks at the same step.
-        all_ranks_here = trainer.world_size == 1 or isinstance(exception, StoppedBySignal)
+        # however, stops all ranks at the same step, unless it is a second Ctrl-C.
+        stops_together = isinstance(exception, StoppedBySignal) and exception.step is not None
+        all_ranks_here = trainer.world_size == 1 or stops_together
         if all_ranks_here and self.every.due_at_end(trainer.global_step) and self._is_consistent(trainer):
             self._save(trainer)
 
@@ -81,10 +86,11 @@ class SaveLast(Checkpoint):
         return scheduled and self._optimizer_step_begun != trainer.global_step
 
     def _save(self, trainer: Trainer) -> None:
-        if trainer.is_global_zero:
-            checkpoint_files.keep_previous(self.folder)
-        trainer.save_checkpoint(self.folder / checkpoint_files.LAST)
-        self._last_saved = trainer.global_step
+        with signals.held():
+            if trainer.is_global_zero:
+                checkpoint_files.keep_previous(self.folder)
+            trainer.save_checkpoint(self.folder / checkpoint_files.LAST)
+        self.last_saved = trainer.global_step
         self.every.start_at(trainer.global_step)  # an error after the last save must not save the same step again
         if trainer.is_global_zero and self._is_permanent(trainer.global_step):
             checkpoint_files.keep(self.folder / checkpoint_files.LAST, f"step_{trainer.global_step:07}.ckpt")

@@ -1,14 +1,12 @@
 """A callback that measures the accuracy of a classifier on noisy images during training."""
 
-from typing import Any
-
 import numpy as np
 import torch
 from lightning import Trainer
 from torch import Tensor
 
-from diffusion_lab.callbacks.after_training import AfterTraining, log_after_training
 from diffusion_lab.callbacks.every import Every
+from diffusion_lab.callbacks.periodic_action import PeriodicAction, log_metrics
 from diffusion_lab.callbacks.progress import long_task
 from diffusion_lab.data.image_store import ImageStore
 from diffusion_lab.data.images import Images
@@ -21,7 +19,7 @@ QUARTERS = (0.0, 0.25, 0.5, 0.75)
 """Quantiles of the diffusion time at which noisy images are classified."""
 
 
-class MeasureAccuracy(AfterTraining):
+class MeasureAccuracy(PeriodicAction):
     """Callback that measures the accuracy of a classifier on noisy images every n steps, at four noise levels.
 
     A last measurement follows the last checkpoint of a run.
@@ -34,22 +32,12 @@ class MeasureAccuracy(AfterTraining):
     def __init__(self, *, every_n_steps: int, num_images: int = 2000, batch_size: int = 200) -> None:
         if num_images < 1 or batch_size < 1:
             raise ValueError(f"num_images and batch_size must be at least 1, got {num_images} and {batch_size}.")
-        self.every, self.num_images, self.batch_size = Every(every_n_steps), num_images, batch_size
+        super().__init__(Every(every_n_steps))
+        self.num_images, self.batch_size = num_images, batch_size
         self._images: tuple[str, Images] | None = None
 
-    def on_train_start(self, trainer: Trainer, pl_module: ClassifierModule) -> None:
-        self.every.start_at(trainer.global_step)
-        self._images = self._images or measured_images(trainer.datamodule.store)
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: ClassifierModule, *args: Any) -> None:
-        if self.every.due(trainer.global_step):
-            metrics = self._measure(trainer, pl_module)
-            for logger in trainer.loggers:
-                logger.log_metrics(metrics, step=trainer.global_step)
-
-    def after_training(self, trainer: Trainer, pl_module: ClassifierModule) -> None:
-        if self.every.due_at_end(trainer.global_step):
-            log_after_training(trainer, self._measure(trainer, pl_module))
+    def act(self, trainer: Trainer, pl_module: ClassifierModule, *, after_training: bool) -> None:
+        log_metrics(trainer, self._measure(trainer, pl_module), after_training=after_training)
 
     def _measure(self, trainer: Trainer, module: ClassifierModule) -> dict[str, float]:
         """Return the accuracies by name, and store them in the metrics of the trainer."""

@@ -10,8 +10,8 @@ from typing import Any
 from lightning import Trainer
 
 from diffusion_lab import checkpoint_files
-from diffusion_lab.callbacks.after_training import AfterTraining, log_after_training
 from diffusion_lab.callbacks.every import Every
+from diffusion_lab.callbacks.periodic_action import PeriodicAction, log_metrics
 from diffusion_lab.callbacks.progress import long_task
 from diffusion_lab.evaluation.evaluator import Evaluator, Number
 from diffusion_lab.evaluation.reference import ImageReference
@@ -23,7 +23,7 @@ from diffusion_lab.samplers import Sampler
 from diffusion_lab.training.diffusion_module import DiffusionModule
 
 
-class MeasureDistance(AfterTraining):
+class MeasureDistance(PeriodicAction):
     """Callback that compares samples from the averaged network with the training images every n steps.
 
     A metric may have several values, such as precision and recall. All of them are logged, and the checkpoint with the
@@ -60,8 +60,9 @@ class MeasureDistance(AfterTraining):
             raise ValueError(f"num_samples must be at least {metric.min_images}, got {num_samples}.")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        super().__init__(Every(every_n_steps, also_at))
         self.metric, self.folder, self.sampler, self.num_samples = metric, Path(folder), sampler, num_samples
-        self.every, self.batch_size, self.guidance = Every(every_n_steps, also_at), batch_size, guidance
+        self.batch_size, self.guidance = batch_size, guidance
         self.history: list[tuple[int, float]] = []
         """(step, first metric value) of each measurement during training."""
         self.at_end: tuple[int, float] | None = None
@@ -76,38 +77,30 @@ class MeasureDistance(AfterTraining):
     def on_fit_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         self._started = time.perf_counter()
 
-    def on_train_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
-        self.every.start_at(trainer.global_step)
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: DiffusionModule, *args: Any) -> None:
-        if not self.every.due(trainer.global_step):
-            return
+    def act(self, trainer: Trainer, pl_module: DiffusionModule, *, after_training: bool) -> None:
         self.numbers, metrics = self._measure(trainer, pl_module)
+        log_metrics(trainer, metrics, after_training=after_training)
         value = self.numbers[0].value
+        if after_training:
+            self.at_end = trainer.global_step, value
+            return
         self.history.append((trainer.global_step, value))
+        self._completed = trainer.global_step  # before best.ckpt is saved, which contains it
         for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=trainer.global_step)
             if hasattr(logger, "log_numbers"):
                 logger.log_numbers(self.numbers, step=trainer.global_step)
         best = (max if self.metric.higher_is_better else min)(value for _, value in self.history)
         if value == best:
             trainer.save_checkpoint(self.folder / checkpoint_files.BEST)
 
-    def after_training(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
-        if self.every.due_at_end(trainer.global_step):
-            self.numbers, metrics = self._measure(trainer, pl_module)
-            self.at_end = trainer.global_step, self.numbers[0].value
-            log_after_training(trainer, metrics)
-
     def state_dict(self) -> dict[str, Any]:
         numbers = [astuple(number) for number in self.numbers]
-        return {"history": self.history, "numbers": numbers}
+        return super().state_dict() | {"history": self.history, "numbers": numbers}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
         self.history = [(int(step), float(distance)) for step, distance in state_dict["history"]]
         self.numbers = [Number(*number) for number in state_dict["numbers"]]
-        if self.history:
-            self.every.start_at(self.history[-1][0])
 
     def _measure(self, trainer: Trainer, module: DiffusionModule) -> tuple[list[Number], dict[str, float]]:
         """Return the metric values, and what to log: their values and the duration of the measurement."""

@@ -1,12 +1,11 @@
 """A callback that saves sample grids and animations during training."""
 
 from pathlib import Path
-from typing import Any
 
 from lightning import Trainer
 
-from diffusion_lab.callbacks.after_training import AfterTraining
 from diffusion_lab.callbacks.every import Every
+from diffusion_lab.callbacks.periodic_action import PeriodicAction
 from diffusion_lab.callbacks.progress import long_task
 from diffusion_lab.distributed.collectives import Ranks
 from diffusion_lab.generation.low_resolution_images import training_low_resolution_images
@@ -18,7 +17,7 @@ from diffusion_lab.training.diffusion_module import DiffusionModule
 BATCH_SIZE = 16
 
 
-class SampleImages(AfterTraining):
+class SampleImages(PeriodicAction):
     """Callback that saves a grid of samples, and an animation of the sampling, every n steps and at the end.
 
     Image k always has seed k, so the image in a given cell starts from the same noise tensor in all grids. If
@@ -39,30 +38,20 @@ class SampleImages(AfterTraining):
         """folder: folder for the image files.  num_frames: number of frames in the animation; 0 saves no animation."""
         if num_images < 1 or num_columns < 1:
             raise ValueError(f"num_images and num_columns must be at least 1, got {num_images} and {num_columns}.")
-        self.folder, self.every = Path(folder), Every(every_n_steps)
+        super().__init__(Every(every_n_steps))
+        self.folder = Path(folder)
         self.num_images, self.num_columns, self.num_frames = num_images, num_columns, num_frames
         self.guidance = guidance
 
-    def on_train_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
-        self.every.start_at(trainer.global_step)
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: DiffusionModule, *args: Any) -> None:
-        if self.every.due(trainer.global_step):
-            self._sample(trainer, pl_module)
-
-    def after_training(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
-        if self.every.due_at_end(trainer.global_step):
-            self._sample(trainer, pl_module)
-
-    def _sample(self, trainer: Trainer, module: DiffusionModule) -> None:
+    def act(self, trainer: Trainer, pl_module: DiffusionModule, *, after_training: bool) -> None:
         images = SeededImages(
-            module,
+            pl_module,
             guidance=self.guidance,
             batch_size=BATCH_SIZE,
             low_resolution_images=training_low_resolution_images(trainer.datamodule),
         )
         batches = Ranks.current().shard(images.batches(range(self.num_images)))
-        num_steps = len(module.sampler.times)
+        num_steps = len(pl_module.sampler.times)
         with long_task(trainer, "sampling", num_steps * len(batches), "steps") as advance:
             samples, frames = generate_with_frames(images, batches, self.num_frames, advance)
         if not trainer.is_global_zero:

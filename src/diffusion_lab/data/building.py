@@ -3,9 +3,7 @@
 import logging
 import multiprocessing
 import os
-import signal
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from diffusion_lab.data.decoding import DamagedImageError, Preparation
 from diffusion_lab.data.image_source import read_images
+from diffusion_lab.distributed import signals
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -127,7 +126,9 @@ def _decode_in_parallel(decoder: Decoder, ranges: list[range], num_workers: int)
     num_done = 0
     pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), _init_worker, (decoder,))
     try:
-        for damage in pool.map(_decode_in_worker, ranges):
+        with signals.blocked():  # starts the workers
+            damaged = pool.map(_decode_in_worker, ranges)
+        for damage in damaged:
             yield damage
             num_done += 1
     except BrokenProcessPool:  # for example a script without the guard `if __name__ == "__main__"`
@@ -143,15 +144,7 @@ _worker_decoder: list[Decoder] = []
 
 def _init_worker(decoder: Decoder) -> None:
     _worker_decoder.append(decoder)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process shuts the pool down
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    """End this process when its parent ends: without a parent, a worker would wait for work forever."""
-    if (parent := multiprocessing.parent_process()) is not None:
-        parent.join()
-        os._exit(1)
+    signals.end_with_parent()
 
 
 def _decode_in_worker(numbers: range) -> list[Damage]:

@@ -1,10 +1,66 @@
-"""Names and numbers of classes."""
+"""Names and numbers of classes, and the forms in which a user gives the classes of generated images."""
 
 from collections.abc import Sequence
 from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion_lab.randomness import Purpose, stream
+
+RANDOM = "random"
+"""Value of `label` that assigns a random class to each seed."""
+
+LabelChoice = int | str | Sequence[int | str] | Tensor
+"""The number or name of the class of all images, RANDOM, or a list of classes, which is repeated for more images."""
 
 MAX_SHOWN = 12
 """Largest number of classes that are all listed."""
+
+
+def as_label(
+    label: LabelChoice | None, num_classes: int, names: Sequence[str] = (), default: str = "None"
+) -> int | str | list[int] | None:
+    """Return `label` with numbers in place of names: a number, a list of several numbers, RANDOM, or None.
+
+    num_classes: number of classes of the guided network; 0 without classes.  names: names of the classes, if known.
+    default: word for None in the error message, such as null in a config.
+    Raises ValueError unless `label` consists of classes of the network.
+    """
+    if label is None:
+        return None
+    if not num_classes:
+        raise ValueError(f"`label` must be {default} for a network that was trained without classes, got {label}.")
+    if isinstance(label, str) and label == RANDOM:
+        return RANDOM
+    numbers = [number_of(item, names) if isinstance(item, str) else item for item in _listed(label)]
+    if not numbers or any(not isinstance(k, int) or isinstance(k, bool) or not 0 <= k < num_classes for k in numbers):
+        raise ValueError(
+            f"`label` must be {default}, {RANDOM}, in 0..{num_classes - 1} or a list of such numbers, got {label}."
+        )
+    return numbers if len(numbers) > 1 else numbers[0]
+
+
+def labels_of(seeds: Sequence[int], label: int | str | list[int] | None, num_classes: int) -> Tensor:
+    """Return the class of each seed, int64 [B]; of a list of n classes, seed k has class k modulo n.
+
+    label: result of `as_label`; None is the list of all classes.
+    """
+    if label == RANDOM:
+        return torch.tensor([int(stream(seed, Purpose.SAMPLED_LABEL).integers(num_classes)) for seed in seeds])
+    chosen = range(num_classes) if label is None else _listed(label)
+    return torch.tensor([chosen[seed % len(chosen)] for seed in seeds])
+
+
+def has_names(label: Any) -> bool:
+    """Return whether `label` contains the name of a class, or a number that is written as text."""
+    return label != RANDOM and any(isinstance(item, str) for item in _listed(label))
+
+
+def _listed(label: Any) -> list[Any]:
+    given = label.tolist() if hasattr(label, "tolist") else label  # a tensor or an array
+    return list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
 
 
 def numbering(names: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from diffusion_lab.data.augmentation import Augmentation
 from diffusion_lab.data.image_store import ImageStore, require_images, require_store
 from diffusion_lab.data.images import Images
 from diffusion_lab.data.step_sampler import MicroBatch, StepSampler
+from diffusion_lab.distributed import signals
 from diffusion_lab.low_resolution import LowResolution
 from diffusion_lab.networks import Condition
 from diffusion_lab.pixels import from_uint8
@@ -165,8 +166,16 @@ class _Batches(Iterable[ImageBatch]):
         num_workers = self.datamodule.num_workers
         batches: Iterator[ImageBatch] = map(self.dataset.__getitem__, self.sampler)
         if num_workers:
-            loader = DataLoader(self.dataset, None, sampler=self.sampler, num_workers=num_workers, collate_fn=_identity)
-            batches = iter(loader)
+            loader = DataLoader(
+                self.dataset,
+                None,
+                sampler=self.sampler,
+                num_workers=num_workers,
+                collate_fn=_identity,
+                worker_init_fn=_init_worker,
+            )
+            with signals.blocked():
+                batches = iter(loader)
         while True:
             start_time = time.perf_counter()
             batch = next(batches)
@@ -183,6 +192,10 @@ class _MicroBatches(Dataset[ImageBatch]):
     def __getitem__(self, item: MicroBatch) -> ImageBatch:
         draws = Draws(self.seed, item.step, item.positions, self.batch_size)
         return ImageBatch(self.images.gather(item.index), self.images.label[torch.from_numpy(item.index)], draws)
+
+
+def _init_worker(worker: int) -> None:
+    signals.end_with_parent()
 
 
 def _identity(batch: Any) -> Any:

@@ -145,11 +145,13 @@ class ImageStore:
 def require_store(store: Any, name: str = "store") -> None:
     """Raise ValueError unless `store` has the methods of an `ImageStore`.  name: name of the argument or setting."""
     missing = [method for method in ("locate", "splits", "load", "cache") if not hasattr(store, method)]
-    if missing or isinstance(store, type):
+    is_class = isinstance(store, type)
+    if missing or is_class:
+        lacks = "" if is_class else f", which has no {' and no '.join(missing)}"
         raise ValueError(
-            f"`{name}` must be a diffusion_lab.ImageStore, got {described(store)}, which has no "
-            f"{' and no '.join(missing)}; class MyStore(ImageStore) defines splits(), which returns the names of the "
-            "splits, and load(split), which returns diffusion_lab.Images(pixels, label, class_names)."
+            f"`{name}` must be a diffusion_lab.ImageStore, got {described(store)}{lacks}; class MyStore(ImageStore) "
+            "defines splits(), which returns the names of the splits, and load(split), which returns "
+            "diffusion_lab.Images(pixels, label, class_names)."
         )
 
 

@@ -3,11 +3,13 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
+
+from diffusion_lab.distributed.signals import OF_OTHER_RANK, StoppedBySignal, interruptible
 
 Item = TypeVar("Item")
 
@@ -67,20 +69,25 @@ class Ranks:
 
     @contextmanager
     def raise_together(self) -> Iterator[None]:
-        """Raise a ValueError on all ranks if one rank raises it inside the context.
+        """Raise a ValueError or StoppedBySignal on all ranks if one rank raises it inside the context.
 
-        Without the context, the other ranks would wait for the failed rank in their next collective.
+        Without the context, the other ranks would wait for the failed rank in their next collective. A signal to a
+        training run stops the work in the context at once.
         Collective: enter the context on all ranks.
         """
-        failure = None
+        failure: ValueError | StoppedBySignal | None = None
         try:
-            yield
-        except ValueError as error:
+            with interruptible():
+                yield
+        except (ValueError, StoppedBySignal) as error:
             failure = error
-        messages = self.all_gather_object(None if failure is None else str(failure))
-        failed = [message for message in messages if message is not None]
-        if failed:
-            raise ValueError(failed[0]) from failure
+        failures = [other for other in self.all_gather_object(_as_tuple(failure)) if other is not None]
+        stops = [stop for kind, *stop in failures if kind == "stop"]
+        if stops:  # a signal of another rank only repeats the signal that this rank received
+            number, step = next((stop for stop in stops if stop[0] != OF_OTHER_RANK), stops[0])
+            raise StoppedBySignal(number, step) from failure
+        if failures:
+            raise ValueError(failures[0][1]) from failure
 
     def all_gather_object(self, value: Item) -> list[Item]:
         """Return a list with `value` from each rank, in the order of the ranks. Collective: call it on all ranks."""
@@ -89,6 +96,12 @@ class Ranks:
         values: list[Item] = [value] * self.world_size
         dist.all_gather_object(values, value)
         return values
+
+
+def _as_tuple(failure: ValueError | StoppedBySignal | None) -> tuple[Any, ...] | None:
+    if isinstance(failure, StoppedBySignal):
+        return "stop", failure.number, failure.step
+    return None if failure is None else ("error", str(failure))
 
 
 def _device() -> torch.device:

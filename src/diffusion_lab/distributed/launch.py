@@ -7,7 +7,7 @@ import os
 import re
 from typing import TYPE_CHECKING, Any
 
-from diffusion_lab.distributed import slurm_job
+from diffusion_lab.distributed import signals, slurm_job
 
 if TYPE_CHECKING:
     from lightning.fabric.plugins.environments import ClusterEnvironment
@@ -100,6 +100,23 @@ def cluster_environment() -> "ClusterEnvironment":
 
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False)  # Lightning selects the GPU by local rank
     return LightningEnvironment()
+
+
+def protect_new_ranks(strategy: Any) -> None:
+    """Let the ranks that Lightning starts from this process ignore signals until they have installed their handlers.
+
+    A signal to the process group would otherwise end them with a traceback while they import their libraries.
+    strategy: strategy of a trainer or of Fabric.
+    """
+    launcher: Any = getattr(strategy, "launcher", None)
+    start = getattr(launcher, "_call_children_scripts", None)
+    if start is not None:
+
+        def start_blocked() -> None:
+            with signals.blocked():
+                start()
+
+        launcher._call_children_scripts = start_blocked
 
 
 def describe_device(device: Any, precision: str) -> str:

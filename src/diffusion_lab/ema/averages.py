@@ -2,7 +2,7 @@
 
 import copy
 import weakref
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from diffusion_lab.contracts import DataclassInterface
+
 RAW = "raw"
 """Name that selects the trained weights instead of an average."""
 
@@ -19,7 +21,7 @@ LARGEST_WIDTH = 0.288
 """Largest EMA length of a power-function average; at 1 / sqrt(12) = 0.2887 all steps have the same weight."""
 
 
-class Decay(ABC):
+class Decay(DataclassInterface):
     """A rule for the decay of each update: average = decay * average + (1 - decay) * weights.
 
     Each rule raises ValueError for settings out of their ranges.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from diffusion_lab import __version__
 from diffusion_lab.atomic_files import atomic_file
+from diffusion_lab.data.classes import LabelChoice, as_label, labels_of
 from diffusion_lab.distributed.collectives import Ranks
 from diffusion_lab.fingerprints import describe, digest
 from diffusion_lab.generation.low_resolution_images import LowResolutionImages
@@ -18,12 +19,8 @@ from diffusion_lab.guidance import Guidance
 from diffusion_lab.latents import Latents, Pixels
 from diffusion_lab.networks import Condition
 from diffusion_lab.pixels import to_uint8
-from diffusion_lab.randomness import Purpose, stream
 from diffusion_lab.samplers import OnStep, Sampler
 from diffusion_lab.training.diffusion_module import DiffusionModule
-
-RANDOM = "random"
-"""Value of `label` that assigns a random class to each seed."""
 
 
 class SeededImages:
@@ -39,7 +36,7 @@ class SeededImages:
         module: DiffusionModule,
         *,
         sampler: Sampler | None = None,
-        label: int | str | Sequence[int] | None = None,
+        label: LabelChoice | None = None,
         guidance: Guidance | None = None,
         weights: str | None = None,
         batch_size: int = 100,
@@ -49,10 +46,9 @@ class SeededImages:
         """Raise ValueError if an argument does not fit the network, or if batch_size is below 1.
 
         sampler: sampler that generates the images; None selects the sampler of the module.
-        label: class of all images, or a list of classes, of which seed k has the class at index k modulo its length.
-            "random" assigns a random class to each seed. If the label is None, each image has the class of its
-            low-resolution image; if there are no low-resolution images, or if they have no classes,
-            the class of seed k is k modulo the number of classes.
+        label: see `LabelChoice`. If the label is None, each image has the class of its low-resolution image; if there
+            are no low-resolution images, or if they have no classes, the class of seed k is k modulo the number of
+            classes.
         weights: name of the weights, see `DiffusionModule.sampled_network`.  batch_size: number of images per batch.
         folder: folder in which finished batches are cached, so that an interrupted job can be resumed.
         low_resolution_images: source of the low-resolution images for a super-resolution network.
@@ -60,15 +56,13 @@ class SeededImages:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         self.module, self.sampler, self.batch_size, self.folder = module, sampler or module.sampler, batch_size, folder
-        is_list = isinstance(label, Sequence) and not isinstance(label, str)
-        self.label = list(label) if is_list else label  # type: ignore[arg-type]
         self.guidance, self.weights = guidance or Guidance(), weights
         self.micro_batch_size = batch_size
         """Number of images in a forward pass: smaller than batch_size if a full batch did not fit into memory."""
         self.low_resolution_images = low_resolution_images
         self.guidance(module.denoiser(weights), module.labels)
         _require_low_resolution(module, low_resolution_images)
-        self.labels([0])
+        self.label = as_label(label, self._num_classes, module.class_names, default="null")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -102,7 +96,7 @@ class SeededImages:
 
     def protocol(self) -> dict[str, Any]:
         """Return the settings with which the images are generated, for fingerprints."""
-        classes = self.guidance.num_classes(self.module.labels)
+        classes = self._num_classes
         label = f"seed modulo {classes}" if self.label is None else self.label
         return {
             "sampler": describe(self.sampler, omit=("process",)) | {"num_steps": len(self.sampler.times)},
@@ -118,24 +112,13 @@ class SeededImages:
 
     def labels(self, seeds: Sequence[int]) -> Tensor | None:
         """Return the class of each seed, int64 [B], or None for a network without classes."""
-        classes = self.guidance.num_classes(self.module.labels)
-        if not classes:
-            if self.label is None:
-                return None
-            raise ValueError(f"`label` must be null for a network that was trained without classes, got {self.label}.")
-        if self.label is None:
-            source = self.low_resolution_images
-            labels = None if source is None else source.labels(seeds)
-            return torch.tensor([seed % classes for seed in seeds]) if labels is None else labels
-        if self.label == RANDOM:
-            return torch.tensor([int(stream(seed, Purpose.SAMPLED_LABEL).integers(classes)) for seed in seeds])
-        chosen: list[Any] = self.label if isinstance(self.label, list) else [self.label]
-        for label in chosen or [None]:
-            if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < classes:
-                raise ValueError(
-                    f"`label` must be null, random, in 0..{classes - 1} or a list of such numbers, got {self.label}."
-                )
-        return torch.tensor([chosen[seed % len(chosen)] for seed in seeds])
+        classes, source = self._num_classes, self.low_resolution_images
+        labels = source.labels(seeds) if classes and self.label is None and source is not None else None
+        return labels if labels is not None or not classes else labels_of(seeds, self.label, classes)
+
+    @property
+    def _num_classes(self) -> int:
+        return self.guidance.num_classes(self.module.labels)
 
     def condition(self, x_0: Tensor, label: Tensor | None) -> Condition:
         """Return the condition of the network for images that were not generated, such as images of the data set.

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from diffusion_lab.contracts import require_dataclass
 from diffusion_lab.metrics.metric import abbreviate_count
 
 
@@ -43,11 +44,12 @@ class MeanOverImages(Metric):
     def __init__(self, quantity: Quantity, split: str | None = None, num_images: int | None = None) -> None:
         """Raise ValueError if num_images is below 1.
 
-        quantity: quantity to average, for example a `VariationalBound`.
+        quantity: quantity to average, a dataclass such as `VariationalBound`.
         split: name of the split of the images; None if it is set later, before the first update.
         num_images: number of images from the beginning of the split; None selects all images.
         """
         super().__init__()
+        require_dataclass(type(quantity))
         if num_images is not None and num_images < 1:
             raise ValueError(f"num_images must be at least 1 (null for all images), got {num_images}.")
         self.quantity, self.split, self.num_images = quantity, split, num_images

@@ -4,13 +4,13 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-from diffusion_lab.contracts import Interface
+from diffusion_lab.contracts import DataclassInterface
 from diffusion_lab.features import Features
 from diffusion_lab.metrics.feature_set import FeatureSet
 
 
 @dataclass(frozen=True)
-class Metric(Interface):
+class Metric(DataclassInterface):
     """Metric of generated images (samples), computed from their features, such as the FID.
 
     Most metrics compare the features of the samples with the features of a reference set of images.

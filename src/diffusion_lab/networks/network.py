@@ -101,9 +101,12 @@ def require_network(network: Any, required: type[Network | ClassifierNetwork], n
     )
 
 
-def require_output(network: Network, output: Any, x_t: Tensor) -> None:
-    """Raise ValueError unless `output` has the shape that a network must return for the images x_t [B, C, H, W]."""
-    expected = (len(x_t), network.out_channels, *x_t.shape[2:])
+def require_output(
+    network: Any, output: Any, x_t: Tensor, required: type[Network | ClassifierNetwork] = Network
+) -> None:
+    """Raise ValueError unless `output` has the shape that `required` returns for the images x_t [B, C, H, W]."""
+    of_image = (network.num_classes,) if required is ClassifierNetwork else (network.out_channels, *x_t.shape[2:])
+    expected = (len(x_t), *of_image)
     if not is_tensor(output) or output.shape != expected:
         given = list(output.shape) if is_tensor(output) else type(output).__name__
         raise ValueError(

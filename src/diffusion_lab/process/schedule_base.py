@@ -5,10 +5,10 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from diffusion_lab.contracts import Interface
+from diffusion_lab.contracts import DataclassInterface
 
 
-class NoiseSchedule(Interface):
+class NoiseSchedule(DataclassInterface):
     """The coefficients alpha_t and sigma_t of x_t = alpha_t x_0 + sigma_t noise (Kingma et al. 2021, eq. 1).
 
     All methods return float64 tensors of the shape of their argument, which has any shape. Times increase from the

@@ -7,11 +7,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from diffusion_lab.contracts import Interface
+from diffusion_lab.contracts import DataclassInterface
 from diffusion_lab.process.gaussian import GaussianProcess
 
 
-class Variance(Interface):
+class Variance(DataclassInterface):
     """The variance of the reverse step between any two times s < t.
 
     >>> from diffusion_lab import CustomSchedule, FixedLarge, FixedSmall, GaussianProcess

@@ -1,11 +1,11 @@
-"""The file with the names of the classes in a run folder, and the setting `label` with names instead of numbers."""
+"""The names of the classes of a run, which are in a file in the run folder."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.errors import UserError
@@ -26,29 +26,18 @@ def load(folder: Path) -> tuple[str, ...]:
     return tuple(json.loads((folder / FILE).read_text())) if (folder / FILE).is_file() else ()
 
 
-def _load_from_data(config: DictConfig) -> tuple[str, ...]:
-    """Return the names of the classes in the data set of a run; () if it cannot be read.  config: resolved config."""
+def of_label(label: Any, folder: Path, config: DictConfig) -> tuple[str, ...]:
+    """Return the names of the classes in which the setting `label` is given; () if they are not known.
+
+    folder, config: folder and resolved config of the run that defines the classes. The data set of a run of an earlier
+        version is read only if `label` contains a name.
+    """
+    from diffusion_lab.data.classes import has_names  # the package imports torch
+
+    names = load(folder)
+    if names or not has_names(label):
+        return names
     try:
         return tuple(instantiate_node(config.data.store, "data").load("train").class_names)
     except (UserError, ValueError, OSError):
         return ()
-
-
-def as_label(given: Any, folder: Path, config: DictConfig) -> Any:
-    """Return the setting `label` with the names of classes replaced by their numbers.
-
-    given: null, "random", a number, a name, or a list of numbers and names.
-    folder, config: folder and resolved config of the run that defines the classes.
-    Raises UserError for a name that no class has.
-    """
-    is_list = OmegaConf.is_list(given) or isinstance(given, (list, tuple))
-    labels = list(given) if is_list else [given]
-    if any(isinstance(label, str) and label != "random" for label in labels):
-        from diffusion_lab.data.classes import number_of  # the package imports torch
-
-        names = load(folder) or _load_from_data(config)
-        try:
-            labels = [number_of(label, names) if isinstance(label, str) else label for label in labels]
-        except ValueError as error:
-            raise UserError(str(error)) from error
-    return labels if len(labels) != 1 else labels[0]

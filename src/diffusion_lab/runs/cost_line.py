@@ -1,19 +1,14 @@
 """The line about the cost of a run, and what to set instead if a run on a CPU would take hours."""
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-import torch
-from omegaconf import DictConfig
-
-from diffusion_lab.config.compose import command_name, compose_config
-from diffusion_lab.config.overrides import override_key, quote
-from diffusion_lab.errors import UserError
-from diffusion_lab.runs.cost import Cost, describe, duration, estimate, measuring_seconds, steps_in_an_hour
-from diffusion_lab.runs.load import build_module, instantiate_node, resolve
+from diffusion_lab.runs.cost import Cost, estimate, measuring_seconds
+from diffusion_lab.runs.operations import measure_rates
 from diffusion_lab.runs.resume import StartingPoint
 from diffusion_lab.runs.training_setup import Run
+from diffusion_lab.training.classifier_module import ClassifierModule
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +18,8 @@ MANY_SECONDS = 3600
 TRIAL_STEPS = 20
 """Number of steps up to which a run is a trial, whose cost is not estimated: its third step shows the duration."""
 
-QUICK_NETWORKS = {"train": "unet_quick", "train_classifier": "half_unet_quick"}
+QUICK_PARAMETERS = 1_600_000
+"""Upper bound of the number of parameters of unet_quick and half_unet_quick for images of up to 256 x 256 pixels."""
 
 
 def print_cost(run: Run, start: StartingPoint, overrides: Sequence[str]) -> None:
@@ -36,52 +32,51 @@ def print_cost(run: Run, start: StartingPoint, overrides: Sequence[str]) -> None
     if not trainer.is_global_zero or trainer.fast_dev_run or 0 < num_steps <= TRIAL_STEPS:
         return
     try:
-        with torch.random.fork_rng(devices=[]):  # a second network is built for the advice
-            line = _line(run, start, overrides, num_steps)
-    except Exception as error:  # an estimate must not end a run, for example if the device has no free memory
+        rates = measure_rates(trainer.strategy.root_device, str(trainer.precision))
+        cost = estimate(run.module, run.datamodule, trainer, rates)
+        measuring = measuring_seconds(cost, trainer, run.module, start.step)
+    except Exception as error:  # networks and full devices raise errors of any type, which must not end a run
         logger.debug("the cost of the run could not be estimated: %s", error)
         return
-    if line is not None:
-        print(line, flush=True)
-
-
-def _line(run: Run, start: StartingPoint, overrides: Sequence[str], num_steps: int) -> str | None:
-    """Return the line about the cost of a run; None if the operations of its network cannot be counted."""
-    trainer = run.trainer
-    if (cost := estimate(run.module, run.datamodule, trainer)) is None:
-        return None
-    measuring = measuring_seconds(cost, trainer, run.module, start.step)
     line = f"cost: {describe(cost, num_steps, measuring)}"
     if trainer.strategy.root_device.type == "cpu" and cost.seconds_per_step * num_steps + measuring > MANY_SECONDS:
-        advice = list(_advice(run, cost, start, overrides))
-        line += f"; shorter on a CPU: {', '.join(advice)}" if advice else ""
-    return line
+        shorter = ", or ".join(_shorter(run, cost, start, overrides))
+        line += f"; shorter on a CPU: {shorter}" if shorter else ""
+    print(line, flush=True)
 
 
-def _advice(run: Run, cost: Cost, start: StartingPoint, overrides: Sequence[str]) -> Iterator[str]:
-    """Yield settings that make a run shorter, each with the duration of the run."""
-    num_steps = run.trainer.max_steps - start.step
-    if start.checkpoint is None and (quick := _quick_network(run, start.config, overrides)) is not None:
-        name, other = quick
-        if other.seconds_per_step < cost.seconds_per_step / 2:
-            seconds = other.seconds_per_step * num_steps
-            seconds += measuring_seconds(other, run.trainer, run.module, start.step)
-            yield f"model={name} (about {duration(seconds)})"
+def describe(cost: Cost, num_steps: int, measuring: float) -> str:
+    """Return the cost of num_steps steps in one line.  measuring: seconds for sample images and metrics."""
+    number = f"{cost.num_parameters / 1e6:,.1f} million" if cost.num_parameters >= 1e6 else f"{cost.num_parameters:,}"
+    text, step = f"{number} parameters, about {cost.memory / 1e9:,.1f} GB of memory", f"{cost.seconds_per_step:.2g} s"
+    if num_steps < 1:
+        return f"{text}, about {step} per step"
+    text += f", about {_duration(cost.seconds_per_step * num_steps + measuring)} ({step} per step"
+    return text + (f"; {_duration(measuring)} for sample images and metrics)" if measuring >= 1 else ")")
+
+
+def steps_in_an_hour(cost: Cost) -> int:
+    """Return the number of steps that take less than an hour, rounded down to one digit."""
+    steps = int(3600 / cost.seconds_per_step)
+    unit = int(10 ** (len(str(steps)) - 1))
+    return max(1, steps // unit * unit)
+
+
+def _shorter(run: Run, cost: Cost, start: StartingPoint, overrides: Sequence[str]) -> Iterator[str]:
+    """Yield overrides that make a run shorter."""
     if (steps := start.step + steps_in_an_hour(cost)) < run.trainer.max_steps:
         yield f"trainer.max_steps={steps} (about an hour without sample images and metrics)"
+    quick = "half_unet_quick" if isinstance(run.module, ClassifierModule) else "unet_quick"
+    # The settings of an experiment or of model.KEY=... would also apply to the other network, which they may not fit.
+    fixed = [f"model={quick}" in overrides, *(re.match(r"\W*(experiment\b|model\.)", text) for text in overrides)]
+    is_new = start.checkpoint is None and not start.continues
+    is_large = cost.num_parameters > QUICK_PARAMETERS
+    if is_new and is_large and not any(fixed) and run.module.network.resolution % 4 == 0:
+        yield f"a smaller network, model={quick}"
 
 
-def _quick_network(run: Run, config: DictConfig, overrides: Sequence[str]) -> tuple[str, Cost] | None:
-    """Return the name of the quick network and the cost of the run with it; None if it does not fit the settings."""
-    name, command = QUICK_NETWORKS.get(command_name()), command_name()
-    if name is None:
-        return None
-    kept = [override for override in overrides if not override_key(override).startswith("model")]
-    folder = f"run_folder={quote(str(Path(config.run_folder)))}"
-    try:
-        other = resolve(compose_config(command, [*kept, f"model={name}", folder]))
-        module = build_module(other, instantiate_node(other.model, "model"))
-    except UserError:
-        return None
-    cost = estimate(module, run.datamodule, run.trainer)
-    return None if cost is None else (name, cost)
+def _duration(seconds: float) -> str:
+    """Return a duration in its largest unit: 5.3 hours, 12 minutes, 40 seconds."""
+    if seconds >= 3600:
+        return f"{seconds / 3600:,.1f} hours"
+    return f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{max(seconds, 2):.0f} seconds"

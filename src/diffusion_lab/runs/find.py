@@ -166,13 +166,8 @@ def _searched(value: str, kind: Kind) -> Iterator[tuple[Path, str]]:
         yield Path("/"), path
         return
     yield Path.cwd(), path
-    yield from _searched_from_anywhere(path, kind)
-
-
-def _searched_from_anywhere(path: str, kind: Kind) -> Iterator[tuple[Path, str]]:
-    """Yield the same as `_searched`, without the working directory."""
-    inside = path.removeprefix("logs/")
     yield ROOT, path
+    inside = path.removeprefix("logs/")
     for logs in _logs_folders():
         others = sorted(folder.name for folder in logs.glob("*") if folder.is_dir())
         yield logs, inside

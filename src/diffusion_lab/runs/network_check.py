@@ -12,31 +12,30 @@ if TYPE_CHECKING:
     from diffusion_lab.training.diffusion_module import DiffusionModule
 
 
-def require_output(module: "DiffusionModule | ClassifierModule", datamodule: "ImageDataModule") -> None:
+def require_forward(module: "DiffusionModule | ClassifierModule", datamodule: "ImageDataModule") -> None:
     """Raise UserError if the network raises an error, or if its output does not have the required shape.
 
     Networks of this package are not run, because their constructors already check their settings.
     """
     import torch
 
+    from diffusion_lab.networks import ClassifierNetwork, Network, require_output
+
     network: Any = module.network
     if type(network).__module__.partition(".")[0] == "diffusion_lab":
         return
-    is_training = network.training
+    is_training, (x_t, *others) = network.training, example_inputs(module, datamodule)
     with torch.no_grad(), torch.random.fork_rng():
         try:
-            output = network.eval()(*example_inputs(module, datamodule))
+            output = network.eval()(x_t, *others)
         except Exception as error:
             raise UserError(f"`model`: {type(network).__name__} cannot process images, {_reason(error)}.") from error
         finally:
             network.train(is_training)
-    expected = (2, *_output_shape(network))
-    if not torch.is_tensor(output) or tuple(output.shape) != expected:
-        given = list(output.shape) if torch.is_tensor(output) else type(output).__name__
-        raise UserError(
-            f"`model` must return a tensor of the shape {list(expected)} for two images, got {given} from "
-            f"{type(network).__name__}."
-        )
+    try:
+        require_output(network, output, x_t, ClassifierNetwork if _is_classifier(module) else Network)
+    except ValueError as error:
+        raise UserError(f"`model`: {error}") from error
 
 
 def example_inputs(module: "DiffusionModule | ClassifierModule", datamodule: "ImageDataModule") -> tuple[Any, ...]:
@@ -49,7 +48,7 @@ def example_inputs(module: "DiffusionModule | ClassifierModule", datamodule: "Im
     schedule = module.process.schedule
     x_t = torch.full((2, network.in_channels, network.resolution, network.resolution), -1.0)
     time = schedule.network_time(torch.full((2,), schedule.t_max, dtype=torch.float64)).float()
-    if hasattr(network, "num_classes"):
+    if _is_classifier(module):
         return x_t, time
     label = torch.zeros(2, dtype=torch.int64) if network.labels.num_classes else None
     condition = Condition(label)
@@ -61,10 +60,10 @@ def example_inputs(module: "DiffusionModule | ClassifierModule", datamodule: "Im
     return x_t, time, condition
 
 
-def _output_shape(network: Any) -> tuple[int, ...]:
-    if hasattr(network, "num_classes"):
-        return (network.num_classes,)
-    return (network.out_channels, network.resolution, network.resolution)
+def _is_classifier(module: "DiffusionModule | ClassifierModule") -> bool:
+    from diffusion_lab.training.classifier_module import ClassifierModule
+
+    return isinstance(module, ClassifierModule)  # a denoising network may have an attribute num_classes, too
 
 
 def _reason(error: Exception) -> str:

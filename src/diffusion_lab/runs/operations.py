@@ -3,9 +3,8 @@
 import copy
 import itertools
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -42,7 +41,7 @@ class Rates:
 def count_operations(network: nn.Module, inputs: tuple[Any, ...], batch_size: int) -> Operations:
     """Count the operations of one forward pass on tensors without data.
 
-    inputs: arguments of the network for a batch of any size.
+    inputs: arguments of the network for a batch of any size, tensors [B, ...] and a `Condition`.
     Raises any error of a network that cannot run without data, for example because its control flow reads values.
     """
     fake = FakeTensorMode(allow_non_fake_inputs=True)
@@ -55,7 +54,8 @@ def count_operations(network: nn.Module, inputs: tuple[Any, ...], batch_size: in
             stored[_storage_key(tensor)] = tensor.untyped_storage()
             return tensor
 
-        batch = [_resized(part, batch_size) for part in inputs]
+        rows = torch.zeros(batch_size, dtype=torch.int64)
+        batch = [part[rows] if isinstance(part, Tensor) else part.select(rows) for part in inputs]
         counter = _Counter()
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), counter:
             duplicate.forward(*batch)
@@ -63,22 +63,29 @@ def count_operations(network: nn.Module, inputs: tuple[Any, ...], batch_size: in
     return Operations(counter.count, counter.flops, counter.traffic, num_bytes)
 
 
-def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
+def measure_rates(device: torch.device, precision: str) -> Rates:
     """Measure the rates of a device with a few short operations, in a few tens of milliseconds.
 
     A short operation often finishes before the operating system runs another program on its core. The fastest of
     several repetitions therefore depends little on what else the machine does. The matrix product runs on one thread,
     because threads that wait for each other do depend on it.
+    precision: precision of the trainer, such as bf16-mixed.
     """
-    num_threads = torch.get_num_threads() if device.type == "cpu" else 1
+    dtypes = {"bf16": torch.bfloat16, "16": torch.float16}
+    dtype = next((dtype for start, dtype in dtypes.items() if precision.startswith(start)), torch.float32)
     side, size = (512, 2**23) if device.type == "cpu" else (4096, 2**24)
     a, b = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(2))
     source = torch.ones(size, device=device)
     product, target = torch.empty_like(a), torch.empty_like(source)
     copied = _fastest(lambda: target.copy_(source), device)
-    with _threads(1 if device.type == "cpu" else None):
+    num_threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
         multiplied = _fastest(lambda: torch.matmul(a, b, out=product), device)
-    return Rates(num_threads * 2 * side**3 / multiplied, 8 * size / copied)
+    finally:
+        torch.set_num_threads(num_threads)
+    num_products = num_threads if device.type == "cpu" else 1
+    return Rates(num_products * 2 * side**3 / multiplied, 8 * size / copied)
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -110,28 +117,8 @@ def _without_data(network: nn.Module, fake: FakeTensorMode) -> nn.Module:
     return copy.deepcopy(network, memo).train()
 
 
-def _resized(part: Any, batch_size: int) -> Any:
-    """Return an argument of a network for `batch_size` images.  part: tensor [B, ...], or dataclass of tensors."""
-    if isinstance(part, Tensor):
-        return torch.zeros(batch_size, *part.shape[1:], dtype=part.dtype)
-    if is_dataclass(part) and not isinstance(part, type):
-        return type(part)(*(_resized(getattr(part, field.name), batch_size) for field in fields(part)))
-    return part
-
-
 def _storage_key(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
-
-
-@contextmanager
-def _threads(num_threads: int | None) -> Iterator[None]:
-    """Limit the number of threads of PyTorch's operations.  num_threads: None changes nothing."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(num_threads or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _fastest(job: Callable[[], object], device: torch.device) -> float:
@@ -140,9 +127,7 @@ def _fastest(job: Callable[[], object], device: torch.device) -> float:
     for _ in range(11):
         started = time.perf_counter()
         job()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        elif device.type == "mps":
-            torch.mps.synchronize()
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
         seconds.append(time.perf_counter() - started)
     return min(seconds[1:])

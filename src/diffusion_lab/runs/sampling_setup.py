@@ -13,7 +13,7 @@ from diffusion_lab.config import compilation
 from diffusion_lab.config.compilation import Acceleration
 from diffusion_lab.config.program import command_line
 from diffusion_lab.config.validation import argument_problems, raise_problems
-from diffusion_lab.distributed.launch import cluster_environment, describe_device
+from diffusion_lab.distributed.launch import cluster_environment, describe_device, protect_new_ranks
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import class_names
 from diffusion_lab.runs.find import Target, find_run
@@ -79,6 +79,7 @@ def launch_fabric(config: DictConfig) -> "Fabric":
         )
     except Exception as error:  # Fabric raises errors of many types for settings that it does not accept
         raise UserError(f"trainer: {' '.join(str(error).split()).rstrip('.!')}.") from error
+    protect_new_ranks(fabric.strategy)
     fabric.launch()
     if fabric.is_global_zero:
         print(f"device: {describe_device(fabric.device, config.trainer.precision)}", flush=True)
@@ -155,8 +156,8 @@ def build_images(config: DictConfig, target: Target, fabric: "Fabric") -> tuple[
 
     from diffusion_lab.generation.seeded_images import SeededImages
 
-    label = class_names.as_label(config.label, target.folder, trained)
-    settings = {"label": label, "weights": config.weights, "batch_size": config.batch_size}
+    module.class_names = class_names.of_label(config.label, target.folder, trained)
+    settings = {"label": config.label, "weights": config.weights, "batch_size": config.batch_size}
     try:
         source = _downsampled_images(config, trained) if trained.low_resolution is not None else None
         guidance = instantiate_node(trained.guidance, "guidance")

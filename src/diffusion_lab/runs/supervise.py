@@ -76,10 +76,14 @@ def _run_and_record(folder: Path, work: Callable[[], Result]) -> Result:
 
 def _run_on_other_rank(folder: Path, work: Callable[[], Result]) -> Result:
     """Run `work` on a rank other than 0; record only an unexpected error."""
+    signal.signal(signals.OF_OTHER_RANK, signal.SIG_IGN)
+    if not slurm_job.in_slurm_step() and not slurm_job.started_by_torchrun():
+        signals.exit_without_parent()
     try:
         with signals.raise_on_signal():
+            signals.unblock()
             return work()
-    except StoppedBySignal:
+    except (StoppedBySignal, KeyboardInterrupt):
         sys.exit(0)  # rank 0 reports the signal; some launchers would kill it if another rank failed
     except UserError:
         raise

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from diffusion_lab.config import compose
 from diffusion_lab.config.library_classes import drop_unused_settings
-from diffusion_lab.distributed import signals
+from diffusion_lab.distributed import launch, signals
 from diffusion_lab.distributed.signals import StoppedBySignal
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import folder as run_folder
@@ -36,7 +36,7 @@ def train(config: DictConfig) -> float | None:
     run = training_setup.build(start.config)
     run_resume.require_matching_checkpoint(start, run)
 
-    from diffusion_lab.callbacks import after_training  # these import Lightning, which is loaded by now
+    from diffusion_lab.callbacks import periodic_action  # these import Lightning, which is loaded by now
     from diffusion_lab.runs import cost_line, summary
 
     started, checkpoint = time.monotonic(), run_folder.prepare(run, start)
@@ -44,7 +44,7 @@ def train(config: DictConfig) -> float | None:
     cost_line.print_cost(run, start, overrides)
     _fit(run, checkpoint)
     if start.is_trained:  # Lightning calls no hooks of a run without steps; its last measurement did not end before
-        after_training.run_after_training(run.trainer, run.module)
+        periodic_action.run_after_training(run.trainer, run.module)
     signals.install(signal.SIG_IGN)  # training is complete: a signal must not prevent the results from being written
     result = summary.summarize(run.trainer, minutes=(time.monotonic() - started) / 60, left_out=run.left_out)
     if run.trainer.is_global_zero:
@@ -57,16 +57,21 @@ def train(config: DictConfig) -> float | None:
 
 
 def _fit(run: training_setup.Run, checkpoint: Path | None) -> None:
+    from diffusion_lab.callbacks import SaveLast
     from diffusion_lab.runs import summary
     from diffusion_lab.training import nonfinite_guard
 
+    launch.protect_new_ranks(run.trainer.strategy)
     try:
         run.trainer.fit(run.module, datamodule=run.datamodule, ckpt_path=checkpoint)
     except nonfinite_guard.DivergedError as error:
         raise UserError(str(error).rstrip(".")) from error
     except StoppedBySignal as stop:
+        if stop.step is None:
+            _kill_other_ranks(run)
         if run.trainer.is_global_zero and not stop.requests_requeue:
-            summary.print_how_to_resume(run.folder, stop.step or 0, compose.command_name())
+            saved = max((c.last_saved for c in run.trainer.callbacks if isinstance(c, SaveLast)), default=0)
+            summary.print_how_to_resume(run.folder, saved, compose.command_name())
         raise
     except OSError as error:
         _kill_other_ranks(run)

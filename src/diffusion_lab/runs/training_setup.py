@@ -19,7 +19,7 @@ from diffusion_lab.config.validation import argument_problems, raise_problems
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs.callbacks_setup import build_callbacks, build_loggers, require_later_needs
 from diffusion_lab.runs.load import build_module, instantiate_node, is_classifier_config, require_launch, resolve
-from diffusion_lab.runs.network_check import require_output
+from diffusion_lab.runs.network_check import require_forward
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -85,7 +85,7 @@ def build(config: DictConfig) -> Run:
         _require_condition(network, datamodule)
     else:
         _require_classified(config, network, datamodule)
-    require_output(module, datamodule)
+    require_forward(module, datamodule)
     _load_images(datamodule, network.num_classes if is_classifier_config(config) else module.labels.num_classes)
     callbacks, left_out = build_callbacks(config)
     require_later_needs(callbacks, module, datamodule, config.trainer.max_steps)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from diffusion_lab.contracts import Interface
+from diffusion_lab.contracts import DataclassInterface
 from diffusion_lab.denoiser import DenoiserLike
 from diffusion_lab.networks import Condition
 from diffusion_lab.process import GaussianProcess
@@ -42,7 +42,7 @@ OnStep = Callable[[int, Tensor, Tensor], None]
 """Callback after each step, with arguments (number of completed steps, x_t after the step, estimate of x_0)."""
 
 
-class Sampler(Interface):
+class Sampler(DataclassInterface):
     """An algorithm that turns noise into images along a decreasing list of times.
 
     Each sampler is a frozen dataclass. It has the following four fields and the settings of its algorithm.
@@ -84,6 +84,15 @@ class Sampler(Interface):
     def times(self) -> tuple[float, ...]:
         """The times at which steps start: decreasing, all above 0. The last step ends at 0."""
         return self.time_grid(self.process.schedule, self.num_steps)
+
+    @property
+    def num_evaluations(self) -> int:
+        """Number of denoiser evaluations in one call of `sample`: by default, one for each step.
+
+        Samplers with several evaluations per step override this property. A sampler whose steps depend on the denoiser
+        returns a typical number.
+        """
+        return len(self.times)
 
     @property
     def initial_std(self) -> float:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from diffusion_lab.contracts import Interface
+from diffusion_lab.contracts import DataclassInterface
 
 
-class Clipping(Interface):
+class Clipping(DataclassInterface):
     """A rule for estimates of x_0 outside [-1, 1]."""
 
     @abstractmethod

@@ -22,7 +22,7 @@ class Heun(FixedStepSampler):
 
     >>> from diffusion_lab import EDMSchedule, GaussianProcess, Heun, KarrasTimes
     >>> sampler = Heun(GaussianProcess(EDMSchedule()), num_steps=18, time_grid=KarrasTimes())
-    >>> 2 * len(sampler.times) - 1  # network evaluations, as in Karras et al. (2022), Table 2
+    >>> sampler.num_evaluations  # as in Karras et al. (2022), Table 2
     35
     """
 
@@ -31,6 +31,11 @@ class Heun(FixedStepSampler):
     churn: Churn = field(default_factory=Churn)
     time_grid: TimeGrid = field(default_factory=UniformTimes)
     clipping: Clipping = field(default_factory=StaticClipping)
+
+    @property
+    def num_evaluations(self) -> int:
+        *_, alpha_t, _, _, sigma_s = self.prepare_steps(*self.intervals())[1].unbind(dim=1)
+        return len(self.times) + int(((sigma_s > 0) & (alpha_t > 0)).sum())
 
     def prepare_steps(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         t, scale, std = self.churn(self.process, t)

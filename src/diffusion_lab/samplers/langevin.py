@@ -43,6 +43,10 @@ class AnnealedLangevin(FixedStepSampler):
         if not 0 < self.step_size < 4:
             raise ValueError(f"step_size must be in (0, 4) (larger steps diverge), got {self.step_size}.")
 
+    @property
+    def num_evaluations(self) -> int:
+        return len(self.times) * self.num_updates + 1
+
     def prepare_steps(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         alpha_t, sigma_t = self.process.schedule.coefficients(t)
         rescaling = torch.ones_like(t)

@@ -45,6 +45,11 @@ class PredictorCorrector(FixedStepSampler):
         if self.snr <= 0:
             raise ValueError(f"snr must be above 0, got {self.snr}.")
 
+    @property
+    def num_evaluations(self) -> int:
+        _, sigma_t = self.process.schedule.coefficients(torch.tensor(self.times, dtype=torch.float64))
+        return len(self.times) + self.num_corrections * int((sigma_t > 0).sum())
+
     def prepare_steps(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         alpha_t, sigma_t = self.process.schedule.coefficients(t)
         on_x_0, on_x_t, _ = self.process.posterior_coefficients(s, t)

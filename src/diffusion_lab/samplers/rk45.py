@@ -1,5 +1,6 @@
 """Adaptive Runge-Kutta on the probability flow."""
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -10,7 +11,7 @@ from diffusion_lab.networks import Condition
 from diffusion_lab.process import GaussianProcess
 from diffusion_lab.samplers.base import Noise, OnStep, Sampler
 from diffusion_lab.samplers.clipping import Clipping, StaticClipping
-from diffusion_lab.samplers.probability_flow import FlowCoordinates, dormand_prince
+from diffusion_lab.samplers.probability_flow import STAGES, FlowCoordinates, dormand_prince
 from diffusion_lab.samplers.time_grids import TimeGrid, UniformTimes
 
 
@@ -41,6 +42,15 @@ class RK45(Sampler):
         for name, value in (("rtol", self.rtol), ("atol", self.atol)):
             if not value > 0:
                 raise ValueError(f"{name} must be above 0, got {value}.")
+
+    @property
+    def num_evaluations(self) -> int:
+        if len(self.times) == 1:
+            return 1
+        # The steps of a method of order 5 are proportional to the fifth root of the tolerance. The factor 4 results in
+        # 56, 86 and 134 evaluations for tolerances of 1e-2, 1e-3 and 1e-4; a U-Net of the quick start took 62, 86, 128.
+        num_steps = math.ceil(4 * math.pow(self.rtol + self.atol, -0.2))
+        return 2 + num_steps * (len(STAGES) - 1)
 
     @torch.no_grad()
     def sample(

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion_lab.contracts import Interface
+from diffusion_lab.contracts import DataclassInterface
 from diffusion_lab.process import NoiseSchedule, TableSchedule
 
 
-class TimeGrid(Interface):
+class TimeGrid(DataclassInterface):
     """A rule that chooses times between noise and data."""
 
     @abstractmethod

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_lab.contracts import require_instance
+from diffusion_lab.data.classes import LabelChoice, as_label, labels_of
 from diffusion_lab.data.image_datamodule import ImageBatch
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.ema.averages import EMA, RAW, RampedDecay
@@ -34,14 +35,7 @@ from diffusion_lab.training.lr_schedules import LRSchedule, TorchLRSchedule
 from diffusion_lab.training.nonfinite_guard import NonFiniteGuard
 from diffusion_lab.training.optimizers import OptimizerFactory
 from diffusion_lab.training.plain_batches import PlainBatch
-from diffusion_lab.training.sample_arguments import (
-    LabelChoice,
-    SamplerChoice,
-    as_guidance,
-    as_labels,
-    as_sampler,
-    as_seeds,
-)
+from diffusion_lab.training.sample_arguments import SamplerChoice, as_guidance, as_sampler, as_seeds
 
 
 class DiffusionModule(TrainedModule):
@@ -179,7 +173,7 @@ class DiffusionModule(TrainedModule):
         seeds: seeds of the images; a number n stands for the seeds 0 to n - 1.
         condition: condition of the images, on any device; without a label, seed k has class k modulo the number of
             classes.
-        label: classes of the images by number, or by name if `class_names` are known, see `LabelChoice`.
+        label: classes of the images by number, by name if `class_names` are known, or "random", see `LabelChoice`.
         guidance: guidance scale of classifier-free guidance, or any other guidance.
         sampler: sampler, or its class or name, such as "ddim"; None selects the sampler of the module.
         num_steps: number of its steps; None keeps the number of the sampler.
@@ -192,10 +186,9 @@ class DiffusionModule(TrainedModule):
         sampler = as_sampler(sampler, num_steps, self.sampler, self.process)
         condition = condition or Condition()
         num_classes = guidance.num_classes(self.labels)
-        if label is not None:
-            condition = replace(condition, label=as_labels(label, seeds, num_classes, self.class_names))
-        elif condition.label is None and num_classes:
-            condition = replace(condition, label=torch.tensor([seed % num_classes for seed in seeds]))
+        chosen = as_label(label, num_classes, self.class_names)
+        if chosen is not None or (condition.label is None and num_classes):
+            condition = replace(condition, label=labels_of(seeds, chosen, num_classes))
         shape = (self.network.in_channels, self.network.resolution, self.network.resolution)
         noise = ImageNoise(seeds, shape, self.device, stage=stage)
         with self._precision():

@@ -82,6 +82,7 @@ class WandbRun(WandbLogger):
         offline: whether the run is stored in the folder only, without a connection.
         """
         super().__init__(save_dir=folder, name=Path(folder).name, project=project, group=group, offline=offline)
+        self._experiment: Any = None
         self._path = Path(folder) / "wandb_id"
         self._logged_before = self._logged = _LoggedMetrics()
 

@@ -4,21 +4,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from diffusion_lab import samplers
 from diffusion_lab.contracts import require_instance
-from diffusion_lab.data.classes import number_of
 from diffusion_lab.guidance import Guidance, Strength
 from diffusion_lab.process import GaussianProcess
 from diffusion_lab.samplers import Sampler
 
 SamplerChoice = Sampler | type[Sampler] | str
 """A sampler, or the class or name of a sampler that is built with its default settings, such as DDIM or "ddim"."""
-
-LabelChoice = int | str | Sequence[int | str] | Tensor
-"""The number or name of the class of all images, or a list of classes, which is repeated if there are more images."""
 
 
 def as_seeds(seeds: int | Sequence[int]) -> Sequence[int]:
@@ -74,23 +67,3 @@ def _sampler_class(name: str) -> type[Sampler]:
     if not found:
         raise ValueError(f"`sampler` must be a sampler, its class or its name ({', '.join(concrete)}), got {name}.")
     return found[0]
-
-
-def as_labels(label: LabelChoice, seeds: Sequence[int], num_classes: int, class_names: Sequence[str]) -> Tensor:
-    """Return the class of each image, int64 [B]; of a list of n classes, seed k has class k modulo n.
-
-    num_classes: number of classes of the guided network; 0 without classes.  class_names: their names, if known.
-    """
-    if not num_classes:
-        raise ValueError(f"`label` must be None for a network that was trained without classes, got {label}.")
-    given: list[Any] = label.tolist() if isinstance(label, Tensor) and label.ndim else _listed(label)
-    numbers = [number_of(item, class_names) if isinstance(item, str) else item for item in given]
-    if not numbers or any(not isinstance(k, int) or isinstance(k, bool) or not 0 <= k < num_classes for k in numbers):
-        raise ValueError(f"`label` must be in 0..{num_classes - 1} or a list of such numbers, got {label}.")
-    return torch.tensor([numbers[seed % len(numbers)] for seed in seeds])
-
-
-def _listed(label: Any) -> list[Any]:
-    if isinstance(label, Tensor):
-        return [label.item()]
-    return list(label) if isinstance(label, Sequence) and not isinstance(label, str) else [label]
