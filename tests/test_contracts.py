@@ -20,14 +20,18 @@ from diffusion_lab.data.images import Images
 from diffusion_lab.ema.averages import Decay
 from diffusion_lab.errors import UserError
 from diffusion_lab.metrics import MeanOverImages, Metric
-from diffusion_lab.networks import HalfUNet, Labels, Network
+from diffusion_lab.networks import DiT, HalfUNet, Labels, Network, UNet
+from diffusion_lab.objectives import Denoising, Hybrid, Variational
 from diffusion_lab.paths import CONF
 from diffusion_lab.process import (
     CosineSchedule,
+    Epsilon,
     GaussianProcess,
+    LearnedRange,
     NoiseSchedule,
     TableSchedule,
     UnitTimeSchedule,
+    V,
     Variance,
 )
 from diffusion_lab.runs.callbacks_setup import build_callbacks
@@ -58,6 +62,12 @@ class ImageAlone(Convolution):
     def forward(self, image: Tensor) -> Tensor:  # type: ignore[override]
         output: Tensor = self.layer(image)
         return output
+
+
+class NoForward(nn.Module):
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__()
+        vars(self).update(attributes)
 
 
 class Cropping(Convolution):
@@ -101,6 +111,7 @@ EXAMPLE = (
         (Convolution(), f"got Convolution, which has no in_channels and no out_channels and no resolution; {EXAMPLE}"),
         (Convolution(**SHAPE | {"resolution": 0}), "whose resolution must be a whole number of at least 1, not 0"),
         (Convolution(**SHAPE, labels=None), "whose labels must be Labels (Labels() without classes), not None"),
+        (NoForward(**SHAPE), f"which defines no forward; {EXAMPLE}"),
         (ImageAlone(**SHAPE), f"whose forward takes (image); {EXAMPLE}"),
         (Convolution, "got Convolution, which is a class and not an object"),
         (None, "got NoneType, which is no torch.nn.Module"),
@@ -165,7 +176,7 @@ def test_a_class_without_a_required_method_names_it_with_its_result_and_an_examp
             {"sampler": NotASampler(GaussianProcess(CosineSchedule()))},
             r"`sampler` must be a .*Sampler that defines sample",
         ),
-        ({"sampler": DDIM}, "got the class DDIM instead of an object"),
+        ({"objective": Variational}, "got the class Variational instead of an object"),
         (
             {"prediction": "v"},
             "`prediction` must be a diffusion_lab.Prediction that defines .*, got 'v'; .*Epsilon is an",
@@ -176,11 +187,33 @@ def test_a_class_without_a_required_method_names_it_with_its_result_and_an_examp
             {"optimizer": torch.optim.Adam},
             r"`optimizer` must be .*; build it with OptimizerFactory\(optimizer_class, lr\)",
         ),
+        ({"ema": 0.999}, r"`ema` must be a function from a network to its diffusion_lab.EMA, .*, got 0.999\."),
+        ({"ema": lambda network: network}, "`ema` must be a function .*, got an object of the class function"),
+        (
+            {"lr_schedule": torch.optim.lr_scheduler.CosineAnnealingLR},
+            r"`lr_schedule` must be .* got the class CosineAnnealingLR .*; wrap it as TorchLRSchedule\(CosineAnn",
+        ),
+        ({"lr_schedule": 0.1}, r"`lr_schedule` must be a function from the step to a factor .*, got 0.1\."),
+        ({"objective": Denoising(Epsilon())}, r"have the prediction of the module \(V\(\)\), .* with Epsilon\(\)"),
+        (
+            {"objective": Hybrid(Denoising(Epsilon()), Variational(Epsilon(), LearnedRange()))},
+            r"have the prediction of the module \(V\(\)\), .* with Epsilon\(\)",
+        ),
     ],
 )
 def test_a_part_of_a_module_must_derive_from_its_base_class(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        DiffusionModule(small_module().network, **({"process": CosineSchedule()} | arguments))
+        DiffusionModule(small_module().network, **({"process": CosineSchedule(), "prediction": V()} | arguments))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [lambda: UNet(1, 1, resolution=16, labels=10), lambda: DiT(1, 1, resolution=8, labels=10)],  # type: ignore
+)
+def test_classes_of_a_network_must_be_labels(build: Callable[[], object]) -> None:
+    message = r"`labels` must be Labels, such as Labels\(10, dropout=0.1\), or None, got 10"
+    with pytest.raises(ValueError, match=message):
+        build()
 
 
 def test_a_process_refuses_what_is_no_schedule() -> None:

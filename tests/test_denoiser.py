@@ -25,7 +25,7 @@ class FixedOutput(Network):
 
     def __init__(self, output: Tensor) -> None:
         super().__init__()
-        self.output = output
+        self.output, self.out_channels = output, output.shape[1]
 
     def forward(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
         self.inputs = x_t, time, condition
@@ -53,6 +53,17 @@ def test_the_second_half_of_the_output_is_the_variance_output() -> None:
     assert estimate.variance_output is not None
     assert estimate.variance_output.dtype == torch.float32
     assert torch.equal(estimate.variance_output, variance_output.float())
+
+
+@pytest.mark.parametrize("shape", [(5, 2, 8, 6), (5, 3, 8, 5), (4, 3, 8, 6), (5, 3)])
+def test_an_output_of_another_shape_than_the_image_is_refused(shape: tuple[int, ...]) -> None:
+    network = FixedOutput(torch.zeros(shape))
+    network.out_channels = 3
+    message = (
+        rf"`forward` of FixedOutput must return .* the shape \[5, 3, 8, 6\] .*, got \[{', '.join(map(str, shape))}\]"
+    )
+    with pytest.raises(ValueError, match=message):
+        Denoiser(network, PROCESS, V())(torch.zeros(5, 3, 8, 6), TIMES, Condition())
 
 
 def test_between_two_steps_the_network_receives_a_fractional_index() -> None:

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from diffusion_lab.networks import Condition, Network
+from diffusion_lab.networks import Condition, Network, require_output
 from diffusion_lab.process import GaussianProcess, Preconditioning, Prediction, split_output
 
 
@@ -55,7 +55,9 @@ class Denoiser:
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
         preconditioning = self._preconditioning(t)
         x_in, time = preconditioning.inputs(x_t)
-        output, variance_output = split_output(self.network(x_in, time, condition).float(), channels=x_t.shape[1])
+        output = self.network(x_in, time, condition)
+        require_output(self.network, output, x_t)
+        output, variance_output = split_output(output.float(), channels=x_t.shape[1])
         return Estimate(preconditioning.x_0(output, x_t), variance_output)
 
     def _preconditioning(self, t: Tensor) -> Preconditioning:

@@ -18,8 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lab.config import overrides
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import status as run_status
+from diffusion_lab.runs.find import SWEEP
 from diffusion_lab.sweeps import local as local_sweeps
 from diffusion_lab.sweeps import plan as sweep_plan
+from diffusion_lab.sweeps import sbatch_options
 from diffusion_lab.sweeps import slurm as slurm_sweeps
 from diffusion_lab.sweeps.plan import PlannedRun
 
@@ -27,13 +29,28 @@ from diffusion_lab.sweeps.plan import PlannedRun
 class InTurn(BasicLauncher):
     """Launcher that executes the runs of a sweep sequentially in this process."""
 
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        sweep_plan.announce(config)
+
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         assert self.config is not None
         assert self.hydra_context is not None
-        folder, planned = _planned(self.config, job_overrides, self.hydra_context)
+        planned = sweep_plan.plan(self.config, job_overrides, self.hydra_context.config_loader)
         local_sweeps.refuse_multiple_ranks(planned)
+        folder = _print_plan(planned, self.config)
+        left = [run for run in planned if not run.is_done and not run.is_busy]
+        if self.config.hydra.job.config_name in SWEEP.commands:  # these keep a status file
+            sweep_plan.mark_queued(left)
+        try:
+            return self._launch_each(planned, folder, initial_job_idx)
+        except (KeyboardInterrupt, SystemExit):  # a signal ends a run with SystemExit
+            local_sweeps.note_interruption(left)
+            raise
+
+    def _launch_each(self, planned: Sequence[PlannedRun], folder: Path, first_number: int) -> list[JobReturn]:
         returned: list[JobReturn] = []
-        for number, run in enumerate(planned, initial_job_idx):
+        for number, run in enumerate(planned, first_number):
             arguments = overrides.with_sweep_name(run.overrides, folder)
             jobs = [] if run.is_done else super().launch([arguments], number)
             has_status = run_status.read(run.folder) is not None
@@ -49,9 +66,12 @@ class LocalParallel(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config, self.hydra_context = config, hydra_context
+        local_sweeps.require_whole_numbers(self.num_at_once, self.num_threads)
+        sweep_plan.announce(config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        folder, planned = _planned(self.config, job_overrides, self.hydra_context)
+        planned = sweep_plan.plan(self.config, job_overrides, self.hydra_context.config_loader)
+        folder = _print_plan(planned, self.config)
         local_sweeps.run_local(planned, folder, self.num_at_once, self.num_threads)
         return [sweep_plan.job_return(run) for run in planned]
 
@@ -64,6 +84,8 @@ class Slurm(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config, self.hydra_context = config, hydra_context
+        sbatch_options.check_settings(self.settings)
+        sweep_plan.announce(config)
         sweeper = str(config.hydra.sweeper._target_).rpartition(".")[2]
         if self.settings["dry_run"] and sweeper != "BasicSweeper":
             raise UserError(
@@ -72,17 +94,16 @@ class Slurm(Launcher):
             )
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        folder, planned = _planned(self.config, job_overrides, self.hydra_context)
+        planned = sweep_plan.plan(self.config, job_overrides, self.hydra_context.config_loader)
+        folder = _print_plan(planned, self.config)
         slurm_sweeps.run_on_slurm(planned, folder, self.settings)
         if self.settings["dry_run"]:
-            sweep_plan.forget(folder)
+            sweep_plan.forget()
         return [sweep_plan.job_return(run) for run in planned]
 
 
-def _planned(
-    config: DictConfig, job_overrides: Sequence[Sequence[str]], context: HydraContext
-) -> tuple[Path, list[PlannedRun]]:
+def _print_plan(planned: Sequence[PlannedRun], config: DictConfig) -> Path:
+    """Print the plan of a sweep and return the sweep folder."""
     folder = Path(str(config.hydra.sweep.dir)).resolve()
-    planned = sweep_plan.plan(config, job_overrides, context.config_loader)
     sweep_plan.print_plan(planned, folder)
-    return folder, planned
+    return folder

@@ -88,7 +88,10 @@ def test_a_sweep_of_samplers_ends_with_a_table(trained: Path, tmp_path: Path) ->
     [
         ([], r"`run` must be a run folder, a checkpoint file .* got no value\."),
         (["run=/nowhere"], r"`run` must be a run folder, .* got /nowhere, which does not exist\."),
-        (["run=TRAINED", "checkpoint=best.ckpt"], r"run folder .* has no checkpoints/best\.ckpt\."),
+        (
+            ["run=TRAINED", "checkpoint=best.ckpt"],
+            r"`checkpoint` must be one of last\.ckpt.* in .*, got best\.ckpt \(best\.ckpt is saved by .*\)\.",
+        ),
         (
             ["run=TRAINED", "sampler=ddim", "sampler.num_steps=9"],
             r"sampler: num_steps must be at most .* 8 steps, got 9\.",

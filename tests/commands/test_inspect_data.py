@@ -65,7 +65,14 @@ def test_the_splits_of_a_folder_are_reported_in_files_and_images(tmp_path: Path)
     assert size(folder / "contact_sheet.png") == (2 * tile + 2, 16 + 5 * tile + 2)
     assert size(folder / "duplicates.png") == (6 * (2 * tile + 2), 32 + tile + 2)
     assert "of 8 images of test, 1 are exact copies, and 0 are near duplicates" in done.stdout
-    assert done.stderr == ""
+    assert re.fullmatch(
+        r"(note: .*set \((train|test)\): (32|8) images are used in 2 classes; no image is left out\.\n){2,3}",
+        done.stderr,
+    )
+    assert (
+        "original sizes (width x height) of 32 images: smallest 16 x 16, median 16 x 16, largest 16 x 16; 0 have"
+        in done.stdout
+    )
     assert json.loads((of_test / "report.json").read_text())["overlap"] is None
     assert not (of_test / "duplicates.png").exists()
 
@@ -73,12 +80,25 @@ def test_the_splits_of_a_folder_are_reported_in_files_and_images(tmp_path: Path)
 def test_a_set_without_test_split_is_reported_with_the_number_of_compared_images(tmp_path: Path) -> None:
     done = run("num_rows=2", "data.max_images=600", "near_duplicates.max_compared=50", f"hydra.run.dir={tmp_path}")
     assert done.returncode == 0, done.stderr
-    assert re.match(r"note: train is not compared with another split: .* a split 'test'", done.stderr)
+    assert re.fullmatch(
+        r"note: .*fashion_mini \(train\): 600 images are used in 10 classes; left out: .*\.", done.stderr.strip()
+    )
+    sizes = {"smallest": [28, 28], "median": [28, 28], "largest": [28, 28], "resolution": 28, "num_below_resolution": 0}
     assert "only 50 of the 600 images of train were searched for near duplicates" in done.stdout
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["num_images"], report["overlap"], report["duplicates"]["num_compared"]) == (600, None, 50)
+    assert report["original_sizes"] == {"num_images": 10_000} | sizes
     assert sum(report["class_counts"].values()) == 600
     assert size(tmp_path / "contact_sheet.png") == (10 * 58 + 2, 16 + 2 * 58 + 2)
+
+
+def test_a_folder_without_class_folders_is_refused_with_the_form_that_is_needed(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    Image.new("RGB", (20, 10)).save(tmp_path / "set" / "0.png")
+    done = run("data=class_folders", f"data.path={tmp_path / 'set'}", f"hydra.run.dir={tmp_path / 'run'}")
+    assert re.fullmatch(
+        r"error: .* must contain class folders .* 1 image directly inside; data=folder, .*", done.stderr.strip()
+    )
 
 
 @pytest.mark.parametrize(
@@ -93,6 +113,8 @@ def test_a_set_without_test_split_is_reported_with_the_number_of_compared_images
         ("near_duplicates=null", r"near_duplicates must not be null; .*"),
         ("near_duplicates.max_ratio=2", r"near_duplicates: max_ratio must be in \(0, 1\), got 2\."),
         ("near_duplicates.neighbor=few", r"near_duplicates\.neighbor must be a whole number, got few\."),
+        ("data.resolution=28x28", r"data\.resolution must be a whole number, got 28x28\."),
+        ("data.classes=cats", r"data\.classes must be among .*, got cats; for example data\.classes=\[T-shirt/top\]\."),
         ("data.label_column=klass", r"data\.label_column must be one of .*, got klass; .*"),
     ],
     ids=lambda value: value if "\\" not in value else "",

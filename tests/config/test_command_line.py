@@ -73,6 +73,7 @@ def test_items_of_a_list_and_of_a_sweep_are_taken_literally_one_by_one() -> None
         (["--cfg", "job", "seed=1"], ["--cfg", "job", "seed=1"]),
         (["--config-dir", "x y", "seed=1"], ["--config-dir", "x y", "seed=1"]),
         (["resume="], ["resume="]),
+        (["+callbacks=mine"], ["callbacks=[default,mine]"]),
     ],
 )
 def test_words_that_hydra_would_reject_become_overrides(words: list[str], expected: list[str]) -> None:

@@ -135,7 +135,7 @@ def test_an_incomplete_entry_is_rebuilt(folder: Path, decodings: list[range], ca
         damage()
         assert levels(folder) == list(range(20))
         assert len(decodings) == number
-        assert f"{entry} is damaged and will be rebuilt" in caplog.messages[-1]
+        assert f"{entry} is damaged and will be rebuilt" in caplog.messages[-2]
 
 
 def build_and_die(folder: Path) -> None:
@@ -266,7 +266,7 @@ def test_the_shared_set_is_read_if_it_cannot_be_copied_to_the_node(
     monkeypatch.setenv("DIFFUSION_LAB_NODE_CACHE", str(tmp_path / "node"))
     monkeypatch.setattr(shutil, "copyfile", disk_full)
     assert levels(folder) == list(range(20))
-    assert "(DIFFUSION_LAB_NODE_CACHE): No space left on device" in caplog.messages[-1]
+    assert "(DIFFUSION_LAB_NODE_CACHE): No space left on device" in caplog.messages[-2]
     assert not [path for path in (tmp_path / "node").rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 

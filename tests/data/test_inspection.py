@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffusion_lab.data.duplicates import NearDuplicates, Pair
 from diffusion_lab.data.images import Images
-from diffusion_lab.data.inspection import class_counts, inspect
+from diffusion_lab.data.inspection import class_counts, inspect, size_statistics
 from diffusion_lab.data.inspection_report import FoundPair, Split, as_dict, list_pairs, print_report, write_report
 from diffusion_lab.data.inspection_sheets import contact_sheet, duplicate_sheet
 
@@ -202,6 +202,25 @@ def test_a_contact_sheet_has_a_column_for_each_class() -> None:
     assert contact_sheet(Images(content, label), num_rows=3, seed=0).shape == sheet.shape
     many = contact_sheet(images(pixels(30), tuple(map(str, range(30)))), num_rows=1, seed=0)
     assert many.shape[1] == 20 * (6 * SHAPE[2] + 2) + 2
+
+
+def test_a_long_class_name_is_wrapped_above_its_column() -> None:
+    names = ("red cars (old)", "a", "incomprehensibilities")
+    sheet = contact_sheet(images(pixels(6, shape=(1, 14, 14)), names), num_rows=2, seed=0)
+    assert sheet.shape == (3 * 16 + 2 * 58 + 2, 3 * 58 + 2, 3)
+    header = sheet[: 3 * 16, :, 0].reshape(3, 16, -1).max(axis=1)
+    has_text = [[bool(line[start : start + 58].max()) for start in (2, 60, 118)] for line in header]
+    assert has_text == [[True, True, True], [True, False, True], [False, False, True]]
+    assert [header[:, start - 1].max() for start in (60, 118, 176)] == [0, 0, 0]  # no name reaches the next column
+
+
+def test_sizes_are_ordered_by_area_and_compared_by_their_shorter_side() -> None:
+    sizes = np.array([[640, 480], [4000, 50], [64, 64], [100, 32], [300, 300]])
+    assert size_statistics(sizes, resolution=64) == {
+        "num_images": 5, "smallest": [100, 32], "median": [300, 300], "largest": [640, 480], "resolution": 64,
+        "num_below_resolution": 2,
+    }  # fmt: skip
+    assert size_statistics(sizes[:0], resolution=64) is None
 
 
 def test_a_contact_sheet_without_classes_has_ten_columns_and_depends_on_the_seed() -> None:

@@ -71,6 +71,11 @@ def test_images_that_are_not_uint8_are_refused(network: FashionCNN, pixels: Tens
         network(pixels)
 
 
+def test_an_unknown_output_is_refused_with_the_names_of_the_outputs(network: FashionCNN, clothes: Clothes) -> None:
+    with pytest.raises(KeyError, match="the outputs of the feature network are pooled, logits, got 'pool'"):
+        network(clothes.pixels[:2])["pool"]
+
+
 def test_images_of_three_channels_are_refused(network: FashionCNN) -> None:
     with pytest.raises(ValueError, match="`pixels` must have 1 channels for fashion_cnn, got 3"):
         network(torch.zeros(5, 3, 28, 28, dtype=torch.uint8))

@@ -23,7 +23,7 @@ def test_accuracy_is_the_fraction_of_samples_with_the_predicted_class() -> None:
 @pytest.mark.parametrize(
     ("num_classes", "message"),
     [
-        (0, "conditioning=label is required for class_accuracy, got an unconditional network"),
+        (0, "class_accuracy must be .* class-conditional network .conditioning=label., got an unconditional"),
         (7, "`features` must be a classifier with 7 classes .* got fashion_cnn with 10 classes"),
     ],
 )

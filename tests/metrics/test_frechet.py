@@ -9,6 +9,8 @@ from pytorch_fid.fid_score import calculate_frechet_distance
 from torch import Tensor
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 
+from diffusion_lab.features import FashionCNN
+from diffusion_lab.metrics import DensityCoverage, KernelDistance, Metric, PrecisionRecall
 from diffusion_lab.metrics.feature_set import FeatureSet
 from diffusion_lab.metrics.frechet import FrechetDistance, SpatialFrechetDistance, frechet_distance
 from diffusion_lab.metrics.metric import full_name
@@ -123,6 +125,17 @@ def test_the_spatial_distance_requires_spatial_features() -> None:
         ValueError, match="`features` must have the output 'spatial' for SpatialFrechetDistance, got stand"
     ):
         SpatialFrechetDistance(StandIn())
+
+
+@pytest.mark.parametrize("kind", [FrechetDistance, KernelDistance, PrecisionRecall, DensityCoverage])
+def test_a_metric_of_tensors_is_refused(kind: type[Metric]) -> None:
+    features = torch.randn(10, 128)
+    with pytest.raises(
+        ValueError, match=r"measured on two diffusion_lab.FeatureSet, got .* Tensor; .* FeatureSet.of\("
+    ):
+        kind(FashionCNN()).measure(features, features)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"`rows` must be the features of images, \[N, D\], .* \[10, 1, 28, 28\]"):
+        FeatureSet.of(torch.zeros(10, 1, 28, 28))
 
 
 def test_sets_with_features_of_different_sizes_are_refused() -> None:

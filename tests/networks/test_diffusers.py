@@ -107,7 +107,8 @@ def test_labels_for_a_network_that_takes_none_are_refused() -> None:
     autoencoder = nn.Linear(1, 1)
     autoencoder.config = type("Config", (), {"sample_size": 8, "in_channels": 1, "out_channels": 1})  # type: ignore
     with pytest.raises(
-        ValueError, match=r"conditioning must be none for Linear \(which takes no class labels\), got label"
+        ValueError,
+        match=r"`labels` must be None .conditioning=none. for Linear, which takes no class labels, got Labels",
     ):
         FromDiffusers(autoencoder, labels=Labels(3))
 
@@ -128,5 +129,5 @@ def test_a_side_that_cannot_be_halved_so_often_is_refused() -> None:
         sample_size=30, block_out_channels=(8, 8, 8), layers_per_block=1, norm_num_groups=4,
         down_block_types=3 * ("DownBlock2D",), up_block_types=3 * ("UpBlock2D",),
     )  # fmt: skip
-    with pytest.raises(ValueError, match=r"network.sample_size must be divisible by 4 .* got 30; .*resolution=32"):
+    with pytest.raises(ValueError, match=r"network.sample_size must be divisible by 4 .* got 30; try sample_size=32"):
         FromDiffusers(network)

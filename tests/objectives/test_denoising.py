@@ -52,7 +52,7 @@ def test_loss_of_float64_outputs_stays_in_float64() -> None:
 
 @pytest.mark.parametrize("out_channels", [1, 4, 6])
 def test_a_network_with_other_channels_than_the_image_is_rejected(out_channels: int) -> None:
-    message = f"model.out_channels must be 3 .* for objective=simple, got {out_channels}; set variance="
+    message = f"`out_channels` of the network must be 3 .* for the objective Denoising, got {out_channels}; a learned"
     with pytest.raises(ValueError, match=message):
         Denoising(Epsilon()).require(CosineSchedule(10), 3, out_channels)
 
@@ -64,7 +64,7 @@ def test_a_network_with_the_channels_of_the_image_is_accepted_for_any_schedule()
 
 @pytest.mark.parametrize("weighting", [TruncatedSNR(), EDMWeighting()], ids=str)
 def test_a_weighting_that_is_infinite_at_a_first_step_without_noise_is_rejected(weighting: Weighting) -> None:
-    with pytest.raises(ValueError, match=r"weighting must be none, constant, min_snr, .* adds no noise, got"):
+    with pytest.raises(ValueError, match=r"`weighting` must be None, Constant, MinSNR, .* adds no noise, got"):
         Denoising(Epsilon(), weighting).require(LinearSchedule(50, 0.0, 0.98), 3, 3)
     Denoising(Epsilon(), MinSNR()).require(LinearSchedule(50, 0.0, 0.98), 3, 3)
     Denoising(Epsilon(), weighting).require(LinearSchedule(50), 3, 3)

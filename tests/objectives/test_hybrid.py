@@ -99,10 +99,15 @@ def test_loss_of_bfloat16_outputs_is_computed_in_float32() -> None:
     assert torch.equal(*losses)
 
 
+def test_a_bound_of_another_prediction_is_rejected() -> None:
+    with pytest.raises(ValueError, match=r"`bound` must have the prediction of `simple` \(V\(\)\), got Epsilon\(\)"):
+        Hybrid(Denoising(V()), Variational(Epsilon(), LearnedRange()))
+
+
 @pytest.mark.parametrize("variance", [FixedSmall(), FixedLarge()], ids=str)
 def test_a_fixed_variance_is_rejected(variance: Variance) -> None:
     message = (
-        "variance must be learned_range or learned_diagonal for objective=hybrid.* "
+        "`variance` must be LearnedRange or LearnedDiagonal for the objective Hybrid.* "
         f"got the fixed variance {type(variance).__name__}"
     )
     with pytest.raises(ValueError, match=message):
@@ -120,5 +125,7 @@ def test_hybrid_requires_discrete_steps_and_twice_the_channels() -> None:
     hybrid.require(PROCESS.schedule, 3, 6)
     with pytest.raises(ValueError, match=r"`schedule` must have discrete steps .* RectifiedFlowSchedule"):
         hybrid.require(RectifiedFlowSchedule(), 3, 6)
-    with pytest.raises(ValueError, match=r"out_channels must be 6 for a learned variance \(twice the 3 .* got 3"):
+    with pytest.raises(
+        ValueError, match=r"`out_channels` of the network must be 6 for a learned variance \(twice the 3 .* got 3"
+    ):
         hybrid.require(PROCESS.schedule, 3, 3)

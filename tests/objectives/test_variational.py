@@ -265,13 +265,13 @@ def test_continuous_schedules_are_rejected(schedule: NoiseSchedule) -> None:
 @pytest.mark.parametrize(
     ("variance", "out_channels", "message"),
     [
-        (FixedSmall(), 6, "out_channels must be 3 for a fixed variance, got 6"),
-        (FixedLarge(), 4, "out_channels must be 3 for a fixed variance, got 4"),
-        (LearnedRange(), 3, "out_channels must be 6 for a learned variance .twice the 3 channels of the image., got 3"),
+        (FixedSmall(), 6, "`out_channels` of the network must be 3 for a fixed variance, got 6"),
+        (FixedLarge(), 4, "`out_channels` of the network must be 3 for a fixed variance, got 4"),
+        (LearnedRange(), 3, "`out_channels` of the network must be 6 for a learned variance .twice the 3 .*, got 3"),
         (
             LearnedDiagonal(),
             9,
-            "out_channels must be 6 for a learned variance .twice the 3 channels of the image., got 9",
+            "`out_channels` of the network must be 6 for a learned variance .twice the 3 .*, got 9",
         ),
     ],
 )

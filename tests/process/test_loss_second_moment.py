@@ -182,7 +182,7 @@ def test_two_ranks_have_the_history_of_one(tmp_path: Path) -> None:
 
 def test_invalid_settings_are_rejected() -> None:
     for schedule in (EDMSchedule(), SCHEDULE.continuous):
-        with pytest.raises(ValueError, match="`schedule` must have discrete steps for times=loss_second_moment, got"):
+        with pytest.raises(ValueError, match=r"`schedule` must have discrete .* times LossSecondMoment .*, got"):
             LossSecondMoment(schedule)
     for num_kept in (0, -1):
         with pytest.raises(ValueError, match=f"num_kept must be at least 1, got {num_kept}"):

@@ -210,7 +210,7 @@ NO_SIGNAL = [JSDSchedule(40), CosineSchedule(40, zero_terminal_snr=True), Rectif
 def test_noise_predictions_are_rejected_if_the_last_alpha_is_0(
     prediction: Prediction, name: str, schedule: NoiseSchedule
 ) -> None:
-    message = f"prediction must determine x_0 at .* {type(schedule).__name__}, whose last alpha is 0 .* got {name};"
+    message = f"`prediction` must determine x_0 at .* {type(schedule).__name__}, whose last alpha is 0 .* got {name};"
     with pytest.raises(ValueError, match=message):
         prediction.require(schedule)
 

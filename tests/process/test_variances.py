@@ -123,10 +123,12 @@ def test_learned_diagonal_is_the_network_output(value: float) -> None:
 
 @pytest.mark.parametrize("variance", [LearnedRange(), LearnedDiagonal()], ids=str)
 def test_a_learned_variance_without_a_variance_output_is_rejected(variance: Variance) -> None:
-    with pytest.raises(ValueError, match="variance must be fixed_small or fixed_large for a network without"):
+    with pytest.raises(ValueError, match=r"`variance` must be FixedSmall or FixedLarge .* for a network without"):
         log_variance(variance, times(3), times(4))
     for out_channels in (3, 5, 12):
-        with pytest.raises(ValueError, match=rf"out_channels must be 6 .* the 3 channels .*, got {out_channels};"):
+        with pytest.raises(
+            ValueError, match=rf"`out_channels` of the network must be 6 .* the 3 channels .*, got {out_channels};"
+        ):
             variance.require(3, out_channels)
 
 

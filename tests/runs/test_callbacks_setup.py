@@ -45,7 +45,7 @@ def test_a_metric_that_needs_more_images_than_the_set_has_is_refused(tmp_path: P
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (None, "conditioning=label is required for class_accuracy, got an unconditional network"),
+        (None, "class_accuracy must be .* class-conditional network .conditioning=label., got an unconditional"),
         (Labels(3), "`features` must be a classifier with 3 classes .* got fashion_cnn with 10 classes"),
     ],
 )

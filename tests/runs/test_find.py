@@ -118,7 +118,7 @@ SETTINGS = {
     "cascade": Setting(lambda value: str(cascade_stages(OmegaConf.create({"cascade": [value]}))[0].folder)),
     "numbers": Setting(named_by_numbers, "evaluate"),
     "folder of sweep status": Setting(named_by_sweep, is_sweep=True),
-    "load_module": Setting(named_in_error(lambda value: load_module(value, "none.ckpt"), "run folder ", " has no")),
+    "load_module": Setting(named_in_error(lambda value: load_module(value, "none.ckpt"), " in ", "/checkpoints, got")),
 }
 FORMS = {
     "absolute path": "{logs}/{command}/{run}",
@@ -188,7 +188,10 @@ def test_a_moved_logs_folder_does_not_hide_the_runs_in_the_default_one(tmp_path:
         (None, "`guide` must be a run folder, a checkpoint file in it or last, got no value."),
         ("first_rum", "got first_rum, which does not exist in .*elsewhere or below .*; perhaps you mean .*first_run."),
         ("logs/train/first_rum", "got logs/train/first_rum, which .*; perhaps you mean .*train/first_run."),
-        ("zzz", r"got zzz, which does not exist in .*elsewhere or below .*my logs \[1\]\.$"),
+        (
+            "zzz",
+            r"got zzz, which does not exist in .*elsewhere or below .*my logs \[1\] or .*; the .* DIFFUSION_LAB_LOGS ",
+        ),
         ("zzz*", r"got zzz\*, which matches nothing in "),
         ("/nowhere", r"got /nowhere, which does not exist\.$"),
         ("x" * 300, "which does not exist in"),
@@ -212,6 +215,24 @@ def test_last_names_the_run_with_the_newest_checkpoint(logs: Path) -> None:
     os.utime(folders[1] / "checkpoints" / "last.ckpt", (2e9, 2e9))
     assert find_run("run", "last").folder == folders[1]
     with pytest.raises(UserError, match=r"classifier=last: there is no run folder in .*train_classifier"):
+        find_run("classifier", "last", command="train_classifier")
+
+
+def test_logs_in_the_working_directory_are_searched_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffusion_lab.runs.find.ROOT", tmp_path / "clone")
+    monkeypatch.delenv("DIFFUSION_LAB_LOGS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    run, other = make_run(tmp_path / "logs" / "train" / "A"), make_run(tmp_path / "clone" / "logs" / "train" / "B")
+    assert {find_run("run", name).folder for name in ("A", "train/A", "logs/train/A")} == {run}
+    for newest, older in ((run, other), (other, run)):
+        for file in newest.glob("checkpoints/*"):
+            os.utime(file, (2e9, 2e9))
+        for file in older.glob("checkpoints/*"):
+            os.utime(file, (1e9, 1e9))
+        assert find_run("run", "last").folder == newest
+    with pytest.raises(
+        UserError, match=r"no run folder in .*/logs/train_classifier; the .* DIFFUSION_LAB_LOGS .* names"
+    ):
         find_run("classifier", "last", command="train_classifier")
 
 

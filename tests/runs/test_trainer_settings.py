@@ -73,6 +73,8 @@ def test_the_data_set_suggests_the_number_of_steps_and_the_device_does_not() -> 
     ("overrides", "message"),
     [
         (["trainer.max_steps=3", "trainer.max_epochs=2"], "trainer.max_epochs cannot both be given, got 3 and 2"),
+        (["trainer.max_steps=1e2k"], "trainer.max_steps must be a whole number of at least 1, got 1e2k"),
+        (["trainer.max_steps=9", "data.max_steps=5"], "gives trainer.max_steps .here 9., got data.max_steps=5; set"),
         (["trainer.max_steps=1.5"], "trainer.max_steps must be a whole number of at least 1, got 1.5"),
         (["trainer.max_steps=.inf"], "trainer.max_steps must be a whole number of at least 1, got inf"),
         (["trainer.max_epochs=0"], "trainer.max_epochs must be a whole number of at least 1, got 0"),

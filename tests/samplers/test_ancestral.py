@@ -142,7 +142,7 @@ def test_a_learned_diagonal_is_the_log_variance_itself() -> None:
 
 
 def test_a_learned_variance_of_a_denoiser_without_variance_output_is_refused() -> None:
-    with pytest.raises(ValueError, match="variance must be fixed_small or fixed_large"):
+    with pytest.raises(ValueError, match="`variance` must be FixedSmall or FixedLarge"):
         sampler(LearnedRange()).sample(GaussianOracle(PROCESS), RecordedNoise((5, 3, 8, 6)), Condition())
 
 

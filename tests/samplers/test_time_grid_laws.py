@@ -104,10 +104,12 @@ def test_more_steps_than_the_table_has_are_refused(grid: TimeGrid) -> None:
 
 
 @every_grid
-@pytest.mark.parametrize("num_steps", [0, -2])
+@pytest.mark.parametrize("num_steps", [0, -2, 2.5, True])
 @pytest.mark.parametrize("schedule", [LinearSchedule(30), VPSchedule()], ids=str)
-def test_fewer_than_one_step_is_refused(grid: TimeGrid, schedule: NoiseSchedule, num_steps: int) -> None:
-    with pytest.raises(ValueError, match=f"num_steps must be at least 1, got {num_steps}"):
+def test_a_number_of_steps_below_1_or_with_a_fraction_is_refused(
+    grid: TimeGrid, schedule: NoiseSchedule, num_steps: int
+) -> None:
+    with pytest.raises(ValueError, match=f"num_steps must be a whole number of at least 1, got {num_steps}"):
         grid(schedule, num_steps)
 
 

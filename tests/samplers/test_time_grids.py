@@ -186,7 +186,7 @@ def test_listed_times_are_unchanged() -> None:
 @pytest.mark.parametrize(
     ("grid", "schedule", "num_steps", "message"),
     [
-        (SectionTimes([10, 10]), EDMSchedule(), 20, r"discrete steps .* for time_grid=sections, got .* EDMSchedule"),
+        (SectionTimes([10, 10]), EDMSchedule(), 20, r"discrete steps .* time grid SectionTimes .*, got .* EDMSchedule"),
         (SectionTimes([10, 10]), LinearSchedule(1000), 25, r"num_steps must be 20 \(the sum of counts\) or a number"),
         (SectionTimes([30, 1]), LinearSchedule(20), None, r"counts, .*, must be in 1\.\.10 .* section\), got 30"),
         (SectionTimes([10, 0]), LinearSchedule(20), None, r"counts must be in 1\.\.10 .* of a section\), got 0"),

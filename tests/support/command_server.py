@@ -61,6 +61,7 @@ def _supervise(request: dict[str, Any]) -> NoReturn:
 
 
 def _run(request: dict[str, Any]) -> NoReturn:
+    os.setpgid(0, 0)  # signals to its group reach its children, but not the tests
     for stream, path in ((1, request["out"]), (2, request["err"])):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

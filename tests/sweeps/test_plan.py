@@ -6,13 +6,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import hydra
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobStatus
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from diffusion_lab.config import overrides
 from diffusion_lab.config.overrides import run_folder_name, sweep_folder_name
 from diffusion_lab.errors import UserError
+from diffusion_lab.paths import CONF
 from diffusion_lab.runs import status as run_status
 from diffusion_lab.sweeps import plan as sweep_plan
 from diffusion_lab.sweeps.plan import PlannedRun
@@ -71,19 +75,13 @@ def test_child_processes_receive_the_swept_keys(command_line: Any, monkeypatch: 
     assert run_folder_name(["schedule=linear", "seed=1"], None) == "schedule-linear"
 
 
-class Loader:
-    """Replaces Hydra's config loader."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def load_sweep_config(self, config: Any, overrides: list[str]) -> Any:
-        name = run_folder_name(overrides, None)
-        return OmegaConf.create({"hydra": {"sweep": {"dir": str(self.folder), "subdir": name}}, "trainer": {}})
-
-
-def plan_runs(folder: Path, *swept: str) -> list[PlannedRun]:
-    return sweep_plan.plan(OmegaConf.create(), [[value, "data.batch_size=32"] for value in swept], Loader(folder))
+def plan_runs(folder: Path, *swept: str, fixed: tuple[str, ...] = ("data.batch_size=32",)) -> list[PlannedRun]:
+    """Return the plan of a sweep of src/train.py.  swept: overrides of each run, separated by spaces."""
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        loader: Any = GlobalHydra.instance().config_loader()
+        config = loader.load_configuration("train", [f"hydra.sweep.dir={folder}"], RunMode.MULTIRUN)
+        return sweep_plan.plan(config, [[*run.split(), *fixed] for run in swept], loader)
 
 
 def started_run(folder: Path, *run_overrides: str) -> Path:
@@ -100,22 +98,78 @@ def test_finished_runs_are_skipped_and_interrupted_runs_are_resumed(command_line
     (tmp_path / "seed-2" / "checkpoints").mkdir()
     (tmp_path / "seed-2" / "checkpoints" / "last.ckpt").touch()
     run_status.mark_failed(started_run(tmp_path / "seed-3", "seed=3", "data.batch_size=32"), "no")
-    run_status.mark_finished(started_run(tmp_path / "seed-4", "seed=4", "data.batch_size=16"), 0.5)  # other overrides
+    run_status.mark_failed(started_run(tmp_path / "seed-4", "seed=4"), "interrupted by SIGINT after step 3")
     started_run(tmp_path / "seed-5", "seed=5", "data.batch_size=32")
     plan = plan_runs(tmp_path, *(f"seed={k}" for k in range(1, 7)))
     assert [run.next_action for run in plan] == [
-        "skip (finished)", "resume (failed: RuntimeError: no)", "restart (failed: no)", "restart", "wait (running)",
-        "start",
+        "skip (finished)", "resume (failed: RuntimeError: no)", "restart (failed: no)",
+        "restart (interrupted by SIGINT after step 3)", "wait (running)", "start",
     ]  # fmt: skip
     assert [run.is_done for run in plan] == [True, False, False, False, False, False]
     assert [run.is_busy for run in plan] == [False, False, False, False, True, False]
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    return {str(path): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "change"),
+    [
+        (["optimizer.lr=1e-3"], ["optimizer.lr=2e-3"], r"optimizer.lr \(was 0.001, got 0.002\)"),
+        (["data.batch_size=64"], ["data.batch_size=32"], r"data.batch_size \(was 64, got 32\)"),
+        (["schedule=linear"], ["schedule=cosine"], r"schedule \(was linear, got cosine\)"),
+        (
+            ["lr_schedule=cosine", "trainer.max_steps=60"],
+            ["lr_schedule=cosine", "trainer.max_steps=90"],
+            r"lr_schedule.num_decay_steps \(was 60, got 90\), .*",
+        ),
+    ],
+)
+def test_other_settings_in_the_folder_of_a_sweep_are_refused_and_leave_its_runs_unchanged(
+    before: list[str], now: list[str], change: str, command_line: Any, tmp_path: Path
+) -> None:
+    command_line("seed=1,2")
+    run_status.mark_finished(started_run(tmp_path / "seed-1", "seed=1", *before), 0.5)
+    unchanged = files_of(tmp_path)
+    message = rf"sweep.name .* must name another sweep for other settings, but seed-1 in .* settings: {change}\."
+    with pytest.raises(UserError, match=message):
+        plan_runs(tmp_path, "seed=2", "seed=1", fixed=tuple(now))
+    assert sweep_plan.finish() is None  # no table, because no run was started
+    assert files_of(tmp_path) == unchanged
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "action", "is_done"),
+    [
+        (30, "skip (finished with more steps than trainer.max_steps=30)", True),
+        (60, "skip (finished)", True),
+        (90, "restart", False),
+    ],
+)
+def test_a_finished_run_is_resumed_only_for_more_steps(
+    max_steps: int, action: str, is_done: bool, command_line: Any, tmp_path: Path
+) -> None:
+    command_line("seed=1,2")
+    run_status.mark_finished(started_run(tmp_path / "seed-1", "seed=1", "trainer.max_steps=60"), 0.5)
+    unchanged = files_of(tmp_path)
+    fixed = (f"++trainer.max_steps={max_steps}", "callbacks.progress=null")  # which has no effect on the result
+    (run,) = plan_runs(tmp_path, "seed=1", fixed=fixed)
+    assert (run.next_action, run.is_done) == (action, is_done)
+    assert files_of(tmp_path) == unchanged
+
+
+def test_a_seed_that_is_not_a_whole_number_is_refused_before_the_plan(command_line: Any, tmp_path: Path) -> None:
+    command_line("seed=1,2-3")
+    with pytest.raises(UserError, match=r"seed must be a whole number in 0..2\^63 - 1, got 2-3\."):
+        plan_runs(tmp_path, "seed=1", "seed=2-3")
 
 
 def test_a_sweeper_receives_the_result_of_a_run_and_none_if_it_failed(command_line: Any, tmp_path: Path) -> None:
     command_line("seed=1,2")
     run_status.mark_finished(started_run(tmp_path / "seed-1", "seed=1"), 0.5)
     run_status.mark_failed(started_run(tmp_path / "seed-2", "seed=2"), "no")
-    done, failed = (sweep_plan.job_return(run) for run in plan_runs(tmp_path, "seed=1", "seed=2"))
+    done, failed = (sweep_plan.job_return(run) for run in plan_runs(tmp_path, "seed=1", "seed=2", fixed=()))
     assert (done.status, done.return_value) == (JobStatus.COMPLETED, 0.5)
     assert (failed.status, failed.return_value) == (JobStatus.COMPLETED, None)
 
@@ -137,10 +191,11 @@ def test_an_evaluation_is_repeated_if_its_checkpoint_is_newer(command_line: Any,
     run_status.mark_finished(started_run(tmp_path / "sweep" / "sampler-ddim", *run_overrides), 0.5)
     config = OmegaConf.create({"run": str(trained), "checkpoint": "last.ckpt"})
     status = run_status.read(tmp_path / "sweep" / "sampler-ddim")
-    assert sweep_plan._is_done(tmp_path / "sweep" / "sampler-ddim", run_overrides, config, status)
+    assert status is not None
+    assert sweep_plan._is_current(config, status)
     time.sleep(0.02)
     (trained / "checkpoints" / "last.ckpt").touch()
-    assert not sweep_plan._is_done(tmp_path / "sweep" / "sampler-ddim", run_overrides, config, status)
+    assert not sweep_plan._is_current(config, status)
 
 
 def test_a_sweep_ends_with_its_table_and_an_error_message_about_failed_runs(

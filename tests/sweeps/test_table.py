@@ -1,18 +1,22 @@
 """The table of a sweep, whose runs may not have finished."""
 
 import csv
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 
+from diffusion_lab.reporting import plots
 from diffusion_lab.reporting.image_grids import save_sheet
 from diffusion_lab.reporting.plots import save_against
 from diffusion_lab.runs import status as run_status
 from diffusion_lab.runs.results import write_metrics, write_summary
+from diffusion_lab.runs.status import Status
 from diffusion_lab.sweeps.table import write_sweep_table
 
 
@@ -102,13 +106,106 @@ def test_numbers_have_a_numeric_axis_and_names_a_categorical_one(
 
     figures: list[Any] = []
     monkeypatch.setattr(pyplot, "close", figures.append)
-    save_against({"fd": [("0.1", 3.0), ("0.001", 5.0), ("0.1", 1.0)]}, "lr", tmp_path / "a.png")
-    save_against({"fd": [("linear", 3.0), ("cosine", 5.0)]}, "schedule", tmp_path / "b.png")
+    lines = {"seed=1": [("0.1", 3.0, 0.5), ("0.001", 5.0, 0.0)], "seed=2": [("0.1", 1.0, 0.0)]}
+    save_against({"fd": lines}, "lr", ["0.1", "0.001"], tmp_path / "a.png")
+    save_against({"fd": {"": [("b", 5.0, 0.0), ("c", 3.0, 0.0)]}}, "x", ["c", "b"], tmp_path / "b.png")
     (numbers,), (names,) = (figure.axes for figure in figures)
     assert numbers.get_xscale() == "log"
-    assert numbers.lines[0].get_xydata().tolist() == [[0.001, 5.0], [0.1, 2.0]]  # the line connects the means
-    assert sorted(numbers.collections[0].get_offsets().tolist()) == [[0.001, 5.0], [0.1, 1.0], [0.1, 3.0]]
-    assert [label.get_text() for label in names.get_xticklabels()] == ["linear", "cosine"]
+    first, second = (container.lines[0].get_xydata().tolist() for container in numbers.containers)
+    assert (first, second) == ([[0.001, 5.0], [0.1, 3.0]], [[0.1, 1.0]])
+    (bars,) = (bars.get_segments() for bars in numbers.containers[0].lines[2])
+    assert [[y for _, y in bar] for bar in bars] == [[5.0, 5.0], [2.5, 3.5]]
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["seed=1", "seed=2"]
+    assert [label.get_text() for label in names.get_xticklabels()] == ["c", "b"]
+    assert not figures[1].legends
+
+
+def swept_over_seeds(folder: Path) -> None:
+    """Write the results of `schedule=linear,cosine lr=1e-4,1e-2 seed=1,2,3`."""
+    for number, (schedule, lr, seed) in enumerate(itertools.product(["linear", "cosine"], ["1e-4", "1e-2"], [1, 2, 3])):
+        finish(started_run(folder, f"schedule={schedule}", f"lr={lr}", f"seed={seed}"), float(number + (seed == 3)))
+    typed = ["schedule=linear,cosine", "lr=1e-4,1e-2", "seed=1,2,3"]
+    OmegaConf.save(OmegaConf.create({"hydra": {"overrides": {"task": typed}}}), folder / "multirun.yaml")
+
+
+def test_a_sweep_over_seeds_has_a_table_with_mean_and_standard_deviation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    swept_over_seeds(tmp_path)
+    assert write_sweep_table(tmp_path)
+    with (tmp_path / "sweep_over_seeds.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["schedule"], row["lr"], row["num_seeds"]) for row in rows] == [
+        ("linear", "1e-4", "3"), ("linear", "1e-2", "3"), ("cosine", "1e-4", "3"), ("cosine", "1e-2", "3"),
+    ]  # fmt: skip
+    assert float(rows[1]["mean_fd_a_9_train"]) == pytest.approx((3 + 4 + 6) / 3)
+    assert float(rows[1]["std_fd_a_9_train"]) == pytest.approx(np.std([3, 4, 6], ddof=1))
+    assert "| linear | 1e-2 | 3 | 0.25 ± 0 | 4.333 ± 1.528 |" in (tmp_path / "sweep.md").read_text()
+    assert "4.333 ± 1.528" in capsys.readouterr().out
+
+
+def test_runs_without_a_common_setting_are_not_averaged(tmp_path: Path) -> None:
+    for seed, lr in enumerate(("1e-4", "1e-2")):
+        finish(started_run(tmp_path, f"lr={lr}", f"seed={seed}"), float(seed))
+    assert write_sweep_table(tmp_path)
+    assert not (tmp_path / "sweep_over_seeds.csv").exists()
+
+
+def test_a_plot_has_one_line_for_each_combination_of_the_other_settings_in_typed_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plotted: list[Any] = []
+    monkeypatch.setattr(plots, "save_against", lambda *arguments: plotted.append(arguments))
+    swept_over_seeds(tmp_path)
+    assert write_sweep_table(tmp_path)
+    assert [path.name for *_, path in plotted] == ["against_schedule.png", "against_lr.png"]  # and none for the seed
+    panels, key, order, _ = plotted[0]
+    assert (key, order) == ("schedule", ["linear", "cosine"])
+    (lines,) = panels.values()
+    assert list(panels) == ["fd_a_9_train\n(lower is better)"]
+    std = float(np.std([0, 1, 3], ddof=1))
+    assert {label: [(x, round(mean, 9), round(s, 9)) for x, mean, s in points] for label, points in lines.items()} == {
+        "lr=1e-4": [("linear", round(4 / 3, 9), round(std, 9)), ("cosine", round(22 / 3, 9), round(std, 9))],
+        "lr=1e-2": [("linear", round(13 / 3, 9), round(std, 9)), ("cosine", round(31 / 3, 9), round(std, 9))],
+    }
+
+
+def test_the_state_of_a_sweep_is_summarized_with_the_time_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Status, "hours", lambda self, last=None: {"finished": 1.0, "running": 0.5}.get(self.state, 0.0))
+    finish(started_run(tmp_path, "seed=1"), 4.0)
+    running = started_run(tmp_path, "seed=2")
+    (running / "config.yaml").write_text("trainer:\n  max_steps: 100\n")
+    (running / "output.log").write_text("step 1/100  loss 0.9\nstep 25/100  loss 0.5\n")
+    run_status.mark_queued(started_run(tmp_path, "seed=3"))
+    assert write_sweep_table(tmp_path)
+    # The running run needs 2 hours in total, so 1.5 more; the queued run needs the mean of 1 and 2 hours.
+    assert capsys.readouterr().out.splitlines()[-1] == "1 finished, 1 running, 1 queued; about 3:00:00 left"
+    assert [row["step"] for row in table(tmp_path)] == ["8", "25", ""]
+    (running / "output.log").unlink()
+    (running / "metrics.csv").write_text("step,images_per_second\n5,4.0\n10,2.0\n")
+    (running / "config.yaml").write_text("trainer:\n  max_steps: 190\ndata:\n  batch_size: 20\n")
+    assert write_sweep_table(tmp_path)
+    # 180 steps x 20 images / 2 per second = 0.5 hours; the queued run needs the mean of 1 and 0.5 + 0.5 hours.
+    assert capsys.readouterr().out.splitlines()[-1] == "1 finished, 1 running, 1 queued; about 1:30:00 left"
+
+
+def test_runs_that_were_stopped_are_shown_as_interrupted_with_the_way_to_continue(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish(started_run(tmp_path, "seed=1"), 4.0)
+    run_status.mark_failed(started_run(tmp_path, "seed=2"), "interrupted by SIGINT after step 20")
+    for seed in (3, 4):
+        run_status.mark_not_started(started_run(tmp_path, f"seed={seed}"), "the sweep was interrupted")
+    assert write_sweep_table(tmp_path)
+    assert [row["state"] for row in table(tmp_path)] == ["finished", "interrupted", "not started", "not started"]
+    assert table(tmp_path)[1]["step"] == "20"
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        "seed-2: interrupted by SIGINT after step 20",
+        "seed-3, seed-4: not started: the sweep was interrupted",
+        "1 finished, 1 interrupted, 2 not started; the command that started the sweep continues it",
+    ]
 
 
 def test_the_command_shows_a_sweep_and_rejects_other_folders(tmp_path: Path) -> None:

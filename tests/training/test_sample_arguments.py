@@ -9,7 +9,8 @@ import torch
 from diffusion_lab.generation import SeededImages
 from diffusion_lab.guidance import Guidance, Strength
 from diffusion_lab.networks import Condition, Labels
-from diffusion_lab.samplers import DDIM, DPMSolver, Euler
+from diffusion_lab.process import CosineSchedule, GaussianProcess
+from diffusion_lab.samplers import DDIM, DPMSolver, Euler, Heun, NoClipping, TrailingTimes
 from diffusion_lab.training import DiffusionModule
 from support.small_runs import small_module
 
@@ -36,6 +37,7 @@ def test_a_number_is_the_scale_of_classifier_free_guidance(module: DiffusionModu
     guided = module.sample(2, guidance=Guidance(Strength(3.0)), num_steps=2)
     for guidance in (3.0, 3, Strength(3.0)):
         assert torch.equal(module.sample(2, guidance=guidance, num_steps=2), guided)
+    assert torch.equal(module.sample(2, guidance_scale=3.0, num_steps=2), guided)
     assert not torch.equal(module.sample(2, num_steps=2), guided)
 
 
@@ -61,6 +63,30 @@ def test_a_sampler_is_an_object_a_class_or_a_name_with_a_number_of_steps(module:
     assert torch.equal(module.sample(2, num_steps=4), module.sample(2, sampler=DDIM(module.process, num_steps=4)))
 
 
+def test_a_module_takes_the_same_forms_of_a_sampler_as_its_method_sample(module: DiffusionModule) -> None:
+    assert isinstance(DiffusionModule(module.network, module.process, sampler="heun").sampler, Heun)
+    assert DiffusionModule(module.network, module.process, sampler=DPMSolver).sampler == DPMSolver(module.process)
+    with pytest.raises(ValueError, match=r"must have the process of the module \(CosineSchedule.* LinearSchedule"):
+        DiffusionModule(module.network, CosineSchedule(20), sampler=module.sampler)
+
+
+def test_a_sampler_that_is_given_by_name_keeps_the_time_grid_and_the_clipping(module: DiffusionModule) -> None:
+    own = DDIM(module.process, num_steps=4, time_grid=TrailingTimes(), clipping=NoClipping())
+    module = DiffusionModule(module.network, module.process, sampler=own)
+    wanted = Heun(module.process, num_steps=5, time_grid=TrailingTimes(), clipping=NoClipping())
+    assert torch.equal(module.sample(2, sampler="heun", num_steps=5), module.sample(2, sampler=wanted))
+
+
+def test_a_sampler_may_have_an_equal_process_its_continuous_extension_or_fewer_steps(module: DiffusionModule) -> None:
+    schedule = CosineSchedule(1000)
+    module = DiffusionModule(module.network, schedule)
+    for other in (CosineSchedule(1000), schedule.continuous, CosineSchedule(100)):
+        sampler = DDIM(GaussianProcess(other), time_grid=TrailingTimes(), num_steps=4)
+        expected = DDIM(module.process, time_grid=TrailingTimes(), num_steps=4)
+        images, wanted = (module.sample(2, sampler=one) for one in (sampler, expected))
+        torch.testing.assert_close(images, wanted, rtol=0, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -73,7 +99,17 @@ def test_a_sampler_is_an_object_a_class_or_a_name_with_a_number_of_steps(module:
         ({"label": True}, r"`label` must be None, random, in 0\.\.2 or a list of such numbers, got True"),
         ({"label": torch.tensor([0.0, 1.0])}, r"`label` must be None, random, in 0\.\.2 or a list .*, got tensor"),
         ({"label": "shp"}, "`label` must be the name or the number of a class .0 cat, 1 dog, 2 Ship, boat., got shp"),
-        ({"sampler": "ddmi"}, r"`sampler` must be a sampler, its class or its name \(DDIM, .*\), got ddmi"),
+        (
+            {"sampler": "ddmi"},
+            r"`sampler` must be a sampler, its class or its name \(DDIM, .*\), got ddmi; perhaps you mean DDIM",
+        ),
+        ({"sampler": "unicp"}, "got unicp; perhaps you mean UniPC"),
+        ({"guidance": 2.0, "guidance_scale": 3.0}, "`guidance_scale` must be None if `guidance` is given, got 3.0"),
+        ({"num_steps": 2.5}, "num_steps must be a whole number of at least 1, got 2.5"),
+        (
+            {"sampler": DDIM(GaussianProcess(CosineSchedule(20)), num_steps=4)},
+            r"`sampler` must have the process of the module \(LinearSchedule.*, got a sampler with CosineSchedule",
+        ),
         ({"sampler": object()}, "`sampler` must be a diffusion_lab.Sampler that defines sample"),
         ({"num_steps": 21}, "num_steps must be at most the schedule's 20 steps, got 21"),
     ],

@@ -118,14 +118,14 @@ def test_the_loss_of_a_preconditioned_network_matches_the_formulas_written_out()
 
 def test_a_prediction_that_does_not_fit_the_schedule_is_refused_before_training() -> None:
     module = small_module()
-    with pytest.raises(ValueError, match="prediction must determine x_0 at the last step of JSDSchedule"):
+    with pytest.raises(ValueError, match="`prediction` must determine x_0 at the last step of JSDSchedule"):
         rebuilt(module, process=GaussianProcess(JSDSchedule(20)))
 
 
 def test_an_objective_that_does_not_fit_the_network_is_refused_before_training() -> None:
     module = small_module()
     bound = Variational(Epsilon(), LearnedRange())
-    with pytest.raises(ValueError, match=r"model.out_channels must be 2 for a learned variance .* got 1"):
+    with pytest.raises(ValueError, match=r"`out_channels` of the network must be 2 for a learned variance .* got 1"):
         rebuilt(module, objective=bound)
     with pytest.raises(ValueError, match=r"`schedule` must have discrete steps .* VPSchedule"):
         rebuilt(module, process=GaussianProcess(VPSchedule()), objective=bound)

@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 import diffusion_lab
+from diffusion_lab.commands.output import outlive_reader
 
 COMMANDS = (
     *("train", "train_classifier", "prepare", "sample", "evaluate", "compare"),
@@ -30,6 +31,7 @@ def main(program: str = "diffusion-lab") -> None:
 
     program: start of the command line, for messages.
     """
+    outlive_reader()
     os.environ["DIFFUSION_LAB_PROGRAM"] = program  # read by config.program, whose import loads Hydra
     if not sys.flags.safe_path and os.getcwd() not in sys.path:  # as with python -m, which starts the other ranks
         sys.path.insert(0, os.getcwd())

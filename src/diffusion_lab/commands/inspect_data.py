@@ -1,4 +1,4 @@
-"""Report the content of an image set: shape, classes, pixel values, constant images and duplicates.
+"""Report the content of an image set: sizes, classes, pixel values, constant images and duplicates.
 
 python src/inspect_data.py data=cifar10
 python src/inspect_data.py data=class_folders data.path=FOLDER data.resolution=64
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.commands import entry
-from diffusion_lab.config.validation import argument_problems, raise_problems
+from diffusion_lab.config.validation import argument_problems, data_problems, raise_problems
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import load as run_loading
 
@@ -32,9 +32,7 @@ def inspect_data(config: DictConfig) -> None:
             {key: config[key] for key in ("data", "augmentation", "low_resolution", "near_duplicates", "seed")}
         )
     )
-    raise_problems(
-        [*argument_problems(node.data.store, "data"), *argument_problems(node.near_duplicates, "near_duplicates")]
-    )
+    raise_problems([*data_problems(node.data), *argument_problems(node.near_duplicates, "near_duplicates")])
     search = run_loading.instantiate_node(node.near_duplicates, "near_duplicates")
     store = run_loading.instantiate_node(node.data.store, "data")
     split, other = _load_split(store, config.split), _load_other_split(store, config)
@@ -49,6 +47,7 @@ def inspect_data(config: DictConfig) -> None:
     folder = Path(config.output_folder)
     pairs = inspection_report.list_pairs(inspected, split, other)
     content = inspection_report.as_dict(inspected, split, other, search)
+    content["original_sizes"] = _original_sizes(store, config.split, node.data.get("resolution"))
     inspection_report.write_report(content, pairs, folder)
     sheet = inspection_sheets.contact_sheet(split.images, config.num_rows, config.seed)
     image_grids.save_picture(sheet, folder / "contact_sheet.png")
@@ -85,6 +84,14 @@ def _load_split(store: Any, name: str) -> "Split":
     return Split(name, images)
 
 
+def _original_sizes(store: Any, split: str, resolution: int) -> "dict[str, Any] | None":
+    """Return statistics of the original image sizes; None for a store with its own `load`, or without sizes."""
+    from diffusion_lab.data.image_store import ImageStore
+    from diffusion_lab.data.inspection import size_statistics
+
+    return size_statistics(store.original_sizes(split), resolution) if type(store).load is ImageStore.load else None
+
+
 def _load_other_split(store: Any, config: DictConfig) -> "Split | None":
     """Load the split that `against` selects for the comparison with the inspected split; None: no comparison.
 
@@ -95,9 +102,9 @@ def _load_other_split(store: Any, config: DictConfig) -> "Split | None":
     if config.against != "auto":
         return _load_split(store, config.against)
     try:
-        return _load_split(store, "test")
-    except UserError as error:
-        logger.info("%s is not compared with another split: %s", config.split, error)
+        return _load_split(store, "test") if "test" in store.splits() else None
+    except (UserError, ValueError) as error:
+        logger.info("%s is not compared with the split test: %s", config.split, error)
         return None
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from diffusion_lab.commands.output import outlive_reader
 from diffusion_lab.config.overrides import unquote
 from diffusion_lab.distributed import slurm_job
 from diffusion_lab.errors import UserError
@@ -55,10 +56,11 @@ def _is_shown(record: logging.LogRecord) -> bool:
 
 
 def configure() -> None:
-    """Print the messages of the package to stderr.
+    """Print the messages of the package to stderr; see also `output.outlive_reader`.
 
     The root logger sets the level: INFO until Hydra changes it, so that hydra.verbose=true shows debug messages.
     """
+    outlive_reader()
     _print_to_stderr()
     logging.getLogger().setLevel(logging.INFO)
 

@@ -1,12 +1,14 @@
 """Show the status of a sweep, during or after its runs.
 
 python src/sweep.py status logs/train/SWEEP
+python src/sweep.py status last
 python src/sweep.py status logs/train/SWEEP --allow precision              # compare results with different precision
 python src/sweep.py status logs/train/SWEEP --allow num_samples seed
 
 --allow lists fingerprint fields in which the results of the runs may differ, in addition to the swept settings.
 
-Results: a table with the state of each run; the sweep folder then contains sweep.csv, sweep.md and plots.
+Results: a table with the state of each run; the sweep folder then contains sweep.csv, sweep.md and plots, and for a
+swept seed sweep_over_seeds.csv with means and standard deviations.
 Resuming: the command that started the sweep starts only the runs that are missing, and resumes interrupted runs.
 """
 

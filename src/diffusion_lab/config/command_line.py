@@ -46,9 +46,12 @@ def as_hydra_arguments(command: str, arguments: Sequence[str]) -> list[str]:
     for flag, value in pairwise(flags):
         if flag in ("--cfg", "-c") and value not in ("job", "hydra", "all"):
             raise UserError(f"--cfg must be followed by job, hydra or all, got {value}.")
+    for_sweeps = [argument for argument in others if re.match(r"\+?hydra[/.](launcher|sweeper)", argument)]
+    if for_sweeps and not is_sweep and not flags:
+        raise UserError(f"hydra/launcher and hydra/sweeper must be given with -m, got {for_sweeps[0]} without -m.")
     result = list[str]()
     for k, argument in enumerate(others):
-        _require_form(argument, others[k + 1 :])
+        _require_form(argument, others[:k], others[k + 1 :])
         result += _override(argument, known, is_sweep=is_sweep)
     return [*flags, *result]
 
@@ -101,7 +104,7 @@ class _Known:
         return self.defaults.get(group, "") is None
 
 
-def _require_form(argument: str, following: Sequence[str]) -> None:
+def _require_form(argument: str, preceding: Sequence[str], following: Sequence[str]) -> None:
     """Raise UserError unless an argument has the form NAME=VALUE or ~NAME."""
     name, equals, value = argument.partition("=")
     rest = list(following)
@@ -120,6 +123,9 @@ def _require_form(argument: str, following: Sequence[str]) -> None:
         groups = [path.parent.name for path in sorted(CONF.glob("*/*.yaml")) if path.stem == argument]
         named = f"{argument}=VALUE" if re.fullmatch(r"[\w./]+", argument) else ""
         hint = " or ".join(f"{group}={argument}" for group in groups) or named
+        if not groups and preceding and re.match(r"[\w./]+=.", preceding[-1]):
+            typed = f"{preceding[-1]} {argument}"
+            raise UserError(f"a setting whose value has spaces must be quoted: '{typed}', got {typed}.")
         raise UserError(
             f"settings are given as NAME=VALUE{': ' * bool(hint)}{hint}, got {argument or 'an empty argument'}."
         )
@@ -143,6 +149,8 @@ def _override(argument: str, known: _Known, *, is_sweep: bool) -> list[str]:
             return []
         _refuse_empty(name[1:], "~", known)
         raise UserError(f"settings cannot be deleted; {name[1:]}=null or another value replaces it, got {argument}.")
+    if name == "+callbacks" and value:
+        return [f"callbacks=[default,{value}]"]  # Hydra rejects +GROUP=CHOICE if the group has a choice
     if name.startswith("+") and known.is_known(name.lstrip("+")):
         name = name.lstrip("+")
     if name.startswith("+") and not known.has_node(name.lstrip("+")):

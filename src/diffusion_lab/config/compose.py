@@ -2,9 +2,11 @@
 
 import re
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
@@ -14,6 +16,8 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from diffusion_lab.config.earlier_versions import current_choice, current_key
 from diffusion_lab.config.library_classes import drop_unused_settings, with_plus
+from diffusion_lab.config.overrides import override_key
+from diffusion_lab.config.search_path import KEY as SEARCH_PATH
 from diffusion_lab.config.search_path import search_path_overrides
 from diffusion_lab.config.validation import META, suggestion
 from diffusion_lab.errors import UserError
@@ -22,6 +26,8 @@ from diffusion_lab.paths import CONF
 
 def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
     """Compose a config other than the config of the running job.  Raises UserError if it cannot be composed."""
+    if not any(override_key(override) == SEARCH_PATH for override in overrides):
+        overrides = [*overrides, *search_path_overrides()]
     try:
         config = hydra.compose(config_name, overrides=with_plus(config_name, overrides))
         drop_unused_settings(config, overrides)
@@ -52,7 +58,7 @@ def error_message(error: Exception, config_name: str) -> str:
             if renamed
             else _name_here(group, choice) or suggestion(choice, list(error.options)) or _own_choices_hint()
         )
-        return f"{group} must be one of {', '.join(error.options)}, got {choice}{hint}."
+        return f"{group} must be one of {', '.join(_listed(group, error.options))}, got {choice}{hint}."
     text = " ".join(str(error).split())
     if found := re.match(r"Ambiguous value for argument '([^=]+)=(.*?)' 1\.", text):
         return (
@@ -65,7 +71,11 @@ def error_message(error: Exception, config_name: str) -> str:
         return f"{found[3]} cannot be computed from the given settings: {found[2]}."
     if isinstance(error, InterpolationKeyError):
         missing = re.search(r"'([^']+)' not found", str(error))
-        return f"a value refers to ${{{missing[1] if missing else '...'}}}, which is not a setting."
+        key = re.search(r"full_key: (\S+)", str(error))
+        where = key[1] if key else "a value"
+        name = missing[1] if missing else "..."
+        group = f"; a schedule selects the group {name} in its defaults list" if (CONF / name).is_dir() else ""
+        return f"{where} refers to ${{{name}}}, which is not a setting{group}."
     if found := re.match(r"Error merging override ([^=]+)=(.*)", str(error)):
         return f"{found[1]} must be a value, or ${{NAME}} for the value of another setting, got {found[2]}."
     if isinstance(error, ConfigCompositionException):
@@ -78,10 +88,24 @@ def error_message(error: Exception, config_name: str) -> str:
     return re.sub(r" See https://hydra\S+ for details| full_key: .*", ".", text)
 
 
+def _listed(group: str, choices: Sequence[str]) -> list[str]:
+    """Return the choices of a group that help texts list, which are not those that Hydra and its plugins register."""
+    registered: Any = ConfigStore.instance().repo if group.startswith("hydra/") else {}
+    for part in group.split("/"):
+        registered = registered.get(part, {})
+    return [choice for choice in choices if f"{choice}.yaml" not in registered]
+
+
 def _name_here(group: str, choice: str) -> str:
     """Return a hint that translates a name that other libraries or papers use; "" if the name is unknown."""
-    name = OmegaConf.select(OmegaConf.load(CONF / "_names_elsewhere.yaml"), f"{group}.{choice}")
+    name = _elsewhere(group, choice)
     return f"; use {group}={name}" if name else ""
+
+
+def _elsewhere(group: str, name: str) -> str | None:
+    names: Any = OmegaConf.to_container(OmegaConf.load(CONF / "_names_elsewhere.yaml"))
+    found: str | None = names.get(group, {}).get(name.lower())
+    return found
 
 
 def _own_choices_hint() -> str:
@@ -93,7 +117,7 @@ def _unknown_key(key: str, config_name: str) -> str:
     """Return the message for an override of a key that the config does not have."""
     if renamed := current_key(key):
         return f"{key} was renamed to {renamed}."
-    node = _composed_without(key, config_name)
+    composed = node = _composed_without(key, config_name)
     parent, _, name = key.rpartition(".")
     while parent and _at(node, parent) is None:
         parent, _, name = parent.rpartition(".")
@@ -105,7 +129,9 @@ def _unknown_key(key: str, config_name: str) -> str:
     where = f" in {parent}" if parent else ""
     children: Any = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else {}
     deeper = [f"{parent}.{child}.{name}".lstrip(".") for child, content in children.items() if _has(content, name)]
-    hint = f"; perhaps you mean {deeper[0]}" if deeper else suggestion(name, accepted)
+    known = _elsewhere("settings", key)
+    meant = [known] if known and ((CONF / known).is_dir() or _at(composed, known) is not None) else deeper
+    hint = f"; perhaps you mean {meant[0]}" if meant else suggestion(name, accepted)
     return f"{key} is not a setting{where}: accepted settings are {', '.join(accepted) or 'none'}{hint}."
 
 

@@ -2,8 +2,11 @@
 
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
+
+from diffusion_lab.paths import IS_CHECKOUT, ROOT
 
 PROGRAM_VARIABLE = "DIFFUSION_LAB_PROGRAM"
 """Environment variable with the start of the command line (such as "diffusion-lab") if no script was used.
@@ -18,7 +21,11 @@ def command_line(command: str) -> str:
     For example "python src/train.py", "diffusion-lab train" or "python -m diffusion_lab train".
     """
     program = os.environ.get(PROGRAM_VARIABLE)
-    return f"{program} {command.replace('_', '-')}" if program else f"python src/{command}.py"
+    if program:
+        return f"{program} {command.replace('_', '-')}"
+    script = Path("src") / f"{command}.py"
+    is_elsewhere = IS_CHECKOUT and Path.cwd() != ROOT and not script.is_file()
+    return f"python {shlex.quote(str(ROOT / script)) if is_elsewhere else script}"
 
 
 def as_typed(example: str) -> str:

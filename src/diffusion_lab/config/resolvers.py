@@ -10,6 +10,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from diffusion_lab.config import overrides
 from diffusion_lab.distributed import launch, slurm_job
+from diffusion_lab.image_folders import num_class_folders
 from diffusion_lab.paths import PACKAGE, logs_folder
 
 
@@ -127,16 +128,6 @@ def _interval(num_events: int, max_steps: int) -> int:
     return max(1, max_steps // num_events) if max_steps > 0 else 5000
 
 
-def _num_class_folders(path: str) -> int:
-    """Return the number of class folders in a folder of images, or in its subfolder `train` if there is one."""
-    folder = Path(path).expanduser()
-    if (folder / "train").is_dir():
-        folder /= "train"
-    if not folder.is_dir():
-        return 0  # loading the data set raises an error that contains the path of the missing folder
-    return sum(child.is_dir() and not child.name.startswith(".") for child in folder.iterdir())
-
-
 OmegaConf.register_new_resolver("logs_folder", lambda: str(logs_folder()), replace=True)
 OmegaConf.register_new_resolver("embedded", lambda name: str(PACKAGE / "data" / "embedded" / name), replace=True)
 OmegaConf.register_new_resolver("fastest_cpu_precision", _fastest_cpu_precision, replace=True)
@@ -156,7 +147,7 @@ OmegaConf.register_new_resolver("adm_multipliers", _adm_multipliers, replace=Tru
 OmegaConf.register_new_resolver("patch_side", _patch_side, replace=True)
 OmegaConf.register_new_resolver("unet_levels", _unet_levels, replace=True)
 OmegaConf.register_new_resolver("attention_sides", _attention_sides, replace=True)
-OmegaConf.register_new_resolver("num_class_folders", _num_class_folders, replace=True)
+OmegaConf.register_new_resolver("num_class_folders", num_class_folders, replace=True)
 OmegaConf.register_new_resolver("job_name", slurm_job.job_name, replace=True)
 OmegaConf.register_new_resolver("sweep_folder", overrides.sweep_folder_name, replace=True)
 OmegaConf.register_new_resolver("run_folder_name", overrides.run_folder_name, replace=True)

@@ -49,6 +49,14 @@ def argument_problems(node: Any, path: str) -> Iterator[str]:
         yield from argument_problems(child, f"{path}.{name}" if path else name)
 
 
+def data_problems(data: Any) -> Iterator[str]:
+    """Yield the argument problems of data.store.  Settings are named as they are typed: data.NAME if there is one."""
+    for problem in argument_problems(data.store, "data.store"):
+        path, _, rest = problem.partition(" ")
+        name = path.rpartition(".")[2]
+        yield f"data.{name} {rest}" if name in data and name not in META else problem
+
+
 def _call_problems(node: Any, path: str) -> Iterator[str]:
     name = str(node["_target_"])
     try:
@@ -133,5 +141,6 @@ def _is_tensor(hint: Any) -> bool:
 
 def suggestion(name: str, choices: list[str]) -> str:
     """Return a hint with the choice closest to `name`, for the end of an error message; "" if no choice is close."""
-    close = get_close_matches(name, choices, n=1, cutoff=0.6)
-    return f"; perhaps you mean {close[0]}" if close else ""
+    by_lower_case = {choice.lower(): choice for choice in choices}
+    close = get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.6)
+    return f"; perhaps you mean {by_lower_case[close[0]]}" if close else ""

@@ -13,18 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from diffusion_lab.data.decoding import DamagedImageError, Preparation
-from diffusion_lab.data.image_source import read_images
+from diffusion_lab.data.image_files import UndecodedImages, read_images
 from diffusion_lab.distributed import signals
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -48,10 +44,10 @@ class Damage:
 class Decoder:
     """Decodes ranges of a split into a raw pixel file.  The ranges can be decoded in any order by any process.
 
-    dataset: undecoded images of the split.  pixels: path of the raw pixel file.
+    images: undecoded images of the split.  pixels: path of the raw pixel file.
     """
 
-    dataset: "Dataset"
+    images: UndecodedImages
     preparation: Preparation
     pixels: Path
 
@@ -63,7 +59,7 @@ class Decoder:
         block = np.zeros((len(numbers), *self.preparation.shape), dtype=np.uint8)
         damaged = []
         with _filter_pillow_warnings():
-            for row, content in enumerate(read_images(self.dataset, numbers.start, numbers.stop)):
+            for row, content in enumerate(read_images(self.images, numbers.start, numbers.stop)):
                 try:
                     if isinstance(content, DamagedImageError):
                         raise content
@@ -86,7 +82,7 @@ def decode_split(decoder: Decoder, description: str, check_damage: Callable[[lis
     Decoding starts in this process. After a second, worker processes (one per CPU) take over if enough work remains.
     The decoded pixels do not depend on the number of processes.
     """
-    size = len(decoder.dataset)
+    size = len(decoder.images)
     decoder.pixels.touch()
     step = max(1, CHUNK_BYTES // int(np.prod(decoder.preparation.shape)))
     ranges = [range(start, min(start + step, size)) for start in range(0, size, step)]

@@ -3,11 +3,13 @@
 This module does not import torch, so that the worker processes that decode a large set start quickly.
 """
 
+import contextlib
 import io
 import struct
+import warnings
 import zlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import IO, Literal
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -26,12 +28,27 @@ MAX_PIXELS = 89_478_485
 """Largest accepted number of pixels (268 MB as RGB), above which Pillow warns of decompression bombs."""
 
 Image.init()
+with contextlib.suppress(ImportError):  # the extra `heic`
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
 # Excludes formats that run another program (EPS) or contain drawing commands instead of pixels (WMF).
 FORMATS = tuple(
     name
-    for name in ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+    for name in ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
     if name in Image.OPEN
 )
+
+
+REMEDIES = {
+    "AVIF": "AVIF files need Pillow 11.3 or newer",
+    "HEIF": "HEIC files need the package pillow-heif, which pip install 'diffusion-lab-framework[heic]' installs",
+}
+"""Optional formats, and what they need."""
+BRANDS = {b"avif": "AVIF", b"avis": "AVIF"} | dict.fromkeys((b"heic", b"heix", b"hevc", b"heim", b"heis"), "HEIF")
+"""Bytes 8 to 12 of files in the optional formats."""
+ORIENTATION, ROTATED = 0x0112, (5, 6, 7, 8)
+"""EXIF tag of the orientation, and its values that exchange width and height."""
 
 
 class DamagedImageError(ValueError):
@@ -79,7 +96,7 @@ class Preparation:
         except DamagedImageError:
             raise
         except Exception as error:  # Pillow raises a dozen types of errors for damaged files
-            raise DamagedImageError(_reason(error)) from error
+            raise DamagedImageError(_reason(error, content)) from error
         side = self.resolution
         if image.size != (side, side):
             image = {"pad": _pad, "resize": self._resize, "adm": _resize_as_adm}[self.fit](image, side)
@@ -101,6 +118,17 @@ def _open(content: bytes) -> Image.Image:
         _verify_png_checksums(content)
     image.load()
     return image
+
+
+def header_size(file: str | IO[bytes]) -> tuple[int, int] | None:
+    """Return width and height of an upright image file without decoding its pixels; None if it cannot be read."""
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(file, formats=FORMATS) as image:
+            # Pillow would decode all pixels to search for the EXIF metadata of a PNG file.
+            rotated = image.format in ("JPEG", "MPO", "WEBP", "TIFF") and image.getexif().get(ORIENTATION) in ROTATED
+            return (image.height, image.width) if rotated else image.size
+    except Exception:  # Pillow raises a dozen types of errors for damaged files
+        return None
 
 
 def _verify_png_checksums(content: bytes) -> None:
@@ -160,8 +188,11 @@ def _center_crop(image: Image.Image, side: int) -> Image.Image:
     return image.crop((left, top, left + side, top + side))
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, content: bytes) -> str:
     if isinstance(error, UnidentifiedImageError):  # its message contains a memory address
+        optional = BRANDS.get(content[8:12]) if content[4:8] == b"ftyp" else None
+        if optional and optional not in FORMATS:
+            return REMEDIES[optional]
         return f"the file is not an image in any of the formats {', '.join(FORMATS)}"
     if isinstance(error, struct.error):
         return "the file is truncated"

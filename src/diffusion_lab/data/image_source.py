@@ -1,40 +1,43 @@
-"""Sources of image sets: a Hugging Face hub name or a local folder -> the bytes and the label of each image.
+"""Sources of image sets: a Hugging Face hub name or a local folder -> the undecoded images and labels of each split."""
 
-The library `datasets` takes more than a second to import, so it is only imported when a set is opened.
-"""
-
-import errno
-import gc
 import hashlib
 import json
-import logging
 import os
-import socket
-import sys
-import urllib.request
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlparse
 
 import numpy as np
 
-from diffusion_lab.data.decoding import DamagedImageError
+from diffusion_lab import image_folders
+from diffusion_lab.data import hub, image_tables
+from diffusion_lab.data.earlier_layouts import is_read_differently
+from diffusion_lab.data.image_files import ImageFiles, UndecodedImages
+from diffusion_lab.image_folders import ImageFile, ImageFolder
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+TABLES = frozenset((".parquet", ".arrow", ".tar", ".csv", ".tsv", ".json", ".jsonl", ".txt", ".zip", ".h5", ".hdf5"))
+"""Extensions of files that the library `datasets` reads as tables."""
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+"""Tables in which `datasets` looks up the labels of image files."""
+COLUMNAR = (".parquet", ".arrow", ".tar")
+"""Extensions of tables that usually contain images instead of their paths."""
 
 
 @dataclass(frozen=True)
 class Rows:
     """An opened split.
 
-    dataset: data set with a single column of undecoded images.  label: labels, int64 [N].
+    images: undecoded images.  label: labels, int64 [N].
     class_names: names of the classes; empty for a set without class names.
     """
 
-    dataset: "Dataset"
+    images: UndecodedImages
     label: np.ndarray
     class_names: tuple[str, ...]
 
@@ -55,23 +58,84 @@ class ImageSource:
     def __str__(self) -> str:
         return str(self.hub_name if self.path is None else self.path)
 
+    @property
+    def setting(self) -> str:
+        """Setting and value that select the set."""
+        return f"data.hub_name={self.hub_name}" if self.path is None else f"data.path={self.path}"
+
     def locate(self) -> None:
         """Raise FileNotFoundError if the set can neither be found locally nor downloaded.
 
-        The error message contains the missing file or data set, and the remedy.
+        Also raise ValueError if the set is a folder of image files that lacks the class folders. The error message
+        contains the missing file or data set, and the remedy.
         """
         if self.path is not None:
             if not self.path.is_dir():
                 raise FileNotFoundError(f"data.path must be a folder of images or parquet files, got {self.path}.")
             if next(_files(self.path), None) is None:
+                found = "contains only hidden files" if any(self.path.iterdir()) else "is empty"
                 raise FileNotFoundError(
                     f"data.path must contain images or parquet files (train-*.parquet, test-*.parquet), "
-                    f"but {self.path} is empty."
+                    f"but {self.path} {found}."
                 )
+            _ = self.folder
         elif self.hub_name is None:
             raise FileNotFoundError("data.path must name a folder of images or parquet files, got null.")
-        elif not _hub_is_reachable():
-            self._require_cached()
+        elif not hub.is_reachable():
+            hub.require_cached(self.hub_name)
+
+    @cached_property
+    def _table_files(self) -> list[Path]:
+        """Files below the folder that are tables, sorted."""
+        return [] if self.path is None else sorted(_files(self.path, TABLES))
+
+    @cached_property
+    def _image_files(self) -> tuple[list[ImageFile], Counter[str]]:
+        """Image files below the folder, and the number of left-out files by reason."""
+        return ([], Counter()) if self.path is None else image_folders.list_image_files(self.path)
+
+    @cached_property
+    def folder(self) -> ImageFolder | None:
+        """Content of a folder of image files; None for a set in tables.
+
+        Raises ValueError if the folder has no images, or if labels are requested and there are no class folders.
+        """
+        if self.path is None or image_tables.is_saved(self.path):
+            return None
+        images, left_out = self._image_files
+        tables = self._table_files
+        if not images:
+            if tables:
+                return None
+            found = ", ".join(f"{count:,} files ({reason})" for reason, count in left_out.items()) or "hidden files"
+            raise ValueError(f"{self.setting} must contain images or parquet files, but it contains only {found}.")
+        num_columnar = sum(file.suffix.lower() in COLUMNAR for file in tables)
+        if num_columnar >= len(images) or self._has_listed_files():
+            return None
+        return image_folders.arrange(self.path, images, left_out, self.label_column is not None)
+
+    def _tables(self) -> dict[str, list[Path]]:
+        """Return the tables with paths of images and labels, by split; {} without labels or a local folder."""
+        if self.path is None or self.label_column is None:
+            return {}
+        return image_tables.tables_with((self.image_column, self.label_column), self._table_files)
+
+    def _has_listed_files(self) -> bool:
+        """Return whether tables in the folder list the paths of image files."""
+        return any(file.name in METADATA for file in self._table_files) or bool(self._tables())
+
+    def left_out(self, num_rows: int) -> Counter[str]:
+        """Return the number of files in a local folder that are left out before decoding, by reason.
+
+        num_rows: number of images of the split, for a folder whose tables list the image files.
+        """
+        if self.folder is not None:
+            return self.folder.left_out
+        files = self._image_files[0]
+        is_listed = bool(files) and self._has_listed_files()
+        if is_listed and len(self.splits()) > 1:  # `num_rows` is the number of rows of only one of them
+            return Counter()
+        return +Counter({"image file that no table contains": len(files) - (num_rows if is_listed else 0)})
 
     def identity(self, split: str) -> str:
         """Return a string that changes with the names, sizes and modification times of the files of the set.
@@ -82,9 +146,32 @@ class ImageSource:
             return str(self._load(split, None)._fingerprint)
         digest = hashlib.sha256(str(self.path.resolve()).encode())
         for file in sorted(_files(self.path)):
-            status = file.stat()
-            digest.update(json.dumps([str(file), status.st_size, status.st_mtime_ns]).encode())
+            if file.exists():  # not a link to a missing file
+                status = file.stat()
+                digest.update(json.dumps([str(file), status.st_size, status.st_mtime_ns]).encode())
         return digest.hexdigest()
+
+    def layout(self, split: str) -> list[Any]:
+        """Return what the labels and the order of the images of a split depend on, apart from `identity`.
+
+        The result is empty for a set that earlier versions read in the same way, so that its cache entries stay valid.
+        """
+        content = self.folder
+        if content is None:
+            is_renumbered = split != "train" and self.label_column is not None and self._has_text_labels(split)
+            return ["one numbering of the classes for all splits"] if is_renumbered else []
+        assert self.path is not None
+        if not is_read_differently(self.path, content, self.label_column is not None):
+            return []
+        listed = json.dumps([content.splits.get(split), content.labels.get(split), content.class_names])
+        return [hashlib.sha256(listed.encode()).hexdigest()]
+
+    def _has_text_labels(self, split: str) -> bool:
+        """Return whether the labels may be names without a numbering."""
+        if self.path is not None:
+            return any(image_tables.may_have_text(file, self.label_column or "") for file in self._table_files)
+        feature = self._load(split, None).features.get(self.label_column)
+        return feature is not None and image_tables.is_text(feature)
 
     def splits(self) -> list[str]:
         """Return the names of the splits without reading images.
@@ -92,17 +179,19 @@ class ImageSource:
         Raises FileNotFoundError if the set is missing, and ValueError if it is not an image set.
         """
         self.locate()
+        if self.folder is not None:
+            return list(self.folder.splits)
+        if self.path is not None and image_tables.is_saved(self.path):
+            return list(image_tables.saved_splits(self.path))
+        if tables := self._path_tables():
+            return list(tables)
         import datasets
 
-        name, _, config = str(self).partition(":") if self.path is None else (str(self.path), "", "")
-        try:
-            builder = datasets.load_dataset_builder(name, config or None)
-        except Exception as error:  # see `_load`
-            failure = self._load_error(_first_cause(error), "train")
-        else:
-            return [str(split) for split in builder.info.splits or builder.config.data_files]
-        gc.collect()
-        raise failure
+        name, config = self._name_and_config()
+        builder, failure = image_tables.load(lambda: datasets.load_dataset_builder(name, config))
+        if failure is not None:
+            raise image_tables.load_error(failure, self.setting, "train")
+        return [str(split) for split in builder.info.splits or builder.config.data_files]
 
     def open(self, split: str, work_folder: Path) -> Rows:
         """Open the images and labels of a split.
@@ -110,136 +199,82 @@ class ImageSource:
         work_folder: folder into which `datasets` unpacks local files.
         Raises FileNotFoundError if the set is missing, and ValueError if it does not have the split or the columns.
         """
+        if (content := self.folder) is not None:
+            assert self.path is not None
+            if split not in content.splits:
+                raise self._no_split(split, content.splits)
+            paths = content.splits[split]
+            label = np.array(content.labels.get(split) or np.zeros(len(paths)), dtype=np.int64)
+            root = self.path.absolute()
+            return Rows(ImageFiles([str(root / path) for path in paths]), label, content.class_names)
         dataset = self._load(split, None if self.path is None else work_folder)
-        self._require_columns(dataset)
-        label, names = self._labels(dataset)
-        from datasets import Image
+        image_tables.require_columns(dataset, str(self), self.image_column, self.label_column, split)
+        images = image_tables.undecoded(dataset, self.image_column, self._folders_of_paths())
+        image_tables.require_files(images, str(self), self.image_column)
+        if self.label_column is None:
+            return Rows(images, np.zeros(len(dataset), dtype=np.int64), ())
+        label, names = image_tables.labels_of(dataset, self.label_column, lambda: self._load_train(split, work_folder))
+        return Rows(images, label, tuple(names))
 
-        images = dataset.select_columns([self.image_column]).cast_column(self.image_column, Image(decode=False))
-        return Rows(images, label, names)
+    def _load_train(self, split: str, work_folder: Path) -> "Dataset | None":
+        """Load the train split, which numbers the names of classes; None if it is `split` or missing."""
+        if split == "train" or "train" not in self.splits():
+            return None
+        dataset = self._load("train", None if self.path is None else work_folder)
+        return dataset if self.label_column in dataset.column_names else None
+
+    def _folders_of_paths(self) -> list[Path]:
+        """Return the folders to which the paths of image files in a table may be relative."""
+        if self.path is None:
+            return [Path()]
+        folders = {file.parent for file in self._table_files if file.suffix.lower() in image_tables.READERS}
+        return [self.path, *sorted(folders - {self.path})]
+
+    def _path_tables(self) -> dict[str, list[Path]]:
+        """Return the tables of a folder that also contains image files, which `datasets` would read instead."""
+        return self._tables() if self._image_files[0] else {}
 
     def _load(self, split: str, work_folder: Path | None) -> "Dataset":
         self.locate()
         import datasets
 
-        if not sys.stderr.isatty():
-            datasets.disable_progress_bars()
-        if self.path is not None:
-            datasets.logging.set_verbosity(logging.CRITICAL)  # the error below contains its log messages
-        name, _, config = str(self).partition(":") if self.path is None else (str(self.path), "", "")
-        try:
-            return datasets.load_dataset(
-                name, config or None, split=split, cache_dir=None if work_folder is None else str(work_folder)
+        cache = None if work_folder is None else str(work_folder)
+        name, config = self._name_and_config()
+        if self.path is not None and image_tables.is_saved(self.path):
+            if split not in (saved := image_tables.saved_splits(self.path)):
+                raise self._no_split(split, saved)
+            dataset, failure = image_tables.load(lambda: datasets.load_from_disk(str(saved[split])))
+        elif tables := self._path_tables():
+            if split not in tables:
+                raise self._no_split(split, tables)
+            reader = image_tables.READERS[tables[split][0].suffix.lower()]
+            files = {split: [str(file) for file in tables[split]]}
+            dataset, failure = image_tables.load(
+                lambda: datasets.load_dataset(reader, data_files=files, split=split, cache_dir=cache)
             )
-        except Exception as error:  # damaged files raise errors of any type, from pyarrow errors to KeyError
-            failure = self._load_error(_first_cause(error), split)
-        # Raised outside of the except block, where the error would keep a pyarrow reader alive. The reader's threads
-        # would then not end at exit.
-        gc.collect()
-        raise failure
-
-    def _load_error(self, cause: BaseException, split: str) -> Exception:
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
-            return OSError(cause.errno, cause.strerror)  # an error of the cache, not of the image set
-        setting = "data.hub_name" if self.path is None else "data.path"
-        reason = " ".join(str(cause).split()) or type(cause).__name__
-        return ValueError(f"{setting}={self} cannot be read as images with a split {split!r}: {reason}")
-
-    def _require_columns(self, dataset: "Dataset") -> None:
-        columns = dataset.column_names
-        candidates = [name for name in columns if _may_contain_images(dataset.features[name])]
-        if not candidates:
-            raise ValueError(f"{self} contains no images: its columns are {', '.join(columns)}.")
-        for column in [self.image_column] + ([self.label_column] if self.label_column else []):
-            if column not in columns:
-                setting, accepted, remedy = "data.image_column", candidates, ""
-                if column == self.label_column:
-                    setting, accepted = "data.label_column", columns
-                    remedy = "; set data.label_column=null to use no labels"
-                raise ValueError(f"{setting} must be one of {', '.join(accepted)} for {self}, got {column}{remedy}.")
-        if self.image_column not in candidates:
-            raise ValueError(f"data.image_column must be one of {', '.join(candidates)}, got {self.image_column}.")
-        if not len(dataset):
-            raise ValueError(f"{self} contains no images: the requested split has 0 rows.")
-
-    def _labels(self, dataset: "Dataset") -> tuple[np.ndarray, tuple[str, ...]]:
-        if self.label_column is None:
-            return np.zeros(len(dataset), dtype=np.int64), ()
-        import pyarrow as pa
-
-        column = dataset.data.column(self.label_column)
-        names = getattr(dataset.features[self.label_column], "names", None)
-        if column.null_count:
-            raise ValueError(f"data.label_column={self.label_column} has no value for {column.null_count} images.")
-        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-            unique, label = np.unique(np.asarray(column.to_pylist(), dtype=str), return_inverse=True)
-            return label.astype(np.int64), tuple(str(name) for name in unique)
-        if not (pa.types.is_integer(column.type) or pa.types.is_boolean(column.type)):
-            raise ValueError(
-                f"data.label_column must contain whole numbers or names, got {column.type} in {self.label_column}."
-            )
-        label = np.asarray(column.to_numpy(), dtype=np.int64)
-        if label.min() < 0 or (names and label.max() >= len(names)):
-            accepted = f"in 0..{len(names) - 1}" if names else "at least 0"
-            value = label.min() if label.min() < 0 else label.max()
-            raise ValueError(
-                f"data.label_column={self.label_column} must contain labels that are {accepted}, got {value}."
-            )
-        return label, tuple(names or ())
-
-    def _require_cached(self) -> None:
-        # Without this variable, the libraries retry an unreachable hub for 24 seconds before they use their cache. The
-        # libraries read the variable when they are first imported.
-        os.environ["HF_HUB_OFFLINE"] = "1"
-        import datasets
-
-        name, _, config = str(self.hub_name).partition(":")
-        try:
-            datasets.load_dataset_builder(name, config or None)
-        except (ConnectionError, OSError, ValueError) as error:
-            raise FileNotFoundError(
-                f"data.hub_name={self.hub_name} is not in the local cache and the hub cannot be reached; run once with "
-                "network access, or set data.path to a folder with the set's files (train-*.parquet, test-*.parquet)."
-            ) from error
-
-
-def read_images(dataset: "Dataset", start: int, stop: int) -> Iterator[bytes | DamagedImageError]:
-    """Yield the file content of the images start..stop-1, or an error in place of each file that cannot be read."""
-    for item in _items(dataset, start, stop):
-        if item["bytes"] is not None:
-            yield item["bytes"]
-        elif item["path"]:
-            yield _read(item["path"])
         else:
-            yield DamagedImageError("the row has no image")
+            dataset, failure = image_tables.load(
+                lambda: datasets.load_dataset(name, config, split=split, cache_dir=cache)
+            )
+        if failure is not None:
+            raise image_tables.load_error(failure, self.setting, split)
+        return dataset
+
+    def _name_and_config(self) -> tuple[str, str | None]:
+        name, _, config = str(self).partition(":") if self.path is None else (str(self.path), "", "")
+        return name, config or None
+
+    def _no_split(self, split: str, accepted: Iterable[str]) -> ValueError:
+        return ValueError(
+            f"{self.setting} cannot be read as images with a split {split!r}: its splits are {', '.join(accepted)}."
+        )
 
 
-def file_name(dataset: "Dataset", number: int) -> str:
-    """Return the file name of the image with index `number`, or "" if the set does not store file names."""
-    (item,) = _items(dataset, number, number + 1)
-    return str(item["path"] or "")
+def _files(folder: Path, extensions: Container[str] | None = None) -> Iterator[Path]:
+    """Yield all files below a folder except hidden ones.  Links are followed, but each folder is visited once.
 
-
-def _items(dataset: "Dataset", start: int, stop: int) -> list[dict[str, Any]]:
-    items = dataset.with_format("arrow")[start:stop].column(0).to_pylist()
-    return [item or {"bytes": None, "path": None} for item in items]
-
-
-def _read(path: str) -> bytes | DamagedImageError:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        return DamagedImageError(f"the image file cannot be read: {error.strerror}")
-
-
-def _may_contain_images(feature: Any) -> bool:
-    kind = getattr(feature, "dtype", None)
-    keys = set(feature) if isinstance(feature, dict) else set()
-    return type(feature).__name__ == "Image" or kind in ("binary", "large_binary") or keys == {"bytes", "path"}
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """Yield all files below a folder except hidden ones.  Links are followed, but each folder is visited once."""
+    extensions: yield only files with one of these extensions, in lower case; None yields all files.
+    """
     seen = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -247,23 +282,8 @@ def _files(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add(real)
-        yield from (Path(parent, name) for name in names if not name.startswith("."))
-
-
-def _first_cause(error: BaseException) -> BaseException:
-    while (cause := error.__cause__) is not None:
-        error = cause
-    return error
-
-
-def _hub_is_reachable(timeout: float = 2.0) -> bool:
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        return False
-    if urllib.request.getproxies():
-        return True  # behind a proxy, a direct connection may fail although the hub is reachable
-    endpoint: Any = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    try:
-        socket.create_connection((endpoint.hostname, endpoint.port or 443), timeout).close()
-    except OSError:
-        return False
-    return True
+        yield from (
+            Path(parent, name)
+            for name in names
+            if not name.startswith(".") and (extensions is None or os.path.splitext(name)[1].lower() in extensions)
+        )

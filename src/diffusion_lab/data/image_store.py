@@ -7,8 +7,10 @@ import logging
 import os
 import re
 import shutil
-from dataclasses import asdict
+from collections import Counter
+from dataclasses import asdict, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -18,9 +20,11 @@ from diffusion_lab.data import decoding
 from diffusion_lab.data.building import Damage, Decoder, decode_split, remove_damaged
 from diffusion_lab.data.decoding import Preparation
 from diffusion_lab.data.image_cache import DAMAGED, LABELS, PIXELS, Entry, ImageCache, Meta
-from diffusion_lab.data.image_source import ImageSource, file_name
+from diffusion_lab.data.image_files import file_name, read_sizes
+from diffusion_lab.data.image_source import ImageSource
 from diffusion_lab.data.images import Images, content_fingerprint
 from diffusion_lab.data.selection import Selection
+from diffusion_lab.image_folders import counted
 
 logger = logging.getLogger(__name__)
 
@@ -65,46 +69,90 @@ class ImageStore:
         self.preparation = Preparation(channels, resolution, fit, resample)
         self.on_error, self.cache = on_error, ImageCache(None if cache_folder is None else Path(cache_folder))
         self.selection = selection or Selection()
+        self._reported: set[str] = set()
 
     def locate(self) -> None:
         """Raise FileNotFoundError if the set can neither be found locally nor downloaded."""
-        self.source.locate()
+        replace(self.source).locate()
 
     def splits(self) -> list[str]:
         """Return the names of the splits that can be loaded.
 
         Raises FileNotFoundError if the set is missing, and ValueError if it is not an image set.
         """
-        return [*self.source.splits(), *(["held_out"] if self.selection.num_held_out else [])]
+        return [*replace(self.source).splits(), *(["held_out"] if self.selection.num_held_out else [])]
+
+    def original_sizes(self, split: str = "train", max_images: int = 50_000) -> np.ndarray:
+        """Return width and height of the images of a split before their conversion: int64 [N, 2].
+
+        max_images: largest number of images whose sizes are read; more images are sampled evenly.
+        Images that cannot be read are left out. Raises the same errors as `load`.
+        """
+        source = replace(self.source)
+        with TemporaryDirectory() as work_folder:
+            images = source.open(self.selection.source_split(split), Path(work_folder)).images
+            return read_sizes(images, max_images)
 
     def load(self, split: str = "train") -> Images:
         """Load the split "train", the split "held_out" (a part of train), or any other split of the set.
 
         Raises ValueError if the split, a column or a class is missing; FileNotFoundError if the set is missing.
         """
-        return self.selection.apply(self._load_source(self.selection.source_split(split)), split)
+        source_split = self.selection.source_split(split)
+        entry, left_out, level = self._load_source(source_split)
+        images = entry.images()
+        for reason, selected in self.selection.steps(images, split):
+            left_out[reason] += len(images) - len(selected)
+            images = selected
+        self._report(images, split, left_out, level)
+        return images
 
-    def _load_source(self, split: str) -> Images:
-        """Load all images of a split that are not damaged, through the cache."""
-        self.locate()
-        entry = self.cache.entry(self._cache_key(split), lambda folder: self._build(split, folder))
+    def _load_source(self, split: str) -> tuple[Entry, Counter[str], str]:
+        """Load all images of a split that are not damaged, through the cache.
+
+        Returns the cache entry, the number of left-out files by reason, and the level of nested class folders.
+        """
+        source = replace(self.source)  # lists a folder of images once for this call, and again in the next call
+        source.locate()
+        entry = self.cache.entry(self._cache_key(source, split), lambda folder: self._build(source, split, folder))
         if entry.meta.num_damaged:
             self._report_damage(entry)
-        return entry.images()
+        damaged = Counter({"damaged": entry.meta.num_damaged})
+        content = source.folder
+        return entry, source.left_out(entry.meta.shape[0]) + damaged, "" if content is None else content.class_level
 
-    def _cache_key(self, split: str) -> str:
+    def _report(self, images: Images, split: str, left_out: Counter[str], class_level: str) -> None:
+        """Log the number of images that are used and that are left out, the first time that a split is loaded.
+
+        A set that is no folder of images has no message if all its images are used.
+        """
+        message = f"{self.source} ({split}): {counted(len(images), 'image')} {'is' if len(images) == 1 else 'are'} used"
+        if images.class_names:
+            num_used, num_classes = len(np.unique(images.label.numpy())), len(images.class_names)
+            message += f" in {'' if num_used == num_classes else f'{num_used} of '}{counted(num_classes, 'class')}"
+        if class_level:
+            names = ", ".join(images.class_names[:5]) + (", ..." if len(images.class_names) > 5 else "")
+            message += f"; folders are nested: the classes are the {class_level} folders ({names})"
+        reasons = [f"{count:,} ({reason})" for reason, count in left_out.items() if count]
+        message += f"; left out: {', '.join(reasons)}." if reasons else "; no image is left out."
+        if message not in self._reported and (reasons or self.source.folder is not None):
+            self._reported.add(message)
+            logger.info(message)
+
+    def _cache_key(self, source: ImageSource, split: str) -> str:
         """Return the cache key of a split: it depends on files, columns, preparation and decoder version."""
-        columns = [self.source.image_column, self.source.label_column]
-        parts = [self.source.identity(split), split, columns, asdict(self.preparation), decoding.VERSION]
-        name = re.sub(r"[^A-Za-z0-9_.]+", "-", Path(str(self.source)).name).strip("-.")[:40]
+        columns = [source.image_column, source.label_column]
+        parts = [source.identity(split), split, columns, asdict(self.preparation), decoding.VERSION]
+        parts += source.layout(split)
+        name = re.sub(r"[^A-Za-z0-9_.]+", "-", Path(str(source)).name).strip("-.")[:40]
         digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
         return f"{name}-{split}-{self.preparation.resolution}-{digest}"
 
-    def _build(self, split: str, folder: Path) -> Meta:
+    def _build(self, source: ImageSource, split: str, folder: Path) -> Meta:
         """Decode a split into an empty folder of the cache."""
         work_folder = folder / "datasets"
-        rows = self.source.open(split, work_folder)
-        size, decoder = len(rows.label), Decoder(rows.dataset, self.preparation, folder / PIXELS)
+        rows = source.open(split, work_folder)
+        size, decoder = len(rows.label), Decoder(rows.images, self.preparation, folder / PIXELS)
         damaged = decode_split(decoder, f"preparing {self.source} ({split})", self._check_damage)
         if 2 * len(damaged) > size:
             raise ValueError(
@@ -114,7 +162,7 @@ class ImageStore:
         kept = remove_damaged(folder / PIXELS, self.preparation.shape, size, damaged)
         label = rows.label[kept].astype("<i8")
         label.tofile(folder / LABELS)
-        _write_damage(folder, damaged, [file_name(rows.dataset, damage.number) for damage in damaged])
+        _write_damage(folder, damaged, [file_name(rows.images, damage.number) for damage in damaged])
         shape = (len(kept), *self.preparation.shape)
         fingerprint = content_fingerprint(np.memmap(folder / PIXELS, np.uint8, "r", shape=shape), label)
         origin = {"source": str(self.source), "split": split, **asdict(self.preparation)}
@@ -137,7 +185,7 @@ class ImageStore:
         if self.on_error == "raise":
             raise ValueError(self._damage_message(entry.meta.first_damage))
         logger.warning(
-            f"{self.source} contains {entry.meta.num_damaged:,} images that cannot be read; the other "
+            f"{self.source} contains {counted(entry.meta.num_damaged, 'image')} that cannot be read; the other "
             f"{entry.meta.shape[0]:,} are used; {entry.folder / DAMAGED} lists the unreadable images."
         )
 

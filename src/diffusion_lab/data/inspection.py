@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -143,6 +144,24 @@ def scan(images: Images, search: NearDuplicates, batch_size: int = 256) -> Scan:
     assert histogram is not None
     assert downsampled is not None
     return Scan(histogram, constant, digests, compared, downsampled)
+
+
+def size_statistics(sizes: np.ndarray, resolution: int) -> dict[str, Any] | None:
+    """Return the smallest, median and largest size by area, [width, height]; None without sizes.
+
+    sizes: width and height of each image, [N, 2].
+    The result also has the number of images, and the number of images whose shorter side is below `resolution`.
+    """
+    if not len(sizes):
+        return None
+    ordered = sizes[np.argsort(sizes.prod(axis=1), kind="stable")]
+    chosen = {"smallest": 0, "median": len(ordered) // 2, "largest": -1}
+    return {
+        "num_images": len(sizes),
+        **{name: ordered[position].tolist() for name, position in chosen.items()},
+        "resolution": resolution,
+        "num_below_resolution": int((sizes.min(axis=1) < resolution).sum()),
+    }
 
 
 def class_counts(images: Images) -> dict[str, int]:

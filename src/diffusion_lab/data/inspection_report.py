@@ -133,6 +133,12 @@ def _class_table(counts: dict[str, int], num_images: int) -> Table:
 
 def _summary(content: dict[str, Any]) -> Iterator[str]:
     own, overlap = content["duplicates"], content["overlap"]
+    if (sizes := content.get("original_sizes")) is not None:
+        width_height = [f"{name} {sizes[name][0]} x {sizes[name][1]}" for name in ("smallest", "median", "largest")]
+        yield (
+            f"original sizes (width x height) of {sizes['num_images']:,} images: {', '.join(width_height)}; "
+            f"{sizes['num_below_resolution']:,} have a shorter side below data.resolution={sizes['resolution']}"
+        )
     yield f"constant images: {len(content['constant']):,}"
     yield (
         f"duplicates within {content['split']}: {own['same_bytes']:,} exact copies of {own['same_bytes_groups']:,} "

@@ -1,6 +1,8 @@
 """Contact sheets of an image set and of its duplicates."""
 
+import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,11 +72,25 @@ def _cell(found: FoundPair) -> np.ndarray:
 
 
 def _add_text(picture: np.ndarray, texts: Sequence[tuple[int, str]], width: int) -> np.ndarray:
-    """Add a line of text above an image.  texts: left edge and text of each label, cut off after `width` pixels."""
-    canvas = Image.new("RGB", (picture.shape[1], LINE_HEIGHT))
+    """Add text above an image.  texts: left edge and text of each label, wrapped after `width` pixels."""
     font = ImageFont.load_default(LINE_HEIGHT - 5)
-    for left, text in texts:
-        label = Image.new("RGB", (width - 2, LINE_HEIGHT))
-        ImageDraw.Draw(label).text((0, 0), text, fill=(255, 255, 255), font=font)
-        canvas.paste(label, (left, 0))
+    wrapped = [(left, _wrap(text, font, width - 2)) for left, text in texts]
+    canvas = Image.new("RGB", (picture.shape[1], LINE_HEIGHT * max(len(lines) for _, lines in wrapped)))
+    draw = ImageDraw.Draw(canvas)
+    for left, lines in wrapped:
+        for number, line in enumerate(lines):
+            draw.text((left, number * LINE_HEIGHT), line, fill=(255, 255, 255), font=font)
     return np.concatenate([np.asarray(canvas), picture])
+
+
+def _wrap(text: str, font: Any, width: int) -> list[str]:
+    """Split text into lines of at most `width` pixels, at spaces if possible."""
+    lines = [""]
+    for word in re.findall(r"\S+\s*", text):
+        if lines[-1] and font.getlength((lines[-1] + word).rstrip()) > width:
+            lines.append("")
+        for letter in word:
+            if lines[-1] and font.getlength((lines[-1] + letter).rstrip()) > width:
+                lines.append("")
+            lines[-1] += letter
+    return [line.rstrip() for line in lines]

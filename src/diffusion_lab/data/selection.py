@@ -1,6 +1,6 @@
 """Selection of the images that are used from a decoded set."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -14,19 +14,23 @@ class Selection:
     The arguments are applied in the order in which they are listed.
 
     num_held_out: number of images of the train split to set aside as the split "held_out".
-    classes: names of the classes to keep; None keeps all.
+    classes: names, or numbers, of the classes to keep; None keeps all.
     max_images: largest number of images of the train split to keep; None keeps all.
     """
 
     def __init__(
-        self, num_held_out: int = 0, classes: Sequence[str] | None = None, max_images: int | None = None
+        self,
+        num_held_out: int = 0,
+        classes: Sequence[str | int] | str | int | None = None,
+        max_images: int | None = None,
     ) -> None:
         if num_held_out < 0:
             raise ValueError(f"num_held_out must be at least 0, got {num_held_out}.")
         if max_images is not None and max_images < 1:
             raise ValueError(f"max_images must be at least 1 or null, got {max_images}.")
         self.num_held_out, self.max_images = num_held_out, max_images
-        self.classes = None if classes is None else tuple(classes)
+        listed = [classes] if isinstance(classes, (str, int)) else classes
+        self.classes = None if listed is None else tuple(str(name) for name in listed)
 
     def source_split(self, split: str) -> str:
         """Return the split of the image set that contains `split`.
@@ -44,15 +48,22 @@ class Selection:
 
         Raises ValueError if num_held_out leaves no image to train on, or if the set lacks one of the classes.
         """
+        for _, selected in self.steps(images, split):
+            images = selected
+        return images
+
+    def steps(self, images: Images, split: str) -> Iterator[tuple[str, Images]]:
+        """Yield the remaining images after each step of `apply`, with the reason for which images are left out."""
         if self.num_held_out and split in ("train", "held_out"):
             images = self._hold_out(images, split)
+            yield ("held out by data.num_held_out" if split == "train" else "not held out"), images
         if self.classes is not None:
-            labels = self._labels(images.class_names)
+            labels = self._labels(images)
             images = images.select(np.flatnonzero(np.isin(images.label.numpy(), labels)))
+            yield "other classes than data.classes", images
         if split == "train" and self.max_images is not None and self.max_images < len(images):
             order = permutation(seed=0, epoch=1, size=len(images))
-            images = images.select(np.sort(order[: self.max_images]))
-        return images
+            yield "above data.max_images", images.select(np.sort(order[: self.max_images]))
 
     def _hold_out(self, images: Images, split: str) -> Images:
         """Return the held-out images of the train split, or the remaining images for split="train"."""
@@ -65,10 +76,21 @@ class Selection:
         chosen = order[self.num_held_out :] if split == "train" else order[: self.num_held_out]
         return images.select(np.sort(chosen))
 
-    def _labels(self, names: tuple[str, ...]) -> list[int]:
+    def _labels(self, images: Images) -> list[int]:
         """Return the labels of the classes to keep."""
-        classes = self.classes or ()
-        if not classes or any(name not in names for name in classes):
-            accepted = f"among {', '.join(names)}" if names else "null (the image set has no class names)"
-            raise ValueError(f"data.classes must be {accepted}, got {', '.join(classes) or 'an empty list'}.")
-        return [names.index(name) for name in classes]
+        names, found = images.class_names, set(images.label.tolist())
+        accepted = range(len(names)) if names else sorted(found)
+        labels = [self._label(name, names) for name in self.classes or ()]
+        if not labels or any(label not in accepted for label in labels):
+            shown = ", ".join(names) if names else f"{accepted[0]} to {accepted[-1]} (the classes have no names)"
+            given = ", ".join(self.classes or ()) or "an empty list"
+            example = names[0] if names else accepted[0]
+            raise ValueError(f"data.classes must be among {shown}, got {given}; for example data.classes=[{example}].")
+        return [label for label in labels if label is not None]
+
+    @staticmethod
+    def _label(name: str, names: Sequence[str]) -> int | None:
+        """Return the label of the class with a name or, if no class has this name, a number; None if there is none."""
+        if name in names:
+            return names.index(name)
+        return int(name) if name.isdecimal() else None

@@ -11,6 +11,13 @@ class FeaturesUnavailableError(FileNotFoundError):
     """Missing weights or libraries of a feature network.  The message contains what is missing and a remedy."""
 
 
+class Outputs(dict[str, Tensor]):
+    """Outputs of a feature network by name.  KeyError for another name lists the names."""
+
+    def __missing__(self, name: str) -> Tensor:
+        raise KeyError(f"the outputs of the feature network are {', '.join(self)}, got {name!r}")
+
+
 class Features(nn.Module, ABC):
     """Frozen network in evaluation mode: uint8 images [B, C, H, W] -> named float32 outputs.
 
@@ -46,7 +53,7 @@ class Features(nn.Module, ABC):
             torch.autocast(pixels.device.type, enabled=False),
             torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
         ):
-            return {name: output.float() for name, output in self.extract(pixels).items()}
+            return Outputs({name: output.float() for name, output in self.extract(pixels).items()})
 
     def train(self, mode: bool = True) -> "Features":
         return super().train(False)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from diffusion_lab.metrics.feature_set import FeatureSet
+from diffusion_lab.metrics.feature_set import FeatureSet, require_feature_sets
 from diffusion_lab.metrics.metric import Metric
 
 
@@ -30,7 +30,10 @@ class ClassAccuracy(Metric):
 
     def require_classes(self, num_classes: int) -> None:
         if not num_classes:
-            raise ValueError("conditioning=label is required for class_accuracy, got an unconditional network.")
+            raise ValueError(
+                "class_accuracy must be measured on samples of a class-conditional network (conditioning=label), got "
+                "an unconditional network."
+            )
         if self.features.num_classes != num_classes:
             raise ValueError(
                 f"`features` must be a classifier with {num_classes} classes (as the samples) for class_accuracy, "
@@ -38,6 +41,8 @@ class ClassAccuracy(Metric):
             )
 
     def measure(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
-        assert samples.label is not None  # ensured by require_classes
+        require_feature_sets(samples)
+        if samples.label is None:
+            raise ValueError("`samples` must have the classes of the images as its label, got None.")
         predicted = samples.require_rows().argmax(dim=1)
         return {"class_accuracy": float((predicted == samples.label).double().mean())}

@@ -6,6 +6,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from diffusion_lab.contracts import described
+
 
 @dataclass(frozen=True)
 class FeatureSet:
@@ -31,7 +33,15 @@ class FeatureSet:
 
     @classmethod
     def of(cls, rows: Tensor) -> "FeatureSet":
-        """Build the set from the features of all images [N, D].  Raises ValueError for fewer than 2 images."""
+        """Build the set from the features of all images [N, D].
+
+        Raises ValueError unless `rows` has two dimensions and at least 2 images.
+        """
+        if rows.ndim != 2:
+            raise ValueError(
+                f"`rows` must be the features of images, [N, D], such as FashionCNN()(pixels)['pooled'], got a tensor "
+                f"of the shape {list(rows.shape)}."
+            )
         if len(rows) < 2:
             raise ValueError(f"a set must contain at least 2 images to have a covariance, got {len(rows)}.")
         return cls(len(rows), rows.double().mean(0), rows.double().T.cov(), rows)
@@ -60,3 +70,13 @@ class FeatureSet:
             return factor  # type: ignore[no-any-return]
         values, vectors = torch.linalg.eigh(self.covariance)
         return vectors * values.clamp(min=0).sqrt()  # type: ignore[no-any-return]
+
+
+def require_feature_sets(*sets: FeatureSet) -> None:
+    """Raise ValueError unless all arguments of a metric are sets of features."""
+    for given in sets:
+        if not isinstance(given, FeatureSet):
+            raise ValueError(
+                f"a metric must be measured on two diffusion_lab.FeatureSet, got {described(given)}; build a set with "
+                "FeatureSet.of(features(pixels)['pooled'])."
+            )

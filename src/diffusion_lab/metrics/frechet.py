@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from diffusion_lab.metrics.feature_set import FeatureSet
+from diffusion_lab.metrics.feature_set import FeatureSet, require_feature_sets
 from diffusion_lab.metrics.metric import Metric
 
 
@@ -15,6 +15,7 @@ def frechet_distance(one: FeatureSet, other: FeatureSet) -> Tensor:
 
     Returns float64 [].  Raises ValueError if the features of the two sets differ in size.
     """
+    require_feature_sets(one, other)
     if one.dimensions != other.dimensions:
         raise ValueError(f"both sets must have features of the same size, got {one.dimensions} and {other.dimensions}.")
     trace = one.covariance.trace() + other.covariance.trace() - 2 * _overlap(one, other)

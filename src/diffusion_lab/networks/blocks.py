@@ -329,8 +329,9 @@ def _sides(resolution: int, patch_size: int, num_levels: int, attention_resoluti
         larger = -(-resolution // factor) * factor
         raise ValueError(
             f"resolution must be divisible by {factor} (patch_size={patch_size} and {num_levels} levels, each half "
-            f"the resolution of the previous one), got {resolution}; try data.resolution={larger} (for latents, "
-            f"{larger} times their downsampling factor) or fewer channel_multipliers."
+            f"the resolution of the previous one), got {resolution}; try resolution={larger} (set by "
+            f"data.resolution={larger}, or for latents {larger} times their downsampling factor) or fewer "
+            "channel_multipliers."
         )
     sides = [resolution // patch_size // 2**level for level in range(num_levels)]
     if attention_resolutions and not set(attention_resolutions) & set(sides):

@@ -1,6 +1,7 @@
 """Inputs that a network is conditioned on, in addition to the noisy image and the time."""
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,11 +85,19 @@ class Labels:
         """The null label.  Raises ValueError for a network that was trained without label dropout."""
         if not self.dropout:
             raise ValueError(
-                "classifier-free guidance requires a network that was trained with dropped labels "
-                "(conditioning=label, conditioning.dropout above 0), got a network that has no null label; set "
-                "guidance_scale=1 for samples without guidance."
+                "classifier-free guidance requires a network that was trained with dropped labels, such as "
+                "labels=Labels(10, dropout=0.1) (conditioning=label with conditioning.dropout above 0), got a network "
+                "that has no null label; a guidance scale of 1 generates samples without guidance."
             )
         return self.num_classes
+
+    @staticmethod
+    def of(labels: "Labels | None") -> "Labels":
+        """Return `labels`, or the labels of an unconditional network for None.  Raises ValueError for other values."""
+        given: Any = Labels() if labels is None else labels
+        if not isinstance(given, Labels):
+            raise ValueError(f"`labels` must be Labels, such as Labels(10, dropout=0.1), or None, got {given!r}.")
+        return given
 
     @property
     def num_rows(self) -> int:

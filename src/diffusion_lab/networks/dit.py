@@ -133,7 +133,7 @@ class DiT(Network):
         self.patch_size, self.checkpointing = patch_size, checkpointing
         self.num_augmentation_channels = num_augmentation_channels
         self.low_resolution_channels = low_resolution_channels
-        self.labels = labels or Labels()
+        self.labels = Labels.of(labels)
         self.patches = nn.Linear((in_channels + low_resolution_channels) * patch_size**2, channels)
         self.register_buffer("positions", grid_positions(resolution // patch_size, channels), persistent=False)
         self.time_embedding = TimeEmbedding(TIME_CHANNELS, channels, num_augmentation_channels, Sinusoids("adm"))

@@ -27,7 +27,7 @@ class FromDiffusers(Network):
     def __init__(self, network: nn.Module, *, labels: Labels | None = None, low_resolution_channels: int = 0) -> None:
         super().__init__()
         config: Any = network.config
-        self.network, self.labels, self.low_resolution_channels = network, labels or Labels(), low_resolution_channels
+        self.network, self.labels, self.low_resolution_channels = network, Labels.of(labels), low_resolution_channels
         side = config.sample_size
         if not isinstance(side, int) and (side is None or len(set(side)) != 1):
             raise ValueError(f"network.sample_size must be one number (the resolution of square images), got {side}.")
@@ -37,8 +37,8 @@ class FromDiffusers(Network):
         if self.resolution % factor:
             raise ValueError(
                 f"network.sample_size must be divisible by {factor} (the downsampling factor of "
-                f"{type(network).__name__}), got {self.resolution}; try "
-                f"data.resolution={-(-self.resolution // factor) * factor}."
+                f"{type(network).__name__}), got {self.resolution}; try sample_size="
+                f"{-(-self.resolution // factor) * factor} (data.resolution sets it)."
             )
         self.in_channels = int(config.in_channels) - low_resolution_channels
         if self.in_channels < 1:
@@ -50,7 +50,8 @@ class FromDiffusers(Network):
         self._arguments = set(inspect.signature(network.forward).parameters)
         if self.labels.num_classes and "class_labels" not in self._arguments:
             raise ValueError(
-                f"conditioning must be none for {type(network).__name__} (which takes no class labels), got label."
+                f"`labels` must be None (conditioning=none) for {type(network).__name__}, which takes no class labels, "
+                f"got {self.labels}."
             )
 
     def forward(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:

@@ -128,6 +128,8 @@ def _network_problem(network: Any, required: type[Network | ClassifierNetwork]) 
         least = 0 if hasattr(required, name) else 1
         if name != "labels" and (not isinstance(value, int) or value < least):
             return f"whose {name} must be a whole number of at least {least}, not {value!r}"
+    if type(network).forward is nn.Module.forward:
+        return "which defines no forward"
     num_inputs = len(inspect.signature(required.forward).parameters) - 1
     try:
         inspect.signature(network.forward).bind(*range(num_inputs))

@@ -125,7 +125,7 @@ class PixelTransformer(Network):
         self.patch_size, self.checkpointing = patch_size, checkpointing
         self.num_augmentation_channels = num_augmentation_channels
         self.low_resolution_channels = low_resolution_channels
-        self.labels = labels or Labels()
+        self.labels = Labels.of(labels)
         self.patches = nn.Sequential(
             nn.Linear((in_channels + low_resolution_channels) * patch_size**2, bottleneck, bias=False),
             nn.Linear(bottleneck, channels),

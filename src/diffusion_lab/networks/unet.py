@@ -64,7 +64,7 @@ class UNet(Network):
         self.resolution, self.in_channels, self.out_channels = resolution, in_channels, out_channels
         self.patch_size, self.num_augmentation_channels = patch_size, num_augmentation_channels
         self.low_resolution_channels = low_resolution_channels
-        self.labels, blocks, embedded = labels or Labels(), blocks or Blocks(), 4 * channels
+        self.labels, blocks, embedded = Labels.of(labels), blocks or Blocks(), 4 * channels
         self.time_embedding = TimeEmbedding(channels, embedded, num_augmentation_channels, sinusoids)
         self.label_embedding = nn.Embedding(self.labels.num_rows, embedded) if self.labels.num_classes else None
         self.conv_in = nn.Conv2d((in_channels + low_resolution_channels) * patch_size**2, levels.stem, 3, padding=1)

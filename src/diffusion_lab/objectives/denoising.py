@@ -69,15 +69,15 @@ class Denoising(Objective):
     def require(self, schedule: NoiseSchedule, channels: int, out_channels: int) -> None:
         if out_channels != channels:
             raise ValueError(
-                f"model.out_channels must be {channels} (the number of image channels) for objective=simple, got "
-                f"{out_channels}; set variance=fixed_small or fixed_large, or train a learned variance with "
-                "objective=hybrid or vlb."
+                f"`out_channels` of the network must be {channels} (the number of image channels) for the objective "
+                f"Denoising, got {out_channels}; a learned variance is trained by the objective Hybrid or Variational "
+                "(objective=hybrid or vlb; variance=fixed_small or fixed_large learns no variance)."
             )
         if self.weighting is None:
             return
         first = torch.tensor([schedule.t_min], dtype=torch.float64)
         if not bool(self._weight(self.weighting, first, GaussianProcess(schedule)).isfinite()):
             raise ValueError(
-                "weighting must be none, constant, min_snr, soft_min_snr, or p2 with gamma of at least 1 if the first "
+                "`weighting` must be None, Constant, MinSNR, SoftMinSNR, or P2 with gamma of at least 1 if the first "
                 f"step of the schedule adds no noise, got {self.weighting}."
             )

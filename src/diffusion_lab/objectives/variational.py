@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffusion_lab.fingerprints import describe
 from diffusion_lab.objectives.denoising import Denoising, Objective
 from diffusion_lab.process import GaussianProcess, NoiseSchedule, Prediction, TableSchedule, Variance, split_output
 
@@ -107,11 +108,13 @@ class Variational(Objective):
     def require(self, schedule: NoiseSchedule, channels: int, out_channels: int) -> None:
         if not isinstance(schedule, TableSchedule):
             raise ValueError(
-                "`schedule` must have discrete steps (linear, cosine, ...) for objective=vlb and objective=hybrid, "
-                f"got the continuous {type(schedule).__name__}."
+                "`schedule` must have discrete steps (linear, cosine, ...) for the objectives Variational and Hybrid "
+                f"(objective=vlb or hybrid), got the continuous {type(schedule).__name__}."
             )
         if not self.variance.learned and out_channels != channels:
-            raise ValueError(f"model.out_channels must be {channels} for a fixed variance, got {out_channels}.")
+            raise ValueError(
+                f"`out_channels` of the network must be {channels} for a fixed variance, got {out_channels}."
+            )
         self.variance.require(channels, out_channels)
 
 
@@ -121,7 +124,8 @@ class Hybrid(Objective):
 
     simple: loss of the prediction.  bound: loss of the variance, whose gradient does not reach the prediction.
     bound_weight: weight of the bound.
-    Raises ValueError if the variance of the bound is fixed, or if bound_weight is below 0.
+    Raises ValueError if the variance of the bound is fixed, if its prediction is not that of `simple`, or if
+    bound_weight is below 0.
 
     >>> from diffusion_lab import Denoising, Epsilon, Hybrid, LearnedRange, LinearSchedule, Variational
     >>> objective = Hybrid(Denoising(Epsilon()), Variational(Epsilon(), LearnedRange()))
@@ -135,11 +139,21 @@ class Hybrid(Objective):
     def __post_init__(self) -> None:
         if not self.bound.variance.learned:
             raise ValueError(
-                "variance must be learned_range or learned_diagonal for objective=hybrid (its bound trains only "
-                f"the variance), got the fixed variance {type(self.bound.variance).__name__}."
+                "`variance` must be LearnedRange or LearnedDiagonal for the objective Hybrid, whose bound trains only "
+                f"the variance, got the fixed variance {type(self.bound.variance).__name__} (use "
+                "variance=learned_range with objective=hybrid)."
+            )
+        if describe(self.bound.prediction) != describe(self.simple.prediction):
+            raise ValueError(
+                f"`bound` must have the prediction of `simple` ({self.simple.prediction}), got {self.bound.prediction}."
             )
         if self.bound_weight < 0:
             raise ValueError(f"bound_weight must be at least 0, got {self.bound_weight}.")
+
+    @property
+    def prediction(self) -> Prediction:
+        """Quantity that the network predicts."""
+        return self.simple.prediction
 
     def __call__(
         self, output: Tensor, x_0: Tensor, x_t: Tensor, noise: Tensor, t: Tensor, process: GaussianProcess

@@ -156,8 +156,8 @@ class Score(Prediction):
         _require_signal(schedule, "score")
         if not float(schedule.coefficients(torch.tensor(schedule.t_min, dtype=torch.float64))[1]) > 0:
             raise ValueError(
-                "prediction must not be score if the first step of the schedule adds no noise (the score is "
-                "-noise / sigma_t), got score; set for example prediction=x_0."
+                "`prediction` must not be score if the first step of the schedule adds no noise (the score is "
+                "-noise / sigma_t), got score; use for example X0 (prediction=x_0)."
             )
 
 
@@ -235,6 +235,6 @@ def _skip_and_out(alpha_t: Tensor, sigma_t: Tensor, on_x_0: Tensor, on_noise: Te
 def _require_signal(schedule: NoiseSchedule, name: str) -> None:
     if schedule.remaining_signal == 0:
         raise ValueError(
-            f"prediction must determine x_0 at the last step of {type(schedule).__name__}, whose last alpha is 0 "
-            f"(x_t is pure noise at this step), got {name}; set for example prediction=x_0 or prediction=v."
+            f"`prediction` must determine x_0 at the last step of {type(schedule).__name__}, whose last alpha is 0 "
+            f"(x_t is pure noise at this step), got {name}; use for example X0 or V (prediction=x_0 or v)."
         )

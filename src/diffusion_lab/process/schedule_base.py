@@ -53,8 +53,8 @@ class NoiseSchedule(DataclassInterface):
     def previous(self, t: Tensor) -> Tensor:
         """Return the time one step before t.  Raises ValueError for a schedule without steps."""
         raise ValueError(
-            "`schedule` must have discrete steps (linear, cosine, ...) for settings that use the previous step, such "
-            f"as prediction=posterior_mean, got the continuous {type(self).__name__}."
+            "`schedule` must have discrete steps (linear, cosine, ...) for parts that use the previous step, such as "
+            f"the prediction PosteriorMean, got the continuous {type(self).__name__}."
         )
 
     def following(self, t: Tensor) -> Tensor:

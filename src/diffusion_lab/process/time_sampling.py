@@ -159,7 +159,10 @@ class LossSecondMoment(TimeDistribution, nn.Module):
     def __init__(self, schedule: NoiseSchedule, num_kept: int = 10, uniform_share: float = 0.001) -> None:
         super().__init__()
         if not isinstance(schedule, TableSchedule):
-            raise ValueError(f"`schedule` must have discrete steps for times=loss_second_moment, got {schedule}.")
+            raise ValueError(
+                "`schedule` must have discrete steps for the times LossSecondMoment (times=loss_second_moment), got "
+                f"{schedule}."
+            )
         if num_kept < 1:
             raise ValueError(f"num_kept must be at least 1, got {num_kept}.")
         if not 0 < uniform_share <= 1:

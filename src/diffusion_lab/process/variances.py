@@ -54,9 +54,9 @@ class Variance(DataclassInterface):
         """
         if self.learned and out_channels != 2 * channels:
             raise ValueError(
-                f"model.out_channels must be {2 * channels} for a learned variance (twice the {channels} channels of "
-                f"the image), got {out_channels}; alternatively, set variance=fixed_small or fixed_large, which "
-                "objective=hybrid does not accept."
+                f"`out_channels` of the network must be {2 * channels} for a learned variance (twice the {channels} "
+                f"channels of the image), got {out_channels}; a fixed variance is FixedSmall or FixedLarge "
+                "(variance=fixed_small or fixed_large, with another objective than hybrid)."
             )
 
 
@@ -124,7 +124,8 @@ class LearnedDiagonal(Variance):
 def _require_output(output: Tensor | None) -> Tensor:
     if output is None:
         raise ValueError(
-            "variance must be fixed_small or fixed_large for a network without a variance output, got a learned one."
+            "`variance` must be FixedSmall or FixedLarge (variance=fixed_small or fixed_large) for a network without a "
+            "variance output, got a learned variance."
         )
     return output
 

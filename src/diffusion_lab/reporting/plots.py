@@ -16,6 +16,9 @@ matplotlib.use("Agg")  # writes files and needs no display
 
 from matplotlib import pyplot
 
+MARKERS = "osD^v"
+"""Markers of lines with the same color."""
+
 
 def save_bound(terms: Sequence[float], steps: Sequence[float], path: Path) -> None:
     """Write the terms of the variational bound to a CSV file, and plot them as in figure 2 of Nichol & Dhariwal (2021).
@@ -50,7 +53,7 @@ def save_lines(panels: dict[str, dict[str, list[tuple[float, float]]]], xlabel: 
         for label, points in lines.items():
             panel.plot(*zip(*points, strict=True), marker="o", label=label)
         values = [y for points in lines.values() for _, y in points]
-        is_log = min(values) > 0 and max(values) > max(1, 10 * min(values))  # fractions are at most 1
+        is_log = _spans_decade(values) and max(values) > 1  # fractions are at most 1
         panel.set(title=name, xlabel=xlabel, xscale="log", yscale="log" if is_log else "linear")
         ticks = sorted({x for points in lines.values() for x, _ in points})
         panel.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks], minor=False)
@@ -63,30 +66,59 @@ def save_lines(panels: dict[str, dict[str, list[tuple[float, float]]]], xlabel: 
     pyplot.close(figure)
 
 
-def save_against(panels: dict[str, list[tuple[str, float]]], xlabel: str, path: Path) -> None:
-    """Plot metric values against the values of one setting to a PNG file, with one panel per metric.
+def save_curves(panels: dict[str, list[tuple[float, float]]], path: Path) -> None:
+    """Plot values against the training step to a PNG file, with one panel per metric.
 
-    A line connects the mean metric values of the setting's values. If all values of the setting are numbers, the x axis
-    is numeric, and logarithmic if they are positive and span more than a factor of 20. Other values are spaced evenly.
-    panels: metric name -> points (value of the setting, metric value).
+    The y axis is logarithmic if all values are positive and span more than a factor of 10.
+    panels: metric name -> points (step, value) with increasing steps.
     """
     figure, axes = _grid_of_panels(len(panels))
     for panel, (name, points) in zip(axes, panels.items(), strict=True):
-        settings = list(dict.fromkeys(setting for setting, _ in points))
-        positions = _positions(settings)
-        means = {s: float(np.mean([y for setting, y in points if setting == s])) for s in settings}
-        line = sorted((positions[s], means[s]) for s in settings)
-        panel.plot(*zip(*line, strict=True), color="C0", alpha=0.6, linestyle="-" if _are_numeric(settings) else ":")
-        panel.scatter([positions[setting] for setting, _ in points], [y for _, y in points], color="C0", zorder=3)
-        low, high = min(positions.values()), max(positions.values())
-        is_log = _are_numeric(settings) and low > 0 and high > 20 * low
-        panel.set(title=name, xlabel=xlabel, xscale="log" if is_log else "linear")
-        panel.set_xticks(list(positions.values()), settings, minor=False)
-        if sum(map(len, settings)) > 50:
+        panel.plot(*zip(*points, strict=True), marker="o" if len(points) < 30 else None)
+        is_log = _spans_decade([y for _, y in points])
+        panel.set(title=name, xlabel="training step", yscale="log" if is_log else "linear")
+        panel.grid(alpha=0.3)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def _spans_decade(values: Sequence[float]) -> bool:
+    return min(values) > 0 and max(values) > 10 * min(values)
+
+
+def save_against(
+    panels: dict[str, dict[str, list[tuple[str, float, float]]]], xlabel: str, order: Sequence[str], path: Path
+) -> None:
+    """Plot metric values against the values of one setting to a PNG file, with one panel per metric.
+
+    If all values of the setting are numbers, the x axis is numeric, and logarithmic if they are positive and span more
+    than a factor of 20. Other values are spaced evenly, in the given order.
+    panels: title -> label of a line -> points (value of the setting, mean, standard deviation); 0: no error bar.
+    order: all values of the setting.
+    """
+    figure, axes = _grid_of_panels(len(panels))
+    positions, is_numeric = _positions(list(order)), _are_numeric(list(order))
+    low, high = min(positions.values()), max(positions.values())
+    for panel, (title, lines) in zip(axes, panels.items(), strict=True):
+        for number, (label, points) in enumerate(lines.items()):
+            x, mean, std = zip(*sorted((positions[value], mean, std) for value, mean, std in points), strict=True)
+            distance = 0.0 if is_numeric else min(0.06, 0.5 / len(lines))  # so that error bars do not overlap
+            shift = distance * (number - (len(lines) - 1) / 2)
+            style = {"color": f"C{number % 10}", "marker": MARKERS[number // 10 % len(MARKERS)], "capsize": 3}
+            style |= {"linestyle": "-" if is_numeric else ":", "label": label}
+            panel.errorbar([value + shift for value in x], mean, std if any(std) else None, **style)
+        panel.set(title=title, xlabel=xlabel, xscale="log" if is_numeric and low > 0 and high > 20 * low else "linear")
+        panel.set_xticks(list(positions.values()), list(positions), minor=False)
+        if sum(map(len, positions)) > 50:
             panel.tick_params("x", rotation=20)
         panel.minorticks_off()
         panel.margins(x=0.15)
         panel.grid(alpha=0.3)
+    labels = {label: handle for panel in axes for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    if len(labels) > 1:
+        figure.legend(
+            list(labels.values()), list(labels), loc="outside lower center", ncols=len(axes), fontsize="small"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)

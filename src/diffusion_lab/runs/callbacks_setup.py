@@ -32,6 +32,11 @@ def build_callbacks(config: DictConfig) -> tuple[list[Any], dict[str, str]]:
     from diffusion_lab.features import FeaturesUnavailableError
 
     callbacks, left_out = [], {}
+    if "_target_" in config.callbacks:
+        raise UserError(
+            f"callbacks must have a name for each callback (callbacks.NAME._target_), got _target_="
+            f"{config.callbacks._target_} without a name."
+        )
     for name, node in config.callbacks.items():
         if node is None:
             continue  # callbacks.NAME=null disables a callback

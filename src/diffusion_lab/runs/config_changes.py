@@ -2,6 +2,7 @@
 
 import fnmatch
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,19 @@ def changes_with_effect(saved: Mapping[KeyPath, Any], wanted: Mapping[KeyPath, A
         if not is_repeated and not any(fnmatch.fnmatch(name, pattern) for pattern in WITHOUT_EFFECT):
             changes[name] = f"{name} (was {saved.get(key)}, got {wanted.get(key)})"
     return list(changes.values())
+
+
+def by_choice(changes: list[str], saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Return descriptions of changed settings in which one description of a config group replaces all its settings.
+
+    saved, wanted: config group -> choice.
+    """
+    for group, choice in wanted.items():
+        before = saved.get(group)
+        others = [change for change in changes if not re.match(rf"{re.escape(str(group))}[. ]", change)]
+        if None not in (before, choice) and before != choice and len(others) < len(changes):
+            changes = [f"{group} (was {before}, got {choice})", *others]
+    return changes
 
 
 def flatten(node: Any, path: KeyPath = ()) -> dict[KeyPath, Any]:

@@ -2,7 +2,8 @@
 
 Accepted are a folder, a checkpoint file in it, a folder of such folders (a sweep), a glob pattern, and `last` for the
 newest folder. A relative path is searched in the working directory, in the folder that contains logs/, in the logs
-folder and in the folders of the commands in it: logs/train/RUN, train/RUN and RUN name the same run.
+folder and in the folders of the commands in it: logs/train/RUN, train/RUN and RUN name the same run. Also searched is
+logs/ in the working directory, to which scripts in other folders may have written.
 """
 
 import glob
@@ -19,10 +20,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.config.overrides import quote, unquote
 from diffusion_lab.errors import UserError
-from diffusion_lab.paths import IS_CHECKOUT, ROOT, logs_folder
+from diffusion_lab.paths import IS_CHECKOUT, LOGS_VARIABLE, ROOT, logs_folder
 
 LAST = "last"
 """Value of a setting that names the newest folder."""
+
+_OTHER_LOGS = f"the environment variable {LOGS_VARIABLE} (or logs=FOLDER of a command) names another logs folder"
 
 
 @dataclass(frozen=True)
@@ -116,9 +119,11 @@ def find_place(setting: str, value: Any, kind: Kind) -> Place:
     """Return the only folder that the value of a setting names.  Raises UserError if it names none or several."""
     place, *others = find_places(setting, value, kind, several=False)
     if others:
+        is_sweep = setting == "resume" and all(other.folder.parent == place.folder.parent for other in others)
+        hint = "; the command that started a sweep also continues it" if is_sweep else ""
         raise UserError(
             f"`{setting}` must name one {kind.noun}, got {value}, which names {1 + len(others)}, such as "
-            f"{place.folder} and {others[0].folder}."
+            f"{place.folder} and {others[0].folder}{hint}."
         )
     return place
 
@@ -146,17 +151,22 @@ def _find(setting: str, value: str, kind: Kind, *, several: bool) -> list[Place]
 
 
 def _newest(setting: str, kind: Kind) -> Place:
-    # If the logs folder was moved, the default one is searched only if the other has no folder of the kind.
-    folders = next(filter(None, (kind.existing(kind.commands, logs) for logs in _logs_folders())), [])
+    # If the logs folder was moved, the others are searched only if it has no folder of the kind.
+    first, *others = _logs_folders()
+    groups = [[first], others] if os.environ.get(LOGS_VARIABLE) else [[first, *others]]
+    found = ([folder for logs in group for folder in kind.existing(kind.commands, logs)] for group in groups)
+    folders = next(filter(None, found), [])
     if not folders:
         places = " or ".join(str(logs / command) for logs in _logs_folders() for command in kind.commands)
-        raise UserError(f"{setting}={LAST}: there is no {kind.noun} in {places}.")
+        raise UserError(f"{setting}={LAST}: there is no {kind.noun} in {places}; {_OTHER_LOGS}.")
     return Place(max(folders, key=kind.last_written))
 
 
 def _logs_folders() -> list[Path]:
-    """Return the logs folder and, if it was moved, the default logs folder."""
-    return list(dict.fromkeys([logs_folder(), ROOT / "logs"]))
+    """Return the logs folder, the default one if the logs were moved, and logs/ in the working directory."""
+    return list(
+        dict.fromkeys([logs_folder(), ROOT / "logs", *([here] if (here := Path.cwd() / "logs").is_dir() else [])])
+    )
 
 
 def _searched(value: str, kind: Kind) -> Iterator[tuple[Path, str]]:
@@ -205,6 +215,8 @@ def _accepted(kind: Kind, *, several: bool) -> str:
 def _why_not(value: str, kind: Kind) -> str:
     """Return the reason why a value names no folder of a kind, for the end of an error message."""
     found = next((base / path for base, path in _searched(value, kind) if os.path.exists(base / path)), None)
+    if found is not None and kind is SWEEP and (found / "status.json").is_file():
+        return "which is a single run and no sweep."
     if found is not None:
         return f"which has no {kind.files[0].rpartition('/')[2]}."
     path = Path(value)
@@ -214,8 +226,11 @@ def _why_not(value: str, kind: Kind) -> str:
                 names = ", ".join(sorted(file.name for file in (base / run).glob("checkpoints/*.ckpt"))) or "no file"
                 return f"but the checkpoints of this run are {names}."
     matches = "matches nothing" if glob.has_magic(value) else "does not exist"
-    where = "" if os.path.isabs(os.path.expanduser(value)) else f" in {Path.cwd()} or below {logs_folder()}"
-    return f"which {matches}{where}{_closest(path, kind)}."
+    where, hint = "", _closest(path, kind)
+    if not os.path.isabs(os.path.expanduser(value)):
+        where = f" in {Path.cwd()} or below {' or '.join(map(str, _logs_folders()))}"
+        hint = hint or f"; {_OTHER_LOGS}"
+    return f"which {matches}{where}{hint}."
 
 
 def _closest(path: Path, kind: Kind) -> str:
@@ -257,6 +272,6 @@ def _find_checkpoints(folder: Path, name: str) -> list[Path]:
     files = [file] if file.is_file() else sorted(file.parent.glob(name))
     if files:
         return files
-    if not glob.has_magic(name):
-        raise UserError(f"run folder {folder} has no checkpoints/{name}.")
-    raise UserError(f"checkpoint: no file in {file.parent} matches {name}.")
+    existing = ", ".join(sorted(path.name for path in file.parent.glob("*.ckpt"))) or "none"
+    reason = " (best.ckpt is saved by measurements during training)" if name == "best.ckpt" else ""
+    raise UserError(f"`checkpoint` must be one of {existing} in {file.parent}, got {name}{reason}.")

@@ -32,7 +32,7 @@ def prepare(run: Run, start: StartingPoint) -> Path | None:
     is_fork = start.checkpoint is not None and not start.continues
     checkpoint = run.folder / "checkpoints" / "last.ckpt" if is_fork else start.checkpoint
     if run.trainer.is_global_zero:
-        _start_loggers(run.trainer.loggers, start.config, start.step if start.continues else 0)
+        _start_loggers(run.trainer.loggers, start)
         _save_config(start.config, run.folder)
         class_names.save(run.datamodule.train_images.class_names, run.folder)
         save_overrides(run.folder)
@@ -42,11 +42,13 @@ def prepare(run: Run, start: StartingPoint) -> Path | None:
     return checkpoint
 
 
-def _start_loggers(loggers: list[Any], config: DictConfig, num_steps: int) -> None:
-    """Start the loggers of a run that has already done `num_steps` steps."""
+def _start_loggers(loggers: list[Any], start: StartingPoint) -> None:
+    """Start the loggers of a run, which continue after the steps that are already done."""
+    config, num_steps = start.config, start.step if start.continues else 0
+    interval = 1 if start.is_trained else config.trainer.get("log_every_n_steps") or 1  # 1 keeps the loss of the end
     for logger in loggers:
         if hasattr(logger, "continue_after"):
-            logger.continue_after(num_steps, config.trainer.get("log_every_n_steps") or 1)
+            logger.continue_after(num_steps, interval)
         try:
             _ = logger.experiment
             if hasattr(logger, "describe"):
@@ -89,10 +91,15 @@ def _describe_package(name: str) -> dict[str, str | None]:
 
 
 def _copy_checkpoint_to_fork(source: Path, target: Path) -> None:
-    """Copy a checkpoint into the folder of a fork, without callback states, which belong to the original run."""
-    from diffusion_lab import checkpoint_files
+    """Copy a checkpoint into the folder of a fork.
 
-    checkpoint_files.write(checkpoint_files.read_run(source) | {"callbacks": {}}, target)
+    The copy has no callback states, which belong to the original run, and no record of the meaning of the weights,
+    because a fork may change the settings that define it.
+    """
+    from diffusion_lab import checkpoint_files
+    from diffusion_lab.training.base_module import MEANING_KEY
+
+    checkpoint_files.write(checkpoint_files.read_run(source) | {"callbacks": {}, MEANING_KEY: {}}, target)
 
 
 def save_overrides(folder: Path) -> None:

@@ -12,7 +12,8 @@ from rich.table import Table
 from diffusion_lab import __version__
 from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.paths import IS_CHECKOUT
-from diffusion_lab.runs.tables import METRICS, SUMMARY, print_table
+from diffusion_lab.reporting.text_tables import print_table
+from diffusion_lab.runs.tables import METRICS, SUMMARY
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ resume=RUN continues a run in its own folder. resume=RUN fork=true starts a new 
 RUN; the settings of the new run may be different.
 """
 
+import copy
 import logging
 import os
 import re
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
@@ -23,7 +25,7 @@ from diffusion_lab.config.search_path import KEY as SEARCH_PATH
 from diffusion_lab.config.search_path import gives_search_path, search_path_overrides
 from diffusion_lab.config.validation import argument_problems, raise_problems
 from diffusion_lab.errors import UserError
-from diffusion_lab.runs.config_changes import KeyPath, changes_with_effect, flatten, relocate, unflatten
+from diffusion_lab.runs.config_changes import KeyPath, by_choice, changes_with_effect, flatten, relocate, unflatten
 from diffusion_lab.runs.find import Place, find_place, run_of
 from diffusion_lab.runs.load import resolve
 from diffusion_lab.runs.supervise import FolderInUseError
@@ -73,7 +75,10 @@ def restore_command_line(command: str) -> None:
     if not resumed or os.environ.get("DIFFUSION_LAB_RESUMED") == resumed[-1]:
         return
     if any(argument in ("-m", "--multirun") for argument in arguments):
-        raise UserError(f"resume=... must be used without --multirun, got a sweep with resume={resumed[-1]}.")
+        raise UserError(
+            f"resume=... must be used without --multirun, got a sweep with resume={resumed[-1]}; the command that "
+            "started a sweep also continues it."
+        )
     folder, checkpoint = find_place("resume", unquote(resumed[-1]), run_of(command))
     given = [argument for argument in arguments if override_key(argument) != "resume"]
     given_keys = {override_key(argument) for argument in given}
@@ -121,7 +126,7 @@ def starting_point(config: DictConfig) -> StartingPoint:
     saved, wanted = _merge_changes(config, source.folder, run_folder)
     if not is_fork and (changes := changes_with_effect(saved, wanted)):
         _require_arguments(config)  # a setting that does not exist is no change
-        _refuse_changes(changes, run_folder, resumed=bool(config.resume))
+        _refuse_changes(_by_choice(changes, source.folder), run_folder, resumed=bool(config.resume))
     merged = OmegaConf.create(unflatten(wanted | {("resume",): None, ("fork",): False}))
     if config.fork:
         merged.forked_from = str(config.resume)
@@ -166,11 +171,27 @@ def require_matching_checkpoint(start: StartingPoint, run: Run) -> None:
     differing = sorted(key for key in saved.keys() | expected.keys() if saved.get(key) != expected.get(key))
     if differing:
         first = differing[0]
+        if start.continues:
+            raise UserError(
+                f"`model` must have the tensors of {start.checkpoint}, got {len(differing)} other tensors: {first} has "
+                f"shape {saved.get(first)} in the checkpoint and {expected.get(first)} in this run; the code of the "
+                "network has changed."
+            )
         raise UserError(
             f"fork=true must keep the settings of all parts with a state (model, conditioning, ema, times), but "
             f"{len(differing)} tensors differ from {start.checkpoint}; {first} has shape {saved.get(first)} in the "
             f"checkpoint and {expected.get(first)} in this run."
         )
+
+
+def is_open_ended(config: DictConfig) -> bool:
+    """Return whether a run with more steps would have the same other settings.
+
+    A learning-rate schedule that ends with the run, for example, depends on the number of steps.
+    """
+    longer = copy.deepcopy(config)
+    longer.trainer.max_steps = 2 * config.trainer.max_steps
+    return not changes_with_effect(flatten(_to_container(config)), flatten(_to_container(longer)))
 
 
 def print_done(start: StartingPoint) -> float | None:
@@ -217,6 +238,13 @@ def _require_arguments(config: DictConfig) -> None:
     """Raise UserError for settings of the optimizer or its learning-rate schedule that their classes do not have."""
     resolved = resolve(config)
     raise_problems(list(argument_problems({"optimizer": resolved.optimizer, "lr_schedule": resolved.lr_schedule}, "")))
+
+
+def _by_choice(changes: list[str], folder: Path) -> list[str]:
+    """Apply `by_choice`.  folder: run folder, in which Hydra has saved the choices of the run."""
+    file = folder / ".hydra" / "hydra.yaml"
+    saved = OmegaConf.select(OmegaConf.load(file), "hydra.runtime.choices") if file.is_file() else None
+    return by_choice(changes, saved or {}, HydraConfig.get().runtime.choices)
 
 
 def _refuse_changes(changes: list[str], run_folder: Path, *, resumed: bool) -> NoReturn:

@@ -8,6 +8,7 @@ by the rank that fails.
 import json
 import math
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -27,6 +28,9 @@ STATUS, LOCK, JOB = "status.json", ".lock", ".slurm_job"
 
 QUEUED, RUNNING, REQUEUED, FINISHED, FAILED = "queued", "running", "requeued", "finished", "failed"
 NOT_STARTED = "not started"
+
+INTERRUPTED = "interrupted"
+"""Label of a failed run that was stopped, see `Status.label`."""
 
 TIMES = ("since", "began", "ended")
 """Keys of a status file whose values are times."""
@@ -73,6 +77,12 @@ class Status:
     def is_over(self) -> bool:
         """Whether the run has ended, or was not started, and will not be started again."""
         return self.state in (FINISHED, FAILED, NOT_STARTED)
+
+    @property
+    def label(self) -> str:
+        """The state as tables show it: "interrupted" for a run that failed because a signal or Ctrl-C stopped it."""
+        was_stopped = self.state == FAILED and re.match(r"(interrupted|stopped by SIG)", self.reason or "")
+        return INTERRUPTED if was_stopped else self.state
 
     def hours(self, last_activity: float | None = None) -> float:
         """Return the total duration of all attempts, in hours.

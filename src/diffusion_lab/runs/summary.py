@@ -16,8 +16,12 @@ from diffusion_lab.data.image_datamodule import ImageDataModule
 from diffusion_lab.distributed.launch import describe_device
 from diffusion_lab.evaluation.evaluator import Number
 from diffusion_lab.runs.find import portable_path, shell_word
+from diffusion_lab.runs.metrics_log import CURVES, METRICS_LOG, read_log
 from diffusion_lab.training.base_module import TrainedModule
 from diffusion_lab.training.diffusion_module import DiffusionModule
+
+LAST_VALUES = ("loss", "images_per_second")
+"""Metrics whose last logged value counts if a resumed run has no steps left, and so logs none."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +82,10 @@ def print_start(
     if trainer.is_global_zero:
         num_parameters = sum(parameter.numel() for parameter in module.network.parameters())
         print(
-            f"training {num_parameters:,} parameters on {len(datamodule.train_images):,} images for "
-            f"{trainer.max_steps:,} steps of {datamodule.batch_size} images "
+            f"training {num_parameters:,} parameters of {_network(module)} on {len(datamodule.train_images):,} images "
+            f"for {trainer.max_steps:,} steps of {datamodule.batch_size} images "
             f"({trainer.max_steps * datamodule.batch_size / len(datamodule.train_images):,.1f} epochs), "
-            f"{trainer.precision} on {type(trainer.accelerator).__name__}; "
+            f"{trainer.precision} on {_ranks(trainer)}{type(trainer.accelerator).__name__}; "
             + (f"resuming after step {first_step:,}; " if first_step else "")
             + f"run folder: {portable_path(folder)}",
             flush=True,
@@ -91,11 +95,24 @@ def print_start(
         print(f"device: {describe_device(trainer.strategy.root_device, trainer.precision)}", flush=True)
 
 
-def summarize(trainer: Trainer, *, minutes: float, left_out: Mapping[str, str] | None = None) -> Summary:
-    """Return the result of a finished fit.  left_out: see `Run`."""
+def _ranks(trainer: Trainer) -> str:
+    return f"{trainer.world_size} ranks of " if trainer.world_size > 1 else ""
+
+
+def _network(module: TrainedModule) -> str:
+    """Return the class of the network, and what it learns: "UNet (CosineSchedule, prediction V)"."""
+    learned = [type(module.process.schedule).__name__]
+    if isinstance(module, DiffusionModule):
+        learned.append(f"prediction {type(module.prediction).__name__}")
+    return f"{type(module.network).__name__} ({', '.join(learned)})"
+
+
+def summarize(trainer: Trainer, folder: Path, *, minutes: float, left_out: Mapping[str, str] | None = None) -> Summary:
+    """Return the result of a finished fit.  folder: run folder.  left_out: see `Run`."""
     distances = next((c for c in trainer.callbacks if isinstance(c, MeasureDistance)), None)
     history = [*distances.history, *([distances.at_end] if distances.at_end else [])] if distances else []
-    metrics = trainer.callback_metrics
+    logged = [{name: line[name] for name in LAST_VALUES if name in line} for line in read_log(folder)]
+    metrics = {name: value for line in logged for name, value in line.items()} | trainer.callback_metrics
     return Summary(
         steps=trainer.global_step,
         loss=float(metrics["loss"]) if "loss" in metrics else None,
@@ -121,16 +138,24 @@ def _why_unmeasured(trainer: Trainer, distances: MeasureDistance | None, left_ou
     return "callbacks.measure_distance=null"
 
 
-def print_summary(summary: Summary, folder: Path) -> None:
+def print_summary(summary: Summary, folder: Path, *, is_open_ended: bool) -> None:
     """Print a summary of the run.
 
     The summary contains the duration, the speed, the path of the last sample grid, the first and last value of the
     metric, and the commands that use the run.
+
+    is_open_ended: whether the run can be resumed with more steps; otherwise a fork trains further.
     """
+    path = shell_word(portable_path(folder))
+    evaluate = f"{command_line('evaluate')} run={path}"
+    if "features" in (summary.unmeasured or ""):
+        evaluate += " features=efficientnet"
     print(f"\ndone: {summary.steps:,} steps in {summary.minutes:.1f} minutes", end="")
     print(f", {summary.images_per_second:,.0f} images/s while training" if summary.images_per_second else "")
     for picture in sorted((folder / "samples").glob("*.png"))[-1:]:
-        print(f"  samples     {portable_path(picture)}, animated in {picture.with_suffix('.webp').name}")
+        animation = picture.with_suffix(".webp")
+        animated = f", animated in {animation.name}" if animation.is_file() else ""
+        print(f"  samples     {portable_path(picture)}{animated}")
     if summary.distances:
         ends = dict([summary.distances[0], summary.distances[-1]])
         values = ", ".join(f"{value:.2f} at step {step:,}" for step, value in ends.items())
@@ -139,22 +164,21 @@ def print_summary(summary: Summary, folder: Path) -> None:
             fraction = summary.measuring_seconds / 60 / summary.minutes
             print(f"              measuring took {summary.measuring_seconds:.0f} s, {fraction:.0%} of the run")
     if summary.unmeasured is not None:
-        command = f"{command_line('evaluate')} run={shell_word(portable_path(folder))}"
-        command += " features=efficientnet" if "features" in summary.unmeasured else ""
-        print(f"  distance    not measured: {summary.unmeasured}; to measure it: {command}")
+        print(f"  distance    not measured: {summary.unmeasured}; to measure it: {evaluate}")
     for name, value in summary.accuracies.items():
         print(f"  {name}: {value:.3f}")
-    print(f"  all metrics {portable_path(folder / 'metrics.csv')}")
-    path = shell_word(portable_path(folder))
-    if summary.accuracies:
-        print("next:")
-        print(f"  {command_line('sample')} run=logs/train/RUN classifier={path} classifier_scale=2")
-        print(f"  {command_line('train_classifier')} resume={path} trainer.max_steps={2 * summary.steps}", flush=True)
-        return
+    if (folder / CURVES).is_file():
+        print(f"  curves      {portable_path(folder / CURVES)}")
+    print(f"  all metrics {portable_path(folder / METRICS_LOG)}")
     print("next:")
+    further = f"resume={path}{'' if is_open_ended else ' fork=true'} trainer.max_steps={2 * summary.steps}"
+    if summary.accuracies:
+        print(f"  {command_line('sample')} run=logs/train/RUN classifier={path} classifier_scale=2")
+        print(f"  {command_line('train_classifier')} {further}", flush=True)
+        return
     print(f"  {command_line('sample')} run={path} num_images=64")
-    print(f"  {command_line('evaluate')} run={path}")
-    print(f"  {command_line('train')} resume={path} trainer.max_steps={2 * summary.steps}", flush=True)
+    print(f"  {evaluate}")
+    print(f"  {command_line('train')} {further}", flush=True)
 
 
 def print_how_to_resume(folder: Path, step: int, command: str) -> None:

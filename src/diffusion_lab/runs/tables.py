@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import logging
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from diffusion_lab.config.earlier_versions import current_fingerprint, current_overrides
 from diffusion_lab.config.program import command_line
 from diffusion_lab.fingerprints import IncomparableError, differences, fields_set_by, require_comparable
+from diffusion_lab.reporting.text_tables import print_rows
+from diffusion_lab.runs.used_settings import UsedSettings, differing, is_shown
 
 logger = logging.getLogger(__name__)
 
@@ -29,15 +29,17 @@ class Row:
     """The results in one folder.
 
     overrides: overrides on the command line, by key.  values: all values in summary.json and metrics.json, by name.
-    fingerprints: fingerprints of the metric values, by metric name.  run: name of the measured run.
+    job: folder of the command that wrote the results.  run: folder of the measured run; `folder` for a training run.
+    fingerprints: fingerprints of the metric values, by metric name.
     training_step: training step of the measured checkpoint; None if unknown.
     """
 
     folder: Path
     overrides: dict[str, str]
     values: dict[str, Any]
+    job: Path
+    run: Path
     fingerprints: dict[str, dict[str, Any]] = field(default_factory=dict)
-    run: str = ""
     training_step: int | None = None
 
     @classmethod
@@ -52,8 +54,9 @@ class Row:
         numbers = {number["name"]: number for number in record.get("numbers", [])}
         values |= {name: number["value"] for name, number in numbers.items()}
         fingerprints = {name: current_fingerprint(number["fingerprint"]) for name, number in numbers.items()}
-        run, step = Path(record.get("run", folder)).name, record.get("step")
-        return cls(folder, _read_overrides(job), values, fingerprints, run, step)
+        is_training = "run" not in record or (folder / "config.yaml").is_file()  # its folder may have been moved
+        run = folder if is_training else Path(record["run"])
+        return cls(folder, _read_overrides(job), values, job, run, fingerprints, record.get("step"))
 
 
 def write_and_print_table(
@@ -61,15 +64,18 @@ def write_and_print_table(
 ) -> bool:
     """Print and write one table, with plots, of all results at or below some folders.
 
-    Writes output/NAME.csv and output/NAME.md. Metric values are comparable if their fingerprints differ only in fields
-    that the settings `swept` determine, or in the fields `allowed`. Metrics whose values are not comparable are left
-    out, and an error is logged. Returns whether all metric values are comparable.
+    Writes output/NAME.csv and output/NAME.md. The table shows the settings in which the runs differ. Metric values are
+    comparable if their fingerprints differ only in fields that the settings `swept` determine, or in the fields
+    `allowed`. Metrics whose values are not comparable are left out, and an error is logged.
+    Returns whether all metric values are comparable.
     """
     rows = [row for folder in folders for row in find_rows(folder)]
     if not rows:
         return True
     comparable = drop_incomparable(rows, [*fields_set_by(swept), *allowed], folders)
-    write_table([cells(row, rows) for row in rows], output, name, always=["run", *number_names(rows)])
+    show_used_settings(rows)
+    table = [{**shown, "folder": str(row.folder)} for row, shown in zip(rows, cells(rows), strict=True)]
+    write_table(table, output, name, always=["run", *number_names(rows)], hidden=["folder"])
     plot_steps(rows, output)
     return comparable
 
@@ -111,6 +117,20 @@ def _read_overrides(folder: Path) -> dict[str, str]:
     overrides = current_overrides([str(override) for override in OmegaConf.load(path)]) if path.is_file() else []
     pairs = (override.lstrip("+").partition("=") for override in overrides)
     return {key: value for key, _, value in pairs if not key.startswith("sweep.")}
+
+
+def show_used_settings(rows: Sequence[Row], swept: Sequence[str] = ()) -> None:
+    """Replace the overrides of each row by the used values of all settings that are overridden or differ.
+
+    Settings without an effect are removed unless they are `swept`.
+    """
+    read = {folder: UsedSettings.read(folder) for folder in {place for row in rows for place in (row.job, row.run)}}
+    overridden = [key for key in override_keys(rows) if key in swept or is_shown(key)]
+    different = differing([read[run] for run in dict.fromkeys(row.run for row in rows)])
+    for row in rows:
+        evaluation = None if row.run == row.folder else read[row.job]
+        used = read[row.run].used_in(evaluation, row.overrides, overridden, different)
+        row.overrides = {key: value for key, value in used.items() if value is not None}
 
 
 def override_keys(rows: Sequence[Row]) -> list[str]:
@@ -160,43 +180,70 @@ def _note_shared_noise(rows: Sequence[Row]) -> None:
 
 
 def write_table(
-    exact: list[dict[str, Any]], output: Path, name: str, *, always: Sequence[str], hidden: Sequence[str] = ()
+    exact: list[dict[str, Any]],
+    output: Path,
+    name: str,
+    *,
+    always: Sequence[str],
+    hidden: Sequence[str] = (),
+    num_labels: int = 1,
 ) -> None:
     """Write rows to output/NAME.csv; write the rows with rounded values to output/NAME.md and print them.
 
     The rounded table has only columns whose values differ.  always: columns that are shown even if all their values are
-    equal.  hidden: columns of the CSV file only.
+    equal.  hidden: columns of the CSV file only.  num_labels: see `print_rows`.
     """
     columns = list(dict.fromkeys(key for row in exact for key in row))
     output.mkdir(parents=True, exist_ok=True)
-    with (output / f"{name}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(exact)
-    rounded = [{column: _round(value) for column, value in row.items() if value is not None} for row in exact]
+    write_csv(exact, output / f"{name}.csv")
+    rounded = [{column: round_value(value) for column, value in row.items() if value is not None} for row in exact]
     varying = [column for column in columns if len({row.get(column) for row in rounded}) > 1 or column in always]
     candidates = varying if len(rounded) > 1 else columns
     shown = [column for column in candidates if "_std_" not in column and column not in hidden]
-    lines = [shown, ["---"] * len(shown), *([row.get(column, "") for column in shown] for row in rounded)]
-    (output / f"{name}.md").write_text("\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")
-    print_rows([lines[0], *lines[2:]], f"{len(exact)} runs in {output}")
+    lines = [shown, *([row.get(column, "") for column in shown] for row in rounded)]
+    (output / f"{name}.md").write_text(markdown(lines))
+    print_rows(lines, f"{len(exact)} runs in {output}", num_labels)
 
 
-def cells(row: Row, rows: Sequence[Row]) -> dict[str, Any]:
-    """Return the cells of `row` in a table of `rows`: column name -> value.
+def write_csv(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        writer.writerows(rows)
 
-    The cells are the folder, the overrides and the results of the row. The columns `trained` (the name of the measured
-    run) and `training_step` are included only if their values differ between the rows.
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown.  lines: column names, followed by the cells of each row."""
+    return "".join(f"| {' | '.join(line)} |\n" for line in (lines[0], ["---"] * len(lines[0]), *lines[1:]))
+
+
+def cells(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return the cells of each row of a table: column name -> value.
+
+    The cells are the folder, the settings and the results of the row. The columns `trained` (the measured run) and
+    `training_step` are included only if the rows are evaluations and the values differ.
     """
-    first: dict[str, Any] = {"run": str(row.folder)}
-    if len({other.run for other in rows}) > 1:
-        first["trained"] = row.run
-    if len({other.training_step for other in rows}) > 1 and row.training_step is not None:
-        first["training_step"] = row.training_step
-    return {**first, **{key: value for key, value in row.overrides.items() if key != "run"}, **row.values}
+    folders, runs = short_paths([row.folder for row in rows]), short_paths([row.run for row in rows])
+    are_evaluations = any(row.run != row.folder for row in rows)
+    steps_vary = are_evaluations and len({row.training_step for row in rows}) > 1
+    return [
+        {"run": folders[row.folder]}
+        | ({"trained": runs[row.run]} if are_evaluations and len(runs) > 1 else {})
+        | ({"training_step": row.training_step} if steps_vary and row.training_step is not None else {})
+        | {key: value for key, value in row.overrides.items() if key != "run"}
+        | row.values
+        for row in rows
+    ]
 
 
-def _round(value: Any) -> str:
+def short_paths(paths: Iterable[Path]) -> dict[Path, str]:
+    """Return the path of each folder relative to the deepest folder that contains all of them."""
+    full = {path: os.path.abspath(path) for path in paths}
+    top = os.path.commonpath([os.path.dirname(path) for path in full.values()])
+    return {path: os.path.relpath(text, top) for path, text in full.items()}
+
+
+def round_value(value: Any) -> str:
     return f"{value:,.4g}" if isinstance(value, float) else str(value)
 
 
@@ -227,7 +274,7 @@ def _lines(rows: Sequence[Row], name: str, axis: str) -> dict[str, list[tuple[fl
             continue
         parts = [f"{key}={row.overrides[key]}" for key in varying if key in row.overrides and _separates(key, axis)]
         if axis == "sampling_steps" and len({other.run for other in measured}) > 1 and "run" not in varying:
-            parts.insert(0, row.run)
+            parts.insert(0, row.run.name)
         lines.setdefault(" ".join(parts), []).append((float(x), row.values[name]))
     return {line: sorted(points) for line, points in lines.items()}
 
@@ -237,24 +284,3 @@ def _separates(key: str, axis: str) -> bool:
     if axis == "sampling_steps":
         return key != "sampler.num_steps"
     return key not in ("run", "checkpoint", "trainer.max_steps")
-
-
-def print_rows(lines: list[list[str]], title: str) -> None:
-    """Print a table; transpose it if it has many columns and few lines.
-
-    lines: column names, followed by the cells of each line.
-    """
-    if len(lines[0]) > max(9, len(lines)):
-        lines = [list(column) for column in zip(*lines, strict=True)]
-    table = Table(title=Text(title))
-    for name in lines[0]:
-        table.add_column(Text(name), overflow="fold")
-    for line in lines[1:]:
-        table.add_row(*map(Text, line))  # as Text: rich would interpret brackets as markup
-    print_table(table)
-
-
-def print_table(table: Table) -> None:
-    """Print a table in the width of the terminal; 160 characters wide if the output is a file."""
-    console = Console()
-    Console(width=None if console.is_terminal else 160).print(table)

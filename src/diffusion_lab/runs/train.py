@@ -14,9 +14,9 @@ from diffusion_lab.distributed import launch, signals
 from diffusion_lab.distributed.signals import StoppedBySignal
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import folder as run_folder
+from diffusion_lab.runs import metrics_log, training_setup
 from diffusion_lab.runs import results as run_results
 from diffusion_lab.runs import resume as run_resume
-from diffusion_lab.runs import training_setup
 from diffusion_lab.runs.trainer_settings import apply_trainer_settings
 
 
@@ -46,13 +46,16 @@ def train(config: DictConfig) -> float | None:
     if start.is_trained:  # Lightning calls no hooks of a run without steps; its last measurement did not end before
         periodic_action.run_after_training(run.trainer, run.module)
     signals.install(signal.SIG_IGN)  # training is complete: a signal must not prevent the results from being written
-    result = summary.summarize(run.trainer, minutes=(time.monotonic() - started) / 60, left_out=run.left_out)
+    result = summary.summarize(
+        run.trainer, run.folder, minutes=(time.monotonic() - started) / 60, left_out=run.left_out
+    )
     if run.trainer.is_global_zero:
         if result.numbers:
             run_results.write_metrics(run.folder, result.record(run.folder))
         run_results.write_summary(run.folder, result.as_dict())  # last: a run with this file is not measured again
+        metrics_log.save_curves(run.folder)
         if not compose.in_sweep():
-            summary.print_summary(result, run.folder)
+            summary.print_summary(result, run.folder, is_open_ended=run_resume.is_open_ended(config))
     return result.objective
 
 
@@ -69,7 +72,7 @@ def _fit(run: training_setup.Run, checkpoint: Path | None) -> None:
     except StoppedBySignal as stop:
         if stop.step is None:
             _kill_other_ranks(run)
-        if run.trainer.is_global_zero and not stop.requests_requeue:
+        if run.trainer.is_global_zero and not stop.requests_requeue and not compose.in_sweep():
             saved = max((c.last_saved for c in run.trainer.callbacks if isinstance(c, SaveLast)), default=0)
             summary.print_how_to_resume(run.folder, saved, compose.command_name())
         raise

@@ -51,8 +51,13 @@ def apply_trainer_settings(config: DictConfig, overrides: Sequence[str]) -> None
             epochs = _whole_number("trainer.max_epochs", config.trainer.max_epochs)
             config.trainer.max_steps = math.ceil(epochs * _num_images(config) / config.data.batch_size)
         config.trainer.max_epochs = -1
-        if not isinstance(max_steps := config.trainer.get("max_steps"), str | None):
+        if (max_steps := config.trainer.get("max_steps")) is not None:
             config.trainer.max_steps = max_steps if max_steps == -1 else _whole_number("trainer.max_steps", max_steps)
+    if "data.max_steps" in given and config.data.max_steps != config.trainer.max_steps:
+        raise UserError(
+            f"data.max_steps must not be given if an experiment or another setting gives trainer.max_steps (here "
+            f"{config.trainer.max_steps}), got data.max_steps={config.data.max_steps}; set trainer.max_steps instead."
+        )
 
 
 def _limit_batches(config: DictConfig) -> None:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from diffusion_lab.config import compilation
 from diffusion_lab.config.compilation import Acceleration
 from diffusion_lab.config.library_classes import import_target, settings_of
-from diffusion_lab.config.validation import argument_problems, raise_problems
+from diffusion_lab.config.validation import argument_problems, data_problems, raise_problems
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs.callbacks_setup import build_callbacks, build_loggers, require_later_needs
 from diffusion_lab.runs.load import build_module, instantiate_node, is_classifier_config, require_launch, resolve
@@ -61,7 +61,7 @@ def build(config: DictConfig) -> Run:
     (imports Lightning).
     """
     config = resolve(config)
-    _check_numbers(config)
+    check_numbers(config)
     require_launch(config.trainer)
     accelerate = Acceleration.from_trainer(config.trainer)
     config.trainer = compilation.without_acceleration(config.trainer)
@@ -122,7 +122,8 @@ def _build_network(config: DictConfig) -> Any:
         raise UserError(f"{text.rstrip('.')}; model={choices} fits data.resolution={side}.") from error
 
 
-def _check_numbers(config: DictConfig) -> None:
+def check_numbers(config: DictConfig) -> None:
+    """Raise UserError for a seed or a number of the trainer that is not accepted."""
     if not isinstance(config.seed, int) or not 0 <= config.seed < 2**63:
         raise UserError(f"seed must be a whole number in 0..2^63 - 1, got {config.seed}.")
     for name, least in (("gradient_clip_val", 0), ("accumulate_grad_batches", 1)):
@@ -160,8 +161,10 @@ def _check_arguments(config: DictConfig, deferred: list[str]) -> None:
         here, so that the error message lists all wrong arguments.
     """
     others = {key: node for key, node in config.items() if key not in deferred}
-    problems = [*argument_problems(config.data.store, "data.store"), *argument_problems(others, "")]
-    if problems:
+    of_data = list(data_problems(config.data))
+    repeated = tuple(problem.partition(".")[2] for problem in of_data)  # such as model.resolution: ${data.resolution}
+    problems = [problem for problem in argument_problems(others, "") if not problem.endswith(repeated)]
+    if problems := [*of_data, *problems]:
         lightning = {key: config[key] for key in deferred if key != "data"}
         raise_problems([*problems, *argument_problems(lightning, "")])
 

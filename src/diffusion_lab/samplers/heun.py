@@ -18,6 +18,10 @@ class Heun(FixedStepSampler):
 
     x and sigma are divided by alpha. A step takes two network evaluations. The last step and a step that starts from
     pure noise (alpha_t = 0) take one.
+    The method needs a time grid whose noise levels sigma / alpha are dense near the data and finite at the noise, as
+    `KarrasTimes(sigma_max=80)` chooses them. The mean of two slopes is wrong for a step from nearly pure noise: the
+    last step of `CosineSchedule` has sigma / alpha = 20,000, and the first of 20 steps of `UniformTimes` ends at 12,
+    which turns the samples into noise.
     process, num_steps, time_grid, clipping: see `Sampler`.  churn: see `Churn`.
 
     >>> from diffusion_lab import EDMSchedule, GaussianProcess, Heun, KarrasTimes

@@ -4,6 +4,8 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -173,15 +175,15 @@ class SectionTimes(TimeGrid):
     def __call__(self, schedule: NoiseSchedule, num_steps: int | None) -> tuple[float, ...]:
         if not isinstance(schedule, TableSchedule):
             raise ValueError(
-                "`schedule` must have discrete steps (linear, cosine, ...) for time_grid=sections, got the "
-                f"continuous {type(schedule).__name__}."
+                "`schedule` must have discrete steps (linear, cosine, ...) for the time grid SectionTimes "
+                f"(time_grid=sections), got the continuous {type(schedule).__name__}."
             )
         if not self.counts or min(self.counts) < 1:
             size = schedule.num_timesteps // max(len(self.counts), 1)
             got = min(self.counts, default="none")
             raise ValueError(f"counts must be in 1..{size} (the number of steps of a section), got {got}.")
         total = sum(self.counts)
-        num_steps = total if num_steps is None else num_steps
+        num_steps = total if num_steps is None else _resolve_num_steps(schedule, num_steps)
         if any(num_steps * count % total for count in self.counts):
             raise ValueError(
                 f"num_steps must be {total} (the sum of counts) or a number that can be divided in proportion to "
@@ -230,8 +232,9 @@ def _resolve_num_steps(schedule: NoiseSchedule, num_steps: int | None) -> int:
     num_steps = available if num_steps is None else num_steps
     if num_steps is None:
         raise ValueError(f"num_steps must be given for the continuous {type(schedule).__name__}, got None.")
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
+    given: Any = num_steps
+    if isinstance(given, bool) or not isinstance(given, Integral) or num_steps < 1:
+        raise ValueError(f"num_steps must be a whole number of at least 1, got {num_steps}.")
     if available is not None and num_steps > available:
         raise ValueError(f"num_steps must be at most the schedule's {available} steps, got {num_steps}.")
     return num_steps

@@ -26,11 +26,9 @@ from diffusion_lab.errors import UserError
 from diffusion_lab.runs import status as run_status
 from diffusion_lab.runs.status import FINISHED, QUEUED
 from diffusion_lab.sweeps.plan import PlannedRun, mark_queued
+from diffusion_lab.sweeps.progress import OUTPUT
 
 logger = logging.getLogger(__name__)
-
-OUTPUT = "output.log"
-"""File in a run folder with the standard output and error of the run's process."""
 
 
 def refuse_multiple_ranks(planned: Sequence[PlannedRun]) -> None:
@@ -75,19 +73,21 @@ class _Child:
     process: subprocess.Popen[bytes]
 
 
+def require_whole_numbers(num_at_once: Any, num_threads: Any) -> None:
+    """Raise UserError unless both settings of hydra/launcher=local_parallel are accepted."""
+    for name, value in {"num_at_once": num_at_once, "num_threads": 1 if num_threads is None else num_threads}.items():
+        if type(value) is not int or value < 1:
+            raise UserError(f"hydra.launcher.{name} must be a whole number of at least 1, got {value}.")
+
+
 def run_local(planned: Sequence[PlannedRun], folder: Path, num_at_once: int, num_threads: int | None) -> None:
     """Start the remaining runs of a sweep as processes on this machine, and wait for all runs of the sweep.
 
     num_at_once: number of parallel runs. If there are at least as many GPUs, each run has its own GPUs.
     num_threads: number of CPU threads of each run; None divides the cores equally among the parallel runs.
-    Raises UserError if num_at_once or num_threads is below 1.
     """
-    for name, value in {"num_at_once": num_at_once, "num_threads": num_threads or 1}.items():
-        if not isinstance(value, int) or value < 1:
-            raise UserError(f"hydra.launcher.{name} must be a whole number of at least 1, got {value}.")
     left = [run for run in planned if not run.is_done and not run.is_busy]
-    for run in left:
-        mark_queued(run)
+    mark_queued(left)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = num_threads or cores // max(1, min(num_at_once, len(left)))
     slots: list[_Child | None] = [None] * num_at_once
@@ -104,11 +104,18 @@ def run_local(planned: Sequence[PlannedRun], folder: Path, num_at_once: int, num
             report.update()
             time.sleep(0.2)
     except (KeyboardInterrupt, StoppedBySignal):
-        for run in left:
-            run_status.mark_not_started(run.folder, "the sweep was interrupted")
         _stop([child for child in slots if child is not None])
+        note_interruption(left)
         raise
     wait_for_runs(planned, report)
+
+
+def note_interruption(planned: Sequence[PlannedRun]) -> None:
+    """Record which of the runs were not started, and log how the sweep continues."""
+    for run in planned:
+        if (status := run_status.read(run.folder)) is not None and status.state == QUEUED:
+            run_status.mark_not_started(run.folder, "the sweep was interrupted")
+    logger.info("the sweep was interrupted; the same command continues it.")
 
 
 def _start(run: PlannedRun, folder: Path, slot: int, num_slots: int, threads: int) -> "subprocess.Popen[bytes]":
@@ -155,7 +162,7 @@ class StateReport:
         self.planned, self.last = planned, ""
 
     def update(self) -> None:
-        states = [status.state for run in self.planned if (status := run_status.read(run.folder)) is not None]
+        states = [status.label for run in self.planned if (status := run_status.read(run.folder)) is not None]
         text = ", ".join(f"{len(list(same))} {state}" for state, same in itertools.groupby(sorted(states)))
         if text and text != self.last:
             self.last = text

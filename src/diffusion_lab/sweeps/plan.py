@@ -13,14 +13,15 @@ from typing import Any
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.config.earlier_versions import current_overrides
-from diffusion_lab.config.overrides import OVERRIDES_FILE, identifying_overrides
+from diffusion_lab.config.overrides import OVERRIDES_FILE
 from diffusion_lab.distributed.slurm_job import SlurmQueue
 from diffusion_lab.errors import UserError
+from diffusion_lab.reporting.text_tables import print_rows
+from diffusion_lab.runs import sampling_setup, training_setup
 from diffusion_lab.runs import status as run_status
-from diffusion_lab.runs import tables as run_tables
 from diffusion_lab.runs.status import FAILED, FINISHED, NOT_STARTED, Status
 from diffusion_lab.sweeps import table as sweep_table
+from diffusion_lab.sweeps.comparison import Comparison, compare
 
 
 class RunFailedError(Exception):
@@ -33,7 +34,8 @@ class PlannedRun:
 
     overrides: command-line overrides of the run.  folder: run folder.
     status: content of the status file in the run folder; None if there is no status file.
-    is_done: whether the run has finished with the same overrides, so that its result is valid.
+    is_done: whether the run has finished with the same settings, so that its result is valid.
+    shorter: override that asks for fewer steps than the finished run has; None if there is none.
     trainer: settings of the trainer, if the command has one.
     allowed: fingerprint fields in which the metric values in the table of the sweep may differ (setting `allow`).
     """
@@ -44,6 +46,7 @@ class PlannedRun:
     is_done: bool
     trainer: DictConfig | None = None
     allowed: tuple[str, ...] = ()
+    shorter: str | None = None
 
     @property
     def is_busy(self) -> bool:
@@ -54,13 +57,14 @@ class PlannedRun:
     def next_action(self) -> str:
         """What the sweep does with this run, such as "start" or "resume", as printed before the sweep starts."""
         if self.is_done:
-            return "skip (finished)"
+            return "skip (finished)" if self.shorter is None else f"skip (finished with more steps than {self.shorter})"
         if self.status is None:
             return "start"
         if self.is_busy:
             return f"wait ({self.status.state})"
         has_checkpoint = (self.folder / "checkpoints" / "last.ckpt").is_file()
-        reason = f" (failed: {self.status.reason})" if self.status.state == FAILED else ""
+        was_stopped = self.status.label != FAILED
+        reason = f" ({'' if was_stopped else 'failed: '}{self.status.reason})" if self.status.state == FAILED else ""
         has_started = has_checkpoint or self.status.state != NOT_STARTED or bool(self.status.starts)
         return ("resume" if has_checkpoint else "restart" if has_started else "start") + reason
 
@@ -69,15 +73,26 @@ _launched: dict[Path, PlannedRun] = {}
 """The runs of the sweep that this process launches, by folder."""
 
 
+_folder: list[Path] = []
+"""The folder of the sweep that this process launches."""
+
+
+def announce(config: DictConfig) -> None:
+    """Remember the folder of the sweep that is about to be planned, so that `finish` can remove it if it stays empty.
+
+    config: config of the sweep, before Hydra creates the folder.
+    """
+    _folder[:] = [Path(str(config.hydra.sweep.dir)).resolve()]
+
+
 def plan(config: DictConfig, job_overrides: Sequence[Sequence[str]], loader: Any) -> list[PlannedRun]:
-    """Plan the runs of a sweep.  loader: Hydra's config loader.  Raises UserError if two runs share a folder."""
-    queue, planned = SlurmQueue(), []
-    for overrides in map(tuple, job_overrides):
-        run = loader.load_sweep_config(config, list(overrides))
-        folder = Path(str(run.hydra.sweep.dir)).resolve() / str(run.hydra.sweep.subdir)
-        status = run_status.reconcile(folder, queue)
-        is_done = _is_done(folder, overrides, run, status)
-        planned.append(PlannedRun(overrides, folder, status, is_done, run.get("trainer"), tuple(run.get("allow", ()))))
+    """Plan the runs of a sweep.  loader: Hydra's config loader.
+
+    Raises UserError if two runs share a folder, if the folder of a run contains a run with other settings, or if a
+    number in the config of a run is not accepted.
+    """
+    queue = SlurmQueue()
+    planned = [_planned_run(config, tuple(overrides), loader, queue) for overrides in job_overrides]
     folders = [run.folder for run in planned]
     shared = sorted({folder.name for folder in folders if folders.count(folder) > 1})
     if shared:
@@ -86,18 +101,52 @@ def plan(config: DictConfig, job_overrides: Sequence[Sequence[str]], loader: Any
     return planned
 
 
-def forget(folder: Path) -> None:
-    """Forget the planned runs of a sweep that starts none of them, and remove its folder if it has no runs."""
+def _planned_run(config: DictConfig, overrides: tuple[str, ...], loader: Any, queue: SlurmQueue) -> PlannedRun:
+    run = loader.load_sweep_config(config, list(overrides))
+    _check_numbers(run)
+    folder = Path(str(run.hydra.sweep.dir)).resolve() / str(run.hydra.sweep.subdir)
+    status = run_status.reconcile(folder, queue)
+    found = Comparison()
+    if (folder / "config.yaml").is_file() or (status is not None and (status.state == FINISHED or not status.is_over)):
+        found = compare(run, overrides, folder, config, loader)
+    if found.changes:
+        raise UserError(
+            f"sweep.name (or hydra.sweep.dir) must name another sweep for other settings, but {folder.name} in "
+            f"{folder.parent} is a run with other settings: {', '.join(found.changes[:8])}."
+        )
+    is_done = status is not None and status.state == FINISHED and not found.is_longer and _is_current(run, status)
+    allowed = tuple(run.get("allow", ()))
+    return PlannedRun(overrides, folder, status, is_done, run.get("trainer"), allowed, found.shorter)
+
+
+def _check_numbers(config: DictConfig) -> None:
+    """Raise UserError for a number that the run would reject, so that no run of the sweep starts."""
+    if "model" in config and "seed" in config:
+        training_setup.check_numbers(config)
+    elif "run" in config:
+        sampling_setup.require_whole_numbers(config)
+
+
+def forget() -> None:
+    """Forget the planned runs of a sweep that starts none of them."""
     _launched.clear()
-    if [path.name for path in folder.iterdir()] == ["multirun.yaml"]:  # which Hydra writes before the sweep
-        shutil.rmtree(folder)
+
+
+def _remove_empty_folder() -> None:
+    """Remove the folder of the sweep if no run has been started in it."""
+    for folder in _folder:
+        names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        if names and names <= {"multirun.yaml", "search.db"}:  # which the sweeper writes before the plan
+            shutil.rmtree(folder)
+    _folder.clear()
 
 
 def finish() -> str | None:
-    """Print the table of the sweep that this process launched.
+    """Print the table of the sweep that this process launched, or remove its folder if no run was started.
 
     Returns an error message if at least one run was started and some runs have no result; None in all other cases.
     """
+    _remove_empty_folder()
     if not any(run_status.read(run.folder) for run in _launched.values()):
         return None  # no run was started
     reasons, num_not_started = {}, 0
@@ -120,14 +169,11 @@ def finish() -> str | None:
     return f"{' and '.join(parts)}; {remedy}. {name}: {reason.rstrip('.')}."
 
 
-def _is_done(folder: Path, overrides: Sequence[str], config: DictConfig, status: Status | None) -> bool:
-    if (
-        status is None
-        or status.state != FINISHED
-        or identifying_overrides(overrides) != identifying_overrides(_saved_overrides(folder))
-    ):
-        return False
-    # An evaluation is valid for the checkpoint that it read: a newer checkpoint makes the evaluation out of date.
+def _is_current(config: DictConfig, status: Status) -> bool:
+    """Return whether the result of a finished run is valid.
+
+    An evaluation is valid for the checkpoint that it read: a newer checkpoint makes the evaluation out of date.
+    """
     if "checkpoint" not in config or OmegaConf.is_missing(config, "run"):
         return True
     from diffusion_lab.runs.find import find_targets
@@ -138,27 +184,23 @@ def _is_done(folder: Path, overrides: Sequence[str], config: DictConfig, status:
         return False  # the run itself reports the error
 
 
-def _saved_overrides(folder: Path) -> list[str]:
-    path = folder / OVERRIDES_FILE
-    return current_overrides([str(override) for override in OmegaConf.load(path)]) if path.is_file() else []
-
-
 def print_plan(planned: Sequence[PlannedRun], folder: Path) -> None:
     """Print a table with the next action of each run."""
     num_done = sum(run.is_done for run in planned)
     title = f"{len(planned)} runs in {folder}" + (f", {num_done} of them done" if num_done else "")
-    run_tables.print_rows([["run", "action"], *([run.folder.name, run.next_action] for run in planned)], title)
+    print_rows([["run", "action"], *([run.folder.name, run.next_action] for run in planned)], title)
 
 
-def mark_queued(run: PlannedRun) -> None:
-    """Create the folder of a run that is about to be started, with its overrides and its status."""
-    status = run_status.reconcile(run.folder)
-    if status is not None and not status.is_over:
-        return  # another command runs the same sweep
-    hydra_folder = run.folder / ".hydra"
-    hydra_folder.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.create(list(run.overrides)), hydra_folder / OVERRIDES_FILE)
-    run_status.mark_queued(run.folder)
+def mark_queued(planned: Sequence[PlannedRun]) -> None:
+    """Create the folders of runs that are about to be started, with their overrides and their status."""
+    for run in planned:
+        status = run_status.reconcile(run.folder)
+        if status is not None and not status.is_over:
+            continue  # another command runs the same sweep
+        hydra_folder = run.folder / ".hydra"
+        hydra_folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.create(list(run.overrides)), hydra_folder / OVERRIDES_FILE)
+        run_status.mark_queued(run.folder)
 
 
 def job_return(run: PlannedRun) -> JobReturn:

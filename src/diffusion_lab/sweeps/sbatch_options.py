@@ -28,7 +28,7 @@ def sbatch_options(trainer: DictConfig | None, settings: dict[str, Any], folder:
 
     folder: sweep folder.  Raises UserError if a setting is not accepted or contradicts the trainer.
     """
-    _check_settings(settings)
+    check_settings(settings)
     nodes, tasks, gpus = _resources(trainer, settings["nodes"], settings["gpus"])
     others = {
         "time": settings["time"],
@@ -71,7 +71,7 @@ def _setup(settings: dict[str, Any], folder: Path) -> list[str]:
     return lines
 
 
-def _check_settings(settings: dict[str, Any]) -> None:
+def check_settings(settings: dict[str, Any]) -> None:
     """Raise UserError for settings of conf/hydra/launcher/slurm.yaml that are not accepted."""
     for name in ("signal_before", "num_at_once"):
         if not isinstance(settings[name], int) or settings[name] < 1:

@@ -78,8 +78,7 @@ def _print_script(left: Sequence[PlannedRun], folder: Path, parameters: dict[str
 def _submit(left: Sequence[PlannedRun], folder: Path, parameters: dict[str, Any], python: str) -> None:
     import submitit
 
-    for run in left:
-        mark_queued(run)
+    mark_queued(left)
     try:
         with _hidden_slurm_variables():
             executor = submitit.SlurmExecutor(folder / sbatch_options.JOBS / "%j", python=python)

@@ -1,8 +1,7 @@
 """Results of a finished or unfinished sweep: a table with one row per run, plots and a contact sheet of samples."""
 
-import csv
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +9,18 @@ from diffusion_lab.distributed.slurm_job import SlurmQueue
 from diffusion_lab.fingerprints import fields_set_by
 from diffusion_lab.runs import status as run_status
 from diffusion_lab.runs import tables as run_tables
-from diffusion_lab.runs.status import FINISHED, Status
+from diffusion_lab.runs.metrics_log import LOGGED, METRICS_LOG, read_log
+from diffusion_lab.runs.status import FINISHED, RUNNING, Status
 from diffusion_lab.runs.tables import Row
+from diffusion_lab.sweeps import averages, progress
+from diffusion_lab.sweeps.swept_plots import in_typed_order, plot_swept
 
 SWEEP = "sweep"
 """Name of the files of the table, without suffix."""
 
-LOGGED = ("step", "epoch", "loss", "learning_rate", "gradient_norm", "images_per_second", "data_wait",
-          "after_training")  # fmt: skip
-"""Columns of metrics.csv that are not measured metrics, in addition to the columns that start with measuring_."""
-
 
 def write_sweep_table(folder: Path, allowed: Iterable[str] = ()) -> bool:
-    """Print the table of a sweep and write sweep.csv, sweep.md, plots and contact_sheet.png.
+    """Print the table of a sweep and write sweep.csv, sweep.md, sweep_over_seeds.csv, plots and contact_sheet.png.
 
     allowed: fingerprint fields in which the values of a metric may differ, in addition to the fields that the swept
         settings determine.
@@ -34,19 +32,41 @@ def write_sweep_table(folder: Path, allowed: Iterable[str] = ()) -> bool:
         return True
     swept = [key for key in run_tables.override_keys(rows) if len({row.overrides.get(key) for row in rows}) > 1]
     all_comparable = run_tables.drop_incomparable(rows, [*fields_set_by(swept), *allowed], [folder])
-    table = [_cells(row, statuses[row.folder], folder, rows, swept) for row in rows]
     is_unique = len({tuple(row.overrides.get(key) for key in swept) for row in rows}) == len(rows)
+    if "run" in swept:
+        run_tables.show_used_settings(rows, swept)
+    cells = run_tables.cells(rows)
+    table = [_cells(row, shown, statuses[row.folder], folder) for row, shown in zip(rows, cells, strict=True)]
+    is_empty = [name for name in table[0] if all(row.get(name) is None for row in table)]
     run_tables.write_table(
         table,
         folder,
         SWEEP,
         always=["run", "state", "step", *run_tables.number_names(rows), "images_per_second", "hours"],
-        hidden=["run"] * is_unique + [name for name in table[0] if all(row.get(name) is None for row in table)],
+        hidden=[*["run"] * is_unique, "reason", *is_empty],
+        num_labels=max(1, len([key for key in swept if key in cells[0]])) if is_unique else 1,
     )
+    _print_states(statuses, folder)
+    with (folder / f"{SWEEP}.md").open("a") as file:
+        file.write(averages.write_averages(in_typed_order(rows, swept, folder), swept, folder))
     run_tables.plot_steps(rows, folder)
-    _plot_swept(rows, swept, folder)
+    plot_swept(rows, swept, folder)
     _save_contact_sheet(rows, swept, folder)
     return all_comparable
+
+
+def _print_states(statuses: Mapping[Path, Status | None], folder: Path) -> None:
+    """Print the reasons for failures and the number of runs in each state, and append them to sweep.md."""
+    runs: dict[str, list[str]] = {}
+    for path, status in statuses.items():
+        if status is not None and status.reason is not None:
+            label = "" if status.reason.startswith(status.label) else f"{status.label}: "
+            runs.setdefault(f"{label}{status.reason}", []).append(str(path.relative_to(folder)))
+    lines = [f"{', '.join(names)}: {reason}" for reason, names in runs.items()]
+    lines += filter(None, [progress.summary_line(statuses)])
+    print("\n".join(lines), end="\n" if lines else "")
+    with (folder / f"{SWEEP}.md").open("a") as file:
+        file.writelines(f"\n{line}\n" for line in lines)
 
 
 def _statuses(folder: Path) -> dict[Path, Status | None]:
@@ -69,13 +89,15 @@ def _parent_status(run_folder: Path, folder: Path, queue: SlurmQueue) -> Status 
     return None
 
 
-def _cells(row: Row, status: Status | None, folder: Path, rows: Sequence[Row], swept: Sequence[str]) -> dict[str, Any]:
-    cells = run_tables.cells(row, rows)
+def _cells(row: Row, cells: dict[str, Any], status: Status | None, folder: Path) -> dict[str, Any]:
     measured = [name for name in row.values if name in row.fingerprints]
-    logged = {} if status is None or status.state == FINISHED else _last_logged(row.folder)
+    logged = {}
+    if status is not None and status.state != FINISHED:
+        step = progress.last_step(row.folder, status)
+        logged = _last_logged(row.folder) | ({"step": step} if step or status.state == RUNNING else {})
     values = {**row.values, **logged}
     result = {
-        "state": None if status is None else status.state,
+        "state": None if status is None else status.label,
         "step": values.get("step", values.get("steps", row.training_step)),
         "loss": values.get("loss"),
         **{name: values[name] for name in values if name in measured or name not in (*LOGGED, "steps", "minutes")},
@@ -83,56 +105,20 @@ def _cells(row: Row, status: Status | None, folder: Path, rows: Sequence[Row], s
         "hours": None if status is None else status.hours(_last_written(row.folder)),
         "reason": None if status is None or status.reason is None else status.reason[:120],
     }
-    origin = ("run", "trained", "training_step")
-    overrides = {key: value for key, value in cells.items() if key not in row.values and key not in origin}
-    trained = {"trained": cells["trained"]} if "run" in swept else {}
-    return {"run": str(row.folder.relative_to(folder)), **trained, **overrides, **result}
+    settings = {key: value for key, value in cells.items() if key not in row.values and key != "training_step"}
+    return {**settings, "run": str(row.folder.relative_to(folder)), **result}
 
 
 def _last_logged(folder: Path) -> dict[str, Any]:
     """Return the last value of each metric that a run has logged in its metrics.csv."""
-    path, last = folder / "metrics.csv", dict[str, Any]()
-    if path.is_file():
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                last |= {name: float(text) for name, text in row.items() if name and text and _is_number(text)}
-    if "step" in last:
-        last["step"] = int(last["step"])
+    last: dict[str, Any] = {name: value for line in read_log(folder) for name, value in line.items()}
     return {name: value for name, value in last.items() if not name.startswith("measuring_")}
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _last_written(folder: Path) -> float | None:
     """Return the time at which a run last wrote results, in seconds since 1970; None if it has not written any."""
-    files = [path for path in (folder / "metrics.csv", folder / run_tables.METRICS) if path.is_file()]
+    files = [path for path in (folder / METRICS_LOG, folder / run_tables.METRICS) if path.is_file()]
     return max((path.stat().st_mtime for path in files), default=None)
-
-
-def _plot_swept(rows: Sequence[Row], swept: Sequence[str], folder: Path) -> None:
-    """Plot every metric against every swept setting; runs that differ only in other settings share an x value."""
-    for key in swept:
-        if key == "sampler.num_steps":
-            continue  # plotted by run_tables.plot_steps
-        panels = {}
-        for name in run_tables.number_names(rows):
-            points = [
-                (row.run if key == "run" else row.overrides.get(key, "default"), row.values[name])
-                for row in rows
-                if isinstance(row.values.get(name), float)
-            ]
-            if "_std_" not in name and len({value for value, _ in points}) > 1:
-                panels[name] = points
-        if panels:
-            from diffusion_lab.reporting import plots
-
-            plots.save_against(panels, key, folder / f"against_{key.replace('/', '.')}.png")
 
 
 def _save_contact_sheet(rows: Sequence[Row], swept: Sequence[str], folder: Path) -> None:
@@ -144,7 +130,7 @@ def _save_contact_sheet(rows: Sequence[Row], swept: Sequence[str], folder: Path)
     for row in rows:
         found = sorted((row.folder / "samples").glob("step_*.png"))[-1:] or [row.folder / "samples.png"]
         if found[0].is_file():
-            parts = [row.run] * ("run" in swept)
+            parts = [row.run.name] * ("run" in swept)
             parts += [f"{key}={row.overrides[key]}" for key in swept if key in row.overrides and key != "run"]
             parts += [f"step {int(step):,}" for step in re.findall(r"step_(\d+)", found[0].stem)]
             labeled[" ".join(parts) or row.folder.name] = found[0]

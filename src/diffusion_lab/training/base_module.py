@@ -12,8 +12,15 @@ from diffusion_lab import __version__
 from diffusion_lab.contracts import require_instance
 from diffusion_lab.data.image_datamodule import ImageBatch
 from diffusion_lab.distributed.collectives import Ranks
-from diffusion_lab.fingerprints import VERSION, version_of
-from diffusion_lab.training.lr_schedules import ConstantWithWarmup, LRSchedule, TorchLRSchedule, build_scheduler
+from diffusion_lab.fingerprints import MISSING, VERSION, describe, differences, version_of
+from diffusion_lab.process import GaussianProcess
+from diffusion_lab.training.lr_schedules import (
+    ConstantWithWarmup,
+    LRSchedule,
+    TorchLRSchedule,
+    build_scheduler,
+    require_lr_schedule,
+)
 from diffusion_lab.training.nonfinite_guard import NonFiniteGuard
 from diffusion_lab.training.optimizers import OptimizerFactory, match_memory_format
 from diffusion_lab.training.plain_batches import PlainBatch, PlainBatches, with_float_images
@@ -28,6 +35,9 @@ OPTIMIZER_OF_VERSION_0_3 = "torch.optim.adamw.AdamW"
 OPTIMIZER_KEY = "optimizer_settings"
 """Key of a checkpoint under which the settings of the optimizer and of its learning-rate schedule are stored."""
 
+MEANING_KEY = "weights_meaning"
+"""Key of a checkpoint under which `TrainedModule.weights_meaning` is stored. Version 0.3 did not store it."""
+
 PLAIN_BATCHES_KEY = "plain_batches"
 """Key of the checkpoints of runs whose data loader yields plain batches and ends after each epoch."""
 
@@ -39,6 +49,8 @@ class TrainedModule(LightningModule):
     guard: handling of losses and gradients that are not finite; None uses the defaults of `NonFiniteGuard`.
     seed: seed of the random numbers for plain batches, see `PlainBatches`.
     """
+
+    process: GaussianProcess
 
     def __init__(
         self,
@@ -52,6 +64,7 @@ class TrainedModule(LightningModule):
         super().__init__()
         self.network, self.optimizer, self.guard = network, optimizer, guard or NonFiniteGuard()
         self.lr_schedule = lr_schedule or ConstantWithWarmup()
+        require_lr_schedule(self.lr_schedule)
         self._plain_batches = PlainBatches(seed)
         self._losses: list[Tensor] = []
         self._trained_parameters = list(network.parameters())  # traversing the modules takes longer than some steps
@@ -74,6 +87,13 @@ class TrainedModule(LightningModule):
     def num_classes(self) -> int:
         """Number of classes of the labels that training needs; 0 if it needs none."""
         raise NotImplementedError
+
+    def weights_meaning(self) -> dict[str, Any]:
+        """Return the settings that define what the output of the network means, for fingerprints.
+
+        Weights that were trained with other settings would silently give wrong images.
+        """
+        return {"process": describe(self.process)}
 
     def image_batch(self, batch: ImageBatch | PlainBatch, batch_idx: int) -> ImageBatch:
         """Convert a batch of any data loader to the images, labels and random numbers of a training step.
@@ -145,10 +165,12 @@ class TrainedModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[VERSION_KEY] = __version__
         checkpoint[OPTIMIZER_KEY] = self._optimizer_settings()
+        checkpoint[MEANING_KEY] = self.weights_meaning()
         if self._plain_batches.has_converted:
             checkpoint[PLAIN_BATCHES_KEY] = True
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._require_same_meaning(checkpoint)
         if self._trainer is None:  # load_from_checkpoint loads the weights only
             return
         version = str(checkpoint.get(VERSION_KEY, "before 0.3.0"))
@@ -181,6 +203,21 @@ class TrainedModule(LightningModule):
             nn.utils.clip_grad_value_(parameters, gradient_clip_val)
         self._gradient_norm = norm
         self.guard.check_gradient(optimizer, norm)
+
+    def _require_same_meaning(self, checkpoint: dict[str, Any]) -> None:
+        """Raise ValueError if the weights of a checkpoint were trained with another meaning than this module has."""
+        saved, own = checkpoint.get(MEANING_KEY, {}), self.weights_meaning()
+        found = {key: values for key, values in differences([saved, own]).items() if values[0] != MISSING}
+        if found:  # a version that adds a setting to a class reads checkpoints without this setting
+            names = [key.removesuffix(".name") for key in found]
+            before, now = (
+                " and ".join(f"{name}={values[k]}" for name, values in zip(names, found.values(), strict=True))
+                for k in (0, 1)
+            )
+            raise ValueError(
+                f"the weights in the checkpoint were trained with {before}, but this module has {now}; build the "
+                "module with the arguments with which it was trained."
+            )
 
     def _optimizer_settings(self) -> dict[str, str]:
         return {"optimizer": self.optimizer.name, "settings": f"{self.optimizer.settings}, {self.lr_schedule}"}

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from diffusion_lab.contracts import require_instance
+from diffusion_lab.contracts import described, require_instance
 from diffusion_lab.data.classes import LabelChoice, as_label, labels_of
 from diffusion_lab.data.image_datamodule import ImageBatch
 from diffusion_lab.denoiser import Denoiser
@@ -48,7 +48,8 @@ class DiffusionModule(TrainedModule):
     times: distribution of the training times; by default uniform over the times of the schedule.
     ema: function that builds the averages of a network's weights; by default one average with `RampedDecay`.
     optimizer: optimizer; by default Adam with a learning rate of 2e-4 (Ho et al. 2020, appendix B).
-    sampler: sampler of `sample`; by default DDIM with 50 steps, or all steps of a schedule with fewer.
+    sampler: sampler of `sample`, or its class or name; by default DDIM with 50 steps, or all steps of a schedule with
+        fewer.
     lr_schedule: learning-rate schedule; by default constant.
     guard: handling of losses and gradients that are not finite.
     space: space of the diffusion process; by default pixels.
@@ -82,7 +83,7 @@ class DiffusionModule(TrainedModule):
         times: TimeDistribution | None = None,
         ema: Callable[[nn.Module], EMA] | None = None,
         optimizer: OptimizerFactory | None = None,
-        sampler: Sampler | None = None,
+        sampler: SamplerChoice | None = None,
         lr_schedule: LRSchedule | TorchLRSchedule | None = None,
         guard: NonFiniteGuard | None = None,
         space: Space | None = None,
@@ -96,11 +97,12 @@ class DiffusionModule(TrainedModule):
         self.space, self.process, self.prediction = space or Pixels(), process, prediction or Epsilon()
         self.objective = objective or Denoising(self.prediction)
         self.times = times or Uniform(process.schedule)
-        self.sampler = sampler or _default_sampler(process)
-        self.require_parts(prediction=Prediction, objective=Objective, times=TimeDistribution, sampler=Sampler)
+        self.require_parts(prediction=Prediction, objective=Objective, times=TimeDistribution)
+        self._require_prediction(getattr(self.objective, "prediction", self.prediction))  # other objectives have none
         self.prediction.require(process.schedule)
         self.objective.require(process.schedule, network.in_channels, network.out_channels)
-        self.ema = ema(network) if ema is not None else EMA(network, {"main": RampedDecay()})
+        self.sampler = as_sampler(sampler, None, _default_sampler(process), process)
+        self.ema = _build_ema(ema, network) if ema is not None else EMA(network, {"main": RampedDecay()})
 
     @property
     def labels(self) -> Labels:
@@ -144,6 +146,9 @@ class DiffusionModule(TrainedModule):
             raise ValueError(f"`weights` must be {' or '.join([*self.ema.networks, RAW])}, got {weights}.")
         return cast(Network, self.ema.network if weights is None else self.ema.networks[weights])
 
+    def weights_meaning(self) -> dict[str, Any]:
+        return {"prediction": describe(self.prediction), **super().weights_meaning()}
+
     def weights_protocol(self, weights: str | None = None) -> dict[str, Any]:
         """Return the fingerprint entry of the weights that `sampled_network` returns."""
         if weights == RAW:
@@ -162,6 +167,7 @@ class DiffusionModule(TrainedModule):
         *,
         label: LabelChoice | None = None,
         guidance: Guidance | Strength | float | None = None,
+        guidance_scale: float | None = None,
         sampler: SamplerChoice | None = None,
         num_steps: int | None = None,
         weights: str | None = None,
@@ -175,6 +181,7 @@ class DiffusionModule(TrainedModule):
             classes.
         label: classes of the images by number, by name if `class_names` are known, or "random", see `LabelChoice`.
         guidance: guidance scale of classifier-free guidance, or any other guidance.
+        guidance_scale: guidance scale of classifier-free guidance; may be given instead of `guidance`.
         sampler: sampler, or its class or name, such as "ddim"; None selects the sampler of the module.
         num_steps: number of its steps; None keeps the number of the sampler.
         weights: name of the weights, see `sampled_network`.
@@ -182,7 +189,7 @@ class DiffusionModule(TrainedModule):
         on_step: callback after each step, see `samplers.OnStep`.
         Raises ValueError if an argument does not fit the network.
         """
-        seeds, guidance = as_seeds(seeds), as_guidance(guidance)
+        seeds, guidance = as_seeds(seeds), as_guidance(guidance, guidance_scale)
         sampler = as_sampler(sampler, num_steps, self.sampler, self.process)
         condition = condition or Condition()
         num_classes = guidance.num_classes(self.labels)
@@ -194,6 +201,14 @@ class DiffusionModule(TrainedModule):
         with self._precision():
             denoiser = guidance.to(self.device)(self.denoiser(weights), self.labels)
             return self.space.decode(sampler.sample(denoiser, noise, condition.to(self.device), on_step))
+
+    def _require_prediction(self, trained: Prediction) -> None:
+        """Raise ValueError unless the objective trains the prediction that sampling expects."""
+        if describe(trained) != describe(self.prediction):
+            raise ValueError(
+                f"`objective` must have the prediction of the module ({self.prediction}), got an objective with "
+                f"{trained}."
+            )
 
     def _precision(self) -> AbstractContextManager[Any]:
         # Sampling uses the precision of training. Without a trainer, it uses the precision of the weights.
@@ -220,3 +235,14 @@ class DiffusionModule(TrainedModule):
 def _default_sampler(process: GaussianProcess) -> Sampler:
     schedule = process.schedule
     return DDIM(process, num_steps=min(50, schedule.num_timesteps) if isinstance(schedule, TableSchedule) else 50)
+
+
+def _build_ema(build: Callable[[nn.Module], EMA], network: nn.Module) -> EMA:
+    """Return build(network).  Raises ValueError unless it is an EMA."""
+    ema = build(network) if callable(build) else build
+    if isinstance(ema, EMA):
+        return ema
+    raise ValueError(
+        "`ema` must be a function from a network to its diffusion_lab.EMA, such as lambda network: "
+        f'EMA(network, {{"main": ConstantDecay(0.999)}}), got {described(build)}.'
+    )

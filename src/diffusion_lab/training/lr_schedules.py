@@ -13,6 +13,8 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from diffusion_lab.contracts import described
+
 LRSchedule = Callable[[int], float]
 """Function from the number of an optimizer step, counted from 0, to the factor on its learning rate."""
 
@@ -161,8 +163,8 @@ class TorchLRSchedule:
         name = scheduler_class.__name__
         if "metrics" in inspect.signature(scheduler_class.step).parameters:
             raise ValueError(
-                "_target_ must be a scheduler that depends on the step only (such as ExponentialLR), got "
-                f"{name}, which needs a metric."
+                "`scheduler_class` (lr_schedule._target_) must be a scheduler that depends on the step only (such as "
+                f"ExponentialLR), got {name}, which needs a metric."
             )
         try:
             with warnings.catch_warnings(action="ignore"):
@@ -178,6 +180,19 @@ class TorchLRSchedule:
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={self.arguments[name]!r}" for name in sorted(self.arguments))
         return f"{self.scheduler_class.__module__}.{self.scheduler_class.__qualname__}({arguments})"
+
+
+def require_lr_schedule(lr_schedule: Any) -> None:
+    """Raise ValueError unless `lr_schedule` is a function of the step or a `TorchLRSchedule`."""
+    is_class = isinstance(lr_schedule, type)
+    if isinstance(lr_schedule, TorchLRSchedule) or (callable(lr_schedule) and not is_class):
+        return
+    kind = lr_schedule if is_class else type(lr_schedule)
+    remedy = f"; wrap it as TorchLRSchedule({kind.__name__}, ...)" if issubclass(kind, LRScheduler) else ""
+    raise ValueError(
+        "`lr_schedule` must be a function from the step to a factor on the learning rate, such as "
+        f"diffusion_lab.CosineWithWarmup(500, 10000), or a TorchLRSchedule, got {described(lr_schedule)}{remedy}."
+    )
 
 
 def build_scheduler(lr_schedule: LRSchedule | TorchLRSchedule, optimizer: Optimizer, step: int = 0) -> LRScheduler:

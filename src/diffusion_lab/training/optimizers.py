@@ -106,7 +106,8 @@ class OptimizerFactory:
         closure = inspect.signature(self.optimizer_class.step).parameters.get("closure")
         if closure is not None and closure.default is inspect.Parameter.empty:
             raise ValueError(
-                f"_target_ must be an optimizer whose step needs no closure (such as torch.optim.AdamW), got {name}."
+                "`optimizer_class` (optimizer._target_) must be an optimizer whose step needs no closure (such as "
+                f"torch.optim.AdamW), got {name}."
             )
         try:
             self._take_step(self.arguments, "cpu")

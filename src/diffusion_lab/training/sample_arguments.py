@@ -2,7 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import Any
+
+import torch
 
 from diffusion_lab import samplers
 from diffusion_lab.contracts import require_instance
@@ -11,7 +14,11 @@ from diffusion_lab.process import GaussianProcess
 from diffusion_lab.samplers import Sampler
 
 SamplerChoice = Sampler | type[Sampler] | str
-"""A sampler, or the class or name of a sampler that is built with its default settings, such as DDIM or "ddim"."""
+"""A sampler, or the class or name of a sampler, such as DDIM or "ddim".
+
+A sampler that is given by class or name has the time grid and clipping of the module's sampler, as in the commands, and
+the default values of all other settings.
+"""
 
 
 def as_seeds(seeds: int | Sequence[int]) -> Sequence[int]:
@@ -28,8 +35,15 @@ def as_seeds(seeds: int | Sequence[int]) -> Sequence[int]:
     return [int(seed) for seed in numbers]
 
 
-def as_guidance(guidance: Guidance | Strength | float | None) -> Guidance:
-    """Return the guidance; a number is the scale of classifier-free guidance."""
+def as_guidance(guidance: Guidance | Strength | float | None, guidance_scale: float | None = None) -> Guidance:
+    """Return the guidance; a number is the scale of classifier-free guidance.
+
+    guidance_scale: another name of such a number.
+    """
+    if guidance_scale is not None:
+        if guidance is not None:
+            raise ValueError(f"`guidance_scale` must be None if `guidance` is given, got {guidance_scale}.")
+        guidance = guidance_scale
     if guidance is None or isinstance(guidance, Guidance):
         return guidance or Guidance()
     if isinstance(guidance, (int, float)) and not isinstance(guidance, bool):
@@ -48,15 +62,36 @@ def as_sampler(
 
     sampler: see `SamplerChoice`; None is `default`.  num_steps: number of its steps; None keeps its own number.
     process: process whose reverse is sampled.
+    Raises ValueError for a sampler of another process, see `_require_process`.
     """
     if isinstance(sampler, str):
         sampler = _sampler_class(sampler)
     if isinstance(sampler, type) and issubclass(sampler, Sampler):
-        return sampler(process, **({} if num_steps is None else {"num_steps": num_steps}))
+        settings: dict[str, Any] = {} if num_steps is None else {"num_steps": num_steps}
+        return sampler(process, time_grid=default.time_grid, clipping=default.clipping, **settings)
     chosen = default if sampler is None else sampler
     require_instance(chosen, Sampler, "sampler")
     assert isinstance(chosen, Sampler)
+    _require_process(chosen, process)
     return chosen if num_steps is None else replace(chosen, num_steps=num_steps)  # type: ignore[type-var]
+
+
+def _require_process(sampler: Sampler, process: GaussianProcess) -> None:
+    """Raise ValueError unless the process of a sampler adds the same noise as `process` at the times of the sampler.
+
+    The two may be different objects, and the sampler may have the continuous extension of the process, or a schedule
+    with fewer steps.
+    """
+    if sampler.process is process:
+        return
+    times = torch.tensor(sampler.times, dtype=torch.float64)
+    given, own = sampler.process.schedule, process.schedule
+    if sampler.times[0] <= own.t_max and all(
+        torch.allclose(one, other, rtol=1e-3, atol=1e-3)
+        for one, other in zip(given.coefficients(times), own.continuous.coefficients(times), strict=True)
+    ):
+        return
+    raise ValueError(f"`sampler` must have the process of the module ({own}), got a sampler with {given}.")
 
 
 def _sampler_class(name: str) -> type[Sampler]:
@@ -65,5 +100,9 @@ def _sampler_class(name: str) -> type[Sampler]:
     concrete = {key: kind for key, kind in concrete.items() if not getattr(kind, "__abstractmethods__", None)}
     found = [kind for key, kind in concrete.items() if key.casefold() == name.replace("_", "").casefold()]
     if not found:
-        raise ValueError(f"`sampler` must be a sampler, its class or its name ({', '.join(concrete)}), got {name}.")
+        close = get_close_matches(name.casefold(), [key.casefold() for key in concrete], n=1, cutoff=0.6)
+        hint = "".join(f"; perhaps you mean {key}" for key in concrete if key.casefold() in close)
+        raise ValueError(
+            f"`sampler` must be a sampler, its class or its name ({', '.join(concrete)}), got {name}{hint}."
+        )
     return found[0]

@@ -1,0 +1,77 @@
+"""Mean and standard deviation over seeds of the results of a sweep."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from diffusion_lab.reporting.text_tables import print_rows
+from diffusion_lab.runs import tables as run_tables
+from diffusion_lab.runs.tables import Row
+
+SEED = "seed"
+
+OVER_SEEDS = "sweep_over_seeds"
+"""Name of the file of the table, without suffix."""
+
+
+def write_averages(rows: Sequence[Row], swept: Sequence[str], folder: Path) -> str:
+    """Print and write the mean and the standard deviation of each result over the runs that differ only in the seed.
+
+    swept: settings in which the runs differ.  Writes sweep_over_seeds.csv, and returns the table in Markdown; writes
+    nothing and returns "" if no two runs with results differ only in the seed.
+    """
+    names = [name for name in ("loss", *run_tables.number_names(rows)) if "_std_" not in name]
+    groups = [(settings, _results(group, names)) for settings, group in by_settings(rows, swept)]
+    if SEED not in swept or not any(len(values) > 1 for _, results in groups for values in results.values()):
+        return ""
+    shown = [name for name in names if any(results[name] for _, results in groups)]
+    exact = [
+        {**settings, "num_seeds": max(map(len, results.values()))}
+        | {f"{part}_{name}": value for name in shown for part, value in _mean_and_std(results[name]).items()}
+        for settings, results in groups
+    ]
+    run_tables.write_csv(exact, folder / f"{OVER_SEEDS}.csv")
+    keys = [key for key in swept if key != SEED]
+    lines = [[*keys, "num_seeds", *shown]]
+    lines += [[*(str(row.get(key, "")) for key in (*keys, "num_seeds")), *_texts(row, shown)] for row in exact]
+    print_rows(lines, "mean ± standard deviation over seeds", num_labels=max(1, len(keys)))
+    return f"\nMean ± standard deviation over seeds:\n\n{run_tables.markdown(lines)}"
+
+
+def by_settings(rows: Sequence[Row], swept: Sequence[str]) -> list[tuple[dict[str, str], list[Row]]]:
+    """Return the rows in groups with equal values of all swept settings except the seed, with these values."""
+    groups: dict[tuple[tuple[str, str], ...], list[Row]] = {}
+    for row in rows:
+        settings = tuple((key, value_of(row, key)) for key in swept if key != SEED)
+        groups.setdefault(settings, []).append(row)
+    return [(dict(settings), group) for settings, group in groups.items()]
+
+
+def value_of(row: Row, key: str) -> str:
+    """Return the value of a swept setting, which a run without an override of the setting has by default."""
+    return row.run.name if key == "run" else row.overrides.get(key, "default")
+
+
+def finite(rows: Sequence[Row], name: str) -> list[float]:
+    """Return the finite values of a result."""
+    values = [row.values.get(name) for row in rows]
+    return [value for value in values if isinstance(value, float) and math.isfinite(value)]
+
+
+def _results(rows: Sequence[Row], names: Sequence[str]) -> dict[str, list[float]]:
+    return {name: finite(rows, name) for name in names}
+
+
+def _mean_and_std(values: Sequence[float]) -> dict[str, float | None]:
+    """Return the mean and the standard deviation of a sample (divided by n - 1); None if it is undefined."""
+    return {
+        "mean": statistics.fmean(values) if values else None,
+        "std": statistics.stdev(values) if len(values) > 1 else None,
+    }
+
+
+def _texts(row: dict[str, Any], names: Sequence[str]) -> list[str]:
+    both = [(row[f"mean_{name}"], row[f"std_{name}"]) for name in names]
+    return [" ± ".join(run_tables.round_value(value) for value in pair if value is not None) for pair in both]

@@ -1,0 +1,137 @@
+"""Signals to a training run and to its process group: what is saved, how the run ends, and what is left of it."""
+
+import contextlib
+import itertools
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from support.commands import SMALL, start, table, train
+
+NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+NUM_STEPS = 14
+SETTINGS = [
+    *[override for override in SMALL if "max_steps" not in override],
+    *(
+        f"trainer.max_steps={NUM_STEPS}",
+        "callbacks.sample_images.every_n_steps=4",
+        "callbacks.save_last.every_n_steps=5",
+    ),
+    "model.blocks.dropout=0.1",
+]
+TIMINGS = ("images_per_second", "data_wait", "measuring_seconds", "measuring_share")
+
+
+def layout(num_workers: int, num_ranks: int) -> list[str]:
+    ranks = [] if num_ranks == 1 else [f"trainer.devices={num_ranks}", "trainer.strategy=ddp"]
+    return [*SETTINGS, f"data.num_workers={num_workers}", *ranks]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Path, float]]:
+    """The folder and the duration in seconds of a run that is never stopped, by the number of ranks."""
+    return {}
+
+
+def reference(runs: dict[int, tuple[Path, float]], num_ranks: int, folder: Path) -> tuple[Path, float]:
+    if num_ranks not in runs:
+        started = time.monotonic()
+        done = train(*layout(0, num_ranks), f"hydra.run.dir={folder}")
+        assert done.returncode == 0, done.stderr
+        runs[num_ranks] = folder, time.monotonic() - started
+    return runs[num_ranks]
+
+
+def outcome(folder: Path) -> tuple[list[dict[str, str]], dict[str, torch.Tensor], list[bytes]]:
+    """Return the logged numbers, the weights and the sample images of a run."""
+    rows = [{key: row[key] for key in sorted(row) if key not in TIMINGS} for row in table(folder / "metrics.csv")]
+    pictures = [path.read_bytes() for path in sorted((folder / "samples").glob("*.png"))]
+    weights: dict[str, torch.Tensor] = torch.load(folder / "checkpoints" / "last.ckpt")["state_dict"]
+    return rows, weights, pictures
+
+
+def members(group: int) -> list[int]:
+    """Return the running processes of a process group."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[2]) == group and fields[0] != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def stop(folder: Path, number: int, *, num_workers: int, num_ranks: int, after: float, to_group: bool) -> None:
+    """Start a run, and send a signal `after` seconds after it has begun; check how it ends."""
+    command = start("train.py", *layout(num_workers, num_ranks), f"hydra.run.dir={folder}")
+    while not (folder / "status.json").exists():
+        time.sleep(0.02)
+    time.sleep(after)
+    with contextlib.suppress(ProcessLookupError):  # the run has ended
+        (os.killpg if to_group else os.kill)(command.pid, number)
+    done = command.wait()
+    deadline = time.monotonic() + 10
+    while members(command.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert members(command.pid) == []
+    assert "Traceback" not in done.stderr, done.stderr
+    status = json.loads((folder / "status.json").read_text())
+    if status["state"] == "finished":
+        assert done.returncode == 0
+        return
+    assert (done.returncode, status["state"]) == (128 + number, "failed"), done.stderr
+    name = signal.Signals(number).name
+    assert status["reason"].startswith((f"stopped by {name}", "interrupted")), status["reason"]
+    if " after step " in status["reason"]:
+        step = int(status["reason"].rpartition(" ")[2])
+        assert step == 0 or torch.load(folder / "checkpoints" / "last.ckpt")["global_step"] == step
+        assert f"stopped after step {step:,}; to resume: " in done.stderr or step == 0
+
+
+def check(
+    tmp_path: Path, uninterrupted: dict[int, tuple[Path, float]], number: int, num_workers: int, num_ranks: int,
+    moment: float, *, to_group: bool,
+) -> None:  # fmt: skip
+    expected, seconds = reference(uninterrupted, num_ranks, tmp_path / "uninterrupted")
+    folder = tmp_path / "stopped"
+    stop(folder, number, num_workers=num_workers, num_ranks=num_ranks, after=moment * seconds, to_group=to_group)
+    done = train(f"resume={folder}")
+    assert done.returncode == 0, done.stderr
+    rows, weights, pictures = outcome(folder)
+    expected_rows, expected_weights, expected_pictures = outcome(expected)
+    assert rows == expected_rows
+    assert weights.keys() == expected_weights.keys()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in expected_weights.items())
+    assert pictures == expected_pictures
+
+
+@pytest.mark.parametrize(("number", "num_workers", "moment"), [(signal.SIGINT, 2, 0.6), (signal.SIGHUP, 0, 0.4)])
+def test_a_signal_to_the_group_saves_the_run_which_then_resumes_to_the_bit(
+    tmp_path: Path, uninterrupted: dict[int, tuple[Path, float]], number: int, num_workers: int, moment: float
+) -> None:
+    check(tmp_path, uninterrupted, number, num_workers, 1, moment, to_group=True)
+
+
+def cases() -> Iterator[tuple[int, int, int, float, bool]]:
+    """Ten random moments for each signal, number of workers and number of ranks; every second one to the group only."""
+    generator = random.Random(0)
+    for number, num_workers, num_ranks, k in itertools.product(NUMBERS, (0, 2), (1, 2), range(10)):
+        yield number, num_workers, num_ranks, generator.uniform(0, 0.95), k % 5 != 4
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("number", "num_workers", "num_ranks", "moment", "to_group"), list(cases()))
+def test_a_signal_at_any_moment_saves_the_run_which_then_resumes_to_the_bit(
+    tmp_path: Path, uninterrupted: dict[int, tuple[Path, float]], number: int, num_workers: int, num_ranks: int,
+    moment: float, to_group: bool,
+) -> None:  # fmt: skip
+    check(tmp_path, uninterrupted, number, num_workers, num_ranks, moment, to_group=to_group)

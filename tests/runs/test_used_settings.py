@@ -1,0 +1,84 @@
+"""The settings in tables of runs, for runs of an earlier version and evaluations of them."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+from diffusion_lab.runs.tables import short_paths, write_and_print_table
+
+RUNS = Path(__file__).parents[1] / "earlier_runs" / "v0_3"
+
+
+def table(folders: list[Path], output: Path) -> list[dict[str, str]]:
+    """Return the table of some folders, whose metric values may differ in all fields."""
+    allowed = ["schedule", "weights", "reference", "label", "guidance_scale", "sampler", "prediction", "seed"]
+    write_and_print_table(folders, output, "numbers", allowed=allowed)
+    with (output / "numbers.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def evaluation(folder: Path, run: str) -> Path:
+    """Copy an evaluation of the run `plain` as one of another run."""
+    shutil.copytree(RUNS / "evaluated", folder)
+    record = json.loads((folder / "metrics.json").read_text())
+    (folder / "metrics.json").write_text(json.dumps(record | {"run": str(RUNS / run)}))
+    return folder
+
+
+def test_a_default_choice_of_a_run_is_shown_next_to_the_choices_of_other_runs(tmp_path: Path) -> None:
+    rows = table([RUNS / "plain", RUNS / "edm"], tmp_path)
+    shown = ("run", "schedule", "times", "time_grid", "sampler.num_steps", "ema")
+    assert [tuple(row[name] for name in shown) for row in rows] == [
+        ("plain", "linear", "uniform", "uniform", "4", "ramped"),
+        ("edm", "edm", "log_normal_sigma", "karras", "3", "power"),
+    ]
+    assert [row["folder"] for row in rows] == [str(RUNS / "plain"), str(RUNS / "edm")]
+    assert not {"trained", "training_step"} & set(rows[0])
+
+
+def test_settings_without_an_effect_and_repeated_settings_have_no_columns(tmp_path: Path) -> None:
+    overrides = (RUNS / "plain" / ".hydra" / "overrides.yaml").read_text()
+    assert "trainer.log_every_n_steps" in overrides
+    columns = set(table([RUNS / "plain", RUNS / "edm"], tmp_path)[0])
+    assert not columns & {
+        "trainer.log_every_n_steps",
+        "trainer.max_steps",
+        "callbacks.sample_images.num_images",
+        "run_folder",
+    }
+    assert not {column for column in columns if column.startswith(("process.", "schedule.beta", "data.datamodule."))}
+
+
+def test_evaluations_show_the_settings_in_which_their_trained_runs_differ(tmp_path: Path) -> None:
+    folders = [evaluation(tmp_path / run, run) for run in ("plain", "class_conditional")]
+    rows = table(folders, tmp_path / "table")
+    shown = ("run", "trained", "schedule", "prediction", "conditioning", "optimizer.weight_decay")
+    assert [tuple(row[name] for name in shown) for row in rows] == [
+        ("plain", "plain", "linear", "epsilon", "none", "0"),
+        ("class_conditional", "class_conditional", "cosine", "v", "label", "0.01"),
+    ]
+
+
+def test_a_setting_that_an_evaluation_also_has_is_named_after_the_trained_run(tmp_path: Path) -> None:
+    folders = [evaluation(tmp_path / run, run) for run in ("plain", "class_conditional")]
+    rows = table(folders, tmp_path / "table")
+    assert [row["trained.seed"] for row in rows] == ["0", "3"]
+    assert "seed" not in rows[0]  # seed 0 of the samples, by default
+
+
+def test_an_evaluation_without_its_own_sampler_shows_the_sampler_of_the_run(tmp_path: Path) -> None:
+    swept = RUNS / "evaluations" / "sampler-ancestral_sampler.num_steps-2"
+    ancestral = tmp_path / "ancestral"
+    shutil.copytree(swept, ancestral)
+    record = json.loads((ancestral / "metrics.json").read_text())
+    (ancestral / "metrics.json").write_text(json.dumps(record | {"run": str(RUNS / "plain")}))
+    rows = table([ancestral, evaluation(tmp_path / "default", "plain")], tmp_path / "table")
+    assert [(row["sampler"], row["sampler.num_steps"]) for row in rows] == [("ancestral", "2"), ("ddim", "4")]
+
+
+def test_paths_are_relative_to_the_deepest_folder_that_contains_all() -> None:
+    a, b, c = Path("logs/evaluate/a"), Path("logs/evaluate/b/0_x"), Path("logs/train/c")
+    assert list(short_paths([a]).values()) == ["a"]
+    assert list(short_paths([a, b]).values()) == ["a", "b/0_x"]
+    assert list(short_paths([a, b, c]).values()) == ["evaluate/a", "evaluate/b/0_x", "train/c"]
