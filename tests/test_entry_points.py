@@ -13,7 +13,7 @@ from diffusion_lab.errors import UserError
 from diffusion_lab.guidance import Guidance, Strength
 from diffusion_lab.pixels import to_uint8
 from diffusion_lab.runs.load import load_module
-from support.commands import SMALL, TINY, table, train
+from support.commands import ROOT, SMALL, TINY, table, train
 
 GUIDED = [*SMALL, "conditioning=label", "guidance_scale=2"]
 
