@@ -20,9 +20,13 @@ class Every:
         """Set the step at which a run starts or resumes. An action that was due at this step has already been taken."""
         self._last = step
 
+    def includes(self, step: int) -> bool:
+        """Return whether the action belongs to optimizer step number `step`, counted from 1."""
+        return step > 0 and (step % self.num_steps == 0 or step in self.also_at)
+
     def due(self, step: int) -> bool:
         """Return whether the action is due after optimizer step number `step`, counted from 1."""
-        if step == self._last or not (step % self.num_steps == 0 or step in self.also_at):
+        if step == self._last or not self.includes(step):
             return False
         self._last = step
         return True

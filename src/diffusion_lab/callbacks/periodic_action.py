@@ -7,6 +7,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 
 from diffusion_lab.callbacks.every import Every
+from diffusion_lab.distributed.signals import StoppedBySignal
 
 
 class PeriodicAction(Callback, ABC):
@@ -21,6 +22,7 @@ class PeriodicAction(Callback, ABC):
     def __init__(self, every: Every) -> None:
         """every: the steps after which the action is due."""
         self.every = every
+        self._stop: StoppedBySignal | None = None
         self._completed: int | None = None  # the last step with a complete action, which checkpoints contain
 
     @abstractmethod
@@ -34,11 +36,23 @@ class PeriodicAction(Callback, ABC):
         self.on_train_batch_end(trainer, pl_module)  # the action after this step may have been interrupted
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        if self.every.due(trainer.global_step):
+        if not self.every.due(trainer.global_step):
+            return
+        try:
             self.act(trainer, pl_module, after_training=False)
+        except StoppedBySignal as stop:
+            if stop.step is None:
+                raise
+            self._stop = stop  # raised when the other callbacks and the module have finished the step
+        else:
             self._completed = trainer.global_step
 
+    def on_train_batch_start(self, *args: Any) -> None:
+        if self._stop is not None:
+            raise self._stop
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.on_train_batch_start()
         from diffusion_lab.callbacks.checkpoints import SaveLast  # imports this module
 
         if not any(isinstance(callback, SaveLast) for callback in trainer.callbacks):
@@ -63,7 +77,8 @@ def run_after_training(trainer: Trainer, pl_module: LightningModule, only: Perio
     for callback in trainer.callbacks:
         is_meant = isinstance(callback, PeriodicAction) and only in (None, callback)
         if is_meant and callback.every.due_at_end(trainer.global_step):
-            callback.act(trainer, pl_module, after_training=True)
+            # After a signal in the last step, the regular action of this step is still to be done.
+            callback.act(trainer, pl_module, after_training=not callback.every.includes(trainer.global_step))
 
 
 def log_metrics(trainer: Trainer, metrics: Mapping[str, float], *, after_training: bool) -> None:

@@ -121,7 +121,7 @@ def _planned_run(config: DictConfig, overrides: tuple[str, ...], loader: Any, qu
 
 def _check_numbers(config: DictConfig) -> None:
     """Raise UserError for a number that the run would reject, so that no run of the sweep starts."""
-    if "model" in config and "seed" in config:
+    if "model" in config and "trainer" in config:
         training_setup.check_numbers(config)
     elif "run" in config:
         sampling_setup.require_whole_numbers(config)
