@@ -78,8 +78,6 @@ class SaveLast(Checkpoint):
         stops_together = isinstance(exception, StoppedBySignal) and exception.step is not None
         all_ranks_here = trainer.world_size == 1 or stops_together
         if all_ranks_here and self.every.due_at_end(trainer.global_step) and self._is_consistent(trainer):
-            if trainer.global_step == trainer.max_steps:
-                pl_module.on_train_end()  # logs the last metrics, since a resumed run has no step left
             self._save(trainer)
 
     def _is_consistent(self, trainer: Trainer) -> bool:

@@ -8,6 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from diffusion_lab.callbacks.every import Every
 from diffusion_lab.distributed.signals import StoppedBySignal
+from diffusion_lab.training.base_module import TrainedModule
 
 
 class PeriodicAction(Callback, ABC):
@@ -38,6 +39,8 @@ class PeriodicAction(Callback, ABC):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         if not self.every.due(trainer.global_step):
             return
+        if isinstance(pl_module, TrainedModule):
+            pl_module.write_metrics()  # before those of the action, also if a resumed run repeats the action
         try:
             self.act(trainer, pl_module, after_training=False)
         except StoppedBySignal as stop:

@@ -138,15 +138,21 @@ class TrainedModule(LightningModule):
         for optimizer in self.trainer.optimizers:
             match_memory_format(optimizer)
 
-    def on_train_batch_end(self, *args: Any) -> None:
-        log_every_n_steps, step = self.trainer.log_every_n_steps, self.trainer.global_step
-        if log_every_n_steps and step != self._last_logged_step and step % log_every_n_steps == 0:
+    def write_metrics(self, *, is_last: bool = False) -> None:
+        """Write the metrics of the current step to the loggers if they are due and not written yet.
+
+        is_last: whether training ends after this step, whose metrics are due in any case.
+        """
+        interval, step = self.trainer.log_every_n_steps, self.trainer.global_step
+        is_due = is_last or step == self.trainer.max_steps or (interval and step % interval == 0)
+        if interval and is_due and step != self._last_logged_step:
             self._write_to_loggers(step)
 
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.write_metrics()
+
     def on_train_end(self) -> None:
-        # Without this call, the metrics after the last multiple of log_every_n_steps would not be logged.
-        if self.trainer.log_every_n_steps and self.trainer.global_step != self._last_logged_step:
-            self._write_to_loggers(self.trainer.global_step)
+        self.write_metrics(is_last=True)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.network)
