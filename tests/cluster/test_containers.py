@@ -83,7 +83,7 @@ def test_the_documented_script_requeues_a_container_until_the_run_equals_an_unin
     assert steps(interrupted) == list(range(1, 41))
     assert same_weights(complete, interrupted)
     output = (tmp_path / "out").read_text()
-    assert output.count(f"its batch script requeues job {job_id}, which then resumes") == 2
+    assert output.count("the batch script of the job requeues it, so that it resumes") == 2
     assert len((tmp_path / "calls").read_text().splitlines()) == 6  # three starts of two ranks
     wait_for("the end of the job", lambda: slurm.run("squeue", "-h", "-j", job_id) == "")
     wait_for("the record", lambda: "COMPLETED" in slurm.run("sacct", "-n", "-X", "-j", job_id, "-o", "State"))
