@@ -141,7 +141,7 @@ def counted(number: int, noun: str) -> str:
 
 def num_class_folders(path: str) -> int:
     """Return the number of classes of a folder of images; 0 if it is missing or has no class folders."""
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     try:
         return len(arrange(folder, *list_image_files(folder), with_classes=True).class_names) if folder.is_dir() else 0
     except NoClassFoldersError:  # loading the data set raises this error

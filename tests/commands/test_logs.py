@@ -17,7 +17,7 @@ logger = logging.getLogger("diffusion_lab.some.module")
 @pytest.fixture(autouse=True)
 def on_rank_0(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Run a test on rank 0, and restore the loggers after it."""
-    for name in ("SLURM_PROCID", "RANK", "SUBMITIT_LOCAL_GLOBALID", "LOCAL_RANK"):
+    for name in ("TORCHELASTIC_RUN_ID", "SLURM_PROCID", "RANK", "SUBMITIT_LOCAL_GLOBALID", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     package, root = logs.PACKAGE_LOGGER, logging.getLogger()
     before = package.handlers, package.propagate, root.level
@@ -51,6 +51,7 @@ def test_other_ranks_print_only_errors_and_messages_of_all_ranks(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logs.configure()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("RANK", "1")
     logger.info("of rank 0")
     logger.warning("of rank 0")

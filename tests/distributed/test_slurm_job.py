@@ -1,14 +1,17 @@
 """The job of a process from environment variables."""
 
 import os
+import socket
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from diffusion_lab.distributed import launch, slurm_job
 from diffusion_lab.distributed.launch import LaunchError
+from diffusion_lab.errors import UserError
 
 STEP = {
     "SLURM_JOB_ID": "17", "SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4",
@@ -17,7 +20,10 @@ STEP = {
 TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "none", "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4",
 }  # fmt: skip
-OTHERS = ("OMP_NUM_THREADS", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+SIZES = ("WORLD_SIZE", "LOCAL_WORLD_SIZE")
+OTHERS = ("DIFFUSION_LAB_LIGHTNING_PARENT", "GROUP_RANK", "OMP_NUM_THREADS", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+LIGHTNING = {"LOCAL_RANK": "1", "WORLD_SIZE": "2", "DIFFUSION_LAB_LIGHTNING_PARENT": str(os.getppid())}
+BARE = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "x"}
 SUBMITIT = {"SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_NTASKS": "2", "SUBMITIT_LOCAL_GLOBALID": "1"}
 
 
@@ -40,7 +46,15 @@ def set_environment(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
 
 @pytest.mark.parametrize(
     ("environment", "rank", "world_size"),
-    [({}, 0, 1), (STEP, 3, 4), (TORCHRUN, 5, 8), (SUBMITIT, 1, 1), ({"LOCAL_RANK": "1"}, 1, 1)],
+    [
+        ({}, 0, 1),
+        (STEP, 3, 4),
+        (TORCHRUN, 5, 8),
+        (SUBMITIT, 1, 1),
+        (LIGHTNING, 1, 1),
+        (BARE, 0, 1),
+        (STEP | TORCHRUN, 5, 8),  # srun starts one torchrun per node
+    ],
 )
 def test_rank_and_world_size_are_those_of_the_launcher(
     environment: dict[str, str], rank: int, world_size: int, monkeypatch: pytest.MonkeyPatch
@@ -107,6 +121,7 @@ def test_nodes_and_local_ranks_are_those_of_the_launcher(
 @pytest.mark.parametrize(
     ("environment", "devices", "nodes", "strategy", "message"),
     [
+        (BARE, 2, 1, "ddp", r"\(trainer.devices=2\) .* got .* RANK=1, LOCAL_RANK=1, WORLD_SIZE=2 without a launcher"),
         ({}, 0, 1, "ddp", "trainer.devices must be at least 1, got 0"),
         ({}, 1, 2, "ddp", "trainer.num_nodes must be 1 without a launcher, got 2"),
         ({}, 2, 1, "ddp_spawn", "trainer.strategy must run each rank as a separate command, .* got ddp_spawn"),
@@ -122,6 +137,7 @@ def test_a_trainer_that_does_not_match_the_launcher_is_rejected(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     set_environment(monkeypatch, environment)
+    launch.prepare_environment()
     with pytest.raises(LaunchError, match=message):
         launch.validate(devices, nodes, strategy)
 
@@ -156,3 +172,78 @@ def test_a_shell_in_a_job_is_not_a_task(monkeypatch: pytest.MonkeyPatch) -> None
     environment.validate_settings(num_devices=2, num_nodes=2)  # those of the step, not of the job
     set_environment(monkeypatch, TORCHRUN)
     assert isinstance(launch.cluster_environment(), TorchElasticEnvironment)
+
+
+@pytest.mark.parametrize("variable", [*BARE, "NODE_RANK", "GROUP_RANK", "LOCAL_WORLD_SIZE", "SLURM_PROCID"])
+@pytest.mark.parametrize("value", ["1", "abc"])
+def test_a_variable_of_a_rank_without_a_launcher_is_hidden(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For example RANK=1 that a shell exports. Lightning would write no logs."""
+    monkeypatch.setenv(variable, value)
+    launch.prepare_environment()
+    assert variable not in os.environ
+    assert slurm_job.rank() == 0
+    launch.validate(1, 1, "auto")
+
+
+def test_the_variables_of_a_node_reach_lightning_only_in_a_run_on_several_nodes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    set_environment(monkeypatch, {"NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1"})
+    launch.prepare_environment()
+    launch.validate(2, 1, "ddp")
+    assert "MASTER_ADDR" not in os.environ
+    launch.validate(2, 2, "ddp")
+    assert (os.environ["NODE_RANK"], os.environ["MASTER_ADDR"]) == ("1", "10.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        (TORCHRUN | {"RANK": "abc"}, "variable RANK, which the launcher sets, must be .* at least 0, got abc"),
+        (TORCHRUN | {"WORLD_SIZE": "0"}, "variable WORLD_SIZE, .* at least 1, got 0"),
+        (TORCHRUN | {"LOCAL_WORLD_SIZE": ""}, "variable LOCAL_WORLD_SIZE, .* got no value"),
+        (TORCHRUN | {"RANK": "8"}, "must satisfy RANK < WORLD_SIZE .* got 8 < 8 and 1 < 4"),
+        (TORCHRUN | {"LOCAL_RANK": "-1"}, "variable LOCAL_RANK, .* got -1"),
+        (STEP | {"SLURM_PROCID": "4"}, "must satisfy SLURM_PROCID < SLURM_STEP_NUM_TASKS .* got 4 < 4"),
+        (STEP | {"SLURM_STEP_NUM_NODES": "two"}, "variable SLURM_STEP_NUM_NODES, .* got two"),
+        (STEP | {"SLURM_STEP_TASKS_PER_NODE": ""}, "must start the same number of tasks on each node"),
+        (SUBMITIT | {"SUBMITIT_LOCAL_NTASKS": "0"}, "variable SUBMITIT_LOCAL_NTASKS, .* at least 1, got 0"),
+        ({"DIFFUSION_LAB_LAUNCH_MINUTES": "soon"}, "DIFFUSION_LAB_LAUNCH_MINUTES must be a number above 0, got soon"),
+        ({"DIFFUSION_LAB_LIGHTNING_PARENT": "999999999"}, r"rank 0 of this run \(process 999999999\) has ended"),
+    ],
+)
+def test_nonsense_in_the_variables_of_a_launcher_is_refused(
+    environment: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_environment(monkeypatch, environment)
+    with pytest.raises(UserError, match=message):
+        launch.prepare_environment()
+
+
+def test_a_command_that_a_rank_of_lightning_starts_is_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_environment(monkeypatch, LIGHTNING | {"DIFFUSION_LAB_LIGHTNING_PARENT": str(os.getpid())})
+    launch.prepare_environment()
+    assert slurm_job.rank() == 0
+    assert "LOCAL_RANK" not in os.environ
+
+
+def test_ranks_that_never_start_end_the_wait_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning.pytorch.strategies import DDPStrategy
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    set_environment(
+        monkeypatch, TORCHRUN | {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    )
+    set_environment(
+        monkeypatch, {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "DIFFUSION_LAB_LAUNCH_MINUTES": "0.02"}
+    )
+    strategy = DDPStrategy(cluster_environment=launch.cluster_environment(), parallel_devices=[torch.device("cpu")] * 2)
+    launch.protect_new_ranks(strategy)
+    before = strategy._timeout
+    with pytest.raises(LaunchError, match=rf"not all ranks .* 127.0.0.1:{port} .* within 0.02 minutes, the value of "):
+        strategy.setup_distributed()
+    assert strategy._timeout == before

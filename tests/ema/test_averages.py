@@ -233,3 +233,31 @@ def test_a_copy_of_an_average_is_updated_independently() -> None:
     other.update(trained)
     assert averages(other) == pytest.approx([5.0] * len(averages(other)))
     assert averages(ema) == pytest.approx([1.0] * len(averages(ema)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_average_of_a_network_in_half_precision_moves_at_every_update(dtype: torch.dtype) -> None:
+    """In half precision, an update of 1e-4 of the distance is below the rounding error of most numbers."""
+    torch.manual_seed(0)
+    trained, ema = nn.Linear(50, 40), EMA(nn.Linear(50, 40), {"main": ConstantDecay(0.9999)})
+    nn.ModuleList([trained, ema]).to(dtype)
+    before, target = weights_of(ema.network), weights_of(trained).double()
+    for _ in range(100):
+        ema.update(trained)
+    expected = before + (target - before) * (1 - 0.9999**100)
+    assert before.dtype == torch.float32
+    assert torch.allclose(weights_of(ema.network).double(), expected, rtol=0, atol=1e-6)
+    half = before.to(dtype)
+    assert (torch.lerp(half, target.to(dtype), 1e-4) != half).double().mean() < 0.5
+
+
+def weights_of(layer: nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in layer.parameters()])
+
+
+def test_the_average_of_a_network_that_was_built_in_half_precision_is_float32() -> None:
+    ema = EMA(network(1.0).to(torch.bfloat16), {"main": ConstantDecay(0.5)})
+    assert {value.dtype for value in ema.network.parameters()} == {torch.float32}
+    ema.load_state_dict({k: v.bfloat16() if v.is_floating_point() else v for k, v in ema.state_dict().items()})
+    ema.update(network(2.0).to(torch.bfloat16))  # a checkpoint from before, with a bfloat16 average
+    assert averages(ema) == [1.5]

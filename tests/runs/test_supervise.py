@@ -175,6 +175,7 @@ def test_a_folder_of_another_run_keeps_its_status(tmp_path: Path) -> None:
 def test_rank_0_writes_the_status_and_other_ranks_only_their_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("RANK", "1")
     assert supervise(tmp_path, lambda: 1.0) == 1.0
     assert not (tmp_path / "status.json").exists()

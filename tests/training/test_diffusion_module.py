@@ -203,3 +203,16 @@ def test_two_modules_do_not_share_weights() -> None:
     other = copy.deepcopy(module)
     fit(module, 2)
     assert not torch.equal(weights(module.network), weights(other.network))
+
+
+def test_the_average_of_a_run_in_half_precision_is_float32_moves_and_is_sampled() -> None:
+    module = small_module()
+    module.ema = EMA(module.network, {"main": ConstantDecay(0.9999)})
+    before = weights(module.ema.network)
+    fit(module, 20, precision="bf16-true")
+    average = weights(module.ema.network)
+    assert weights(module.network).dtype == torch.bfloat16
+    assert average.dtype == torch.float32
+    assert (average != before).double().mean() > 0.95  # in bfloat16, 0.3
+    assert module.sample(range(2)).isfinite().all()
+    assert module.sample(range(2), weights="raw").isfinite().all()

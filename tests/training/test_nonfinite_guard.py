@@ -169,3 +169,32 @@ def test_all_ranks_skip_a_step_whose_loss_is_not_finite_on_one_rank(tmp_path: Pa
     _, row = (tmp_path / "refused_steps.csv").read_text().splitlines()
     assert row.startswith("2,loss not finite,")  # written by rank 0, although the loss of rank 1 was not finite
     assert len(row.rpartition(",")[2].split()) == 12
+
+
+@pytest.mark.parametrize(
+    ("skipped", "requested", "first_step", "failed"),
+    [
+        ("111", "000", 0, True),  # every step
+        ("011", "000", 0, True),  # a learning rate that is too high spoils all steps after the first
+        ("1", "0", 0, True),
+        ("110", "000", 0, False),
+        ("0011", "0000", 0, False),
+        ("111", "111", 0, False),  # on request
+        ("1011", "1000", 0, True),
+        ("1", "0", 500, False),  # a bad batch at the end of a run that was resumed
+        ("0111", "0000", 500, True),
+    ],
+)
+def test_a_run_has_failed_if_all_steps_but_the_first_were_skipped(
+    skipped: str, requested: str, first_step: int, failed: bool
+) -> None:
+    skip_steps = [first_step + k for k, flag in enumerate(requested) if flag == "1"]
+    guard = NonFiniteGuard(skip_steps=skip_steps)
+    guard.num_refused.add_(2)  # before the run was resumed
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)])
+    assert not guard.skipped_all
+    for step, flag in enumerate(skipped, start=first_step):
+        loss = torch.tensor([float("nan") if flag == "1" else 1.0])
+        norm = guard.check_loss(loss.mean(), loss, step)
+        guard.check_gradient(optimizer, norm)
+    assert guard.skipped_all == failed

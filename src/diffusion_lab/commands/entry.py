@@ -25,11 +25,12 @@ from diffusion_lab.commands.help import print_help
 from diffusion_lab.config import overrides
 from diffusion_lab.config.command_line import as_hydra_arguments, flags_first
 from diffusion_lab.config.compose import error_message, in_sweep
+from diffusion_lab.config.finite_numbers import require_finite
 from diffusion_lab.config.library_classes import with_plus
 from diffusion_lab.config.search_path import with_search_path
 from diffusion_lab.distributed import launch, slurm_job
 from diffusion_lab.errors import UserError
-from diffusion_lab.paths import CONF
+from diffusion_lab.paths import CONF, provide_home
 from diffusion_lab.runs import status as run_status
 from diffusion_lab.runs.find import with_found_guides
 from diffusion_lab.runs.folder import save_overrides
@@ -57,6 +58,9 @@ def entry(
     task = _Task(command, config_name, keeps_status=keeps_status, tracebacks=tracebacks)
     user_error = run_error = None
     try:
+        launch.prepare_environment()
+        if note := provide_home():
+            logger.info(note)
         logs.take_folder()
         if print_help(config_name, sys.argv[1:]):
             return
@@ -100,6 +104,7 @@ class _Task:
         with logs.job_log():
             logger.debug("run folder: %s", folder)
             try:
+                require_finite(config)
                 return self._run_supervised(config, folder)
             except (UserError, OmegaConfBaseException) as error:
                 message = error_message(error, self.config_name)

@@ -12,13 +12,12 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from diffusion_lab.commands.output import outlive_reader
 from diffusion_lab.config.overrides import unquote
 from diffusion_lab.distributed import slurm_job
 from diffusion_lab.errors import UserError
-from diffusion_lab.paths import LOGS_VARIABLE
+from diffusion_lab.paths import LOGS_VARIABLE, expanduser
 
 PACKAGE_LOGGER = logging.getLogger("diffusion_lab")
 
@@ -34,7 +33,7 @@ def take_folder() -> None:
     for argument in given:
         sys.argv.remove(argument)
         value = unquote(argument.partition("=")[2])
-        folder = Path(value).expanduser().absolute()
+        folder = expanduser(value).absolute()
         if not value or folder.is_file():
             raise UserError(f"`logs` must be a folder (logs=/data/logs), got {value or 'no value'}.")
         os.environ[LOGS_VARIABLE] = str(folder)

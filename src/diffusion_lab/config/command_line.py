@@ -7,7 +7,6 @@ is taken literally, and every other argument that Hydra would reject raises an e
 import re
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep
@@ -18,7 +17,7 @@ from diffusion_lab.config.documentation import settings
 from diffusion_lab.config.overrides import quote
 from diffusion_lab.config.search_path import gives_search_path
 from diffusion_lab.errors import UserError
-from diffusion_lab.paths import CONF, ROOT
+from diffusion_lab.paths import CONF, ROOT, expanduser
 
 FLAGS_WITH_VALUE = (
     *("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--cfg", "-c", "--package", "-p"),
@@ -225,6 +224,6 @@ def _parsed(value: str) -> object:
 def _exists(value: str) -> bool:
     """Return whether a value is the name of an existing file or folder."""
     try:
-        return bool(value) and any(path.exists() for path in (Path(value).expanduser(), ROOT / value))
+        return bool(value) and any(path.exists() for path in (expanduser(value), ROOT / value))
     except (OSError, ValueError):  # such as a name that is too long
         return False

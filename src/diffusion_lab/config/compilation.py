@@ -94,4 +94,4 @@ def _use_persistent_cache() -> None:
 
     # The import of torch may set the variable to torch's default folder; any other value is the user's choice.
     if os.environ.get(CACHE_VARIABLE) in (None, default_cache_dir()):
-        os.environ[CACHE_VARIABLE] = str(default_cache_folder().expanduser() / "compiled")
+        os.environ[CACHE_VARIABLE] = str(default_cache_folder() / "compiled")

@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
 
 from diffusion_lab.errors import UserError
-from diffusion_lab.paths import CONF
+from diffusion_lab.paths import CONF, expanduser
 
 KEY = "hydra.searchpath"
 
@@ -59,7 +59,7 @@ def _absolute(folder: str, setting: str) -> str:
     """Return a folder with an absolute path, or an importable package (pkg://NAME) unchanged."""
     if folder.startswith("pkg://"):
         return folder
-    path = Path(folder.removeprefix("file://")).expanduser().absolute()
+    path = expanduser(folder.removeprefix("file://")).absolute()
     if not path.is_dir():
         raise UserError(
             f"{setting} must be a folder of config groups, got {folder}, which does not exist (for a resumed run, "

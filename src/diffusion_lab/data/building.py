@@ -120,7 +120,12 @@ def _num_cpus() -> int:
 
 def _decode_in_parallel(decoder: Decoder, ranges: list[range], num_workers: int) -> Iterator[list[Damage]]:
     num_done = 0
-    pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), _init_worker, (decoder,))
+    try:
+        pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), _init_worker, (decoder,))
+    except OSError as error:  # no semaphores: /dev/shm is full or read-only
+        logger.info("decoding continues in one process (%s).", error.strerror, extra={"all_ranks": True})
+        yield from map(decoder, ranges)
+        return
     try:
         with signals.blocked():  # starts the workers
             damaged = pool.map(_decode_in_worker, ranges)

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from diffusion_lab.atomic_files import atomic_folder
 from diffusion_lab.data.images import Images
-from diffusion_lab.paths import NODE_CACHE, default_cache_folder
+from diffusion_lab.paths import NODE_CACHE, default_cache_folder, expanduser
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class ImageCache:
     @property
     def references(self) -> Path:
         """Folder for the feature statistics of reference sets."""
-        return (self.folder or default_cache_folder()).expanduser() / "references"
+        return expanduser(self.folder or default_cache_folder()) / "references"
 
     def entry(self, key: str, build: Callable[[Path], Meta]) -> Entry:
         """Return the set named `key`; build it if it is missing or incomplete.
@@ -81,10 +81,10 @@ class ImageCache:
         """
         entry = self._shared_entry(key, build)
         node_folder = os.environ.get(NODE_CACHE)
-        return _copy_on_node(entry, Path(node_folder).expanduser() / "diffusion_lab") if node_folder else entry
+        return _copy_on_node(entry, expanduser(node_folder) / "diffusion_lab") if node_folder else entry
 
     def _shared_entry(self, key: str, build: Callable[[Path], Meta]) -> Entry:
-        folder = (self.folder or default_cache_folder()).expanduser() / "images"
+        folder = expanduser(self.folder or default_cache_folder()) / "images"
         if found := _read_entry(folder / key):
             return found
         try:

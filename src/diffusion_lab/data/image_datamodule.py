@@ -15,7 +15,9 @@ from diffusion_lab.data.augmentation import Augmentation
 from diffusion_lab.data.image_store import ImageStore, require_images, require_store
 from diffusion_lab.data.images import Images
 from diffusion_lab.data.step_sampler import MicroBatch, StepSampler
+from diffusion_lab.data.worker_memory import received, sent
 from diffusion_lab.distributed import signals
+from diffusion_lab.errors import UserError
 from diffusion_lab.low_resolution import LowResolution
 from diffusion_lab.networks import Condition
 from diffusion_lab.pixels import from_uint8
@@ -166,21 +168,31 @@ class _Batches(Iterable[ImageBatch]):
         num_workers = self.datamodule.num_workers
         batches: Iterator[ImageBatch] = map(self.dataset.__getitem__, self.sampler)
         if num_workers:
-            loader = DataLoader(
-                self.dataset,
-                None,
-                sampler=self.sampler,
-                num_workers=num_workers,
-                collate_fn=_identity,
-                worker_init_fn=_init_worker,
-            )
-            with signals.blocked():
-                batches = iter(loader)
+            batches = map(_received, self._start_workers(num_workers))
         while True:
             start_time = time.perf_counter()
             batch = next(batches)
             self.datamodule.seconds_waited += time.perf_counter() - start_time
             yield batch
+
+    def _start_workers(self, num_workers: int) -> Iterator[Any]:
+        """Return the batches that workers load, see `_sent`.  Raises UserError if workers cannot be started."""
+        loader = DataLoader(
+            self.dataset,
+            None,
+            sampler=self.sampler,
+            num_workers=num_workers,
+            collate_fn=_sent,
+            worker_init_fn=_init_worker,
+        )
+        try:
+            with signals.blocked():
+                return iter(loader)
+        except OSError as error:
+            raise UserError(
+                "data.num_workers must be 0 unless /dev/shm is writable and processes can be started, got "
+                f"{num_workers} ({error.strerror})."
+            ) from error
 
 
 class _MicroBatches(Dataset[ImageBatch]):
@@ -198,5 +210,11 @@ def _init_worker(worker: int) -> None:
     signals.end_with_parent()
 
 
-def _identity(batch: Any) -> Any:
-    return batch
+def _sent(batch: Any) -> tuple[Any, Any, Draws]:
+    """Prepare a batch for its way from a worker to the training process."""
+    return sent(batch.x_0), sent(batch.label), batch.draws
+
+
+def _received(parts: tuple[Any, Any, Draws]) -> ImageBatch:
+    x_0, label, draws = parts
+    return ImageBatch(received(x_0), received(label), draws)

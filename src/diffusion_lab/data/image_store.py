@@ -25,6 +25,7 @@ from diffusion_lab.data.image_source import ImageSource
 from diffusion_lab.data.images import Images, content_fingerprint
 from diffusion_lab.data.selection import Selection
 from diffusion_lab.image_folders import counted
+from diffusion_lab.paths import expanduser
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class ImageStore:
     ) -> None:
         if on_error not in ON_ERROR:
             raise ValueError(f"on_error must be one of {', '.join(ON_ERROR)}, got {on_error}.")
-        local = None if path is None else Path(path).expanduser()
+        local = None if path is None else expanduser(path)
         self.source = ImageSource(hub_name, local, image_column, label_column)
         self.preparation = Preparation(channels, resolution, fit, resample)
         self.on_error, self.cache = on_error, ImageCache(None if cache_folder is None else Path(cache_folder))

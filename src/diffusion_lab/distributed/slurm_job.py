@@ -1,6 +1,7 @@
 """Job and rank of this process, read from the environment variables of Slurm, torchrun, submitit or Lightning.
 
-This module imports only the standard library, because commands use it before they import torch.
+A launch is recognized by a variable that only its launcher sets. Without one, variables such as RANK are ignored.
+This module imports only the standard library and `errors`, because commands use it before they import torch.
 """
 
 import getpass
@@ -12,6 +13,8 @@ from datetime import datetime
 from functools import cache
 from pathlib import Path
 
+from diffusion_lab.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 REQUEUE_FILE = "DIFFUSION_LAB_REQUEUE_FILE"
@@ -20,6 +23,9 @@ REQUEUE_FILE = "DIFFUSION_LAB_REQUEUE_FILE"
 The run writes the job id to the file if `scontrol` does not work in the container. The batch script, which runs outside
 of the container, requeues the job when srun has ended and the file exists.
 """
+
+LIGHTNING_PARENT = "DIFFUSION_LAB_LIGHTNING_PARENT"
+"""Environment variable of a rank that Lightning started: the process id of rank 0, which started this rank."""
 
 
 def in_slurm_step() -> bool:
@@ -32,21 +38,46 @@ def started_by_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def started_by_local_submitit() -> bool:
+    """Return whether submitit started this process on this machine, without Slurm."""
+    return os.environ.get("SUBMITIT_EXECUTOR") == "local" and "SUBMITIT_LOCAL_NTASKS" in os.environ
+
+
+def started_by_lightning() -> bool:
+    """Return whether Lightning started this process as a rank other than 0."""
+    return LIGHTNING_PARENT in os.environ
+
+
 def rank() -> int:
-    """Return the rank of this process, started by any launcher; 0 for a single process."""
+    """Return the rank of this process, started by any launcher; 0 for a single process.
+
+    Raises UserError if the launcher's variable is not a rank.
+    """
+    if started_by_torchrun():  # first: srun may start one torchrun per node
+        return number("RANK")
     if in_slurm_step():
-        return int(os.environ["SLURM_PROCID"])
-    for name in ("RANK", "SUBMITIT_LOCAL_GLOBALID", "LOCAL_RANK"):  # torchrun, submitit, Lightning on a single node
-        if name in os.environ:
-            return int(os.environ[name])
-    return 0
+        return number("SLURM_PROCID")
+    if started_by_local_submitit():
+        return number("SUBMITIT_LOCAL_GLOBALID")
+    return number("LOCAL_RANK") if started_by_lightning() else 0
+
+
+def number(name: str, least: int = 0) -> int:
+    """Return the whole number in an environment variable.  Raises UserError unless it is at least `least`."""
+    value = os.environ.get(name, "")
+    if not value.isascii() or not value.isdigit() or int(value) < least:
+        raise UserError(
+            f"the environment variable {name}, which the launcher sets, must be a whole number of at least {least}, "
+            f"got {value or 'no value'}."
+        )
+    return int(value)
 
 
 def world_size() -> int:
     """Return the number of ranks that torchrun or srun started for this run, or 1 for any other run."""
     if started_by_torchrun():
-        return int(os.environ["WORLD_SIZE"])
-    return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) if in_slurm_step() else 1
+        return number("WORLD_SIZE", 1)
+    return number("SLURM_STEP_NUM_TASKS", 1) if in_slurm_step() and "SLURM_STEP_NUM_TASKS" in os.environ else 1
 
 
 def slurm_id() -> str | None:

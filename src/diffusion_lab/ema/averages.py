@@ -3,7 +3,7 @@
 import copy
 import weakref
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -144,7 +144,8 @@ def _require_decay(name: str, decay: float) -> None:
 class EMA(nn.Module):
     """Averages of network weights, each with its own decay.  The averaged networks always stay in evaluation mode.
 
-    Parameters are averaged and buffers are copied. Sampling uses the first average.
+    Parameters are averaged and buffers are copied. Sampling uses the first average. The averages are at least float32,
+    also if the network is bfloat16 or float16: at a decay of 0.9999, an update would be rounded away in these dtypes.
 
     >>> from diffusion_lab import EMA, ConstantDecay
     >>> zeros, ones = torch.nn.Linear(1, 2), torch.nn.Linear(1, 2)
@@ -161,7 +162,9 @@ class EMA(nn.Module):
         super().__init__()
         _validate_decays(decays)
         self.decays = dict(decays)
-        self.networks = nn.ModuleDict({name: copy.deepcopy(network).requires_grad_(False) for name in decays})
+        self.networks = nn.ModuleDict(
+            {name: _at_least_float32(copy.deepcopy(network).requires_grad_(False)) for name in decays}
+        )
         # Parameters are cached, because iterating over all modules takes as long as the update. Buffers may be replaced
         # and are not cached.
         self._averages: dict[str, list[Tensor]] = {
@@ -180,8 +183,10 @@ class EMA(nn.Module):
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
         """Update all averages with the weights of `network`."""
+        source = self._source_parameters(network)
         for name, decay in self.decays.items():
-            torch._foreach_lerp_(self._averages[name], self._source_parameters(network), 1 - decay(self.num_updates))
+            averages = self._averages[name]
+            torch._foreach_lerp_(averages, _in_dtypes_of(averages, source), 1 - decay(self.num_updates))
             if self._has_buffers:
                 for average, buffer in zip(self.networks[name].buffers(), network.buffers(), strict=True):
                     average.copy_(buffer)
@@ -195,6 +200,11 @@ class EMA(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_source": None}  # deepcopy would replace the cached parameters with copies
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "EMA":
+        # Lightning converts the complete module to the half precision of trainer.precision=bf16-true.
+        super()._apply(lambda tensor: _keep_float32(tensor, fn(tensor)), recurse)  # type: ignore[no-untyped-call]
+        return self
+
     def train(self, mode: bool = True) -> "EMA":
         return super().train(False)
 
@@ -203,6 +213,31 @@ class EMA(nn.Module):
 
     def set_extra_state(self, state: Tensor) -> None:
         self.num_updates = int(state)
+
+
+def _is_half(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and torch.finfo(tensor.dtype).bits < 32
+
+
+def _at_least_float32(network: nn.Module) -> nn.Module:
+    for tensor in (*network.parameters(), *network.buffers()):
+        tensor.data = tensor.float() if _is_half(tensor) else tensor.data
+    return network
+
+
+def _keep_float32(tensor: Tensor, converted: Tensor) -> Tensor:
+    """Return `converted`, or `tensor` on its device and with its strides if `converted` is in half precision."""
+    if not _is_half(converted) or not tensor.is_floating_point():
+        return converted
+    dtype = torch.promote_types(tensor.dtype, torch.float32)
+    return torch.empty_like(converted, dtype=dtype).copy_(tensor)
+
+
+def _in_dtypes_of(averages: list[Tensor], source: list[Tensor]) -> list[Tensor]:
+    """Return the tensors of `source`, converted if they have other dtypes than `averages`."""
+    if all(average.dtype == tensor.dtype for average, tensor in zip(averages, source, strict=True)):
+        return source
+    return [tensor.to(average.dtype) for average, tensor in zip(averages, source, strict=True)]
 
 
 def _validate_decays(decays: Mapping[str, Decay]) -> None:

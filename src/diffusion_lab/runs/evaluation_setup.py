@@ -6,7 +6,6 @@ Torch and Lightning are imported inside functions, so that invalid settings are 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -14,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lab.config import compilation
 from diffusion_lab.config.validation import argument_problems, raise_problems
 from diffusion_lab.errors import UserError
+from diffusion_lab.paths import expanduser
 from diffusion_lab.runs.find import Target
 from diffusion_lab.runs.load import instantiate_node, load_config, require_kind, resolve
 from diffusion_lab.runs.sampling_setup import build_images, cascade_stages, sampling_config
@@ -125,7 +125,7 @@ def _build_reference(reference: str, store: "ImageStore") -> "Reference":
     from diffusion_lab.evaluation.reference import FileReference, ImageReference
 
     if reference.endswith(".npz"):
-        return FileReference(Path(reference).expanduser())
+        return FileReference(expanduser(reference))
     if reference != "train" and reference not in store.splits():
         raise ValueError(
             f"`reference` must be a split ({', '.join(store.splits())}) or a statistics file (.npz), got {reference}."

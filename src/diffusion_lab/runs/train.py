@@ -87,6 +87,11 @@ def _fit(run: training_setup.Run, checkpoint: Path | None) -> None:
     except Exception:
         _kill_other_ranks(run)
         raise
+    if run.module.guard.skipped_all:
+        raise UserError(
+            "training failed: the loss or the gradient was not finite in every step, or in every step after the first; "
+            "try a lower optimizer.lr or trainer.precision=32-true."
+        )
 
 
 def _kill_other_ranks(run: training_setup.Run) -> None:

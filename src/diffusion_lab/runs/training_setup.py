@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from diffusion_lab.config import compilation
 from diffusion_lab.config.compilation import Acceleration
+from diffusion_lab.config.finite_numbers import require_finite
 from diffusion_lab.config.library_classes import import_target, settings_of
 from diffusion_lab.config.validation import argument_problems, data_problems, raise_problems
 from diffusion_lab.errors import UserError
@@ -123,7 +124,8 @@ def _build_network(config: DictConfig) -> Any:
 
 
 def check_numbers(config: DictConfig) -> None:
-    """Raise UserError for a seed or a number of the trainer that is not accepted."""
+    """Raise UserError for numbers that are not finite, or a seed or trainer setting that is not accepted."""
+    require_finite(config)
     if not isinstance(config.seed, int) or not 0 <= config.seed < 2**63:
         raise UserError(f"seed must be a whole number in 0..2^63 - 1, got {config.seed}.")
     for name, least in (("gradient_clip_val", 0), ("accumulate_grad_batches", 1)):

@@ -198,9 +198,10 @@ class DiffusionModule(TrainedModule):
             condition = replace(condition, label=labels_of(seeds, chosen, num_classes))
         shape = (self.network.in_channels, self.network.resolution, self.network.resolution)
         noise = ImageNoise(seeds, shape, self.device, stage=stage)
-        with self._precision():
-            denoiser = guidance.to(self.device)(self.denoiser(weights), self.labels)
-            return self.space.decode(sampler.sample(denoiser, noise, condition.to(self.device), on_step))
+        denoiser = self.denoiser(weights)
+        with self._precision(denoiser.network):
+            guided = guidance.to(self.device)(denoiser, self.labels)
+            return self.space.decode(sampler.sample(guided, noise, condition.to(self.device), on_step))
 
     def _require_prediction(self, trained: Prediction) -> None:
         """Raise ValueError unless the objective trains the prediction that sampling expects."""
@@ -210,9 +211,13 @@ class DiffusionModule(TrainedModule):
                 f"{trained}."
             )
 
-    def _precision(self) -> AbstractContextManager[Any]:
-        # Sampling uses the precision of training. Without a trainer, it uses the precision of the weights.
-        return self.trainer.precision_plugin.forward_context() if self._trainer is not None else nullcontext()
+    def _precision(self, sampled: Network) -> AbstractContextManager[Any]:
+        # Sampling uses the precision of training. It uses the precision of the weights without a trainer, and for the
+        # float32 average of a network that is trained in half precision (bf16-true).
+        if self._trainer is None or _dtype_of(sampled) != _dtype_of(self.network):
+            return nullcontext()
+        context: AbstractContextManager[Any] = self.trainer.precision_plugin.forward_context()
+        return context
 
     def _encode(self, images: Tensor, draws: Draws) -> Tensor:
         """Return images [B, C, H, W] in the space of the diffusion process: pixels, or latents drawn from `draws`."""
@@ -230,6 +235,11 @@ class DiffusionModule(TrainedModule):
             output = self.network(network_input, network_time, condition)
         require_output(self.network, output, x_t)
         return output  # type: ignore[no-any-return]
+
+
+def _dtype_of(network: nn.Module) -> torch.dtype | None:
+    """Return the dtype of the first parameter; None for a network without parameters."""
+    return next((parameter.dtype for parameter in network.parameters()), None)
 
 
 def _default_sampler(process: GaussianProcess) -> Sampler:

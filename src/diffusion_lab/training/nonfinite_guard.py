@@ -104,6 +104,7 @@ class NonFiniteGuard(nn.Module):
         self._zero_or_nan: Tensor | None = None
         self._skipped: Tensor | None = None
         self._records: deque[_StepRecord] = deque(maxlen=patience)
+        self._first: tuple[int, Tensor] | None = None
 
     def check_loss(self, mean: Tensor, loss: Tensor, step: int) -> Tensor:
         """Return the mean loss, or NaN if step number `step` must be skipped: [].
@@ -125,6 +126,8 @@ class NonFiniteGuard(nn.Module):
         gradient_norm: norm of the gradients after their all-reduce, [].
         Fused optimizers read the decision on the device. For other optimizers, every call waits for the device.
         """
+        if self._first is None:
+            self._first = self._step, self.num_refused.clone()
         waiting, skip_requested = self.streak >= self.patience, self._is_skip_requested(self._step)
         skipped = waiting | _zero_or_nan(gradient_norm).isnan()
         if not skip_requested:
@@ -138,6 +141,22 @@ class NonFiniteGuard(nn.Module):
     def applied(self) -> Tensor:
         """Whether the last step was applied: bool [], on the device."""
         return torch.tensor(True) if self._skipped is None else ~self._skipped
+
+    @property
+    def skipped_all(self) -> bool:
+        """Whether the last step and all others, except at most the first, had a loss or gradient that was not finite.
+
+        The steps are those since this object was built, such as the steps since a run was resumed. The first step is
+        an exception, because a learning rate that is too high spoils the steps that follow. Requested skips do not
+        count. Of a resumed run, at least three steps must have been skipped, so that a bad batch at its end is no
+        failure. Waits for the device.
+        """
+        if self._first is None or bool(self.applied) or self._is_skip_requested(self._step):
+            return False
+        first, num_before = self._first
+        counted = sum(not self._is_skip_requested(step) for step in range(first, self._step + 1))
+        num_steps, num_skipped = self._step + 1 - first, int(self.num_refused - num_before)
+        return num_skipped - (num_steps - counted) >= max(3 if first else 1, counted - 1)
 
     @property
     def in_streak(self) -> bool:
