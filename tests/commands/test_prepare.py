@@ -45,7 +45,9 @@ def test_the_same_overrides_train_with_the_prepared_images_and_statistics_alone(
     assert lines[1].startswith("features  fashion_cnn: ")
     assert lines[1].endswith("features/fashion_cnn.pt")
     assert lines[2] == f"reference fashion_cnn, pooled features of train: {statistics}"
-    assert lines[3].startswith(f"ready: `python {commands.ROOT}/src/train.py` with the same overrides needs no internet")
+    assert lines[3].startswith(
+        f"ready: `python {commands.ROOT}/src/train.py` with the same overrides needs no internet"
+    )
     assert len(lines) == 4
     with np.load(statistics) as arrays:
         assert int(arrays["count"]) == 500
