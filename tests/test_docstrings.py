@@ -22,7 +22,7 @@ WITHOUT_EXAMPLE = {
     "Shown by the base class Variance": ("FixedLarge", "FixedSmall", "LearnedDiagonal", "LearnedRange"),
     "Shown by ClassifierFreeGuidance and Guidance": ("Autoguidance", "ClassifierGuidance", "Guidable"),
     "Need other packages, weights or a service": ("CMMD", "FromDiffusers", "InceptionScore", "WandbRun"),
-    "Write files": ("MetricsFile",),
+    "Write files": ("MetricsFile", "TensorBoardEvents"),
     "Used like FrechetDistance": ("ClassAccuracy", "MeanOverImages", "SpatialFrechetDistance"),
 }
 

@@ -5,6 +5,7 @@ history of the time distribution and the step. It contains no random state, beca
 a step are functions of (seed, step).
 """
 
+import io
 import logging
 import shutil
 import zipfile
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-from diffusion_lab.atomic_files import atomic_file
+from diffusion_lab.atomic_files import CANNOT_WRITE, atomic_file
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +28,32 @@ class DamagedCheckpointError(ValueError):
 
 
 def write(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint atomically: if the process is killed, `path` is the complete old or the complete new file."""
-    with atomic_file(path, durable=True) as partial, partial.open("wb") as file:
-        torch.save(checkpoint, file)
+    """Write a checkpoint atomically: if the process is killed, `path` is the complete old or the complete new file.
+
+    Raises the OSError of a write that fails, for example on a full disk; torch.save would raise a RuntimeError.
+    """
+    with atomic_file(path, durable=True) as partial, _ReportingFile(partial, "wb") as file:
+        try:
+            torch.save(checkpoint, file)
+        except Exception as error:
+            raise file.error or error from None
+
+
+class _ReportingFile(io.FileIO):
+    """A file that remembers the first error of a write. torch.save writes large blocks, which need no buffer."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        remaining = memoryview(data).cast("B")
+        size = len(remaining)
+        try:
+            while remaining:  # the system may write only a part: up to 2 GB at a time, or until the disk is full
+                remaining = remaining[super().write(remaining) :]
+        except OSError as error:
+            self.error = self.error or error
+            raise
+        return size
 
 
 def keep_previous(folder: Path) -> None:
@@ -40,10 +64,13 @@ def keep_previous(folder: Path) -> None:
     partial.unlink(missing_ok=True)
     try:
         partial.hardlink_to(last)
-    except OSError:  # a file system without hard links; last.ckpt is missing until the next write
+    except OSError as error:  # a file system without hard links; last.ckpt is missing until the next write
+        if error.errno in CANNOT_WRITE:
+            raise
         last.replace(previous)
     else:
         partial.replace(previous)
+        partial.unlink(missing_ok=True)  # rename has no effect if previous.ckpt is already a link to last.ckpt
 
 
 def keep(path: Path, name: str) -> None:
@@ -51,10 +78,13 @@ def keep(path: Path, name: str) -> None:
     other, partial = path.with_name(name), path.with_name(f"{name}.partial")
     partial.unlink(missing_ok=True)
     try:
-        partial.hardlink_to(path)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(path, partial)
-    partial.replace(other)
+        try:
+            partial.hardlink_to(path)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, partial)
+        partial.replace(other)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read(path: Path, *, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:

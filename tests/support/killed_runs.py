@@ -3,7 +3,9 @@
 import contextlib
 import multiprocessing
 import os
+import resource
 import signal
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,12 @@ import torch
 from lightning import Trainer
 
 from diffusion_lab import checkpoint_files
+from diffusion_lab.atomic_files import remove_leftovers, write_error
+from diffusion_lab.callbacks import StopOnSignal
 from diffusion_lab.callbacks.checkpoints import SaveLast, WholeCheckpoints
 from diffusion_lab.data.image_datamodule import ImageDataModule
 from diffusion_lab.data.images import Images
+from diffusion_lab.distributed.signals import StoppedBySignal, raise_on_signal
 from diffusion_lab.networks import Labels
 from diffusion_lab.process import LinearSchedule, LossSecondMoment
 from diffusion_lab.training.loggers import MetricsFile
@@ -55,14 +60,25 @@ class Recipe:
     lr: float = 1e-2
 
 
-def train(folder: Path, layout: Layout, *, recipe: Recipe = Recipe(), die_in_write: int | None = None) -> None:
+def train(
+    folder: Path,
+    layout: Layout,
+    *,
+    recipe: Recipe = Recipe(),
+    die_in_write: int | None = None,
+    full_disk_in_write: int | None = None,
+) -> None:
     """Train from the newest checkpoint in `folder` and log each step.
 
     die_in_write: index, from 0, of the checkpoint during whose write the process kills itself.
+    full_disk_in_write: index of the checkpoint after whose first bytes the disk is full.
     """
     torch.set_num_threads(1)
     if die_in_write is not None:
         _die_in_write(die_in_write)
+    if full_disk_in_write is not None:
+        _fill_disk_in_write(full_disk_in_write)
+    remove_leftovers(folder)
     path = checkpoint_files.newest(folder)
     logger = MetricsFile(str(folder))
     logger.continue_after(0 if path is None else checkpoint_files.read(path)["global_step"])
@@ -73,7 +89,7 @@ def train(folder: Path, layout: Layout, *, recipe: Recipe = Recipe(), die_in_wri
     options: dict[str, Any] = {"strategy": "ddp_fork"} if layout.num_processes > 1 else {}
     trainer = Trainer(
         max_steps=recipe.num_steps, precision=recipe.precision, accumulate_grad_batches=layout.accumulate,
-        callbacks=[SaveLast(str(folder), every_n_steps=3)], logger=logger, log_every_n_steps=1,
+        callbacks=[SaveLast(str(folder), every_n_steps=3), StopOnSignal()], logger=logger, log_every_n_steps=1,
         accelerator="cpu", devices=layout.num_processes, max_epochs=-1, gradient_clip_val=1.0,
         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
         plugins=[WholeCheckpoints()], **options,
@@ -96,6 +112,21 @@ def _die_in_write(number: int) -> None:
     torch.save = save_half  # type: ignore[assignment]
 
 
+def _fill_disk_in_write(number: int) -> None:
+    """Let every file end at a third of its size from a checkpoint on, as it does on a full disk."""
+    save, written = torch.save, 0
+
+    def save_on_full_disk(content: Any, file: Any) -> None:
+        nonlocal written
+        if written == number:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        written += 1
+        save(content, file)
+
+    torch.save = save_on_full_disk  # type: ignore[assignment]
+
+
 def _in_own_group(folder: Path, layout: Layout, arguments: dict[str, Any], ready: Any) -> None:
     os.setpgid(0, 0)  # a kill of the group includes the child processes
     multiprocessing.set_start_method("fork", force=True)  # for data loading workers, as in a command
@@ -105,16 +136,39 @@ def _in_own_group(folder: Path, layout: Layout, arguments: dict[str, Any], ready
 
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    train(folder, layout, **arguments)
+    try:
+        with raise_on_signal():
+            train(folder, layout, **arguments)
+    except StoppedBySignal as stop:
+        sys.exit(128 + stop.number)
+    except Exception as error:
+        full = write_error(error)
+        if full is None or arguments.get("full_disk_in_write") is None:
+            raise
+        sys.exit(full.errno)
 
 
-def run(folder: Path, layout: Layout, *, kill_after: float | None = None, **arguments: Any) -> bool:
-    """Train in a separate process, kill it after kill_after seconds, and return whether it finished."""
+def run(
+    folder: Path,
+    layout: Layout,
+    *,
+    kill_after: float | None = None,
+    hang_up_after: float | None = None,
+    **arguments: Any,
+) -> bool:
+    """Train in a separate process, kill it after kill_after seconds, and return whether it finished.
+
+    hang_up_after: seconds after which all processes receive SIGHUP, as if the terminal was closed.
+    """
     context = forked_processes()
     ready = context.Event()
     process = context.Process(target=_in_own_group, args=(folder, layout, arguments, ready))
     process.start()
     ready.wait()
+    if hang_up_after is not None:
+        process.join(hang_up_after)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGHUP)  # type: ignore[arg-type]
     process.join(kill_after)
     with contextlib.suppress(ProcessLookupError):  # ranks may still wait for a rank that died
         os.killpg(process.pid, signal.SIGKILL)  # type: ignore[arg-type]

@@ -83,6 +83,28 @@ def test_a_run_killed_while_writing_a_checkpoint_resumes_from_the_previous_one(
     assert_same_run(tmp_path, uninterrupted(Layout()).folder)
 
 
+@pytest.mark.parametrize("layout", [Layout(), Layout(num_processes=2)], ids=str)
+def test_a_run_whose_terminal_is_closed_at_any_time_resumes_from_its_last_step(
+    layout: Layout, uninterrupted: Callable[[Layout], Uninterrupted], tmp_path: Path
+) -> None:
+    rng = random.Random(str(layout))
+    for _ in range(2):
+        run(tmp_path, layout, hang_up_after=rng.uniform(0.3, 1) * uninterrupted(layout).seconds)
+    assert run(tmp_path, layout)
+    assert_same_run(tmp_path, uninterrupted(layout).folder)
+
+
+def test_a_run_whose_disk_is_full_while_it_writes_a_checkpoint_keeps_the_previous_one(
+    uninterrupted: Callable[[Layout], Uninterrupted], tmp_path: Path
+) -> None:
+    for number in (0, 2, 1):  # 0: there is no checkpoint yet
+        assert not run(tmp_path, Layout(), full_disk_in_write=number)
+        assert not list(tmp_path.glob("*.partial"))
+    assert torch.load(tmp_path / "last.ckpt")["global_step"] == 9
+    assert run(tmp_path, Layout())
+    assert_same_run(tmp_path, uninterrupted(Layout()).folder)
+
+
 def test_a_run_stopped_between_two_checkpoints_repeats_the_steps_since_the_first(
     uninterrupted: Callable[[Layout], Uninterrupted], tmp_path: Path
 ) -> None:
@@ -101,5 +123,7 @@ def test_runs_of_all_layouts_killed_and_resumed_equal_uninterrupted_runs(
         killed = tmp_path / f"killed_{number}"
         run(killed, layout, kill_after=rng.uniform(0.1, 1.1) * uninterrupted(layout).seconds)
         run(killed, layout, die_in_write=rng.randrange(3))
+        run(killed, layout, hang_up_after=rng.uniform(0.1, 1.1) * uninterrupted(layout).seconds)
+        run(killed, layout, full_disk_in_write=rng.randrange(3))
         assert run(killed, layout)
         assert_same_run(killed, uninterrupted(layout).folder)

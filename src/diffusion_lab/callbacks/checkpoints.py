@@ -8,6 +8,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from diffusion_lab import checkpoint_files
+from diffusion_lab.atomic_files import write_error
 from diffusion_lab.callbacks.every import Every
 from diffusion_lab.callbacks.periodic_action import run_after_training
 from diffusion_lab.distributed import signals
@@ -74,9 +75,10 @@ class SaveLast(Checkpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # After an error on one rank, the other ranks may have ended, and saving would wait for them forever. A signal,
-        # however, stops all ranks at the same step, unless it is a second Ctrl-C.
+        # however, stops all ranks at the same step, unless it is a second Ctrl-C. If a file could not be written, such
+        # as the metrics of this step, the resumed run must repeat the step.
         stops_together = isinstance(exception, StoppedBySignal) and exception.step is not None
-        all_ranks_here = trainer.world_size == 1 or stops_together
+        all_ranks_here = (trainer.world_size == 1 and write_error(exception) is None) or stops_together
         if all_ranks_here and self.every.due_at_end(trainer.global_step) and self._is_consistent(trainer):
             self._save(trainer)
 
@@ -87,6 +89,9 @@ class SaveLast(Checkpoint):
 
     def _save(self, trainer: Trainer) -> None:
         with signals.held():
+            for logger in trainer.loggers:
+                if hasattr(logger, "sync"):  # before the checkpoint, since a resumed run does not repeat its steps
+                    logger.sync()
             if trainer.is_global_zero:
                 checkpoint_files.keep_previous(self.folder)
             trainer.save_checkpoint(self.folder / checkpoint_files.LAST)

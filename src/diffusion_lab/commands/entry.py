@@ -34,7 +34,7 @@ from diffusion_lab.paths import CONF, provide_home
 from diffusion_lab.runs import status as run_status
 from diffusion_lab.runs.find import with_found_guides
 from diffusion_lab.runs.folder import save_overrides
-from diffusion_lab.runs.supervise import FolderInUseError, supervise
+from diffusion_lab.runs.supervise import FolderInUseError, raise_if_full, supervise
 from diffusion_lab.sweeps import plan as sweep_plan
 from diffusion_lab.sweeps.plan import RunFailedError
 
@@ -125,8 +125,14 @@ class _Task:
 
     def _run_supervised(self, config: DictConfig, folder: Path) -> object:
         if not self.keeps_status:
-            return self.command(config)
-        result = supervise(folder, lambda: self.command(config), in_sweep=in_sweep())
+            try:
+                return self.command(config)
+            except Exception as error:
+                raise_if_full(error, folder)
+                raise
+        if not isinstance(config.take_over, bool):
+            raise UserError(f"take_over must be true or false, got {config.take_over}.")
+        result = supervise(folder, lambda: self.command(config), in_sweep=in_sweep(), take_over=config.take_over)
         save_overrides(folder)
         return result
 
@@ -164,10 +170,8 @@ def _user_message(error: Exception, config_name: str, *, has_started: bool) -> s
     if isinstance(error, (UserError, HydraException, OmegaConfBaseException)):
         return error_message(error, config_name)
     if isinstance(error, OSError) and not has_started:
-        return (
-            "hydra.run.dir (hydra.sweep.dir in a sweep) must be a writable folder, got "
-            f"{error.filename} ({error.strerror})."
-        )
+        got = f", got {error.filename}" if error.filename else ""
+        return f"hydra.run.dir (hydra.sweep.dir in a sweep) must be a writable folder{got} ({error.strerror})."
     return None
 
 

@@ -6,7 +6,7 @@ import os
 import sys
 
 NOBODY_READS = (errno.EPIPE, errno.EIO)
-DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class _Output(io.FileIO):

@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 THIS_PROCESS = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": "32-true"}
 """Settings of a trainer that can be built on a login node, whatever the run will use."""
 
-PLACES = r"\+*(resume|fork|hydra\.run\.dir|hydra\.sweep\.(sub)?dir|hydra\.output_subdir|hydra[/.]launcher[\w.]*)="
+PLACES = (
+    r"\+*(resume|fork|take_over|hydra\.run\.dir|hydra\.sweep\.(sub)?dir|hydra\.output_subdir|hydra[/.]launcher[\w.]*)="
+)
 """Start of the overrides that define where a run is executed and stored."""
 
 

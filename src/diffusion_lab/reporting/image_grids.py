@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.pixels import to_uint8
 
 
@@ -31,8 +32,8 @@ def grid(images: Tensor, num_columns: int, tile: int = 56) -> np.ndarray:
 
 def save_picture(picture: np.ndarray, path: Path) -> None:
     """Write an image, uint8 [height, width, 3], as PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path)
+    with atomic_file(path) as partial:
+        Image.fromarray(picture).save(partial, format="PNG")
 
 
 def save_animation(frames: Sequence[np.ndarray], path: Path, *, seconds: float = 2.0, rest: float = 1.5) -> None:
@@ -42,10 +43,11 @@ def save_animation(frames: Sequence[np.ndarray], path: Path, *, seconds: float =
     seconds: approximate total duration of all frames before the last frame, in seconds.
     rest: duration of the last frame, in seconds.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     pictures = [Image.fromarray(frame) for frame in frames]
     durations = [round(1000 * seconds / len(frames))] * (len(frames) - 1) + [round(1000 * rest)]
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0, quality=80)
+    options = {"append_images": pictures[1:], "duration": durations, "loop": 0, "quality": 80}
+    with atomic_file(path) as partial:
+        pictures[0].save(partial, format=path.suffix[1:], save_all=True, **options)
 
 
 def save_sheet(pictures: Mapping[str, Path], path: Path, *, width: int = 320) -> None:

@@ -109,5 +109,7 @@ def save_overrides(folder: Path) -> None:
     """
     if slurm_job.rank() == 0:
         given = HydraConfig.get().overrides.task
-        overrides = [without_plus(override) for override in given if not re.match(r"\+*(resume|fork)=", override)]
+        overrides = [
+            without_plus(override) for override in given if not re.match(r"\+*(resume|fork|take_over)=", override)
+        ]
         OmegaConf.save(OmegaConf.create([*overrides, *search_path_overrides()]), folder / OVERRIDES_FILE)

@@ -127,7 +127,7 @@ def starting_point(config: DictConfig) -> StartingPoint:
     if not is_fork and (changes := changes_with_effect(saved, wanted)):
         _require_arguments(config)  # a setting that does not exist is no change
         _refuse_changes(_by_choice(changes, source.folder), run_folder, resumed=bool(config.resume))
-    merged = OmegaConf.create(unflatten(wanted | {("resume",): None, ("fork",): False}))
+    merged = OmegaConf.create(unflatten(wanted | {("resume",): None, ("fork",): False, ("take_over",): False}))
     if config.fork:
         merged.forked_from = str(config.resume)
     checkpoint, step = _starting_checkpoint(source)
@@ -215,7 +215,7 @@ def _saved_overrides(folder: Path) -> list[str]:
     """Return the overrides that a run was started with."""
     paths = [path for path in (folder / OVERRIDES_FILE, folder / ".hydra" / OVERRIDES_FILE) if path.is_file()]
     overrides = current_overrides([str(override) for override in _load_yaml(paths[0], list)]) if paths else []
-    return [override for override in overrides if not re.match(r"(resume|fork)=", override)]
+    return [override for override in overrides if not re.match(r"(resume|fork|take_over)=", override)]
 
 
 def _load_yaml(path: Path, kind: type) -> Any:

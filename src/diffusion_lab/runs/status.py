@@ -8,99 +8,43 @@ by the rank that fails.
 import json
 import math
 import os
-import re
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from diffusion_lab.atomic_files import atomic_file
+from diffusion_lab.atomic_files import atomic_file, overwrite, write_error
 from diffusion_lab.distributed import slurm_job
 from diffusion_lab.distributed.slurm_job import SlurmQueue
+from diffusion_lab.runs import heartbeat
+from diffusion_lab.runs.status_record import FAILED as FAILED
+from diffusion_lab.runs.status_record import FINISHED as FINISHED
+from diffusion_lab.runs.status_record import INTERRUPTED as INTERRUPTED
+from diffusion_lab.runs.status_record import NOT_STARTED as NOT_STARTED
+from diffusion_lab.runs.status_record import QUEUED as QUEUED
+from diffusion_lab.runs.status_record import REQUEUED as REQUEUED
+from diffusion_lab.runs.status_record import RUNNING as RUNNING
+from diffusion_lab.runs.status_record import SILENT as SILENT
+from diffusion_lab.runs.status_record import Attempt as Attempt
+from diffusion_lab.runs.status_record import Status as Status
+from diffusion_lab.runs.status_record import with_seconds, with_text
 
 STATUS, LOCK, JOB = "status.json", ".lock", ".slurm_job"
-
-QUEUED, RUNNING, REQUEUED, FINISHED, FAILED = "queued", "running", "requeued", "finished", "failed"
-NOT_STARTED = "not started"
-
-INTERRUPTED = "interrupted"
-"""Label of a failed run that was stopped, see `Status.label`."""
-
-TIMES = ("since", "began", "ended")
-"""Keys of a status file whose values are times."""
 
 
 class FolderLockedError(Exception):
     """Error for a folder that another process uses."""
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """One attempt to execute a run.
-
-    began, ended: times in seconds since 1970; ended is None while it is unknown.
-    slurm_id: id of the Slurm job of the attempt, if any.
-    pid, ticks: id and start time of the process of rank 0 on `host`, see `slurm_job.start_ticks`.
-    """
-
-    began: float
-    slurm_id: str | None
-    host: str
-    pid: int
-    ticks: int | None = None
-    ended: float | None = None
-
-
-@dataclass(frozen=True)
-class Status:
-    """The content of a status file.
-
-    state: one of the six states.  since: time of the last change of state, in seconds since 1970.
-    reason: reason why a run failed, was requeued or was not started.  result: value that a finished run returned.
-    launcher: process that will start a queued run.  starts: all attempts so far.
-    """
-
-    state: str
-    since: float
-    reason: str | None = None
-    result: float | None = None
-    launcher: Attempt | None = None
-    starts: tuple[Attempt, ...] = field(default=())
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the run has ended, or was not started, and will not be started again."""
-        return self.state in (FINISHED, FAILED, NOT_STARTED)
-
-    @property
-    def label(self) -> str:
-        """The state as tables show it: "interrupted" for a run that failed because a signal or Ctrl-C stopped it."""
-        was_stopped = self.state == FAILED and re.match(r"(interrupted|stopped by SIG)", self.reason or "")
-        return INTERRUPTED if was_stopped else self.state
-
-    def hours(self, last_activity: float | None = None) -> float:
-        """Return the total duration of all attempts, in hours.
-
-        If the end of an attempt is not recorded, the attempt counts as ended when the next attempt started. The last
-        attempt counts until now if the run is running, and until `last_activity` if it is not.
-        last_activity: time in seconds since 1970; None selects the time of the last change of state.
-        """
-        ends = [attempt.began for attempt in self.starts[1:]]
-        ends.append(time.time() if self.state == RUNNING else last_activity or self.since)
-        durations = [(attempt.ended or end) - attempt.began for attempt, end in zip(self.starts, ends, strict=False)]
-        return sum(max(0.0, duration) for duration in durations) / 3600
-
-
 def read(folder: Path) -> Status | None:
     """Return the status of a run folder, or None if there is no readable status file."""
     try:
-        content = json.loads((folder / STATUS).read_text(), object_hook=_with_seconds)
+        content = json.loads((folder / STATUS).read_text(), object_hook=with_seconds)
         starts = tuple(Attempt(**start) for start in content.pop("starts"))
         launcher = content.pop("launcher")
         return Status(**content, launcher=launcher and Attempt(**launcher), starts=starts)
@@ -135,8 +79,11 @@ def job_id(folder: Path) -> str | None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Lock a folder against other commands.  Raises FolderLockedError if another command uses it."""
+def locked(folder: Path, *, take_over: bool = False) -> Iterator[None]:
+    """Lock a folder against other commands.  Raises FolderLockedError if another command uses it.
+
+    take_over: whether to assume that a process that is not visible here, for example on another host, has ended.
+    """
     lock = FileLock(folder / LOCK)  # the operating system releases the lock when the process dies
     try:
         lock.acquire(timeout=0)
@@ -145,9 +92,15 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         status = reconcile(folder)
         if status is not None and status.state == RUNNING and not _is_this_job(status.starts[-1]):
-            last = status.starts[-1]
-            owner = f"job {last.slurm_id}" if last.slurm_id else f"process {last.pid}"
-            raise FolderLockedError(f"{folder} is in use by {owner} on {last.host}; wait until it ends, or stop it.")
+            if is_visible(folder, status):
+                raise FolderLockedError(f"{folder} is in use by {_owner(status)}; wait until it ends, or stop it.")
+            if not take_over:
+                seen = f", which has given {status.text}" if status.silent_since else ""
+                raise FolderLockedError(
+                    f"{folder} is in use by {_owner(status)}{seen}; if it has ended, the same command with "
+                    "take_over=true continues the run here."
+                )
+            mark_taken_over(folder)
         yield
     finally:
         lock.release()
@@ -202,20 +155,63 @@ def _end(folder: Path, state: str, **fields: Any) -> None:
     _write(folder, Status(state, now, starts=starts, **fields))
 
 
-def reconcile(folder: Path, queue: SlurmQueue | None = None) -> Status | None:
-    """Return the status of a run; if its process or job no longer exists, mark it as failed or as not started first."""
+def mark_taken_over(folder: Path) -> None:
+    """Record that the last attempt of a run is over although its process, which is not visible here, wrote no end."""
     status = read(folder)
+    if status is not None:
+        mark_failed(folder, f"{_owner(status)} ended without a status; the run was taken over")
+
+
+def observe(folder: Path, queue: SlurmQueue | None = None) -> Status | None:
+    """Return the true status of a run, and leave its folder unchanged.
+
+    A run whose process or job no longer exists has failed or is not started. A running run whose process is not visible
+    here and gives no sign of life has `silent_since`.
+    """
+    status, queue = read(folder), queue or SlurmQueue()
     if status is None or status.is_over:
         return status
-    gone = _why_gone(folder, status, queue or SlurmQueue())
-    if gone is None:
-        return status
-    status = read(folder)  # the run may have ended since the first read
-    if status is not None and not status.is_over:
-        state, reason = gone
-        mark = mark_not_started if state == NOT_STARTED and status.state == QUEUED else mark_failed
-        mark(folder, reason)
+    gone = _why_gone(folder, status, queue)
+    if gone is None and status.state == RUNNING and not is_visible(folder, status, queue):
+        hint = "if it has ended, take_over=true continues the run here"
+        silent = heartbeat.silent_since(folder, status.since)
+        return replace(status, silent_since=silent, reason=f"{_owner(status)}; {hint}") if silent else status
+    latest = read(folder)  # the run may have ended since the first read
+    if gone is None or latest is None or latest.is_over:
+        return latest
+    state, reason = gone
+    state = state if latest.state == QUEUED else FAILED
+    return replace(latest, state=state, reason=reason, launcher=None)
+
+
+def reconcile(folder: Path, queue: SlurmQueue | None = None) -> Status | None:
+    """Return the true status of a run as `observe`, and write it if the process or job of the run no longer exists."""
+    observed, stored = observe(folder, queue), read(folder)
+    if observed is None or not observed.is_over or stored is None or stored.is_over:
+        return observed
+    mark = mark_not_started if observed.state == NOT_STARTED else mark_failed
+    mark(folder, observed.reason or "")
     return read(folder)
+
+
+def is_visible(folder: Path, status: Status, queue: SlurmQueue | None = None) -> bool:
+    """Return whether it can be known here if the process or job of a run exists."""
+    if job_id(folder):
+        return (queue or SlurmQueue()).states() is not None
+    owner = _responsible(status)
+    return owner is None or owner.host == socket.gethostname()
+
+
+def _responsible(status: Status) -> Attempt | None:
+    """Return the process that executes a run, or that will start a queued run."""
+    return status.launcher if status.state == QUEUED else status.starts[-1] if status.starts else None
+
+
+def _owner(status: Status) -> str:
+    owner = _responsible(status)
+    if owner is None:
+        return "another process"
+    return f"{f'job {owner.slurm_id}' if owner.slurm_id else f'process {owner.pid}'} on {owner.host}"
 
 
 def _why_gone(folder: Path, status: Status, queue: SlurmQueue) -> tuple[str, str] | None:
@@ -228,7 +224,7 @@ def _why_gone(folder: Path, status: Status, queue: SlurmQueue) -> tuple[str, str
         if state is not None and state.startswith("CANCELLED") and status.state == QUEUED:
             return NOT_STARTED, f"job {slurm_id} was canceled"
         return None if state is None else (FAILED, f"job {slurm_id} ended without a status: {state}")
-    owner = status.launcher if status.state == QUEUED else status.starts[-1] if status.starts else None
+    owner = _responsible(status)
     if owner is None or owner.host != socket.gethostname() or slurm_job.start_ticks(owner.pid) == owner.ticks:
         return None
     if status.state == QUEUED:
@@ -253,27 +249,12 @@ def _is_this_job(attempt: Attempt) -> bool:
 
 
 def _write(folder: Path, status: Status) -> None:
-    with atomic_file(folder / STATUS, concurrent=True) as partial:
-        partial.write_text(json.dumps(_with_text(asdict(status)), indent=2) + "\n")
-
-
-def _with_text(node: Any) -> Any:
-    """Return a nested content in which times are texts in ISO 8601, in the local time zone."""
-    if isinstance(node, (list, tuple)):
-        return [_with_text(item) for item in node]
-    if not isinstance(node, dict):
-        return node
-    return {
-        key: datetime.fromtimestamp(value).astimezone().isoformat()
-        if key in TIMES and value is not None
-        else _with_text(value)
-        for key, value in node.items()
-    }
-
-
-def _with_seconds(node: dict[str, Any]) -> dict[str, Any]:
-    """Return a part of a status file with its times in seconds since 1970, as earlier versions wrote them."""
-    return {
-        key: datetime.fromisoformat(value).timestamp() if key in TIMES and isinstance(value, str) else value
-        for key, value in node.items()
-    }
+    content = {name: value for name, value in asdict(status).items() if name != "silent_since"}
+    text = json.dumps(with_text(content), indent=2) + "\n"
+    try:
+        with atomic_file(folder / STATUS, concurrent=True) as partial:
+            partial.write_text(text)
+    except OSError as error:
+        if write_error(error) is None or not (folder / STATUS).is_file():
+            raise
+        overwrite(folder / STATUS, text)

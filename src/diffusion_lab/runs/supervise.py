@@ -12,10 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
+from diffusion_lab.atomic_files import remove_leftovers, write_error
 from diffusion_lab.distributed import signals, slurm_job
 from diffusion_lab.distributed.signals import StoppedBySignal
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import status as run_status
+from diffusion_lab.runs.heartbeat import heartbeat
 
 logger = logging.getLogger(__name__)
 
@@ -26,11 +28,12 @@ class FolderInUseError(UserError):
     """Error for a folder that belongs to another run and must remain unchanged."""
 
 
-def supervise(folder: Path, work: Callable[[], Result], *, in_sweep: bool = False) -> Result:
+def supervise(folder: Path, work: Callable[[], Result], *, in_sweep: bool = False, take_over: bool = False) -> Result:
     """Run `work` and return its result; record its start and its end in the status file of `folder`.
 
     in_sweep: whether to record a failure even if the folder belongs to another run, because the sweep reads the failure
         from this folder.
+    take_over: whether a process on another host that the status names as running has ended, see `run_status.locked`.
 
     A signal ends the process between two steps. After SIGUSR1 a Slurm job is requeued. After any other signal the exit
     status is 128 + the number of the signal, never 0. Raises FolderInUseError if another command uses the folder.
@@ -38,7 +41,8 @@ def supervise(folder: Path, work: Callable[[], Result], *, in_sweep: bool = Fals
     if slurm_job.rank() > 0:
         return _run_on_other_rank(folder, work)
     try:
-        with run_status.locked(folder):
+        with run_status.locked(folder, take_over=take_over), heartbeat(folder):
+            remove_leftovers(folder)
             before = run_status.read(folder)
             run_status.mark_running(folder)
             try:
@@ -49,6 +53,22 @@ def supervise(folder: Path, work: Callable[[], Result], *, in_sweep: bool = Fals
                 raise
     except run_status.FolderLockedError as error:
         raise FolderInUseError(str(error)) from None
+    except OSError as error:  # of the lock or the status file
+        raise_if_full(error, folder)
+        raise
+
+
+def raise_if_full(error: Exception, folder: Path) -> None:
+    """Raise UserError if the cause of an error is a disk that cannot be written, for example because it is full.
+
+    folder: folder that the message names if the error names no file.
+    """
+    full = None if isinstance(error, UserError) else write_error(error)
+    if full is not None:
+        raise UserError(
+            f"{full.filename or folder} cannot be written ({full.strerror}); free space or make it writable, then "
+            "start the same command again."
+        ) from error
 
 
 def _run_and_record(folder: Path, work: Callable[[], Result]) -> Result:
@@ -68,7 +88,9 @@ def _run_and_record(folder: Path, work: Callable[[], Result]) -> Result:
         run_status.mark_failed(folder, str(error))
         raise
     except Exception as error:
-        run_status.mark_failed(folder, f"{type(error).__name__}: {error}")
+        full = write_error(error)
+        run_status.mark_failed(folder, str(full) if full else f"{type(error).__name__}: {error}")
+        raise_if_full(error, folder)
         raise
     run_status.mark_finished(folder, result if isinstance(result, float) else None)
     return result

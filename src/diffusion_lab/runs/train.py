@@ -1,6 +1,5 @@
 """One training run of a diffusion model or a classifier, from its config to its summary."""
 
-import errno
 import signal
 import time
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from diffusion_lab.atomic_files import write_error
 from diffusion_lab.config import compose
 from diffusion_lab.config.library_classes import drop_unused_settings
 from diffusion_lab.distributed import launch, signals
@@ -76,17 +76,16 @@ def _fit(run: training_setup.Run, checkpoint: Path | None) -> None:
             saved = max((c.last_saved for c in run.trainer.callbacks if isinstance(c, SaveLast)), default=0)
             summary.print_how_to_resume(run.folder, saved, compose.command_name())
         raise
-    except OSError as error:
+    except Exception as error:
         _kill_other_ranks(run)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if (full := write_error(error)) is None:
             raise
+        has_checkpoint = (run.folder / "checkpoints" / "last.ckpt").is_file()
+        kept = "its last checkpoint is complete" if has_checkpoint else "it has no checkpoint yet"
         raise UserError(
-            f"run folder {run.folder} is no longer writable ({error.strerror}); its last checkpoint is complete: make "
-            f"the folder writable or free space, then continue with resume={run.folder}."
+            f"run folder {run.folder} is no longer writable ({full.strerror}); {kept}: make the folder writable or "
+            f"free space, then continue with resume={run.folder}."
         ) from error
-    except Exception:
-        _kill_other_ranks(run)
-        raise
     if run.module.guard.skipped_all:
         raise UserError(
             "training failed: the loss or the gradient was not finite in every step, or in every step after the first; "

@@ -187,7 +187,7 @@ def wait_for_runs(planned: Sequence[PlannedRun], report: StateReport) -> None:
 
 def _is_over(run: PlannedRun, queue: SlurmQueue) -> bool:
     status = run_status.reconcile(run.folder, queue)
-    if status is None:
+    if status is None or status.silent_since is not None:
         return True
     if status.state == FINISHED or not status.is_over:
         return status.is_over

@@ -34,6 +34,7 @@ class PlannedRun:
 
     overrides: command-line overrides of the run.  folder: run folder.
     status: content of the status file in the run folder; None if there is no status file.
+    takes_over: whether a process that is not visible here has ended (setting `take_over`).
     is_done: whether the run has finished with the same settings, so that its result is valid.
     shorter: override that asks for fewer steps than the finished run has; None if there is none.
     trainer: settings of the trainer, if the command has one.
@@ -47,11 +48,19 @@ class PlannedRun:
     trainer: DictConfig | None = None
     allowed: tuple[str, ...] = ()
     shorter: str | None = None
+    takes_over: bool = False
 
     @property
     def is_busy(self) -> bool:
         """Whether a job or a process executes the run or is about to start it."""
-        return self.status is not None and not self.status.is_over
+        return self.status is not None and not self.status.is_over and not self.is_taken_over
+
+    @property
+    def is_taken_over(self) -> bool:
+        """Whether the run is continued here although its status names a process that is not visible here."""
+        if not self.takes_over or self.status is None or self.status.is_over:
+            return False
+        return not run_status.is_visible(self.folder, self.status)
 
     @property
     def next_action(self) -> str:
@@ -61,7 +70,7 @@ class PlannedRun:
         if self.status is None:
             return "start"
         if self.is_busy:
-            return f"wait ({self.status.state})"
+            return f"{'leave' if self.status.silent_since else 'wait'} ({self.status.text})"
         has_checkpoint = (self.folder / "checkpoints" / "last.ckpt").is_file()
         was_stopped = self.status.label != FAILED
         reason = f" ({'' if was_stopped else 'failed: '}{self.status.reason})" if self.status.state == FAILED else ""
@@ -105,7 +114,7 @@ def _planned_run(config: DictConfig, overrides: tuple[str, ...], loader: Any, qu
     run = loader.load_sweep_config(config, list(overrides))
     _check_numbers(run)
     folder = Path(str(run.hydra.sweep.dir)).resolve() / str(run.hydra.sweep.subdir)
-    status = run_status.reconcile(folder, queue)
+    status = run_status.observe(folder, queue)
     found = Comparison()
     if (folder / "config.yaml").is_file() or (status is not None and (status.state == FINISHED or not status.is_over)):
         found = compare(run, overrides, folder, config, loader)
@@ -116,7 +125,9 @@ def _planned_run(config: DictConfig, overrides: tuple[str, ...], loader: Any, qu
         )
     is_done = status is not None and status.state == FINISHED and not found.is_longer and _is_current(run, status)
     allowed = tuple(run.get("allow", ()))
-    return PlannedRun(overrides, folder, status, is_done, run.get("trainer"), allowed, found.shorter)
+    return PlannedRun(
+        overrides, folder, status, is_done, run.get("trainer"), allowed, found.shorter, run.get("take_over") is True
+    )
 
 
 def _check_numbers(config: DictConfig) -> None:
@@ -195,7 +206,9 @@ def mark_queued(planned: Sequence[PlannedRun]) -> None:
     """Create the folders of runs that are about to be started, with their overrides and their status."""
     for run in planned:
         status = run_status.reconcile(run.folder)
-        if status is not None and not status.is_over:
+        if run.is_taken_over:
+            run_status.mark_taken_over(run.folder)
+        elif status is not None and not status.is_over:
             continue  # another command runs the same sweep
         hydra_folder = run.folder / ".hydra"
         hydra_folder.mkdir(parents=True, exist_ok=True)

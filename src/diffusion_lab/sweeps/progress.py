@@ -8,9 +8,19 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from diffusion_lab.runs.metrics_log import read_log
-from diffusion_lab.runs.status import FAILED, FINISHED, INTERRUPTED, NOT_STARTED, QUEUED, REQUEUED, RUNNING, Status
+from diffusion_lab.runs.status import (
+    FAILED,
+    FINISHED,
+    INTERRUPTED,
+    NOT_STARTED,
+    QUEUED,
+    REQUEUED,
+    RUNNING,
+    SILENT,
+    Status,
+)
 
-ORDER = (FINISHED, RUNNING, REQUEUED, QUEUED, INTERRUPTED, FAILED, NOT_STARTED)
+ORDER = (FINISHED, RUNNING, SILENT, REQUEUED, QUEUED, INTERRUPTED, FAILED, NOT_STARTED)
 
 OUTPUT = "output.log"
 """File in a run folder with the standard output and error of a run that is a process on this machine."""
@@ -58,7 +68,7 @@ def _hours_left(statuses: Mapping[Path, Status]) -> float | None:
     """
     spent = {folder: status.hours() for folder, status in statuses.items()}
     full = {folder: spent[folder] for folder, status in statuses.items() if status.state == FINISHED}
-    running = [folder for folder, status in statuses.items() if status.state == RUNNING]
+    running = [folder for folder, status in statuses.items() if status.label == RUNNING]
     for folder in running:
         if (hours := _full_hours(folder, statuses[folder], spent[folder])) is not None:
             full[folder] = hours

@@ -60,7 +60,7 @@ def _print_states(statuses: Mapping[Path, Status | None], folder: Path) -> None:
     runs: dict[str, list[str]] = {}
     for path, status in statuses.items():
         if status is not None and status.reason is not None:
-            label = "" if status.reason.startswith(status.label) else f"{status.label}: "
+            label = "" if status.reason.startswith(status.label) else f"{status.text}: "
             runs.setdefault(f"{label}{status.reason}", []).append(str(path.relative_to(folder)))
     lines = [f"{', '.join(names)}: {reason}" for reason, names in runs.items()]
     lines += filter(None, [progress.summary_line(statuses)])
@@ -77,14 +77,14 @@ def _statuses(folder: Path) -> dict[Path, Status | None]:
     found -= {path for path in found if any(path in other.parents for other in found)}
     queue = SlurmQueue()
     ordered = sorted(found, key=lambda path: run_tables.natural_order(path.relative_to(folder)))
-    return {path: run_status.reconcile(path, queue) or _parent_status(path, folder, queue) for path in ordered}
+    return {path: run_status.observe(path, queue) or _parent_status(path, folder, queue) for path in ordered}
 
 
 def _parent_status(run_folder: Path, folder: Path, queue: SlurmQueue) -> Status | None:
     for parent in run_folder.parents:
         if parent == folder:
             return None
-        if status := run_status.reconcile(parent, queue):
+        if status := run_status.observe(parent, queue):
             return status
     return None
 
@@ -97,7 +97,7 @@ def _cells(row: Row, cells: dict[str, Any], status: Status | None, folder: Path)
         logged = _last_logged(row.folder) | ({"step": step} if step or status.state == RUNNING else {})
     values = {**row.values, **logged}
     result = {
-        "state": None if status is None else status.label,
+        "state": None if status is None else status.text,
         "step": values.get("step", values.get("steps", row.training_step)),
         "loss": values.get("loss"),
         **{name: values[name] for name in values if name in measured or name not in (*LOGGED, "steps", "minutes")},

@@ -17,6 +17,7 @@ from diffusion_lab.training.muon import Muon
 from diffusion_lab.training.nonfinite_guard import NonFiniteGuard
 from diffusion_lab.training.optimizers import OptimizerFactory
 from diffusion_lab.training.plain_batches import PlainBatch
+from diffusion_lab.training.tensorboard_events import TensorBoardEvents
 
 __all__ = [
     "ClassifierModule",
@@ -31,6 +32,7 @@ __all__ = [
     "NonFiniteGuard",
     "OptimizerFactory",
     "PlainBatch",
+    "TensorBoardEvents",
     "TorchLRSchedule",
     "TrainedModule",
     "WandbRun",

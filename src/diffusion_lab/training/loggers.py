@@ -1,18 +1,20 @@
 """Loggers whose records a resumed run continues without gaps or repeated rows."""
 
 import csv
+import io
 import json
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
-from diffusion_lab.atomic_files import atomic_file
+from diffusion_lab.atomic_files import atomic_file, sync_file
+from diffusion_lab.training import wandb_files
 
 FILE_NAME = "metrics.csv"
 
@@ -53,13 +55,33 @@ class MetricsFile(CSVLogger):
         if self._experiment is None:
             path = Path(self.save_dir) / FILE_NAME
             columns, rows = _read_rows(path, self._steps_done, self._log_every_n_steps)
-            path.unlink(missing_ok=True)  # Lightning would warn about an existing file and delete it
-            self._experiment = super().experiment
+            self._experiment = _Writer(str(self.save_dir))
             self._experiment.metrics_keys = keys = _StepFirst(columns if rows else ())
             keys.sort()
             if rows:
                 _write_rows(path, keys, rows)
+            else:
+                path.unlink(missing_ok=True)
         return self._experiment
+
+    @rank_zero_only
+    def sync(self) -> None:
+        """Wait until all rows are on the disk: a checkpoint must not be newer than they after a system crash."""
+        if (path := Path(self.save_dir) / FILE_NAME).is_file():
+            sync_file(path)
+
+
+class _Writer(ExperimentWriter):
+    """Lightning's writer, except that the file is also complete while a column is added and while a run starts."""
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        path = Path(self.metrics_file_path)
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        _write_rows(path, fieldnames, rows)
+
+    def _check_log_dir_exists(self) -> None:
+        """Keep an existing file, which Lightning would delete."""
 
 
 class _StepFirst(list[str]):
@@ -72,7 +94,8 @@ class _StepFirst(list[str]):
 class WandbRun(WandbLogger):
     """A run on Weights & Biases that remains the same run after it is resumed; no metric is logged twice.
 
-    The id of the run and the last logged step are stored in the run folder, in `wandb_id`.
+    A resumed run first logs what W&B had not written when the process died: rows of `metrics.csv`, images and tables.
+    The id of the run is stored in the run folder, in `wandb_id`.
     """
 
     def __init__(self, folder: str, *, project: str, group: str | None = None, offline: bool = False) -> None:
@@ -83,8 +106,15 @@ class WandbRun(WandbLogger):
         """
         super().__init__(save_dir=folder, name=Path(folder).name, project=project, group=group, offline=offline)
         self._experiment: Any = None
-        self._path = Path(folder) / "wandb_id"
-        self._logged_before = self._logged = _LoggedMetrics()
+        self._folder, self._steps_done, self._log_every_n_steps = Path(folder), 0, 1
+        self._last_step, self._last_names = -1, frozenset[str]()  # of the steps that earlier processes logged
+
+    def continue_after(self, step: int, log_every_n_steps: int = 1) -> None:
+        """Log what is missing up to `step`, from which a run resumes. Call before the first metric is logged.
+
+        log_every_n_steps: interval between logged losses.
+        """
+        self._steps_done, self._log_every_n_steps = step, max(1, log_every_n_steps)
 
     @property
     @rank_zero_experiment
@@ -93,11 +123,27 @@ class WandbRun(WandbLogger):
             import wandb
 
             wandb.finish()  # ends an earlier run in this process
-            self._logged = _LoggedMetrics.read(self._path)
-            self._wandb_init["id"] = self._id = self._logged.run_id
-            self._logged_before = self._logged
-            self._logged.write(self._path)
+            self._wandb_init["id"] = self._id = run_id = _run_id(self._folder / "wandb_id")
+            self._last_step, self._last_names = wandb_files.last_step(self._folder, run_id)
+            experiment = WandbLogger.experiment.fget(self)
+            if experiment.resumed:  # by the server, which accepts no metrics of the steps that it has
+                self._last_step = max(self._last_step, experiment.starting_step - 1)
+            self._log_lost_metrics()
         return WandbLogger.experiment.fget(self)
+
+    def _log_lost_metrics(self) -> None:
+        """Log the steps up to `continue_after` that the processes before this one have not written."""
+        lost: dict[int, dict[str, Any]] = {}
+        _, rows = _read_rows(self._folder / FILE_NAME, self._steps_done, self._log_every_n_steps)
+        for row in rows:
+            values = {name: _number(text) for name, text in row.items() if text and name != "step"}
+            lost.setdefault(int(row["step"]), {}).update(values)
+        steps = range(max(0, self._last_step), self._steps_done + 1)
+        for step, name, content in wandb_files.media(self._folder, str(self._id), steps):
+            lost.setdefault(step, {})[name] = content
+        for step, metrics in sorted(lost.items()):
+            self.log_metrics(metrics, step)
+        self._steps_done = 0
 
     def describe(self, config: Any) -> None:
         """Upload the complete config of the run."""
@@ -109,11 +155,12 @@ class WandbRun(WandbLogger):
             super().log_metrics(metrics)
             return
         experiment = self.experiment  # reads what was logged before
-        new = self._logged_before.select_new(metrics, step)  # a repeated step has the same metrics
-        if new:
-            experiment.log({**new, "trainer/global_step": step}, step=step)
-            self._logged = self._logged.updated(new, step)
-            self._logged.write(self._path)
+        logged = self._last_names if step == self._last_step else ()
+        new = {name: value for name, value in metrics.items() if name not in logged}  # a repeated step is the same
+        if new and step >= self._last_step:
+            # Two calls for one row, because W&B names the files of images after the step of the call before.
+            experiment.log({"trainer/global_step": step}, step=step)
+            experiment.log(new, step=step)
 
     @rank_zero_only
     def log_numbers(self, numbers: Sequence[Any], step: int) -> None:
@@ -128,37 +175,17 @@ class WandbRun(WandbLogger):
             self._experiment = None  # metrics that are logged later continue the same run
 
 
-@dataclass(frozen=True)
-class _LoggedMetrics:
-    """The id of a run on Weights & Biases, its last logged step, and the names of the metrics logged at that step."""
+def _run_id(path: Path) -> str:
+    """Return the id of a run on Weights & Biases that is stored in a file; store a new id if there is no file."""
+    stored = path.read_text().split("\n")[0] if path.is_file() else ""  # earlier versions also stored the last step
+    run_id = stored or secrets.token_hex(4)
+    with atomic_file(path) as partial:
+        partial.write_text(f"{run_id}\n")
+    return run_id
 
-    run_id: str = field(default_factory=lambda: secrets.token_hex(4))
-    step: int = -1
-    names: tuple[str, ...] = ()
 
-    @classmethod
-    def read(cls, path: Path) -> "_LoggedMetrics":
-        """Return the content of a file, or a new id if there is no readable file."""
-        try:
-            run_id, step, *names = path.read_text().split("\n")
-            return cls(run_id, int(step), tuple(names))
-        except (OSError, ValueError):
-            return cls()
-
-    def write(self, path: Path) -> None:
-        with atomic_file(path) as partial:
-            partial.write_text("\n".join([self.run_id, str(self.step), *self.names]))
-
-    def select_new(self, metrics: Mapping[str, Any], step: int) -> dict[str, Any]:
-        """Return the metrics of `step` that have not been logged yet."""
-        if step != self.step:
-            return dict(metrics) if step > self.step else {}
-        return {name: value for name, value in metrics.items() if name not in self.names}
-
-    def updated(self, metrics: Mapping[str, Any], step: int) -> "_LoggedMetrics":
-        """Return the record after `metrics` were logged at `step`."""
-        names = self.names if step == self.step else ()
-        return _LoggedMetrics(self.run_id, step, (*names, *metrics))
+def _number(text: str) -> float:
+    return int(text) if text.isdigit() else float(text)
 
 
 def _read_rows(path: Path, last_step: int, log_every_n_steps: int) -> tuple[list[str], list[dict[str, str]]]:
@@ -169,10 +196,10 @@ def _read_rows(path: Path, last_step: int, log_every_n_steps: int) -> tuple[list
     """
     if last_step == 0 or not path.is_file():
         return [], []
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        columns = [name for name in reader.fieldnames or [] if name != AFTER_TRAINING]
-        rows = [row for row in reader if None not in row.values() and row.get("step", "").isdigit()]
+    text = path.read_bytes().decode(errors="replace")
+    reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
+    columns = [name for name in reader.fieldnames or [] if name != AFTER_TRAINING]
+    rows = [row for row in reader if None not in row.values() and row.get("step", "").isdigit()]
 
     def remains(row: dict[str, str]) -> bool:
         step = int(row["step"])

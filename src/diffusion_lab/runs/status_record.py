@@ -1,0 +1,110 @@
+"""The content of a status file: the state of a run and its attempts; times are texts in the file, seconds in memory."""
+
+import re
+import time
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+QUEUED, RUNNING, REQUEUED, FINISHED, FAILED = "queued", "running", "requeued", "finished", "failed"
+NOT_STARTED = "not started"
+
+INTERRUPTED = "interrupted"
+"""Label of a failed run that was stopped, see `Status.label`."""
+
+SILENT = "no sign of life"
+"""Label of a run that is said to be running on a machine whose processes are not visible here."""
+
+TIMES = ("since", "began", "ended")
+"""Keys of a status file whose values are times."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt to execute a run.
+
+    began, ended: times in seconds since 1970; ended is None while it is unknown.
+    slurm_id: id of the Slurm job of the attempt, if any.
+    pid, ticks: id and start time of the process of rank 0 on `host`, see `slurm_job.start_ticks`.
+    """
+
+    began: float
+    slurm_id: str | None
+    host: str
+    pid: int
+    ticks: int | None = None
+    ended: float | None = None
+
+
+@dataclass(frozen=True)
+class Status:
+    """The content of a status file.
+
+    state: one of the six states.  since: time of the last change of state, in seconds since 1970.
+    reason: reason why a run failed, was requeued or was not started.  result: value that a finished run returned.
+    launcher: process that will start a queued run.  starts: all attempts so far.
+    silent_since: time of the last sign of life of a running run whose process is not visible here; None if the process
+        is visible or has recently given a sign. It is never written to a file, see `observe`.
+    """
+
+    state: str
+    since: float
+    reason: str | None = None
+    result: float | None = None
+    launcher: Attempt | None = None
+    starts: tuple[Attempt, ...] = field(default=())
+    silent_since: float | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run has ended, or was not started, and will not be started again."""
+        return self.state in (FINISHED, FAILED, NOT_STARTED)
+
+    @property
+    def label(self) -> str:
+        """The state, except "interrupted" for a run that a signal or Ctrl-C stopped, and SILENT for a silent run."""
+        if self.silent_since is not None:
+            return SILENT
+        was_stopped = self.state == FAILED and re.match(r"(interrupted|stopped by SIG)", self.reason or "")
+        return INTERRUPTED if was_stopped else self.state
+
+    @property
+    def text(self) -> str:
+        """The label as tables show it, with the time of the last sign of life of a silent run."""
+        if self.silent_since is None:
+            return self.label
+        return f"{SILENT} since {datetime.fromtimestamp(self.silent_since):%Y-%m-%d %H:%M}"
+
+    def hours(self, last_activity: float | None = None) -> float:
+        """Return the total duration of all attempts, in hours.
+
+        If the end of an attempt is not recorded, the attempt counts as ended when the next attempt started. The last
+        attempt counts until now if the run is running, and until `last_activity` if it is not.
+        last_activity: time in seconds since 1970; None selects the time of the last change of state.
+        """
+        ends = [attempt.began for attempt in self.starts[1:]]
+        ends.append(self.silent_since or (time.time() if self.state == RUNNING else last_activity or self.since))
+        durations = [(attempt.ended or end) - attempt.began for attempt, end in zip(self.starts, ends, strict=False)]
+        return sum(max(0.0, duration) for duration in durations) / 3600
+
+
+def with_text(node: Any) -> Any:
+    """Return a nested content in which times are texts in ISO 8601, in the local time zone."""
+    if isinstance(node, (list, tuple)):
+        return [with_text(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    return {
+        key: datetime.fromtimestamp(value).astimezone().isoformat()
+        if key in TIMES and value is not None
+        else with_text(value)
+        for key, value in node.items()
+    }
+
+
+def with_seconds(node: dict[str, Any]) -> dict[str, Any]:
+    """Return a part of a status file with its times in seconds since 1970, as earlier versions wrote them."""
+    return {
+        key: datetime.fromisoformat(value).timestamp() if key in TIMES and isinstance(value, str) else value
+        for key, value in node.items()
+    }
