@@ -11,6 +11,7 @@ import shutil
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,13 @@ class DamagedCheckpointError(ValueError):
     """Error for a file that is not a complete checkpoint."""
 
 
-def write(checkpoint: dict[str, Any], path: Path) -> None:
+def write(checkpoint: dict[str, Any], path: Path, *, concurrent: bool = False) -> None:
     """Write a checkpoint atomically: if the process is killed, `path` is the complete old or the complete new file.
 
+    concurrent: whether several commands may write the same file at the same time.
     Raises the OSError of a write that fails, for example on a full disk; torch.save would raise a RuntimeError.
     """
-    with atomic_file(path, durable=True) as partial, _ReportingFile(partial, "wb") as file:
+    with atomic_file(path, durable=True, concurrent=concurrent) as partial, _ReportingFile(partial, "wb") as file:
         try:
             torch.save(checkpoint, file)
         except Exception as error:
@@ -90,6 +92,7 @@ def keep(path: Path, name: str) -> None:
 def read(path: Path, *, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
     """Read a checkpoint.  mmap: whether to memory-map the tensors, which are then read when they are used.
 
+    All content is from one file, even if training replaces the file at the same time.
     Raises DamagedCheckpointError if a checksum in the zip archive is wrong (torch.load does not verify checksums), or
     if the file is not a checkpoint. Raises FileNotFoundError if the file is missing.
     """
@@ -97,10 +100,10 @@ def read(path: Path, *, map_location: Any = "cpu", mmap: bool = False) -> dict[s
         raise FileNotFoundError(f"{path} is missing.")
     try:
         # Verification takes as long as loading, so both run in parallel.
-        with ThreadPoolExecutor(max_workers=1) as executor:
-            damaged_record = executor.submit(_damaged_record, path)
+        with _same_file(path) as opened, ThreadPoolExecutor(max_workers=1) as executor:
+            damaged_record = executor.submit(_damaged_record, opened)
             try:
-                checkpoint = torch.load(path, map_location=map_location, mmap=mmap, weights_only=True)
+                checkpoint = torch.load(opened, map_location=map_location, mmap=mmap, weights_only=True)
             except Exception:
                 _require_undamaged(path, damaged_record.result())  # this error is clearer than the error of torch.load
                 raise
@@ -112,6 +115,14 @@ def read(path: Path, *, map_location: Any = "cpu", mmap: bool = False) -> dict[s
     if not isinstance(checkpoint, dict):
         raise DamagedCheckpointError(f"{path} is not a checkpoint: it contains a {type(checkpoint).__name__}.")
     return checkpoint
+
+
+@contextmanager
+def _same_file(path: Path) -> Iterator[Path]:
+    """Yield a path that names the current file at `path`, even after another file has replaced it (on Linux)."""
+    with path.open("rb") as file:
+        opened = Path(f"/proc/self/fd/{file.fileno()}")
+        yield opened if opened.exists() else path
 
 
 def _require_undamaged(path: Path, damaged_record: str | None) -> None:

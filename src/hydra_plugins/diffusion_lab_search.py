@@ -20,15 +20,16 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import install_command
 
-INTERRUPTED = "cut_off"
-"""User attribute of a trial that repeats an interrupted trial; its value is the number of the interrupted trial."""
+REPEATED = "cut_off"
+"""User attribute of a trial that repeats an interrupted or failed trial; its value is the number of that trial."""
 
 
 class Search(Sweeper):
     """Rounds of `num_at_once` parallel runs, whose settings Optuna samples given the results of all earlier rounds.
 
-    The study is stored in search.db in the sweep's folder. After an interruption, the same command first repeats the
-    interrupted runs and then continues. The settings of a round depend only on `seed` and the earlier results.
+    The study is stored in search.db in the sweep's folder. The same command first repeats the runs that were
+    interrupted or have failed, each once, and then continues. The settings of a round depend only on `seed` and the
+    earlier results.
 
     sampler: config of an Optuna sampler.  seed: seed of the sampler.
     params: search space in addition to the search space on the command line.
@@ -85,7 +86,10 @@ class Search(Sweeper):
         )
         for trial in study.get_trials(states=[TrialState.RUNNING]):
             study.tell(trial.number, state=TrialState.FAIL)
-            study.enqueue_trial(trial.params, user_attrs={INTERRUPTED: trial.number})
+        repeated = {trial.user_attrs[REPEATED] for trial in study.trials if REPEATED in trial.user_attrs}
+        for trial in study.get_trials(states=[TrialState.FAIL]):
+            if trial.number not in repeated:
+                study.enqueue_trial(trial.params, user_attrs={REPEATED: trial.number})
         return study
 
     def _round(self, study: Any, space: dict[str, Any], fixed: Sequence[str], count: int, done: int) -> None:
@@ -112,7 +116,9 @@ class Search(Sweeper):
     def _write_best(self, study: Any) -> None:
         with_result = [trial for trial in study.trials if trial.value is not None]
         if not with_result:
-            raise UserError(f"none of the {_num_done(study)} runs of the search has a result.")
+            raise UserError(
+                f"none of the {_num_done(study)} runs of the search has a result; the same command runs them again."
+            )
         best = min(with_result, key=lambda trial: trial.value)
         OmegaConf.save(OmegaConf.create({"value": best.value, "params": best.params}), self.folder / "best.yaml")
         overrides = " ".join(f"{name}={value}" for name, value in best.params.items())
@@ -120,9 +126,9 @@ class Search(Sweeper):
 
 
 def _num_done(study: Any) -> int:
-    """Return the number of finished trials; an interrupted trial counts when its repetition finishes."""
+    """Return the number of finished trials; a repeated trial counts when its repetition finishes."""
     num_finished = sum(trial.state.is_finished() for trial in study.trials)
-    return int(num_finished) - sum(INTERRUPTED in trial.user_attrs for trial in study.trials)
+    return int(num_finished) - sum(REPEATED in trial.user_attrs for trial in study.trials)
 
 
 def _name(override: Override) -> str:

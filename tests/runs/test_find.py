@@ -21,6 +21,7 @@ from diffusion_lab.errors import UserError
 from diffusion_lab.paths import logs_folder
 from diffusion_lab.runs import load_module
 from diffusion_lab.runs.find import (
+    MEASURED,
     find_place,
     find_run,
     find_targets,
@@ -273,3 +274,40 @@ def test_the_default_logs_are_searched_for_the_newest_run_only_if_the_moved_logs
 def test_a_printed_path_is_read_by_the_shell_and_by_hydra_as_the_same_path(path: str) -> None:
     (argument,) = shlex.split(shell_word(path))
     assert OverridesParser.create().parse_override(f"run={argument}").value() == path
+
+
+def test_the_folder_of_a_command_that_was_stopped_at_its_start_is_no_run(logs: Path) -> None:
+    run = make_run(logs / "train" / "A")
+    for folder in (logs / "train" / "NEW", logs / "train" / "sweep" / "0"):
+        (folder / ".hydra").mkdir(parents=True)
+        (folder / "status.json").write_text("{}")
+        for name in ("config.yaml", "hydra.yaml", "overrides.yaml"):
+            (folder / ".hydra" / name).write_text(DIFFUSION)
+            os.utime(folder / ".hydra" / name, (2e9, 2e9))
+    assert find_run("run", "last").folder == run
+    assert named_by_resume("last") == str(run)
+    for name in ("NEW", "NEW/.hydra", "logs/train/NEW/.*"):
+        with pytest.raises(UserError, match=r"which (has no config\.yaml|matches nothing|does not exist)"):
+            find_place("resume", name, run_of("train"))
+
+
+def test_a_run_without_checkpoints_is_the_last_one_only_if_no_run_has_any(logs: Path) -> None:
+    run = make_run(logs / "train" / "A")
+    (logs / "train" / "NEW").mkdir()
+    (logs / "train" / "NEW" / "config.yaml").write_text(DIFFUSION)
+    os.utime(logs / "train" / "NEW" / "config.yaml", (2e9, 2e9))
+    assert find_place("run", "last", run_of("train")).folder == run
+    for file in (run / "checkpoints").iterdir():
+        file.unlink()
+    assert find_place("run", "last", run_of("train")).folder == logs / "train" / "NEW"
+
+
+def test_the_newest_result_is_the_last_one_whether_or_not_a_run_has_checkpoints(logs: Path) -> None:
+    for command in ("train", "evaluate"):
+        folder = logs / command / "A"
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "metrics.json").write_text("{}")
+    checkpoint = logs / "train" / "A" / "checkpoints" / "last.ckpt"
+    checkpoint.touch()
+    os.utime(checkpoint, (1e9, 1e9))
+    assert find_place("numbers", "last", MEASURED).folder == logs / "evaluate" / "A"

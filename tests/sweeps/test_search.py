@@ -78,6 +78,37 @@ def test_runs_without_a_result_do_not_end_the_search(tmp_path: Path) -> None:
         search(tmp_path / "none", Launcher(lambda lr: None))
 
 
+def test_the_same_command_runs_failed_runs_again(tmp_path: Path) -> None:
+    expected = search(tmp_path / "expected", Launcher(square))
+    failed = Launcher(lambda lr: RuntimeError("the disk is full"))
+    with pytest.raises(UserError, match="none of the 6 runs of the search has a result; the same command runs them"):
+        search(tmp_path / "all", failed)
+    again = search(tmp_path / "all", Launcher(square))  # the cause is repaired
+    assert again == failed.launched
+    assert len(again) == len(expected) == 6
+    assert OmegaConf.load(tmp_path / "all" / "best.yaml").value == min(square(float(lr[3:])) for _, lr in again)
+    assert search(tmp_path / "all", Launcher(square)) == []
+
+
+def test_only_failed_runs_are_repeated_and_each_once_per_command(tmp_path: Path) -> None:
+    results = iter([0.5, None, 3.0, RuntimeError("no"), 2.0, 1.0])
+    first = search(tmp_path, Launcher(lambda lr: next(results)))
+    for _ in range(2):  # runs that fail again are repeated again
+        assert search(tmp_path, Launcher(lambda lr: None)) == [first[1], first[3]]
+    assert search(tmp_path, Launcher(lambda lr: 0.25), num_trials=8)[:2] == [first[1], first[3]]
+    assert search(tmp_path, Launcher(square), num_trials=8) == []
+    assert OmegaConf.load(tmp_path / "best.yaml").value == 0.25
+
+
+def test_failed_runs_are_repeated_after_an_interruption_of_their_repetition(tmp_path: Path) -> None:
+    failed = Launcher(lambda lr: None)
+    with pytest.raises(UserError, match="none of the 6 runs"):
+        search(tmp_path, failed)
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path, Launcher(square, calls=1))
+    assert sorted(search(tmp_path, Launcher(square))) == sorted(failed.launched[2:])
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [

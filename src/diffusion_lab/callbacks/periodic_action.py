@@ -34,13 +34,16 @@ class PeriodicAction(Callback, ABC):
         step = trainer.global_step
         self.every.start_at(step if self._completed is None else self._completed)
         self._completed = self._completed or 0
-        self.on_train_batch_end(trainer, pl_module)  # the action after this step may have been interrupted
+        self._act_if_due(trainer, pl_module)  # the action after this step may have been interrupted
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if isinstance(pl_module, TrainedModule):
+            pl_module.write_metrics()  # before those of the action, as in a resumed run that repeats the action
+        self._act_if_due(trainer, pl_module)
+
+    def _act_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.every.due(trainer.global_step):
             return
-        if isinstance(pl_module, TrainedModule):
-            pl_module.write_metrics()  # before those of the action, also if a resumed run repeats the action
         try:
             self.act(trainer, pl_module, after_training=False)
         except StoppedBySignal as stop:

@@ -23,6 +23,7 @@ from diffusion_lab.runs import evaluation_setup, sampling_setup
 from diffusion_lab.runs import results as run_results
 from diffusion_lab.runs import tables as run_tables
 from diffusion_lab.runs.find import find_targets
+from diffusion_lab.runs.image_job import image_job
 
 if TYPE_CHECKING:
     from diffusion_lab.evaluation.evaluator import Number
@@ -55,24 +56,21 @@ def _measure(measurement: "Measurement", config: DictConfig, folder: Path) -> li
 
     Generated batches are cached on the disk until all metrics are measured.
     """
-    from diffusion_lab.reporting.image_files import ImageFiles
-
-    evaluation = measurement.evaluation
-    images = evaluation.images
-    images.folder = sampling_setup.work_folder(config, images)
-    files = ImageFiles(folder, num_pictures=config.num_pictures, png=config.save_png, npz=config.save_npz)
-    files.prepare()
-    try:
-        if measurement.metrics or config.save_npz or config.save_png:
-            numbers = evaluation.measure(measurement.metrics, files.add)
-        else:  # metrics that are means over images of the data set need no samples
-            numbers = []
-            evaluation.generate(config.num_pictures, files.add)
-        numbers += [evaluation.mean(metric, data) for metric, data in measurement.means]
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    files.finish(images.shape)
-    sampling_setup.remove_work_folder(config, images)
+    evaluation, images = measurement.evaluation, measurement.evaluation.images
+    needs_samples = bool(measurement.metrics) or config.save_npz or config.save_png
+    num_images = config.num_samples if needs_samples else config.num_pictures
+    seeds = [range(config.seed, config.seed + num_images)]
+    with image_job(config, images, measurement.target, measurement.step, seeds, folder) as files:
+        try:
+            if needs_samples:
+                numbers = evaluation.measure(measurement.metrics, files.add)
+            else:  # metrics that are means over images of the data set need no samples
+                numbers = []
+                evaluation.generate(config.num_pictures, files.add)
+            numbers += [evaluation.mean(metric, data) for metric, data in measurement.means]
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        files.finish(images.shape)
     return numbers
 
 

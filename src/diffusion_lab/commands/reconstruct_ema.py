@@ -126,7 +126,7 @@ def _save(trained: DictConfig, state: dict[str, "Tensor"], profile: "Profile", p
         network.load_state_dict(state)
     module.ema.num_updates = profile.step
     content = {"state_dict": module.state_dict(), "global_step": profile.step, "reconstructed": profile.relative_width}
-    checkpoint_files.write(content, path)
+    checkpoint_files.write(content, path, concurrent=True)
 
 
 def main() -> None:

@@ -20,7 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lab.commands import entry
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import class_names, sampling_setup
-from diffusion_lab.runs.find import find_targets
+from diffusion_lab.runs.find import Target, find_targets
+from diffusion_lab.runs.image_job import image_job
 
 if TYPE_CHECKING:
     from diffusion_lab.generation.seeded_images import SeededImages
@@ -40,9 +41,9 @@ def sample(config: DictConfig) -> None:
 
     images, step = sampling_setup.build_images(config, target, fabric)
     if fabric.is_global_zero and images.labels([0]) is not None and (names := class_names.load(target.folder)):
-        print(f"classes: {numbering(names)}", flush=True)
+        print(f"classes: {numbering(names, images.trained)}", flush=True)
     with fabric.autocast():
-        _generate(config, images, seeds)
+        _generate(config, images, target, step, seeds)
     if fabric.is_global_zero:
         count = sum(map(len, seeds))
         print(f"{count:,} images of {target.folder} at step {step:,} are in {config.output_folder}", flush=True)
@@ -62,33 +63,28 @@ def _seeds(config: DictConfig) -> list[range]:
     return [range(config.seed + k, config.seed + k + 1) for k in sorted(set(numbers))]
 
 
-def _generate(config: DictConfig, images: "SeededImages", seeds: list[range]) -> None:
+def _generate(config: DictConfig, images: "SeededImages", target: Target, step: int, seeds: list[range]) -> None:
     """Generate the batches of this rank and write all files.  Finished batches are stored until the job is complete."""
     from diffusion_lab.distributed.collectives import Ranks
-    from diffusion_lab.reporting.image_files import ImageFiles
     from diffusion_lab.reporting.progress import progress_bar
 
-    images.folder = sampling_setup.work_folder(config, images)
     batches = [batch for contiguous in seeds for batch in images.batches(contiguous)]
-    ranks = Ranks.current()
+    ranks, folder = Ranks.current(), Path(config.output_folder)
     own_batches = ranks.shard(batches)
-    folder, size = Path(config.output_folder), {"num_columns": config.num_columns}
-    files = ImageFiles(folder, num_pictures=config.num_pictures, png=config.save_png, npz=config.save_npz, **size)
-    files.prepare()
-    num_cached = sum(ranks.all_gather_object(sum(len(batch) for batch in own_batches if images.is_cached(batch))))
-    if num_cached:
-        logger.info("%s images were generated before an interruption and are reused.", f"{num_cached:,}")
-    try:
-        if config.animation:
-            _save_animation(images, batches, folder / f"samples.{_animation_format(config)}", config)
-        with ranks.raise_together(), progress_bar("sampling", sum(map(len, own_batches))) as advance:
-            for batch in own_batches:
-                files.add(batch, images.generate(batch))
-                advance(len(batch))
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    files.finish(images.shape)
-    sampling_setup.remove_work_folder(config, images)
+    with image_job(config, images, target, step, seeds, folder) as files:
+        num_cached = sum(ranks.all_gather_object(sum(len(batch) for batch in own_batches if images.is_cached(batch))))
+        if num_cached:
+            logger.info("%s images were generated before an interruption and are reused.", f"{num_cached:,}")
+        try:
+            if config.animation:
+                _save_animation(images, batches, folder / f"samples.{_animation_format(config)}", config)
+            with ranks.raise_together(), progress_bar("sampling", sum(map(len, own_batches))) as advance:
+                for batch in own_batches:
+                    files.add(batch, images.generate(batch))
+                    advance(len(batch))
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        files.finish(images.shape)
 
 
 def _animation_format(config: DictConfig) -> str:

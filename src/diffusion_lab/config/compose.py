@@ -127,6 +127,9 @@ def _unknown_key(key: str, config_name: str) -> str:
     if not parent:
         accepted = sorted({*accepted, *_groups(config_name)} - {"hydra"})
     where = f" in {parent}" if parent else ""
+    if isinstance(own := _at(composed, key), DictConfig):  # a node without choices, such as data of evaluate
+        inner = ", ".join(f"{key}.{name}" for name in sorted(map(str, own)) if name not in META)
+        return f"{key} is not a setting with choices: accepted settings are {inner}."
     children: Any = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else {}
     deeper = [f"{parent}.{child}.{name}".lstrip(".") for child, content in children.items() if _has(content, name)]
     known = _elsewhere("settings", key)

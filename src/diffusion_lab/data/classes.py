@@ -20,13 +20,18 @@ MAX_SHOWN = 12
 
 
 def as_label(
-    label: LabelChoice | None, num_classes: int, names: Sequence[str] = (), default: str = "None"
+    label: LabelChoice | None,
+    num_classes: int,
+    names: Sequence[str] = (),
+    default: str = "None",
+    trained: Sequence[int] = (),
 ) -> int | str | list[int] | None:
     """Return `label` with numbers in place of names: a number, a list of several numbers, RANDOM, or None.
 
     num_classes: number of classes of the guided network; 0 without classes.  names: names of the classes, if known.
     default: word for None in the error message, such as null in a config.
-    Raises ValueError unless `label` consists of classes of the network.
+    trained: classes that the network was trained on; empty if it was trained on all of them.
+    Raises ValueError unless `label` consists of classes that the network was trained on.
     """
     if label is None:
         return None
@@ -39,17 +44,27 @@ def as_label(
         raise ValueError(
             f"`label` must be {default}, {RANDOM}, in 0..{num_classes - 1} or a list of such numbers, got {label}."
         )
+    if trained and not set(numbers) <= set(trained):
+        known = numbering(names, trained) if names else ", ".join(map(str, trained))
+        raise ValueError(
+            f"`label` must be {default}, {RANDOM}, or among the classes that the network was trained on ({known}), got "
+            f"{label}."
+        )
     return numbers if len(numbers) > 1 else numbers[0]
 
 
-def labels_of(seeds: Sequence[int], label: int | str | list[int] | None, num_classes: int) -> Tensor:
+def labels_of(
+    seeds: Sequence[int], label: int | str | list[int] | None, num_classes: int, trained: Sequence[int] = ()
+) -> Tensor:
     """Return the class of each seed, int64 [B]; of a list of n classes, seed k has class k modulo n.
 
-    label: result of `as_label`; None is the list of all classes.
+    label: result of `as_label`; None is the list of all classes that the network was trained on.
+    trained: classes that the network was trained on; empty if it was trained on all of them.
     """
+    classes = trained or range(num_classes)
     if label == RANDOM:
-        return torch.tensor([int(stream(seed, Purpose.SAMPLED_LABEL).integers(num_classes)) for seed in seeds])
-    chosen = range(num_classes) if label is None else _listed(label)
+        return torch.tensor([classes[int(stream(k, Purpose.SAMPLED_LABEL).integers(len(classes)))] for k in seeds])
+    chosen = classes if label is None else _listed(label)
     return torch.tensor([chosen[seed % len(chosen)] for seed in seeds])
 
 
@@ -63,9 +78,12 @@ def _listed(label: Any) -> list[Any]:
     return list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
 
 
-def numbering(names: Sequence[str]) -> str:
-    """Return the names with their numbers; of a long list, the first names and the last."""
-    numbered = [f"{number} {name}" for number, name in enumerate(names)]
+def numbering(names: Sequence[str], numbers: Sequence[int] = ()) -> str:
+    """Return the names with their numbers; of a long list, the first names and the last.
+
+    numbers: numbers of the classes that are listed; empty for all classes.
+    """
+    numbered = [f"{number} {name}" for number, name in enumerate(names) if not numbers or number in numbers]
     shown = numbered if len(numbered) <= MAX_SHOWN else [*numbered[: MAX_SHOWN - 2], "...", numbered[-1]]
     return ", ".join(shown)
 

@@ -47,8 +47,8 @@ class SeededImages:
 
         sampler: sampler that generates the images; None selects the sampler of the module.
         label: see `LabelChoice`. If the label is None, each image has the class of its low-resolution image; if there
-            are no low-resolution images, or if they have no classes, the class of seed k is k modulo the number of
-            classes.
+            are no low-resolution images, or if they have no classes, the images have the trained classes in turn:
+            the class of seed k is k modulo the number of classes if the network was trained on all of them.
         weights: name of the weights, see `DiffusionModule.sampled_network`.  batch_size: number of images per batch.
         folder: folder in which finished batches are cached, so that an interrupted job can be resumed.
         low_resolution_images: source of the low-resolution images for a super-resolution network.
@@ -62,7 +62,9 @@ class SeededImages:
         self.low_resolution_images = low_resolution_images
         self.guidance(module.denoiser(weights), module.labels)
         _require_low_resolution(module, low_resolution_images)
-        self.label = as_label(label, self._num_classes, module.class_names, default="null")
+        self.trained = self.guidance.trained_classes(module.labels, module.trained_classes)
+        """The classes that the network was trained on; empty if it was trained on all of them."""
+        self.label = as_label(label, self._num_classes, module.class_names, default="null", trained=self.trained)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -94,10 +96,17 @@ class SeededImages:
         """Return whether the batch that contains `seeds` is cached."""
         return self._load_cached(self._full_batch(seeds)) is not None
 
+    def batch_files(self, seeds: Sequence[range]) -> list[str]:
+        """Return the names of the files in which the batches with these seeds are cached."""
+        batches = [self._full_batch(batch) for part in seeds for batch in self.batches(part)]
+        return [_file_name(batch) for batch in batches]
+
     def protocol(self) -> dict[str, Any]:
         """Return the settings with which the images are generated, for fingerprints."""
         classes = self._num_classes
-        label = f"seed modulo {classes}" if self.label is None else self.label
+        label = self.label
+        if label is None:
+            label = list(self.trained) or f"seed modulo {classes}"
         return {
             "sampler": describe(self.sampler, omit=("process",)) | {"num_steps": len(self.sampler.times)},
             "schedule": describe(self.module.process.schedule),
@@ -114,7 +123,7 @@ class SeededImages:
         """Return the class of each seed, int64 [B], or None for a network without classes."""
         classes, source = self._num_classes, self.low_resolution_images
         labels = source.labels(seeds) if classes and self.label is None and source is not None else None
-        return labels if labels is not None or not classes else labels_of(seeds, self.label, classes)
+        return labels if labels is not None or not classes else labels_of(seeds, self.label, classes, self.trained)
 
     @property
     def _num_classes(self) -> int:
@@ -212,7 +221,11 @@ class SeededImages:
 
     def _file(self, seeds: range) -> Path:
         assert self.folder is not None
-        return self.folder / f"seeds_{seeds.start:09}.npy"
+        return self.folder / _file_name(seeds)
+
+
+def _file_name(full_batch: range) -> str:
+    return f"seeds_{full_batch.start:09}.npy"
 
 
 def _require_low_resolution(module: DiffusionModule, source: LowResolutionImages | None) -> None:

@@ -1,6 +1,7 @@
 """Classifier-free guidance, autoguidance and classifier guidance combined in one object."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -52,6 +53,16 @@ class Guidance:
     def num_classes(self, labels: Labels) -> int:
         """Return the number of classes of a guided denoiser.  labels: classes of the denoiser's network."""
         return self.classifier.num_classes if self.classifier is not None else labels.num_classes
+
+    def trained_classes(self, labels: Labels, trained: Sequence[int]) -> Sequence[int]:
+        """Return the classes that a guided denoiser can generate; empty if these are all classes.
+
+        labels: classes of the denoiser's network.  trained: those that it was trained on; empty if these are all.
+        """
+        of_classifier = () if self.classifier is None else self.classifier.trained_classes
+        if not labels.num_classes or not trained:
+            return of_classifier
+        return [label for label in trained if not of_classifier or label in of_classifier]
 
     def __call__(self, denoiser: Denoiser, labels: Labels) -> DenoiserLike:
         """Return the denoiser with guidance.  labels: classes of the denoiser's network.

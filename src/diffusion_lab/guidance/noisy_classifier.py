@@ -15,6 +15,7 @@ class NoisyClassifier:
 
     network: classifier that maps (noisy image, time) to logits [B, num_classes].
     process: forward process that adds the noise.
+    trained_classes: classes that the network was trained on; empty if it was trained on all of them.
 
     >>> from diffusion_lab import CosineSchedule, GaussianProcess, HalfUNet, NoisyClassifier
     >>> network = HalfUNet(3, 10, resolution=16, channels=32, channel_multipliers=(1, 2), attention_resolutions=(8,))
@@ -25,6 +26,7 @@ class NoisyClassifier:
 
     network: ClassifierNetwork
     process: GaussianProcess
+    trained_classes: tuple[int, ...] = ()
 
     @property
     def num_classes(self) -> int:

@@ -1,7 +1,7 @@
-"""The names of the classes of a run, which are in a file in the run folder."""
+"""The names of the classes of a run, and the classes that it was trained on: files in the run folder."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,10 @@ FILE = "class_names.json"
 """Name of the file in a run folder with a list of the names of all classes."""
 
 
+TRAINED_FILE = "trained_classes.json"
+"""Name of the file in a run folder with a list of the numbers of the classes of the training images."""
+
+
 def save(names: Sequence[str], folder: Path) -> None:
     """Write the names of the classes of the training images to the run folder."""
     with atomic_file(folder / FILE) as partial:
@@ -24,6 +28,34 @@ def save(names: Sequence[str], folder: Path) -> None:
 def load(folder: Path) -> tuple[str, ...]:
     """Return the names of the classes of a run; () if its images have no names, or for a run of an earlier version."""
     return tuple(json.loads((folder / FILE).read_text())) if (folder / FILE).is_file() else ()
+
+
+def save_trained(numbers: Sequence[int], folder: Path) -> None:
+    """Write the numbers of the classes of the training images to the run folder."""
+    with atomic_file(folder / TRAINED_FILE) as partial:
+        partial.write_text(json.dumps(list(numbers)) + "\n")
+
+
+def load_trained(folder: Path, config: DictConfig, num_classes: int) -> tuple[int, ...]:
+    """Return the numbers of the classes that a run was trained on; () if these are all classes.
+
+    config: config of the run, whose setting data.classes is used for a run of an earlier version.
+    """
+    if (folder / TRAINED_FILE).is_file():
+        numbers = json.loads((folder / TRAINED_FILE).read_text())
+    else:
+        names, chosen = load(folder), config.data.get("classes")
+        given = [str(name) for name in ([chosen] if isinstance(chosen, (str, int)) else chosen or ())]
+        numbers = [
+            names.index(name) if name in names else int(name) for name in given if name in names or name.isdecimal()
+        ]
+    return proper_subset(numbers, num_classes)
+
+
+def proper_subset(numbers: Iterable[int], num_classes: int) -> tuple[int, ...]:
+    """Return different class numbers in ascending order; () if these are all classes, or if there are no classes."""
+    found = tuple(sorted({number for number in numbers if 0 <= number < num_classes}))
+    return found if len(found) < num_classes else ()
 
 
 def of_label(label: Any, folder: Path, config: DictConfig) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from diffusion_lab.errors import UserError
 from diffusion_lab.paths import expanduser
 from diffusion_lab.runs.find import Target
 from diffusion_lab.runs.load import instantiate_node, load_config, require_kind, resolve
+from diffusion_lab.runs.moved_data import use_place
 from diffusion_lab.runs.sampling_setup import build_images, cascade_stages, sampling_config
 
 if TYPE_CHECKING:
@@ -52,7 +53,11 @@ def build(config: DictConfig, target: Target, fabric: "Fabric") -> Measurement:
     For a cascade, the data and the default features are those of the last super-resolution run.
     Raises UserError if a setting does not fit the run, or if a file of the run or of the data is missing.
     """
-    trained = sampling_config(config, target) if not config.cascade else load_config(cascade_stages(config)[-1].folder)
+    if config.cascade:
+        trained = load_config((stage := cascade_stages(config)[-1]).folder)
+        use_place(trained, config.data.path, stage)
+    else:
+        trained = sampling_config(config, target)
     trained.metrics, trained.num_samples = config.metrics, config.num_samples
     features = {key: value for key, value in config.features.items() if value is not None}
     trained.features = features if "_target_" in features else {**trained.features, **features}
@@ -76,7 +81,10 @@ def build(config: DictConfig, target: Target, fabric: "Fabric") -> Measurement:
             precision=compilation.precision_name(config.trainer),
         )
         evaluation.require(metrics)
-    except (ValueError, FileNotFoundError) as error:
+    except FileNotFoundError as error:
+        hint = "; data.path=FOLDER names the new place of moved images." if config.data.path is None else ""
+        raise UserError(f"{str(error).rstrip('.')}{hint}") from error
+    except ValueError as error:
         raise UserError(str(error)) from error
     return Measurement(target, step, evaluation, metrics, means)
 

@@ -25,6 +25,9 @@ from diffusion_lab.paths import IS_CHECKOUT, LOGS_VARIABLE, ROOT, logs_folder
 LAST = "last"
 """Value of a setting that names the newest folder."""
 
+HYDRA_FILE = "hydra.yaml"
+"""File that Hydra writes next to its own config.yaml, in the folder .hydra of a run folder, which is no run."""
+
 _OTHER_LOGS = f"the environment variable {LOGS_VARIABLE} (or logs=FOLDER of a command) names another logs folder"
 
 
@@ -34,6 +37,8 @@ class Kind:
 
     noun: name of the kind, for error messages.
     files: glob patterns, relative to the folder; every folder of this kind contains a file that matches one of them.
+    others: names of files that no folder of this kind contains.
+    has_checkpoints: whether `last` is a folder without checkpoints only if no folder has any.
     commands: folders in the logs folder that are searched for `last`, and first for a name without a path.
     part: what in such a folder also names the folder, for error messages.
     """
@@ -42,14 +47,21 @@ class Kind:
     files: tuple[str, ...]
     commands: tuple[str, ...]
     part: str = "checkpoint file"
+    others: tuple[str, ...] = ()
+    has_checkpoints: bool = False
 
     def is_one(self, folder: Path) -> bool:
-        return any(True for pattern in self.files for _ in folder.glob(pattern))
+        has_own = any(True for pattern in self.files for _ in folder.glob(pattern))
+        return has_own and not any((folder / name).exists() for name in self.others)
 
-    def last_written(self, folder: Path) -> float:
-        """Return when the newest checkpoint of a folder was written; without checkpoints, the newest of its files."""
-        files = [*folder.glob("checkpoints/*.ckpt")] or [file for name in self.files for file in folder.glob(name)]
-        return max(file.stat().st_mtime for file in files)
+    def age_rank(self, folder: Path) -> tuple[bool, float]:
+        """Return a sort key by which `last` is the largest folder: by the time of its newest checkpoint or file.
+
+        A run without checkpoints, which was stopped at its start, is older than any run with checkpoints.
+        """
+        checkpoints = [*folder.glob("checkpoints/*.ckpt")]
+        files = checkpoints or [file for name in self.files for file in folder.glob(name)]
+        return bool(checkpoints) and self.has_checkpoints, max(map(_time_written, files), default=0.0)
 
     def existing(self, commands: tuple[str, ...], logs: Path) -> list[Path]:
         """Return all folders of this kind in the folders of some commands in a logs folder, and in their sweeps."""
@@ -57,9 +69,17 @@ class Kind:
         return [folder for folder in found if self.is_one(folder)]
 
 
+def _time_written(file: Path) -> float:
+    """Return when a file was written; 0 if another process has removed it in the meantime."""
+    try:
+        return file.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
 def run_of(command: str) -> Kind:
     """Return the kind of the run folders of a command."""
-    return Kind("run folder", ("config.yaml",), (command,))
+    return Kind("run folder", ("config.yaml",), (command,), others=(HYDRA_FILE,), has_checkpoints=True)
 
 
 MEASURED = Kind("folder with a metrics.json", ("**/metrics.json", "**/summary.json"), ("evaluate", "train"))
@@ -159,7 +179,7 @@ def _newest(setting: str, kind: Kind) -> Place:
     if not folders:
         places = " or ".join(str(logs / command) for logs in _logs_folders() for command in kind.commands)
         raise UserError(f"{setting}={LAST}: there is no {kind.noun} in {places}; {_OTHER_LOGS}.")
-    return Place(max(folders, key=kind.last_written))
+    return Place(max(folders, key=kind.age_rank))
 
 
 def _logs_folders() -> list[Path]:

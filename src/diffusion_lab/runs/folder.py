@@ -5,6 +5,7 @@ import platform
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.config.library_classes import without_plus
-from diffusion_lab.config.overrides import OVERRIDES_FILE
 from diffusion_lab.config.search_path import search_path_overrides
 from diffusion_lab.distributed import slurm_job
 from diffusion_lab.errors import UserError
@@ -21,25 +21,28 @@ from diffusion_lab.runs import class_names
 from diffusion_lab.runs.load import resolve
 from diffusion_lab.runs.resume import StartingPoint
 from diffusion_lab.runs.training_setup import Run
+from diffusion_lab.runs.typed_paths import write_overrides
 
 
-def prepare(run: Run, start: StartingPoint) -> Path | None:
-    """Prepare the folder of a run, and return the checkpoint from which the run starts, if any.
+def prepare(run: Run, start: StartingPoint) -> StartingPoint:
+    """Prepare the folder of a run, and return the state from which the run starts.
 
     Rank 0 starts the loggers, and writes the config and the overrides. For a fork, rank 0 also copies the checkpoint of
-    the original run into the folder of the fork, which then starts from this copy.
+    the original run into the folder of the fork, which then starts from this copy. The step is that of the copy, since
+    the original run may be in training and save a newer checkpoint at any time.
     """
     is_fork = start.checkpoint is not None and not start.continues
-    checkpoint = run.folder / "checkpoints" / "last.ckpt" if is_fork else start.checkpoint
+    checkpoint, step = run.folder / "checkpoints" / "last.ckpt" if is_fork else start.checkpoint, start.step
     if run.trainer.is_global_zero:
         _start_loggers(run.trainer.loggers, start)
         _save_config(start.config, run.folder)
         class_names.save(run.datamodule.train_images.class_names, run.folder)
+        class_names.save_trained(sorted(set(run.datamodule.train_images.label.tolist())), run.folder)
         save_overrides(run.folder)
         _save_environment(start.config, run.folder)
         if is_fork and start.checkpoint is not None and checkpoint is not None:
-            _copy_checkpoint_to_fork(start.checkpoint, checkpoint)
-    return checkpoint
+            step = _copy_checkpoint_to_fork(start.checkpoint, checkpoint)
+    return replace(start, checkpoint=checkpoint, step=step)
 
 
 def _start_loggers(loggers: list[Any], start: StartingPoint) -> None:
@@ -90,8 +93,8 @@ def _describe_package(name: str) -> dict[str, str | None]:
     return {"version": getattr(module, "__version__", None), "folder": str(Path(file).parent) if file else None}
 
 
-def _copy_checkpoint_to_fork(source: Path, target: Path) -> None:
-    """Copy a checkpoint into the folder of a fork.
+def _copy_checkpoint_to_fork(source: Path, target: Path) -> int:
+    """Copy a checkpoint into the folder of a fork, and return its step.
 
     The copy has no callback states, which belong to the original run, and no record of the meaning of the weights,
     because a fork may change the settings that define it.
@@ -99,7 +102,9 @@ def _copy_checkpoint_to_fork(source: Path, target: Path) -> None:
     from diffusion_lab import checkpoint_files
     from diffusion_lab.training.base_module import MEANING_KEY
 
-    checkpoint_files.write(checkpoint_files.read_run(source) | {"callbacks": {}, MEANING_KEY: {}}, target)
+    content = checkpoint_files.read_run(source)
+    checkpoint_files.write(content | {"callbacks": {}, MEANING_KEY: {}}, target)
+    return int(content["global_step"])
 
 
 def save_overrides(folder: Path) -> None:
@@ -112,4 +117,4 @@ def save_overrides(folder: Path) -> None:
         overrides = [
             without_plus(override) for override in given if not re.match(r"\+*(resume|fork|take_over)=", override)
         ]
-        OmegaConf.save(OmegaConf.create([*overrides, *search_path_overrides()]), folder / OVERRIDES_FILE)
+        write_overrides([*overrides, *search_path_overrides()], folder)

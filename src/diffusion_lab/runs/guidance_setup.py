@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from diffusion_lab.config.program import command_line
 from diffusion_lab.errors import UserError
+from diffusion_lab.runs import class_names
 from diffusion_lab.runs import load as run_loading
 from diffusion_lab.runs.find import Target, find_run
 
@@ -69,7 +70,9 @@ def _classifier(path: str) -> "NoisyClassifier":
             f"`classifier` must be a run folder of `{command_line('train_classifier')}`, got {target.folder}, which "
             "contains a diffusion model."
         )
-    classifier: NoisyClassifier = _load_frozen(config, target).classifier
+    module = _load_frozen(config, target)
+    module.trained_classes = class_names.load_trained(target.folder, config, module.num_classes)
+    classifier: NoisyClassifier = module.classifier
     return classifier
 
 

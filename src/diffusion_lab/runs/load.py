@@ -56,6 +56,7 @@ def load_module(run: str | Path, checkpoint: str | None = None) -> "DiffusionMod
     config = load_config(target.folder)
     module: DiffusionModule = load_weights(config, target.checkpoint)
     module.class_names = class_names.load(target.folder)
+    module.trained_classes = class_names.load_trained(target.folder, config, module.num_classes)
     return module
 
 
@@ -78,11 +79,20 @@ def load_weights(config: DictConfig, checkpoint: Path) -> Any:
 
     Raises UserError if the checkpoint is damaged or does not match the network.
     """
+    return load_checkpoint(config, checkpoint)[0]
+
+
+def load_checkpoint(config: DictConfig, checkpoint: Path) -> tuple[Any, dict[str, Any]]:
+    """Return the module of `load_weights`, and the content of the checkpoint that it was loaded from.
+
+    The file is read once, because training may replace it at any time: the step in the content is that of the weights.
+    """
     from diffusion_lab import checkpoint_files
 
     module = build_untrained_module(config)
     try:
-        module.load_state_dict(checkpoint_files.read_run(checkpoint)["state_dict"])
+        content = checkpoint_files.read_run(checkpoint)
+        module.load_state_dict(content["state_dict"])
     except checkpoint_files.DamagedCheckpointError as error:
         raise UserError(str(error)) from error
     except RuntimeError as error:
@@ -90,7 +100,9 @@ def load_weights(config: DictConfig, checkpoint: Path) -> Any:
         raise UserError(
             f"checkpoint {checkpoint} does not match the network in the run's config.yaml: {reason}"
         ) from error
-    return module
+    except FileNotFoundError as error:  # removed since the run was found
+        raise UserError(str(error)) from error
+    return module, content
 
 
 def build_untrained_module(config: DictConfig) -> Any:

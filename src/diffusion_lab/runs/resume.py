@@ -19,8 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from diffusion_lab.config.compose import command_name, compose_config
-from diffusion_lab.config.earlier_versions import current_config, current_overrides
-from diffusion_lab.config.overrides import OVERRIDES_FILE, override_key, quote, unquote
+from diffusion_lab.config.earlier_versions import current_config
+from diffusion_lab.config.overrides import override_key, quote, unquote
 from diffusion_lab.config.search_path import KEY as SEARCH_PATH
 from diffusion_lab.config.search_path import gives_search_path, search_path_overrides
 from diffusion_lab.config.validation import argument_problems, raise_problems
@@ -31,6 +31,7 @@ from diffusion_lab.runs.load import resolve
 from diffusion_lab.runs.supervise import FolderInUseError
 from diffusion_lab.runs.tables import METRICS, SUMMARY, read_json
 from diffusion_lab.runs.training_setup import Run
+from diffusion_lab.runs.typed_paths import make_absolute, overrides_file, read_overrides
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +120,7 @@ def starting_point(config: DictConfig) -> StartingPoint:
     run_folder = Path(config.run_folder)
     exists = (run_folder / "config.yaml").is_file()
     if not config.resume and not exists:
+        make_absolute(config)
         return StartingPoint(config)
     is_fork = config.fork and not exists  # a requeued fork continues in its own folder
     is_other = config.resume and not exists
@@ -128,6 +130,7 @@ def starting_point(config: DictConfig) -> StartingPoint:
         _require_arguments(config)  # a setting that does not exist is no change
         _refuse_changes(_by_choice(changes, source.folder), run_folder, resumed=bool(config.resume))
     merged = OmegaConf.create(unflatten(wanted | {("resume",): None, ("fork",): False, ("take_over",): False}))
+    make_absolute(merged)  # runs of earlier versions have relative paths
     if config.fork:
         merged.forked_from = str(config.resume)
     checkpoint, step = _starting_checkpoint(source)
@@ -142,10 +145,13 @@ def _merge_changes(config: DictConfig, folder: Path, run_folder: Path) -> tuple[
     The changes are the differences between `config` and the config that the saved overrides result in with the current
     config files.
     """
+    make_absolute(config)
     now = flatten(_to_container(config))
     saved_overrides = [override for override in _saved_overrides(folder) if override_key(override) != SEARCH_PATH]
     overrides = [*saved_overrides, *search_path_overrides(), f"run_folder={quote(str(run_folder))}"]
-    before = flatten(_to_container(compose_config(command_name(), overrides)))
+    composed = compose_config(command_name(), overrides)
+    make_absolute(composed)
+    before = flatten(_to_container(composed))
     saved = flatten(relocate(current_config(_load_yaml(folder / "config.yaml", dict)), run_folder))
     changed = {key for key in now.keys() | before.keys() if now.get(key) != before.get(key)}
     wanted = {key: value for key, value in saved.items() if key not in changed or key in now}
@@ -212,10 +218,10 @@ def print_done(start: StartingPoint) -> float | None:
 
 
 def _saved_overrides(folder: Path) -> list[str]:
-    """Return the overrides that a run was started with."""
-    paths = [path for path in (folder / OVERRIDES_FILE, folder / ".hydra" / OVERRIDES_FILE) if path.is_file()]
-    overrides = current_overrides([str(override) for override in _load_yaml(paths[0], list)]) if paths else []
-    return [override for override in overrides if not re.match(r"(resume|fork|take_over)=", override)]
+    """Return the overrides that a run was started with, with the paths that they have in the current folder."""
+    if file := overrides_file(folder):
+        _load_yaml(file, list)  # raises UserError for a damaged file
+    return [override for override in read_overrides(folder) if not re.match(r"(resume|fork|take_over)=", override)]
 
 
 def _load_yaml(path: Path, kind: type) -> Any:

@@ -3,13 +3,10 @@
 Torch and Lightning are imported inside functions, so that invalid settings are rejected without their import time.
 """
 
-import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.config import compilation
 from diffusion_lab.config.compilation import Acceleration
 from diffusion_lab.config.program import command_line
 from diffusion_lab.config.validation import argument_problems, raise_problems
@@ -20,12 +17,14 @@ from diffusion_lab.runs.find import Target, find_run
 from diffusion_lab.runs.load import (
     instantiate_node,
     is_classifier_config,
+    load_checkpoint,
     load_config,
     load_weights,
     require_launch,
     resolve,
     silence_lightning,
 )
+from diffusion_lab.runs.moved_data import use_place
 
 if TYPE_CHECKING:
     from lightning import Fabric
@@ -117,6 +116,8 @@ def sampling_config(config: DictConfig, target: Target) -> DictConfig:
             f"{missing[0]}; use the version that trained it."
         )
     _replace_sampling_settings(trained, config)
+    if not config.cascade or trained.low_resolution is not None:  # otherwise its images are not read
+        use_place(trained, config.data.path, target)
     return trained
 
 
@@ -127,11 +128,9 @@ def load_module(config: DictConfig, trained: DictConfig, target: Target) -> tupl
     Raises UserError if the checkpoint is damaged or does not match `trained`, or if config.weights is given although
     the checkpoint contains only a reconstructed average.
     """
-    from diffusion_lab import checkpoint_files
     from diffusion_lab.ema.averages import PowerFunctionDecay
 
-    module = load_weights(trained, target.checkpoint)  # first, because it raises UserError for a damaged file
-    checkpoint = checkpoint_files.read_run(target.checkpoint, mmap=True)
+    module, checkpoint = load_checkpoint(trained, target.checkpoint)
     if "reconstructed" in checkpoint:  # all networks of the checkpoint are the same average
         if config.weights is not None:
             raise UserError(
@@ -157,6 +156,7 @@ def build_images(config: DictConfig, target: Target, fabric: "Fabric") -> tuple[
     from diffusion_lab.generation.seeded_images import SeededImages
 
     module.class_names = class_names.of_label(config.label, target.folder, trained)
+    module.trained_classes = class_names.load_trained(target.folder, trained, module.num_classes)
     settings = {"label": config.label, "weights": config.weights, "batch_size": config.batch_size}
     try:
         source = _downsampled_images(config, trained) if trained.low_resolution is not None else None
@@ -253,21 +253,6 @@ def _downsampled_images(config: DictConfig, trained: DictConfig) -> "LowResoluti
         )
     noise = 0.0 if config.cascade else config.low_resolution_noise
     return DownsampledImages(store.load(split), split, low_resolution, noise)
-
-
-def work_folder(config: DictConfig, images: "SeededImages") -> Path:
-    """Return the folder for finished batches: the same for every job that generates the same images."""
-    return Path(config.work_folder) / images.identity(compilation.precision_name(config.trainer))[:16]
-
-
-def remove_work_folder(config: DictConfig, images: "SeededImages") -> None:
-    """Remove the finished batches of a complete job unless keep_images is true.  Collective: call on all ranks."""
-    from diffusion_lab.distributed.collectives import Ranks
-
-    ranks = Ranks.current()
-    ranks.all_gather_object(None)  # wait until no rank reads the files any more
-    if not config.keep_images and ranks.rank == 0 and images.folder is not None:
-        shutil.rmtree(images.folder, ignore_errors=True)
 
 
 def _replace_sampling_settings(trained: DictConfig, config: DictConfig) -> None:

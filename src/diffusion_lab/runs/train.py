@@ -39,10 +39,10 @@ def train(config: DictConfig) -> float | None:
     from diffusion_lab.callbacks import periodic_action  # these import Lightning, which is loaded by now
     from diffusion_lab.runs import cost_line, summary
 
-    started, checkpoint = time.monotonic(), run_folder.prepare(run, start)
+    started, start = time.monotonic(), run_folder.prepare(run, start)
     summary.print_start(run.module, run.datamodule, run.trainer, run.folder, start.step)
     cost_line.print_cost(run, start, overrides)
-    _fit(run, checkpoint)
+    _fit(run, start.checkpoint)
     if start.is_trained:  # Lightning calls no hooks of a run without steps; its last measurement did not end before
         periodic_action.run_after_training(run.trainer, run.module)
     signals.install(signal.SIG_IGN)  # training is complete: a signal must not prevent the results from being written

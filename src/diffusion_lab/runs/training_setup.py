@@ -18,6 +18,7 @@ from diffusion_lab.config.finite_numbers import require_finite
 from diffusion_lab.config.library_classes import import_target, settings_of
 from diffusion_lab.config.validation import argument_problems, data_problems, raise_problems
 from diffusion_lab.errors import UserError
+from diffusion_lab.runs import class_names
 from diffusion_lab.runs.callbacks_setup import build_callbacks, build_loggers, require_later_needs
 from diffusion_lab.runs.load import build_module, instantiate_node, is_classifier_config, require_launch, resolve
 from diffusion_lab.runs.network_check import require_forward
@@ -87,7 +88,7 @@ def build(config: DictConfig) -> Run:
     else:
         _require_classified(config, network, datamodule)
     require_forward(module, datamodule)
-    _load_images(datamodule, network.num_classes if is_classifier_config(config) else module.labels.num_classes)
+    module.trained_classes = _load_classes(datamodule, module.num_classes)
     callbacks, left_out = build_callbacks(config)
     require_later_needs(callbacks, module, datamodule, config.trainer.max_steps)
     loggers = build_loggers(config)
@@ -178,7 +179,11 @@ def _locate_data(config: DictConfig) -> None:
     try:
         require_store(store, "data.store")
         store.locate()
-    except (FileNotFoundError, ValueError) as error:
+    except FileNotFoundError as error:
+        is_resumed = (Path(config.run_folder) / "config.yaml").is_file()
+        hint = "; data.path=FOLDER names the new place of moved images." if is_resumed else ""
+        raise UserError(f"{str(error).rstrip('.')}{hint}" if hint else str(error)) from error
+    except ValueError as error:
         raise UserError(str(error)) from error
 
 
@@ -274,13 +279,15 @@ def _require_condition(network: "Network", datamodule: "ImageDataModule") -> Non
         )
 
 
-def _load_images(datamodule: "ImageDataModule", num_classes: int) -> None:
+def _load_classes(datamodule: "ImageDataModule", num_classes: int) -> tuple[int, ...]:
+    """Load the training images, and return the numbers of their classes; () if these are all classes."""
     try:
         label = datamodule.train_images.label
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
     if num_classes and len(label) and int(label.max()) >= num_classes:
         raise UserError(f"data.num_classes must be above the largest label ({int(label.max())}), got {num_classes}.")
+    return class_names.proper_subset(set(label.tolist()) if num_classes else (), num_classes)
 
 
 def _require_divisible_batch_size(datamodule: "ImageDataModule", trainer: "Trainer") -> None:

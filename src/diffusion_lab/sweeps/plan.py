@@ -89,9 +89,11 @@ _folder: list[Path] = []
 def announce(config: DictConfig) -> None:
     """Remember the folder of the sweep that is about to be planned, so that `finish` can remove it if it stays empty.
 
+    A folder that exists is not removed, because another process may have started the same sweep.
     config: config of the sweep, before Hydra creates the folder.
     """
-    _folder[:] = [Path(str(config.hydra.sweep.dir)).resolve()]
+    folder = Path(str(config.hydra.sweep.dir)).resolve()
+    _folder[:] = [] if folder.exists() else [folder]
 
 
 def plan(config: DictConfig, job_overrides: Sequence[Sequence[str]], loader: Any) -> list[PlannedRun]:
@@ -183,15 +185,17 @@ def finish() -> str | None:
 def _is_current(config: DictConfig, status: Status) -> bool:
     """Return whether the result of a finished run is valid.
 
-    An evaluation is valid for the checkpoint that it read: a newer checkpoint makes the evaluation out of date.
+    An evaluation is valid for the checkpoint that it read: a newer checkpoint makes the evaluation out of date, also
+    one that was written while the evaluation ran.
     """
     if "checkpoint" not in config or OmegaConf.is_missing(config, "run"):
         return True
     from diffusion_lab.runs.find import find_targets
 
     try:
-        return all(target.checkpoint.stat().st_mtime < status.since for target in find_targets(config))
-    except UserError:
+        began = status.starts[-1].began if status.starts else status.since
+        return all(target.checkpoint.stat().st_mtime < began for target in find_targets(config))
+    except (UserError, FileNotFoundError):
         return False  # the run itself reports the error
 
 

@@ -1,5 +1,7 @@
 """LightningModule of a classifier for noisy images: the training flow, image to loss."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -37,6 +39,9 @@ class ClassifierModule(TrainedModule):
 
     network: ClassifierNetwork
 
+    trained_classes: Sequence[int] = ()
+    """Numbers of the classes of the training images; empty if these are all classes, or if they are not known."""
+
     def __init__(
         self,
         network: ClassifierNetwork,
@@ -57,7 +62,7 @@ class ClassifierModule(TrainedModule):
     @property
     def classifier(self) -> NoisyClassifier:
         """The network as a classifier that can guide sampling."""
-        return NoisyClassifier(self.network, self.process)
+        return NoisyClassifier(self.network, self.process, tuple(self.trained_classes))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -73,6 +73,9 @@ class DiffusionModule(TrainedModule):
     class_names: Sequence[str] = ()
     """Names of the classes, for `sample`; `load_module` sets them."""
 
+    trained_classes: Sequence[int] = ()
+    """Numbers of the classes of the training images; empty if these are all classes, or if they are not known."""
+
     def __init__(
         self,
         network: Network,
@@ -177,8 +180,8 @@ class DiffusionModule(TrainedModule):
         """Generate one image for each seed: [B, C, H, W] in [-1, 1].
 
         seeds: seeds of the images; a number n stands for the seeds 0 to n - 1.
-        condition: condition of the images, on any device; without a label, seed k has class k modulo the number of
-            classes.
+        condition: condition of the images, on any device; without a label, the images have the trained classes in
+            turn: seed k has class k modulo the number of classes if all classes were trained.
         label: classes of the images by number, by name if `class_names` are known, or "random", see `LabelChoice`.
         guidance: guidance scale of classifier-free guidance, or any other guidance.
         guidance_scale: guidance scale of classifier-free guidance; may be given instead of `guidance`.
@@ -193,9 +196,10 @@ class DiffusionModule(TrainedModule):
         sampler = as_sampler(sampler, num_steps, self.sampler, self.process)
         condition = condition or Condition()
         num_classes = guidance.num_classes(self.labels)
-        chosen = as_label(label, num_classes, self.class_names)
+        trained = guidance.trained_classes(self.labels, self.trained_classes)
+        chosen = as_label(label, num_classes, self.class_names, trained=trained)
         if chosen is not None or (condition.label is None and num_classes):
-            condition = replace(condition, label=labels_of(seeds, chosen, num_classes))
+            condition = replace(condition, label=labels_of(seeds, chosen, num_classes, trained))
         shape = (self.network.in_channels, self.network.resolution, self.network.resolution)
         noise = ImageNoise(seeds, shape, self.device, stage=stage)
         denoiser = self.denoiser(weights)
