@@ -24,11 +24,12 @@ NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 @pytest.fixture(autouse=True)
-def sighup_is_not_ignored() -> Iterator[None]:
-    """As in a terminal, also if the tests were started with nohup."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def handlers_of_a_terminal() -> Iterator[None]:
+    """Also if the tests were started with nohup, or in the background by a script."""
+    before = [signal.signal(signal.SIGHUP, signal.SIG_DFL), signal.signal(signal.SIGINT, signal.default_int_handler)]
     yield
-    signal.signal(signal.SIGHUP, before)
+    signal.signal(signal.SIGHUP, before[0])
+    signal.signal(signal.SIGINT, before[1])
 
 
 def send(*numbers: int) -> Callable[[], None]:

@@ -145,13 +145,13 @@ def test_queued_runs_of_a_canceled_array_are_not_started_and_the_same_command_st
     slurm.run("scancel", status(tmp_path / "seed-1")["starts"][0]["slurm_id"].partition("_")[0])
     output = finish(launched, status=1)
     assert "1 of the sweep's 3 runs failed and 2 were not started; run the same command again" in output
-    assert [row["state"] for row in table(tmp_path)] == ["failed", "not started", "not started"]
+    assert [row["state"] for row in table(tmp_path)] == ["interrupted", "not started", "not started"]
     shown = subprocess.run(
         [sys.executable, str(ROOT / "src" / "sweep.py"), "status", str(tmp_path)], capture_output=True, text=True
     )
     assert shown.stdout.count("not started") == 2
     assert status(tmp_path / "seed-3")["reason"].endswith("was canceled")
     again = run("train", *overrides)
-    assert (again.count("resume (failed"), again.count(" start ")) == (1, 2)
+    assert (again.count("resume (stopped by SIGTERM"), again.count(" start ")) == (1, 2)
     with (tmp_path / "sweep.csv").open() as file:
         assert [(row["state"], row["step"]) for row in csv.DictReader(file)] == [("finished", "6")] * 3

@@ -276,5 +276,5 @@ def test_environment_variables_set_the_cache_folder(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_cache_folder() == tmp_path / "diffusion_lab"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert default_cache_folder() == Path("~/.cache/diffusion_lab")
+    assert default_cache_folder().expanduser() == Path("~/.cache/diffusion_lab").expanduser()
     assert ImageCache(tmp_path).folder == tmp_path

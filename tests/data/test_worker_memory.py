@@ -47,7 +47,11 @@ CAN_MOUNT = shutil.which("unshare") is not None and subprocess.run(["unshare", "
 @pytest.mark.skipif(not CAN_MOUNT, reason="mounts a file system, which only root may do")
 @pytest.mark.parametrize(
     ("options", "end"),
-    [("size=10m", "equal"), ("size=64m", "equal"), ("size=10m,ro", "data.num_workers must be 0 unless /dev/shm is")],
+    [
+        ("size=10m", "equal"),
+        pytest.param("size=64m", "equal", marks=pytest.mark.full),
+        pytest.param("size=10m,ro", "data.num_workers must be 0 unless /dev/shm is", marks=pytest.mark.full),
+    ],
 )
 def test_batches_larger_than_shared_memory_arrive_and_are_those_without_workers(options: str, end: str) -> None:
     """Five batches of 4.7 MB are under way; torch waits forever for the third one in 10 MB."""

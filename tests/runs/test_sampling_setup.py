@@ -78,6 +78,7 @@ def test_a_checkpoint_is_verified_and_read_as_one_file_while_training_saves(trai
             assert float(weights.max()) == content["global_step"] / 1024
 
 
+@pytest.mark.full
 def test_a_fork_starts_at_the_step_of_the_checkpoint_that_it_copied(trained: Path, tmp_path: Path) -> None:
     with being_saved(trained):
         for k in range(3):

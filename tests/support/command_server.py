@@ -62,7 +62,8 @@ def _supervise(request: dict[str, Any]) -> NoReturn:
 
 
 def _run(request: dict[str, Any]) -> NoReturn:
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also if the tests were started with nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also if the tests were started with nohup or in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.setpgid(0, 0)  # signals to its group reach its children, but not the tests
     for stream, path in ((1, request["out"]), (2, request["err"])):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)

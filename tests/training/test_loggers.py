@@ -96,6 +96,7 @@ def wandb_history(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
+@pytest.mark.full
 def test_what_weights_and_biases_had_not_written_when_a_process_died_is_written_once_on_resume(tmp_path: Path) -> None:
     log_to_wandb(tmp_path, 1, 89, ending="kill")
     written = [row["trainer/global_step"] for row in wandb_history(tmp_path)]

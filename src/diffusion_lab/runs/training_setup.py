@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 LIGHTNING_KEYS = ("callbacks", "logger", "trainer", "metrics", "features")
 """Top-level config keys whose objects import Lightning or metrics. These keys are checked after all other keys."""
 
-
 CONDITION_SETTINGS = {
     "augmentation": ("num_augmentation_channels",),
     "low_resolution": ("low_resolution_channels", "num_augmentation_channels"),
