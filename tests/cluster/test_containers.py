@@ -149,7 +149,7 @@ def test_queued_runs_of_a_canceled_array_are_not_started_and_the_same_command_st
     shown = subprocess.run(
         [sys.executable, str(ROOT / "src" / "sweep.py"), "status", str(tmp_path)], capture_output=True, text=True
     )
-    assert shown.stdout.count("not started") == 2
+    assert shown.stdout.count("not started") >= 2
     assert status(tmp_path / "seed-3")["reason"].endswith("was canceled")
     again = run("train", *overrides)
     assert (again.count("resume (stopped by SIGTERM"), again.count(" start ")) == (1, 2)
