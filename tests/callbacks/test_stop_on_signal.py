@@ -124,7 +124,8 @@ def test_a_signal_during_an_action_stops_the_run_at_once_and_the_resumed_run_rep
     assert action.steps == [2, 4][: 1 + (num_steps == 5)]
     assert step(tmp_path / "last.ckpt") == stopped_at
 
-    again = Action(lambda: None, interrupts=True)
+    again, action.function = action, lambda: None  # the same callback, as in a notebook
+    again.steps.clear()
     train(small_module(), tmp_path, 7, again, StopOnSignal(), ckpt_path=tmp_path / "last.ckpt")
     assert again.steps == ([4, 6, 7] if num_steps == 6 else [6, 7])
 

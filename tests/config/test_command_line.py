@@ -107,6 +107,10 @@ def test_words_that_hydra_would_reject_become_overrides(words: list[str], expect
             r"\+ must be followed by the name of a node of the config, .*, got \+modell.channels=3.",
         ),
         (["--cfg", "jobs", "seed=1"], "--cfg must be followed by job, hydra or all, got jobs."),
+        (
+            ["--config-dir", "mine", "hydra.launcher.time=3"],
+            "hydra/launcher and hydra/sweeper must be given with -m, got hydra.launcher.time=3 without -m.",
+        ),
         (["hydra.run.dir="], "hydra.run.dir must be a writable folder, got no value."),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

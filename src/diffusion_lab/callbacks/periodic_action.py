@@ -31,7 +31,7 @@ class PeriodicAction(Callback, ABC):
         """Do the action. Collective: called on all ranks.  after_training: whether the last checkpoint is saved."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        step = trainer.global_step
+        step, self._stop = trainer.global_step, None
         self.every.start_at(step if self._completed is None else self._completed)
         self._completed = self._completed or 0
         self._act_if_due(trainer, pl_module)  # the action after this step may have been interrupted

@@ -46,7 +46,8 @@ def as_hydra_arguments(command: str, arguments: Sequence[str]) -> list[str]:
         if flag in ("--cfg", "-c") and value not in ("job", "hydra", "all"):
             raise UserError(f"--cfg must be followed by job, hydra or all, got {value}.")
     for_sweeps = [argument for argument in others if re.match(r"\+?hydra[/.](launcher|sweeper)", argument)]
-    if for_sweeps and not is_sweep and not flags:
+    shows_config = any(flag.partition("=")[0] in ("--cfg", "-c", "--info", "-i") for flag in flags)
+    if for_sweeps and not is_sweep and not shows_config:
         raise UserError(f"hydra/launcher and hydra/sweeper must be given with -m, got {for_sweeps[0]} without -m.")
     result = list[str]()
     for k, argument in enumerate(others):
