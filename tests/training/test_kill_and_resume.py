@@ -61,13 +61,14 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Layout]
     return trained
 
 
+@pytest.mark.parametrize("death", ["kill_after", "hang_up_after"])  # hang_up: the terminal is closed
 @pytest.mark.parametrize("layout", [Layout(), Layout(num_processes=2)], ids=str)
-def test_a_run_killed_at_any_time_and_resumed_equals_an_uninterrupted_run(
-    layout: Layout, uninterrupted: Callable[[Layout], Uninterrupted], tmp_path: Path
+def test_a_run_that_dies_at_any_time_and_is_resumed_equals_an_uninterrupted_run(
+    layout: Layout, death: str, uninterrupted: Callable[[Layout], Uninterrupted], tmp_path: Path
 ) -> None:
     rng = random.Random(str(layout))
     for _ in range(2):
-        run(tmp_path, layout, kill_after=rng.uniform(0.2, 1) * uninterrupted(layout).seconds)
+        run(tmp_path, layout, **{death: rng.uniform(0.2, 1) * uninterrupted(layout).seconds})
     assert run(tmp_path, layout)
     assert_same_run(tmp_path, uninterrupted(layout).folder)
 
@@ -81,17 +82,6 @@ def test_a_run_killed_while_writing_a_checkpoint_resumes_from_the_previous_one(
     assert torch.load(tmp_path / "last.ckpt")["global_step"] == 9
     assert run(tmp_path, Layout())
     assert_same_run(tmp_path, uninterrupted(Layout()).folder)
-
-
-@pytest.mark.parametrize("layout", [Layout(), Layout(num_processes=2)], ids=str)
-def test_a_run_whose_terminal_is_closed_at_any_time_resumes_from_its_last_step(
-    layout: Layout, uninterrupted: Callable[[Layout], Uninterrupted], tmp_path: Path
-) -> None:
-    rng = random.Random(str(layout))
-    for _ in range(2):
-        run(tmp_path, layout, hang_up_after=rng.uniform(0.3, 1) * uninterrupted(layout).seconds)
-    assert run(tmp_path, layout)
-    assert_same_run(tmp_path, uninterrupted(layout).folder)
 
 
 def test_a_run_whose_disk_is_full_while_it_writes_a_checkpoint_keeps_the_previous_one(
