@@ -1,5 +1,8 @@
 """Batches of the training steps."""
 
+import multiprocessing
+import subprocess
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -74,3 +77,20 @@ def test_workers_do_not_change_the_batches() -> None:
     for one, other in zip(first_batches(3), first_batches(3, num_workers=2), strict=True):
         assert torch.equal(one.x_0, other.x_0)
         assert torch.equal(one.label, other.label)
+
+
+def test_workers_outlive_signals_to_the_process_group_and_end_with_their_loader() -> None:
+    data = ImageDataModule(FewImages(), batch_size=6, seed=0, num_workers=2)
+    data.trainer = SimpleNamespace(global_rank=0, world_size=1, accumulate_grad_batches=1, global_step=0)
+    batches = iter(data.train_dataloader())
+    first = next(batches)
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for name in ("INT", "TERM", "USR1", "HUP"):  # from another process, as a terminal or Slurm sends them
+        subprocess.run(["kill", f"-{name}", *(str(worker.pid) for worker in workers)], check=True)
+    assert len([next(batches) for _ in range(9)]) == 9
+    assert all(worker.is_alive() for worker in workers)
+    del batches, first
+    for worker in workers:
+        worker.join(10)
+    assert not any(worker.is_alive() for worker in workers)
