@@ -87,7 +87,7 @@ def test_held_signals_are_handled_once_after_the_block() -> None:
 def test_sighup_of_a_command_that_was_started_with_nohup_has_no_effect(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with raise_on_signal():
+        with raise_on_signal(lambda number: None):
             train(small_module(), tmp_path, 4, AfterBatch(2, send(signal.SIGHUP)), StopOnSignal())
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
@@ -132,7 +132,7 @@ def test_a_signal_during_an_action_stops_the_run_at_once_and_the_resumed_run_rep
 
 def test_a_signal_during_another_part_of_the_last_action_waits_for_its_end(tmp_path: Path) -> None:
     action = Action(send(*NUMBERS[:1]), interrupts=False)
-    with raise_on_signal():  # as the commands do
+    with raise_on_signal(lambda number: None):  # as the commands do
         before = [signal.getsignal(number) for number in NUMBERS]
         train(small_module(), tmp_path, 1, action, StopOnSignal())
         assert [signal.getsignal(number) for number in NUMBERS] == before

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,6 +120,28 @@ def test_a_signal_to_the_group_saves_the_run_which_then_resumes_to_the_bit(
     tmp_path: Path, uninterrupted: dict[int, tuple[Path, float]], number: int, num_workers: int, moment: float
 ) -> None:
     check(tmp_path, uninterrupted, number, num_workers, 1, moment, to_group=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.full)])
+def test_a_signal_ends_a_run_that_waits_for_a_rank_that_never_starts(tmp_path: Path, number: int) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    rank = {"TORCHELASTIC_RUN_ID": "x", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": "0", "LOCAL_RANK": "0"}
+    ranks = {**rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_USE_AGENT_STORE": "False"}
+    command = start("train.py", *layout(0, 2), f"hydra.run.dir={tmp_path / 'run'}", **ranks)
+    while f":{int(port):04X} " not in Path("/proc/net/tcp6").read_text() + Path("/proc/net/tcp").read_text():
+        time.sleep(0.1)  # until it waits for the other rank
+    time.sleep(0.5)
+    os.kill(command.pid, number)
+    started = time.monotonic()
+    done = command.wait()
+    assert time.monotonic() - started < 20  # without the signal it waits for 10 minutes
+    assert (done.returncode, "Traceback" in done.stderr) == (128 + number, False), done.stderr
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["state"], status["reason"].partition(" by ")[0]) == (
+        "failed", "interrupted" if number == signal.SIGINT else "stopped"
+    )  # fmt: skip
 
 
 def cases() -> Iterator[tuple[int, int, int, float, bool]]:

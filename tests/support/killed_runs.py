@@ -137,7 +137,7 @@ def _in_own_group(folder: Path, layout: Layout, arguments: dict[str, Any], ready
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     try:
-        with raise_on_signal():
+        with raise_on_signal(lambda number: None):
             train(folder, layout, **arguments)
     except StoppedBySignal as stop:
         sys.exit(128 + stop.number)

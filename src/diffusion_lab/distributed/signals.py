@@ -20,6 +20,10 @@ OF_OTHER_RANK = signal.SIGUSR2
 """Signal by which a rank that received a stop signal interrupts the other ranks in an `interruptible` block."""
 
 
+PATIENCE = 5.0
+"""Seconds within which the main thread must raise a signal, see `raise_on_signal`."""
+
+
 class StoppedBySignal(BaseException):
     """Exception that stops a command after a signal.
 
@@ -40,37 +44,57 @@ class StoppedBySignal(BaseException):
 
 
 @contextmanager
-def raise_on_signal() -> Iterator[None]:
-    """Raise StoppedBySignal if a stop signal arrives inside the context.
+def raise_on_signal(on_wait: Callable[[int], None]) -> Iterator[None]:
+    """Raise StoppedBySignal if a stop signal arrives inside the context, and KeyboardInterrupt after Ctrl-C.
 
-    The default action of the signal would kill the process silently.
+    The default action of a stop signal would kill the process silently.
+
+    on_wait: function that ends the process; it receives the number of a signal that could not be raised for
+        PATIENCE seconds, because the main thread waits in compiled code, for example for other ranks to start. It is
+        called in another thread, and not while other handlers are installed, as in training.
     """
-    before = install(_raise)
+    raised = threading.Event()
+
+    def handle(number: int, frame: Any) -> None:
+        raised.set()
+        raise KeyboardInterrupt if number == signal.SIGINT else StoppedBySignal(number)
+
+    def watch() -> None:
+        while number := int.from_bytes(os.read(reader, 1)):
+            if not raised.wait(PATIENCE) and signal.getsignal(number) is handle:
+                on_wait(number)
+
+    before = install(handle, signal.SIGINT)
+    if not before:
+        yield
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)  # Python writes the number of each signal
+    threading.Thread(target=watch, daemon=True).start()
     try:
         yield
     finally:
         restore(before)
+        signal.set_wakeup_fd(previous)
+        os.close(writer)  # ends the thread
 
 
 def install(handler: Any, *others: int) -> dict[int, Any]:
     """Install a handler for the stop signals and the signals in `others`; return the previous handlers by number.
 
-    An ignored SIGHUP remains ignored: the command was started with nohup.
+    An ignored SIGHUP or SIGINT remains ignored: the command was started with nohup, or in the background of a script.
     """
     if threading.current_thread() is not threading.main_thread():
         return {}  # only the main thread can install handlers
-    numbers = [n for n in (*STOP_SIGNALS, *others) if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
-    return {number: signal.signal(number, handler) for number in numbers}
+    ignored = {n for n in (signal.SIGHUP, signal.SIGINT) if signal.getsignal(n) == signal.SIG_IGN}
+    return {n: signal.signal(n, handler) for n in (*STOP_SIGNALS, *others) if n not in ignored}
 
 
 def restore(before: dict[int, Any]) -> None:
     """Restore the handlers that `install` returned."""
     for number, handler in before.items():
         signal.signal(number, handler)
-
-
-def _raise(number: int, frame: Any) -> None:
-    raise StoppedBySignal(number)
 
 
 @contextmanager

@@ -74,7 +74,7 @@ def raise_if_full(error: Exception, folder: Path) -> None:
 def _run_and_record(folder: Path, work: Callable[[], Result]) -> Result:
     """Run `work` on rank 0, and record how it ends."""
     try:
-        with signals.raise_on_signal():
+        with signals.raise_on_signal(lambda number: _exit_waiting(folder, number)):
             result = work()
     except StoppedBySignal as stop:
         _exit_after_signal(folder, stop)
@@ -102,7 +102,7 @@ def _run_on_other_rank(folder: Path, work: Callable[[], Result]) -> Result:
     if not slurm_job.in_slurm_step() and not slurm_job.started_by_torchrun():
         signals.exit_without_parent()
     try:
-        with signals.raise_on_signal():
+        with signals.raise_on_signal(lambda number: os._exit(0)):
             signals.unblock()
             return work()
     except (StoppedBySignal, KeyboardInterrupt):
@@ -131,8 +131,16 @@ def _exit_after_signal(folder: Path, stop: StoppedBySignal) -> NoReturn:
     sys.exit(128 + stop.number)
 
 
+def _exit_waiting(folder: Path, number: int) -> NoReturn:
+    """End the process after a signal that the main thread cannot raise, see `signals.raise_on_signal`."""
+    try:
+        _exit_after_signal(folder, StoppedBySignal(number))
+    finally:
+        os._exit(128 + number)
+
+
 def _wait_for_slurm() -> NoReturn:
     """Wait until Slurm ends the requeued job: if the process exited, Slurm could consider the job complete."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signals.install(signal.SIG_DFL)
     time.sleep(60)
     os._exit(128 + signal.SIGUSR1)
