@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from support.commands import SMALL, start, table, train
+from support.commands import ROOT, SMALL, start, table, train
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 NUM_STEPS = 14
@@ -129,7 +129,7 @@ def test_a_signal_ends_a_run_that_waits_for_a_rank_that_never_starts(tmp_path: P
         port = str(free.getsockname()[1])
     rank = {"TORCHELASTIC_RUN_ID": "x", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": "0", "LOCAL_RANK": "0"}
     ranks = {**rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_USE_AGENT_STORE": "False"}
-    command = start("train.py", *layout(0, 2), f"hydra.run.dir={tmp_path / 'run'}", **ranks)
+    command = start("train.py", *layout(0, 2), f"hydra.run.dir={tmp_path / 'run'}", cwd=ROOT, **ranks)
     while f":{int(port):04X} " not in Path("/proc/net/tcp6").read_text() + Path("/proc/net/tcp").read_text():
         time.sleep(0.1)  # until it waits for the other rank
     time.sleep(0.5)
