@@ -16,6 +16,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.config import overrides
+from diffusion_lab.distributed.signals import StoppedBySignal
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import status as run_status
 from diffusion_lab.runs.find import SWEEP
@@ -44,7 +45,7 @@ class InTurn(BasicLauncher):
             sweep_plan.mark_queued(left)
         try:
             return self._launch_each(planned, folder, initial_job_idx)
-        except (KeyboardInterrupt, SystemExit):  # a signal ends a run with SystemExit
+        except (StoppedBySignal, SystemExit):
             local_sweeps.note_interruption(left)
             raise
 

@@ -1,7 +1,9 @@
 """Signals during training: where the run stops, what it saves, and what the resumed run repeats."""
 
+import contextlib
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from diffusion_lab.callbacks.every import Every
 from diffusion_lab.callbacks.periodic_action import PeriodicAction
 from diffusion_lab.callbacks.sample_images import SampleImages
 from diffusion_lab.callbacks.stop_on_signal import StopOnSignal
+from diffusion_lab.distributed import signals
 from diffusion_lab.distributed.signals import StoppedBySignal, held, install, interruptible, raise_on_signal, restore
 from support.small_runs import small_module
 
@@ -82,6 +85,34 @@ def test_held_signals_are_handled_once_after_the_block() -> None:
         assert received == [signal.SIGHUP]
     finally:
         restore(before)
+
+
+def test_an_error_that_a_library_raises_instead_of_the_signal_is_replaced(tmp_path: Path) -> None:
+    def library() -> None:
+        try:
+            send(signal.SIGTERM)()
+        except BaseException:
+            raise ValueError("too many values to unpack") from None
+
+    with pytest.raises(StoppedBySignal, match="^stopped by SIGTERM$"), raise_on_signal(lambda number: None):
+        library()
+    action = Action(library, interrupts=True)
+    with pytest.raises(StoppedBySignal, match="^stopped by SIGTERM after step 2$"):
+        train(small_module(), tmp_path, 4, action, StopOnSignal())
+    assert action.steps == []
+
+
+def test_a_signal_of_a_forked_process_does_not_end_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "PATIENCE", 0.05)
+    ended: list[int] = []
+    with raise_on_signal(ended.append):
+        if not (child := os.fork()):
+            with contextlib.suppress(StoppedBySignal):
+                send(signal.SIGTERM)()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        time.sleep(0.5)
+    assert ended == []
 
 
 def test_sighup_of_a_command_that_was_started_with_nohup_has_no_effect(tmp_path: Path) -> None:

@@ -144,6 +144,34 @@ def test_a_signal_ends_a_run_that_waits_for_a_rank_that_never_starts(tmp_path: P
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("number", "num_ranks", "to_group"),
+    [
+        (signal.SIGINT, 1, True),
+        *(pytest.param(number, 1, False, marks=pytest.mark.full) for number in NUMBERS[1:]),
+        *(pytest.param(number, 2, k == 1, marks=pytest.mark.full) for number in NUMBERS for k in range(2)),
+    ],
+)
+def test_a_signal_to_an_evaluation_gives_one_sentence(
+    tmp_path: Path, uninterrupted: dict[int, tuple[Path, float]], number: int, num_ranks: int, *, to_group: bool
+) -> None:
+    trained, _ = reference(uninterrupted, 1, tmp_path / "uninterrupted")
+    ranks = [] if num_ranks == 1 else ["trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={num_ranks}"]
+    command = start("evaluate.py", f"run={trained}", "num_samples=5000", *ranks, f"hydra.run.dir={tmp_path / 'scored'}")
+    printed = command.folder / "out"
+    while not printed.exists() or "device: " not in printed.read_text():  # until all ranks have started
+        time.sleep(0.1)
+    time.sleep(1)
+    (os.killpg if to_group else os.kill)(command.pid, number)
+    done = command.wait()
+    name = signal.Signals(number).name
+    verb = "interrupted" if number == signal.SIGINT else "stopped"
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (128 + number, f"error: {verb} by {name}.")
+    assert "Traceback" not in done.stderr
+    time.sleep(2)
+    assert members(command.pid) == []
+
+
 def cases() -> Iterator[tuple[int, int, int, float, bool]]:
     """Ten random moments for each signal, number of workers and number of ranks; every second one to the group only."""
     generator = random.Random(0)

@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -28,7 +29,8 @@ from diffusion_lab.config.compose import error_message, in_sweep
 from diffusion_lab.config.finite_numbers import require_finite
 from diffusion_lab.config.library_classes import with_plus
 from diffusion_lab.config.search_path import with_search_path
-from diffusion_lab.distributed import launch, slurm_job
+from diffusion_lab.distributed import launch, signals, slurm_job
+from diffusion_lab.distributed.signals import StoppedBySignal
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import CONF, provide_home
 from diffusion_lab.runs import status as run_status
@@ -58,25 +60,12 @@ def entry(
     task = _Task(command, config_name, keeps_status=keeps_status, tracebacks=tracebacks)
     user_error = run_error = None
     try:
-        launch.prepare_environment()
-        if note := provide_home():
-            logger.info(note)
-        logs.take_folder()
-        if print_help(config_name, sys.argv[1:]):
-            return
-        sys.argv[1:] = with_found_guides(as_hydra_arguments(config_name, sys.argv[1:]))
-        overrides.require_single_choices(sys.argv[1:])
-        prepare_command_line()
-        sys.argv[1:] = flags_first(sys.argv[1:])
-        _prepare_process(config_name)
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(task.run)()
+        with signals.raise_on_signal(_exit_after_signal):
+            _run(task, prepare_command_line)
     except RunFailedError as error:
         run_error = str(error)
-    except KeyboardInterrupt:  # not raised in training, where Ctrl-C stops the run after the current step
-        if tracebacks:
-            raise
-        logger.error("interrupted.")
-        sys.exit(130)
+    except StoppedBySignal as stop:
+        _exit_after_signal(stop.number, has_trained=stop.step is not None)
     except Exception as error:
         user_error = None if tracebacks else _user_message(error, config_name, has_started=task.has_started)
         if user_error is None:
@@ -137,6 +126,46 @@ class _Task:
         return result
 
 
+def _run(task: _Task, prepare_command_line: Callable[[], None]) -> None:
+    """Print the help text, or let Hydra compose the config and call `task`."""
+    launch.prepare_environment()
+    if note := provide_home():
+        logger.info(note)
+    logs.take_folder()
+    if print_help(task.config_name, sys.argv[1:]):
+        return
+    sys.argv[1:] = with_found_guides(as_hydra_arguments(task.config_name, sys.argv[1:]))
+    overrides.require_single_choices(sys.argv[1:])
+    prepare_command_line()
+    sys.argv[1:] = flags_first(sys.argv[1:])
+    _prepare_process(task.config_name)
+    hydra.main(version_base="1.3", config_path=str(CONF), config_name=task.config_name)(task.run)()
+    if "torch.distributed" in sys.modules:
+        _leave_other_ranks()
+
+
+def _leave_other_ranks() -> None:
+    """End the connections to the other ranks. Their threads could abort a process that ends without this call."""
+    from torch import distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _exit_after_signal(number: int, *, has_trained: bool = False) -> NoReturn:
+    """End the process and the ranks that it started. It may be called while the main thread does not respond.
+
+    has_trained: whether the command that resumes the training has been printed.
+    """
+    launch.kill_new_ranks()
+    if slurm_job.rank() == 0 and not has_trained:
+        _log_error(f"{StoppedBySignal(number)}.")
+    logging.disable()  # torch logs its caches at exit
+    if threading.current_thread() is not threading.main_thread():
+        os._exit(128 + number)
+    sys.exit(128 + number)
+
+
 def _request_tracebacks() -> bool:
     """Let Hydra raise its errors instead of printing them; return whether the user asked for full tracebacks.
 
@@ -176,9 +205,13 @@ def _user_message(error: Exception, config_name: str, *, has_started: bool) -> s
 
 
 def _exit_with_error(message: str) -> NoReturn:
+    _log_error(message)
+    sys.exit(1)
+
+
+def _log_error(message: str) -> None:
     logger.disabled = False  # hydra/job_logging=disabled disables the logger, but the final error must be printed
     logger.error(message)
-    sys.exit(1)
 
 
 def _remove_rejected_run(folder: Path) -> None:

@@ -26,6 +26,8 @@ NODE_VARIABLES = ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 _hidden: dict[str, str] = {}
 
+_launchers: list[Any] = []
+
 
 class LaunchError(UserError):
     """Error for settings of the trainer or of the launcher that do not match each other."""
@@ -42,6 +44,8 @@ def prepare_environment() -> None:
         if not parent.isdigit() or slurm_job.start_ticks(int(parent)) is None:
             raise LaunchError(f"rank 0 of this run (process {parent}) has ended before this rank started.")
         del os.environ[slurm_job.LIGHTNING_PARENT]  # inherited by a command that one of the ranks has started
+    if slurm_job.started_by_lightning():
+        signals.exit_without_parent()
     _hidden.clear()
     launched = slurm_job.started_by_torchrun(), slurm_job.in_slurm_step(), slurm_job.started_by_local_submitit()
     if not (any(launched) or slurm_job.started_by_lightning()):
@@ -194,10 +198,18 @@ def protect_new_ranks(strategy: Any) -> None:
             try:
                 with signals.blocked():
                     start()
+                _launchers.append(launcher)
             finally:
                 del os.environ[slurm_job.LIGHTNING_PARENT]
 
         launcher._call_children_scripts = start_blocked
+
+
+def kill_new_ranks() -> None:
+    """Kill the ranks that Lightning started from this process, because they would wait for this rank forever."""
+    for launcher in _launchers:
+        while launcher.procs:  # Lightning kills this process as well if a process in this list fails
+            launcher.procs.pop().kill()
 
 
 def _limit_wait(strategy: Any) -> None:

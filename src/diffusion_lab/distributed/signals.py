@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from diffusion_lab.distributed import slurm_job
@@ -45,7 +46,7 @@ class StoppedBySignal(BaseException):
 
 @contextmanager
 def raise_on_signal(on_wait: Callable[[int], None]) -> Iterator[None]:
-    """Raise StoppedBySignal if a stop signal arrives inside the context, and KeyboardInterrupt after Ctrl-C.
+    """Raise StoppedBySignal if a stop signal or Ctrl-C arrives inside the context.
 
     The default action of a stop signal would kill the process silently.
 
@@ -54,41 +55,55 @@ def raise_on_signal(on_wait: Callable[[int], None]) -> Iterator[None]:
         called in another thread, and not while other handlers are installed, as in training.
     """
     raised = threading.Event()
+    stops: list[StoppedBySignal] = []
 
     def handle(number: int, frame: Any) -> None:
         raised.set()
-        raise KeyboardInterrupt if number == signal.SIGINT else StoppedBySignal(number)
+        stops.append(StoppedBySignal(number))
+        raise stops[-1]
 
     def watch() -> None:
-        while number := int.from_bytes(os.read(reader, 1)):
+        while number := int.from_bytes(os.read(reader, 1), "big"):
             if not raised.wait(PATIENCE) and signal.getsignal(number) is handle:
                 on_wait(number)
+        os.close(reader)
 
     before = install(handle, signal.SIGINT)
     if not before:
         yield
         return
+    _forget_signals_in_forks()
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)  # Python writes the number of each signal
     threading.Thread(target=watch, daemon=True).start()
     try:
         yield
+    except Exception as error:
+        if stops:  # a library has replaced the exception by one of its own
+            raise stops[0] from error
+        raise
     finally:
         restore(before)
         signal.set_wakeup_fd(previous)
         os.close(writer)  # ends the thread
 
 
+@cache
+def _forget_signals_in_forks() -> None:
+    """Let processes that are forked from this one not report their signals to this process."""
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+
+
 def install(handler: Any, *others: int) -> dict[int, Any]:
     """Install a handler for the stop signals and the signals in `others`; return the previous handlers by number.
 
-    An ignored SIGHUP or SIGINT remains ignored: the command was started with nohup, or in the background of a script.
+    An ignored SIGHUP remains ignored: the command was started with nohup.
     """
     if threading.current_thread() is not threading.main_thread():
         return {}  # only the main thread can install handlers
-    ignored = {n for n in (signal.SIGHUP, signal.SIGINT) if signal.getsignal(n) == signal.SIG_IGN}
-    return {n: signal.signal(n, handler) for n in (*STOP_SIGNALS, *others) if n not in ignored}
+    numbers = [n for n in (*STOP_SIGNALS, *others) if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in numbers}
 
 
 def restore(before: dict[int, Any]) -> None:
@@ -149,6 +164,10 @@ class StopRequest:
         self._interruptible = True
         try:
             yield
+        except Exception as error:
+            if self.number or self._of_other_rank:  # a library has replaced the exception by one of its own
+                raise StoppedBySignal(self.number or OF_OTHER_RANK, self._current_step()) from error
+            raise
         finally:
             self._interruptible = False
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from diffusion_lab.atomic_files import remove_leftovers, write_error
-from diffusion_lab.distributed import signals, slurm_job
+from diffusion_lab.distributed import launch, signals, slurm_job
 from diffusion_lab.distributed.signals import StoppedBySignal
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import status as run_status
@@ -35,8 +35,9 @@ def supervise(folder: Path, work: Callable[[], Result], *, in_sweep: bool = Fals
         from this folder.
     take_over: whether a process on another host that the status names as running has ended, see `run_status.locked`.
 
-    A signal ends the process between two steps. After SIGUSR1 a Slurm job is requeued. After any other signal the exit
-    status is 128 + the number of the signal, never 0. Raises FolderInUseError if another command uses the folder.
+    A signal ends the run between two steps: raises StoppedBySignal, after which the exit status of a command is 128 +
+    the number of the signal. After SIGUSR1 a Slurm job is requeued. Raises FolderInUseError if another command uses
+    the folder.
     """
     if slurm_job.rank() > 0:
         return _run_on_other_rank(folder, work)
@@ -77,13 +78,11 @@ def _run_and_record(folder: Path, work: Callable[[], Result]) -> Result:
         with signals.raise_on_signal(lambda number: _exit_waiting(folder, number)):
             result = work()
     except StoppedBySignal as stop:
-        _exit_after_signal(folder, stop)
+        _record_stop(folder, stop)
+        raise
     except SystemExit as end:  # Lightning exits without a status on a SIGTERM before the first step
         run_status.mark_failed(folder, f"ended with exit status {end.code}" if end.code else "stopped by SIGTERM")
         sys.exit(end.code or 128 + signal.SIGTERM)
-    except KeyboardInterrupt:
-        run_status.mark_failed(folder, "interrupted")
-        raise
     except UserError as error:
         run_status.mark_failed(folder, str(error))
         raise
@@ -99,13 +98,11 @@ def _run_and_record(folder: Path, work: Callable[[], Result]) -> Result:
 def _run_on_other_rank(folder: Path, work: Callable[[], Result]) -> Result:
     """Run `work` on a rank other than 0; record only an unexpected error."""
     signal.signal(signals.OF_OTHER_RANK, signal.SIG_IGN)
-    if not slurm_job.in_slurm_step() and not slurm_job.started_by_torchrun():
-        signals.exit_without_parent()
     try:
         with signals.raise_on_signal(lambda number: os._exit(0)):
             signals.unblock()
             return work()
-    except (StoppedBySignal, KeyboardInterrupt):
+    except StoppedBySignal:
         sys.exit(0)  # rank 0 reports the signal; some launchers would kill it if another rank failed
     except UserError:
         raise
@@ -114,27 +111,28 @@ def _run_on_other_rank(folder: Path, work: Callable[[], Result]) -> Result:
         raise
 
 
-def _exit_after_signal(folder: Path, stop: StoppedBySignal) -> NoReturn:
-    if stop.requests_requeue:
-        run_status.mark_requeued(folder, str(stop))
-        refusal = slurm_job.requeue()
-        if refusal is None:
-            logger.info("%s; job %s is requeued and resumes when Slurm starts it again.", stop, slurm_job.slurm_id())
-            _wait_for_slurm()
-        if slurm_job.request_requeue():
-            logger.info("%s; the batch script of the job requeues it, so that it resumes (%s).", stop, refusal)
-            sys.exit(128 + stop.number)
-        run_status.mark_failed(folder, f"{stop}, but {refusal}")
-        logger.warning("%s", refusal)
-    else:
+def _record_stop(folder: Path, stop: StoppedBySignal) -> None:
+    """Record why a signal has stopped the run. A job that Slurm requeues ends here."""
+    if not stop.requests_requeue:
         run_status.mark_failed(folder, str(stop))
-    sys.exit(128 + stop.number)
+        return
+    run_status.mark_requeued(folder, str(stop))
+    refusal = slurm_job.requeue()
+    if refusal is None:
+        logger.info("%s; job %s is requeued and resumes when Slurm starts it again.", stop, slurm_job.slurm_id())
+        _wait_for_slurm()
+    if slurm_job.request_requeue():
+        logger.info("%s; the batch script of the job requeues it, so that it resumes (%s).", stop, refusal)
+        return
+    run_status.mark_failed(folder, f"{stop}, but {refusal}")
+    logger.warning("%s", refusal)
 
 
 def _exit_waiting(folder: Path, number: int) -> NoReturn:
     """End the process after a signal that the main thread cannot raise, see `signals.raise_on_signal`."""
     try:
-        _exit_after_signal(folder, StoppedBySignal(number))
+        launch.kill_new_ranks()
+        _record_stop(folder, StoppedBySignal(number))
     finally:
         os._exit(128 + number)
 

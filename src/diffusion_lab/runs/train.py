@@ -71,13 +71,13 @@ def _fit(run: training_setup.Run, checkpoint: Path | None) -> None:
         raise UserError(str(error).rstrip(".")) from error
     except StoppedBySignal as stop:
         if stop.step is None:
-            _kill_other_ranks(run)
+            launch.kill_new_ranks()
         if run.trainer.is_global_zero and not stop.requests_requeue and not compose.in_sweep():
             saved = max((c.last_saved for c in run.trainer.callbacks if isinstance(c, SaveLast)), default=0)
             summary.print_how_to_resume(run.folder, saved, compose.command_name())
         raise
     except Exception as error:
-        _kill_other_ranks(run)
+        launch.kill_new_ranks()
         if (full := write_error(error)) is None:
             raise
         has_checkpoint = (run.folder / "checkpoints" / "last.ckpt").is_file()
@@ -91,9 +91,3 @@ def _fit(run: training_setup.Run, checkpoint: Path | None) -> None:
             "training failed: the loss or the gradient was not finite in every step, or in every step after the first; "
             "try a lower optimizer.lr or trainer.precision=32-true."
         )
-
-
-def _kill_other_ranks(run: training_setup.Run) -> None:
-    """Kill the ranks that Lightning started from this process, because they would wait for this rank forever."""
-    if hasattr(run.trainer.strategy.launcher, "procs"):
-        run.trainer.strategy.launcher.kill(signal.SIGKILL)

@@ -103,7 +103,7 @@ def run_local(planned: Sequence[PlannedRun], folder: Path, num_at_once: int, num
                     slots[number] = _Child(run, _start(run, folder, number, num_at_once, threads))
             report.update()
             time.sleep(0.2)
-    except (KeyboardInterrupt, StoppedBySignal):
+    except StoppedBySignal:
         _stop([child for child in slots if child is not None])
         note_interruption(left)
         raise

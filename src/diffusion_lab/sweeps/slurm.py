@@ -43,7 +43,7 @@ def run_on_slurm(planned: Sequence[PlannedRun], folder: Path, settings: dict[str
         return
     try:
         wait_for_runs(planned, StateReport(planned))
-    except (KeyboardInterrupt, StoppedBySignal):
+    except StoppedBySignal:
         logger.info("the jobs continue; run the same command again to wait for them.")
         raise
 
