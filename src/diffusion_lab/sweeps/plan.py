@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lab.config.overrides import OVERRIDES_FILE
 from diffusion_lab.distributed.slurm_job import SlurmQueue
 from diffusion_lab.errors import UserError
+from diffusion_lab.fingerprints import allowed_fields
 from diffusion_lab.reporting.text_tables import print_rows
 from diffusion_lab.runs import sampling_setup, training_setup
 from diffusion_lab.runs import status as run_status
@@ -126,7 +127,7 @@ def _planned_run(config: DictConfig, overrides: tuple[str, ...], loader: Any, qu
             f"{folder.parent} is a run with other settings: {', '.join(found.changes[:8])}."
         )
     is_done = status is not None and status.state == FINISHED and not found.is_longer and _is_current(run, status)
-    allowed = tuple(run.get("allow", ()))
+    allowed = tuple(allowed_fields(run.get("allow")))
     return PlannedRun(
         overrides, folder, status, is_done, run.get("trainer"), allowed, found.shorter, run.get("take_over") is True
     )
