@@ -170,8 +170,8 @@ def test_runs_that_match_a_glob_pattern_make_one_table(trained: Path, tmp_path: 
     assert rows[0]["fd_fashion_cnn_20_train"] == rows[1]["fd_fashion_cnn_20_train"]  # the same network
     record = json.loads((tmp_path / "out" / "1_b" / "metrics.json").read_text())
     assert [number["name"] for number in record["numbers"]] == [
-        "fd_fashion_cnn_20_train", "kid_fashion_cnn_20_train", "kid_std_fashion_cnn_20_train", "is_fashion_cnn_20",
-        "is_std_fashion_cnn_20",
+        "fd_fashion_cnn_20_train", "kd_fashion_cnn_20_train", "kd_std_fashion_cnn_20_train", "cs_fashion_cnn_20",
+        "cs_std_fashion_cnn_20",
     ]  # fmt: skip
     assert record["step"] == 2
     assert set(record["seconds"]) == {"sampling", "features", "statistics"}

@@ -83,6 +83,25 @@ def test_the_choices_of_a_command_are_those_that_it_trains() -> None:
     assert "model" not in listed(text_of("sample"))[1]
 
 
+def test_a_classifier_of_another_config_folder_is_a_choice_of_train_classifier(
+    tmp_path: Path,
+) -> None:
+    for group, name, text in [
+        ("model", "my_judge", "# Mine.\ndefaults: [/_half_unet@_here_, _self_]\nchannels: 16\n"),
+        ("experiment", "judging", "# @package _global_\n# Mine.\ndefaults:\n  - override /model: my_judge\n"),
+    ]:
+        (tmp_path / group).mkdir()
+        (tmp_path / group / f"{name}.yaml").write_text(text)
+    diffusion, classifier = (
+        listed(help_text(name, "", [f"hydra.searchpath=[file://{tmp_path}]"]))[1]
+        for name in ("train", "train_classifier")
+    )
+    assert "my_judge" not in diffusion["model"]
+    assert "judging" not in diffusion["experiment"]
+    assert "my_judge" in classifier["model"]
+    assert "judging" in classifier["experiment"]
+
+
 def test_a_setting_is_shown_with_its_default_and_its_comment() -> None:
     lines = text_of("sample").splitlines()
     assert any(re.fullmatch(r"  num_images +64 +number of images", line) for line in lines)

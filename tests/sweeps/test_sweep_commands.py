@@ -103,5 +103,6 @@ def test_the_status_of_a_single_run_is_refused(tmp_path: Path) -> None:
     assert f"  samples     {single}/samples/step_0000002.png\n" in done.stdout  # without an animation
     shown = run("sweep.py", "status", "single", f"logs={tmp_path}")
     assert shown.stderr == (
-        "error: `folder` must be a sweep folder, a run in it or last, got single, which is a single run and no sweep.\n"
+        "error: `folder` must be a sweep folder, a run in it or last, got single, which is a single run (finished) and "
+        f"no sweep; `python src/compare.py numbers={single}` prints its results.\n"
     )

@@ -144,6 +144,15 @@ def test_a_sweep_over_seeds_has_a_table_with_mean_and_standard_deviation(
     assert "4.333 ± 1.528" in capsys.readouterr().out
 
 
+def test_settings_whose_runs_have_no_results_have_no_row_in_the_table_over_seeds(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        finish(started_run(tmp_path, "lr=1e-4", f"seed={seed}"), float(seed))
+        run_status.mark_failed(started_run(tmp_path, "lr=1e9", f"seed={seed}"), "RuntimeError: no")
+    assert write_sweep_table(tmp_path)
+    with (tmp_path / "sweep_over_seeds.csv").open() as file:
+        assert [(row["lr"], row["num_seeds"]) for row in csv.DictReader(file)] == [("1e-4", "2")]
+
+
 def test_runs_without_a_common_setting_are_not_averaged(tmp_path: Path) -> None:
     for seed, lr in enumerate(("1e-4", "1e-2")):
         finish(started_run(tmp_path, f"lr={lr}", f"seed={seed}"), float(seed))

@@ -9,7 +9,6 @@ import re
 import shutil
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatch
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from diffusion_lab.config.documentation import Setting, group_lines, header, settings, summary
+from diffusion_lab.config.documentation import Setting, group_lines, header, selected_model, settings, summary, target
 from diffusion_lab.config.program import as_typed, command_line
 from diffusion_lab.config.search_path import KEY, with_search_path
 from diffusion_lab.config.validation import suggestion
@@ -25,9 +24,6 @@ from diffusion_lab.errors import UserError
 from diffusion_lab.paths import CONF
 
 FLAGS = ("--help", "-h")
-
-CLASSIFIERS = ("half_unet*", "classifier_*")
-"""Patterns of the models and experiments that only the command train_classifier accepts."""
 
 NAME_WIDTH = 18
 """Width of the column with names of groups and defaults in the help text."""
@@ -87,6 +83,7 @@ def _accepted_groups(command: str, overrides: list[str]) -> dict[str, tuple[str,
     """Return the selected choice and the files of all choices of each config group that a command accepts."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = hydra.compose(command, overrides=overrides, return_hydra_config=True)
+        of_classifiers = hydra.compose("train_classifier") if "model" in config else None
     folders = [_folder(source) for source in config.hydra.runtime.config_sources if source.provider != "hydra"]
     selected = {str(group): choice for group, choice in config.hydra.runtime.choices.items()}
     for group in map(str, config):
@@ -94,7 +91,9 @@ def _accepted_groups(command: str, overrides: list[str]) -> dict[str, tuple[str,
             selected[group] = ",".join(map(str, config[group]))
     order = [group for group in group_lines() if group in selected]
     own = sorted(group for group in selected if group not in order and not group.startswith("hydra/"))
-    accepted = {group: _choices(command, group, folders) for group in [*order, *own]}
+    accepted = {group: _choices(group, folders) for group in [*order, *own]}
+    if of_classifiers is not None:
+        _keep_trained(command, accepted, of_classifiers.model._target_)
     return {group: (str(selected[group] or ""), paths) for group, paths in accepted.items() if paths}
 
 
@@ -103,17 +102,22 @@ def _folder(source: DictConfig) -> Path:
     return Path(str(files(source.path.replace("/", ".")))) if source.schema == "pkg" else Path(source.path)
 
 
-def _choices(command: str, group: str, folders: Sequence[Path]) -> dict[str, Path]:
-    """Return the files of the choices of a group that a command accepts, by name."""
-    paths = {path.stem: path for folder in folders for path in sorted((folder / group).glob("*.yaml"))}
-    if group not in ("model", "experiment"):
-        return paths
-    for_classifiers = command == "train_classifier"
-    return {name: path for name, path in paths.items() if _is_classifier(name) == for_classifiers}
+def _choices(group: str, folders: Sequence[Path]) -> dict[str, Path]:
+    """Return the files of the choices of a group, by name."""
+    return {path.stem: path for folder in folders for path in sorted((folder / group).glob("*.yaml"))}
 
 
-def _is_classifier(name: str) -> bool:
-    return any(fnmatch(name, pattern) for pattern in CLASSIFIERS)
+def _keep_trained(command: str, accepted: dict[str, dict[str, Path]], classifier: str) -> None:
+    """Remove the models, and the experiments with models, that the command does not train.
+
+    classifier: `_target_` of the models that only the command train_classifier trains.
+    """
+    classifiers = {name for name, path in accepted["model"].items() if target(path) == classifier}
+    for group in ("model", "experiment"):
+        for name, path in list(accepted.get(group, {}).items()):
+            model = name if group == "model" else selected_model(path)
+            if (model in classifiers) != (command == "train_classifier"):
+                del accepted[group][name]
 
 
 def _command_help(command: str, own: Mapping[str, Setting], groups: Mapping[str, tuple[str, Any]]) -> str:

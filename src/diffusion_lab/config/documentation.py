@@ -65,6 +65,20 @@ def settings(path: Path, prefix: str) -> dict[str, Setting]:
     return found
 
 
+def target(path: Path) -> str | None:
+    """Return the `_target_` of the object that a config file describes; None if there is none."""
+    text = path.read_text(encoding="utf-8")
+    if own := re.search(r"^_target_: (\S+)", text, re.MULTILINE):
+        return own[1]
+    return next(filter(None, (target(shared) for shared, _ in _shared_files(text, path, ""))), None)
+
+
+def selected_model(path: Path) -> str | None:
+    """Return the model that an experiment selects; None if it selects none."""
+    found = re.search(r"override /model: (\w+)", path.read_text(encoding="utf-8"))
+    return found[1] if found else None
+
+
 def _shared_files(text: str, path: Path, prefix: str) -> Iterator[tuple[Path, str]]:
     """Yield the shared and the main config files in the defaults list of a config file, with their packages."""
     for name, package in re.findall(

@@ -19,8 +19,10 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.config.overrides import quote, unquote
+from diffusion_lab.config.program import command_line
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import IS_CHECKOUT, LOGS_VARIABLE, ROOT, logs_folder
+from diffusion_lab.runs import status as run_status
 
 LAST = "last"
 """Value of a setting that names the newest folder."""
@@ -235,8 +237,9 @@ def _accepted(kind: Kind, *, several: bool) -> str:
 def _why_not(value: str, kind: Kind) -> str:
     """Return the reason why a value names no folder of a kind, for the end of an error message."""
     found = next((base / path for base, path in _searched(value, kind) if os.path.exists(base / path)), None)
-    if found is not None and kind is SWEEP and (found / "status.json").is_file():
-        return "which is a single run and no sweep."
+    if found is not None and kind is SWEEP and (status := run_status.observe(found)):
+        hint = f"; `{command_line('compare')} numbers={shell_word(portable_path(found))}` prints its results"
+        return f"which is a single run ({status.text}) and no sweep{hint if MEASURED.is_one(found) else ''}."
     if found is not None:
         return f"which has no {kind.files[0].rpartition('/')[2]}."
     path = Path(value)

@@ -4,6 +4,8 @@ import csv
 import math
 from pathlib import Path
 
+from diffusion_lab.config.earlier_versions import current_metric
+
 METRICS_LOG, CURVES = "metrics.csv", "curves.png"
 
 LOGGED = ("step", "epoch", "loss", "learning_rate", "gradient_norm", "images_per_second", "data_wait",
@@ -17,8 +19,8 @@ def read_log(folder: Path) -> list[dict[str, float]]:
     if not path.is_file():
         return []
     with path.open(newline="") as file:
-        lines = list(csv.DictReader(file))
-    return [{name: float(text) for name, text in line.items() if name and _is_number(text)} for line in lines]
+        lines = [{current_metric(name): text for name, text in line.items() if name} for line in csv.DictReader(file)]
+    return [{name: float(text) for name, text in line.items() if _is_number(text)} for line in lines]
 
 
 def save_curves(folder: Path) -> None:

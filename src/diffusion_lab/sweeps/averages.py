@@ -19,11 +19,13 @@ OVER_SEEDS = "sweep_over_seeds"
 def write_averages(rows: Sequence[Row], swept: Sequence[str], folder: Path) -> str:
     """Print and write the mean and the standard deviation of each result over the runs that differ only in the seed.
 
+    Settings without any result, because all their runs failed early, have no row.
     swept: settings in which the runs differ.  Writes sweep_over_seeds.csv, and returns the table in Markdown; writes
     nothing and returns "" if no two runs with results differ only in the seed.
     """
     names = [name for name in ("loss", *run_tables.number_names(rows)) if "_std_" not in name]
     groups = [(settings, _results(group, names)) for settings, group in by_settings(rows, swept)]
+    groups = [(settings, results) for settings, results in groups if any(results.values())]
     if SEED not in swept or not any(len(values) > 1 for _, results in groups for values in results.values()):
         return ""
     shown = [name for name in names if any(results[name] for _, results in groups)]

@@ -16,11 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lab.config.overrides import OVERRIDES_FILE
 from diffusion_lab.distributed.slurm_job import SlurmQueue
 from diffusion_lab.errors import UserError
+from diffusion_lab.fingerprints import allowed_fields
 from diffusion_lab.reporting.text_tables import print_rows
-from diffusion_lab.runs import sampling_setup, training_setup
 from diffusion_lab.runs import status as run_status
 from diffusion_lab.runs.status import FAILED, FINISHED, NOT_STARTED, Status
 from diffusion_lab.sweeps import table as sweep_table
+from diffusion_lab.sweeps.checks import check_settings, only_choices
 from diffusion_lab.sweeps.comparison import Comparison, compare
 
 
@@ -100,10 +101,11 @@ def plan(config: DictConfig, job_overrides: Sequence[Sequence[str]], loader: Any
     """Plan the runs of a sweep.  loader: Hydra's config loader.
 
     Raises UserError if two runs share a folder, if the folder of a run contains a run with other settings, or if a
-    number in the config of a run is not accepted.
+    setting of a run has a number or a type that is not accepted.
     """
     queue = SlurmQueue()
-    planned = [_planned_run(config, tuple(overrides), loader, queue) for overrides in job_overrides]
+    defaults = loader.load_sweep_config(config, only_choices(job_overrides[0])) if job_overrides else config
+    planned = [_planned_run(config, tuple(overrides), loader, queue, defaults) for overrides in job_overrides]
     folders = [run.folder for run in planned]
     shared = sorted({folder.name for folder in folders if folders.count(folder) > 1})
     if shared:
@@ -112,10 +114,12 @@ def plan(config: DictConfig, job_overrides: Sequence[Sequence[str]], loader: Any
     return planned
 
 
-def _planned_run(config: DictConfig, overrides: tuple[str, ...], loader: Any, queue: SlurmQueue) -> PlannedRun:
+def _planned_run(
+    config: DictConfig, overrides: tuple[str, ...], loader: Any, queue: SlurmQueue, defaults: DictConfig
+) -> PlannedRun:
     run = loader.load_sweep_config(config, list(overrides))
-    _check_numbers(run)
     folder = Path(str(run.hydra.sweep.dir)).resolve() / str(run.hydra.sweep.subdir)
+    check_settings(run, overrides, defaults, folder)
     status = run_status.observe(folder, queue)
     found = Comparison()
     if (folder / "config.yaml").is_file() or (status is not None and (status.state == FINISHED or not status.is_over)):
@@ -126,18 +130,10 @@ def _planned_run(config: DictConfig, overrides: tuple[str, ...], loader: Any, qu
             f"{folder.parent} is a run with other settings: {', '.join(found.changes[:8])}."
         )
     is_done = status is not None and status.state == FINISHED and not found.is_longer and _is_current(run, status)
-    allowed = tuple(run.get("allow", ()))
+    allowed = tuple(allowed_fields(run.get("allow")))
     return PlannedRun(
         overrides, folder, status, is_done, run.get("trainer"), allowed, found.shorter, run.get("take_over") is True
     )
-
-
-def _check_numbers(config: DictConfig) -> None:
-    """Raise UserError for a number that the run would reject, so that no run of the sweep starts."""
-    if "model" in config and "trainer" in config:
-        training_setup.check_numbers(config)
-    elif "run" in config:
-        sampling_setup.require_whole_numbers(config)
 
 
 def forget() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from diffusion_lab.config.earlier_versions import current_metric
 from diffusion_lab.runs import tables as run_tables
 from diffusion_lab.runs.tables import Row
 from diffusion_lab.sweeps.averages import SEED, by_settings, finite, value_of
@@ -68,6 +69,6 @@ def _direction(rows: Sequence[Row], name: str) -> str:
     """Return whether a "higher" or a "lower" value of a metric is better."""
     for row in rows:
         for number in run_tables.read_json(row.folder / run_tables.METRICS).get("numbers", []):
-            if number["name"] == name:
+            if current_metric(number["name"]) == name:
                 return "higher" if number.get("higher_is_better") else "lower"
     return "lower"
