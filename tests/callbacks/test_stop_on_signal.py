@@ -94,10 +94,10 @@ def test_an_error_that_a_library_raises_instead_of_the_signal_is_replaced(tmp_pa
         except BaseException:
             raise ValueError("too many values to unpack") from None
 
-    with pytest.raises(StoppedBySignal, match="^stopped by SIGTERM$"), raise_on_signal(lambda number: None):
+    with pytest.raises(StoppedBySignal, match=r"^stopped by SIGTERM$"), raise_on_signal(lambda number: None):
         library()
     action = Action(library, interrupts=True)
-    with pytest.raises(StoppedBySignal, match="^stopped by SIGTERM after step 2$"):
+    with pytest.raises(StoppedBySignal, match=r"^stopped by SIGTERM after step 2$"):
         train(small_module(), tmp_path, 4, action, StopOnSignal())
     assert action.steps == []
 

@@ -80,7 +80,7 @@ def raise_on_signal(on_wait: Callable[[int], None]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if stops:  # a library has replaced the exception by one of its own
+        if stops:  # a library has raised another exception instead
             raise stops[0] from error
         raise
     finally:
@@ -165,7 +165,7 @@ class StopRequest:
         try:
             yield
         except Exception as error:
-            if self.number or self._of_other_rank:  # a library has replaced the exception by one of its own
+            if self.number or self._of_other_rank:  # a library has raised another exception instead
                 raise StoppedBySignal(self.number or OF_OTHER_RANK, self._current_step()) from error
             raise
         finally:
