@@ -45,7 +45,7 @@ class InTurn(BasicLauncher):
             sweep_plan.mark_queued(left)
         try:
             return self._launch_each(planned, folder, initial_job_idx)
-        except (StoppedBySignal, SystemExit):
+        except StoppedBySignal:
             local_sweeps.note_interruption(left)
             raise
 

@@ -25,8 +25,8 @@ PATIENCE = 5.0
 """Seconds within which the main thread must raise a signal, see `raise_on_signal`."""
 
 
-class StoppedBySignal(BaseException):
-    """Exception that stops a command after a signal.
+class StoppedBySignal(SystemExit):
+    """Exception that stops a command after a signal; uncaught, it ends the process with the status 128 + `number`.
 
     number: signal number.  step: number of completed training steps, at which all ranks stop; None if the command does
     not train, or if this rank stops immediately.
@@ -36,7 +36,7 @@ class StoppedBySignal(BaseException):
         verb = "interrupted" if number == signal.SIGINT else "stopped"
         after = "" if step is None else f" after step {step}"
         super().__init__(f"{verb} by {signal.Signals(number).name}{after}")
-        self.number, self.step = number, step
+        self.number, self.step, self.code = number, step, 128 + number
 
     @property
     def requests_requeue(self) -> bool:
