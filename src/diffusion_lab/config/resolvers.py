@@ -114,9 +114,11 @@ def _unet_levels(multipliers: ListConfig, resolution: int, patch_size: int) -> L
     return OmegaConf.create(levels)
 
 
-def _attention_sides(wanted: ListConfig, resolution: int, patch_size: int, multipliers: ListConfig) -> ListConfig:
+def _attention_sides(
+    wanted: ListConfig, resolution: int, patch_size: int, multipliers: ListConfig | None
+) -> ListConfig:
     """Return `wanted` if a level has one of these sides, else the largest side of a level below them, or the lowest."""
-    if not isinstance(multipliers, ListConfig):  # refused later, with its own name
+    if multipliers is None:  # refused later, with its own name
         return wanted
     sides = [_side(resolution, patch_size, number) for number in range(1, len(multipliers) + 1)]
     if None in sides or set(wanted) & set(sides):
