@@ -131,7 +131,7 @@ def test_a_sweep_gives_each_run_its_folder_and_ends_with_a_table(tmp_path: Path)
         (["trainer.devices=2"], "hydra/launcher=local_parallel, which start separate processes for each run, or"),
         (
             ["hydra/launcher=slurm", "hydra.launcher.partitoin=x"],
-            "is not a setting in hydra.launcher; accepted settings are acc",
+            "is not a setting in hydra.launcher; perhaps you mean partition; accepted settings are acc",
         ),
         (
             ["hydra/launcher=slurm", "hydra.launcher.time=soon"],
