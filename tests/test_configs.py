@@ -184,7 +184,9 @@ def test_samplers_take_at_most_the_steps_of_a_short_schedule_by_default() -> Non
 def test_names_of_other_libraries_refer_to_choices_that_exist(group: str) -> None:
     choices = {choice.partition("=")[2] for choice in CHOICES if choice.startswith(f"{group}=")}
     for name, text in NAMES_ELSEWHERE[group].items():
-        if group == "settings":
+        if group == "absent":
+            assert name not in composed()
+        elif group == "settings":
             assert name not in composed()
             is_setting = OmegaConf.select(composed(), text, default="missing") != "missing"
             assert is_setting or text == "trainer.max_epochs" or (CONF / text).is_dir(), text

@@ -139,8 +139,10 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun if number == 1 else plural}"
 
 
-def num_class_folders(path: str) -> int:
+def num_class_folders(path: str | None) -> int:
     """Return the number of classes of a folder of images; 0 if it is missing or has no class folders."""
+    if path is None:  # loading the data set raises the error
+        return 0
     folder = Path(os.path.expanduser(path))
     try:
         return len(arrange(folder, *list_image_files(folder), with_classes=True).class_names) if folder.is_dir() else 0

@@ -211,7 +211,7 @@ def test_a_run_of_version_0_1_is_rejected(runs: dict[str, Path], tmp_path: Path)
         (
             "train_classifier.py",
             ["objective=hybrid"],
-            "objective is not a setting: accepted settings are aug",
+            "objective is not a setting; accepted settings are aug",
         ),
         ("train.py", [*TINY, "low_resolution=area", "low_resolution.resolution=28"], "low_resolution.resolution must"),
         (

@@ -25,6 +25,11 @@ def test_a_value_that_the_grammar_of_hydra_rejects_is_taken_literally(text: str)
     assert value("train", f"data.path={text}") == text
 
 
+@pytest.mark.parametrize("text", ["2024", "1e3", "true"])
+def test_a_folder_may_have_the_name_of_a_number(text: str) -> None:
+    assert value("train", f"data.path={text}") == text
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [("3", 3), ("1e-4", 1e-4), ("null", None), ("[1,2]", [1, 2]), ("a b", "a b"), ("'a b'", "a b"),

@@ -33,8 +33,8 @@ def test_valid_arguments_have_no_problems() -> None:
 def test_every_unknown_argument_is_reported_with_the_accepted_ones() -> None:
     found = problems(size=3, scal=2.0, color="red")
     assert found[0] == (
-        "thing.scal is not a setting of Target: accepted settings are size, scale, kind, sides, on; "
-        "perhaps you mean scale"
+        "thing.scal is not a setting of Target; perhaps you mean scale; accepted settings are size, scale, kind, "
+        "sides, on"
     )
     assert found[1].startswith("thing.color is not a setting of Target")
 

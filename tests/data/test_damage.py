@@ -95,7 +95,7 @@ def test_eighty_damaged_images_are_left_out_and_listed_and_all_others_are_loaded
         assert [int(row["number"]) for row in listed] == sorted(rows)
         assert all(row["reason"] and row["file"] == f"{row['number']}.png" for row in listed)
         assert original_numbers(load(folder)) == original_numbers(images)
-        assert caplog.text.count(f"{folder} contains 5 images that cannot be read; the other 7 are used") == 2
+        assert caplog.text.count(f"left out: 5 (damaged, listed in {tmp_path}") == 2
         assert "rebuilt" not in caplog.text
         caplog.clear()
 
@@ -163,7 +163,7 @@ def test_damaged_files_of_a_folder_are_listed_by_name(tmp_path: Path, caplog: py
     assert original_numbers(images) == [k % SIZE for k in range(100) if k not in truncated]
     rows = damaged_rows(folder)
     assert [Path(row["file"]).name for row in rows] == [f"{k:03}.png" for k in sorted(truncated)]
-    assert "contains 34 images that cannot be read; the other 66 are used" in caplog.text
+    assert "(train): 66 images are used; left out: 34 (damaged, listed in " in caplog.text
 
 
 def write_set_with_one_damaged_image(tmp_path: Path) -> Path:

@@ -104,7 +104,8 @@ def test_the_number_of_used_and_left_out_images_is_reported_by_reason(
     (folder / "dog" / "2.png").symlink_to("/nowhere/2.png")
     assert left_out(folder, caplog, selection=Selection(1, "dog", 1)) == (
         "1 image is used in 1 of 2 classes; left out: 1 (unknown type of file), 2 (hidden or in a system folder), "
-        "1 (extension .jxl), 1 (link to a missing file), 1 (outside of the class folders), 1 (damaged), "
+        "1 (extension .jxl), 1 (link to a missing file), 1 (outside of the class folders), "
+        f"1 (damaged, listed in {next((tmp_path / 'cache').rglob('damaged.csv'))}), "
         "1 (held out by data.num_held_out), 1 (other classes than data.classes), 1 (above data.max_images)."
     )
 
@@ -275,6 +276,9 @@ def test_classes_are_selected_by_names_and_numbers(tmp_path: Path) -> None:
         ValueError, match=r"data\.classes must be among 3, 7, cat, got 8; for example data\.classes=\[3\]"
     ):
         store(folder, selection=Selection(classes=[8])).load()
+    write(tmp_path / "names", "Red cats/0.png", "dogs/0.png")
+    with pytest.raises(ValueError, match=r"for example 'data\.classes=\[dogs,Red cats\]'; data\.classes=null uses all"):
+        store(tmp_path / "names", selection=Selection(classes=["dogs", "red cat"])).load()
     table = write_table(tmp_path / "table", "train.parquet", image=[encoded(10), encoded(20)], label=[1, 0])
     assert len(store(table, selection=Selection(classes=[1])).load()) == 1
     with pytest.raises(

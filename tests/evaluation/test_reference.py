@@ -1,5 +1,7 @@
 """References that samples are compared with."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +130,19 @@ def test_features_of_an_untrained_network_are_not_cached(tmp_path: Path, monkeyp
     monkeypatch.setattr(StandIn, "weights_sha256", None)
     pooled(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_progress_of_the_features_ends_at_the_number_of_images(tmp_path: Path) -> None:
+    totals, done = list[int](), list[int]()
+
+    @contextmanager
+    def display(description: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
+        totals.append(total)
+        yield done.append
+
+    ImageReference(some_images(), "train", tmp_path).feature_sets(StandIn(), {"pooled": False}, display)
+    assert totals == [SIZE]
+    assert sum(done) == SIZE
 
 
 def test_a_cache_that_cannot_be_written_prints_a_note(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

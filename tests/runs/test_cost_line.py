@@ -69,9 +69,12 @@ class ReadsValues(nn.Module):
         return output
 
 
-def test_a_run_of_hours_on_a_cpu_names_fewer_steps_and_a_smaller_network(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_of_hours_on_a_cpu_names_the_recipe_of_the_quick_start_and_fewer_steps(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     line = printed(small_module(network=unet()), capsys, ["data=fashion_mini", "model=unet_small", "seed=3"])
-    assert re.search(f"; shorter on a CPU: {STEPS}, or a smaller network, model=unet_quick\n$", line), line
+    recipe = "the recipe of the quick start, experiment=quickstart without model=unet_small"
+    assert re.search(f"; shorter on a CPU: {recipe}, or {STEPS}\n$", line), line
     assert "cost: 2.0 million parameters" in line
 
 
@@ -83,10 +86,8 @@ def test_a_run_of_minutes_names_no_settings(capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(
     ("network", "overrides", "start"),
     [
-        (unet(channels=32), [], NEW),  # not larger than unet_quick
         (unet(resolution=10), [], NEW),  # unet_quick halves the image twice
         (unet(), ["model=unet_small", "model.channels=96"], NEW),
-        (unet(), ["model=unet_quick"], NEW),  # for very large images
         (unet(), ["+experiment=ddpm_cifar10"], NEW),
         (unet(), [], replace(NEW, checkpoint=Path("last.ckpt"), step=7)),  # a fork
         (unet(), [], replace(NEW, continues=True)),

@@ -34,7 +34,7 @@ def states(sweep: Path) -> dict[str, str]:
             ["-m", "hydra/launcher=joblib"],
             r"hydra/launcher must be one of in_turn, local_parallel, slurm, got joblib;.*",
         ),
-        (["launcher=local_parallel"], r"launcher is not a setting: .*; perhaps you mean hydra/launcher\."),
+        (["launcher=local_parallel"], r"launcher is not a setting; perhaps you mean hydra/launcher; .*"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )

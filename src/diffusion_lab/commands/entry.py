@@ -37,6 +37,7 @@ from diffusion_lab.runs import status as run_status
 from diffusion_lab.runs.find import with_found_guides
 from diffusion_lab.runs.folder import save_overrides
 from diffusion_lab.runs.supervise import FolderInUseError, raise_if_full, supervise
+from diffusion_lab.runs.typed_paths import require_no_other_images
 from diffusion_lab.sweeps import plan as sweep_plan
 from diffusion_lab.sweeps.plan import RunFailedError
 
@@ -94,6 +95,7 @@ class _Task:
             logger.debug("run folder: %s", folder)
             try:
                 require_finite(config)
+                require_no_other_images(config)
                 return self._run_supervised(config, folder)
             except (UserError, OmegaConfBaseException) as error:
                 message = error_message(error, self.config_name)

@@ -31,6 +31,9 @@ DISABLED_BY_NULL = ("callbacks", "logger")
 
 REQUIRED_FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
 
+PATHS = ("data.path", "data.cache_folder", "features.weights")
+"""Settings whose values are paths."""
+
 EMPTY = ("null", "none", "false", "~", "")
 """Values that stand for "no choice" where a group has no choice with this name."""
 
@@ -164,6 +167,8 @@ def _override(argument: str, known: _Known, *, is_sweep: bool) -> list[str]:
             return []
         if isinstance(_parsed(value), (bool, int, float)):
             value = quote(value)  # Hydra accepts only strings as choices
+    if name in PATHS and isinstance(_parsed(value), (bool, int, float)):
+        value = quote(value)  # a folder whose name is a number
     if name.startswith("hydra.launcher.") and "," in value and isinstance(_parsed(value), ChoiceSweep):
         return [f"{name}={quote(value)}"]  # settings of Hydra cannot be swept
     return [f"{name}={_value(value, is_sweep=is_sweep and not name.startswith('hydra.'))}"]

@@ -67,8 +67,9 @@ def error_message(error: Exception, config_name: str) -> str:
     if found := re.search(r"Could not load '(.+)/([^/']+)'\. Config search path", text):
         choices = [path.stem for path in sorted((CONF / found[1]).glob("*.yaml"))]
         return f"{found[1]} must be one of {', '.join(choices)}, got {found[2]}{suggestion(found[2], choices)}."
-    if found := re.match(r"(\w+) raised while resolving interpolation: (.*?) full_key: (\S+)", text):
-        return f"{found[3]} cannot be computed from the given settings: {found[2]}."
+    if found := re.match(r"\w+ raised while resolving interpolation: (.*?)(?: full_key: (\S+)|$)", text):
+        node: Any = getattr(error, "parent_node", None)
+        return _not_computed(found[2], None if node is None else node._get_root(), reason=found[1])
     if isinstance(error, InterpolationKeyError):
         missing = re.search(r"'([^']+)' not found", str(error))
         key = re.search(r"full_key: (\S+)", str(error))
@@ -86,6 +87,30 @@ def error_message(error: Exception, config_name: str) -> str:
         if found := re.search(r"Could not override '([^']+)'\.", str(error)):
             return _unknown_key(found[1].split("@")[0], config_name)
     return re.sub(r" See https://hydra\S+ for details| full_key: .*", ".", text)
+
+
+def _not_computed(key: str | None, config: Any, *, reason: str) -> str:
+    """Return the message for an error in a resolver, which names the settings from which the value is computed.
+
+    key: setting whose value is computed, if it is known.  config: the complete config, if it is known.
+    """
+    if key is None or config is None:
+        return f"{key or 'a setting'} cannot be computed from the given settings: {reason}."
+    inputs = _inputs(config, key)
+    values = " and ".join("null" if value is None else str(value) for value in inputs.values())
+    kind = "a value" if len(inputs) == 1 else "values"
+    return f"{' and '.join(inputs)} must have {kind} from which {key} can be computed, got {values}."
+
+
+def _inputs(config: Any, key: str) -> dict[str, Any]:
+    """Return the settings from which the value of a key is computed, with their values."""
+    parent, _, name = key.rpartition(".")
+    node = (_at(config, parent) if parent else config)._get_node(name)
+    references = re.findall(r"\$\{(\.?)([\w.]+)\}", str(node._value())) if node._is_interpolation() else []
+    inputs = {key: None if node._is_none() or node._is_missing() else node} if not references else {}
+    for dot, other in references:
+        inputs |= _inputs(config, f"{parent}.{other}" if dot else other)
+    return inputs
 
 
 def _listed(group: str, choices: Sequence[str]) -> list[str]:
@@ -117,6 +142,8 @@ def _unknown_key(key: str, config_name: str) -> str:
     """Return the message for an override of a key that the config does not have."""
     if renamed := current_key(key):
         return f"{key} was renamed to {renamed}."
+    if absent := _elsewhere("absent", key):
+        return f"{key} is not a setting; {absent} is not part of this version."
     composed = node = _composed_without(key, config_name)
     parent, _, name = key.rpartition(".")
     while parent and _at(node, parent) is None:
@@ -129,13 +156,13 @@ def _unknown_key(key: str, config_name: str) -> str:
     where = f" in {parent}" if parent else ""
     if isinstance(own := _at(composed, key), DictConfig):  # a node without choices, such as data of evaluate
         inner = ", ".join(f"{key}.{name}" for name in sorted(map(str, own)) if name not in META)
-        return f"{key} is not a setting with choices: accepted settings are {inner}."
+        return f"{key} is not a setting with choices; accepted settings are {inner}."
     children: Any = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else {}
     deeper = [f"{parent}.{child}.{name}".lstrip(".") for child, content in children.items() if _has(content, name)]
     known = _elsewhere("settings", key)
     meant = [known] if known and ((CONF / known).is_dir() or _at(composed, known) is not None) else deeper
     hint = f"; perhaps you mean {meant[0]}" if meant else suggestion(name, accepted)
-    return f"{key} is not a setting{where}: accepted settings are {', '.join(accepted) or 'none'}{hint}."
+    return f"{key} is not a setting{where}{hint}; accepted settings are {', '.join(accepted) or 'none'}."
 
 
 def _groups(config_name: str) -> list[str]:

@@ -55,17 +55,29 @@ def _compute_capability() -> float:
 
 def _num_schedule_steps(schedule: DictConfig) -> int:
     """Return the number of steps of a discrete schedule, or 1000, as in the papers, for a continuous schedule."""
-    return len(schedule.betas) if "betas" in schedule else int(schedule.get("num_timesteps", 1000))
+    num_steps = len(schedule.betas or ()) if "betas" in schedule else schedule.get("num_timesteps", 1000)
+    return num_steps if _are_sizes(num_steps) else 1
 
 
 def _output_channels(channels: int, variance: DictConfig) -> int:
     """Return the number of output channels of a network: twice the image channels if the variance is learned."""
-    return channels * (2 if str(variance["_target_"]).rpartition(".")[2].startswith("Learned") else 1)
+    is_learned = str(variance["_target_"]).rpartition(".")[2].startswith("Learned")
+    return 2 * channels if is_learned and _are_sizes(channels) else channels
+
+
+def _eighth(resolution: int) -> int:
+    """Return the resolution of the latents of an image."""
+    return resolution // 8 if _are_sizes(resolution) else resolution
 
 
 def _label_rows(labels: DictConfig) -> int | None:
     """Return the rows of a label embedding: num_classes, plus 1 if labels are dropped; None without classes."""
     return labels.num_classes + (labels.dropout > 0) if labels.num_classes else None
+
+
+def _unless_own_images(number: int, *, _parent_: DictConfig) -> int:
+    """Return `number`, or 0 if the data set `_parent_` is a folder of the user, which may contain few images."""
+    return number if _parent_.get("hub_name") or str(_parent_.get("path")).startswith(str(PACKAGE)) else 0
 
 
 def _adm_multipliers(resolution: int) -> ListConfig:
@@ -102,8 +114,12 @@ def _unet_levels(multipliers: ListConfig, resolution: int, patch_size: int) -> L
     return OmegaConf.create(levels)
 
 
-def _attention_sides(wanted: ListConfig, resolution: int, patch_size: int, multipliers: ListConfig) -> ListConfig:
+def _attention_sides(
+    wanted: ListConfig, resolution: int, patch_size: int, multipliers: ListConfig | None
+) -> ListConfig:
     """Return `wanted` if a level has one of these sides, else the largest side of a level below them, or the lowest."""
+    if multipliers is None:  # refused later, with its own name
+        return wanted
     sides = [_side(resolution, patch_size, number) for number in range(1, len(multipliers) + 1)]
     if None in sides or set(wanted) & set(sides):
         return wanted
@@ -141,8 +157,10 @@ OmegaConf.register_new_resolver("at_most", min, replace=True)
 OmegaConf.register_new_resolver("first", lambda group: next(iter(group.values())), replace=True)
 OmegaConf.register_new_resolver("num_schedule_steps", _num_schedule_steps, replace=True)
 OmegaConf.register_new_resolver("output_channels", _output_channels, replace=True)
-OmegaConf.register_new_resolver("eighth", lambda resolution: resolution // 8, replace=True)
+OmegaConf.register_new_resolver("eighth", _eighth, replace=True)
 OmegaConf.register_new_resolver("label_rows", _label_rows, replace=True)
+OmegaConf.register_new_resolver("if_labels", lambda labels, yes, no: yes if labels.num_classes else no, replace=True)
+OmegaConf.register_new_resolver("unless_own_images", _unless_own_images, replace=True)
 OmegaConf.register_new_resolver("adm_multipliers", _adm_multipliers, replace=True)
 OmegaConf.register_new_resolver("patch_side", _patch_side, replace=True)
 OmegaConf.register_new_resolver("unet_levels", _unet_levels, replace=True)

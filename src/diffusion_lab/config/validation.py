@@ -75,8 +75,8 @@ def _call_problems(node: Any, path: str) -> Iterator[str]:
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         for key in node:
             if key not in META and key not in names:
-                accepted = f"{', '.join(names) or 'none'}{suggestion(str(key), names)}"
-                yield f"{path}.{key} is not a setting of {owner}: accepted settings are {accepted}"
+                hint, accepted = suggestion(str(key), names), ", ".join(names) or "none"
+                yield f"{path}.{key} is not a setting of {owner}{hint}; accepted settings are {accepted}"
     if not node.get("_partial_"):
         for name in names:
             if name in parameters and parameters[name].default is inspect.Parameter.empty and name not in node:
@@ -84,7 +84,8 @@ def _call_problems(node: Any, path: str) -> Iterator[str]:
     hints = _hints(target)
     for name in names:
         if name in node and name in hints and not _fits(node[name], hints[name]):
-            yield f"{path}.{name} must be {_readable(hints[name])}, got {node[name]!s}"
+            given = "null" if node[name] is None else node[name]
+            yield f"{path}.{name} must be {_readable(hints[name])}, got {given}"
 
 
 def _hints(target: Any) -> dict[str, Any]:

@@ -33,6 +33,9 @@ __all__ = ["ImageStore", "Images"]
 
 ON_ERROR = ("skip", "raise")
 
+DAMAGED_IMAGES = "damaged"
+"""Reason for which images are left out that cannot be decoded."""
+
 
 class ImageStore:
     """Access to an image set: its source, the conversion of its images to one size, and the selection of images.
@@ -105,7 +108,7 @@ class ImageStore:
         for reason, selected in self.selection.steps(images, split):
             left_out[reason] += len(images) - len(selected)
             images = selected
-        self._report(images, split, left_out, level)
+        self._report(images, split, left_out, level, entry.folder / DAMAGED if entry.meta.num_damaged else None)
         return images
 
     def _load_source(self, split: str) -> tuple[Entry, Counter[str], str]:
@@ -116,15 +119,18 @@ class ImageStore:
         source = replace(self.source)  # lists a folder of images once for this call, and again in the next call
         source.locate()
         entry = self.cache.entry(self._cache_key(source, split), lambda folder: self._build(source, split, folder))
-        if entry.meta.num_damaged:
-            self._report_damage(entry)
-        damaged = Counter({"damaged": entry.meta.num_damaged})
+        if entry.meta.num_damaged and self.on_error == "raise":
+            raise ValueError(self._damage_message(entry.meta.first_damage))
+        damaged = Counter({DAMAGED_IMAGES: entry.meta.num_damaged})
         content = source.folder
         return entry, source.left_out(entry.meta.shape[0]) + damaged, "" if content is None else content.class_level
 
-    def _report(self, images: Images, split: str, left_out: Counter[str], class_level: str) -> None:
+    def _report(
+        self, images: Images, split: str, left_out: Counter[str], class_level: str, damaged: Path | None
+    ) -> None:
         """Log the number of images that are used and that are left out, the first time that a split is loaded.
 
+        damaged: file that lists the damaged images, whose message is a warning; None if no image is damaged.
         A set that is no folder of images has no message if all its images are used.
         """
         message = f"{self.source} ({split}): {counted(len(images), 'image')} {'is' if len(images) == 1 else 'are'} used"
@@ -134,11 +140,12 @@ class ImageStore:
         if class_level:
             names = ", ".join(images.class_names[:5]) + (", ..." if len(images.class_names) > 5 else "")
             message += f"; folders are nested: the classes are the {class_level} folders ({names})"
-        reasons = [f"{count:,} ({reason})" for reason, count in left_out.items() if count]
+        listed = {DAMAGED_IMAGES: f", listed in {damaged}"}
+        reasons = [f"{count:,} ({reason}{listed.get(reason, '')})" for reason, count in left_out.items() if count]
         message += f"; left out: {', '.join(reasons)}." if reasons else "; no image is left out."
         if message not in self._reported and (reasons or self.source.folder is not None):
             self._reported.add(message)
-            logger.info(message)
+            logger.log(logging.INFO if damaged is None else logging.WARNING, message)
 
     def _cache_key(self, source: ImageSource, split: str) -> str:
         """Return the cache key of a split: it depends on files, columns, preparation and decoder version."""
@@ -179,15 +186,6 @@ class ImageStore:
         return (
             f"{self.source} contains an image that cannot be read ({first}); "
             "set data.on_error=skip to leave out unreadable images."
-        )
-
-    def _report_damage(self, entry: Entry) -> None:
-        """Log a warning or raise ValueError for a set with damaged images, including sets that were already cached."""
-        if self.on_error == "raise":
-            raise ValueError(self._damage_message(entry.meta.first_damage))
-        logger.warning(
-            f"{self.source} contains {counted(entry.meta.num_damaged, 'image')} that cannot be read; the other "
-            f"{entry.meta.shape[0]:,} are used; {entry.folder / DAMAGED} lists the unreadable images."
         )
 
 

@@ -1,6 +1,8 @@
 """Selection of the images that are used from a decoded set."""
 
+import re
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 
 import numpy as np
 
@@ -70,7 +72,7 @@ class Selection:
         if self.num_held_out >= len(images):
             raise ValueError(
                 f"data.num_held_out must be below the number of training images ({len(images)}), got "
-                f"{self.num_held_out}."
+                f"{self.num_held_out}; data.num_held_out=0 trains on all images."
             )
         order = permutation(seed=0, epoch=0, size=len(images))
         chosen = order[self.num_held_out :] if split == "train" else order[: self.num_held_out]
@@ -84,9 +86,20 @@ class Selection:
         if not labels or any(label not in accepted for label in labels):
             shown = ", ".join(names) if names else f"{accepted[0]} to {accepted[-1]} (the classes have no names)"
             given = ", ".join(self.classes or ()) or "an empty list"
-            example = names[0] if names else accepted[0]
-            raise ValueError(f"data.classes must be among {shown}, got {given}; for example data.classes=[{example}].")
+            close = [self._closest(name, names, accepted) for name in self.classes or ("",)]
+            raise ValueError(
+                f"data.classes must be among {shown}, got {given}; for example {_as_override('data.classes', close)}; "
+                "data.classes=null uses all classes."
+            )
         return [label for label in labels if label is not None]
+
+    def _closest(self, name: str, names: Sequence[str], accepted: Sequence[int]) -> str:
+        """Return a given class if it is accepted, else the class with the closest name, or the first class."""
+        if self._label(name, names) in accepted:
+            return name
+        by_lower_case = {other.casefold(): other for other in names}
+        close = get_close_matches(name.casefold(), by_lower_case, n=1, cutoff=0.6)
+        return by_lower_case[close[0]] if close else str([*names, *accepted][0])
 
     @staticmethod
     def _label(name: str, names: Sequence[str]) -> int | None:
@@ -94,3 +107,9 @@ class Selection:
         if name in names:
             return names.index(name)
         return int(name) if name.isdecimal() else None
+
+
+def _as_override(key: str, names: Sequence[str]) -> str:
+    """Return a list as an override that can be copied to a shell, which requires quotes around special characters."""
+    text = f"{key}=[{','.join(dict.fromkeys(names))}]"
+    return text if re.fullmatch(r"[\w.=,-]+\[\w+(,\w+)*\]", text) else f"'{text}'"

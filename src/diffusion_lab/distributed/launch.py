@@ -253,13 +253,24 @@ def _first_clause(error: Exception) -> str:
     return " ".join(str(error).split()).partition(". ")[0].rstrip(".")[:150]
 
 
-def describe_device(device: Any, precision: str) -> str:
-    """Return the device and the precision of a command, and the settings that change them.  device: torch.device."""
+def describe_device(device: Any, precision: str, world_size: int = 1) -> str:
+    """Return the device and the precision of a command, and the settings that change them on this machine.
+
+    device: torch.device of a rank.
+    """
     import torch
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
-    others = "trainer=cpu" if device.type == "cuda" else "trainer=gpu"
-    return f"{name}, {precision}; {others}, trainer=ddp, trainer.accelerator=mps or trainer.precision=... change it"
+    has_gpu, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    available = {
+        "trainer=cpu": device.type != "cpu",
+        "trainer=gpu": has_gpu and device.type != "cuda",
+        "trainer.accelerator=mps": has_mps and device.type != "mps",
+        "trainer=ddp": world_size == 1 and has_gpu and torch.cuda.device_count() > 1,
+    }
+    others = ", ".join(setting for setting, is_possible in available.items() if is_possible)
+    change = f"{others} or trainer.precision=... change it" if others else "trainer.precision=... changes it"
+    return f"{name}, {precision}; {change}"
 
 
 def _export_slurm_step() -> None:

@@ -104,7 +104,8 @@ class ImageReference(Reference):
         stored[self._stored_rows] = True
         device = next(features.parameters()).device
         starts = ranks.shard(range(0, len(self.images), BATCH_SIZE))
-        with display(f"{features.name} features of {self.split}", len(starts) * BATCH_SIZE) as advance:
+        num_images = sum(min(BATCH_SIZE, len(self.images) - start) for start in starts)
+        with display(f"{features.name} features of {self.split}", num_images) as advance:
             for start in starts:
                 index = np.arange(start, min(start + BATCH_SIZE, len(self.images)))
                 extracted = features(self.images.gather(index).to(device))

@@ -329,8 +329,7 @@ def _sides(resolution: int, patch_size: int, num_levels: int, attention_resoluti
         larger = -(-resolution // factor) * factor
         raise ValueError(
             f"resolution must be divisible by {factor} (patch_size={patch_size} and {num_levels} levels, each half "
-            f"the resolution of the previous one), got {resolution}; try resolution={larger} (set by "
-            f"data.resolution={larger}, or for latents {larger} times their downsampling factor) or fewer "
+            f"the resolution of the previous one), got {resolution}; try resolution={larger} or fewer "
             "channel_multipliers."
         )
     sides = [resolution // patch_size // 2**level for level in range(num_levels)]

@@ -64,15 +64,26 @@ def steps_in_an_hour(cost: Cost) -> int:
 
 def _shorter(run: Run, cost: Cost, start: StartingPoint, overrides: Sequence[str]) -> Iterator[str]:
     """Yield overrides that make a run shorter."""
+    # The settings of an experiment or of model.KEY=... would also apply to the other network, which they may not fit.
+    fixed = any(re.match(r"\W*(experiment\b|model\.)", text) for text in overrides)
+    is_new = start.checkpoint is None and not start.continues
+    can_be_smaller = is_new and not fixed and run.module.network.resolution % 4 == 0
+    is_classifier = isinstance(run.module, ClassifierModule)
+    if can_be_smaller and not is_classifier:
+        yield f"the recipe of the quick start, {_quick_start(run, overrides)}"
     if (steps := start.step + steps_in_an_hour(cost)) < run.trainer.max_steps:
         yield f"trainer.max_steps={steps} (about an hour without sample images and metrics)"
-    quick = "half_unet_quick" if isinstance(run.module, ClassifierModule) else "unet_quick"
-    # The settings of an experiment or of model.KEY=... would also apply to the other network, which they may not fit.
-    fixed = [f"model={quick}" in overrides, *(re.match(r"\W*(experiment\b|model\.)", text) for text in overrides)]
-    is_new = start.checkpoint is None and not start.continues
-    is_large = cost.num_parameters > QUICK_PARAMETERS
-    if is_new and is_large and not any(fixed) and run.module.network.resolution % 4 == 0:
-        yield f"a smaller network, model={quick}"
+    is_large = cost.num_parameters > QUICK_PARAMETERS and "model=half_unet_quick" not in overrides
+    if can_be_smaller and is_classifier and is_large:
+        yield "a smaller network, model=half_unet_quick"
+
+
+def _quick_start(run: Run, overrides: Sequence[str]) -> str:
+    """Return the overrides for the recipe of the quick start: network, schedule, learning rate, number of steps."""
+    has_classes = len(run.datamodule.train_images.class_names) > 1 or run.module.num_classes > 1
+    given = [text for text in overrides if re.match(r"model=(?!unet_quick$)|trainer\.max_(steps|epochs)=", text)]
+    text = "experiment=quickstart" + ("" if has_classes else " conditioning=none")
+    return f"{text} without {' '.join(given)}" if given else text
 
 
 def _duration(seconds: float) -> str:

@@ -66,6 +66,7 @@ def build(config: DictConfig, target: Target, fabric: "Fabric") -> Measurement:
     store = instantiate_node(trained.data.store, "data")
 
     from diffusion_lab.evaluation.evaluator import Evaluator
+    from diffusion_lab.features import FeaturesUnavailableError
 
     images, step = build_images(config, target, fabric)
     try:
@@ -81,6 +82,8 @@ def build(config: DictConfig, target: Target, fabric: "Fabric") -> Measurement:
             precision=compilation.precision_name(config.trainer),
         )
         evaluation.require(metrics)
+    except FeaturesUnavailableError as error:
+        raise UserError(str(error)) from error
     except FileNotFoundError as error:
         hint = "; data.path=FOLDER names the new place of moved images." if config.data.path is None else ""
         raise UserError(f"{str(error).rstrip('.')}{hint}") from error

@@ -1,8 +1,11 @@
 """Check of a network of another package before training: one forward pass on two black images."""
 
+import re
 import traceback
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
 
 from diffusion_lab.errors import UserError
 
@@ -10,6 +13,16 @@ if TYPE_CHECKING:
     from diffusion_lab.data.image_datamodule import ImageDataModule
     from diffusion_lab.training.classifier_module import ClassifierModule
     from diffusion_lab.training.diffusion_module import DiffusionModule
+
+
+def name_data_resolution(message: str, config: DictConfig) -> str:
+    """Return the error message of a network with the resolution that it recommends as a value of data.resolution."""
+
+    def setting(found: re.Match[str]) -> str:
+        factor = config.data.resolution // config.model.resolution  # above 1 for latents
+        return f"try data.resolution={factor * int(found[1])}" if factor else found[0]
+
+    return re.sub(r"try resolution=(\d+)", setting, message)
 
 
 def require_forward(module: "DiffusionModule | ClassifierModule", datamodule: "ImageDataModule") -> None:

@@ -21,7 +21,7 @@ from diffusion_lab.errors import UserError
 from diffusion_lab.runs import class_names
 from diffusion_lab.runs.callbacks_setup import build_callbacks, build_loggers, require_later_needs
 from diffusion_lab.runs.load import build_module, instantiate_node, is_classifier_config, require_launch, resolve
-from diffusion_lab.runs.network_check import require_forward
+from diffusion_lab.runs.network_check import name_data_resolution, require_forward
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -113,9 +113,9 @@ def _build_network(config: DictConfig) -> Any:
     try:
         return instantiate_node(config.model, "model")
     except UserError as error:
-        text, side = str(error), config.model.get("resolution")
+        text, side = name_data_resolution(str(error), config), config.model.get("resolution")
         if not re.search(r"(^|: |attention_)resolution(s)? must ", text) or side != config.data.resolution or side % 4:
-            raise
+            raise UserError(text) from error
         fitting = ["half_unet_quick"] if is_classifier_config(config) else ["unet_quick", "unet_tiny", "unet_small"]
         if side % 16 == 0 and not is_classifier_config(config):
             fitting.append("unet_medium")

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -19,6 +20,7 @@ from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.config.earlier_versions import current_overrides
 from diffusion_lab.config.overrides import OVERRIDES_FILE, override_key, quote, unquote
 from diffusion_lab.errors import UserError
+from diffusion_lab.paths import CONF
 from diffusion_lab.runs.find import find_place, run_of
 
 PATHS = ("data.path", "data.cache_folder", "data.store.path", "data.store.cache_folder", "features.weights")
@@ -40,6 +42,26 @@ def make_absolute(config: DictConfig) -> None:
         if isinstance(value, str) and (path := _absolute(key, value, Path.cwd())) not in (None, value):
             with open_dict(config):
                 OmegaConf.update(config, key, path)
+
+
+def require_no_other_images(config: DictConfig) -> None:
+    """Raise UserError if a place of images is given for a data set whose images are part of this package.
+
+    A resumed run may have such a place, because the package may have been moved.
+    """
+    hydra = HydraConfig.get()
+    choice = str(hydra.runtime.choices.get("data"))
+    file = CONF / "data" / f"{choice}.yaml"
+    if config.get("resume") or not file.is_file() or "${embedded:" not in file.read_text():
+        return
+    overrides: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)  # an override may contain ${NAME}
+    for override in overrides:
+        if (key := override_key(override)) in ("data.path", "data.hub_name"):
+            raise UserError(
+                f"{key} must not be given for data={choice}, whose images are part of this package, got {override}; "
+                "data=class_folders (one folder per class) or data=folder reads your own images, and data=NAME one of "
+                "the sets on the Hugging Face hub."
+            )
 
 
 def _selected(config: DictConfig, key: str) -> Any:

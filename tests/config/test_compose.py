@@ -1,0 +1,43 @@
+"""Composed configs, and the messages for configs that cannot be composed or resolved."""
+
+from pathlib import Path
+
+import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from diffusion_lab.config.compose import compose_config
+from diffusion_lab.errors import UserError
+from diffusion_lab.paths import CONF
+from diffusion_lab.runs.load import resolve
+
+
+@pytest.mark.parametrize(("given", "shown"), [("abc", "abc"), (None, "null")])
+def test_a_value_that_cannot_be_computed_names_the_setting_from_which_it_is_computed(
+    given: str | None, shown: str
+) -> None:
+    config = OmegaConf.create(
+        {
+            "data": {"resolution": given},
+            "model": {"side": "${data.resolution}", "levels": {"count": "${at_most:3,${model.side}}"}},
+            "other": "${model.levels.count}",
+        }
+    )
+    message = f"^data.resolution must have a value from which model.levels.count can be computed, got {shown}\\.$"
+    with pytest.raises(UserError, match=message):
+        resolve(config)
+
+
+def test_the_recipe_of_the_quick_start_trains_on_all_images_of_the_user_with_or_without_classes(tmp_path: Path) -> None:
+    for name in ("cats", "dogs"):
+        (tmp_path / name).mkdir()
+    quick, place = "experiment=quickstart", f"data.path={tmp_path}"
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        usual = compose_config("train", [quick])
+        own = compose_config("train", [quick, "data=class_folders", place])
+        unlabeled = compose_config("train", [quick, "data=folder", place, "conditioning=none"])
+        hub = compose_config("train", [quick, "data=fashion_mnist", place])
+    assert [config.data.num_held_out for config in (usual, own, unlabeled, hub)] == [1000, 0, 0, 1000]
+    assert [config.guidance_scale for config in (usual, unlabeled)] == [2.0, 1.0]
