@@ -237,6 +237,8 @@ def _why_not(value: str, kind: Kind) -> str:
     found = next((base / path for base, path in _searched(value, kind) if os.path.exists(base / path)), None)
     if found is not None and kind is SWEEP and (found / "status.json").is_file():
         return "which is a single run and no sweep."
+    if found is not None and found.suffix == ".ckpt" and found.is_file():
+        return f"which is in no {kind.noun}; DiffusionModule.load_from_checkpoint loads checkpoints of a plain Trainer."
     if found is not None:
         return f"which has no {kind.files[0].rpartition('/')[2]}."
     path = Path(value)
