@@ -49,13 +49,14 @@ def test_every_sampler_takes_a_schedule_for_its_process_and_labels_or_nothing_fo
     assert torch.equal(sample(), sample(Condition()))
     label = torch.tensor([1, 3, 5, 7, 9])
     torch.testing.assert_close(sample(label), label / 10, rtol=0, atol=0.05)
-    with pytest.raises(ValueError, match="`condition` must be a Condition, labels .* or None, got 3"):
+    with pytest.raises(ValueError, match=r"`condition` must be a Condition, labels .* or None, got 3"):
         sample(3)
 
 
 @pytest.mark.parametrize("build", DETERMINISTIC)
 def test_a_tensor_is_the_initial_noise_of_a_sampler_that_adds_none(build: Any) -> None:
-    sampler, denoiser = build(SCHEDULE, num_steps=4), Denoiser(lambda x, time: x / 2, SCHEDULE, Epsilon())
+    denoiser = Denoiser(lambda x_t, time: x_t / 2, GaussianProcess(SCHEDULE), Epsilon())
+    sampler = build(SCHEDULE, num_steps=4)
     images = sampler.sample(denoiser, ImageNoise(range(5), SHAPE).draw())
     assert torch.equal(images, sampler.sample(denoiser, ImageNoise(range(5), SHAPE)))
     assert images.shape == (5, *SHAPE)

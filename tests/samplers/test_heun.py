@@ -29,10 +29,10 @@ def test_steps_from_nearly_pure_noise_do_not_leave_the_distribution(
     schedule: NoiseSchedule, grid: TimeGrid, num_steps: int
 ) -> None:
     process = GaussianProcess(schedule)
-    oracle, settings = MixtureOracle(process), {"time_grid": grid, "clipping": NoClipping()}
+    oracle = MixtureOracle(process)
     noise = ImageNoise(range(50), (1, 8, 6)).draw()
-    exact = DDIM(process, num_steps=500, **settings).sample(oracle, noise)
-    images = Heun(process, num_steps, **settings).sample(oracle, noise)
+    exact = DDIM(process, num_steps=500, time_grid=grid, clipping=NoClipping()).sample(oracle, noise)
+    images = Heun(process, num_steps, time_grid=grid, clipping=NoClipping()).sample(oracle, noise)
     assert images.abs().max() < 1.5
     assert (images - exact).square().mean().sqrt() < 0.1
 
