@@ -62,6 +62,7 @@ def build(num_steps: int) -> DiffusionModule:
         num_blocks=1,
         patch_size=2,  # folds squares of 2 x 2 pixels into channels, which saves three quarters of the time
         attention_resolutions=(7,),
+        # scale_shift: the time and the class scale the features in addition to shifting them, as in ADM.
         blocks=Blocks(num_groups=8, scale_shift=True),
         labels=Labels(num_classes=10, dropout=0.1),  # classifier-free guidance needs label dropout
     )

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -132,3 +134,40 @@ def test_predictions_that_are_not_hashable_are_supported() -> None:
     t = TIMES[2].expand(5)
     unhashable, plain = (Denoiser(FixedOutput(output), PROCESS, prediction) for prediction in (Unhashable(), Epsilon()))
     assert torch.equal(unhashable(x_t, t, Condition()).x_0, plain(x_t, t, Condition()).x_0)
+
+
+def test_a_function_of_two_or_three_arguments_is_a_network() -> None:
+    x_0, noise = torch.randn(5, 3, 8, 6), torch.randn(5, 3, 8, 6)
+    x_t = PROCESS.q_sample(x_0, TIMES, noise)
+    received: list[Tensor] = []
+
+    def two(x_t: Tensor, time: Tensor) -> Tensor:
+        received.append(time)
+        return noise
+
+    def three(x_t: Tensor, time: Tensor, condition: Condition | None) -> Tensor:
+        assert isinstance(condition, Condition)
+        return noise
+
+    for function in (two, three, lambda x, time, condition=None: noise):
+        estimate = Denoiser(function, CosineSchedule(1000), Epsilon())(x_t, TIMES)  # type: ignore[arg-type]
+        torch.testing.assert_close(estimate.x_0, x_0, rtol=0, atol=2e-3)
+    torch.testing.assert_close(received[0], (TIMES * 1000 - 1).float())  # the step index
+    with pytest.raises(ValueError, match=r"`forward` of two must return a tensor of the shape \[5, 3, 8, 5\]"):
+        Denoiser(two, PROCESS, Epsilon())(x_t[..., :5], TIMES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((3, PROCESS, Epsilon()), "`network` must be a Network or a function of .*, got 3"),
+        ((torch.relu, "cosine", Epsilon()), "`process` must be a diffusion_lab.GaussianProcess, got 'cosine'"),
+        (
+            (torch.relu, PROCESS, Epsilon),
+            "`prediction` must be a diffusion_lab.Prediction .* the class Epsilon instead",
+        ),
+    ],
+)
+def test_other_parts_of_a_denoiser_are_refused(arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Denoiser(*arguments)

@@ -9,7 +9,7 @@ import io
 import logging
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -169,3 +169,22 @@ def newest(folder: Path) -> Path | None:
 
 def _existing(folder: Path) -> Iterator[Path]:
     return (folder / name for name in (LAST, PREVIOUS) if (folder / name).is_file())
+
+
+def weights_mismatch(own: Mapping[str, Any], saved: Mapping[str, Any]) -> str:
+    """Return an error message on the entries in which two state_dicts differ; empty if they have the same entries."""
+    shapes = [{name: list(getattr(value, "shape", ())) for name, value in state.items()} for state in (own, saved)]
+    differences = {
+        "only in the checkpoint": [name for name in saved if name not in own],
+        "only in the module": [name for name in own if name not in saved],
+        "of another shape": [name for name in own if name in saved and shapes[0][name] != shapes[1][name]],
+    }
+    found = ", and ".join(f"{_first_names(names)} {where}" for where, names in differences.items() if names)
+    return found and (
+        f"the weights do not fit this module: {found}; build the module with the network, such as its labels, and the "
+        "averages (`ema`) with which the weights were trained."
+    )
+
+
+def _first_names(names: list[str]) -> str:
+    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")

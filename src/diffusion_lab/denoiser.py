@@ -1,12 +1,15 @@
 """Denoisers: estimators of the clean image. Samplers use networks only through a denoiser."""
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Protocol
+from functools import cached_property, lru_cache
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from diffusion_lab.contracts import described, require_instance
 from diffusion_lab.networks import Condition, Network, require_output
 from diffusion_lab.process import GaussianProcess, Preconditioning, Prediction, split_output
 
@@ -35,30 +38,67 @@ class DenoiserLike(Protocol):
         """Estimate the clean images.  x_t: noisy images, [B, C, H, W].  t: times, [B]."""
 
 
+def require_estimate(estimate: Any, denoiser: Any) -> Estimate:
+    """Return the output of a denoiser.  Raises ValueError unless it is an `Estimate`."""
+    if isinstance(estimate, Estimate):
+        return estimate
+    name = getattr(denoiser, "__name__", type(denoiser).__name__)
+    raise ValueError(
+        f"`denoiser` must return an Estimate, such as Estimate(x_0), got {described(estimate)} from {name}; for a "
+        f"network or a function that predicts the noise, pass Denoiser({name}, process, Epsilon())."
+    )
+
+
 @dataclass(frozen=True)
 class Denoiser:
     """Denoiser that consists of a network, its diffusion process, and its prediction type (such as noise or velocity).
 
+    network: network, or any function of (x_t, time, condition) or (x_t, time) that returns the predicted quantity,
+        [B, C, H, W], see `Network.forward`.
+    process: forward process of the network, or its noise schedule.  prediction: quantity that the network predicts.
     Every continuous time t is accepted, also for a network that was trained with a discrete schedule.
 
-    >>> from diffusion_lab import X0, Condition, CosineSchedule, Denoiser, GaussianProcess, UNet
-    >>> network = UNet(3, 3, resolution=16, channels=32, channel_multipliers=(1,))
-    >>> estimate = Denoiser(network, GaussianProcess(CosineSchedule()), X0())
-    >>> estimate(torch.randn(2, 3, 16, 16), torch.tensor([0.5, 0.12345]), Condition()).x_0.shape
-    torch.Size([2, 3, 16, 16])
+    >>> from diffusion_lab import DDIM, CosineSchedule, Denoiser, Epsilon
+    >>> def noise(x_t, time):  # the noise of black images
+    ...     alpha_t, sigma_t = CosineSchedule().coefficients((time[0] + 1) / 1000)
+    ...     return (x_t + alpha_t) / sigma_t
+    >>> denoiser = Denoiser(noise, CosineSchedule(), Epsilon())
+    >>> DDIM(CosineSchedule()).sample(denoiser, torch.randn(2, 3, 16, 16)).mean()
+    tensor(-1.)
     """
 
-    network: Network
+    network: Network | Callable[..., Tensor]
     process: GaussianProcess
     prediction: Prediction
 
-    def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "process", GaussianProcess.of(self.process))
+        require_instance(self.prediction, Prediction, "prediction")
+        if not callable(self.network):
+            raise ValueError(
+                "`network` must be a Network or a function of (x_t, time, condition) or (x_t, time), got "
+                f"{described(self.network)}."
+            )
+
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Estimate:
         preconditioning = self._preconditioning(t)
         x_in, time = preconditioning.inputs(x_t)
-        output = self.network(x_in, time, condition)
+        output = self.network(x_in, time, *([Condition.of(condition)] if self._takes_condition else []))
         require_output(self.network, output, x_t)
         output, variance_output = split_output(output.float(), channels=x_t.shape[1])
         return Estimate(preconditioning.x_0(output, x_t), variance_output)
+
+    @cached_property
+    def _takes_condition(self) -> bool:
+        """Whether the network takes a third argument."""
+        if isinstance(self.network, Network):
+            return True
+        function = getattr(self.network, "forward", self.network)  # of a module, whose __call__ takes any arguments
+        try:
+            inspect.signature(function).bind(*range(3))
+        except TypeError:
+            return False
+        return True
 
     def _preconditioning(self, t: Tensor) -> Preconditioning:
         # Samplers pass one time for all images, expanded without a copy, and the same times for every batch. The

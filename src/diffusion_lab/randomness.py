@@ -196,7 +196,7 @@ class ImageNoise:
 
     def __init__(
         self,
-        seeds: Sequence[int],
+        seeds: int | Sequence[int],
         shape: Sequence[int],
         device: torch.device | str = "cpu",
         *,
@@ -205,10 +205,12 @@ class ImageNoise:
     ) -> None:
         """Create one stream per image.
 
-        seeds: one seed per image.  shape: shape of one image, [C, H, W].  device: device of the noise.
+        seeds: one seed per image; a number n stands for the seeds 0 to n - 1.
+        shape: shape of one image, [C, H, W].  device: device of the noise.
         stage: index of the network in a cascade; each stage has its own noise.  purpose: purpose of the streams.
         Raises ValueError if a seed is negative.
         """
+        seeds = range(seeds) if isinstance(seeds, int) else seeds
         if any(seed < 0 for seed in seeds):
             raise ValueError(f"seeds must be whole numbers of at least 0, got {min(seeds)}.")
         self.shape = (len(seeds), *shape)

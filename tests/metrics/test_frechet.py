@@ -183,3 +183,10 @@ def test_distance_is_exact_for_covariances_with_small_eigenvalues(smallest: floa
     sets = [gaussian(torch.zeros(24, dtype=torch.float64), covariance) for covariance in covariances]
     expected = float((one.sqrt() - other.sqrt()).square().sum())
     assert float(frechet_distance(*sets)) == pytest.approx(expected, rel=1e-7)
+
+
+def test_a_distance_of_few_images_is_logged_with_the_reason_once(caplog: pytest.LogCaptureFixture) -> None:
+    samples, reference = (FeatureSet.of(random(size, StandIn.num_features)) for size in (3, 400))
+    for _ in range(2):
+        FrechetDistance(StandIn()).measure(samples, reference)
+    assert caplog.text.count("FrechetDistance means little for 3 images: 3 images do not determine the covariance") == 1

@@ -378,3 +378,16 @@ def test_attention_runs_on_the_fused_kernel(num_heads: int) -> None:
     kernels = {event.key for event in profile.key_averages()}
     assert "aten::_scaled_dot_product_flash_attention_for_cpu" in kernels
     assert "aten::_softmax" not in kernels
+
+
+@pytest.mark.parametrize(
+    ("resolution", "patch_size", "num_levels", "attends"),
+    [(28, 2, 2, 14), (28, 1, 3, 14), (32, 1, 3, 16), (64, 1, 4, 16), (8, 1, 1, 8), (64, 1, 2, None)],
+)
+def test_attention_follows_the_level_of_16_or_the_largest_below_it_by_default(
+    resolution: int, patch_size: int, num_levels: int, attends: int | None
+) -> None:
+    settings: dict[str, Any] = {"resolution": resolution, "channels": 32, "channel_multipliers": (1,) * num_levels}
+    network = UNet(1, 1, **settings, patch_size=patch_size)
+    explicit = UNet(1, 1, **settings, patch_size=patch_size, attention_resolutions=[attends] if attends else [])
+    assert network.state_dict().keys() == explicit.state_dict().keys()

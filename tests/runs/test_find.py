@@ -311,3 +311,9 @@ def test_the_newest_result_is_the_last_one_whether_or_not_a_run_has_checkpoints(
     checkpoint.touch()
     os.utime(checkpoint, (1e9, 1e9))
     assert find_place("numbers", "last", MEASURED).folder == logs / "evaluate" / "A"
+
+
+def test_a_checkpoint_of_a_plain_trainer_is_refused_with_the_method_that_loads_it(tmp_path: Path) -> None:
+    (tmp_path / "epoch=0.ckpt").touch()
+    with pytest.raises(UserError, match=r"which is in no run folder; DiffusionModule.load_from_checkpoint loads"):
+        find_run("run", str(tmp_path / "epoch=0.ckpt"))

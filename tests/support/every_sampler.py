@@ -38,7 +38,9 @@ def twice(times: Sequence[float]) -> list[float]:
 
 
 def at_both_ends(times: Sequence[float]) -> list[float]:
-    return [times[0], *twice(times[1:])]  # the last step ends at 0, where the denoiser is not called
+    # The last step ends at 0, where the denoiser is not called. A step from pure noise has no correction at its end.
+    corrected = times[1:] if times[0] < 1 else times[2:]
+    return [times[0], *(time for time in times[1:] if time not in corrected), *twice(corrected)]
 
 
 def ten_updates_and_the_last_time(times: Sequence[float]) -> list[float]:

@@ -77,6 +77,27 @@ def test_a_sampler_that_is_given_by_name_keeps_the_time_grid_and_the_clipping(mo
     assert torch.equal(module.sample(2, sampler="heun", num_steps=5), module.sample(2, sampler=wanted))
 
 
+def test_clipping_and_time_grid_of_one_call_replace_those_of_the_sampler(module: DiffusionModule) -> None:
+    parts: dict[str, Any] = {"clipping": NoClipping(), "time_grid": TrailingTimes()}
+    for sampler, build in (("heun", Heun), (None, DDIM), (DPMSolver(module.process), DPMSolver)):
+        wanted = module.sample(2, sampler=build(module.process, num_steps=3, **parts))
+        assert torch.equal(module.sample(2, sampler=sampler, num_steps=3, **parts), wanted)
+    with pytest.raises(ValueError, match=r"`clipping` must be a diffusion_lab.Clipping .* got the class NoClipping"):
+        module.sample(2, clipping=NoClipping)  # type: ignore[arg-type]
+
+
+def test_guidance_takes_numbers_and_modules(module: DiffusionModule) -> None:
+    weaker = small_module(labels=Labels(3, dropout=0.1))
+    assert Guidance(2.0) == Guidance(Strength(2.0))  # type: ignore[arg-type]
+    guided = module.sample(2, guidance=Guidance(2.0, guide=weaker), num_steps=2)  # type: ignore[arg-type]
+    wanted = module.sample(2, guidance=Guidance(Strength(2.0), guide=weaker.denoiser()), num_steps=2)
+    assert torch.equal(guided, wanted)
+    with pytest.raises(
+        ValueError, match=r"`guide` must be a diffusion_lab.Denoiser, got 'run'; build it with Denoiser"
+    ):
+        Guidance(2.0, guide="run")  # type: ignore[arg-type]
+
+
 def test_a_sampler_may_have_an_equal_process_its_continuous_extension_or_fewer_steps(module: DiffusionModule) -> None:
     schedule = CosineSchedule(1000)
     module = DiffusionModule(module.network, schedule)

@@ -1,11 +1,9 @@
 """A trained network -> metric values: all metrics share one pass of sampling and one pass of feature extraction."""
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -31,14 +29,6 @@ OnBatch = Callable[[range, Tensor], None]
 
 FeatureSets = dict[tuple[int, str], FeatureSet]
 """Feature sets by the id() of the feature network and the name of its output."""
-
-
-logger = logging.getLogger(__name__)
-
-
-@cache
-def _log_once(message: str) -> None:
-    logger.info(message)
 
 
 @dataclass(frozen=True)
@@ -115,8 +105,7 @@ class Evaluator:
         size = self.num_samples
         if metric.needs_reference and isinstance(self.reference, ImageReference):
             size = min(size, len(self.reference.images))
-        if (reason := metric.caution(size)) is not None and Ranks.current().rank == 0:
-            _log_once(f"{type(metric).__name__} for {size:,} images {reason}.")
+        metric.note_caution(size)
 
     def measure(self, metrics: Sequence[Metric], on_batch: OnBatch = lambda seeds, pixels: None) -> list[Number]:
         """Return all values of all metrics. Collective: call on all ranks.

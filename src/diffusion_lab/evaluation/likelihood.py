@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from diffusion_lab.contracts import require_instance
 from diffusion_lab.denoiser import DenoiserLike
 from diffusion_lab.networks import Condition
 from diffusion_lab.objectives import bound_term, prior_term
@@ -30,6 +31,8 @@ class VariationalBound:
     clipping: Clipping = field(default_factory=StaticClipping)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "process", GaussianProcess.of(self.process))
+        require_instance(self.variance, Variance, "variance")
         if not isinstance(self.process.schedule, TableSchedule):
             raise ValueError(
                 "`schedule` must have discrete steps (linear, cosine, ...) for the variational bound, got the "
@@ -90,6 +93,7 @@ class FlowLikelihood:
     num_terms = 1
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "process", GaussianProcess.of(self.process))
         for name, value in (("rtol", self.rtol), ("atol", self.atol), ("num_probes", self.num_probes)):
             if not value > 0:
                 raise ValueError(f"{name} must be above 0, got {value}.")

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -162,7 +162,7 @@ class SeededImages:
         if strength.guidance_scale != 1 and (strength.interval or strength.rescale):
             protocol["guidance"] = describe(strength, omit=("guidance_scale",))
         if guidance.guide is not None:
-            protocol["guide"] = {"weights_sha256": weights_sha256(guidance.guide.network)}
+            protocol["guide"] = {"weights_sha256": weights_sha256(cast(torch.nn.Module, guidance.guide.network))}
         if guidance.classifier is not None:
             protocol["classifier"] = {"weights_sha256": weights_sha256(guidance.classifier.network)}
             protocol["classifier_scale"] = float(guidance.classifier_scale)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from diffusion_lab.denoiser import DenoiserLike, Estimate
+from diffusion_lab.denoiser import DenoiserLike, Estimate, require_estimate
 from diffusion_lab.guidance.noisy_classifier import NoisyClassifier
 from diffusion_lab.networks import Condition, Labels
 
@@ -28,6 +28,6 @@ class ClassifierGuidance:
         if condition.label is None:
             raise ValueError("`label` must be given for classifier guidance, got None.")
         denoiser_condition = condition if self.labels.num_classes else replace(condition, label=None)
-        estimate = self.denoiser(x_t, t, denoiser_condition)
+        estimate = require_estimate(self.denoiser(x_t, t, denoiser_condition), self.denoiser)
         gradient = self.classifier.gradient(x_t, t, condition.label)
         return replace(estimate, gradient=self.classifier_scale * gradient)

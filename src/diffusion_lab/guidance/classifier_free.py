@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from diffusion_lab.denoiser import DenoiserLike, Estimate
+from diffusion_lab.denoiser import DenoiserLike, Estimate, require_estimate
 from diffusion_lab.guidance.strength import Guidable, Strength
 from diffusion_lab.networks import Condition
 from diffusion_lab.process import GaussianProcess
@@ -15,8 +15,9 @@ from diffusion_lab.process import GaussianProcess
 class ClassifierFreeGuidance:
     """Guidance away from the output of the same network without a label (Ho & Salimans 2022, eq. 6).
 
-    guidable: denoiser with its process and prediction.  null_label: label that replaces dropped labels in training.
-    strength: strength of the guidance.  Calls raise ValueError if the condition has no label.
+    guidable: denoiser with its process and prediction, or a `Denoiser`.
+    null_label: label that replaces dropped labels in training.
+    strength: strength of the guidance, or the guidance scale.  Calls raise ValueError if the condition has no label.
 
     >>> from diffusion_lab import ClassifierFreeGuidance, Condition, CosineSchedule, Epsilon, Estimate
     >>> from diffusion_lab import GaussianProcess, Guidable, Strength
@@ -32,16 +33,20 @@ class ClassifierFreeGuidance:
     null_label: int
     strength: Strength
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "guidable", Guidable.from_denoiser(self.guidable))
+        object.__setattr__(self, "strength", Strength.of(self.strength))
+
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
         is_active = self.strength.is_active(self.guidable.process, t)
         if not bool(is_active.any()):
-            return self.guidable.denoiser(x_t, t, condition)
+            return self.guidable(x_t, t, condition)
         if condition.label is None:
             raise ValueError("`label` must be given if guidance_scale is not 1, got None.")
         unconditional = replace(condition, label=torch.full_like(condition.label, self.null_label))
         # Both halves are evaluated as one batch: the same arithmetic with half the number of calls.
         t_twice = t[:1].expand(2 * len(t)) if t.stride() == (0,) else torch.cat([t, t])
-        both = self.guidable.denoiser(torch.cat([x_t, x_t]), t_twice, Condition.cat(condition, unconditional))
+        both = self.guidable(torch.cat([x_t, x_t]), t_twice, Condition.cat(condition, unconditional))
         strong, weak = both.x_0.chunk(2)
         # Guidance does not change the reverse variance, which is computed from the output with the label.
         variance_output = None if both.variance_output is None else both.variance_output.chunk(2)[0]
@@ -53,19 +58,23 @@ class ClassifierFreeGuidance:
 class Autoguidance:
     """Guidance away from a weaker network with the same condition (Karras et al. 2024, "bad version of itself").
 
-    guidable: denoiser with its process and prediction.  guide: denoiser with the weaker network.
-    strength: strength of the guidance.
+    guidable: denoiser with its process and prediction, or a `Denoiser`.  guide: denoiser with the weaker network.
+    strength: strength of the guidance, or the guidance scale.
     """
 
     guidable: Guidable
     guide: DenoiserLike
     strength: Strength
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "guidable", Guidable.from_denoiser(self.guidable))
+        object.__setattr__(self, "strength", Strength.of(self.strength))
+
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
-        strong, is_active = self.guidable.denoiser(x_t, t, condition), self.strength.is_active(self.guidable.process, t)
+        strong, is_active = self.guidable(x_t, t, condition), self.strength.is_active(self.guidable.process, t)
         if not bool(is_active.any()):
             return strong
-        weak = self.guide(x_t, t, condition)
+        weak = require_estimate(self.guide(x_t, t, condition), self.guide)
         guided = self.strength.extrapolate(strong.x_0, weak.x_0, x_t, t, self.guidable)
         return replace(strong, x_0=_where(is_active, guided, strong.x_0))
 

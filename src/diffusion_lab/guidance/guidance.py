@@ -3,24 +3,28 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
+from torch import nn
 
+from diffusion_lab.contracts import require_instance
 from diffusion_lab.denoiser import Denoiser, DenoiserLike
 from diffusion_lab.guidance.classifier import ClassifierGuidance
 from diffusion_lab.guidance.classifier_free import Autoguidance, ClassifierFreeGuidance
 from diffusion_lab.guidance.noisy_classifier import NoisyClassifier
 from diffusion_lab.guidance.strength import Guidable, Strength
-from diffusion_lab.networks import Labels, Network
+from diffusion_lab.networks import Labels, Network, require_network
 
 
 @dataclass(frozen=True)
 class Guidance:
     """Guidance of samples towards their class; without arguments, samples are not guided.
 
-    strength: strength of autoguidance if there is a guide, and of classifier-free guidance if there is none.
-    guide: a weaker denoiser of the same process.
-    classifier: a classifier for noisy images of the same process.
+    strength: strength of autoguidance if there is a guide, and of classifier-free guidance if there is none, or its
+        guidance scale.
+    guide: a weaker denoiser of the same process, or its `DiffusionModule`.
+    classifier: a classifier for noisy images of the same process, or its `ClassifierModule`.
     classifier_scale: factor of the gradient of the classifier.
 
     Raises ValueError for a guide with guidance_scale=1, and unless classifier_scale is finite and at least 0. A
@@ -38,6 +42,13 @@ class Guidance:
     classifier_scale: float = 1.0
 
     def __post_init__(self) -> None:
+        guide, classifier = cast(Any, self.guide), cast(Any, self.classifier)
+        object.__setattr__(self, "strength", Strength.of(self.strength))
+        object.__setattr__(self, "guide", guide.denoiser() if hasattr(guide, "denoiser") else guide)
+        object.__setattr__(self, "classifier", getattr(classifier, "classifier", classifier))
+        for name, kind in (("guide", Denoiser), ("classifier", NoisyClassifier)):
+            if getattr(self, name) is not None:
+                require_instance(getattr(self, name), kind, name)
         if self.guide is not None and self.strength.guidance_scale == 1:
             raise ValueError("guidance_scale must differ from 1 for the guide to have an effect, got 1.")
         if not (math.isfinite(self.classifier_scale) and self.classifier_scale >= 0):
@@ -47,7 +58,7 @@ class Guidance:
         """Move the networks of the guide and of the classifier to a device, and return the guidance."""
         for model in (self.guide, self.classifier):
             if model is not None:
-                model.network.to(device)
+                cast(nn.Module, model.network).to(device)
         return self
 
     def num_classes(self, labels: Labels) -> int:
@@ -72,8 +83,9 @@ class Guidance:
         guided: DenoiserLike = denoiser
         if self.guide is not None:
             _require_same_data("guide", self.guide, denoiser)
-            _require_same_condition(self.guide.network, denoiser.network)
-            num_classes = self.guide.network.labels.num_classes
+            guide = _network_of(self.guide)
+            _require_same_condition(guide, _network_of(denoiser))
+            num_classes = guide.labels.num_classes
             if num_classes != labels.num_classes:
                 raise ValueError(
                     f"`guide` must have the {labels.num_classes} classes of the network that it guides, got "
@@ -100,13 +112,20 @@ def _require_same_data(name: str, model: Denoiser | NoisyClassifier, denoiser: D
             f"`{name}` must be trained with the schedule of the network that it guides ({denoiser.process.schedule}), "
             f"got {model.process.schedule}."
         )
-    network, expected = model.network, denoiser.network
+    network = _network_of(model) if isinstance(model, Denoiser) else model.network
+    expected = _network_of(denoiser)
     if (network.in_channels, network.resolution) != (expected.in_channels, expected.resolution):
         raise ValueError(
             f"`{name}` must be trained on images of {expected.in_channels} channels and resolution "
             f"{expected.resolution}, like the network that it guides, got {network.in_channels} channels and "
             f"resolution {network.resolution}."
         )
+
+
+def _network_of(denoiser: Denoiser) -> Network:
+    """Return the network of a denoiser.  Raises ValueError for a function, whose images and classes are not known."""
+    require_network(denoiser.network, Network)
+    return cast(Network, denoiser.network)
 
 
 def _require_same_condition(guide: Network, network: Network) -> None:

@@ -14,7 +14,7 @@ class NoisyClassifier:
     """A model of log p(label | x_t) for all times of a process (Dhariwal & Nichol 2021, section 4).
 
     network: classifier that maps (noisy image, time) to logits [B, num_classes].
-    process: forward process that adds the noise.
+    process: forward process that adds the noise, or its noise schedule.
     trained_classes: classes that the network was trained on; empty if it was trained on all of them.
 
     >>> from diffusion_lab import CosineSchedule, GaussianProcess, HalfUNet, NoisyClassifier
@@ -27,6 +27,9 @@ class NoisyClassifier:
     network: ClassifierNetwork
     process: GaussianProcess
     trained_classes: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "process", GaussianProcess.of(self.process))
 
     @property
     def num_classes(self) -> int:

@@ -2,11 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffusion_lab.denoiser import Denoiser, DenoiserLike
+from diffusion_lab.contracts import require_instance
+from diffusion_lab.denoiser import Denoiser, DenoiserLike, Estimate, require_estimate
+from diffusion_lab.networks import Condition
 from diffusion_lab.process import GaussianProcess, Prediction
 
 
@@ -40,6 +43,18 @@ class Strength:
             raise ValueError(f"interval must be two increasing noise levels of at least 0, got {list(self.interval)}.")
         if not 0 <= self.rescale <= 1:
             raise ValueError(f"rescale must be in [0, 1], got {self.rescale}.")
+
+    @staticmethod
+    def of(strength: "Strength | float") -> "Strength":
+        """Return a strength; a number is its guidance scale.  Raises ValueError for any other object."""
+        given: Any = strength
+        if isinstance(given, (int, float)) and not isinstance(given, bool):
+            return Strength(float(given))
+        if not isinstance(given, Strength):
+            raise ValueError(
+                f"`strength` must be a guidance scale, such as 2.0, or a diffusion_lab.Strength, got {given!r}."
+            )
+        return given
 
     def is_active(self, process: GaussianProcess, t: Tensor) -> Tensor:
         """Return whether guidance changes the estimate at each time: bool [B].  t: [B]."""
@@ -78,6 +93,15 @@ class Guidable:
     process: GaussianProcess
     prediction: Prediction
 
-    @classmethod
-    def from_denoiser(cls, denoiser: Denoiser) -> "Guidable":
-        return cls(denoiser, denoiser.process, denoiser.prediction)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "process", GaussianProcess.of(self.process))
+
+    @staticmethod
+    def from_denoiser(denoiser: "Denoiser | Guidable") -> "Guidable":
+        if isinstance(denoiser, Guidable):
+            return denoiser
+        require_instance(denoiser, Denoiser, "denoiser")
+        return Guidable(denoiser, denoiser.process, denoiser.prediction)
+
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
+        return require_estimate(self.denoiser(x_t, t, condition), self.denoiser)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from diffusion_lab.metrics.feature_set import FeatureSet, require_feature_sets
+from diffusion_lab.metrics.feature_set import FeatureSet
 from diffusion_lab.metrics.metric import Metric
 
 
@@ -41,7 +41,7 @@ class ClassAccuracy(Metric):
             )
 
     def measure(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
-        require_feature_sets(samples)
+        self.check_sets(samples)
         if samples.label is None:
             raise ValueError("`samples` must have the classes of the images as its label, got None.")
         predicted = samples.require_rows().argmax(dim=1)

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from diffusion_lab.metrics.feature_set import FeatureSet, require_feature_sets
+from diffusion_lab.metrics.feature_set import FeatureSet
 from diffusion_lab.metrics.metric import Metric
 
 SIGMA, SCALE = 10.0, 1000.0
@@ -31,7 +31,7 @@ class CMMD(Metric):
             raise ValueError(f"`features` must be clip for cmmd, got {self.features.name}.")
 
     def measure(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
-        require_feature_sets(samples, reference)
+        self.check_sets(samples, reference)
         # float64: all kernel values of unit vectors are in 0.98..1, so that they differ in the last digits only.
         one, other = samples.require_rows().double(), reference.require_rows().double()
         squared = _mean_kernel(one, one) + _mean_kernel(other, other) - 2 * _mean_kernel(one, other)

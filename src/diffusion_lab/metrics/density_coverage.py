@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from diffusion_lab.metrics.feature_set import FeatureSet, require_feature_sets
+from diffusion_lab.metrics.feature_set import FeatureSet
 from diffusion_lab.metrics.metric import Metric, caution_for_neighbors
 
 BATCH_SIZE = 1000
@@ -47,7 +47,7 @@ class DensityCoverage(Metric):
         return caution_for_neighbors(num_images, self.num_neighbors)
 
     def measure(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
-        require_feature_sets(samples, reference)
+        self.check_sets(samples, reference)
         generated, real = samples.require_rows().double(), reference.require_rows().double()
         if len(real) <= self.num_neighbors:
             raise ValueError(

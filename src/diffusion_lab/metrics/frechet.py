@@ -73,6 +73,7 @@ class FrechetDistance(Metric):
         )
 
     def measure(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
+        self.check_sets(samples, reference)
         return {"fd": float(frechet_distance(samples, reference))}
 
 
@@ -85,4 +86,5 @@ class SpatialFrechetDistance(FrechetDistance):
     output: ClassVar[str] = "spatial"
 
     def measure(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
+        self.check_sets(samples, reference)
         return {"sfd": float(frechet_distance(samples, reference))}

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from diffusion_lab.metrics.feature_set import FeatureSet, require_feature_sets
+from diffusion_lab.metrics.feature_set import FeatureSet
 from diffusion_lab.metrics.metric import Metric
 
 MIN_IMAGES_PER_SPLIT = 2
@@ -53,7 +53,7 @@ class InceptionScore(Metric):
     def measure(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
         from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 
-        require_feature_sets(samples)
+        self.check_sets(samples)
         logits = samples.require_rows()
         if len(logits) < self.num_splits:
             raise ValueError(f"samples must contain at least num_splits={self.num_splits} images, got {len(logits)}.")

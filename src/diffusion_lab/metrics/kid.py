@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from diffusion_lab.metrics.feature_set import FeatureSet, require_feature_sets
+from diffusion_lab.metrics.feature_set import FeatureSet
 from diffusion_lab.metrics.metric import Metric
 
 MEANINGFUL_IMAGES = 50
@@ -47,7 +47,7 @@ class KernelDistance(Metric):
     def measure(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
         from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
-        require_feature_sets(samples, reference)
+        self.check_sets(samples, reference)
         rows = samples.require_rows(), reference.require_rows()
         size = min(self.subset_size, *map(len, rows))
         result = kid_features_to_metric(*rows, kid_subsets=self.num_subsets, kid_subset_size=size, verbose=False)

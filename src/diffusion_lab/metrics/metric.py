@@ -1,12 +1,17 @@
 """Base class of metrics that are computed from the features of generated images, and the names of metric values."""
 
+import logging
 from abc import abstractmethod
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar
 
 from diffusion_lab.contracts import DataclassInterface
+from diffusion_lab.distributed.collectives import Ranks
 from diffusion_lab.features import Features
-from diffusion_lab.metrics.feature_set import FeatureSet
+from diffusion_lab.metrics.feature_set import FeatureSet, require_feature_sets
+
+logger = logging.getLogger(__name__)
 
 WITH_INCEPTION = {"fd": "fid", "sfd": "sfid", "kd": "kid", "cs": "is"}
 """First part of a metric name -> its name for Inception features, the only features for which the papers define it."""
@@ -54,6 +59,16 @@ class Metric(DataclassInterface):
         """
         return None
 
+    def note_caution(self, num_images: int) -> None:
+        """Log once, on rank 0, if sets of `num_images` images are too small for a meaningful value."""
+        if (reason := self.caution(num_images)) is not None and Ranks.current().rank == 0:
+            _log_once(f"{type(self).__name__} for {num_images:,} images {reason}.")
+
+    def check_sets(self, *sets: FeatureSet) -> None:
+        """Raise ValueError unless the arguments of `measure` are sets of features; log once if they are too small."""
+        require_feature_sets(*sets)
+        self.note_caution(min(given.count for given in sets))
+
     def require_classes(self, num_classes: int) -> None:
         """Raise ValueError if the metric cannot be computed for samples of this number of classes.
 
@@ -93,3 +108,8 @@ def caution_for_neighbors(num_images: int, num_neighbors: int) -> str | None:
     if num_images >= 20 * num_neighbors:
         return None
     return f"means little: with {num_neighbors} neighbors of {num_images} images, a ball covers a large part of the set"
+
+
+@cache
+def _log_once(message: str) -> None:
+    logger.warning("%s", message)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from diffusion_lab.metrics.feature_set import FeatureSet, require_feature_sets
+from diffusion_lab.metrics.feature_set import FeatureSet
 from diffusion_lab.metrics.metric import Metric, caution_for_neighbors
 
 
@@ -42,7 +42,7 @@ class PrecisionRecall(Metric):
     def measure(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
         from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
-        require_feature_sets(samples, reference)
+        self.check_sets(samples, reference)
         # The distances are computed in batches: distances between two sets of 50,000 images take 10 GB, and there are
         # four such matrices.
         settings = {"prc_neighborhood": self.num_neighbors, "prc_batch_size": 2000, "save_cpu_ram": True}

@@ -272,15 +272,26 @@ class Levels:
         channels: int,
         channel_multipliers: Sequence[float],
         num_blocks: int | Sequence[int],
-        attention_resolutions: Sequence[int],
+        attention_resolutions: Sequence[int] | None,
+        default_attention: Sequence[int],
         patch_size: int = 1,
     ) -> "Levels":
         """Return the levels of a U-Net with these settings.  side: side of the image in pixels.  Others: see `UNet`.
 
+        default_attention: resolutions for attention_resolutions=None. If no level has one of them, the largest level
+            below them is used, if there is one.
         Raises ValueError if the resolution cannot be halved often enough, or if num_blocks does not match the levels.
         """
         num_levels = len(channel_multipliers)
-        sides = _sides(side, patch_size, num_levels, attention_resolutions)
+        sides = _sides(side, patch_size, num_levels)
+        if attention_resolutions is None:
+            below = [side for side in sides if side <= max(default_attention)]
+            attention_resolutions = [side for side in below if side in default_attention] or below[:1]
+        elif attention_resolutions and not set(attention_resolutions) & set(sides):
+            raise ValueError(
+                f"attention_resolutions must be empty or contain at least one of {sides} (the feature-map resolutions "
+                f"of the levels), got {list(attention_resolutions)}."
+            )
         depths = [num_blocks] * num_levels if isinstance(num_blocks, int) else list(num_blocks)
         if len(depths) != num_levels or min(depths) < 1:
             raise ValueError(
@@ -318,7 +329,7 @@ def middle(width: int, blocks: Blocks, embedding_channels: int) -> Stage:
     return blocks.stage(first, attention, blocks.residual(width, width, embedding_channels))
 
 
-def _sides(resolution: int, patch_size: int, num_levels: int, attention_resolutions: Sequence[int]) -> list[int]:
+def _sides(resolution: int, patch_size: int, num_levels: int) -> list[int]:
     """Return the feature-map resolution of each level.  Raises ValueError if it cannot be halved often enough."""
     if num_levels < 1:
         raise ValueError("channel_multipliers must have at least one number (one per level), got none.")
@@ -332,10 +343,4 @@ def _sides(resolution: int, patch_size: int, num_levels: int, attention_resoluti
             f"the resolution of the previous one), got {resolution}; try resolution={larger} or fewer "
             "channel_multipliers."
         )
-    sides = [resolution // patch_size // 2**level for level in range(num_levels)]
-    if attention_resolutions and not set(attention_resolutions) & set(sides):
-        raise ValueError(
-            f"attention_resolutions must be empty or contain at least one of {sides} (the feature-map resolutions of "
-            f"the levels), got {list(attention_resolutions)}."
-        )
-    return sides
+    return [resolution // patch_size // 2**level for level in range(num_levels)]

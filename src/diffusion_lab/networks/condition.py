@@ -36,6 +36,16 @@ class Condition:
         return Condition(*(None if part is None else part.to(device) for part in parts))
 
     @staticmethod
+    def of(condition: "Condition | Tensor | None") -> "Condition":
+        """Return a condition; a tensor stands for labels, and None for no condition.  Raises ValueError otherwise."""
+        given: Any = condition
+        if given is None or torch.is_tensor(given):
+            return Condition(given)
+        if not isinstance(given, Condition):
+            raise ValueError(f"`condition` must be a Condition, labels (int64 [B]) or None, got {given!r}.")
+        return given
+
+    @staticmethod
     def cat(first: "Condition", second: "Condition") -> "Condition":
         """Concatenate two conditions: [2 B].  Raises ValueError if a part is given in only one of them."""
         names = [field.name for field in fields(first)]

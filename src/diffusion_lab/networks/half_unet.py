@@ -37,6 +37,7 @@ class HalfUNet(ClassifierNetwork):
     """The encoder of a U-Net with attention pooling: (noisy image, time) -> logits [B, num_classes].
 
     in_channels, num_classes, resolution: see `ClassifierNetwork`.  All other arguments: see `UNet`.
+    attention_resolutions: by default the levels of resolution 32, 16 and 8, or the largest level below 32.
     Raises the errors of `UNet`, and ValueError for fewer than two classes.
 
     >>> from diffusion_lab import HalfUNet
@@ -54,7 +55,7 @@ class HalfUNet(ClassifierNetwork):
         channels: int = 128,
         channel_multipliers: Sequence[float] = (1, 2, 3, 4),
         num_blocks: int | Sequence[int] = 2,
-        attention_resolutions: Sequence[int] = (32, 16, 8),
+        attention_resolutions: Sequence[int] | None = None,
         blocks: Blocks | None = None,
         patch_size: int = 1,
         sinusoids: Sinusoids | None = None,
@@ -68,6 +69,7 @@ class HalfUNet(ClassifierNetwork):
             channel_multipliers=channel_multipliers,
             num_blocks=num_blocks,
             attention_resolutions=attention_resolutions,
+            default_attention=(32, 16, 8),  # Dhariwal & Nichol (2021), code
             patch_size=patch_size,
         )
         self.in_channels, self.num_classes, self.resolution = in_channels, num_classes, resolution

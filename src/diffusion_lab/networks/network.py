@@ -44,7 +44,10 @@ class Network(nn.Module):
         """Return the output of the network, an estimate of the target that the `Prediction` of the run defines.
 
         x_t: [B, in_channels, resolution, resolution], scaled by the preconditioning.
-        time: [B], as returned by `NoiseSchedule.network_time`, for example the step index of a discrete schedule.
+        time: [B], as returned by `NoiseSchedule.network_time`. It is the step index, 0 to T - 1, for a discrete
+            schedule (for a time between two steps, a number between their indices), 1000 t for `RectifiedFlowSchedule`,
+            999 t for `VPSchedule`, log(sigma) / 4 for `EDMSchedule` (-1.55 to 1.1), and log(sigma / 2) for
+            `VESchedule` (-5.3 to 3.2).
         Returns [B, out_channels, resolution, resolution].
         """
         raise NotImplementedError
@@ -105,7 +108,9 @@ def require_output(
     network: Any, output: Any, x_t: Tensor, required: type[Network | ClassifierNetwork] = Network
 ) -> None:
     """Raise ValueError unless `output` has the shape that `required` returns for the images x_t [B, C, H, W]."""
-    of_image = (network.num_classes,) if required is ClassifierNetwork else (network.out_channels, *x_t.shape[2:])
+    # A plain function has no out_channels.
+    out_channels = getattr(network, "out_channels", x_t.shape[1])
+    of_image = (network.num_classes,) if required is ClassifierNetwork else (out_channels, *x_t.shape[2:])
     expected = (len(x_t), *of_image)
     if not is_tensor(output) or output.shape != expected:
         given = list(output.shape) if is_tensor(output) else type(output).__name__
@@ -140,4 +145,5 @@ def _network_problem(network: Any, required: type[Network | ClassifierNetwork]) 
 
 
 def _class_name(network: Any) -> str:
-    return network.__name__ if isinstance(network, type) else type(network).__name__
+    """Return the name of a class or function, or of the class of any other object."""
+    return getattr(network, "__name__", type(network).__name__)

@@ -18,7 +18,8 @@ class UNet(Network):
     in_channels, out_channels, resolution, labels, num_augmentation_channels, low_resolution_channels: see `Network`.
     channels: base width; level i has channels * channel_multipliers[i] and half the resolution of the previous level.
     num_blocks: number of residual blocks per level (one more in the decoder); a list has one number per level.
-    attention_resolutions: feature-map resolutions (in patches) of the levels whose blocks are followed by attention.
+    attention_resolutions: feature-map resolutions (in patches) of the levels whose blocks are followed by attention; by
+        default the level of resolution 16, or the largest level below it.
     attend_once_on_way_up: whether only the last block of a decoder level is followed by attention (DDPM++).
     blocks: settings that all blocks share.
     patch_size: side of the pixel squares that are folded into channels at the input and unfolded at the output; 1
@@ -43,7 +44,7 @@ class UNet(Network):
         channels: int = 128,
         channel_multipliers: Sequence[float] = (1, 2, 2, 2),
         num_blocks: int | Sequence[int] = 2,
-        attention_resolutions: Sequence[int] = (16,),
+        attention_resolutions: Sequence[int] | None = None,
         attend_once_on_way_up: bool = False,
         blocks: Blocks | None = None,
         labels: Labels | None = None,
@@ -59,6 +60,7 @@ class UNet(Network):
             channel_multipliers=channel_multipliers,
             num_blocks=num_blocks,
             attention_resolutions=attention_resolutions,
+            default_attention=(16,),  # Ho et al. (2020), appendix B
             patch_size=patch_size,
         )
         self.resolution, self.in_channels, self.out_channels = resolution, in_channels, out_channels

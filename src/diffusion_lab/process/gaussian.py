@@ -35,6 +35,16 @@ class GaussianProcess:
         require_instance(self.schedule, NoiseSchedule, "schedule")
         require_falling_snr(self.schedule)
 
+    @staticmethod
+    def of(process: "GaussianProcess | NoiseSchedule", name: str = "process") -> "GaussianProcess":
+        """Return a process; a schedule stands for its process.  name: name of the argument, for the error message.
+
+        Raises ValueError for any other object.
+        """
+        given = GaussianProcess(process) if isinstance(process, NoiseSchedule) else process
+        require_instance(given, GaussianProcess, name)
+        return given
+
     @property
     def continuous(self) -> "GaussianProcess":
         """The same process with the continuous extension of its schedule."""

@@ -3,12 +3,13 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from diffusion_lab.contracts import Interface
+from diffusion_lab.process.gaussian import GaussianProcess
 from diffusion_lab.process.schedule_base import NoiseSchedule
 from diffusion_lab.process.tables import TableSchedule
 
@@ -53,7 +54,17 @@ class TimeDistribution(Interface):
 
 
 @dataclass(frozen=True)
-class Uniform(TimeDistribution):
+class _TimesOfSchedule(TimeDistribution):
+    """Base of distributions with settings only.  schedule: noise schedule, or its process."""
+
+    schedule: NoiseSchedule
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "schedule", _schedule_of(self.schedule))
+
+
+@dataclass(frozen=True)
+class Uniform(_TimesOfSchedule):
     """The uniform distribution (Ho et al. 2020, algorithm 1).
 
     >>> from diffusion_lab import Draws, LinearSchedule, Uniform
@@ -62,14 +73,12 @@ class Uniform(TimeDistribution):
     (torch.Size([4]), tensor([1., 1., 1., 1.]))
     """
 
-    schedule: NoiseSchedule
-
     def sample(self, draws: TimeDraws) -> tuple[Tensor, Tensor]:
         return _unweighted(self.schedule.quantile(draws.times()))
 
 
 @dataclass(frozen=True)
-class Stratified(TimeDistribution):
+class Stratified(_TimesOfSchedule):
     """Uniform times, evenly spaced over the global batch from one shared offset (Kingma et al. 2021, appendix I.1).
 
     >>> from diffusion_lab import Draws, LinearSchedule, Stratified
@@ -78,15 +87,13 @@ class Stratified(TimeDistribution):
     tensor([0.2500, 0.2500, 0.2500], dtype=torch.float64)
     """
 
-    schedule: NoiseSchedule
-
     def sample(self, draws: TimeDraws) -> tuple[Tensor, Tensor]:
         position = torch.tensor(draws.positions, dtype=torch.float64)
         return _unweighted(self.schedule.quantile((draws.shared_time() + position / draws.batch_size) % 1))
 
 
 @dataclass(frozen=True)
-class LogNormalSigma(TimeDistribution):
+class LogNormalSigma(_TimesOfSchedule):
     """log(sigma_t / alpha_t) ~ N(mean, std^2) (Karras et al. 2022, Table 1).
 
     mean, std: mean and standard deviation of log(sigma_t / alpha_t).  Raises ValueError unless std is above 0.
@@ -97,11 +104,11 @@ class LogNormalSigma(TimeDistribution):
     0.3
     """
 
-    schedule: NoiseSchedule
     mean: float = -1.2
     std: float = 1.2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require_std(self.std)
 
     def sample(self, draws: TimeDraws) -> tuple[Tensor, Tensor]:
@@ -110,7 +117,7 @@ class LogNormalSigma(TimeDistribution):
 
 
 @dataclass(frozen=True)
-class LogitNormal(TimeDistribution):
+class LogitNormal(_TimesOfSchedule):
     """logit(u) ~ N(mean, std^2), where u in (0, 1) is the quantile of the time (Esser et al. 2024, eq. 19).
 
     mean, std: mean and standard deviation of logit(u).  Raises ValueError unless std is above 0.
@@ -121,11 +128,11 @@ class LogitNormal(TimeDistribution):
     0.5
     """
 
-    schedule: NoiseSchedule
     mean: float = 0.0
     std: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require_std(self.std)
 
     def sample(self, draws: TimeDraws) -> tuple[Tensor, Tensor]:
@@ -158,6 +165,7 @@ class LossSecondMoment(TimeDistribution, nn.Module):
 
     def __init__(self, schedule: NoiseSchedule, num_kept: int = 10, uniform_share: float = 0.001) -> None:
         super().__init__()
+        schedule = _schedule_of(schedule)
         if not isinstance(schedule, TableSchedule):
             raise ValueError(
                 "`schedule` must have discrete steps for the times LossSecondMoment (times=loss_second_moment), got "
@@ -229,6 +237,11 @@ def _to_normal(u: Tensor) -> Tensor:
     """Convert uniform numbers in [0, 1) to standard normal numbers by the inverse of the normal CDF."""
     normal: Tensor = torch.special.ndtri(u.clamp(1e-12, 1 - 1e-12))
     return normal
+
+
+def _schedule_of(given: Any) -> NoiseSchedule:
+    """Return a schedule, also if its process is given.  Raises ValueError for any other object."""
+    return GaussianProcess.of(given, "schedule").schedule
 
 
 def _require_std(std: float) -> None:

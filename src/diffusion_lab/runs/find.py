@@ -240,6 +240,8 @@ def _why_not(value: str, kind: Kind) -> str:
     if found is not None and kind is SWEEP and (status := run_status.observe(found)):
         hint = f"; `{command_line('compare')} numbers={shell_word(portable_path(found))}` prints its results"
         return f"which is a single run ({status.text}) and no sweep{hint if MEASURED.is_one(found) else ''}."
+    if found is not None and found.suffix == ".ckpt" and found.is_file():
+        return f"which is in no {kind.noun}; DiffusionModule.load_from_checkpoint loads checkpoints of a plain Trainer."
     if found is not None:
         return f"which has no {kind.files[0].rpartition('/')[2]}."
     path = Path(value)

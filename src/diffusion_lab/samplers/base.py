@@ -9,10 +9,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from diffusion_lab.contracts import DataclassInterface
+from diffusion_lab.contracts import DataclassInterface, described, require_instance
 from diffusion_lab.denoiser import DenoiserLike
 from diffusion_lab.networks import Condition
-from diffusion_lab.process import GaussianProcess
+from diffusion_lab.process import GaussianProcess, Variance
+from diffusion_lab.samplers.churn import Churn
 from diffusion_lab.samplers.clipping import Clipping
 from diffusion_lab.samplers.estimator import Estimator
 from diffusion_lab.samplers.time_grids import TimeGrid
@@ -29,6 +30,7 @@ class Noise(Protocol):
 class GivenNoise:
     """A noise source that returns the same tensor at every draw, for samplers that only draw their initial noise.
 
+    Samplers that draw noise again raise ValueError, because their steps need independent noise.
     noise: [B, C, H, W], standard normal.
     """
 
@@ -36,6 +38,31 @@ class GivenNoise:
 
     def draw(self) -> Tensor:
         return self.noise
+
+
+@dataclass(frozen=True)
+class _NoMoreNoise:
+    """The noise source of the steps if only the initial noise was given."""
+
+    def draw(self) -> Tensor:
+        raise ValueError(
+            "`noise` must be a source of independent noise for a sampler that adds noise in its steps, such as "
+            "ImageNoise(range(16), (3, 32, 32)), got a tensor, which is the initial noise only."
+        )
+
+
+def noise_sources(noise: Noise | Tensor) -> tuple[Noise, Noise]:
+    """Return the source of the initial noise and the source of the noise that is added in the steps.
+
+    noise: source of both, or the initial noise alone, [B, C, H, W].  Raises ValueError for any other object.
+    """
+    initial = GivenNoise(noise) if isinstance(noise, Tensor) else noise
+    if not hasattr(initial, "draw"):
+        raise ValueError(
+            "`noise` must be a tensor of standard normal noise [B, C, H, W] or an object with the method draw(), such "
+            f"as ImageNoise(range(16), (3, 32, 32)), got {described(noise)}."
+        )
+    return initial, _NoMoreNoise() if isinstance(initial, GivenNoise) else initial
 
 
 OnStep = Callable[[int, Tensor, Tensor], None]
@@ -46,18 +73,19 @@ class Sampler(DataclassInterface):
     """An algorithm that turns noise into images along a decreasing list of times.
 
     Each sampler is a frozen dataclass. It has the following four fields and the settings of its algorithm.
-    process: forward process whose reverse is sampled.
+    process: forward process whose reverse is sampled, or its noise schedule.
     num_steps: number of times in the list; None selects every step of a discrete schedule.
     time_grid: rule that chooses the times.
     clipping: rule for estimates of x_0 outside [-1, 1].
 
     The constructor raises ValueError if the schedule has fewer steps than num_steps. A denoiser is a `Denoiser` with a
-    trained network, or any function of (x_t, t, condition) that returns an `Estimate`:
+    trained network or a function that predicts the noise, or any function of (x_t, t, condition) that returns an
+    `Estimate`:
 
-    >>> from diffusion_lab import DDIM, Condition, CosineSchedule, Estimate, GaussianProcess, ImageNoise
+    >>> from diffusion_lab import DDIM, CosineSchedule, Estimate, ImageNoise
     >>> def gray(x_t, t, condition):
     ...     return Estimate(x_0=torch.full_like(x_t, 0.5))
-    >>> images = DDIM(GaussianProcess(CosineSchedule())).sample(gray, ImageNoise(range(2), (3, 8, 8)), Condition())
+    >>> images = DDIM(CosineSchedule()).sample(gray, ImageNoise(range(2), (3, 8, 8)))
     >>> images.shape, round(float(images.mean()), 3)
     (torch.Size([2, 3, 8, 8]), 0.5)
     """
@@ -68,16 +96,25 @@ class Sampler(DataclassInterface):
     clipping: Clipping
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "process", GaussianProcess.of(self.process))
+        parts = {"time_grid": TimeGrid, "clipping": Clipping, "churn": Churn, "variance": Variance}
+        for name in parts.keys() & vars(self).keys():
+            require_instance(getattr(self, name), parts[name], name)
         self.process.validate_times(self.times)
 
     @abstractmethod
     def sample(
-        self, denoiser: DenoiserLike, noise: Noise, condition: Condition, on_step: OnStep | None = None
+        self,
+        denoiser: DenoiserLike,
+        noise: Noise | Tensor,
+        condition: Condition | Tensor | None = None,
+        on_step: OnStep | None = None,
     ) -> Tensor:
         """Return images [B, C, H, W], in [-1, 1] if estimates of x_0 are clipped.  No gradients are computed.
 
-        noise: source of the initial noise and of the noise that is added in the steps.
-        condition: condition of the images.  on_step: see `OnStep`.
+        noise: source of the initial noise and of the noise that is added in the steps, or the initial noise, standard
+            normal [B, C, H, W], for a sampler that adds none.
+        condition: condition of the images, or their labels, int64 [B].  on_step: see `OnStep`.
         """
 
     @cached_property
@@ -99,8 +136,8 @@ class Sampler(DataclassInterface):
         """Standard deviation of the noise from which sampling starts."""
         return float(self.process.schedule.prior_std(torch.tensor(self.times[0], dtype=torch.float64)))
 
-    def estimator(self, denoiser: DenoiserLike, condition: Condition) -> Estimator:
-        return Estimator(denoiser, condition, self.process, self.clipping)
+    def estimator(self, denoiser: DenoiserLike, condition: Condition | Tensor | None) -> Estimator:
+        return Estimator(denoiser, Condition.of(condition), self.process, self.clipping)
 
 
 @dataclass
@@ -120,11 +157,16 @@ class FixedStepSampler(Sampler):
 
     @torch.no_grad()
     def sample(
-        self, denoiser: DenoiserLike, noise: Noise, condition: Condition, on_step: OnStep | None = None
+        self,
+        denoiser: DenoiserLike,
+        noise: Noise | Tensor,
+        condition: Condition | Tensor | None = None,
+        on_step: OnStep | None = None,
     ) -> Tensor:
-        context = StepContext(self.estimator(denoiser, condition), noise)
+        initial_noise, step_noise = noise_sources(noise)
+        context = StepContext(self.estimator(denoiser, condition), step_noise)
         times, table = self.prepare_steps(*self.intervals())
-        x_t = noise.draw() * self.initial_std
+        x_t = initial_noise.draw() * self.initial_std
         # The coefficients are Python numbers, so that a step never waits for the device of the images.
         for num_done, (t, coefficients) in enumerate(zip(times.unbind(), table.tolist(), strict=True), start=1):
             x_t, x_0 = self.step(x_t, t, coefficients, context)

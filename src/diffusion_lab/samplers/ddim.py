@@ -56,7 +56,7 @@ class DDIM(FixedStepSampler):
         return x_s, x_0
 
     @torch.no_grad()
-    def encode(self, denoiser: DenoiserLike, images: Tensor, condition: Condition) -> Tensor:
+    def encode(self, denoiser: DenoiserLike, images: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
         """Invert the steps of `sample`: return the noise that generates these images (Song et al. 2021, eq. 13).
 
         images: [B, C, H, W] in [-1, 1].  Returns initial noise [B, C, H, W], approximately standard normal.

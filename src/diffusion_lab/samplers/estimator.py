@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion_lab.denoiser import DenoiserLike, Estimate
+from diffusion_lab.denoiser import DenoiserLike, Estimate, require_estimate
 from diffusion_lab.networks import Condition
 from diffusion_lab.process import GaussianProcess
 from diffusion_lab.samplers.clipping import Clipping
@@ -31,7 +31,7 @@ class Estimator:
     def without_shift(self, x_t: Tensor, t: Tensor) -> Estimate:
         """Return the estimate with x_0 clipped but not shifted, for samplers that apply the gradient themselves."""
         # Expanding copies nothing: the denoiser recognizes by the stride that all images have the same time.
-        estimate = self.denoiser(x_t, t.expand(len(x_t)), self.condition)
+        estimate = require_estimate(self.denoiser(x_t, t.expand(len(x_t)), self.condition), self.denoiser)
         return Estimate(self.clipping(estimate.x_0), estimate.variance_output, estimate.gradient)
 
     def _shift(self, x_0: Tensor, gradient: Tensor, t: Tensor) -> Tensor:

@@ -11,17 +11,18 @@ from diffusion_lab.samplers.churn import Churn
 from diffusion_lab.samplers.clipping import Clipping, StaticClipping
 from diffusion_lab.samplers.time_grids import TimeGrid, UniformTimes
 
+# sigma_max of Karras et al. (2022), Table 1. The mean of the two slopes multiplies the difference of the estimates of
+# x_0 at both ends by (r - 1) / 2, where r is the ratio of their noise levels: by 800 in the first of 20 evenly spaced
+# steps of `CosineSchedule`, from the level 20,000 to 12.
+MAX_LEVEL = 80.0
+
 
 @dataclass(frozen=True)
 class Heun(FixedStepSampler):
     """An Euler step, then the same step with the mean of the slopes at both ends (Karras et al. 2022, algorithm 2).
 
-    x and sigma are divided by alpha. A step takes two network evaluations. The last step and a step that starts from
-    pure noise (alpha_t = 0) take one.
-    The method needs a time grid whose noise levels sigma / alpha are dense near the data and finite at the noise, as
-    `KarrasTimes(sigma_max=80)` chooses them. The mean of two slopes is wrong for a step from nearly pure noise: the
-    last step of `CosineSchedule` has sigma / alpha = 20,000, and the first of 20 steps of `UniformTimes` ends at 12,
-    which turns the samples into noise.
+    x and sigma are divided by alpha. A step takes two network evaluations. The last step and the steps that start from
+    nearly pure noise, at a noise level sigma / alpha above 80, the largest level in the paper, take one.
     process, num_steps, time_grid, clipping: see `Sampler`.  churn: see `Churn`.
 
     >>> from diffusion_lab import EDMSchedule, GaussianProcess, Heun, KarrasTimes
@@ -38,8 +39,8 @@ class Heun(FixedStepSampler):
 
     @property
     def num_evaluations(self) -> int:
-        *_, alpha_t, _, _, sigma_s = self.prepare_steps(*self.intervals())[1].unbind(dim=1)
-        return len(self.times) + int(((sigma_s > 0) & (alpha_t > 0)).sum())
+        *_, alpha_t, sigma_t, _, sigma_s = self.prepare_steps(*self.intervals())[1].unbind(dim=1)
+        return len(self.times) + sum(map(_has_correction, *(x.tolist() for x in (alpha_t, sigma_t, sigma_s))))
 
     def prepare_steps(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         t, scale, std = self.churn(self.process, t)
@@ -54,8 +55,13 @@ class Heun(FixedStepSampler):
         x_0 = context.estimate(x_t, t).x_0
         slope = (x_t - alpha_t * x_0) / sigma_t if sigma_t > 0 else torch.zeros_like(x_t)
         x_s = alpha_s * x_0 + sigma_s * slope
-        if sigma_s > 0 and alpha_t > 0:
+        if _has_correction(alpha_t, sigma_t, sigma_s):
             x_0 = context.estimate(x_s, t.new_full((), s)).x_0
             slope = (slope + (x_s - alpha_s * x_0) / sigma_s) / 2
             x_s = alpha_s / alpha_t * x_t + (sigma_s - alpha_s * sigma_t / alpha_t) * slope
         return x_s, x_0
+
+
+def _has_correction(alpha_t: float, sigma_t: float, sigma_s: float) -> bool:
+    """Return whether a step from t to s evaluates the slope at s."""
+    return sigma_s > 0 and sigma_t <= MAX_LEVEL * alpha_t * (1 + 1e-6)  # tolerance for the rounding of time grids

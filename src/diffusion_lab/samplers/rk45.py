@@ -9,7 +9,7 @@ from torch import Tensor
 from diffusion_lab.denoiser import DenoiserLike
 from diffusion_lab.networks import Condition
 from diffusion_lab.process import GaussianProcess
-from diffusion_lab.samplers.base import Noise, OnStep, Sampler
+from diffusion_lab.samplers.base import Noise, OnStep, Sampler, noise_sources
 from diffusion_lab.samplers.clipping import Clipping, StaticClipping
 from diffusion_lab.samplers.probability_flow import STAGES, FlowCoordinates, dormand_prince
 from diffusion_lab.samplers.time_grids import TimeGrid, UniformTimes
@@ -54,14 +54,19 @@ class RK45(Sampler):
 
     @torch.no_grad()
     def sample(
-        self, denoiser: DenoiserLike, noise: Noise, condition: Condition, on_step: OnStep | None = None
+        self,
+        denoiser: DenoiserLike,
+        noise: Noise | Tensor,
+        condition: Condition | Tensor | None = None,
+        on_step: OnStep | None = None,
     ) -> Tensor:
+        condition = Condition.of(condition)
         flow = FlowCoordinates(self.process)
         t = torch.tensor(self.times, dtype=torch.float64)
         if flow.angle(t[-1]) == 0:  # the first step adds no noise, so that the slope would be 0 / 0
             t[-1] = flow.time(torch.tensor(1e-3, dtype=torch.float64))
         angles, radii = flow.angle(t), flow.radius(t)
-        z = noise.draw() * self.initial_std / float(radii[0])
+        z = noise_sources(noise)[0].draw() * self.initial_std / float(radii[0])
         shape, last_x_0, num_done = z.shape[1:], torch.zeros_like(z), 0
 
         def slope(state: Tensor, angle: Tensor, rows: Tensor) -> Tensor:

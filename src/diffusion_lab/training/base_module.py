@@ -1,6 +1,8 @@
 """Base class of trained modules: optimizer step, gradient clipping, non-finite guard, logging and resuming."""
 
 import logging
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,11 +11,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from diffusion_lab import __version__
+from diffusion_lab.checkpoint_files import weights_mismatch
 from diffusion_lab.contracts import require_instance
 from diffusion_lab.data.image_datamodule import ImageBatch
 from diffusion_lab.distributed.collectives import Ranks
 from diffusion_lab.fingerprints import MISSING, VERSION, describe, differences, version_of
 from diffusion_lab.process import GaussianProcess
+from diffusion_lab.training import loop_progress
 from diffusion_lab.training.lr_schedules import (
     ConstantWithWarmup,
     LRSchedule,
@@ -133,6 +137,19 @@ class TrainedModule(LightningModule):
             self._step_metrics[name] = value if torch.is_tensor(value) else torch.tensor(value, dtype=torch.float64)
         self.trainer.callback_metrics.update(self._step_metrics)
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights.  Raises RuntimeError, which names what does not fit, for the weights of another module."""
+        try:
+            return super().load_state_dict(state_dict, strict=strict, assign=assign)
+        except RuntimeError as error:
+            raise RuntimeError(weights_mismatch(self.state_dict(), state_dict) or str(error)) from error
+
+    def on_fit_start(self) -> None:
+        # Lightning warns about modules in evaluation mode. The averages and the autoencoder always are in this mode.
+        in_eval_mode = [name for name, module in self.named_modules() if not module.training]
+        never_trained = sum(not name.startswith("network.") and name != "network" for name in in_eval_mode)
+        warnings.filterwarnings("ignore", message=rf"Found {never_trained} module\(s\) in eval mode")
+
     def on_train_start(self) -> None:
         self._last_logged_step = self.trainer.global_step
         for optimizer in self.trainer.optimizers:
@@ -184,10 +201,12 @@ class TrainedModule(LightningModule):
             _warn_about_version(version)
         # Lightning counts batches, so that it could resume in the middle of a step. Here only the step determines the
         # progress, because a run may resume with another number of accumulated batches. Loaders of plain batches have
-        # epochs, which Lightning counts correctly.
-        step = checkpoint["global_step"]
-        if step and PLAIN_BATCHES_KEY not in checkpoint:
-            _set_loop_progress(step, self.trainer.accumulate_grad_batches, checkpoint["loops"]["fit_loop"])
+        # epochs.
+        step, fit_loop = checkpoint["global_step"], checkpoint["loops"]["fit_loop"]
+        if PLAIN_BATCHES_KEY in checkpoint:
+            loop_progress.finish_epoch(fit_loop)
+        elif step:
+            loop_progress.set_step(step, self.trainer.accumulate_grad_batches, fit_loop)
         checkpoint["callbacks"].pop("Timer", None)  # trainer.max_time limits one job, not the run
         if checkpoint.get(OPTIMIZER_KEY) != self._optimizer_settings():
             self._change_optimizer_settings(checkpoint, step)
@@ -278,13 +297,3 @@ def _warn_about_version(version: str) -> None:
         version,
         __version__,
     )
-
-
-def _set_loop_progress(step: int, accumulate_grad_batches: int, fit_loop: dict[str, Any]) -> None:
-    """Set the state of Lightning's loops to the end of the last batch of `step`. Training is a single epoch."""
-    num_batches = step * accumulate_grad_batches
-    batches = {"ready": num_batches, "started": num_batches, "processed": num_batches, "completed": num_batches - 1}
-    epoch = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
-    fit_loop["epoch_loop.batch_progress"].update(total=dict(batches), current=dict(batches), is_last_batch=False)
-    fit_loop["epoch_progress"].update(total=dict(epoch), current=dict(epoch))
-    fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] = step - 1

@@ -10,7 +10,7 @@ from diffusion_lab.data.image_datamodule import ImageBatch
 from diffusion_lab.distributed.collectives import Ranks
 from diffusion_lab.guidance.noisy_classifier import NoisyClassifier
 from diffusion_lab.networks import ClassifierNetwork, require_network
-from diffusion_lab.process import GaussianProcess, TimeDistribution
+from diffusion_lab.process import GaussianProcess, NoiseSchedule, TimeDistribution
 from diffusion_lab.training.base_module import TrainedModule
 from diffusion_lab.training.lr_schedules import LRSchedule, TorchLRSchedule
 from diffusion_lab.training.nonfinite_guard import NonFiniteGuard
@@ -22,11 +22,12 @@ class ClassifierModule(TrainedModule):
     """A classifier that is trained on noisy images of the process whose samples it will guide.
 
     network: classifier for noisy images, see `ClassifierNetwork` for the attributes that it must have.
-    process: forward process of the diffusion models that the classifier will guide.
+    process: forward process of the diffusion models that the classifier will guide, or its noise schedule.
     times: distribution of the training times.  optimizer: optimizer.
     lr_schedule, guard, seed: see `DiffusionModule`.
 
-    A `lightning.Trainer` can train the module with any data loader of images and labels, see `PlainBatch`:
+    A `lightning.Trainer` can train the module with any data loader, whose batches are (images, labels), with images
+    [B, C, H, W], uint8 or float in [-1, 1], and labels int64 [B], or a dict with the keys `image` and `label`:
 
     >>> from diffusion_lab import ClassifierModule, CosineSchedule, GaussianProcess, HalfUNet, OptimizerFactory, Uniform
     >>> process, optimizer = GaussianProcess(CosineSchedule()), OptimizerFactory(torch.optim.AdamW, lr=3e-4)
@@ -45,7 +46,7 @@ class ClassifierModule(TrainedModule):
     def __init__(
         self,
         network: ClassifierNetwork,
-        process: GaussianProcess,
+        process: GaussianProcess | NoiseSchedule,
         *,
         times: TimeDistribution,
         optimizer: OptimizerFactory,
@@ -55,8 +56,8 @@ class ClassifierModule(TrainedModule):
     ) -> None:
         require_network(network, ClassifierNetwork)
         super().__init__(network, optimizer=optimizer, lr_schedule=lr_schedule, guard=guard, seed=seed)
-        self.process, self.times = process, times
-        self.require_parts(process=GaussianProcess, times=TimeDistribution)
+        self.process, self.times = GaussianProcess.of(process), times
+        self.require_parts(times=TimeDistribution)
         self._accuracies: list[Tensor] = []
 
     @property

@@ -9,11 +9,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from diffusion_lab.contracts import described, require_instance
+from diffusion_lab.contracts import described
 from diffusion_lab.data.classes import LabelChoice, as_label, labels_of
 from diffusion_lab.data.image_datamodule import ImageBatch
 from diffusion_lab.denoiser import Denoiser
-from diffusion_lab.ema.averages import EMA, RAW, RampedDecay
+from diffusion_lab.ema.averages import EMA, RAW, Decay, RampedDecay
 from diffusion_lab.fingerprints import describe
 from diffusion_lab.guidance import Guidance, Strength
 from diffusion_lab.latents import Pixels, Space
@@ -29,13 +29,16 @@ from diffusion_lab.process import (
     Uniform,
 )
 from diffusion_lab.randomness import Draws, ImageNoise, Purpose
-from diffusion_lab.samplers import DDIM, OnStep, Sampler
+from diffusion_lab.samplers import DDIM, Clipping, OnStep, Sampler, TimeGrid
 from diffusion_lab.training.base_module import TrainedModule
 from diffusion_lab.training.lr_schedules import LRSchedule, TorchLRSchedule
 from diffusion_lab.training.nonfinite_guard import NonFiniteGuard
 from diffusion_lab.training.optimizers import OptimizerFactory
 from diffusion_lab.training.plain_batches import PlainBatch
 from diffusion_lab.training.sample_arguments import SamplerChoice, as_guidance, as_sampler, as_seeds
+
+CLASS_NAMES_KEY = "class_names"
+"""Key of a checkpoint under which the names of the classes are stored, if the module has them."""
 
 
 class DiffusionModule(TrainedModule):
@@ -46,7 +49,8 @@ class DiffusionModule(TrainedModule):
     prediction: quantity that the network predicts; by default the noise (Ho et al. 2020).
     objective: loss; by default the squared error of the prediction.
     times: distribution of the training times; by default uniform over the times of the schedule.
-    ema: function that builds the averages of a network's weights; by default one average with `RampedDecay`.
+    ema: averages of the weights, as an `EMA` of this network, a function that builds it, or the `Decay` of a single
+        average; by default one average with `RampedDecay`.
     optimizer: optimizer; by default Adam with a learning rate of 2e-4 (Ho et al. 2020, appendix B).
     sampler: sampler of `sample`, or its class or name; by default DDIM with 50 steps, or all steps of a schedule with
         fewer.
@@ -58,7 +62,8 @@ class DiffusionModule(TrainedModule):
 
     Raises ValueError if a part does not implement its base class, or does not fit the schedule or the network.
 
-    The module can be trained by a `lightning.Trainer` with any data loader, see `PlainBatch`:
+    The module can be trained by a `lightning.Trainer` with any data loader. Its batches are images [B, C, H, W], uint8
+    or float in [-1, 1], (images, labels) with labels int64 [B], or a dict with the keys `image` and `label`:
 
     >>> from diffusion_lab import CosineSchedule, DiffusionModule, GaussianProcess, UNet
     >>> network = UNet(1, 1, resolution=8, channels=32, channel_multipliers=(1,), attention_resolutions=())
@@ -71,7 +76,7 @@ class DiffusionModule(TrainedModule):
     network: Network
 
     class_names: Sequence[str] = ()
-    """Names of the classes, for `sample`; `load_module` sets them."""
+    """Names of the classes, for `sample`. Checkpoints contain them, and `load_module` also finds those of a run."""
 
     trained_classes: Sequence[int] = ()
     """Numbers of the classes of the training images; empty if these are all classes, or if they are not known."""
@@ -84,7 +89,7 @@ class DiffusionModule(TrainedModule):
         prediction: Prediction | None = None,
         objective: Objective | None = None,
         times: TimeDistribution | None = None,
-        ema: Callable[[nn.Module], EMA] | None = None,
+        ema: Callable[[nn.Module], EMA] | EMA | Decay | None = None,
         optimizer: OptimizerFactory | None = None,
         sampler: SamplerChoice | None = None,
         lr_schedule: LRSchedule | TorchLRSchedule | None = None,
@@ -94,8 +99,7 @@ class DiffusionModule(TrainedModule):
     ) -> None:
         require_network(network, Network)
         optimizer = optimizer or OptimizerFactory(torch.optim.Adam, lr=2e-4)
-        process = GaussianProcess(process) if isinstance(process, NoiseSchedule) else process
-        require_instance(process, GaussianProcess, "process")
+        process = GaussianProcess.of(process)
         super().__init__(network, optimizer=optimizer, lr_schedule=lr_schedule, guard=guard, seed=seed)
         self.space, self.process, self.prediction = space or Pixels(), process, prediction or Epsilon()
         self.objective = objective or Denoising(self.prediction)
@@ -104,8 +108,8 @@ class DiffusionModule(TrainedModule):
         self._require_prediction(getattr(self.objective, "prediction", self.prediction))  # other objectives have none
         self.prediction.require(process.schedule)
         self.objective.require(process.schedule, network.in_channels, network.out_channels)
-        self.sampler = as_sampler(sampler, None, _default_sampler(process), process)
-        self.ema = _build_ema(ema, network) if ema is not None else EMA(network, {"main": RampedDecay()})
+        self.sampler = as_sampler(sampler, _default_sampler(process), process)
+        self.ema = _build_ema(ema or RampedDecay(), network)
 
     @property
     def labels(self) -> Labels:
@@ -149,6 +153,15 @@ class DiffusionModule(TrainedModule):
             raise ValueError(f"`weights` must be {' or '.join([*self.ema.networks, RAW])}, got {weights}.")
         return cast(Network, self.ema.network if weights is None else self.ema.networks[weights])
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if self.class_names:
+            checkpoint[CLASS_NAMES_KEY] = list(self.class_names)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.class_names = self.class_names or checkpoint.get(CLASS_NAMES_KEY, ())
+
     def weights_meaning(self) -> dict[str, Any]:
         return {"prediction": describe(self.prediction), **super().weights_meaning()}
 
@@ -166,35 +179,41 @@ class DiffusionModule(TrainedModule):
     def sample(
         self,
         seeds: int | Sequence[int],
-        condition: Condition | None = None,
+        condition: Condition | Tensor | None = None,
         *,
         label: LabelChoice | None = None,
         guidance: Guidance | Strength | float | None = None,
         guidance_scale: float | None = None,
         sampler: SamplerChoice | None = None,
         num_steps: int | None = None,
+        clipping: Clipping | None = None,
+        time_grid: TimeGrid | None = None,
         weights: str | None = None,
         stage: int = 0,
         on_step: OnStep | None = None,
     ) -> Tensor:
-        """Generate one image for each seed: [B, C, H, W] in [-1, 1].
+        """Generate one image for each seed: [B, C, H, W], in [-1, 1] if the estimates of x_0 are clipped.
+
+        Without clipping (`NoClipping`), values may be somewhat outside; `to_uint8` clips them.
 
         seeds: seeds of the images; a number n stands for the seeds 0 to n - 1.
-        condition: condition of the images, on any device; without a label, the images have the trained classes in
-            turn: seed k has class k modulo the number of classes if all classes were trained.
+        condition: condition of the images or their labels, int64 [B], on any device; without a label, the images have
+            the trained classes in turn: seed k has class k modulo the number of classes if all classes were trained.
         label: classes of the images by number, by name if `class_names` are known, or "random", see `LabelChoice`.
         guidance: guidance scale of classifier-free guidance, or any other guidance.
         guidance_scale: guidance scale of classifier-free guidance; may be given instead of `guidance`.
         sampler: sampler, or its class or name, such as "ddim"; None selects the sampler of the module.
-        num_steps: number of its steps; None keeps the number of the sampler.
+        num_steps, clipping, time_grid: number of its steps, its clipping and its time grid; None keeps those of the
+            sampler. A sampler that is given by class or name has the clipping and time grid of the module's sampler.
         weights: name of the weights, see `sampled_network`.
         stage: index of the network in a cascade, see `ImageNoise`.
         on_step: callback after each step, see `samplers.OnStep`.
         Raises ValueError if an argument does not fit the network.
         """
         seeds, guidance = as_seeds(seeds), as_guidance(guidance, guidance_scale)
-        sampler = as_sampler(sampler, num_steps, self.sampler, self.process)
-        condition = condition or Condition()
+        changes = {"num_steps": num_steps, "clipping": clipping, "time_grid": time_grid}
+        sampler = as_sampler(sampler, self.sampler, self.process, **changes)
+        condition = Condition.of(condition)
         num_classes = guidance.num_classes(self.labels)
         trained = guidance.trained_classes(self.labels, self.trained_classes)
         chosen = as_label(label, num_classes, self.class_names, trained=trained)
@@ -202,8 +221,9 @@ class DiffusionModule(TrainedModule):
             condition = replace(condition, label=labels_of(seeds, chosen, num_classes, trained))
         shape = (self.network.in_channels, self.network.resolution, self.network.resolution)
         noise = ImageNoise(seeds, shape, self.device, stage=stage)
-        denoiser = self.denoiser(weights)
-        with self._precision(denoiser.network):
+        network = self.sampled_network(weights)
+        denoiser = Denoiser(network, self.process, self.prediction)
+        with self._precision(network):
             guided = guidance.to(self.device)(denoiser, self.labels)
             return self.space.decode(sampler.sample(guided, noise, condition.to(self.device), on_step))
 
@@ -251,12 +271,18 @@ def _default_sampler(process: GaussianProcess) -> Sampler:
     return DDIM(process, num_steps=min(50, schedule.num_timesteps) if isinstance(schedule, TableSchedule) else 50)
 
 
-def _build_ema(build: Callable[[nn.Module], EMA], network: nn.Module) -> EMA:
-    """Return build(network).  Raises ValueError unless it is an EMA."""
-    ema = build(network) if callable(build) else build
-    if isinstance(ema, EMA):
-        return ema
-    raise ValueError(
-        "`ema` must be a function from a network to its diffusion_lab.EMA, such as lambda network: "
-        f'EMA(network, {{"main": ConstantDecay(0.999)}}), got {described(build)}.'
-    )
+def _build_ema(given: Callable[[nn.Module], EMA] | EMA | Decay, network: nn.Module) -> EMA:
+    """Return the averages of a network, see `DiffusionModule`.  Raises ValueError for those of another network."""
+    ema: Any = EMA(network, {"main": given}) if isinstance(given, Decay) else given
+    if callable(ema) and not isinstance(ema, EMA):
+        ema = ema(network)
+    if not isinstance(ema, EMA):
+        raise ValueError(
+            "`ema` must be a Decay, such as ConstantDecay(0.999), an EMA, such as "
+            'EMA(network, {"main": ConstantDecay(0.999)}), or a function from a network to its EMA, got '
+            f"{described(given)}."
+        )
+    shapes = [{name: weight.shape for name, weight in each.named_parameters()} for each in (ema.network, network)]
+    if shapes[0] != shapes[1]:
+        raise ValueError("`ema` must be the EMA of the network of the module, got an EMA of another network.")
+    return ema

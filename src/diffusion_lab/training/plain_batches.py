@@ -70,6 +70,8 @@ class PlainBatches:
         images, condition = _split(batch)
         _require_shape(images, shape)
         size = len(images)
+        if not num_classes and condition.label is not None and not self.has_converted:
+            _note_unused_labels()
         label = _label(condition.label, num_classes, images, check_values=not self.has_converted)
         x_0 = _as_float(images, check_values=not self.has_converted)
         draws = Draws(self.seed, step, self._positions(size, part), size * num_parts * Ranks.current().world_size)
@@ -151,6 +153,14 @@ def _warn_about_range(low: float, high: float) -> None:
         "[0, 1], pass 2 * images - 1.",
         low,
         high,
+    )
+
+
+@rank_zero_only
+def _note_unused_labels() -> None:
+    logger.warning(
+        "the batches have labels, which this network ignores; a network with labels=Labels(10, dropout=0.1) is "
+        "conditioned on 10 classes."
     )
 
 

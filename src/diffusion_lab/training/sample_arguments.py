@@ -55,25 +55,24 @@ def as_guidance(guidance: Guidance | Strength | float | None, guidance_scale: fl
     )
 
 
-def as_sampler(
-    sampler: SamplerChoice | None, num_steps: int | None, default: Sampler, process: GaussianProcess
-) -> Sampler:
+def as_sampler(sampler: SamplerChoice | None, default: Sampler, process: GaussianProcess, **changes: Any) -> Sampler:
     """Return the sampler.
 
-    sampler: see `SamplerChoice`; None is `default`.  num_steps: number of its steps; None keeps its own number.
-    process: process whose reverse is sampled.
+    sampler: see `SamplerChoice`; None is `default`.  process: process whose reverse is sampled.
+    changes: settings that replace those of the sampler, by name; None keeps a setting.
     Raises ValueError for a sampler of another process, see `_require_process`.
     """
     if isinstance(sampler, str):
         sampler = _sampler_class(sampler)
+    changes = {name: value for name, value in changes.items() if value is not None}
     if isinstance(sampler, type) and issubclass(sampler, Sampler):
-        settings: dict[str, Any] = {} if num_steps is None else {"num_steps": num_steps}
-        return sampler(process, time_grid=default.time_grid, clipping=default.clipping, **settings)
+        settings: dict[str, Any] = {"time_grid": default.time_grid, "clipping": default.clipping, **changes}
+        return sampler(process, **settings)
     chosen = default if sampler is None else sampler
     require_instance(chosen, Sampler, "sampler")
     assert isinstance(chosen, Sampler)
     _require_process(chosen, process)
-    return chosen if num_steps is None else replace(chosen, num_steps=num_steps)  # type: ignore[type-var]
+    return replace(chosen, **changes) if changes else chosen  # type: ignore[type-var]
 
 
 def _require_process(sampler: Sampler, process: GaussianProcess) -> None:
