@@ -317,7 +317,7 @@ def test_a_missing_feature_network_is_noted_once_and_training_continues(debug_ru
         ),
         (["experiment=mine"], "experiment must be one of .*, got mine; --config-dir FOLDER adds .* your own folder."),
         (["optimizer.betas=[2,3]"], r"optimizer: betas must be two numbers in \[0, 1\), got \[2, 3\]."),
-        (["guidance_scale=2"], "classifier-free guidance requires a network that was trained with .*"),
+        (["guidance_scale=2"], "guidance_scale must be 1 for a network with conditioning=none, got 2; .*"),
         (["schedule"], "settings are given as NAME=VALUE: schedule=VALUE, got schedule."),
         (["seed=1,2"], r"seed must be one value, a list \(\[1,2\]\) or, with -m, the values of a sweep, got 1,2."),
         (["schedule=1"], "schedule must be one of .*, got 1; --config-dir FOLDER .*"),

@@ -14,6 +14,7 @@ from diffusion_lab.distributed.launch import cluster_environment, describe_devic
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import class_names
 from diffusion_lab.runs.find import Target, find_run
+from diffusion_lab.runs.guidance_setup import require_guidable
 from diffusion_lab.runs.load import (
     instantiate_node,
     is_classifier_config,
@@ -161,6 +162,7 @@ def build_images(config: DictConfig, target: Target, fabric: "Fabric") -> tuple[
     try:
         source = _downsampled_images(config, trained) if trained.low_resolution is not None else None
         guidance = instantiate_node(trained.guidance, "guidance")
+        require_guidable(guidance, module)
         _accelerate(config, module.to(fabric.device))
         images = SeededImages(module, guidance=guidance, low_resolution_images=source, **settings)
         for number, (stage, stage_config) in enumerate(stages, 1):
