@@ -319,6 +319,15 @@ def test_a_missing_feature_network_is_noted_once_and_training_continues(debug_ru
         (["optimizer.betas=[2,3]"], r"optimizer: betas must be two numbers in \[0, 1\), got \[2, 3\]."),
         (["guidance_scale=2"], "guidance_scale must be 1 for a network with conditioning=none, got 2; .*"),
         (["schedule"], "settings are given as NAME=VALUE: schedule=VALUE, got schedule."),
+        (["schedule=linear,edm"], "schedule must be one choice or, with -m, the values of a sweep, got linear,edm."),
+        (
+            ["schedule=[linear,edm]"],
+            r"schedule must be one choice, got \[linear,edm\]; a sweep .* is -m schedule=linear,edm.",
+        ),
+        (
+            ["schedule=cosine", "schedule.beta_end=0.1"],
+            "schedule.beta_end is not a setting .*; add schedule=linear or .*, which has schedule.beta_end.",
+        ),
         (["seed=1,2"], r"seed must be one value, a list \(\[1,2\]\) or, with -m, the values of a sweep, got 1,2."),
         (["schedule=1"], "schedule must be one of .*, got 1; --config-dir FOLDER .*"),
         (["seed=${nothing}"], r"a value refers to \${nothing}, which is not a setting."),

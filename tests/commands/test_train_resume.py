@@ -141,6 +141,7 @@ def test_a_finished_run_that_is_trained_further_equals_a_run_that_never_stopped(
     ("overrides", "message"),
     [
         (["optimizer.lr=0.1"], "these differ: optimizer.lr (was 0.0005, got 0.1); fork=true starts a new run"),
+        (["optimizer.lr=0.1", "logger=csv"], "/run fork=true optimizer.lr=0.1 logger=csv"),
         (["seed=1", "data.batch_size=16"], "data.batch_size (was 8, got 16), "),
         (["schedule=cosine"], "these differ: schedule (was linear, got cosine); fork=true starts a new run"),
         (["fork=no", "optimizer.lr=0.1"], "fork must be true or false, got no."),

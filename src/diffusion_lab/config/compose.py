@@ -152,7 +152,7 @@ def _setting_elsewhere(key: str, config_name: str) -> str:
     if "run" not in own or root in (*own, *_groups(config_name), "hydra"):
         return ""
     if root in _groups("evaluate"):
-        return f"{key} is a setting of `{command_line('evaluate')}`, which measures metrics, got {key} without it."
+        return f"{key} is a setting of `{command_line('evaluate')}`, which measures metrics."
     if root not in OmegaConf.load(CONF / "train.yaml") and not (CONF / root).is_dir():
         return ""
     command = command_line(config_name)

@@ -76,8 +76,10 @@ def image_job(
     settings = digest([str(target.folder), target.checkpoint.name, images.protocol(), precision])
     record = Record(str(target.folder), target.checkpoint.name, step, settings, [[s.start, s.stop] for s in seeds])
     images.folder = Path(config.work_folder) / images.identity(precision)[:16]
-    size = {"num_columns": config.num_columns} if "num_columns" in config else {}
-    files = ImageFiles(folder, num_pictures=config.num_pictures, png=config.save_png, npz=config.save_npz, **size)
+    num_columns = config.get("num_columns") or images.num_columns
+    files = ImageFiles(
+        folder, num_pictures=config.num_pictures, num_columns=num_columns, png=config.save_png, npz=config.save_npz
+    )
     with ExitStack() as stack:
         try:
             with ranks.raise_together():
