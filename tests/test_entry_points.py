@@ -326,7 +326,7 @@ def test_a_missing_feature_network_is_noted_once_and_training_continues(debug_ru
         ),
         (
             ["schedule=cosine", "schedule.beta_end=0.1"],
-            "schedule.beta_end is not a setting .*; add schedule=linear or .*, which has schedule.beta_end.",
+            "schedule.beta_end is not a setting .*; add schedule=beta_warmup or linear or .* for schedule.beta_end.",
         ),
         (["seed=1,2"], r"seed must be one value, a list \(\[1,2\]\) or, with -m, the values of a sweep, got 1,2."),
         (["schedule=1"], "schedule must be one of .*, got 1; --config-dir FOLDER .*"),

@@ -6,14 +6,15 @@ import math
 import pytest
 import torch
 
+from diffusion_lab.errors import UserError
 from diffusion_lab.fingerprints import (
-    IncomparableError,
+    allowed_fields,
     describe,
+    describe_differences,
     differences,
     digest,
     fields_set_by,
     flat,
-    require_comparable,
 )
 from diffusion_lab.process import CosineSchedule, CustomSchedule, GaussianProcess
 from diffusion_lab.samplers import DDIM, Churn, Heun, StaticClipping, TrailingTimes
@@ -76,20 +77,24 @@ def test_a_missing_field_differs_from_none() -> None:
 
 
 def test_for_different_classes_only_the_class_name_is_a_difference() -> None:
-    other = fingerprint(sampler={"name": "Heun", "num_steps": 10, "churn": {"amount": 0.0}})
+    other = fingerprint(sampler={"name": "Heun", "num_steps": 10, "churn": {"name": "Churn", "amount": 0.0}})
     assert differences([fingerprint(), other]) == {"sampler.name": ["DDIM", "Heun"]}
 
 
-def test_the_error_for_incomparable_numbers_has_the_field_the_values_and_the_remedy() -> None:
-    require_comparable("fid_10", {"a": fingerprint(), "b": fingerprint()})
+def test_a_difference_is_described_by_its_field_and_two_values_with_their_owners() -> None:
     other = fingerprint(sampler={"name": "DDIM", "num_steps": 20, "eta": 0.0}, seed=1)
-    message = (
-        r"fid_10 cannot be compared: sampler.num_steps is 10 in a and 20 in c \(also different: seed\); "
-        r"allow=\[sampler,seed\] compares them anyway"
-    )
-    with pytest.raises(IncomparableError, match=message):
-        require_comparable("fid_10", {"a": fingerprint(), "b": fingerprint(), "c": other})
-    require_comparable("fid_10", {"a": fingerprint(), "c": other}, ["sampler", "seed"])
+    found = differences([fingerprint(), fingerprint(), other])
+    assert describe_differences(found, "abc") == "sampler.num_steps is 10 in a and 20 in c; seed is 0 in a and 1 in c"
+
+
+def test_only_fields_of_fingerprints_can_be_allowed() -> None:
+    assert allowed_fields(["sampler.num_steps", "seed"]) == ["sampler.num_steps", "seed"]
+    assert allowed_fields("seed") == ["seed"]  # also without brackets
+    assert allowed_fields(None) == allowed_fields([]) == []
+    with pytest.raises(
+        UserError, match=r"`allow` must list fingerprint fields \(num_samples, .*, got sampl.eta; perhaps"
+    ):
+        allowed_fields(["seed", "sampl.eta"])
 
 
 @pytest.mark.parametrize(

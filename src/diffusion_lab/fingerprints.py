@@ -9,7 +9,10 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
+
+from diffusion_lab.errors import UserError
 
 VERSION = 1
 """Fingerprint version. Increment it if a release gives different metric values for the same settings."""
@@ -45,8 +48,12 @@ COVERED = {
 """Setting -> fingerprint fields that the setting determines, in addition to the field with the same name."""
 
 
-class IncomparableError(ValueError):
-    """Error for metric values that were measured with different settings. The message names a field that differs."""
+FIELDS = (
+    *("num_samples", "metric", "features", "reference", "sampler", "schedule", "weights", "label", "batch_size"),
+    *("guidance_scale", "guidance", "guide", "classifier", "classifier_scale", "low_resolution", "space"),
+    *("quantization", "seed", "precision", "version"),
+)
+"""All fields that a fingerprint can have, without their nested fields."""
 
 
 def describe(value: Any, omit: Sequence[str] = ()) -> Any:
@@ -111,25 +118,30 @@ def differences(fingerprints: Sequence[Mapping[str, Any]], allowed: Iterable[str
     different = {name: values for name, values in found.items() if any(value != values[0] for value in values)}
     # If the classes of two objects differ, the differences between the fields of the objects are not of interest.
     classes = [name.removesuffix("name") for name in different if name.endswith(".name")]
-    return {n: v for n, v in different.items() if n.endswith(".name") or not any(n.startswith(c) for c in classes)}
+    return {n: v for n, v in different.items() if not any(n.startswith(c) and n != f"{c}name" for c in classes)}
 
 
-def require_comparable(name: str, fingerprints: Mapping[str, Mapping[str, Any]], allowed: Iterable[str] = ()) -> None:
-    """Raise IncomparableError unless all values of the metric `name` were measured with the same settings.
+def describe_differences(found: Mapping[str, Sequence[Any]], owners: Sequence[str]) -> str:
+    """Return differences as text, such as "seed is 0 in A and 3 in B".
 
-    fingerprints: run or file of each value -> fingerprint of the value.  allowed: see `differences`.
+    found: see `differences`.  owners: run or file of each value.
     """
-    found = differences(list(fingerprints.values()), allowed)
-    if not found:
-        return
-    field, values = next(iter(found.items()))
-    owners = list(fingerprints)
-    other = next(k for k, value in enumerate(values) if value != values[0])
-    more = f" (also different: {', '.join(list(found)[1:5])})" if len(found) > 1 else ""
-    raise IncomparableError(
-        f"{name} cannot be compared: {field} is {_short(values[0])} in {owners[0]} and {_short(values[other])} in "
-        f"{owners[other]}{more}; allow=[{_top_level(found)}] compares them anyway"
-    )
+    texts = []
+    for field, values in found.items():
+        other = next(k for k, value in enumerate(values) if value != values[0])
+        texts.append(f"{field} is {short(values[0])} in {owners[0]} and {short(values[other])} in {owners[other]}")
+    return "; ".join(texts)
+
+
+def allowed_fields(given: str | Sequence[str] | None) -> list[str]:
+    """Return the fingerprint fields that the setting `allow` lists.  Raises UserError for other names."""
+    fields = [given] if isinstance(given, str) else list(given or ())
+    for field in fields:
+        if (name := str(field).partition(".")[0]) not in FIELDS:
+            close = get_close_matches(name, FIELDS, n=1)
+            hint = f"; perhaps you mean {close[0]}" if close else ""
+            raise UserError(f"`allow` must list fingerprint fields ({', '.join(FIELDS)}), got {field}{hint}.")
+    return fields
 
 
 def fields_set_by(swept: Iterable[str]) -> list[str]:
@@ -151,10 +163,7 @@ def _covered(name: str, allowed: Iterable[str]) -> bool:
     return any(name == field or name.startswith(f"{field}.") for field in allowed)
 
 
-def _top_level(found: Mapping[str, Any]) -> str:
-    return ",".join(dict.fromkeys(name.partition(".")[0] for name in found))
-
-
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """Return a value in a fingerprint as text; long values, such as SHA-256 digests, are abbreviated."""
     text = str(value)
     return text if len(text) <= 40 else f"{text[:12]}..."

@@ -124,7 +124,7 @@ def test_a_sweep_of_samplers_ends_with_a_table(trained: Path, tmp_path: Path) ->
         ),
         (
             ["run=TRAINED", "time_grid.rho=5"],
-            r"time_grid\.rho is not a setting: .*",
+            r"time_grid\.rho is not a setting without a choice of time_grid; add time_grid=karras for time_grid\.rho\.",
         ),
         (["run=TRAINED", "weights=slow"], r"`weights` must be main or raw, got slow\."),
         (
@@ -182,8 +182,8 @@ def test_runs_that_match_a_glob_pattern_make_one_table(trained: Path, tmp_path: 
     assert rows[0]["fd_fashion_cnn_20_train"] == rows[1]["fd_fashion_cnn_20_train"]  # the same network
     record = json.loads((tmp_path / "out" / "1_b" / "metrics.json").read_text())
     assert [number["name"] for number in record["numbers"]] == [
-        "fd_fashion_cnn_20_train", "kid_fashion_cnn_20_train", "kid_std_fashion_cnn_20_train", "is_fashion_cnn_20",
-        "is_std_fashion_cnn_20",
+        "fd_fashion_cnn_20_train", "kd_fashion_cnn_20_train", "kd_std_fashion_cnn_20_train", "cs_fashion_cnn_20",
+        "cs_std_fashion_cnn_20",
     ]  # fmt: skip
     assert record["step"] == 2
     assert set(record["seconds"]) == {"sampling", "features", "statistics"}

@@ -113,7 +113,7 @@ def test_a_killed_job_resumes_where_it_stopped(trained: Path, tmp_path: Path) ->
         (["metrics=kid"], "metrics is a setting of `python src/evaluate.py`, which measures metrics."),
         (
             ["sampler.eta=1"],
-            "sampler.eta is not a setting in sampler: accepted settings are num_steps; add sampler=ddim, which has "
+            "sampler.eta is not a setting in sampler: accepted settings are num_steps; add sampler=ddim for "
             "sampler.eta.",
         ),
         (["label=10"], "`label` must be null, random, in 0..9 or a list of such numbers, got 10."),

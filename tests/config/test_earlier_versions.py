@@ -7,6 +7,7 @@ from hydra.utils import get_object
 from diffusion_lab.config.earlier_versions import (
     current_config,
     current_fingerprint,
+    current_metric,
     current_overrides,
     current_target,
 )
@@ -96,3 +97,19 @@ def test_the_numbers_of_0_3_are_of_the_first_version_of_fingerprints() -> None:
 
 def test_the_numbers_of_0_2_differ_from_all_others() -> None:
     assert current_fingerprint(fingerprint_of_0_3() | {"code": "0.2.0"})["version"] == "0.2.0"
+
+
+@pytest.mark.parametrize(
+    ("then", "now"),
+    [
+        ("kid_fashion_cnn_2k_train", "kd_fashion_cnn_2k_train"),
+        ("kid_std_fashion_cnn_2k_train", "kd_std_fashion_cnn_2k_train"),
+        ("is_std_fashion_cnn_2k", "cs_std_fashion_cnn_2k"),
+        ("kid_std_inception_50k_train", "kid_std_inception_50k_train"),
+        ("is_inception_50k", "is_inception_50k"),
+        ("fd_fashion_cnn_2k_train", "fd_fashion_cnn_2k_train"),
+        ("minutes", "minutes"),
+    ],
+)
+def test_only_values_of_inception_features_keep_the_names_of_papers(then: str, now: str) -> None:
+    assert current_metric(then) == current_metric(now) == now

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffusion_lab.evaluation.evaluator import Evaluator, Number
 from diffusion_lab.evaluation.reference import ImageReference
+from diffusion_lab.fingerprints import FIELDS
 from diffusion_lab.generation.seeded_images import SeededImages
 from diffusion_lab.metrics.density_coverage import DensityCoverage
 from diffusion_lab.metrics.feature_set import FeatureSet
@@ -100,11 +101,17 @@ def test_the_time_of_each_part_of_an_evaluation_is_recorded(tmp_path: Path) -> N
     assert job.seconds["means over images"] > 0
 
 
+def test_a_standard_deviation_has_a_meaning_and_no_direction(tmp_path: Path) -> None:
+    value, std = evaluation(tmp_path).measure([KernelDistance(StandIn(), 10, 20)])
+    assert value.description == "kernel distance of the features; lower is better"
+    assert std.description == "kernel distance of the features: standard deviation over random subsets"
+
+
 def test_the_fingerprint_contains_all_settings_of_a_number(tmp_path: Path) -> None:
     job = evaluation(tmp_path, precision="32-true", seed=7)
     kid, score = KernelDistance(StandIn(), subset_size=20), InceptionScore(StandIn(), 3)
     found = {number.name: number.fingerprint for number in job.measure([kid, score])}
-    fingerprint = found["kid_stand_in_23_train"]
+    fingerprint = found["kd_stand_in_23_train"]
     assert fingerprint["metric"] == {"name": "KernelDistance", "num_subsets": 100, "subset_size": 20}
     assert fingerprint["features"] == {
         "name": "stand_in", "weights_sha256": "0" * 64, "resize": "none", "output": "pooled",
@@ -114,9 +121,9 @@ def test_the_fingerprint_contains_all_settings_of_a_number(tmp_path: Path) -> No
     }  # fmt: skip
     expected = {"num_samples": 23, "seed": 7, "precision": "32-true", "batch_size": 5, "guidance_scale": 1.0}
     assert {key: fingerprint[key] for key in expected} == expected
-    assert {"sampler", "schedule", "weights", "label", "quantization", "version"} <= set(fingerprint)
-    assert found["is_stand_in_23"]["reference"] is None
-    assert found["is_stand_in_23"]["features"]["output"] == "logits"
+    assert {"sampler", "schedule", "weights", "label", "quantization", "version"} <= set(fingerprint) <= set(FIELDS)
+    assert found["cs_stand_in_23"]["reference"] is None
+    assert found["cs_stand_in_23"]["features"]["output"] == "logits"
 
 
 @pytest.mark.parametrize("seed", [0, 4])
@@ -164,14 +171,14 @@ def test_a_value_of_too_few_images_is_noted_once_with_the_reason(
     job, metrics = evaluation(tmp_path, 24), [InceptionScore(StandIn(), 12), KernelDistance(StandIn())]
     job.require(metrics)
     job.require(metrics)
-    assert caplog.text.count("InceptionScore means little for 24 images: each of the 12 splits has 2 images") == 1
-    assert caplog.text.count("KernelDistance means little for 24 images: each subset has only 24 images") == 1
+    assert caplog.text.count("InceptionScore for 24 images means little: each of the 12 splits has 2 images") == 1
+    assert caplog.text.count("KernelDistance for 24 images means little: each subset has only 24 images") == 1
 
 
 @pytest.mark.parametrize(
     ("metric", "num_images"),
     [
-        (FrechetDistance(StandIn()), StandIn.num_features // 2 + 1),
+        (FrechetDistance(StandIn()), 59),  # 10,000 for 2,048 features, as the authors recommend
         (KernelDistance(StandIn()), 50),
         (PrecisionRecall(StandIn(), 3), 60),
         (DensityCoverage(StandIn(), 5), 100),

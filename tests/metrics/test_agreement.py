@@ -103,10 +103,10 @@ def assert_agreement(pair: Pair, weights: Path, *, subset_size: int, num_splits:
     for metric in (KernelDistance(inception, subset_size=subset_size), InceptionScore(inception, num_splits)):
         found |= pair.measure(metric)
     assert found["fd"] == pytest.approx(expected["frechet_inception_distance"], rel=1e-4)
-    assert found["kid"] == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-4)
-    assert found["kid_std"] == pytest.approx(expected["kernel_inception_distance_std"], rel=1e-2)
-    assert found["is"] == pytest.approx(expected["inception_score_mean"], rel=1e-6)
-    assert found["is_std"] == pytest.approx(expected["inception_score_std"], rel=1e-4)
+    assert found["kd"] == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-4)
+    assert found["kd_std"] == pytest.approx(expected["kernel_inception_distance_std"], rel=1e-2)
+    assert found["cs"] == pytest.approx(expected["inception_score_mean"], rel=1e-6)
+    assert found["cs_std"] == pytest.approx(expected["inception_score_std"], rel=1e-4)
     tolerance = min(1.5 / len(pair.images[0]), 1e-3)  # among thousands of images, one may be on the border of a ball
     assert found["precision"] == pytest.approx(expected["precision"], abs=tolerance)
     assert found["recall"] == pytest.approx(expected["recall"], abs=tolerance)
@@ -118,7 +118,7 @@ def test_numbers_of_eight_images_agree_with_torch_fidelity_and_pytorch_fid(weigh
     pair = Pair.of(images.gather(np.arange(32, 48)), weights)
     found = assert_agreement(pair, weights, subset_size=4, num_splits=4)
     assert found["fd"] > 1  # otherwise the weights do not distinguish images
-    assert found["is"] > 1.01  # close to 1 if pooled features are used instead of logits
+    assert found["cs"] > 1.01  # close to 1 if pooled features are used instead of logits
     assert 0 < found["precision"] != found["recall"] < 1
     ours, theirs = pair.fids_over(4)  # fewer features than images, or their covariance is singular
     assert ours == pytest.approx(theirs, rel=1e-4)

@@ -160,8 +160,11 @@ def test_missing_features_of_single_images_are_reported() -> None:
         ("fd", "inception", 50_000, "train", "fid_inception_50k_train"),
         ("sfd", "inception", 10_001, "test", "sfid_inception_10001_test"),
         ("fd", "fashion_cnn", 2_000, "train", "fd_fashion_cnn_2k_train"),
-        ("kid_std", "dinov2", 2_048, "train", "kid_std_dinov2_2048_train"),
-        ("is", "inception", 500, None, "is_inception_500"),
+        ("kd", "inception", 50_000, "train", "kid_inception_50k_train"),
+        ("kd_std", "inception", 50_000, "train", "kid_std_inception_50k_train"),
+        ("kd_std", "dinov2", 2_048, "train", "kd_std_dinov2_2048_train"),
+        ("cs", "inception", 500, None, "is_inception_500"),
+        ("cs", "fashion_cnn", 500, None, "cs_fashion_cnn_500"),
     ],
 )
 def test_the_name_contains_features_number_of_images_and_reference(

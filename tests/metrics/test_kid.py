@@ -14,7 +14,7 @@ def features(size: int, seed: int, shift: float = 0.0) -> FeatureSet:
 
 def test_the_distance_of_one_subset_is_the_unbiased_estimate() -> None:
     one, other = features(30, 0), features(30, 1, 0.5)
-    found = KernelDistance(StandIn(), num_subsets=1).measure(one, other)["kid"]
+    found = KernelDistance(StandIn(), num_subsets=1).measure(one, other)["kd"]
     x, y = (s.require_rows().double().numpy() for s in (one, other))
     kernels = [(a @ b.T / 12 + 1) ** 3 for a, b in ((x, x), (y, y), (x, y))]
     within = sum((kernel.sum() - np.trace(kernel)) / (30 * 29) for kernel in kernels[:2])
@@ -23,10 +23,10 @@ def test_the_distance_of_one_subset_is_the_unbiased_estimate() -> None:
 
 def test_sets_of_the_same_distribution_have_distance_0_within_the_standard_error() -> None:
     found = KernelDistance(StandIn(), num_subsets=50, subset_size=200).measure(features(1000, 0), features(1000, 1))
-    assert abs(found["kid"]) < 3 * found["kid_std"] / 50**0.5 + 1e-3
-    assert found["kid_std"] > 0
+    assert abs(found["kd"]) < 3 * found["kd_std"] / 50**0.5 + 1e-3
+    assert found["kd_std"] > 0
     far = KernelDistance(StandIn(), num_subsets=50, subset_size=200).measure(features(1000, 0), features(1000, 1, 0.3))
-    assert far["kid"] > 10 * abs(found["kid"])
+    assert far["kd"] > 10 * abs(found["kd"])
 
 
 def test_distance_agrees_with_torch_fidelity_and_does_not_depend_on_global_random_states() -> None:

@@ -3,28 +3,32 @@
 import csv
 import json
 import re
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
+from diffusion_lab.runs.comparable import write_and_print_table
 from diffusion_lab.runs.results import write_metrics, write_summary
-from diffusion_lab.runs.tables import find_rows, write_and_print_table
+from diffusion_lab.runs.tables import find_rows
 from diffusion_lab.sweeps.table import write_sweep_table
 
 
 def measured(
     folder: Path, value: float, *, num_steps: int = 10, seed: int = 0, step: int = 100, overrides: tuple[str, ...] = (),
-    run: str = "logs/train/a", **fields: Any,
+    run: str = "logs/train/a", metrics: Sequence[str] = ("fd",), **fields: Any,
 ) -> Path:  # fmt: skip
     """Write the files of an evaluation and return its folder."""
     fingerprint = {
         "num_samples": 50, "sampler": {"name": "DDIM", "num_steps": num_steps}, "seed": seed, "precision": "32-true",
         "schedule": {"name": "LinearSchedule"},
     } | fields  # fmt: skip
-    number = {"name": "fd_stand_in_50_train", "value": value, "fingerprint": fingerprint}
-    write_metrics(folder, {"run": run, "checkpoint": "last.ckpt", "step": step, "numbers": [number]})
+    numbers = [{"name": f"{kind}_stand_in_50_train", "value": value, "fingerprint": fingerprint} for kind in metrics]
+    write_metrics(folder, {"run": run, "checkpoint": "last.ckpt", "step": step, "numbers": numbers})
     write_summary(folder, {"fd_stand_in_50_train": value, "minutes": 1.5})
     (folder / ".hydra").mkdir()
     (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {override}\n" for override in overrides) or "[]")
@@ -96,6 +100,72 @@ def test_incomparable_numbers_are_left_out_with_the_field_that_differs(
     assert "fd_stand_in_50_train" not in table(tmp_path / "table", "numbers")[0]
     assert write_and_print_table([one, other], tmp_path / "table", "numbers", allowed=["precision"])
     assert [row["fd_stand_in_50_train"] for row in table(tmp_path / "table", "numbers")] == ["1.0", "2.0"]
+
+
+def commands(text: str) -> list[list[str]]:
+    """Return the arguments of each command in log messages that compares values anyway."""
+    return [shlex.split(found)[2:] for found in re.findall(r"compares them anyway: (.*)", text)]
+
+
+def test_each_difference_is_reported_once_with_a_command_that_can_be_pasted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folders = [
+        measured(tmp_path / f"a b/{k}", 1.0, seed=99 * k, guidance_scale=k, metrics=("fd", "kd")) for k in (1, 2)
+    ]
+    caplog.set_level("INFO")
+    assert not write_and_print_table(folders, tmp_path / "table", "numbers", allowed=["label"])
+    text = (
+        "fd_stand_in_50_train, kd_stand_in_50_train cannot be compared: seed is 99 in 1 and 198 in 2; guidance_scale is"
+    )
+    assert caplog.text.count("cannot be compared") == 1
+    assert text in caplog.text
+    (pasted,) = commands(caplog.text)
+    values: list[Any] = [override.value() for override in OverridesParser.create().parse_overrides(pasted)]
+    numbers, allow = map(list, values)
+    assert numbers == [str(folder) for folder in folders]
+    assert write_and_print_table(folders, tmp_path / "table", "numbers", allowed=allow)
+    assert [row["guidance_scale"] for row in table(tmp_path / "table", "numbers")] == ["1", "2"]
+
+
+def test_the_error_of_a_sweep_has_the_status_command_of_the_sweep(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for k in range(2):
+        measured(tmp_path / f"{k}_x", 1.0, label=k, overrides=(f"schedule={k}",))
+    caplog.set_level("INFO")
+    assert not write_sweep_table(tmp_path, ["seed"])
+    assert commands(caplog.text) == [["status", str(tmp_path), "--allow", "seed", "label"]]
+
+
+def test_a_nested_field_that_no_value_has_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_and_print_table([measured(tmp_path / "a", 1.0)], tmp_path, "numbers", allowed=["sampler.num_step"])
+    assert "allow=sampler.num_step has no effect" in caplog.text
+    assert "perhaps you mean sampler.num_steps" in caplog.text
+
+
+def test_a_table_shows_the_settings_of_a_measurement_that_no_other_column_shows(tmp_path: Path) -> None:
+    for k, (scale, steps) in enumerate([(1.0, 10), (2.0, 50)]):
+        sampler = {"name": ("DDIM", "DPMSolver")[k], "num_steps": steps}
+        measured(tmp_path / f"{k}_x", 1.0, overrides=(f"experiment={k}",), guidance_scale=scale, sampler=sampler)
+    assert write_sweep_table(tmp_path)
+    shown = ("experiment", "sampler", "sampler.num_steps", "guidance_scale")
+    assert [tuple(row[name] for name in shown) for row in table(tmp_path, "sweep")] == [
+        ("0", "ddim", "10", "1"), ("1", "dpm_solver", "50", "2"),
+    ]  # fmt: skip
+    assert "| guidance_scale |" in (tmp_path / "sweep.md").read_text()
+
+
+def test_a_measurement_during_training_is_shown_with_its_own_sampler(tmp_path: Path) -> None:
+    """The sampler of a run generates its sample grids; the metric has a cheaper one."""
+    of_run = measured(
+        tmp_path / "run", 1.0, num_steps=20, run=str(tmp_path / "run"), overrides=("sampler.num_steps=250",)
+    )
+    other = measured(
+        tmp_path / "other", 1.0, num_steps=50, run=str(tmp_path / "run"), overrides=("sampler.num_steps=50",)
+    )
+    assert write_and_print_table([of_run, other], tmp_path, "numbers", allowed="sampler")
+    assert [row["sampler.num_steps"] for row in table(tmp_path, "numbers")] == ["20", "50"]
 
 
 def test_only_swept_settings_may_differ(tmp_path: Path) -> None:

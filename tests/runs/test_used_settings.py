@@ -5,14 +5,15 @@ import json
 import shutil
 from pathlib import Path
 
-from diffusion_lab.runs.tables import short_paths, write_and_print_table
+from diffusion_lab.runs.comparable import write_and_print_table
+from diffusion_lab.runs.tables import short_paths
 
 RUNS = Path(__file__).parents[1] / "earlier_runs" / "v0_3"
 
 
 def table(folders: list[Path], output: Path) -> list[dict[str, str]]:
     """Return the table of some folders, whose metric values may differ in all fields."""
-    allowed = ["schedule", "weights", "reference", "label", "guidance_scale", "sampler", "prediction", "seed"]
+    allowed = ["schedule", "weights", "reference", "label", "guidance_scale", "sampler", "seed"]
     write_and_print_table(folders, output, "numbers", allowed=allowed)
     with (output / "numbers.csv").open() as file:
         return list(csv.DictReader(file))

@@ -2,6 +2,9 @@
 
 import csv
 import json
+import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -164,6 +167,37 @@ def test_a_seed_that_is_not_a_whole_number_is_refused_before_the_plan(command_li
     command_line("seed=1,2-3")
     with pytest.raises(UserError, match=r"seed must be a whole number in 0..2\^63 - 1, got 2-3\."):
         plan_runs(tmp_path, "seed=1", "seed=2-3")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.lr=abc", "optimizer.lr must be a number, got abc."),
+        ("optimizer.lr=true", "optimizer.lr must be a number, got True."),
+        ("model.channels=8.5", "model.channels must be a whole number, got 8.5."),
+        ("trainer.max_steps=abc", "trainer.max_steps must be a whole number of at least 1, got abc."),
+        ("num_samples=abc", "callbacks.measure_distance.num_samples must be a whole number, got abc."),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused_before_the_first_run(
+    override: str, message: str, command_line: Any, tmp_path: Path
+) -> None:
+    command_line("seed=1,2", override)
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+        plan_runs(tmp_path, "seed=1", f"seed=2 {override}", fixed=("schedule=cosine",))
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_with_the_types_of_their_defaults_need_no_import_of_torch(tmp_path: Path) -> None:
+    settings = ["optimizer.lr=1e-3,1", "data.num_held_out=5", "trainer.precision=32-true", "model=unet_tiny,unet_small"]
+    launcher = ["hydra/launcher=slurm", "hydra.launcher.dry_run=true", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    code = (
+        f"import sys; sys.argv = {['train', '-m', *settings, *launcher]!r}; "
+        "from diffusion_lab.commands.train import main; main(); sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--array=0-3" in done.stdout
 
 
 def test_a_sweeper_receives_the_result_of_a_run_and_none_if_it_failed(command_line: Any, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.commands import entry
-from diffusion_lab.runs import tables as run_tables
+from diffusion_lab.fingerprints import allowed_fields
+from diffusion_lab.runs.comparable import write_and_print_table
 from diffusion_lab.runs.find import MEASURED, find_places
 
 
@@ -25,7 +26,9 @@ def compare(config: DictConfig) -> None:
     value = None if OmegaConf.is_missing(config, "numbers") else config.numbers
     folders = [place.folder for place in find_places("numbers", value, MEASURED)]
     output = Path(config.output_folder)
-    comparable = run_tables.write_and_print_table(folders, output, "numbers", swept=["run"], allowed=config.allow)
+    comparable = write_and_print_table(
+        folders, output, "numbers", swept=["run"], allowed=allowed_fields(config.allow), numbers=value or ()
+    )
     print(f"results are in {output}", flush=True)
     if not comparable:
         sys.exit(1)

@@ -19,9 +19,10 @@ from omegaconf import DictConfig
 
 from diffusion_lab.commands import entry
 from diffusion_lab.errors import UserError
+from diffusion_lab.fingerprints import allowed_fields
 from diffusion_lab.runs import evaluation_setup, sampling_setup
 from diffusion_lab.runs import results as run_results
-from diffusion_lab.runs import tables as run_tables
+from diffusion_lab.runs.comparable import write_and_print_table
 from diffusion_lab.runs.find import find_targets
 from diffusion_lab.runs.image_job import image_job
 
@@ -37,6 +38,7 @@ def evaluate(config: DictConfig) -> float | None:
     a higher value is better, or None if no metric is measured.
     """
     sampling_setup.require_whole_numbers(config)
+    allowed = allowed_fields(config.allow)
     targets = find_targets(config)
     fabric = sampling_setup.launch_fabric(config)
     output, results = Path(config.output_folder), []
@@ -47,7 +49,7 @@ def evaluate(config: DictConfig) -> float | None:
         if fabric.is_global_zero:
             _write_results(results[-1], measurement, folder)
     if len(targets) > 1 and fabric.is_global_zero:
-        run_tables.write_and_print_table([output], output, "runs", swept=["run"], allowed=config.allow)
+        write_and_print_table([output], output, "runs", swept=["run"], allowed=allowed)
     return results[0][0].objective if results[0] else None
 
 

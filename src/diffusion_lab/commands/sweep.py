@@ -18,6 +18,7 @@ import sys
 from diffusion_lab.commands import logs
 from diffusion_lab.commands.help import print_help
 from diffusion_lab.errors import UserError
+from diffusion_lab.fingerprints import allowed_fields
 from diffusion_lab.runs.find import SWEEP, find_place
 from diffusion_lab.sweeps import table as sweep_table
 
@@ -47,7 +48,7 @@ def _parsed(arguments: list[str]) -> tuple[str, list[str]]:
     if len(named) != 2 or named[0] != "status" or (position < len(arguments) and not allowed):
         given = " ".join(arguments) or "no arguments"
         raise UserError(f"the arguments must be: status SWEEP_FOLDER [--allow FIELD ...], got {given}.")
-    return named[1], allowed
+    return named[1], allowed_fields(allowed)
 
 
 if __name__ == "__main__":

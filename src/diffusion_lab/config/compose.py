@@ -124,6 +124,9 @@ def _unknown_key(key: str, config_name: str) -> str:
     if renamed := current_key(key):
         return f"{key} was renamed to {renamed}."
     composed = node = _composed_without(key, config_name)
+    group, dot, _ = key.partition(".")
+    if dot and group in _groups(config_name) and _at(composed, group) is None:
+        return f"{key} is not a setting without a choice of {group}{_choices_with(key) or f'; add {group}=CHOICE'}."
     parent, _, name = key.rpartition(".")
     while parent and _at(node, parent) is None:
         parent, _, name = parent.rpartition(".")
@@ -148,7 +151,7 @@ def _unknown_key(key: str, config_name: str) -> str:
 
 def _setting_elsewhere(key: str, config_name: str) -> str:
     """Return the message for a setting of training or of evaluations in a command with `run`; "" for other keys."""
-    root, own = key.partition(".")[0], OmegaConf.load(CONF / f"{config_name}.yaml")
+    root, own = key.partition(".")[0], list(OmegaConf.load(CONF / f"{config_name}.yaml"))
     if "run" not in own or root in (*own, *_groups(config_name), "hydra"):
         return ""
     if root in _groups("evaluate"):
@@ -163,7 +166,7 @@ def _choices_with(key: str) -> str:
     """Return a hint at the choices of a config group that have a setting; "" if there is none."""
     group = key.partition(".")[0]
     found = [path.stem for path in sorted((CONF / group).glob("*.yaml")) if key in settings(path, group)]
-    return f"; add {' or '.join(f'{group}={choice}' for choice in found)}, which has {key}" if found else ""
+    return f"; add {group}={' or '.join(found)} for {key}" if found else ""
 
 
 def _groups(config_name: str) -> list[str]:

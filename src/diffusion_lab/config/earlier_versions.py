@@ -107,6 +107,12 @@ def current_fingerprint(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     return current
 
 
+def current_metric(name: str) -> str:
+    """Return the current name of a metric value; KID and Inception Score now name values of Inception features only."""
+    earlier = re.match(r"(kid|is)(?=(_std)?_(?!std_|inception_))", name)
+    return f"{ {'kid': 'kd', 'is': 'cs'}[earlier[0]] }{name[earlier.end() :]}" if earlier else name
+
+
 def _current_part(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {_FINGERPRINT_FIELDS.get(key, key): _current_part(item) for key, item in value.items()}

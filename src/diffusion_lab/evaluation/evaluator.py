@@ -45,19 +45,20 @@ def _log_once(message: str) -> None:
 class Number:
     """A metric value. The fingerprint contains all settings that must be equal for two values to be comparable.
 
-    meaning: what the value is, in a few words.  higher_is_better: whether a higher value is better.
+    meaning: what the value is, in a few words.
+    higher_is_better: whether a higher value is better; None for a value without a direction, a standard deviation.
     """
 
     name: str
     value: float
     fingerprint: dict[str, Any]
     meaning: str = ""
-    higher_is_better: bool = False
+    higher_is_better: bool | None = False
 
     @property
     def description(self) -> str:
         """What the value is, and its direction: "Fréchet distance of the features; lower is better"."""
-        direction = f"{'higher' if self.higher_is_better else 'lower'} is better"
+        direction = {True: "higher is better", False: "lower is better", None: ""}[self.higher_is_better]
         return "; ".join(filter(None, [self.meaning, direction]))
 
     @property
@@ -110,12 +111,12 @@ class Evaluator:
                 raise ValueError(f"`reference` must be given for {type(metric).__name__}, got None.")
 
     def _note_caution(self, metric: Metric) -> None:
-        """Log once if the sets are too small for a meaningful value."""
+        """Log once if the sets are too small for a meaningful or unbiased value."""
         size = self.num_samples
         if metric.needs_reference and isinstance(self.reference, ImageReference):
             size = min(size, len(self.reference.images))
         if (reason := metric.caution(size)) is not None and Ranks.current().rank == 0:
-            _log_once(f"{type(metric).__name__} means little for {size} images: {reason}.")
+            _log_once(f"{type(metric).__name__} for {size:,} images {reason}.")
 
     def measure(self, metrics: Sequence[Metric], on_batch: OnBatch = lambda seeds, pixels: None) -> list[Number]:
         """Return all values of all metrics. Collective: call on all ranks.
@@ -220,8 +221,8 @@ class Evaluator:
             for kind, value in values.items():
                 name = full_name(kind, metric.features.name, self.num_samples, reference)
                 is_std = kind.endswith("_std")
-                meaning = "standard deviation over subsets" if is_std else metric.meaning
-                better = metric.higher_is_better and not is_std
+                meaning = f"{metric.meaning}: standard deviation over random subsets" if is_std else metric.meaning
+                better = None if is_std else metric.higher_is_better
                 yield Number(name, value, self.fingerprint(metric), meaning, better)
 
     def _computes(self, j: int, num_metrics: int) -> bool:

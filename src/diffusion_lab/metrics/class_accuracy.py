@@ -26,7 +26,7 @@ class ClassAccuracy(Metric):
         return 1
 
     def caution(self, num_images: int) -> str | None:
-        return None if num_images >= 100 else f"the fraction of {num_images} images has an error of several percent"
+        return None if num_images >= 100 else "has an error of several percent"
 
     def require_classes(self, num_classes: int) -> None:
         if not num_classes:

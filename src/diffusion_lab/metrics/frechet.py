@@ -9,6 +9,9 @@ from torch import Tensor
 from diffusion_lab.metrics.feature_set import FeatureSet, require_feature_sets
 from diffusion_lab.metrics.metric import Metric
 
+RECOMMENDED_IMAGES = 10_000
+"""Number of images for the 2,048 Inception features that the authors of the FID recommend (Heusel et al. 2017)."""
+
 
 def frechet_distance(one: FeatureSet, other: FeatureSet) -> Tensor:
     """Compute the squared Fréchet distance of two Gaussians (Dowson & Landau 1982; Heusel et al. 2017, eq. 6).
@@ -62,11 +65,11 @@ class FrechetDistance(Metric):
     needs_rows: ClassVar[bool] = False
 
     def caution(self, num_images: int) -> str | None:
-        if 2 * num_images > self.features.num_features:
+        if num_images >= RECOMMENDED_IMAGES * self.features.num_features / 2048:
             return None
         return (
-            f"{num_images} images do not determine the covariance of {self.features.num_features} features, so the "
-            "distance is too large and comparable only for the same number of images"
+            f"is too large, because so few images do not determine the covariance of {self.features.num_features:,} "
+            "features; compare it only with values for the same number of images"
         )
 
     def measure(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:

@@ -15,7 +15,7 @@ MEANINGFUL_IMAGES_PER_SPLIT = 100
 
 @dataclass(frozen=True)
 class InceptionScore(Metric):
-    """Inception Score (Salimans et al. 2016), computed by torch-fidelity.
+    """Classifier score: with Inception features, the Inception Score (Salimans et al. 2016); by torch-fidelity.
 
     The score is exp of the mean KL divergence between the class probabilities that are predicted for an image and the
     mean class probabilities of all images. The samples are shuffled with a fixed seed and split into num_splits parts;
@@ -24,7 +24,7 @@ class InceptionScore(Metric):
     Raises ValueError unless num_splits is at least 1; `measure` raises it for fewer samples than parts.
     """
 
-    meaning: ClassVar[str] = "Inception Score"
+    meaning: ClassVar[str] = "confidence and diversity of the predicted classes"
     higher_is_better: ClassVar[bool] = True
 
     num_splits: int = 10
@@ -46,8 +46,8 @@ class InceptionScore(Metric):
         if per_split >= MEANINGFUL_IMAGES_PER_SPLIT:
             return None
         return (
-            f"each of the {self.num_splits} splits has {per_split} images, and the score of a split is at most the "
-            "number of its images; papers use 5,000 per split"
+            f"means little: each of the {self.num_splits} splits has {per_split} images, and the score of a split is "
+            "at most the number of its images; papers use 5,000 per split"
         )
 
     def measure(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
@@ -58,4 +58,4 @@ class InceptionScore(Metric):
         if len(logits) < self.num_splits:
             raise ValueError(f"samples must contain at least num_splits={self.num_splits} images, got {len(logits)}.")
         result = isc_features_to_metric(logits, splits=self.num_splits)
-        return {"is": result[KEY_METRIC_ISC_MEAN], "is_std": result[KEY_METRIC_ISC_STD]}
+        return {"cs": result[KEY_METRIC_ISC_MEAN], "cs_std": result[KEY_METRIC_ISC_STD]}

@@ -24,7 +24,7 @@ class KernelDistance(Metric):
     >>> from diffusion_lab import FashionCNN, FeatureSet, KernelDistance
     >>> one, other = FeatureSet.of(torch.zeros(10, 2)), FeatureSet.of(torch.ones(10, 2))
     >>> KernelDistance(FashionCNN(), num_subsets=2).measure(one, other)  # 1 + 2^3 - 2
-    {'kid': 7.0, 'kid_std': 0.0}
+    {'kd': 7.0, 'kd_std': 0.0}
     """
 
     meaning: ClassVar[str] = "kernel distance of the features"
@@ -40,7 +40,9 @@ class KernelDistance(Metric):
 
     def caution(self, num_images: int) -> str | None:
         size = min(self.subset_size, num_images)
-        return None if size >= MEANINGFUL_IMAGES else f"each subset has only {size} images; papers use 1,000"
+        if size >= MEANINGFUL_IMAGES:
+            return None
+        return f"means little: each subset has only {size} images; papers use 1,000"
 
     def measure(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
         from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
@@ -49,4 +51,4 @@ class KernelDistance(Metric):
         rows = samples.require_rows(), reference.require_rows()
         size = min(self.subset_size, *map(len, rows))
         result = kid_features_to_metric(*rows, kid_subsets=self.num_subsets, kid_subset_size=size, verbose=False)
-        return {"kid": result[KEY_METRIC_KID_MEAN], "kid_std": result[KEY_METRIC_KID_STD]}
+        return {"kd": result[KEY_METRIC_KID_MEAN], "kd_std": result[KEY_METRIC_KID_STD]}

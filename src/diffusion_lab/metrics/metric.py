@@ -8,6 +8,9 @@ from diffusion_lab.contracts import DataclassInterface
 from diffusion_lab.features import Features
 from diffusion_lab.metrics.feature_set import FeatureSet
 
+WITH_INCEPTION = {"fd": "fid", "sfd": "sfid", "kd": "kid", "cs": "is"}
+"""First part of a metric name -> its name for Inception features, the only features for which the papers define it."""
+
 
 @dataclass(frozen=True)
 class Metric(DataclassInterface):
@@ -43,7 +46,9 @@ class Metric(DataclassInterface):
         return 2
 
     def caution(self, num_images: int) -> str | None:
-        """Return a reason why a value is unreliable, or None.  num_images: size of the smaller of the two sets.
+        """Return what is wrong with a value for so few images, after "METRIC for NUMBER images ", or None.
+
+        num_images: size of the smaller of the two sets.
 
         Sets with fewer than min_images images are refused instead.
         """
@@ -69,10 +74,11 @@ def full_name(kind: str, features: str, num_samples: int, reference: str | None)
     """Return the full name of a metric value, which states how the value was computed.
 
     The name is KIND_FEATURES_SAMPLES_REFERENCE, for example kid_inception_50k_train.
-    kind: first part of the name, from `Metric.measure`; fd and sfd become fid and sfid for Inception features.
+    kind: first part of the name, from `Metric.measure`; fd becomes fid for Inception features, see `WITH_INCEPTION`.
     features: name of the features.  reference: name of the reference set; None omits REFERENCE.
     """
-    kind = {"fd": "fid", "sfd": "sfid"}.get(kind, kind) if features == "inception" else kind
+    first, _, rest = kind.partition("_")
+    kind = "_".join(filter(None, [WITH_INCEPTION.get(first, first), rest])) if features == "inception" else kind
     return "_".join([kind, features, abbreviate_count(num_samples), *([reference] if reference else [])])
 
 
@@ -83,7 +89,7 @@ def abbreviate_count(count: int) -> str:
 
 
 def caution_for_neighbors(num_images: int, num_neighbors: int) -> str | None:
-    """Return a reason why a metric of num_neighbors nearest neighbors is unreliable for num_images images, or None."""
+    """Return `Metric.caution` for a metric of num_neighbors nearest neighbors."""
     if num_images >= 20 * num_neighbors:
         return None
-    return f"with {num_neighbors} neighbors of {num_images} images, a ball covers a large part of the set"
+    return f"means little: with {num_neighbors} neighbors of {num_images} images, a ball covers a large part of the set"

@@ -4,6 +4,7 @@ import csv
 import math
 from pathlib import Path
 
+from diffusion_lab.config.earlier_versions import current_metric
 from diffusion_lab.runs.results import earlier_ends
 
 METRICS_LOG, CURVES = "metrics.csv", "curves.png"
@@ -19,8 +20,8 @@ def read_log(folder: Path) -> list[dict[str, float]]:
     if not path.is_file():
         return []
     with path.open(newline="") as file:
-        lines = list(csv.DictReader(file))
-    return [{name: float(text) for name, text in line.items() if name and _is_number(text)} for line in lines]
+        lines = [{current_metric(name): text for name, text in line.items() if name} for line in csv.DictReader(file)]
+    return [{name: float(text) for name, text in line.items() if _is_number(text)} for line in lines]
 
 
 def save_curves(folder: Path) -> None:

@@ -3,7 +3,7 @@
 import json
 import math
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,17 @@ from rich.table import Table
 
 from diffusion_lab import __version__
 from diffusion_lab.atomic_files import atomic_file
+from diffusion_lab.fingerprints import flat
 from diffusion_lab.paths import IS_CHECKOUT
 from diffusion_lab.reporting.text_tables import print_table
+from diffusion_lab.runs.comparable import shown_name, shown_text
 from diffusion_lab.runs.tables import METRICS, SUMMARY, read_json
+
+PRINTED = (
+    *("sampler.name", "sampler.num_steps", "guidance_scale", "guidance.interval", "guidance.rescale"),
+    *("classifier_scale", "weights.name", "label", "seed", "precision"),
+)
+"""Fingerprint fields that an evaluation prints."""
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
@@ -65,7 +73,7 @@ def _finite_or_none(value: Any) -> Any:
 
 
 def print_numbers(record: Mapping[str, Any]) -> None:
-    """Print a table of the metric values, the durations and the peak memory of one evaluation."""
+    """Print a table of the metric values, their main settings, the durations and the peak memory of one evaluation."""
     from diffusion_lab.evaluation.evaluator import Number  # imports torch
 
     title = f"{record['run']}, {record['checkpoint']}, step {record['step']:,}"
@@ -73,7 +81,18 @@ def print_numbers(record: Mapping[str, Any]) -> None:
     for number in record["numbers"]:
         table.add_row(number["name"], f"{number['value']:.6g}", Number(**number).description)
     table.add_section()
+    for name, text in _main_settings(record["numbers"]).items():
+        table.add_row(name, text)
+    table.add_section()
     for part, seconds in record["seconds"].items():
         table.add_row(f"seconds in {part}", f"{seconds:,.1f}")
     table.add_row("peak memory, GB", f"{record['peak_memory_gb']:.2f}")
     print_table(table)
+
+
+def _main_settings(numbers: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the main settings with which metric values were measured, as text, by the names that tables show."""
+    fields: dict[str, Any] = {}
+    for number in numbers:
+        fields |= flat(number["fingerprint"])
+    return {shown_name(field): shown_text(field, fields[field]) for field in PRINTED if field in fields}

@@ -1,9 +1,7 @@
 """Tables and plots of the results of many runs."""
 
 import csv
-import itertools
 import json
-import logging
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -13,13 +11,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from diffusion_lab.config.earlier_versions import current_fingerprint, current_overrides
-from diffusion_lab.config.program import command_line
-from diffusion_lab.fingerprints import IncomparableError, differences, fields_set_by, require_comparable
+from diffusion_lab.config.earlier_versions import current_fingerprint, current_metric, current_overrides
 from diffusion_lab.reporting.text_tables import print_rows
 from diffusion_lab.runs.used_settings import UsedSettings, differing, is_shown
-
-logger = logging.getLogger(__name__)
 
 SUMMARY, METRICS = "summary.json", "metrics.json"
 
@@ -49,49 +43,14 @@ class Row:
         The overrides are read from the .hydra folder in `folder` or in its nearest parent that has one, up to `top`.
         """
         job = next((place for place in (folder, *folder.parents) if (place / ".hydra").is_dir() or place == top), top)
-        values = read_json(folder / SUMMARY)
+        values = {current_metric(name): value for name, value in read_json(folder / SUMMARY).items()}
         record = read_json(folder / METRICS)
-        numbers = {number["name"]: number for number in record.get("numbers", [])}
+        numbers = {current_metric(number["name"]): number for number in record.get("numbers", [])}
         values |= {name: number["value"] for name, number in numbers.items()}
         fingerprints = {name: current_fingerprint(number["fingerprint"]) for name, number in numbers.items()}
         is_training = "run" not in record or (folder / "config.yaml").is_file()  # its folder may have been moved
         run = folder if is_training else Path(record["run"])
         return cls(folder, _read_overrides(job), values, job, run, fingerprints, record.get("step"))
-
-
-def write_and_print_table(
-    folders: Sequence[Path], output: Path, name: str, *, swept: Iterable[str] = (), allowed: Iterable[str] = ()
-) -> bool:
-    """Print and write one table, with plots, of all results at or below some folders.
-
-    Writes output/NAME.csv and output/NAME.md. The table shows the settings in which the runs differ. Metric values are
-    comparable if their fingerprints differ only in fields that the settings `swept` determine, or in the fields
-    `allowed`. Metrics whose values are not comparable are left out, and an error is logged.
-    Returns whether all metric values are comparable.
-    """
-    rows = [row for folder in folders for row in find_rows(folder)]
-    if not rows:
-        return True
-    comparable = drop_incomparable(rows, [*fields_set_by(swept), *allowed], folders)
-    show_used_settings(rows)
-    table = [{**shown, "folder": str(row.folder)} for row, shown in zip(rows, cells(rows), strict=True)]
-    write_table(table, output, name, always=["run", *number_names(rows)], hidden=["folder"])
-    plot_steps(rows, output)
-    return comparable
-
-
-def drop_incomparable(rows: list[Row], allowed: Sequence[str], folders: Sequence[Path]) -> bool:
-    """Remove metrics whose values are not comparable and log an error for each; return whether none was removed.
-
-    allowed: fingerprint fields in which the values may differ.  folders: folders for the command in the error message.
-    """
-    messages = _remove_incomparable(rows, list(allowed))
-    _note_shared_noise(rows)
-    for message in messages:
-        logger.error(
-            "%s, as in %s 'numbers=[%s]' 'allow=[...]'.", message, command_line("compare"), ",".join(map(str, folders))
-        )
-    return not messages
 
 
 def find_rows(top: Path) -> list[Row]:
@@ -141,42 +100,6 @@ def override_keys(rows: Sequence[Row]) -> list[str]:
 def number_names(rows: Sequence[Row]) -> list[str]:
     """Return the names of all metrics, in order of appearance."""
     return list(dict.fromkeys(name for row in rows for name in row.fingerprints))
-
-
-def _remove_incomparable(rows: list[Row], allowed: list[str]) -> list[str]:
-    """Remove the metrics whose values are not comparable; return an error message for each."""
-    messages = []
-    for name in number_names(rows):
-        fingerprints = {str(row.folder): row.fingerprints[name] for row in rows if name in row.fingerprints}
-        try:
-            require_comparable(name, fingerprints, allowed)
-        except IncomparableError as error:
-            messages.append(str(error))
-            for row in rows:
-                row.values.pop(name, None)
-                row.fingerprints.pop(name, None)
-    return messages
-
-
-def _note_shared_noise(rows: Sequence[Row]) -> None:
-    """Log a note if two evaluations of the same run use partly the same noise.
-
-    Image k of an evaluation with seed s is generated from noise with seed s + k. The evaluations therefore share noise
-    if their seeds differ by less than num_samples.
-    """
-    for name in number_names(rows):
-        for one, other in itertools.combinations([row for row in rows if name in row.fingerprints], 2):
-            first, second = one.fingerprints[name], other.fingerprints[name]
-            if one.run != other.run or list(differences((first, second))) != ["seed"]:
-                continue
-            num_shared = first["num_samples"] - abs(first["seed"] - second["seed"])
-            if num_shared > 0:
-                logger.info(
-                    "%s with seed=%s and with seed=%s use the same noise for %s of %s images; evaluations share no "
-                    "noise if their seeds differ by at least num_samples.",
-                    *(name, first["seed"], second["seed"], f"{num_shared:,}", f"{first['num_samples']:,}"),
-                )
-                break
 
 
 def write_table(
@@ -255,7 +178,17 @@ def plot_steps(rows: Sequence[Row], output: Path) -> None:
         if varying:
             from diffusion_lab.reporting import plots
 
-            plots.save_lines(varying, label, output / f"against_{axis}.png")
+            titled = {title(rows, name): lines for name, lines in varying.items()}
+            plots.save_lines(titled, label, output / f"against_{axis}.png")
+
+
+def title(rows: Sequence[Row], name: str) -> str:
+    """Return the title of a plot of a metric: its name, and whether a higher or a lower value is better."""
+    for row in rows:
+        for number in read_json(row.folder / METRICS).get("numbers", []):
+            if current_metric(number["name"]) == name and number.get("higher_is_better"):
+                return f"{name}\n(higher is better)"
+    return f"{name}\n(lower is better)"
 
 
 def _lines(rows: Sequence[Row], name: str, axis: str) -> dict[str, list[tuple[float, float]]]:

@@ -70,7 +70,7 @@ def build(config: DictConfig) -> Run:
     _check_cuda_graphs(accelerate, config.trainer)
     deferred = [key for key in (*LIGHTNING_KEYS, "data") if key in config]
     _require_condition_settings(config)
-    _check_arguments(config, deferred)
+    check_arguments(config, deferred)
     _locate_data(config)
 
     import torch
@@ -148,7 +148,7 @@ def _require_condition_settings(config: DictConfig) -> None:
     for group, settings in CONDITION_SETTINGS.items():
         if config.get(group) is None:
             continue
-        with contextlib.suppress(ImportError, ValueError):  # reported by `_check_arguments`
+        with contextlib.suppress(ImportError, ValueError):  # reported by `check_arguments`
             network = import_target(str(config.model._target_))
             if lacking := [name for name in settings if name in config.model and name not in settings_of(network)]:
                 raise UserError(
@@ -157,7 +157,7 @@ def _require_condition_settings(config: DictConfig) -> None:
                 )
 
 
-def _check_arguments(config: DictConfig, deferred: list[str]) -> None:
+def check_arguments(config: DictConfig, deferred: list[str]) -> None:
     """Raise UserError for wrong arguments of classes in the config.
 
     deferred: keys that `build` checks later. If other keys have wrong arguments, the deferred keys are also checked

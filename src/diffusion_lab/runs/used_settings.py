@@ -37,7 +37,7 @@ class UsedSettings:
     def text(self, key: str) -> str | None:
         """Return the choice of a config group or the value of a setting as text; None if it is unknown."""
         found = self.choices if key in self.choices else self.values
-        return _as_text(found[key]) if key in found else None
+        return as_text(found[key]) if key in found else None
 
     def used_in(
         self,
@@ -90,10 +90,10 @@ def _differing(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     return [key for key in keys if is_shown(key) and any(run[key] != runs[0][key] for run in runs)]
 
 
-def _as_text(value: Any) -> str:
+def as_text(value: Any) -> str:
     """Return a value in the form in which the command line accepts it."""
     if isinstance(value, list):
-        return f"[{','.join(map(_as_text, value))}]"
+        return f"[{','.join(map(as_text, value))}]"
     if isinstance(value, bool) or value is None:
         return "null" if value is None else str(value).lower()
     return str(value).removesuffix(".0") if isinstance(value, float) else str(value)

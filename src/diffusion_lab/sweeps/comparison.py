@@ -40,7 +40,7 @@ def compare(config: DictConfig, overrides: Sequence[str], folder: Path, master: 
     if saved is None or identifying_overrides(overrides) == identifying_overrides(saved):
         return Comparison()
     earlier = loader.load_sweep_config(master, with_plus(str(master.hydra.job.config_name), saved))
-    both = [_without_hydra(each, folder) for each in (earlier, config)]
+    both = [without_hydra(each, folder) for each in (earlier, config)]
     before, now = (flatten(OmegaConf.to_container(resolve(each))) for each in both)
     lengths = [(key, before.pop(key, None), now.pop(key, None)) for key in LENGTHS]
     lengths = [(key, old, new) for key, old, new in lengths if old != new]
@@ -63,7 +63,7 @@ def _saved_overrides(folder: Path) -> list[str] | None:
     return overrides and [override for override in overrides if override_key(override) != SEARCH_PATH]
 
 
-def _without_hydra(config: DictConfig, folder: Path) -> DictConfig:
+def without_hydra(config: DictConfig, folder: Path) -> DictConfig:
     plain = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     OmegaConf.set_struct(plain, False)
     for name in ("run_folder", "output_folder"):

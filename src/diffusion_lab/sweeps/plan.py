@@ -17,13 +17,14 @@ from diffusion_lab.config.overrides import OVERRIDES_FILE
 from diffusion_lab.config.program import command_line
 from diffusion_lab.distributed.slurm_job import SlurmQueue
 from diffusion_lab.errors import UserError
+from diffusion_lab.fingerprints import allowed_fields
 from diffusion_lab.reporting.text_tables import print_rows
-from diffusion_lab.runs import sampling_setup, training_setup
 from diffusion_lab.runs import status as run_status
 from diffusion_lab.runs.config_changes import reason_of
 from diffusion_lab.runs.find import shell_word
 from diffusion_lab.runs.status import FAILED, FINISHED, NOT_STARTED, Status
 from diffusion_lab.sweeps import table as sweep_table
+from diffusion_lab.sweeps.checks import check_settings, only_choices
 from diffusion_lab.sweeps.comparison import Comparison, compare
 
 
@@ -103,10 +104,11 @@ def plan(config: DictConfig, job_overrides: Sequence[Sequence[str]], loader: Any
     """Plan the runs of a sweep.  loader: Hydra's config loader.
 
     Raises UserError if two runs share a folder, if the folder of a run contains a run with other settings, or if a
-    number in the config of a run is not accepted.
+    setting of a run has a number or a type that is not accepted.
     """
     queue = SlurmQueue()
-    planned = [_planned_run(config, tuple(overrides), loader, queue) for overrides in job_overrides]
+    defaults = loader.load_sweep_config(config, only_choices(job_overrides[0])) if job_overrides else config
+    planned = [_planned_run(config, tuple(overrides), loader, queue, defaults) for overrides in job_overrides]
     folders = [run.folder for run in planned]
     shared = sorted({folder.name for folder in folders if folders.count(folder) > 1})
     if shared:
@@ -115,10 +117,12 @@ def plan(config: DictConfig, job_overrides: Sequence[Sequence[str]], loader: Any
     return planned
 
 
-def _planned_run(config: DictConfig, overrides: tuple[str, ...], loader: Any, queue: SlurmQueue) -> PlannedRun:
+def _planned_run(
+    config: DictConfig, overrides: tuple[str, ...], loader: Any, queue: SlurmQueue, defaults: DictConfig
+) -> PlannedRun:
     run = loader.load_sweep_config(config, list(overrides))
-    _check_numbers(run)
     folder = Path(str(run.hydra.sweep.dir)).resolve() / str(run.hydra.sweep.subdir)
+    check_settings(run, overrides, defaults, folder)
     status = run_status.observe(folder, queue)
     found = Comparison()
     if (folder / "config.yaml").is_file() or (status is not None and (status.state == FINISHED or not status.is_over)):
@@ -130,7 +134,7 @@ def _planned_run(config: DictConfig, overrides: tuple[str, ...], loader: Any, qu
             f"{_how_to_continue(run, found, folder)}."
         )
     is_done = status is not None and status.state == FINISHED and not found.is_longer and _is_current(run, status)
-    allowed = tuple(run.get("allow", ()))
+    allowed = tuple(allowed_fields(run.get("allow")))
     return PlannedRun(
         overrides, folder, status, is_done, run.get("trainer"), allowed, found.shorter, run.get("take_over") is True
     )
@@ -142,14 +146,6 @@ def _how_to_continue(run: DictConfig, found: Comparison, folder: Path) -> str:
         return ""
     command = f"{command_line(run.hydra.job.config_name)} resume={shell_word(str(folder))} fork=true"
     return f"{reason}; {command} trainer.max_steps={run.trainer.max_steps} trains this run further as a new run"
-
-
-def _check_numbers(config: DictConfig) -> None:
-    """Raise UserError for a number that the run would reject, so that no run of the sweep starts."""
-    if "model" in config and "trainer" in config:
-        training_setup.check_numbers(config)
-    elif "run" in config:
-        sampling_setup.require_whole_numbers(config)
 
 
 def forget() -> None:

@@ -1,14 +1,16 @@
 """Results of a finished or unfinished sweep: a table with one row per run, plots and a contact sheet of samples."""
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from diffusion_lab.config.program import command_line
 from diffusion_lab.distributed.slurm_job import SlurmQueue
-from diffusion_lab.fingerprints import fields_set_by
 from diffusion_lab.runs import status as run_status
 from diffusion_lab.runs import tables as run_tables
+from diffusion_lab.runs.comparable import drop_incomparable, show_measured_settings
 from diffusion_lab.runs.metrics_log import LOGGED, METRICS_LOG, read_log
 from diffusion_lab.runs.status import FINISHED, RUNNING, Status
 from diffusion_lab.runs.tables import Row
@@ -37,10 +39,12 @@ def write_sweep_table(folder: Path, allowed: Iterable[str] = ()) -> bool:
         return True
     swept = [key for key in run_tables.override_keys(rows) if len({row.overrides.get(key) for row in rows}) > 1]
     rows = in_typed_order(rows, swept, folder)  # as in the plots
-    all_comparable = run_tables.drop_incomparable(rows, [*fields_set_by(swept), *allowed], [folder])
+    again = f"{command_line('sweep')} status {shlex.quote(str(folder))} --allow"
+    all_comparable = drop_incomparable(rows, list(allowed), lambda fields: " ".join([again, *fields]), swept=swept)
     is_unique = len({tuple(row.overrides.get(key) for key in swept) for row in rows}) == len(rows)
     if "run" in swept:
         run_tables.show_used_settings(rows, swept)
+    show_measured_settings(rows, swept)
     cells = run_tables.cells(rows)
     table = [_cells(row, shown, statuses[row.folder], folder) for row, shown in zip(rows, cells, strict=True)]
     is_empty = [name for name in table[0] if all(row.get(name) is None for row in table)]
