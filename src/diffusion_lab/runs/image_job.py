@@ -71,6 +71,7 @@ def image_job(
     from diffusion_lab.fingerprints import digest
     from diffusion_lab.generation.batch_claims import BatchClaim
     from diffusion_lab.reporting.image_files import ImageFiles
+    from diffusion_lab.runs.sampling_cost import print_sampling_cost
 
     precision, ranks, claim = compilation.precision_name(config.trainer), Ranks.current(), None
     settings = digest([str(target.folder), target.checkpoint.name, images.protocol(), precision])
@@ -91,6 +92,11 @@ def image_job(
         except ValueError as error:
             raise UserError(str(error)) from error
         files.prepare()
+        if ranks.rank == 0:
+            num_left = sum(
+                len(batch) for part in seeds for batch in images.batches(part) if not images.is_cached(batch)
+            )
+            print_sampling_cost(images, num_left, str(config.trainer.precision))
         yield files
         ranks.all_gather_object(None)  # wait until no rank reads the batches any more
         if claim is not None:
