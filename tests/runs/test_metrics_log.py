@@ -38,7 +38,7 @@ def test_only_a_loss_that_spans_more_than_a_factor_of_10_has_a_logarithmic_axis(
     )
     save_curves(tmp_path)
     loss, distance = figures[0].axes[:2]
-    assert (loss.get_title(), loss.get_yscale()) == ("loss", "log")
+    assert (loss.get_title(), loss.get_yscale()) == ("loss of single steps", "log")
     assert loss.lines[0].get_xydata().tolist() == [[2.0, 0.9], [6.0, 0.08]]
     assert (distance.get_title(), distance.get_yscale()) == ("fd_a_9_train", "linear")
     assert distance.lines[0].get_xydata().tolist() == [[4.0, 5.5], [6.0, 5.0]]

@@ -39,7 +39,8 @@ def save_curves(folder: Path) -> None:
         for name in curves.keys() & end.keys() - {"loss"}:
             if end[name] is not None:
                 curves[name].setdefault(end["steps"], end[name])
-    panels = {name: sorted(curve.items()) for name, curve in curves.items() if curve}
+    titles = {"loss": "loss of single steps"}
+    panels = {titles.get(name, name): sorted(curve.items()) for name, curve in curves.items() if curve}
     if panels:
         from diffusion_lab.reporting import plots
 
