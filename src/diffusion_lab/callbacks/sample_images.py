@@ -8,6 +8,7 @@ from diffusion_lab.callbacks.every import Every
 from diffusion_lab.callbacks.periodic_action import PeriodicAction
 from diffusion_lab.callbacks.progress import long_task
 from diffusion_lab.distributed.collectives import Ranks
+from diffusion_lab.generation.grid_columns import num_columns
 from diffusion_lab.generation.low_resolution_images import training_low_resolution_images
 from diffusion_lab.generation.seeded_images import SeededImages, generate_with_frames
 from diffusion_lab.guidance import Guidance
@@ -36,7 +37,7 @@ class SampleImages(PeriodicAction):
     ) -> None:
         """folder: folder for the image files.  num_frames: number of frames in the animation; 0 saves no animation.
 
-        num_columns: number of columns of a grid; None selects `SeededImages.num_columns`.
+        num_columns: number of columns of a grid; None selects one class per column.
         """
         if num_images < 1 or (num_columns is not None and num_columns < 1):
             raise ValueError(f"num_images and num_columns must be at least 1, got {num_images} and {num_columns}.")
@@ -58,12 +59,12 @@ class SampleImages(PeriodicAction):
             samples, frames = generate_with_frames(images, batches, self.num_frames, advance)
         if not trainer.is_global_zero:
             return
-        num_columns = self.num_columns or images.num_columns
-        picture = grid(samples, num_columns)
+        columns = self.num_columns or num_columns(images)
+        picture = grid(samples, columns)
         name = f"step_{trainer.global_step:07}"
         save_picture(picture, self.folder / f"{name}.png")
         if frames:
-            save_animation([grid(frame, num_columns) for frame in frames], self.folder / f"{name}.webp")
+            save_animation([grid(frame, columns) for frame in frames], self.folder / f"{name}.webp")
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):
                 logger.log_image("samples", [picture], step=trainer.global_step)

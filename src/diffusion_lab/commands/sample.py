@@ -104,6 +104,7 @@ def _animation_format(config: DictConfig) -> str:
 def _save_animation(images: "SeededImages", batches: list[range], path: Path, config: DictConfig) -> None:
     """Write an animation of the sampling steps of the first images."""
     from diffusion_lab.distributed.collectives import Ranks
+    from diffusion_lab.generation.grid_columns import num_columns
     from diffusion_lab.generation.seeded_images import generate_with_frames
     from diffusion_lab.reporting.image_grids import grid, save_animation
     from diffusion_lab.reporting.progress import progress_bar
@@ -114,8 +115,8 @@ def _save_animation(images: "SeededImages", batches: list[range], path: Path, co
     with progress_bar("animation", len(images.sampler.times) * len(own_batches), "steps") as advance:
         _, frames = generate_with_frames(images, own_batches, config.num_frames, advance)
     if ranks.rank == 0:
-        num_columns = config.num_columns or images.num_columns
-        pictures = [grid(frame[: config.num_pictures], num_columns) for frame in frames]
+        columns = config.num_columns or num_columns(images)
+        pictures = [grid(frame[: config.num_pictures], columns) for frame in frames]
         save_animation(pictures, path)
 
 

@@ -71,16 +71,6 @@ class SeededImages:
         """Shape of one image: [C, H, W]."""
         return self.module.image_shape
 
-    @property
-    def num_columns(self) -> int:
-        """Number of columns of a grid in which each column shows one class; 8 unless 2 to 20 classes are in turn."""
-        label, source = self.labels(range(40)), self.low_resolution_images
-        label = source.labels(range(40)) if label is None and source is not None else label
-        if label is None:
-            return 8
-        period = next((k for k in range(1, 21) if torch.equal(label[k:], label[:-k])), 1)
-        return period * max(1, 10 // period) if period > 1 else 8
-
     def batches(self, seeds: range) -> list[range]:
         """Split a range of seeds into full batches; the first and the last range may be a part of a full batch."""
         first, last = seeds.start // self.batch_size, -(-seeds.stop // self.batch_size)

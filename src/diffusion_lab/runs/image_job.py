@@ -70,6 +70,7 @@ def image_job(
     from diffusion_lab.distributed.collectives import Ranks
     from diffusion_lab.fingerprints import digest
     from diffusion_lab.generation.batch_claims import BatchClaim
+    from diffusion_lab.generation.grid_columns import num_columns
     from diffusion_lab.reporting.image_files import ImageFiles
     from diffusion_lab.runs.sampling_cost import print_sampling_cost
 
@@ -77,9 +78,9 @@ def image_job(
     settings = digest([str(target.folder), target.checkpoint.name, images.protocol(), precision])
     record = Record(str(target.folder), target.checkpoint.name, step, settings, [[s.start, s.stop] for s in seeds])
     images.folder = Path(config.work_folder) / images.identity(precision)[:16]
-    num_columns = config.get("num_columns") or images.num_columns
+    columns = config.get("num_columns") or num_columns(images)
     files = ImageFiles(
-        folder, num_pictures=config.num_pictures, num_columns=num_columns, png=config.save_png, npz=config.save_npz
+        folder, num_pictures=config.num_pictures, num_columns=columns, png=config.save_png, npz=config.save_npz
     )
     with ExitStack() as stack:
         try:
