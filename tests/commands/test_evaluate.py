@@ -116,7 +116,7 @@ def test_a_sweep_of_samplers_ends_with_a_table(trained: Path, tmp_path: Path) ->
         ),
         (
             ["run=TRAINED", "metrics=fd_fashion_cnn"],
-            r"metrics must be one of bound, .*, got fd_fashion_cnn; use metrics=fid, whose .*",
+            r"metrics must be one of bound, .*, got fd_fashion_cnn; use metrics=fid \(the .*",
         ),
         (
             ["run=TRAINED", "guidance_scale=2"],
