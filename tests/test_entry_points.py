@@ -110,8 +110,14 @@ def test_a_sweep_gives_each_run_its_folder_and_ends_with_a_table(tmp_path: Path)
     assert folders == ["schedule-cosine", "schedule-linear"]
     assert all((tmp_path / folder / "metrics.csv").is_file() for folder in folders)
     assert re.search(r"schedule .* fd_fashion_cnn_20_train", done.stdout)
+    files = "sweep.csv, sweep.md, against_schedule.png, contact_sheet.png"
+    assert done.stdout.splitlines()[-1] == f"results are in {tmp_path}: {files}"
+    assert re.findall(r"^run .*", done.stdout, re.MULTILINE) == [
+        "run 1 of 2: schedule-linear", "run 2 of 2: schedule-cosine",
+    ]  # fmt: skip
+    assert "HYDRA" not in done.stdout + done.stderr
     rows = table(tmp_path / "sweep.csv")
-    assert [row["schedule"] for row in rows] == ["cosine", "linear"]
+    assert [row["schedule"] for row in rows] == ["linear", "cosine"]  # the typed order
     assert len({row["fd_fashion_cnn_20_train"] for row in rows}) == 2
 
     before = {folder: (tmp_path / folder / "status.json").read_text() for folder in folders}
@@ -122,7 +128,7 @@ def test_a_sweep_gives_each_run_its_folder_and_ends_with_a_table(tmp_path: Path)
     assert [again.stdout.count(f" {word} ") for word in ("skip (finished)", "start")] == [1, 2]
     after = {folder: (tmp_path / folder / "status.json").read_text() for folder in folders}
     assert [folder for folder in folders if after[folder] != before[folder]] == ["schedule-linear"]
-    assert table(tmp_path / "sweep.csv")[0] == rows[0]
+    assert table(tmp_path / "sweep.csv")[1] == rows[1]
 
 
 @pytest.mark.parametrize(
@@ -176,7 +182,7 @@ def test_a_sweep_continues_after_a_rejected_run(tmp_path: Path) -> None:
     assert "model.channels-30: model: num_groups must divide" in last
     rows = table(tmp_path / "sweep.csv")
     assert [(row["model.channels"], row["state"], row["step"]) for row in rows] == [
-        ("8", "finished", "2"), ("30", "failed", ""),
+        ("30", "failed", ""), ("8", "finished", "2"),
     ]  # fmt: skip
     assert (tmp_path / "model.channels-8" / "summary.json").is_file()
 
@@ -323,8 +329,17 @@ def test_a_missing_feature_network_is_noted_once_and_training_continues(debug_ru
         ),
         (["experiment=mine"], "experiment must be one of .*, got mine; --config-dir FOLDER adds .* your own folder."),
         (["optimizer.betas=[2,3]"], r"optimizer: betas must be two numbers in \[0, 1\), got \[2, 3\]."),
-        (["guidance_scale=2"], "classifier-free guidance requires a network that was trained with .*"),
+        (["guidance_scale=2"], "guidance_scale must be 1 for a network with conditioning=none, got 2; .*"),
         (["schedule"], "settings are given as NAME=VALUE: schedule=VALUE, got schedule."),
+        (["schedule=linear,edm"], "schedule must be one choice or, with -m, the values of a sweep, got linear,edm."),
+        (
+            ["schedule=[linear,edm]"],
+            r"schedule must be one choice, got \[linear,edm\]; a sweep .* is -m schedule=linear,edm.",
+        ),
+        (
+            ["schedule=cosine", "schedule.beta_end=0.1"],
+            "schedule.beta_end is not a setting .*; add schedule=beta_warmup or linear or .* for schedule.beta_end.",
+        ),
         (["seed=1,2"], r"seed must be one value, a list \(\[1,2\]\) or, with -m, the values of a sweep, got 1,2."),
         (["schedule=1"], "schedule must be one of .*, got 1; --config-dir FOLDER .*"),
         (["seed=${nothing}"], r"a value refers to \${nothing}, which is not a setting."),

@@ -5,6 +5,7 @@ skip finished runs, and rely on the status files of the runs instead of the sche
 imported here, so that a sweep starts fast.
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ class InTurn(BasicLauncher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        logging.getLogger(BasicLauncher.__module__).setLevel(logging.WARNING)  # it logs the overrides of each run
         sweep_plan.announce(config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -53,6 +55,8 @@ class InTurn(BasicLauncher):
         returned: list[JobReturn] = []
         for number, run in enumerate(planned, first_number):
             arguments = overrides.with_sweep_name(run.overrides, folder)
+            if not run.is_done:
+                print(f"\nrun {number - first_number + 1} of {len(planned)}: {run.folder.name}", flush=True)
             jobs = [] if run.is_done else super().launch([arguments], number)
             has_status = run_status.read(run.folder) is not None
             returned += [sweep_plan.job_return(run)] if has_status else jobs

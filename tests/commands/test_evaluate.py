@@ -114,6 +114,18 @@ def test_a_sweep_of_samplers_ends_with_a_table(trained: Path, tmp_path: Path) ->
             ["run=TRAINED", "weights=raw", "trainer.compile=true"],
             r"trainer\.compile must be false for weights=raw \(because .* are copied for each batch\), got True\.",
         ),
+        (
+            ["run=TRAINED", "metrics=fd_fashion_cnn"],
+            r"metrics must be one of bound, .*, got fd_fashion_cnn; use metrics=fid \(the .*",
+        ),
+        (
+            ["run=TRAINED", "guidance_scale=2"],
+            r"guidance_scale must be 1 for a network with conditioning=none, got 2; .* conditioning=label, .*\.",
+        ),
+        (
+            ["run=TRAINED", "time_grid.rho=5"],
+            r"time_grid\.rho is not a setting without a choice of time_grid; add time_grid=karras for time_grid\.rho\.",
+        ),
         (["run=TRAINED", "weights=slow"], r"`weights` must be main or raw, got slow\."),
         (
             ["run=TRAINED", "metrics=fidd"],
@@ -144,7 +156,7 @@ def test_schedules_are_plotted_in_one_figure(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["schedule=linear", "beside=[cosin]"], "schedule must be one of .*, got cosin; perhaps you mean cosine.*"),
+        (["schedule=linear", "beside=[cosin]"], "beside must contain only .*, got cosin; perhaps you mean cosine.*"),
         (["image=10000"], r"`image` must be in 0\.\.9999, got 10000\."),
         (["schedule=custom", "schedule.betas=[0.5,2]"], r"schedule: betas must be in \[0, 1\], got 2 from .*"),
     ],

@@ -119,7 +119,10 @@ def test_the_help_contains_purpose_usage_three_examples_and_the_place_of_the_res
 
 def test_the_help_of_a_group_shows_what_each_choice_is_with_its_settings() -> None:
     text = help_text("train", "schedule")
-    assert "  cosine          Signal level alpha_bar that falls as a squared cosine (Nichol & Dhariwal 2021)\n" in text
+    assert (
+        "  cosine          Signal level alpha_bar = alpha_t^2 that falls as a squared cosine (Nichol & Dhariwal 2021)\n"
+        in text
+    )
     assert "schedule.offset=0.008" in text
     choice = help_text("train", "schedule=cosine")
     assert "  schedule.max_beta           0.999  maximum variance of a step" in choice.splitlines()

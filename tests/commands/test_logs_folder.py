@@ -33,7 +33,7 @@ def test_the_processes_of_a_sweep_write_to_the_same_logs(tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in (tmp_path / "train" / "two").glob("seed-*")) == ["seed-1", "seed-2"]
     shown = run("sweep.py", "status", "two", f"logs={tmp_path}")
-    assert shown.stdout.endswith(f"results are in {tmp_path / 'train' / 'two'}\n")
+    assert f"results are in {tmp_path / 'train' / 'two'}: " in shown.stdout
 
 
 @pytest.mark.full

@@ -36,10 +36,11 @@ def test_images_are_saved_as_files_a_grid_an_animation_and_an_archive(trained: P
     done = sample(trained, tmp_path / "out", "num_images=20", "animation=true", "num_frames=3", "save_npz=true")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == "device: CPU, 32-true; trainer.precision=... changes it"
-    assert done.stdout.splitlines()[-1] == f"20 images of {trained} at step 2 are in {tmp_path / 'out'}"
+    files = "samples.png, samples.webp, samples_20x28x28x3.npz, images"
+    assert done.stdout.splitlines()[-1] == f"20 images of {trained} at step 2 are in {tmp_path / 'out'}: {files}"
     assert sorted(pictures(tmp_path / "out")) == [f"{seed:06}.png" for seed in range(20)]
     with Image.open(tmp_path / "out" / "samples.png") as grid, Image.open(tmp_path / "out" / "samples.webp") as film:
-        assert grid.size == film.size
+        assert grid.size == film.size == (2 + 10 * (2 * 28 + 2), 2 + 2 * (2 * 28 + 2))  # one class per column
     with (
         np.load(tmp_path / "out" / "samples_20x28x28x3.npz") as archive,
         Image.open(tmp_path / "out" / "images" / "000019.png") as last,
@@ -104,6 +105,17 @@ def test_a_killed_job_resumes_where_it_stopped(trained: Path, tmp_path: Path) ->
         (["batch_size=many"], "batch_size must be a whole number of at least 1, got many."),
         (["image=-1"], "`image` must be a whole number of at least 0 or a list of such numbers, got -1."),
         (["animation=mp4"], "`animation` must be false, true, webp or gif, got mp4."),
+        (
+            ["schedule=linear"],
+            "schedule is a setting of training, which `run` determines; `python src/sample.py --help` lists what can "
+            "be set here.",
+        ),
+        (["metrics=kid"], "metrics is a setting of `python src/evaluate.py`, which measures metrics."),
+        (
+            ["sampler.eta=1"],
+            "sampler.eta is not a setting in sampler; add sampler=ddim for sampler.eta; accepted settings are "
+            "num_steps.",
+        ),
         (["label=10"], "`label` must be null, random, in 0..9 or a list of such numbers, got 10."),
         (
             ["checkpoint='*.ckpt'", "run=/nowhere"],

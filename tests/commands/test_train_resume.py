@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -106,7 +107,14 @@ def test_a_finished_run_that_is_trained_further_equals_a_run_that_never_stopped(
     assert train(*settings, "trainer.max_steps=5", f"hydra.run.dir={folders[0]}").returncode == 0
     first = numbers(folders[0])
     assert [row["step"] for row in first if row["after_training"]] == ["5"]
-    assert train(f"resume={folders[0]}", "trainer.max_steps=9").returncode == 0
+    measured = {name: (folders[0] / f"{name}.json").read_text() for name in ("metrics", "summary")}
+    further = train(f"resume={folders[0]}", "trainer.max_steps=9")
+    assert further.returncode == 0, further.stderr
+    for name, text in measured.items():
+        assert (folders[0] / f"{name}_step_0000005.json").read_text() == text
+    value = json.loads(measured["metrics"])["numbers"][0]["value"]
+    assert re.search(rf"_20_train: [\d.]+ at step 4, {value:.2f} at step 5, [\d.]+ at step 9 \(", further.stdout)
+    assert "measured with DDIM with 5 steps in bf16-mixed; evaluate uses DDIM with 5 steps in 32" in further.stdout
     assert train(*settings, "trainer.max_steps=9", f"hydra.run.dir={folders[1]}").returncode == 0
     assert numbers(folders[0]) == numbers(folders[1])
     assert [row["step"] for row in numbers(folders[0]) if row["fd_fashion_cnn_20_train"]] == ["4", "8", "9"]
@@ -118,12 +126,12 @@ def test_a_finished_run_that_is_trained_further_equals_a_run_that_never_stopped(
         states = [checkpoint["optimizer_states"][0]["state"] for checkpoint in (one, other)]
         assert all(torch.equal(states[0][k][name], states[1][k][name]) for k in states[1] for name in states[1][k])
 
-    measured = json.loads((folders[1] / "metrics.json").read_text())["numbers"]
+    last = json.loads((folders[1] / "metrics.json").read_text())["numbers"]
     checkpoint = (folders[1] / "checkpoints" / "last.ckpt").read_bytes()
     (folders[1] / "metrics.json").unlink()
     (folders[1] / "summary.json").write_text('{"steps": 5}')  # as after a kill in the last measurement
     assert train(f"resume={folders[1]}").returncode == 0
-    assert json.loads((folders[1] / "metrics.json").read_text())["numbers"] == measured
+    assert json.loads((folders[1] / "metrics.json").read_text())["numbers"] == last
     assert json.loads((folders[1] / "summary.json").read_text())["steps"] == 9
     assert [row["step"] for row in numbers(folders[1]) if row["fd_fashion_cnn_20_train"]] == ["4", "8", "9"]
     assert (folders[1] / "checkpoints" / "last.ckpt").read_bytes() == checkpoint
@@ -133,6 +141,7 @@ def test_a_finished_run_that_is_trained_further_equals_a_run_that_never_stopped(
     ("overrides", "message"),
     [
         (["optimizer.lr=0.1"], "these differ: optimizer.lr (was 0.0005, got 0.1); fork=true starts a new run"),
+        (["optimizer.lr=0.1", "logger=csv"], "/run fork=true optimizer.lr=0.1 logger=csv"),
         (["seed=1", "data.batch_size=16"], "data.batch_size (was 8, got 16), "),
         (["schedule=cosine"], "these differ: schedule (was linear, got cosine); fork=true starts a new run"),
         (["fork=no", "optimizer.lr=0.1"], "fork must be true or false, got no."),

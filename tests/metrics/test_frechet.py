@@ -189,4 +189,6 @@ def test_a_distance_of_few_images_is_logged_with_the_reason_once(caplog: pytest.
     samples, reference = (FeatureSet.of(random(size, StandIn.num_features)) for size in (3, 400))
     for _ in range(2):
         FrechetDistance(StandIn()).measure(samples, reference)
-    assert caplog.text.count("FrechetDistance means little for 3 images: 3 images do not determine the covariance") == 1
+    assert (
+        caplog.text.count("FrechetDistance for 3 images is too large, because so few images do not determine the") == 1
+    )

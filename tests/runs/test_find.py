@@ -75,7 +75,7 @@ def named_by_sweep(value: str) -> str:
     sys.argv = ["sweep.py", "status", value]
     with pytest.raises(SystemExit), redirect_stdout(io.StringIO()) as printed:
         sweep.main()
-    return printed.getvalue().splitlines()[-1].removeprefix("results are in ")
+    return printed.getvalue().splitlines()[-1].removeprefix("results are in ").partition(": ")[0]
 
 
 def named_by_numbers(value: str) -> str:

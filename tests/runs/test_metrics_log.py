@@ -38,10 +38,19 @@ def test_only_a_loss_that_spans_more_than_a_factor_of_10_has_a_logarithmic_axis(
     )
     save_curves(tmp_path)
     loss, distance = figures[0].axes[:2]
-    assert (loss.get_title(), loss.get_yscale()) == ("loss", "log")
+    assert (loss.get_title(), loss.get_yscale()) == ("loss of single steps", "log")
     assert loss.lines[0].get_xydata().tolist() == [[2.0, 0.9], [6.0, 0.08]]
     assert (distance.get_title(), distance.get_yscale()) == ("fd_a_9_train", "linear")
     assert distance.lines[0].get_xydata().tolist() == [[4.0, 5.5], [6.0, 5.0]]
+
+
+def test_metrics_that_a_run_measured_at_an_earlier_end_are_in_the_plot(tmp_path: Path, figures: list[Any]) -> None:
+    (tmp_path / "metrics.csv").write_text("step,fd_a_9_train,loss\n2,,0.9\n6,5.0,\n")
+    (tmp_path / "summary_step_0000004.json").write_text('{"steps": 4, "loss": 0.7, "fd_a_9_train": 7.5, "minutes": 1}')
+    save_curves(tmp_path)
+    loss, distance = figures[0].axes
+    assert loss.lines[0].get_xydata().tolist() == [[2.0, 0.9]]
+    assert distance.lines[0].get_xydata().tolist() == [[4.0, 7.5], [6.0, 5.0]]
 
 
 @pytest.mark.parametrize("content", [None, "step,loss\n", "step,loss\n1,nan\n"])

@@ -190,14 +190,14 @@ def test_the_state_of_a_sweep_is_summarized_with_the_time_left(
     run_status.mark_queued(started_run(tmp_path, "seed=3"))
     assert write_sweep_table(tmp_path)
     # The running run needs 2 hours in total, so 1.5 more; the queued run needs the mean of 1 and 2 hours.
-    assert capsys.readouterr().out.splitlines()[-1] == "1 finished, 1 running, 1 queued; about 3:00:00 left"
+    assert capsys.readouterr().out.splitlines()[-2] == "1 finished, 1 running, 1 queued; about 3:00:00 left"
     assert [row["step"] for row in table(tmp_path)] == ["8", "25", ""]
     (running / "output.log").unlink()
     (running / "metrics.csv").write_text("step,images_per_second\n5,4.0\n10,2.0\n")
     (running / "config.yaml").write_text("trainer:\n  max_steps: 190\ndata:\n  batch_size: 20\n")
     assert write_sweep_table(tmp_path)
     # 180 steps x 20 images / 2 per second = 0.5 hours; the queued run needs the mean of 1 and 0.5 + 0.5 hours.
-    assert capsys.readouterr().out.splitlines()[-1] == "1 finished, 1 running, 1 queued; about 1:30:00 left"
+    assert capsys.readouterr().out.splitlines()[-2] == "1 finished, 1 running, 1 queued; about 1:30:00 left"
 
 
 def test_runs_that_were_stopped_are_shown_as_interrupted_with_the_way_to_continue(
@@ -210,10 +210,11 @@ def test_runs_that_were_stopped_are_shown_as_interrupted_with_the_way_to_continu
     assert write_sweep_table(tmp_path)
     assert [row["state"] for row in table(tmp_path)] == ["finished", "interrupted", "not started", "not started"]
     assert table(tmp_path)[1]["step"] == "20"
-    assert capsys.readouterr().out.splitlines()[-3:] == [
+    assert capsys.readouterr().out.splitlines()[-4:] == [
         "seed-2: interrupted by SIGINT after step 20",
         "seed-3, seed-4: not started: the sweep was interrupted",
         "1 finished, 1 interrupted, 2 not started; the command that started the sweep continues it",
+        f"results are in {tmp_path}: sweep.csv, sweep.md",
     ]
 
 

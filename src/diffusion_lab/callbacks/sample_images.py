@@ -8,6 +8,7 @@ from diffusion_lab.callbacks.every import Every
 from diffusion_lab.callbacks.periodic_action import PeriodicAction
 from diffusion_lab.callbacks.progress import long_task
 from diffusion_lab.distributed.collectives import Ranks
+from diffusion_lab.generation.grid_columns import num_columns
 from diffusion_lab.generation.low_resolution_images import training_low_resolution_images
 from diffusion_lab.generation.seeded_images import SeededImages, generate_with_frames
 from diffusion_lab.guidance import Guidance
@@ -20,9 +21,8 @@ BATCH_SIZE = 16
 class SampleImages(PeriodicAction):
     """Callback that saves a grid of samples, and an animation of the sampling, every n steps and at the end.
 
-    Image k always has seed k, so the image in a given cell starts from the same noise tensor in all grids. If
-    the number of columns equals the number of classes, each column shows one class. The images are divided among the
-    ranks.
+    Image k always has seed k, so the image in a given cell starts from the same noise tensor in all grids. The images
+    are divided among the ranks.
     """
 
     def __init__(
@@ -31,12 +31,15 @@ class SampleImages(PeriodicAction):
         *,
         every_n_steps: int,
         num_images: int = 64,
-        num_columns: int = 8,
+        num_columns: int | None = None,
         num_frames: int = 24,
         guidance: Guidance | None = None,
     ) -> None:
-        """folder: folder for the image files.  num_frames: number of frames in the animation; 0 saves no animation."""
-        if num_images < 1 or num_columns < 1:
+        """folder: folder for the image files.  num_frames: number of frames in the animation; 0 saves no animation.
+
+        num_columns: number of columns of a grid; None selects one class per column.
+        """
+        if num_images < 1 or (num_columns is not None and num_columns < 1):
             raise ValueError(f"num_images and num_columns must be at least 1, got {num_images} and {num_columns}.")
         super().__init__(Every(every_n_steps))
         self.folder = Path(folder)
@@ -56,11 +59,12 @@ class SampleImages(PeriodicAction):
             samples, frames = generate_with_frames(images, batches, self.num_frames, advance)
         if not trainer.is_global_zero:
             return
-        picture = grid(samples, self.num_columns)
+        columns = self.num_columns or num_columns(images)
+        picture = grid(samples, columns)
         name = f"step_{trainer.global_step:07}"
         save_picture(picture, self.folder / f"{name}.png")
         if frames:
-            save_animation([grid(frame, self.num_columns) for frame in frames], self.folder / f"{name}.webp")
+            save_animation([grid(frame, columns) for frame in frames], self.folder / f"{name}.webp")
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):
                 logger.log_image("samples", [picture], step=trainer.global_step)

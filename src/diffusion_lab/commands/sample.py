@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lab.commands import entry
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import class_names, sampling_setup
-from diffusion_lab.runs.find import Target, find_targets
+from diffusion_lab.runs.find import Target, find_targets, portable_path
 from diffusion_lab.runs.image_job import image_job
 
 if TYPE_CHECKING:
@@ -29,11 +29,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+FILES = ("samples.png", "samples.webp", "samples.gif", "samples_*.npz", "images")
+"""Glob patterns of the files and of the folder with images that the command writes, in the order of its last line."""
+
+
 def sample(config: DictConfig) -> None:
     """Generate the images of the requested seeds with the network of a run; write a grid and image files."""
     target, *others = find_targets(config)
     if others:
-        raise UserError(f"`run` and `checkpoint` must select one checkpoint, got {1 + len(others)} checkpoints.")
+        found = ", ".join(portable_path(each.checkpoint) for each in (target, *others)[:4])
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        raise UserError(f"`run` and `checkpoint` must select one checkpoint, got {found}{more}.")
     seeds = _seeds(config)
     fabric = sampling_setup.launch_fabric(config)
 
@@ -45,8 +51,9 @@ def sample(config: DictConfig) -> None:
     with fabric.autocast():
         _generate(config, images, target, step, seeds)
     if fabric.is_global_zero:
-        count = sum(map(len, seeds))
-        print(f"{count:,} images of {target.folder} at step {step:,} are in {config.output_folder}", flush=True)
+        count, folder = sum(map(len, seeds)), Path(config.output_folder)
+        files = ", ".join(path.name for name in FILES for path in sorted(folder.glob(name)))
+        print(f"{count:,} images of {target.folder} at step {step:,} are in {folder}: {files}", flush=True)
 
 
 def _seeds(config: DictConfig) -> list[range]:
@@ -97,6 +104,7 @@ def _animation_format(config: DictConfig) -> str:
 def _save_animation(images: "SeededImages", batches: list[range], path: Path, config: DictConfig) -> None:
     """Write an animation of the sampling steps of the first images."""
     from diffusion_lab.distributed.collectives import Ranks
+    from diffusion_lab.generation.grid_columns import num_columns
     from diffusion_lab.generation.seeded_images import generate_with_frames
     from diffusion_lab.reporting.image_grids import grid, save_animation
     from diffusion_lab.reporting.progress import progress_bar
@@ -107,7 +115,8 @@ def _save_animation(images: "SeededImages", batches: list[range], path: Path, co
     with progress_bar("animation", len(images.sampler.times) * len(own_batches), "steps") as advance:
         _, frames = generate_with_frames(images, own_batches, config.num_frames, advance)
     if ranks.rank == 0:
-        pictures = [grid(frame[: config.num_pictures], config.num_columns) for frame in frames]
+        columns = config.num_columns or num_columns(images)
+        pictures = [grid(frame[: config.num_pictures], columns) for frame in frames]
         save_animation(pictures, path)
 
 

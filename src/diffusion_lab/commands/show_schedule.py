@@ -31,10 +31,13 @@ if TYPE_CHECKING:
 def show_schedule(config: DictConfig) -> None:
     """Plot the configured schedule and the schedules that `beside` names in one figure."""
     configs = {HydraConfig.get().runtime.choices["schedule"]: config}
-    for name in config.beside:
+    for name in config.beside or ():
         # The trailing space keeps both curves if a schedule is shown with other settings and with its default settings.
         key = f"{name} " if name in configs else name
-        configs[key] = compose.compose_config("show_schedule", [f"schedule={name}"])
+        try:
+            configs[key] = compose.compose_config("show_schedule", [f"schedule={name}"])
+        except UserError as error:
+            raise UserError(str(error).replace("schedule must be one of", "beside must contain only", 1)) from error
     schedules, times = {}, {}
     for name, own in configs.items():
         schedules[name], times[name] = _schedule_and_times(own, config.num_times)
@@ -118,11 +121,17 @@ def _noisy_images(schedule: "NoiseSchedule", t: "Tensor", image: "Tensor") -> "T
 
 
 def split_schedules(overrides: list[str]) -> list[str]:
-    """Replace schedule=a,b,c, which Hydra would run as a sweep, with schedule=a and beside=[b,c]."""
-    for k, override in enumerate(overrides):
-        if found := re.fullmatch(r"schedule=(\w+),([\w,]+)", override):
-            return [*overrides[:k], f"schedule={found[1]}", f"beside=[{found[2]}]", *overrides[k + 1 :]]
-    return overrides
+    """Replace schedule=a,b,c, which Hydra would run as a sweep, with schedule=a and beside=[b,c].
+
+    schedule=[a,b,c] means the same, and beside=b,c means beside=[b,c].
+    """
+    result = list[str]()
+    for override in overrides:
+        if found := re.fullmatch(r"schedule=\[?(\w+),([\w,]+)\]?", override):
+            result += [f"schedule={found[1]}", f"beside=[{found[2]}]"]
+        else:
+            result.append(re.sub(r"^beside=(?!null$)(\w[\w,]*)$", r"beside=[\1]", override))
+    return result
 
 
 def main() -> None:

@@ -38,7 +38,6 @@ def main() -> None:
         logger.error("%s", error)
         sys.exit(1)
     comparable = sweep_table.write_sweep_table(folder, allowed)
-    print(f"results are in {folder}")
     sys.exit(0 if comparable else 1)
 
 

@@ -4,10 +4,11 @@ python src/train.py experiment=quickstart                          # a model of 
 python src/train.py schedule=cosine data=cifar10                   # one run
 python src/train.py -m schedule=linear,cosine seed=1,2             # a sweep: four runs
 python src/train.py resume=last                                    # resume the last run
-python src/train.py resume=logs/train/RUN trainer.max_steps=5000   # train for more steps
+python src/train.py resume=logs/train/RUN trainer.max_steps=5000 fork=true   # train for more steps, as a new run
 
 Results: the run folder logs/train/<date>_<time> contains metrics.csv, samples/ and checkpoints/.
-Resuming: Ctrl-C saves a checkpoint; resume=last, or the path of the run folder, continues the run.
+Resuming: Ctrl-C saves a checkpoint; resume=last, or the path of the run folder, continues the run,
+    with lr_schedule=constant also for more steps (trainer.max_steps=5000).
 """
 
 from functools import partial

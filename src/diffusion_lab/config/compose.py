@@ -14,9 +14,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
+from diffusion_lab.config.documentation import settings
 from diffusion_lab.config.earlier_versions import current_choice, current_key
 from diffusion_lab.config.library_classes import drop_unused_settings, with_plus
-from diffusion_lab.config.overrides import override_key
+from diffusion_lab.config.overrides import LISTS, override_key
+from diffusion_lab.config.program import command_line
 from diffusion_lab.config.search_path import KEY as SEARCH_PATH
 from diffusion_lab.config.search_path import search_path_overrides
 from diffusion_lab.config.validation import META, suggestion
@@ -61,9 +63,10 @@ def error_message(error: Exception, config_name: str) -> str:
         return f"{group} must be one of {', '.join(_listed(group, error.options))}, got {choice}{hint}."
     text = " ".join(str(error).split())
     if found := re.match(r"Ambiguous value for argument '([^=]+)=(.*?)' 1\.", text):
-        return (
-            f"{found[1]} must be one value, a list ([{found[2]}]) or, with -m, the values of a sweep, got {found[2]}."
-        )
+        accepted = f"one value, a list ([{found[2]}])"
+        if (CONF / found[1]).is_dir():
+            accepted = "a list ([" + found[2] + "])" if found[1] in LISTS else "one choice"
+        return f"{found[1]} must be {accepted} or, with -m, the values of a sweep, got {found[2]}."
     if found := re.search(r"Could not load '(.+)/([^/']+)'\. Config search path", text):
         choices = [path.stem for path in sorted((CONF / found[1]).glob("*.yaml"))]
         return f"{found[1]} must be one of {', '.join(choices)}, got {found[2]}{suggestion(found[2], choices)}."
@@ -130,6 +133,9 @@ def _name_here(group: str, choice: str) -> str:
 def _elsewhere(group: str, name: str) -> str | None:
     names: Any = OmegaConf.to_container(OmegaConf.load(CONF / "_names_elsewhere.yaml"))
     found: str | None = names.get(group, {}).get(name.lower())
+    if found is None and group == "metrics" and "_" in name:  # name of a metric value, such as fd_fashion_cnn_2k_train
+        start = name.rpartition("_")[0]
+        return start if (CONF / group / f"{start}.yaml").is_file() else _elsewhere(group, start)
     return found
 
 
@@ -145,6 +151,9 @@ def _unknown_key(key: str, config_name: str) -> str:
     if absent := _elsewhere("absent", key):
         return f"{key} is not a setting; {absent} is not part of this version."
     composed = node = _composed_without(key, config_name)
+    group, dot, _ = key.partition(".")
+    if dot and group in _groups(config_name) and _at(composed, group) is None:
+        return f"{key} is not a setting without a choice of {group}{_choices_with(key) or f'; add {group}=CHOICE'}."
     parent, _, name = key.rpartition(".")
     while parent and _at(node, parent) is None:
         parent, _, name = parent.rpartition(".")
@@ -157,12 +166,34 @@ def _unknown_key(key: str, config_name: str) -> str:
     if isinstance(own := _at(composed, key), DictConfig):  # a node without choices, such as data of evaluate
         inner = ", ".join(f"{key}.{name}" for name in sorted(map(str, own)) if name not in META)
         return f"{key} is not a setting with choices; accepted settings are {inner}."
+    if message := _setting_elsewhere(key, config_name):
+        return message
     children: Any = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else {}
     deeper = [f"{parent}.{child}.{name}".lstrip(".") for child, content in children.items() if _has(content, name)]
     known = _elsewhere("settings", key)
     meant = [known] if known and ((CONF / known).is_dir() or _at(composed, known) is not None) else deeper
-    hint = f"; perhaps you mean {meant[0]}" if meant else suggestion(name, accepted)
+    hint = f"; perhaps you mean {meant[0]}" if meant else _choices_with(key) or suggestion(name, accepted)
     return f"{key} is not a setting{where}{hint}; accepted settings are {', '.join(accepted) or 'none'}."
+
+
+def _setting_elsewhere(key: str, config_name: str) -> str:
+    """Return the message for a setting of training or of evaluations in a command with `run`; "" for other keys."""
+    root, own = key.partition(".")[0], list(OmegaConf.load(CONF / f"{config_name}.yaml"))
+    if "run" not in own or root in (*own, *_groups(config_name), "hydra"):
+        return ""
+    if root in _groups("evaluate"):
+        return f"{key} is a setting of `{command_line('evaluate')}`, which measures metrics."
+    if root not in OmegaConf.load(CONF / "train.yaml") and not (CONF / root).is_dir():
+        return ""
+    command = command_line(config_name)
+    return f"{key} is a setting of training, which `run` determines; `{command} --help` lists what can be set here."
+
+
+def _choices_with(key: str) -> str:
+    """Return a hint at the choices of a config group that have a setting; "" if there is none."""
+    group = key.partition(".")[0]
+    found = [path.stem for path in sorted((CONF / group).glob("*.yaml")) if key in settings(path, group)]
+    return f"; add {group}={' or '.join(found)} for {key}" if found else ""
 
 
 def _groups(config_name: str) -> list[str]:

@@ -23,6 +23,9 @@ EXECUTION_SETTINGS = (
 )
 """Glob patterns of the settings that define where and how a run is executed; they do not identify the run."""
 
+LISTS = ("metrics", "callbacks", "logger", "experiment")
+"""Config groups that accept a list of choices."""
+
 OVERRIDES_FILE = "overrides.yaml"
 """Name of the file in a run folder that contains the overrides of the run."""
 
@@ -44,11 +47,20 @@ def override_key(override: str) -> str:
 
 
 def require_single_choices(arguments: Sequence[str]) -> None:
-    """Raise UserError if the arguments select two choices of one config group, since Hydra ignores the first."""
+    """Raise UserError if the arguments select two choices of one config group.
+
+    Hydra would ignore the first choice, and would merge the choices of a list.
+    """
     choices: dict[str, str] = {}
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if equals and (CONF / key).is_dir() and choices.setdefault(key, value) != value:
+        if not equals or not (CONF / key).is_dir():
+            continue
+        if re.match(r"\[[^]]*,", value) and key not in LISTS:
+            raise UserError(
+                f"{key} must be one choice, got {value}; a sweep over several choices is -m {key}={value.strip('[]')}."
+            )
+        if choices.setdefault(key, value) != value:
             raise UserError(f"{key} must be given once, got {key}={choices[key]} and {key}={value}.")
 
 

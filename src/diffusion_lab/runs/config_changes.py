@@ -3,7 +3,7 @@
 import fnmatch
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,15 @@ def by_choice(changes: list[str], saved: Mapping[str, Any], wanted: Mapping[str,
         if None not in (before, choice) and before != choice and len(others) < len(changes):
             changes = [f"{group} (was {before}, got {choice})", *others]
     return changes
+
+
+def reason_of(changes: Sequence[str], *, other_length: bool) -> str:
+    """Return why all changes follow from another number of training steps; "" if they do not.
+
+    changes: descriptions of the changes.  other_length: whether the number of training steps is another one.
+    """
+    follow = other_length and all(change.startswith("lr_schedule.") for change in changes)
+    return " (because the learning-rate schedule is computed from trainer.max_steps)" if follow else ""
 
 
 def flatten(node: Any, path: KeyPath = ()) -> dict[KeyPath, Any]:

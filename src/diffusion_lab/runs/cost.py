@@ -61,7 +61,7 @@ def estimate(module: TrainedModule, datamodule: ImageDataModule, trainer: Traine
     is_half, on_cpu = "16" in str(trainer.precision), trainer.strategy.root_device.type == "cpu"
     parameters = list(module.network.parameters())
     optimizer_bytes = PARAMETER_TRAFFIC * sum(parameter.nbytes for parameter in parameters)
-    one_pass = _pass_seconds(operations, rates, is_half=is_half, on_cpu=on_cpu)
+    one_pass = pass_seconds(operations, rates, is_half=is_half, on_cpu=on_cpu)
     recomputes = any(getattr(part, "checkpointing", False) is True for part in module.network.modules())
     passes = num_parts * (1 + BACKWARD + recomputes)
     return Cost(
@@ -88,7 +88,7 @@ def measuring_seconds(cost: Cost, trainer: Trainer, module: TrainedModule, first
     return total
 
 
-def _pass_seconds(operations: Operations, rates: Rates, *, is_half: bool, on_cpu: bool) -> float:
+def pass_seconds(operations: Operations, rates: Rates, *, is_half: bool, on_cpu: bool) -> float:
     """Return the duration of a forward pass: the time of products plus the time of reading and writing tensors."""
     # On a CPU, half-precision tensors save no time outside of products: casts take as much time as they save.
     traffic = operations.traffic * (0.5 if is_half and not on_cpu else 1.0)

@@ -51,8 +51,8 @@ def describe(cost: Cost, num_steps: int, measuring: float) -> str:
     text, step = f"{number} parameters, about {cost.memory / 1e9:,.1f} GB of memory", f"{cost.seconds_per_step:.2g} s"
     if num_steps < 1:
         return f"{text}, about {step} per step"
-    text += f", about {_duration(cost.seconds_per_step * num_steps + measuring)} ({step} per step"
-    return text + (f"; {_duration(measuring)} for sample images and metrics)" if measuring >= 1 else ")")
+    text += f", about {duration(cost.seconds_per_step * num_steps + measuring)} ({step} per step"
+    return text + (f"; {duration(measuring)} for sample images and metrics)" if measuring >= 1 else ")")
 
 
 def steps_in_an_hour(cost: Cost) -> int:
@@ -86,7 +86,7 @@ def _quick_start(run: Run, overrides: Sequence[str]) -> str:
     return f"{text} without {' '.join(given)}" if given else text
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Return a duration in its largest unit: 5.3 hours, 12 minutes, 40 seconds."""
     if seconds >= 3600:
         return f"{seconds / 3600:,.1f} hours"

@@ -24,11 +24,9 @@ from diffusion_lab.errors import UserError
 from diffusion_lab.paths import IS_CHECKOUT, LOGS_VARIABLE, ROOT, logs_folder
 from diffusion_lab.runs import status as run_status
 
-LAST = "last"
-"""Value of a setting that names the newest folder."""
+LAST = "last"  # the value of a setting that names the newest folder
 
-HYDRA_FILE = "hydra.yaml"
-"""File that Hydra writes next to its own config.yaml, in the folder .hydra of a run folder, which is no run."""
+HYDRA_FILE = "hydra.yaml"  # Hydra writes it next to its own config.yaml, in the folder .hydra of a run folder
 
 _OTHER_LOGS = f"the environment variable {LOGS_VARIABLE} (or logs=FOLDER of a command) names another logs folder"
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from diffusion_lab.denoiser import Denoiser
     from diffusion_lab.guidance import Guidance
     from diffusion_lab.guidance.noisy_classifier import NoisyClassifier
+    from diffusion_lab.training.diffusion_module import DiffusionModule
 
 NONE = "none"
 """Value of the settings `guide` and `classifier` that removes the guide or the classifier of the run."""
@@ -45,6 +46,21 @@ def guidance(
         _classifier(classifier) if classifier not in (None, NONE) else None,
         classifier_scale,
     )
+
+
+def require_guidable(guidance: "Guidance", module: "DiffusionModule") -> None:
+    """Raise UserError unless the network of a module can be guided in this way."""
+    scale, labels = guidance.strength.guidance_scale, module.labels
+    if scale != 1 and guidance.guide is None and not labels.dropout:
+        trained = "conditioning.dropout=0" if labels.num_classes else "conditioning=none"
+        raise UserError(
+            f"guidance_scale must be 1 for a network with {trained}, got {scale}; classifier-free guidance requires "
+            "training with conditioning=label, which drops some labels."
+        )
+    try:
+        guidance(module.denoiser(), labels)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 # Cached, because the callbacks for sample images and for the Fréchet distance use the same network.

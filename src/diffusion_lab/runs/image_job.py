@@ -70,14 +70,18 @@ def image_job(
     from diffusion_lab.distributed.collectives import Ranks
     from diffusion_lab.fingerprints import digest
     from diffusion_lab.generation.batch_claims import BatchClaim
+    from diffusion_lab.generation.grid_columns import num_columns
     from diffusion_lab.reporting.image_files import ImageFiles
+    from diffusion_lab.runs.sampling_cost import print_sampling_cost
 
     precision, ranks, claim = compilation.precision_name(config.trainer), Ranks.current(), None
     settings = digest([str(target.folder), target.checkpoint.name, images.protocol(), precision])
     record = Record(str(target.folder), target.checkpoint.name, step, settings, [[s.start, s.stop] for s in seeds])
     images.folder = Path(config.work_folder) / images.identity(precision)[:16]
-    size = {"num_columns": config.num_columns} if "num_columns" in config else {}
-    files = ImageFiles(folder, num_pictures=config.num_pictures, png=config.save_png, npz=config.save_npz, **size)
+    columns = config.get("num_columns") or num_columns(images)
+    files = ImageFiles(
+        folder, num_pictures=config.num_pictures, num_columns=columns, png=config.save_png, npz=config.save_npz
+    )
     with ExitStack() as stack:
         try:
             with ranks.raise_together():
@@ -89,6 +93,11 @@ def image_job(
         except ValueError as error:
             raise UserError(str(error)) from error
         files.prepare()
+        if ranks.rank == 0:
+            num_left = sum(
+                len(batch) for part in seeds for batch in images.batches(part) if not images.is_cached(batch)
+            )
+            print_sampling_cost(images, num_left, str(config.trainer.precision))
         yield files
         ranks.all_gather_object(None)  # wait until no rank reads the batches any more
         if claim is not None:

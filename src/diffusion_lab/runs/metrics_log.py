@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 from diffusion_lab.config.earlier_versions import current_metric
+from diffusion_lab.runs.results import earlier_ends
 
 METRICS_LOG, CURVES = "metrics.csv", "curves.png"
 
@@ -24,14 +25,22 @@ def read_log(folder: Path) -> list[dict[str, float]]:
 
 
 def save_curves(folder: Path) -> None:
-    """Plot the loss and each measured metric against the training step in curves.png; no plot if none was logged."""
+    """Plot the loss and each measured metric against the training step in curves.png; no plot if none was logged.
+
+    The plot includes the metrics that a run, which was later trained further, measured at its end.
+    """
     curves: dict[str, dict[float, float]] = {"loss": {}}
     for line in read_log(folder):
         for name, value in line.items():
             is_curve = name == "loss" or not (name in LOGGED or name.startswith("measuring_") or "_std_" in name)
             if is_curve and "step" in line and math.isfinite(value):
                 curves.setdefault(name, {})[line["step"]] = value
-    panels = {name: sorted(curve.items()) for name, curve in curves.items() if curve}
+    for end in earlier_ends(folder):
+        for name in curves.keys() & end.keys() - {"loss"}:
+            if end[name] is not None:
+                curves[name].setdefault(end["steps"], end[name])
+    titles = {"loss": "loss of single steps"}
+    panels = {titles.get(name, name): sorted(curve.items()) for name, curve in curves.items() if curve}
     if panels:
         from diffusion_lab.reporting import plots
 

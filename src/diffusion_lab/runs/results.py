@@ -15,7 +15,7 @@ from diffusion_lab.fingerprints import flat
 from diffusion_lab.paths import IS_CHECKOUT
 from diffusion_lab.reporting.text_tables import print_table
 from diffusion_lab.runs.comparable import shown_name, shown_text
-from diffusion_lab.runs.tables import METRICS, SUMMARY
+from diffusion_lab.runs.tables import METRICS, SUMMARY, read_json
 
 PRINTED = (
     *("sampler.name", "sampler.num_steps", "guidance_scale", "guidance.interval", "guidance.rescale"),
@@ -33,6 +33,22 @@ def write_metrics(folder: Path, record: dict[str, Any]) -> None:
     """Write `metrics.json`.  record["numbers"]: a dict with name, value and fingerprint for each metric value."""
     numbers = [number | {"value": _finite_or_none(number["value"])} for number in record["numbers"]]
     _write(folder / METRICS, record | {"numbers": numbers, "code": __version__, "commit": _commit()})
+
+
+def keep_earlier(folder: Path, num_steps: int) -> None:
+    """Rename the results of an earlier end of a run, after another number of steps: `metrics_step_0000500.json`.
+
+    A run that is trained further would replace them.
+    """
+    for name, key in ((METRICS, "step"), (SUMMARY, "steps")):
+        earlier = read_json(folder / name).get(key, num_steps)
+        if earlier != num_steps:
+            (folder / name).rename(folder / f"{Path(name).stem}_step_{earlier:07}.json")
+
+
+def earlier_ends(folder: Path) -> list[dict[str, Any]]:
+    """Return the summaries of the earlier ends of a run, with increasing numbers of steps."""
+    return [read_json(path) for path in sorted(folder.glob(f"{Path(SUMMARY).stem}_step_*.json"))]
 
 
 def _commit() -> str | None:

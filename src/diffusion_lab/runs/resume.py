@@ -8,6 +8,7 @@ import copy
 import logging
 import os
 import re
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +21,16 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from diffusion_lab.config.compose import command_name, compose_config
 from diffusion_lab.config.earlier_versions import current_config
+from diffusion_lab.config.library_classes import without_plus
 from diffusion_lab.config.overrides import override_key, quote, unquote
+from diffusion_lab.config.program import command_line
 from diffusion_lab.config.search_path import KEY as SEARCH_PATH
 from diffusion_lab.config.search_path import gives_search_path, search_path_overrides
 from diffusion_lab.config.validation import argument_problems, raise_problems
 from diffusion_lab.errors import UserError
+from diffusion_lab.runs import config_changes
 from diffusion_lab.runs.config_changes import KeyPath, by_choice, changes_with_effect, flatten, relocate, unflatten
-from diffusion_lab.runs.find import Place, find_place, run_of
+from diffusion_lab.runs.find import Place, find_place, portable_path, run_of, shell_word
 from diffusion_lab.runs.load import resolve
 from diffusion_lab.runs.supervise import FolderInUseError
 from diffusion_lab.runs.tables import METRICS, SUMMARY, read_json
@@ -128,7 +132,9 @@ def starting_point(config: DictConfig) -> StartingPoint:
     saved, wanted = _merge_changes(config, source.folder, run_folder)
     if not is_fork and (changes := changes_with_effect(saved, wanted)):
         _require_arguments(config)  # a setting that does not exist is no change
-        _refuse_changes(_by_choice(changes, source.folder), run_folder, resumed=bool(config.resume))
+        other_length = saved.get(("trainer", "max_steps")) != config.trainer.max_steps
+        reason = config_changes.reason_of(changes, other_length=other_length)
+        _refuse_changes(_by_choice(changes, source.folder), reason, run_folder, resumed=bool(config.resume))
     merged = OmegaConf.create(unflatten(wanted | {("resume",): None, ("fork",): False, ("take_over",): False}))
     make_absolute(merged)  # runs of earlier versions have relative paths
     if config.fork:
@@ -253,17 +259,21 @@ def _by_choice(changes: list[str], folder: Path) -> list[str]:
     return by_choice(changes, saved or {}, HydraConfig.get().runtime.choices)
 
 
-def _refuse_changes(changes: list[str], run_folder: Path, *, resumed: bool) -> NoReturn:
+def _refuse_changes(changes: list[str], reason: str, run_folder: Path, *, resumed: bool) -> NoReturn:
     """Raise UserError for changes of settings that affect the result.
 
-    changes: descriptions of the changes.  resumed: whether the setting `resume` was given.
+    changes: descriptions of the changes.  reason: see `reason_of`.  resumed: whether the setting `resume` was given.
     """
     more = f" and {len(changes) - 8} more" if len(changes) > 8 else ""
-    shown = f"{', '.join(changes[:8])}{more}"
+    shown = f"{', '.join(changes[:8])}{more}{reason}"
     if resumed:
+        overrides = [without_plus(override) for override in HydraConfig.get().overrides.task]
+        saved = [*_saved_overrides(run_folder), "fork=false"]
+        given = [text for text in overrides if text not in saved and override_key(text) != "resume"]
+        command = [command_line(command_name()), f"resume={shell_word(portable_path(run_folder))}", "fork=true"]
         raise UserError(
             f"resume=... must keep all settings that affect the result, but these differ: {shown}; fork=true starts a "
-            "new run from the checkpoint."
+            f"new run from the checkpoint: {' '.join([*command, *map(shlex.quote, given)])}"
         )
     raise FolderInUseError(
         f"hydra.run.dir must be a separate folder for each run, but {run_folder} belongs to a run with "

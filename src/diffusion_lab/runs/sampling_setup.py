@@ -14,6 +14,7 @@ from diffusion_lab.distributed.launch import cluster_environment, describe_devic
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import class_names
 from diffusion_lab.runs.find import Target, find_run
+from diffusion_lab.runs.guidance_setup import require_guidable
 from diffusion_lab.runs.load import (
     instantiate_node,
     is_classifier_config,
@@ -58,6 +59,8 @@ WHOLE_NUMBERS = {
 def require_whole_numbers(config: DictConfig) -> None:
     """Raise UserError for a value of a setting in WHOLE_NUMBERS that is not accepted."""
     for name, least in WHOLE_NUMBERS.items():
+        if name == "num_columns" and config.get(name) is None:
+            continue  # computed from the number of classes
         if name in config and (type(config[name]) is not int or config[name] < least):
             raise UserError(f"{name} must be a whole number of at least {least}, got {config[name]}.")
 
@@ -167,6 +170,7 @@ def build_images(config: DictConfig, target: Target, fabric: "Fabric") -> tuple[
     try:
         source = _downsampled_images(config, trained) if trained.low_resolution is not None else None
         guidance = instantiate_node(trained.guidance, "guidance")
+        require_guidable(guidance, module)
         _accelerate(config, module.to(fabric.device))
         images = SeededImages(module, guidance=guidance, low_resolution_images=source, **settings)
         for number, (stage, stage_config) in enumerate(stages, 1):

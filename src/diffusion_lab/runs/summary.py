@@ -1,7 +1,7 @@
 """The lines that a training run prints before its first step and at its end."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from diffusion_lab.distributed.launch import describe_device
 from diffusion_lab.evaluation.evaluator import Number
 from diffusion_lab.runs.find import portable_path, shell_word
 from diffusion_lab.runs.metrics_log import CURVES, METRICS_LOG, read_log
+from diffusion_lab.runs.results import earlier_ends
 from diffusion_lab.training.base_module import TrainedModule
 from diffusion_lab.training.diffusion_module import DiffusionModule
 
@@ -32,6 +33,7 @@ class Summary:
     numbers: metric values of the last measurement, with their fingerprints.
     measuring_seconds: duration of all measurements.  accuracies: accuracies of a classifier, by name.
     unmeasured: the reason why a run of a diffusion model measured no distance; None if it measured one.
+    sampler: name and number of steps of the sampler of evaluations; None for a run that generates no images.
     """
 
     steps: int
@@ -44,6 +46,7 @@ class Summary:
     measuring_seconds: float = 0.0
     accuracies: dict[str, float] = field(default_factory=dict)
     unmeasured: str | None = None
+    sampler: str | None = None
 
     @property
     def objective(self) -> float | None:
@@ -125,7 +128,14 @@ def summarize(trainer: Trainer, folder: Path, *, minutes: float, left_out: Mappi
         measuring_seconds=distances.seconds if distances else 0.0,
         accuracies={name: float(value) for name, value in metrics.items() if name.startswith("accuracy_")},
         unmeasured=None if history else _why_unmeasured(trainer, distances, left_out or {}),
+        sampler=_describe_sampler(trainer.lightning_module),
     )
+
+
+def _describe_sampler(module: Any) -> str | None:
+    if not isinstance(module, DiffusionModule):
+        return None
+    return f"{type(module.sampler).__name__} with {len(module.sampler.times)} steps"
 
 
 def _why_unmeasured(trainer: Trainer, distances: MeasureDistance | None, left_out: Mapping[str, str]) -> str | None:
@@ -157,17 +167,20 @@ def print_summary(summary: Summary, folder: Path, *, is_open_ended: bool) -> Non
         animation = picture.with_suffix(".webp")
         animated = f", animated in {animation.name}" if animation.is_file() else ""
         print(f"  samples     {portable_path(picture)}{animated}")
+    earlier = earlier_ends(folder)[-1:]
     if summary.distances:
-        ends = dict([summary.distances[0], summary.distances[-1]])
-        values = ", ".join(f"{value:.2f} at step {step:,}" for step, value in ends.items())
+        ends = dict([summary.distances[0], *_ends_of(earlier, str(summary.distance_name)), summary.distances[-1]])
+        values = ", ".join(f"{value:.2f} at step {step:,}" for step, value in sorted(ends.items()))
         print(f"  distance    {summary.distance_name}: {values} ({summary.numbers[0].description})")
+        print(f"              {_protocol(summary)}")
         if summary.minutes:
             fraction = summary.measuring_seconds / 60 / summary.minutes
             print(f"              measuring took {summary.measuring_seconds:.0f} s, {fraction:.0%} of the run")
     if summary.unmeasured is not None:
         print(f"  distance    not measured: {summary.unmeasured}; to measure it: {evaluate}")
     for name, value in summary.accuracies.items():
-        print(f"  {name}: {value:.3f}")
+        values = "".join(f"{before:.3f} at step {step:,}, " for step, before in _ends_of(earlier, name))
+        print(f"  {name}: {values}{value:.3f}" + f" at step {summary.steps:,}" * bool(values))
     if (folder / CURVES).is_file():
         print(f"  curves      {portable_path(folder / CURVES)}")
     print(f"  all metrics {portable_path(folder / METRICS_LOG)}")
@@ -180,6 +193,20 @@ def print_summary(summary: Summary, folder: Path, *, is_open_ended: bool) -> Non
     print(f"  {command_line('sample')} run={path} num_images=64")
     print(f"  {evaluate}")
     print(f"  {command_line('train')} {further}", flush=True)
+
+
+def _ends_of(earlier: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
+    """Return (step, value) of a metric at the earlier ends of a run."""
+    return [(end["steps"], end[name]) for end in earlier if end.get(name) is not None]
+
+
+def _protocol(summary: Summary) -> str:
+    """Return how the last distance was measured, and how evaluations differ."""
+    fingerprint = summary.numbers[0].fingerprint
+    sampler, precision = fingerprint["sampler"], fingerprint["precision"]
+    measured = f"{sampler['name']} with {sampler['num_steps']} steps in {precision}"
+    evaluated = f"{summary.sampler} in 32-true"
+    return f"measured with {measured}" + (f"; evaluate uses {evaluated}" if measured != evaluated else "")
 
 
 def print_how_to_resume(folder: Path, step: int, command: str) -> None:

@@ -178,7 +178,17 @@ def plot_steps(rows: Sequence[Row], output: Path) -> None:
         if varying:
             from diffusion_lab.reporting import plots
 
-            plots.save_lines(varying, label, output / f"against_{axis}.png")
+            titled = {title(rows, name): lines for name, lines in varying.items()}
+            plots.save_lines(titled, label, output / f"against_{axis}.png")
+
+
+def title(rows: Sequence[Row], name: str) -> str:
+    """Return the title of a plot of a metric: its name, and whether a higher or a lower value is better."""
+    for row in rows:
+        for number in read_json(row.folder / METRICS).get("numbers", []):
+            if current_metric(number["name"]) == name and number.get("higher_is_better"):
+                return f"{name}\n(higher is better)"
+    return f"{name}\n(lower is better)"
 
 
 def _lines(rows: Sequence[Row], name: str, axis: str) -> dict[str, list[tuple[float, float]]]:

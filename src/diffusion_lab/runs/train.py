@@ -50,6 +50,7 @@ def train(config: DictConfig) -> float | None:
         run.trainer, run.folder, minutes=(time.monotonic() - started) / 60, left_out=run.left_out
     )
     if run.trainer.is_global_zero:
+        run_results.keep_earlier(run.folder, result.steps)
         if result.numbers:
             run_results.write_metrics(run.folder, result.record(run.folder))
         run_results.write_summary(run.folder, result.as_dict())  # last: a run with this file is not measured again

@@ -20,6 +20,7 @@ from diffusion_lab.config.validation import argument_problems, data_problems, ra
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import class_names
 from diffusion_lab.runs.callbacks_setup import build_callbacks, build_loggers, require_later_needs
+from diffusion_lab.runs.guidance_setup import require_guidable
 from diffusion_lab.runs.load import build_module, instantiate_node, is_classifier_config, require_launch, resolve
 from diffusion_lab.runs.network_check import name_data_resolution, require_forward
 
@@ -81,7 +82,7 @@ def build(config: DictConfig) -> Run:
     _require_optimizable(module, config.trainer.max_steps)
     datamodule = instantiate_node(config.data.datamodule, "data")
     if not is_classifier_config(config):
-        _require_guidable(config, typing.cast("DiffusionModule", module))
+        require_guidable(instantiate_node(config.guidance, "guidance"), typing.cast("DiffusionModule", module))
         _require_shape(config, typing.cast("DiffusionModule", module))
         _require_condition(network, datamodule)
     else:
@@ -203,14 +204,6 @@ def _require_optimizable(module: "DiffusionModule | ClassifierModule", max_steps
     total_steps = getattr(scheduler, "total_steps", max_steps)
     if total_steps < max_steps:
         raise UserError(f"lr_schedule.total_steps must be at least trainer.max_steps ({max_steps}), got {total_steps}.")
-
-
-def _require_guidable(config: DictConfig, module: "DiffusionModule") -> None:
-    guidance = instantiate_node(config.guidance, "guidance")
-    try:
-        guidance(module.denoiser(), module.labels)
-    except ValueError as error:
-        raise UserError(str(error)) from error
 
 
 def _require_classified(config: DictConfig, network: Any, datamodule: "ImageDataModule") -> None:

@@ -11,10 +11,10 @@ from diffusion_lab.samplers.churn import Churn
 from diffusion_lab.samplers.clipping import Clipping, StaticClipping
 from diffusion_lab.samplers.time_grids import TimeGrid, UniformTimes
 
-# sigma_max of Karras et al. (2022), Table 1. The mean of the two slopes multiplies the difference of the estimates of
-# x_0 at both ends by (r - 1) / 2, where r is the ratio of their noise levels: by 800 in the first of 20 evenly spaced
-# steps of `CosineSchedule`, from the level 20,000 to 12.
-MAX_LEVEL = 80.0
+# Above sigma_max of all samplers of Karras et al. (2022): 80 for EDM, 113 after the churn of its first step, 152 for VP.
+# The mean of the two slopes multiplies the difference of the estimates of x_0 at both ends by (r - 1) / 2, where r is
+# the ratio of their noise levels: by 800 in the first of 20 evenly spaced steps of `CosineSchedule`, from 20,000 to 12.
+MAX_LEVEL = 200.0
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Heun(FixedStepSampler):
     """An Euler step, then the same step with the mean of the slopes at both ends (Karras et al. 2022, algorithm 2).
 
     x and sigma are divided by alpha. A step takes two network evaluations. The last step and the steps that start from
-    nearly pure noise, at a noise level sigma / alpha above 80, the largest level in the paper, take one.
+    nearly pure noise, at a noise level sigma / alpha above 200, take one.
     process, num_steps, time_grid, clipping: see `Sampler`.  churn: see `Churn`.
 
     >>> from diffusion_lab import EDMSchedule, GaussianProcess, Heun, KarrasTimes

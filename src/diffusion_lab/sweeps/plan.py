@@ -14,11 +14,14 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.config.overrides import OVERRIDES_FILE
+from diffusion_lab.config.program import command_line
 from diffusion_lab.distributed.slurm_job import SlurmQueue
 from diffusion_lab.errors import UserError
 from diffusion_lab.fingerprints import allowed_fields
 from diffusion_lab.reporting.text_tables import print_rows
 from diffusion_lab.runs import status as run_status
+from diffusion_lab.runs.config_changes import reason_of
+from diffusion_lab.runs.find import shell_word
 from diffusion_lab.runs.status import FAILED, FINISHED, NOT_STARTED, Status
 from diffusion_lab.sweeps import table as sweep_table
 from diffusion_lab.sweeps.checks import check_settings, only_choices
@@ -127,13 +130,22 @@ def _planned_run(
     if found.changes:
         raise UserError(
             f"sweep.name (or hydra.sweep.dir) must name another sweep for other settings, but {folder.name} in "
-            f"{folder.parent} is a run with other settings: {', '.join(found.changes[:8])}."
+            f"{folder.parent} is a run with other settings: {', '.join(found.changes[:8])}"
+            f"{_how_to_continue(run, found, folder)}."
         )
     is_done = status is not None and status.state == FINISHED and not found.is_longer and _is_current(run, status)
     allowed = tuple(allowed_fields(run.get("allow")))
     return PlannedRun(
         overrides, folder, status, is_done, run.get("trainer"), allowed, found.shorter, run.get("take_over") is True
     )
+
+
+def _how_to_continue(run: DictConfig, found: Comparison, folder: Path) -> str:
+    """Return why a run cannot have another number of steps and how it is trained further; "" for other changes."""
+    if not (reason := reason_of(found.changes, other_length=found.is_longer or found.shorter is not None)):
+        return ""
+    command = f"{command_line(run.hydra.job.config_name)} resume={shell_word(str(folder))} fork=true"
+    return f"{reason}; {command} trainer.max_steps={run.trainer.max_steps} trains this run further as a new run"
 
 
 def forget() -> None:

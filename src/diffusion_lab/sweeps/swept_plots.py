@@ -7,7 +7,6 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from diffusion_lab.config.earlier_versions import current_metric
 from diffusion_lab.runs import tables as run_tables
 from diffusion_lab.runs.tables import Row
 from diffusion_lab.sweeps.averages import SEED, by_settings, finite, value_of
@@ -30,7 +29,7 @@ def plot_swept(rows: Sequence[Row], swept: Sequence[str], folder: Path) -> None:
                 for settings, group in by_settings([row for row in ordered if finite([row], name)], others)
             }
             if "_std_" not in name and len({x for points in lines.values() for x, _, _ in points}) > 1:
-                panels[f"{name}\n({_direction(rows, name)} is better)"] = lines
+                panels[run_tables.title(rows, name)] = lines
         if panels:
             from diffusion_lab.reporting import plots
 
@@ -63,12 +62,3 @@ def _points(rows: Sequence[Row], key: str, name: str) -> list[tuple[str, float, 
     """Return a point for each value of the setting `key`: value, mean and standard deviation of the metric `name`."""
     values = [(value_of(group[0], key), finite(group, name)) for _, group in by_settings(rows, [key])]
     return [(x, statistics.fmean(y), statistics.stdev(y) if len(y) > 1 else 0.0) for x, y in values]
-
-
-def _direction(rows: Sequence[Row], name: str) -> str:
-    """Return whether a "higher" or a "lower" value of a metric is better."""
-    for row in rows:
-        for number in run_tables.read_json(row.folder / run_tables.METRICS).get("numbers", []):
-            if current_metric(number["name"]) == name:
-                return "higher" if number.get("higher_is_better") else "lower"
-    return "lower"

@@ -20,9 +20,14 @@ from diffusion_lab.sweeps.swept_plots import in_typed_order, plot_swept
 SWEEP = "sweep"
 """Name of the files of the table, without suffix."""
 
+FILES = (f"{SWEEP}*.csv", f"{SWEEP}.md", "against_*.png", "contact_sheet.png")
+"""Glob patterns of all files with results of a sweep."""
+
 
 def write_sweep_table(folder: Path, allowed: Iterable[str] = ()) -> bool:
     """Print the table of a sweep and write sweep.csv, sweep.md, sweep_over_seeds.csv, plots and contact_sheet.png.
+
+    The rows have the order of the values in the command that started the sweep.
 
     allowed: fingerprint fields in which the values of a metric may differ, in addition to the fields that the swept
         settings determine.
@@ -33,6 +38,7 @@ def write_sweep_table(folder: Path, allowed: Iterable[str] = ()) -> bool:
     if not rows:
         return True
     swept = [key for key in run_tables.override_keys(rows) if len({row.overrides.get(key) for row in rows}) > 1]
+    rows = in_typed_order(rows, swept, folder)  # as in the plots
     again = f"{command_line('sweep')} status {shlex.quote(str(folder))} --allow"
     all_comparable = drop_incomparable(rows, list(allowed), lambda fields: " ".join([again, *fields]), swept=swept)
     is_unique = len({tuple(row.overrides.get(key) for key in swept) for row in rows}) == len(rows)
@@ -56,6 +62,8 @@ def write_sweep_table(folder: Path, allowed: Iterable[str] = ()) -> bool:
     run_tables.plot_steps(rows, folder)
     plot_swept(rows, swept, folder)
     _save_contact_sheet(rows, swept, folder)
+    files = [path.name for name in FILES for path in sorted(folder.glob(name))]
+    print(f"results are in {folder}: {', '.join(files)}", flush=True)
     return all_comparable
 
 
