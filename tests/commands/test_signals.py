@@ -115,7 +115,9 @@ def check(
     assert pictures == expected_pictures
 
 
-@pytest.mark.parametrize(("number", "num_workers", "moment"), [(signal.SIGINT, 2, 0.6), (signal.SIGHUP, 0, 0.4)])
+@pytest.mark.parametrize(
+    ("number", "num_workers", "moment"), [(signal.SIGINT, 2, 0.6), (signal.SIGHUP, 0, 0.4), (signal.SIGTERM, 0, 0)]
+)
 def test_a_signal_to_the_group_saves_the_run_which_then_resumes_to_the_bit(
     tmp_path: Path, uninterrupted: dict[int, tuple[Path, float]], number: int, num_workers: int, moment: float
 ) -> None:

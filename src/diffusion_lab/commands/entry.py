@@ -4,9 +4,11 @@ An error that the user can correct is printed without a traceback. This module d
 because these imports would delay help texts and messages about invalid settings.
 """
 
+import atexit
 import logging
 import os
 import shutil
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -63,6 +65,7 @@ def entry(
     try:
         with signals.raise_on_signal(_exit_after_signal):
             _run(task, prepare_command_line)
+        atexit.register(signals.install, signal.SIG_IGN, signal.SIGINT)  # the result is written
     except RunFailedError as error:
         run_error = str(error)
     except StoppedBySignal as stop:

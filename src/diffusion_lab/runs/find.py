@@ -26,8 +26,6 @@ from diffusion_lab.runs import status as run_status
 
 LAST = "last"  # the value of a setting that names the newest folder
 
-HYDRA_FILE = "hydra.yaml"  # Hydra writes it next to its own config.yaml, in the folder .hydra of a run folder
-
 _OTHER_LOGS = f"the environment variable {LOGS_VARIABLE} (or logs=FOLDER of a command) names another logs folder"
 
 
@@ -79,7 +77,8 @@ def _time_written(file: Path) -> float:
 
 def run_of(command: str) -> Kind:
     """Return the kind of the run folders of a command."""
-    return Kind("run folder", ("config.yaml",), (command,), others=(HYDRA_FILE,), has_checkpoints=True)
+    # Hydra writes hydra.yaml next to its own config.yaml, in the folder .hydra of a run folder.
+    return Kind("run folder", ("config.yaml",), (command,), others=("hydra.yaml",), has_checkpoints=True)
 
 
 MEASURED = Kind("folder with a metrics.json", ("**/metrics.json", "**/summary.json"), ("evaluate", "train"))
@@ -241,7 +240,8 @@ def _why_not(value: str, kind: Kind) -> str:
     if found is not None and found.suffix == ".ckpt" and found.is_file():
         return f"which is in no {kind.noun}; DiffusionModule.load_from_checkpoint loads checkpoints of a plain Trainer."
     if found is not None:
-        return f"which has no {kind.files[0].rpartition('/')[2]}."
+        again = "; it ended before its first step: start its command again" if (found / "status.json").exists() else ""
+        return f"which has no {kind.files[0].rpartition('/')[2]}{again}."
     path = Path(value)
     if path.suffix == ".ckpt":
         for base, run in _searched(str(path.parent.parent), kind):

@@ -5,6 +5,7 @@ import platform
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.config.library_classes import without_plus
 from diffusion_lab.config.search_path import search_path_overrides
 from diffusion_lab.distributed import slurm_job
+from diffusion_lab.distributed.signals import StoppedBySignal
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import class_names
 from diffusion_lab.runs.load import resolve
@@ -43,6 +45,22 @@ def prepare(run: Run, start: StartingPoint) -> StartingPoint:
         if is_fork and start.checkpoint is not None and checkpoint is not None:
             step = _copy_checkpoint_to_fork(start.checkpoint, checkpoint)
     return replace(start, checkpoint=checkpoint, step=step)
+
+
+@contextmanager
+def saved_on_signal(config: DictConfig) -> Iterator[None]:
+    """Save the config and the overrides of a new run that a signal stops inside the context, so that it can be resumed.
+
+    A fork cannot be resumed before it has a copy of the checkpoint from which it starts.
+    """
+    try:
+        yield
+    except StoppedBySignal:
+        folder = Path(config.run_folder)
+        if slurm_job.rank() == 0 and not config.resume and not (folder / "config.yaml").exists():
+            _save_config(config, folder)
+            save_overrides(folder)
+        raise
 
 
 def _start_loggers(loggers: list[Any], start: StartingPoint) -> None:

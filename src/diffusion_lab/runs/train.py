@@ -26,20 +26,22 @@ def train(config: DictConfig) -> float | None:
     Returns the value that a search minimizes: the last Fréchet distance, or the loss if no distance was measured.
     """
     overrides = HydraConfig.get().overrides.task
-    drop_unused_settings(config, overrides)
-    apply_trainer_settings(config, overrides)
-    start = run_resume.starting_point(config)
-    if start.is_done:
-        return run_resume.print_done(start)
-    if not start.continues:
-        training_setup.require_classes(start.config)
-    run = training_setup.build(start.config)
-    run_resume.require_matching_checkpoint(start, run)
+    with run_folder.saved_on_signal(config):
+        with signals.held():  # until the config is complete
+            drop_unused_settings(config, overrides)
+            apply_trainer_settings(config, overrides)
+            start = run_resume.starting_point(config)
+        if start.is_done:
+            return run_resume.print_done(start)
+        if not start.continues:
+            training_setup.require_classes(start.config)
+        run = training_setup.build(start.config)
+        run_resume.require_matching_checkpoint(start, run)
+        started, start = time.monotonic(), run_folder.prepare(run, start)
 
     from diffusion_lab.callbacks import periodic_action  # these import Lightning, which is loaded by now
     from diffusion_lab.runs import cost_line, summary
 
-    started, start = time.monotonic(), run_folder.prepare(run, start)
     summary.print_start(run.module, run.datamodule, run.trainer, run.folder, start.step)
     cost_line.print_cost(run, start, overrides)
     _fit(run, start.checkpoint)

@@ -11,7 +11,7 @@ from diffusion_lab.samplers.churn import Churn
 from diffusion_lab.samplers.clipping import Clipping, StaticClipping
 from diffusion_lab.samplers.time_grids import TimeGrid, UniformTimes
 
-# Above sigma_max of all samplers of Karras et al. (2022): 80 for EDM, 113 after the churn of its first step, 152 for VP.
+# Above sigma_max of Karras et al. (2022): 80 for EDM, 113 after the churn of its first step, 152 for the VP sampler.
 # The mean of the two slopes multiplies the difference of the estimates of x_0 at both ends by (r - 1) / 2, where r is
 # the ratio of their noise levels: by 800 in the first of 20 evenly spaced steps of `CosineSchedule`, from 20,000 to 12.
 MAX_LEVEL = 200.0
