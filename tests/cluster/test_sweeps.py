@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -88,7 +89,7 @@ def test_a_sweep_with_failed_runs_ends_and_the_same_command_resumes_only_those(s
     reasons = {kind: status(folder)["reason"] for kind, folder in folders.items()}
     assert reasons["raise"] == "RuntimeError: the third step failed"
     assert reasons["cancel"].startswith("stopped by SIGTERM after step")
-    assert reasons["kill"].endswith("ended without a status: FAILED")
+    assert re.search(r"ended without a status: FAILED; .*task 0: Killed.* \(.submitit/.*\.err\)$", reasons["kill"])
     states = {row["run"].rpartition("-")[2]: row["state"] for row in table(sweep)}
     assert states == {"raise": "failed", "kill": "failed", "cancel": "interrupted", "none": "finished"}
     assert "RuntimeError: the third step failed" in next(folders["raise"].glob("slurm_*.err")).read_text()

@@ -99,11 +99,8 @@ def test_a_run_outside_of_slurm_keeps_the_name_that_contains_the_time_of_its_fir
     assert slurm_job.job_name() == name
 
 
-def test_ranks_of_one_torchrun_have_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    set_environment(monkeypatch, TORCHRUN)
-    assert slurm_job.job_name() == slurm_job.job_name()
-    assert slurm_job.job_name().startswith("torchrun_")
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "night")
+def test_the_run_id_of_torchrun_names_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_environment(monkeypatch, TORCHRUN | {"TORCHELASTIC_RUN_ID": "night"})
     assert slurm_job.job_name() == "torchrun_night"
 
 
@@ -247,3 +244,28 @@ def test_ranks_that_never_start_end_the_wait_with_a_sentence(monkeypatch: pytest
     with pytest.raises(LaunchError, match=rf"not all ranks .* 127.0.0.1:{port} .* within 0.02 minutes, the value of "):
         strategy.setup_distributed()
     assert strategy._timeout == before
+
+
+@pytest.mark.parametrize(
+    ("ranks", "environment", "settings"),
+    [
+        ("one", {}, "trainer=gpu, trainer=ddp, trainer.accelerator=mps or trainer.precision=..."),
+        ("ddp", {}, "trainer.accelerator=gpu, trainer.devices=... or trainer.precision=..."),
+        ("ddp", TORCHRUN, "trainer.accelerator=gpu or trainer.precision=..."),  # torchrun sets the number of ranks
+    ],
+)
+def test_the_line_about_the_device_names_settings_that_change_it(
+    ranks: str, environment: dict[str, str], settings: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lightning import fabric
+    from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+
+    set_environment(monkeypatch, environment)
+    cpu = torch.device("cpu")
+    of_one = SingleDeviceStrategy(cpu), fabric.strategies.SingleDeviceStrategy(cpu)
+    of_two = (
+        strategy(cluster_environment=launch.cluster_environment(), parallel_devices=[cpu, cpu])
+        for strategy in (DDPStrategy, fabric.strategies.DDPStrategy)
+    )
+    for strategy in of_one if ranks == "one" else of_two:
+        assert launch.describe_device(strategy, "32-true") == f"CPU, 32-true; {settings} change it"

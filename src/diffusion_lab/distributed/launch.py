@@ -241,13 +241,23 @@ def _first_clause(error: Exception) -> str:
     return " ".join(str(error).split()).partition(". ")[0].rstrip(".")[:150]
 
 
-def describe_device(device: Any, precision: str) -> str:
-    """Return the device and the precision of a command, and the settings that change them.  device: torch.device."""
+def describe_device(strategy: Any, precision: str) -> str:
+    """Return the device and the precision of a command, and the settings that change them.
+
+    strategy: strategy of a trainer or of Fabric.
+    """
     import torch
 
+    device = strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
-    others = "trainer=cpu" if device.type == "cuda" else "trainer=gpu"
-    return f"{name}, {precision}; {others}, trainer=ddp, trainer.accelerator=mps or trainer.precision=... change it"
+    other = "gpu" if device.type == "cpu" else "cpu"
+    if hasattr(strategy, "parallel_devices"):  # trainer=ddp
+        # The number of ranks is that of the launcher, if there is one.
+        others = [f"trainer.accelerator={other}", *["trainer.devices=..."] * (num_local_ranks() is None)]
+    else:
+        others = [f"trainer={other}"]
+        others += {"cpu": ["trainer=ddp", "trainer.accelerator=mps"], "cuda": ["trainer=ddp"]}.get(device.type, [])
+    return f"{name}, {precision}; {', '.join(others)} or trainer.precision=... change it"
 
 
 def _export_slurm_step() -> None:

@@ -81,7 +81,7 @@ def launch_fabric(config: DictConfig) -> "Fabric":
     protect_new_ranks(fabric.strategy)
     fabric.launch()
     if fabric.is_global_zero:
-        print(f"device: {describe_device(fabric.device, config.trainer.precision)}", flush=True)
+        print(f"device: {describe_device(fabric.strategy, config.trainer.precision)}", flush=True)
     if config.trainer.precision == "32-true":
         _disable_tf32()
     return fabric

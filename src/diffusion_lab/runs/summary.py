@@ -92,7 +92,7 @@ def print_start(
         )
         if module.num_classes and (names := datamodule.train_images.class_names):
             print(f"classes: {numbering(names, module.trained_classes)}", flush=True)
-        print(f"device: {describe_device(trainer.strategy.root_device, trainer.precision)}", flush=True)
+        print(f"device: {describe_device(trainer.strategy, trainer.precision)}", flush=True)
 
 
 def _ranks(trainer: Trainer) -> str:

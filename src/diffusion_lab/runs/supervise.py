@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -18,6 +18,7 @@ from diffusion_lab.distributed.signals import StoppedBySignal
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import status as run_status
 from diffusion_lab.runs.heartbeat import heartbeat
+from diffusion_lab.runs.saved_progress import Place, saved_files
 
 logger = logging.getLogger(__name__)
 
@@ -28,15 +29,24 @@ class FolderInUseError(UserError):
     """Error for a folder that belongs to another run and must remain unchanged."""
 
 
-def supervise(folder: Path, work: Callable[[], Result], *, in_sweep: bool = False, take_over: bool = False) -> Result:
+def supervise(
+    folder: Path,
+    work: Callable[[], Result],
+    *,
+    in_sweep: bool = False,
+    take_over: bool = False,
+    places: Sequence[Place] = (),
+) -> Result:
     """Run `work` and return its result; record its start and its end in the status file of `folder`.
 
     in_sweep: whether to record a failure even if the folder belongs to another run, because the sweep reads the failure
         from this folder.
     take_over: whether a process on another host that the status names as running has ended, see `run_status.locked`.
+    places: places outside of `folder` to which the command saves its progress, see `saved_progress.shared_places`.
 
-    A signal ends the process between two steps. After SIGUSR1 a Slurm job is requeued. After any other signal the exit
-    status is 128 + the number of the signal, never 0. Raises FolderInUseError if another command uses the folder.
+    A signal ends the process between two steps. After SIGUSR1 a Slurm job is requeued, unless two starts in succession
+    have saved no progress. After any other signal the exit status is 128 + the number of the signal, never 0. Raises
+    FolderInUseError if another command uses the folder.
     """
     if slurm_job.rank() > 0:
         return _run_on_other_rank(folder, work)
@@ -46,7 +56,7 @@ def supervise(folder: Path, work: Callable[[], Result], *, in_sweep: bool = Fals
             before = run_status.read(folder)
             run_status.mark_running(folder)
             try:
-                return _run_and_record(folder, work)
+                return _run_and_record(folder, work, places)
             except FolderInUseError:
                 if not in_sweep and (before is None or before.state != run_status.QUEUED):
                     run_status.restore(folder, before)
@@ -71,13 +81,17 @@ def raise_if_full(error: Exception, folder: Path) -> None:
         ) from error
 
 
-def _run_and_record(folder: Path, work: Callable[[], Result]) -> Result:
+def _run_and_record(folder: Path, work: Callable[[], Result], places: Sequence[Place]) -> Result:
     """Run `work` on rank 0, and record how it ends."""
+    before = saved_files(folder, places) if slurm_job.slurm_id() else frozenset()
     try:
         with signals.raise_on_signal():
             result = work()
     except StoppedBySignal as stop:
-        _exit_after_signal(folder, stop)
+        if stop.requests_requeue:
+            _exit_to_be_requeued(folder, stop, saved=not saved_files(folder, places) <= before)
+        run_status.mark_failed(folder, str(stop))
+        sys.exit(128 + stop.number)
     except SystemExit as end:  # Lightning exits without a status on a SIGTERM before the first step
         run_status.mark_failed(folder, f"ended with exit status {end.code}" if end.code else "stopped by SIGTERM")
         sys.exit(end.code or 128 + signal.SIGTERM)
@@ -114,20 +128,27 @@ def _run_on_other_rank(folder: Path, work: Callable[[], Result]) -> Result:
         raise
 
 
-def _exit_after_signal(folder: Path, stop: StoppedBySignal) -> NoReturn:
-    if stop.requests_requeue:
-        run_status.mark_requeued(folder, str(stop))
-        refusal = slurm_job.requeue()
-        if refusal is None:
-            logger.info("%s; job %s is requeued and resumes when Slurm starts it again.", stop, slurm_job.slurm_id())
-            _wait_for_slurm()
-        if slurm_job.request_requeue():
-            logger.info("%s; the batch script of the job requeues it, so that it resumes (%s).", stop, refusal)
-            sys.exit(128 + stop.number)
-        run_status.mark_failed(folder, f"{stop}, but {refusal}")
-        logger.warning("%s", refusal)
-    else:
-        run_status.mark_failed(folder, str(stop))
+def _exit_to_be_requeued(folder: Path, stop: StoppedBySignal, *, saved: bool) -> NoReturn:
+    """Requeue the job, and end this process.  saved: whether this start of the job has saved progress."""
+    run_status.mark_requeued(folder, str(stop), saved=saved)
+    if run_status.makes_no_progress(folder):
+        reason = (
+            f"two starts of job {slurm_job.slurm_id()} in succession were stopped by SIGUSR1 before they saved any "
+            "progress, so the job is not requeued; increase its time limit (--time, hydra.launcher.time) or decrease "
+            "the seconds between the signal and the limit (--signal=USR1@SECONDS, hydra.launcher.signal_before)."
+        )
+        run_status.mark_failed(folder, reason)
+        logger.error("%s", reason)
+        sys.exit(128 + stop.number)
+    refusal = slurm_job.requeue()
+    if refusal is None:
+        logger.info("%s; job %s is requeued and resumes when Slurm starts it again.", stop, slurm_job.slurm_id())
+        _wait_for_slurm()
+    if slurm_job.request_requeue():
+        logger.info("%s; the batch script of the job requeues it, so that it resumes (%s).", stop, refusal)
+        sys.exit(128 + stop.number)
+    run_status.mark_failed(folder, f"{stop}, but {refusal}")
+    logger.warning("%s", refusal)
     sys.exit(128 + stop.number)
 
 
