@@ -138,7 +138,7 @@ def _mark_failed_if_killed(child: _Child) -> None:
     status = run_status.reconcile(child.run.folder)
     if status is None or status.state == QUEUED:  # in any other state, another process has worked on the run
         end = last_lines(child.run.folder / OUTPUT)
-        reason = f"its process ended with exit status {child.process.returncode}; {f'{end} ' if end else ''}({OUTPUT})"
+        reason = f"its process ended with exit status {child.process.returncode}{f'; {end}' if end else ''} ({OUTPUT})"
         run_status.mark_failed(child.run.folder, reason)
 
 
