@@ -79,7 +79,7 @@ def test_a_sweep_with_failed_runs_ends_and_the_same_command_resumes_only_those(s
     first = start("train", *overrides)
     on_a_node = start(
         "train", "-m", *TRAIN_ONLY, *MISHAP, f"+callbacks.mishap.folder={tmp_path}", "+callbacks.mishap.kind=node",
-        *ON_SLURM, "+hydra.launcher.more.nodelist=n2", f"hydra.sweep.dir={tmp_path / 'node'}",
+        "trainer.max_steps=40", *ON_SLURM, "+hydra.launcher.more.nodelist=n2", f"hydra.sweep.dir={tmp_path / 'node'}",
     )  # fmt: skip
     wait_for("a run to cancel", (tmp_path / "cancel.happened").exists)
     folders = {kind: sweep / f"callbacks.mishap.kind-{kind}" for kind in kinds.split(",")}
@@ -110,7 +110,7 @@ def test_a_sweep_with_failed_runs_ends_and_the_same_command_resumes_only_those(s
     finish(on_a_node)  # the sweep waited while the run was requeued
     lost = tmp_path / "node" / "run"  # the only run of the sweep
     assert (status(lost)["state"], len(status(lost)["starts"])) == ("finished", 2)
-    assert steps(lost) == list(range(1, 13))
+    assert steps(lost) == list(range(1, 41))
 
 
 def test_a_sweep_of_the_console_command_runs_its_module_in_the_jobs(slurm: Slurm, tmp_path: Path) -> None:
