@@ -22,7 +22,8 @@ SLOW = {
     "test_image_files", "test_inception", "test_kill_and_resume", "test_likelihood", "test_loss_second_moment",
     "test_low_resolution_images", "test_nonfinite_guard", "test_packaging", "test_published_sizes", "test_ranks",
     "test_recipes", "test_recovery", "test_reference", "test_restore_on_divergence", "test_save_averages",
-    "test_sampling_setup", "test_snapshots", "test_trained_classes", "test_training_step", "test_typed_paths",
+    "test_sampling_setup", "test_snapshots", "test_torchrun_names", "test_trained_classes", "test_training_step",
+    "test_typed_paths",
 }  # fmt: skip
 """Folders and files whose tests start processes or take seconds; `make test-fast` leaves them out."""
 

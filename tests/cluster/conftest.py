@@ -57,7 +57,8 @@ def slurm() -> Iterator[Slurm]:
             patch.delenv(name)
         patch.setenv("SLURM_CONF", str(cluster.conf))
         patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # for the callbacks in mishaps.py
+        # For the callbacks in mishaps.py, and for the package, which the jobs of a sweep import before src/train.py.
+        patch.setenv("PYTHONPATH", f"{Path(__file__).parent}{os.pathsep}{ROOT / 'src'}")
         yield cluster
 
 

@@ -1,5 +1,6 @@
 """Callbacks that make a run fail."""
 
+import json
 import os
 import signal
 import time
@@ -44,3 +45,21 @@ class SlowRank0(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
         time.sleep(0.15 if trainer.global_rank == 0 else 0.0)
+
+
+class SlowFirstStarts(Callback):
+    """Slows down rank 0 in the first starts of a run, so that each of them reaches its time limit.
+
+    folder: run folder.  num_starts: number of slow starts.
+    """
+
+    def __init__(self, folder: str, num_starts: int) -> None:
+        self.folder, self.num_starts = Path(folder), num_starts
+        self.seconds = 0.0
+
+    def on_train_start(self, trainer: Trainer, *args: Any) -> None:
+        starts = json.loads((self.folder / "status.json").read_text())["starts"]
+        self.seconds = 4.0 if len(starts) <= self.num_starts else 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        time.sleep(self.seconds if trainer.global_rank == 0 else 0.0)

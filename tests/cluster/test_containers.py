@@ -38,7 +38,7 @@ def container(tmp_path: Path) -> Path:
     program.write_text(
         f"""#!/bin/sh
 echo "$@" >> {tmp_path}/calls
-test "$1 $2 $3" = "exec --nv image.sif" || exit 9
+test "$1 $2 $3" = "exec --nv image.sif" || {{ echo "FATAL:   could not open image $3" >&2; exit 9; }}
 shift 3
 PATH={Path(sys.executable).parent} exec "$@"
 """
@@ -131,6 +131,22 @@ def test_a_sweep_in_a_container_is_requeued_by_its_batch_script(slurm: Slurm, tm
         assert f"# array task {number} executes: {container} exec --nv image.sif {sys.executable} " in printed
         assert f'hydra.run.dir="{folder}"' in printed
     assert not list((sweep / ".submitit").glob("requeue_*"))
+
+
+def test_a_container_that_does_not_start_is_the_reason_of_the_failure(
+    slurm: Slurm, tmp_path: Path, container: Path
+) -> None:
+    sweep = tmp_path / "sweep"
+    overrides = (
+        "-m", *LONG, "seed=1,2", *ON_SLURM, f"hydra.launcher.prefix={container} exec --nv missing.sif",
+        f"hydra.sweep.dir={sweep}",
+    )  # fmt: skip
+    output = finish(start("train", *overrides), status=1)
+    found = re.fullmatch(r"job (\w+) ended without a status: [\w ]+; (.*)", status(sweep / "seed-1")["reason"])
+    assert found is not None  # the state may be unknown: accounting is not synchronized with the end of a job
+    assert found[2] == f"FATAL: could not open image missing.sif (.submitit/{found[1]}/{found[1]}_0_log.err)"
+    assert output.count("FATAL: could not open image missing.sif") >= 2
+    assert "FATAL: could not open image missing.sif" in run("sweep", "status", str(sweep))
 
 
 def test_queued_runs_of_a_canceled_array_are_not_started_and_the_same_command_starts_them(

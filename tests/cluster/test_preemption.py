@@ -1,6 +1,7 @@
 """Jobs that are interrupted before their last step and restarted."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,7 @@ def test_a_run_that_is_requeued_three_times_ends_with_the_weights_of_an_uninterr
         *LONG,
         *TWO_RANKS,
         *SLOW_RANK_0,
+        "data.num_workers=2",
         f"hydra.run.dir={interrupted}",
         tasks=2,
         output=tmp_path / "interrupted.out",
@@ -58,6 +60,46 @@ def test_a_run_that_is_requeued_three_times_ends_with_the_weights_of_an_uninterr
     assert not list(interrupted.rglob("hpc_ckpt*"))
     assert {path.name for path in (interrupted / "checkpoints").iterdir()} == {"last.ckpt", "previous.ckpt"}
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()].count("interrupted") == 1
+
+
+def test_a_run_longer_than_three_time_limits_resumes_at_each_step_to_the_same_weights(
+    slurm: Slurm, tmp_path: Path
+) -> None:
+    """Slurm sends its signal to all processes of the ranks, also to the two that load data for each of them."""
+    long = (*TRAIN_ONLY, *TWO_RANKS, "trainer.max_steps=70", "callbacks.save_last.every_n_steps=10000")
+    overrides = (*long, "data.num_workers=2")
+    complete, interrupted = tmp_path / "complete", tmp_path / "interrupted"
+    slow = (
+        "+callbacks.slow._target_=mishaps.SlowFirstStarts", f"+callbacks.slow.folder={interrupted}",
+        "+callbacks.slow.num_starts=3", f"hydra.run.dir={interrupted}",
+    )  # fmt: skip
+    options = ("--time=2", "--signal=USR1@30", "--nodelist=n1")
+    sbatch(slurm, "train", *overrides, *slow, tasks=2, output=tmp_path / "out", options=options)
+    wait_for("a step", lambda: steps(interrupted))
+    run("train", *overrides, f"hydra.run.dir={complete}")
+    wait_for("the end of the run", lambda: status(interrupted)["state"] == "finished", 500)
+    assert steps(interrupted) == list(range(1, 71))
+    assert same_weights(complete, interrupted)
+    output = (tmp_path / "out").read_text()
+    stopped = re.findall(r"stopped by SIGUSR1 after step (\d+); job \d+ is requeued", output)
+    assert re.findall(r"resuming after step (\d+)", output) == stopped
+    assert len(stopped) == len(status(interrupted)["starts"]) - 1 >= 3
+    assert "Traceback" not in output
+
+
+def test_a_run_that_is_stopped_twice_before_its_first_step_is_not_requeued_again(slurm: Slurm, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    job_id = sbatch(slurm, "train", *LONG, f"hydra.run.dir={folder}", output=tmp_path / "out")
+    for number in (1, 2):
+        wait_for("a start", lambda: len(status(folder)["starts"]) == number)  # noqa: B023 - called before the next iteration
+        slurm.run("scancel", "--signal=USR1", job_id)
+    wait_for_end(folder, "failed")
+    reason = f"two starts of job {job_id} in succession were stopped by SIGUSR1 before they saved any progress"
+    assert status(folder)["reason"].startswith(reason)
+    wait_for("the end of the job", lambda: slurm.run("squeue", "-h", "-j", job_id) == "")
+    assert (tmp_path / "out").read_text().count(f"error: {reason}") == 1
+    assert [start["saved"] for start in status(folder)["starts"]] == [False, False]
+    assert steps(folder) == []
 
 
 def test_a_preempted_run_resumes_to_the_same_weights_and_stays_one_run_on_weights_and_biases(

@@ -99,11 +99,8 @@ def test_a_run_outside_of_slurm_keeps_the_name_that_contains_the_time_of_its_fir
     assert slurm_job.job_name() == name
 
 
-def test_ranks_of_one_torchrun_have_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    set_environment(monkeypatch, TORCHRUN)
-    assert slurm_job.job_name() == slurm_job.job_name()
-    assert slurm_job.job_name().startswith("torchrun_")
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "night")
+def test_the_run_id_of_torchrun_names_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_environment(monkeypatch, TORCHRUN | {"TORCHELASTIC_RUN_ID": "night"})
     assert slurm_job.job_name() == "torchrun_night"
 
 
@@ -247,3 +244,24 @@ def test_ranks_that_never_start_end_the_wait_with_a_sentence(monkeypatch: pytest
     with pytest.raises(LaunchError, match=rf"not all ranks .* 127.0.0.1:{port} .* within 0.02 minutes, the value of "):
         strategy.setup_distributed()
     assert strategy._timeout == before
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "kind", "world_size", "settings"),
+    [
+        (0, "cpu", 1, "trainer.precision=... changes it"),
+        (0, "cpu", 2, "trainer.precision=... changes it"),
+        (1, "cpu", 1, "trainer=gpu or trainer.precision=... change it"),
+        (1, "cuda", 1, "trainer=cpu or trainer.precision=... change it"),
+        (2, "cuda", 1, "trainer=cpu, trainer=ddp or trainer.precision=... change it"),
+        (2, "cuda", 2, "trainer=cpu or trainer.precision=... change it"),
+    ],
+)
+def test_the_line_about_the_device_names_settings_that_change_it_on_this_machine(
+    num_gpus: int, kind: str, world_size: int, settings: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: num_gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    name = "NVIDIA H200" if kind == "cuda" else "CPU"
+    assert launch.describe_device(torch.device(kind), "32-true", world_size) == f"{name}, 32-true; {settings}"

@@ -109,6 +109,53 @@ def test_a_job_requeues_itself_after_sigusr1(
     assert (status(tmp_path / "run").state, len(status(tmp_path / "run").starts)) == ("finished", 2)
 
 
+def saving(path: Path) -> Callable[[], float]:
+    """Return a command that saves a file before the signal arrives."""
+
+    def work() -> float:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("progress")
+        return killing(signal.SIGUSR1)()
+
+    return work
+
+
+def test_a_job_is_not_requeued_after_two_starts_without_progress(
+    tmp_path: Path, start_job: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For example if the signal arrives before the first step. One such start may be due to a preemption."""
+    start_job("exit 0")
+    monkeypatch.setenv("DIFFUSION_LAB_REQUEUE_FILE", str(tmp_path / "request"))
+    places = [(tmp_path / "work", "*/*")]
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    works = {
+        "no progress": killing(signal.SIGUSR1), "a checkpoint": saving(checkpoint), "no file": killing(signal.SIGUSR1),
+        "a newer checkpoint": saving(checkpoint), "a claim": saving(tmp_path / "work" / "a" / "0.claim"),
+        "a batch": saving(tmp_path / "work" / "a" / "0.npz"), "part of one": saving(tmp_path / "work/a/1.npz.partial"),
+    }  # fmt: skip
+    for name, work in works.items():
+        with pytest.raises(SystemExit):
+            supervise(tmp_path / "run", work, places=places)
+        assert status(tmp_path / "run").state == "requeued", name
+    monkeypatch.setenv("SLURM_JOB_ID", "18")  # the user submitted the run again
+    with pytest.raises(SystemExit):
+        supervise(tmp_path / "run", works["no progress"], places=places)
+    assert status(tmp_path / "run").state == "requeued"
+    caplog.clear()
+    with pytest.raises(SystemExit) as end:
+        supervise(tmp_path / "run", works["no progress"], places=places)
+    assert end.value.code == 138
+    assert (tmp_path / "calls").read_text() == "requeue 17\n" * 7 + "requeue 18\n"
+    assert not (tmp_path / "request").exists()
+    assert (status(tmp_path / "run").state, status(tmp_path / "run").label) == ("failed", "failed")
+    assert caplog.messages == [status(tmp_path / "run").reason]
+    assert caplog.messages[0].startswith("two starts of job 18 in succession were stopped by SIGUSR1 before they saved")
+    assert "increase its time limit (--time, hydra.launcher.time)" in caplog.messages[0]
+    assert [start.saved for start in status(tmp_path / "run").starts] == [
+        False, True, False, True, False, True, False, False, False,
+    ]  # fmt: skip
+
+
 def test_a_job_that_cannot_be_requeued_has_failed(tmp_path: Path, start_job: Callable[[str], None]) -> None:
     start_job("echo not allowed >&2; exit 1")
     with pytest.raises(StoppedBySignal):
@@ -140,11 +187,11 @@ def test_a_job_in_a_container_without_a_request_file_has_failed_with_the_remedy(
 ) -> None:
     start_job("exit 1")
     monkeypatch.setenv("PATH", str(tmp_path))
-    for path in ("", str(tmp_path / "nowhere" / "request")):
+    for name, path in {"a": "", "b": str(tmp_path / "nowhere" / "request")}.items():
         monkeypatch.setenv("DIFFUSION_LAB_REQUEUE_FILE", path)
         with pytest.raises(StoppedBySignal):
-            supervise(tmp_path / "run", killing(signal.SIGUSR1))
-        reason = status(tmp_path / "run").reason
+            supervise(tmp_path / name, killing(signal.SIGUSR1))
+        reason = status(tmp_path / name).reason
         assert reason is not None
         assert "scontrol requeue 17: the program is not on PATH; for a container, see docs/cluster.md" in reason
     assert f"must be a writable file, got {tmp_path}/nowhere/request: No such file" in caplog.text

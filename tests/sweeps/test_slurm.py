@@ -93,11 +93,28 @@ def test_the_default_python_is_the_running_one() -> None:
         ({"node_cache": 3}, r"hydra.launcher.node_cache must be a folder on the disk of each node, or null, got 3"),
         ({"dry_run": "maybe"}, r"hydra.launcher.dry_run must be true or false, got maybe"),
         ({"requeue": 1}, r"hydra.launcher.requeue must be true or false, got 1"),
+        ({"time": 2}, r"must be longer than hydra.launcher.signal_before \(120 seconds\), got 2 \(120 seconds\)\."),
+        ({"time": "2:00"}, r"got 2:00 \(120 seconds\)"),
+        ({"time": "0:01:59"}, r"got 0:01:59 \(119 seconds\)"),
+        ({"time": "0-00:02"}, r"got 0-00:02 \(120 seconds\)"),
+        ({"time": "00:00:00"}, r"got 00:00:00 \(0 seconds\)"),
+        ({"time": "1-0", "signal_before": 86400}, r"signal_before \(86400 seconds\), got 1-0 \(86400 seconds\)"),
+        ({"more": {"time": 1}}, r"got 1 \(60 seconds\)"),
+        ({"more": {"signal": "B:USR1@3600"}}, r"signal_before \(3600 seconds\), got 60 \(3600 seconds\)"),
     ],
 )
 def test_settings_that_are_not_accepted_are_rejected(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         sbatch_options(None, settings(**changes), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"time": 3}, {"time": "2:01"}, {"time": "0-00:02:01"}, {"time": "1-0", "signal_before": 86399},
+     {"more": {"signal": "USR2"}}, {"more": {"time": "UNLIMITED"}}],
+)  # fmt: skip
+def test_a_time_limit_after_the_signal_is_accepted(changes: dict[str, Any], tmp_path: Path) -> None:
+    assert sbatch_options(None, settings(**changes), tmp_path)["additional_parameters"]["time"]
 
 
 def run_script(lines: list[str], folder: Path) -> "subprocess.CompletedProcess[str]":

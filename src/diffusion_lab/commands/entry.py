@@ -38,6 +38,7 @@ from diffusion_lab.paths import CONF, provide_home
 from diffusion_lab.runs import status as run_status
 from diffusion_lab.runs.find import with_found_guides
 from diffusion_lab.runs.folder import save_overrides
+from diffusion_lab.runs.saved_progress import shared_places
 from diffusion_lab.runs.supervise import FolderInUseError, raise_if_full, supervise
 from diffusion_lab.runs.typed_paths import require_no_other_images
 from diffusion_lab.sweeps import plan as sweep_plan
@@ -126,7 +127,10 @@ class _Task:
                 raise
         if not isinstance(config.take_over, bool):
             raise UserError(f"take_over must be true or false, got {config.take_over}.")
-        result = supervise(folder, lambda: self.command(config), in_sweep=in_sweep(), take_over=config.take_over)
+        result = supervise(
+            folder, lambda: self.command(config), in_sweep=in_sweep(), take_over=config.take_over,
+            places=shared_places(config),
+        )  # fmt: skip
         save_overrides(folder)
         return result
 

@@ -7,11 +7,13 @@ This module imports only the standard library and `errors`, because commands use
 import getpass
 import logging
 import os
+import re
 import shutil
 import subprocess
 from datetime import datetime
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from diffusion_lab.errors import UserError
 
@@ -26,6 +28,12 @@ of the container, requeues the job when srun has ended and the file exists.
 
 LIGHTNING_PARENT = "DIFFUSION_LAB_LIGHTNING_PARENT"
 """Environment variable of a rank that Lightning started: the process id of rank 0, which started this rank."""
+
+DATE = "%Y-%m-%d_%H-%M-%S-%f"
+"""Format of the date and time in the name of a run folder. A shell can start several runs in the same second."""
+
+DEFAULT_RUN_ID = r"none|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+"""Regular expression of the run ids of torchrun without --rdzv-id; with --standalone, torchrun uses a UUID."""
 
 
 def in_slurm_step() -> bool:
@@ -92,21 +100,55 @@ def job_name() -> str:
 
     In a Slurm job, the name is slurm_JOB for step 0 (the first srun) or without srun, and slurm_JOB.STEP for later
     steps: slurm_17.2 for the third srun of job 17. In an interactive Slurm job with one rank and outside of Slurm, the
-    name is torchrun_ID if torchrun started this process, and the date and time of the first call without torchrun.
+    name is torchrun_ID if torchrun was started with --rdzv-id=ID. Otherwise it is a date and time: of the start of
+    torchrun, or of the first call without torchrun.
     """
     if (job_id := slurm_id()) and not _in_interactive_job():
         step = int(os.environ.get("SLURM_STEP_ID", 0)) if in_slurm_step() else 0
         return f"slurm_{job_id}" + (f".{step}" if step else "")
     if started_by_torchrun():
         run_id = os.environ["TORCHELASTIC_RUN_ID"]
-        # Without --rdzv-id, the run is identified by the torchrun process, the parent of all workers on a node.
-        return f"torchrun_{run_id}" if run_id != "none" else f"torchrun_{os.getppid()}_{start_ticks(os.getppid())}"
+        return _start_time_of_torchrun() if re.fullmatch(DEFAULT_RUN_ID, run_id) else f"torchrun_{run_id}"
     return _start_time()
 
 
 @cache  # the config is resolved more than once: Lightning starts other ranks with the folder that it resolves later
 def _start_time() -> str:
-    return datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")  # microseconds: a shell can start runs at the same time
+    return datetime.now().strftime(DATE)
+
+
+@cache
+def _start_time_of_torchrun() -> str:
+    """Return the same date and time on all ranks, also on ranks that torchrun starts again after a failure.
+
+    On a single node, it is the start of the parent of all ranks. Its last four digits are those of the process id,
+    because Linux measures the start with two decimals. On several nodes, all ranks use the time of the first rank.
+    """
+    ticks, booted = start_ticks(os.getppid()), _boot_time()
+    if world_size() == number("LOCAL_WORLD_SIZE", 1) and ticks is not None and booted is not None:
+        seconds, rest = divmod(ticks, os.sysconf("SC_CLK_TCK"))
+        hundredths = rest * 100 // os.sysconf("SC_CLK_TCK")
+        date = datetime.fromtimestamp(booted + seconds)
+        return date.replace(microsecond=hundredths * 10_000 + os.getppid() % 10_000).strftime(DATE)
+    address, port = os.environ.get("MASTER_ADDR", ""), number("MASTER_PORT", 1)
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return f"torchrun_{address}_{port}"
+    from torch import distributed
+
+    try:
+        store: Any = distributed.TCPStore(address, port, is_master=False)  # type: ignore[attr-defined]
+        return str(store.compare_set("diffusion_lab/start_time", "", _start_time()).decode())  # set by the first rank
+    except distributed.DistError as error:
+        reason = " ".join(str(error).split()).partition(". ")[0].rstrip(".")[:150]
+        raise UserError(f"torchrun: no rank 0 at {address}:{port} (MASTER_ADDR, MASTER_PORT): {reason}.") from error
+
+
+def _boot_time() -> int | None:
+    """Return the time at which this machine was started, in seconds since 1970, or None if it is unknown."""
+    try:
+        return next(int(line[6:]) for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime "))
+    except (OSError, StopIteration):
+        return None
 
 
 def _in_interactive_job() -> bool:

@@ -22,6 +22,7 @@ from diffusion_lab.atomic_files import atomic_file, overwrite, write_error
 from diffusion_lab.distributed import slurm_job
 from diffusion_lab.distributed.slurm_job import SlurmQueue
 from diffusion_lab.runs import heartbeat
+from diffusion_lab.runs.job_output import job_output
 from diffusion_lab.runs.status_record import FAILED as FAILED
 from diffusion_lab.runs.status_record import FINISHED as FINISHED
 from diffusion_lab.runs.status_record import INTERRUPTED as INTERRUPTED
@@ -124,9 +125,16 @@ def restore(folder: Path, status: Status | None) -> None:
         _write(folder, status)
 
 
-def mark_requeued(folder: Path, reason: str) -> None:
-    """Record that Slurm will start the job again."""
-    _end(folder, REQUEUED, reason=reason)
+def mark_requeued(folder: Path, reason: str, *, saved: bool) -> None:
+    """Record that Slurm will start the job again.  saved: whether the attempt has saved progress."""
+    _end(folder, REQUEUED, saved=saved, reason=reason)
+
+
+def makes_no_progress(folder: Path) -> bool:
+    """Return whether the last two attempts of a run belong to the same Slurm job, and none of them saved progress."""
+    status = read(folder)
+    last = status.starts[-2:] if status is not None else ()
+    return len(last) == 2 and last[0].slurm_id == last[1].slurm_id and all(one.saved is False for one in last)
 
 
 def mark_finished(folder: Path, result: float | None) -> None:
@@ -147,11 +155,12 @@ def mark_not_started(folder: Path, reason: str) -> None:
     _write(folder, Status(NOT_STARTED, time.time(), reason=reason, starts=status.starts if status else ()))
 
 
-def _end(folder: Path, state: str, **fields: Any) -> None:
+def _end(folder: Path, state: str, *, saved: bool | None = None, **fields: Any) -> None:
     status, now = read(folder), time.time()
     starts = status.starts if status else ()
     if starts:
-        starts = (*starts[:-1], replace(starts[-1], ended=starts[-1].ended or now))
+        last = starts[-1]
+        starts = (*starts[:-1], replace(last, ended=last.ended or now, saved=last.saved if saved is None else saved))
     _write(folder, Status(state, now, starts=starts, **fields))
 
 
@@ -223,7 +232,10 @@ def _why_gone(folder: Path, status: Status, queue: SlurmQueue) -> tuple[str, str
         state = queue.final_state(slurm_id)
         if state is not None and state.startswith("CANCELLED") and status.state == QUEUED:
             return NOT_STARTED, f"job {slurm_id} was canceled"
-        return None if state is None else (FAILED, f"job {slurm_id} ended without a status: {state}")
+        if state is None:
+            return None
+        output = job_output(folder, slurm_id, has_started=status.state == RUNNING)
+        return FAILED, f"job {slurm_id} ended without a status: {state}{f'; {output}' if output else ''}"
     owner = _responsible(status)
     if owner is None or owner.host != socket.gethostname() or slurm_job.start_ticks(owner.pid) == owner.ticks:
         return None

@@ -26,6 +26,7 @@ class Attempt:
     began, ended: times in seconds since 1970; ended is None while it is unknown.
     slurm_id: id of the Slurm job of the attempt, if any.
     pid, ticks: id and start time of the process of rank 0 on `host`, see `slurm_job.start_ticks`.
+    saved: whether the attempt saved progress before it was requeued; None if it was not requeued.
     """
 
     began: float
@@ -34,6 +35,7 @@ class Attempt:
     pid: int
     ticks: int | None = None
     ended: float | None = None
+    saved: bool | None = None
 
 
 @dataclass(frozen=True)

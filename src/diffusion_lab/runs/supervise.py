@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -18,6 +18,7 @@ from diffusion_lab.distributed.signals import StoppedBySignal
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import status as run_status
 from diffusion_lab.runs.heartbeat import heartbeat
+from diffusion_lab.runs.saved_progress import Place, saved_files
 
 logger = logging.getLogger(__name__)
 
@@ -28,16 +29,24 @@ class FolderInUseError(UserError):
     """Error for a folder that belongs to another run and must remain unchanged."""
 
 
-def supervise(folder: Path, work: Callable[[], Result], *, in_sweep: bool = False, take_over: bool = False) -> Result:
+def supervise(
+    folder: Path,
+    work: Callable[[], Result],
+    *,
+    in_sweep: bool = False,
+    take_over: bool = False,
+    places: Sequence[Place] = (),
+) -> Result:
     """Run `work` and return its result; record its start and its end in the status file of `folder`.
 
     in_sweep: whether to record a failure even if the folder belongs to another run, because the sweep reads the failure
         from this folder.
     take_over: whether a process on another host that the status names as running has ended, see `run_status.locked`.
+    places: places outside of `folder` to which the command saves its progress, see `saved_progress.shared_places`.
 
     A signal ends the run between two steps: raises StoppedBySignal, after which the exit status of a command is 128 +
-    the number of the signal. After SIGUSR1 a Slurm job is requeued. Raises FolderInUseError if another command uses
-    the folder.
+    the number of the signal. After SIGUSR1 a Slurm job is requeued, unless two starts in succession have saved no
+    progress. Raises FolderInUseError if another command uses the folder.
     """
     if slurm_job.rank() > 0:
         return _run_on_other_rank(folder, work)
@@ -47,7 +56,7 @@ def supervise(folder: Path, work: Callable[[], Result], *, in_sweep: bool = Fals
             before = run_status.read(folder)
             run_status.mark_running(folder)
             try:
-                return _run_and_record(folder, work)
+                return _run_and_record(folder, work, places)
             except FolderInUseError:
                 if not in_sweep and (before is None or before.state != run_status.QUEUED):
                     run_status.restore(folder, before)
@@ -72,13 +81,14 @@ def raise_if_full(error: Exception, folder: Path) -> None:
         ) from error
 
 
-def _run_and_record(folder: Path, work: Callable[[], Result]) -> Result:
+def _run_and_record(folder: Path, work: Callable[[], Result], places: Sequence[Place]) -> Result:
     """Run `work` on rank 0, and record how it ends."""
+    before = saved_files(folder, places) if slurm_job.slurm_id() else frozenset()
     try:
         with signals.raise_on_signal(lambda number: _exit_waiting(folder, number)):
             result = work()
     except StoppedBySignal as stop:
-        _record_stop(folder, stop)
+        _record_stop(folder, stop, saved=not saved_files(folder, places) <= before)
         raise
     except SystemExit as end:  # Lightning exits without a status on a SIGTERM before the first step
         run_status.mark_failed(folder, f"ended with exit status {end.code}" if end.code else "stopped by SIGTERM")
@@ -111,12 +121,24 @@ def _run_on_other_rank(folder: Path, work: Callable[[], Result]) -> Result:
         raise
 
 
-def _record_stop(folder: Path, stop: StoppedBySignal) -> None:
-    """Record why a signal has stopped the run. A job that Slurm requeues ends here."""
+def _record_stop(folder: Path, stop: StoppedBySignal, *, saved: bool) -> None:
+    """Record why a signal has stopped the run. A job that Slurm requeues ends here.
+
+    saved: whether this start of the job has saved progress.
+    """
     if not stop.requests_requeue:
         run_status.mark_failed(folder, str(stop))
         return
-    run_status.mark_requeued(folder, str(stop))
+    run_status.mark_requeued(folder, str(stop), saved=saved)
+    if run_status.makes_no_progress(folder):
+        reason = (
+            f"two starts of job {slurm_job.slurm_id()} in succession were stopped by SIGUSR1 before they saved any "
+            "progress, so the job is not requeued; increase its time limit (--time, hydra.launcher.time) or decrease "
+            "the seconds between the signal and the limit (--signal=USR1@SECONDS, hydra.launcher.signal_before)."
+        )
+        run_status.mark_failed(folder, reason)
+        logger.error("%s", reason)
+        return
     refusal = slurm_job.requeue()
     if refusal is None:
         logger.info("%s; job %s is requeued and resumes when Slurm starts it again.", stop, slurm_job.slurm_id())
@@ -132,7 +154,7 @@ def _exit_waiting(folder: Path, number: int) -> NoReturn:
     """End the process after a signal that the main thread cannot raise, see `signals.raise_on_signal`."""
     try:
         launch.kill_new_ranks()
-        _record_stop(folder, StoppedBySignal(number))
+        _record_stop(folder, StoppedBySignal(number), saved=False)
     finally:
         os._exit(128 + number)
 

@@ -24,6 +24,7 @@ from diffusion_lab.distributed.signals import StoppedBySignal
 from diffusion_lab.distributed.slurm_job import SlurmQueue
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import status as run_status
+from diffusion_lab.runs.job_output import last_lines
 from diffusion_lab.runs.status import FINISHED, QUEUED
 from diffusion_lab.sweeps.plan import PlannedRun, mark_queued
 from diffusion_lab.sweeps.progress import OUTPUT
@@ -136,8 +137,9 @@ def _mark_failed_if_killed(child: _Child) -> None:
     """Mark the run of an ended process as failed if the process could not write the status file itself."""
     status = run_status.reconcile(child.run.folder)
     if status is None or status.state == QUEUED:  # in any other state, another process has worked on the run
-        code = child.process.returncode
-        run_status.mark_failed(child.run.folder, f"its process ended with exit status {code}; see {OUTPUT}")
+        end = last_lines(child.run.folder / OUTPUT)
+        reason = f"its process ended with exit status {child.process.returncode}{f'; {end}' if end else ''} ({OUTPUT})"
+        run_status.mark_failed(child.run.folder, reason)
 
 
 def _stop(children: Sequence[_Child]) -> None:

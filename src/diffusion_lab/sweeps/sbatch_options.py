@@ -11,9 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lab.distributed.slurm_job import REQUEUE_FILE
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import NODE_CACHE
-
-JOBS = ".submitit"
-"""Folder in a sweep folder with the batch scripts, the pickled commands and the output files of the jobs."""
+from diffusion_lab.runs.job_output import JOBS as JOBS
 
 REQUEUE = (
     "status=$?",
@@ -99,6 +97,35 @@ def check_settings(settings: dict[str, Any]) -> None:
         raise UserError(
             f"hydra.launcher.time must be a number of minutes, or a time like 12:00:00 or 2-00:00:00, got {time}."
         )
+    _require_time_before_signal(settings)
+
+
+def _require_time_before_signal(settings: dict[str, Any]) -> None:
+    """Raise UserError unless Slurm starts a job before it sends the signal.  Otherwise no start completes a step."""
+    more = settings["more"] or {}
+    time = str(more.get("time", settings["time"]))
+    signal = str(more.get("signal", f"USR1@{settings['signal_before']}")).rpartition("@")[2]
+    if (limit := _seconds(time)) is not None and signal.isdigit() and limit <= int(signal):
+        raise UserError(
+            f"hydra.launcher.time must be longer than hydra.launcher.signal_before ({signal} seconds), got {time} "
+            f"({limit} seconds)."
+        )
+
+
+def _seconds(time: str) -> int | None:
+    """Return the number of seconds of a time limit in one of Slurm's formats; None for another text.
+
+    The formats are MINUTES, MINUTES:SECONDS, HOURS:MINUTES:SECONDS and DAYS-HOURS, DAYS-HOURS:MINUTES,
+    DAYS-HOURS:MINUTES:SECONDS.
+    """
+    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", time):
+        return None
+    days, dash, rest = time.rpartition("-")
+    numbers = [int(number) for number in rest.split(":")]
+    if not dash and len(numbers) < 3:
+        numbers = [0, *numbers]  # without days, the first of one or two numbers is minutes
+    hours, minutes, seconds = [*numbers, 0, 0][:3]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def _is_one_line_of_shell(text: Any) -> bool:
