@@ -157,6 +157,7 @@ def test_schedules_are_plotted_in_one_figure(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["schedule=linear", "beside=[cosin]"], "beside must contain only .*, got cosin; perhaps you mean cosine.*"),
+        (["-m", "schedule=linear,cosine"], "show_schedule must be given without -m, because it shows everything.*"),
         (["image=10000"], r"`image` must be in 0\.\.9999, got 10000\."),
         (["schedule=custom", "schedule.betas=[0.5,2]"], r"schedule: betas must be in \[0, 1\], got 2 from .*"),
     ],

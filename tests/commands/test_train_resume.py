@@ -99,6 +99,12 @@ def test_a_fork_continues_in_a_new_run_with_its_own_learning_rate(stopped: Path,
     assert last_line(larger).startswith("error: fork=true must keep the settings of all parts with a state (model, ")
     assert not (tmp_path / "larger").exists()
 
+    fewer = train(f'resume="{stopped}"', "fork=true", "trainer.max_steps=3", f"hydra.run.dir={tmp_path / 'fewer'}")
+    assert last_line(fewer) == (
+        "error: trainer.max_steps must be above 3, the number of steps of the forked run, which are counted too, got 3."
+    )
+    assert not (tmp_path / "fewer").exists()
+
 
 def test_a_finished_run_that_is_trained_further_equals_a_run_that_never_stopped(tmp_path: Path) -> None:
     settings = [*SMALL[:4], *SMALL[6:], "data.max_images=50", "callbacks.measure_distance.every_n_steps=4"]

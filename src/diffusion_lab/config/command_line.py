@@ -43,6 +43,10 @@ def as_hydra_arguments(command: str, arguments: Sequence[str]) -> list[str]:
     if any(re.match(r"(--shell-completion|-sc)(=|$)", argument) for argument in arguments):
         return list(arguments)
     is_sweep = any(argument in ("-m", "--multirun") for argument in arguments)
+    if is_sweep and OmegaConf.select(
+        OmegaConf.load(CONF / f"{command}.yaml"), "hydra.run"
+    ):  # not that of _command.yaml
+        raise UserError(f"{command} must be given without -m, because it shows everything at once.")
     known = _Known(command, has_others=gives_search_path(arguments))
     flags, others = _split_flags(arguments)
     for flag, value in pairwise(flags):

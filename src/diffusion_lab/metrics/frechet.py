@@ -68,8 +68,8 @@ class FrechetDistance(Metric):
         if num_images >= RECOMMENDED_IMAGES * self.features.num_features / 2048:
             return None
         return (
-            f"is too large, because so few images do not determine the covariance of {self.features.num_features:,} "
-            "features; compare it only with values for the same number of images"
+            "is biased upwards, because so few images do not determine the covariance of "
+            f"{self.features.num_features:,} features; compare it only with values for the same number of images"
         )
 
     def measure(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:

@@ -17,7 +17,7 @@ from diffusion_lab.runs import folder as run_folder
 from diffusion_lab.runs import metrics_log, training_setup
 from diffusion_lab.runs import results as run_results
 from diffusion_lab.runs import resume as run_resume
-from diffusion_lab.runs.trainer_settings import apply_trainer_settings
+from diffusion_lab.runs.trainer_settings import apply_trainer_settings, require_more_steps
 
 
 def train(config: DictConfig) -> float | None:
@@ -37,6 +37,8 @@ def train(config: DictConfig) -> float | None:
             training_setup.require_classes(start.config)
         run = training_setup.build(start.config)
         run_resume.require_matching_checkpoint(start, run)
+        if not start.continues:
+            require_more_steps(start.config, start.step)
         started, start = time.monotonic(), run_folder.prepare(run, start)
 
     from diffusion_lab.callbacks import periodic_action  # these import Lightning, which is loaded by now

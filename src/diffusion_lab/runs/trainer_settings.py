@@ -29,6 +29,16 @@ REFUSED = {
 """Arguments of lightning.Trainer that contradict the framework, with what takes their place."""
 
 
+def require_more_steps(config: DictConfig, done: int) -> None:
+    """Raise UserError unless trainer.max_steps is above the number of steps `done`, which a fork counts too."""
+    max_steps = config.trainer.max_steps
+    if isinstance(max_steps, int) and 0 < max_steps <= done:
+        raise UserError(
+            f"trainer.max_steps must be above {done:,}, the number of steps of the forked run, which are counted too, "
+            f"got {max_steps:,}."
+        )
+
+
 def apply_trainer_settings(config: DictConfig, overrides: Sequence[str]) -> None:
     """Convert the settings of the trainer that stand for others, before any interpolation of the config is resolved.
 
