@@ -102,6 +102,20 @@ def test_an_error_that_a_library_raises_instead_of_the_signal_is_replaced(tmp_pa
     assert action.steps == []
 
 
+def test_a_signal_that_arrives_where_python_cannot_raise_is_repeated(capfd: pytest.CaptureFixture[str]) -> None:
+    class Removed:
+        def __del__(self) -> None:
+            send(signal.SIGTERM)()
+
+    def work() -> None:
+        Removed()
+        time.sleep(5)
+
+    with pytest.raises(StoppedBySignal, match=r"^stopped by SIGTERM$"), raise_on_signal(lambda number: None):
+        work()
+    assert "Exception ignored" not in capfd.readouterr().err
+
+
 def test_a_signal_of_a_forked_process_does_not_end_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "PATIENCE", 0.05)
     ended: list[int] = []

@@ -6,6 +6,7 @@ arrives when the terminal is closed, unless the command was started with nohup.
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -68,10 +69,18 @@ def raise_on_signal(on_wait: Callable[[int], None]) -> Iterator[None]:
                 on_wait(number)
         os.close(reader)
 
+    def send_again(unraisable: Any) -> None:
+        """Repeat a signal whose exception Python could not raise, for example in a hook of os.fork."""
+        if isinstance(unraisable.exc_value, StoppedBySignal):
+            threading.Timer(0.1, os.kill, (os.getpid(), unraisable.exc_value.number)).start()
+        else:
+            previous_hook(unraisable)
+
     before = install(handle, signal.SIGINT)
     if not before:
         yield
         return
+    previous_hook, sys.unraisablehook = sys.unraisablehook, send_again
     _forget_signals_in_forks()
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -85,6 +94,7 @@ def raise_on_signal(on_wait: Callable[[int], None]) -> Iterator[None]:
         raise
     finally:
         restore(before)
+        sys.unraisablehook = previous_hook
         signal.set_wakeup_fd(previous)
         os.close(writer)  # ends the thread
 
