@@ -119,7 +119,7 @@ def test_words_that_hydra_would_reject_become_overrides(words: list[str], expect
         (["hydra.run.dir="], "hydra.run.dir must be a writable folder, got no value."),
         (
             ["label=flags", "of", "the", "world", "seed=3"],
-            "a setting whose value has spaces must be quoted: 'label=flags of the world', got label=flags of the world.",
+            "a setting whose value has spaces must be quoted: 'label=flags of the world', got .*world.",
         ),
         (
             ["seed=3", "/my/pictures"],
