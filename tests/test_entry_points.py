@@ -81,7 +81,7 @@ def test_a_run_ends_with_a_short_summary(run: tuple[Path, str]) -> None:
     path = re.search(r"run=(\S+) num_images=64", following)[1]  # type: ignore[index]
     assert following.splitlines() == [  # with the paths of the scripts, because the working directory is another one
         f"  python {ROOT}/src/sample.py run={path} num_images=64",
-        f"  python {ROOT}/src/evaluate.py run={path}",
+        f"  python {ROOT}/src/evaluate.py run={path} num_samples=20",
         f"  python {ROOT}/src/train.py resume={path} trainer.max_steps=8",
     ]
     assert path.endswith(folder.name)
@@ -249,6 +249,7 @@ def test_a_missing_feature_network_is_noted_once_and_training_continues(debug_ru
             "model.dropout is not a setting in model; perhaps you mean model.blocks.dropout; accepted .*",
         ),
         (["max_steps=9"], "max_steps is not a setting; perhaps you mean trainer.max_steps; accepted .*"),
+        (["classes=cats"], "classes is not a setting; perhaps you mean data.classes; accepted .*"),
         (["steps=9"], "steps is not a setting; perhaps you mean trainer.max_steps; accepted .*"),
         (["Learning_Rate=9"], "Learning_Rate is not a setting; perhaps you mean optimizer.lr; accepted .*"),
         (["sampler=DDIM"], "sampler must be one of ancestral, .*, got DDIM; perhaps you mean ddim."),

@@ -40,6 +40,7 @@ SPLITS = {
 _ANY_SPLIT = re.compile("|".join(name for names in SPLITS.values() for name in names))
 
 OUTSIDE_CLASSES = "outside of the class folders"
+EMPTY_FOLDER = "empty folder"
 
 
 class NoClassFoldersError(ValueError):
@@ -101,6 +102,7 @@ def arrange(root: Path, files: list[ImageFile], left_out: Counter[str], with_cla
     if not with_classes:
         splits, outside = _splits(files)
         content = ImageFolder({name: [file.path for file in part] for name, part in splits.items()})
+        left_out = +Counter({reason: count for reason, count in left_out.items() if reason != EMPTY_FOLDER})
     else:
         layout = _splits_with_classes(root, files)
         content, outside = _with_labels(layout.splits), layout.left_out
@@ -110,8 +112,8 @@ def arrange(root: Path, files: list[ImageFile], left_out: Counter[str], with_cla
 
 def list_image_files(root: Path) -> tuple[list[ImageFile], Counter[str]]:
     """Return the image files below a folder, sorted by path, and the number of left-out files by reason."""
-    files, left_out, unreadable = [], Counter[str](), list[OSError]()
-    for path in sorted(_walk(root, unreadable)):
+    files, left_out, unreadable, empty = [], Counter[str](), list[OSError](), list[str]()
+    for path in sorted(_walk(root, unreadable, empty)):
         *folders, name = path.split("/")
         suffix = os.path.splitext(name)[1].lower()
         if name.startswith("._") or name.lower() in SYSTEM_FILES or (name.startswith(".") and suffix not in EXTENSIONS):
@@ -125,6 +127,7 @@ def list_image_files(root: Path) -> tuple[list[ImageFile], Counter[str]]:
         else:
             left_out[f"extension {suffix}" if suffix else "unknown type of file"] += 1
     left_out["folder that cannot be read"] = len(unreadable)
+    left_out[EMPTY_FOLDER] = sum(not any(map(is_system_folder, path.split("/"))) for path in empty)
     return files, +left_out
 
 
@@ -150,10 +153,11 @@ def num_class_folders(path: str | None) -> int:
         return 0
 
 
-def _walk(root: Path, unreadable: list[OSError]) -> Iterator[str]:
+def _walk(root: Path, unreadable: list[OSError], empty: list[str]) -> Iterator[str]:
     """Yield the relative paths of all files below a folder.  Links are followed, but each folder is visited once.
 
     unreadable: list to which the error of each folder that cannot be read is appended.
+    empty: list to which the relative path of each folder without files and folders is appended.
     """
     seen = set()
     for parent, folders, names in os.walk(root, followlinks=True, onerror=unreadable.append):
@@ -163,6 +167,8 @@ def _walk(root: Path, unreadable: list[OSError]) -> Iterator[str]:
         seen.add(real)
         folders.sort()
         relative = Path(parent).relative_to(root).as_posix()
+        if not folders and not names:
+            empty.append(relative)
         yield from (name if relative == "." else f"{relative}/{name}" for name in names)
 
 

@@ -117,9 +117,28 @@ def test_words_that_hydra_would_reject_become_overrides(words: list[str], expect
             "hydra/launcher and hydra/sweeper must be given with -m, got hydra.launcher.time=3 without -m.",
         ),
         (["hydra.run.dir="], "hydra.run.dir must be a writable folder, got no value."),
+        (
+            ["label=flags", "of", "the", "world", "seed=3"],
+            "a setting whose value has spaces must be quoted: 'label=flags of the world', got .*world.",
+        ),
+        (
+            ["seed=3", "/my/pictures"],
+            r"settings are given as NAME=VALUE: data=class_folders data.path=/my/pictures \(one folder per class\) or "
+            "data=folder data.path=/my/pictures, got /my/pictures.",
+        ),
+        (
+            ["data=/my/pictures"],
+            "data must be the name of a data set, got the path /my/pictures; use data=class_folders "
+            r"data.path=/my/pictures \(one folder per class\) or data=folder data.path=/my/pictures.",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_other_words_are_rejected_with_the_right_words(words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=f"^{message}$"):
         as_hydra_arguments("train", words)
+
+
+def test_a_path_without_a_name_is_the_run_of_a_command_with_a_run() -> None:
+    with pytest.raises(UserError, match=r"^settings are given as NAME=VALUE: run=\./a, got \./a\.$"):
+        as_hydra_arguments("sample", ["./a"])

@@ -131,6 +131,12 @@ def test_a_linked_class_folder_is_used_and_a_broken_link_is_left_out(
     assert "left out: 1 (link to a missing file)" in left_out(folder, caplog)
 
 
+def test_an_empty_class_folder_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write(tmp_path / "set", *ORDINARY)
+    (folder / "bird").mkdir()
+    assert left_out(folder, caplog) == "4 images are used in 2 classes; left out: 1 (empty folder)."
+
+
 def test_avif_and_heic_images_are_used(tmp_path: Path) -> None:
     folder = write(tmp_path / "set", *ORDINARY)
     write(folder, "cat/2.avif", image_format="AVIF")

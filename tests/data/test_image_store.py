@@ -122,7 +122,9 @@ def test_folders_may_contain_images_directly_or_in_splits(tmp_path: Path) -> Non
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"data\.path must be a folder .*, got .*nowhere\.$"):
+    with pytest.raises(
+        FileNotFoundError, match=r"data\.path must be a folder .*, got .*nowhere, which does not exist\.$"
+    ):
         ImageStore(None, tmp_path / "nowhere").locate()
 
 

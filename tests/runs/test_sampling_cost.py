@@ -36,3 +36,14 @@ def test_the_duration_and_the_evaluations_are_printed(capsys: pytest.CaptureFixt
         r"cost: about \S+ (seconds|minutes|hours) for 1,000 images \(4 evaluations of the network each\)\n",
         capsys.readouterr().out,
     )
+
+
+def test_the_printed_duration_names_the_evaluations_for_guidance_and_the_metrics(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    images = SeededImages(small_module(Labels(3, 0.2)), batch_size=12, guidance=Guidance(Strength(2.0)))
+    print_sampling_cost(images, 10, "32-true", measures=True)
+    expected = (
+        "for 10 images (8 evaluations of the network each: 4 times 2 for guidance), plus the time of the metrics\n"
+    )
+    assert capsys.readouterr().out.endswith(expected)

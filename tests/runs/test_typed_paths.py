@@ -126,8 +126,8 @@ def test_a_run_with_a_relative_path_is_resumed_and_evaluated_from_another_folder
     ):
         assert missing.returncode == 1
         assert missing.stderr.splitlines()[-1] == (
-            f"error: data.path must be a folder of images or parquet files, got {tmp_path / 'pictures'}; "
-            "data.path=FOLDER names the new place of moved images."
+            f"error: data.path must be a folder of images or parquet files, got {tmp_path / 'pictures'}, which does "
+            "not exist; data.path=FOLDER names the new place of moved images."
         )
     place = "data.path=../moved"
     again = run("evaluate.py", "run=../run", *out, place, f"hydra.run.dir={tmp_path / 'again'}", cwd=there)

@@ -83,3 +83,15 @@ def test_paths_are_relative_to_the_deepest_folder_that_contains_all() -> None:
     assert list(short_paths([a]).values()) == ["a"]
     assert list(short_paths([a, b]).values()) == ["a", "b/0_x"]
     assert list(short_paths([a, b, c]).values()) == ["evaluate/a", "evaluate/b/0_x", "train/c"]
+
+
+def test_the_features_of_an_evaluation_replace_those_that_its_run_was_trained_with(tmp_path: Path) -> None:
+    for run, trained, evaluated in (("a", "inception", "efficientnet"), ("b", "dinov2", "null")):
+        shutil.copytree(RUNS / "plain", tmp_path / run)
+        evaluation(tmp_path / f"of_{run}", str(tmp_path / run))
+        for folder, before, after in ((run, "fashion_cnn", trained), (f"of_{run}", "null", evaluated)):
+            hydra = tmp_path / folder / ".hydra" / "hydra.yaml"
+            hydra.write_text(hydra.read_text().replace(f"features: {before}", f"features: {after}"))
+    rows = table([tmp_path / "of_a", tmp_path / "of_b"], tmp_path / "table")
+    assert [row["features"] for row in rows] == ["efficientnet", "dinov2"]
+    assert "trained.features" not in rows[0]

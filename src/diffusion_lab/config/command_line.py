@@ -4,6 +4,7 @@ Hydra's grammar rejects many paths, and its messages name tokens of the grammar.
 is taken literally, and every other argument that Hydra would reject raises an error that shows the right form.
 """
 
+import itertools
 import re
 from collections.abc import Sequence
 from itertools import pairwise
@@ -58,7 +59,7 @@ def as_hydra_arguments(command: str, arguments: Sequence[str]) -> list[str]:
         raise UserError(f"hydra/launcher and hydra/sweeper must be given with -m, got {for_sweeps[0]} without -m.")
     result = list[str]()
     for k, argument in enumerate(others):
-        _require_form(argument, others[:k], others[k + 1 :])
+        _require_form(argument, others[:k], others[k + 1 :], known)
         result += _override(argument, known, is_sweep=is_sweep)
     return [*flags, *result]
 
@@ -107,11 +108,16 @@ class _Known:
             or any(key.startswith(f"{node}.") for key in self.settings)
         )
 
+    @property
+    def has_data(self) -> bool:
+        """Whether the command reads a data set that the config group `data` selects."""
+        return "data" in self.defaults
+
     def may_be_null(self, group: str) -> bool:
         return self.defaults.get(group, "") is None
 
 
-def _require_form(argument: str, preceding: Sequence[str], following: Sequence[str]) -> None:
+def _require_form(argument: str, preceding: Sequence[str], following: Sequence[str], known: _Known) -> None:
     """Raise UserError unless an argument has the form NAME=VALUE or ~NAME."""
     name, equals, value = argument.partition("=")
     rest = list(following)
@@ -129,13 +135,25 @@ def _require_form(argument: str, preceding: Sequence[str], following: Sequence[s
     if (not equals and not argument.startswith("~")) or not re.fullmatch(r"[+~]*[\w./@:-]+", name):
         groups = [path.parent.name for path in sorted(CONF.glob("*/*.yaml")) if path.stem == argument]
         named = f"{argument}=VALUE" if re.fullmatch(r"[\w./]+", argument) else ""
+        if _is_path(argument):
+            named = f"run={argument}" if "run" in known.nodes else _own_images(argument) if known.has_data else ""
         hint = " or ".join(f"{group}={argument}" for group in groups) or named
-        if not groups and preceding and re.match(r"[\w./]+=.", preceding[-1]):
-            typed = f"{preceding[-1]} {argument}"
+        if not groups and not _is_path(argument) and preceding and re.match(r"[\w./]+=.", preceding[-1]):
+            others = itertools.takewhile(lambda word: "=" not in word and not word.startswith(("-", "~")), following)
+            typed = " ".join([preceding[-1], argument, *others])
             raise UserError(f"a setting whose value has spaces must be quoted: '{typed}', got {typed}.")
         raise UserError(
             f"settings are given as NAME=VALUE{': ' * bool(hint)}{hint}, got {argument or 'an empty argument'}."
         )
+
+
+def _is_path(text: str) -> bool:
+    return text.startswith(("/", "./", "../", "~/")) or ("/" in text and expanduser(text).is_dir())
+
+
+def _own_images(folder: str) -> str:
+    """Return the overrides that read the images of a folder."""
+    return f"data=class_folders data.path={folder} (one folder per class) or data=folder data.path={folder}"
 
 
 def _next_value(arguments: Sequence[str]) -> str:
@@ -171,6 +189,8 @@ def _override(argument: str, known: _Known, *, is_sweep: bool) -> list[str]:
             return []
         if isinstance(_parsed(value), (bool, int, float)):
             value = quote(value)  # Hydra accepts only strings as choices
+        if name == "data" and known.has_data and _is_path(value):
+            raise UserError(f"data must be the name of a data set, got the path {value}; use {_own_images(value)}.")
     if name in PATHS and isinstance(_parsed(value), (bool, int, float)):
         value = quote(value)  # a folder whose name is a number
     if name.startswith("hydra.launcher.") and "," in value and isinstance(_parsed(value), ChoiceSweep):

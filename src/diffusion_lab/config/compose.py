@@ -23,7 +23,7 @@ from diffusion_lab.config.search_path import KEY as SEARCH_PATH
 from diffusion_lab.config.search_path import search_path_overrides
 from diffusion_lab.config.validation import META, suggestion
 from diffusion_lab.errors import UserError
-from diffusion_lab.paths import CONF
+from diffusion_lab.paths import CONF, expanduser
 
 
 def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
@@ -60,6 +60,8 @@ def error_message(error: Exception, config_name: str) -> str:
             if renamed
             else _name_here(group, choice) or suggestion(choice, list(error.options)) or _own_choices_hint()
         )
+        if group == "data" and expanduser(choice).is_dir():
+            hint = f"; data=class_folders data.path={choice} or data=folder data.path={choice} reads your folder"
         return f"{group} must be one of {', '.join(_listed(group, error.options))}, got {choice}{hint}."
     text = " ".join(str(error).split())
     if found := re.match(r"Ambiguous value for argument '([^=]+)=(.*?)' 1\.", text):
@@ -171,7 +173,8 @@ def _unknown_key(key: str, config_name: str) -> str:
     children: Any = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else {}
     deeper = [f"{parent}.{child}.{name}".lstrip(".") for child, content in children.items() if _has(content, name)]
     known = _elsewhere("settings", key)
-    meant = [known] if known and ((CONF / known).is_dir() or _at(composed, known) is not None) else deeper
+    candidates = known.split(" or ") if known else []
+    meant = [name for name in candidates if (CONF / name).is_dir() or _has_setting(composed, name)] or deeper
     hint = f"; perhaps you mean {meant[0]}" if meant else _choices_with(key) or suggestion(name, accepted)
     return f"{key} is not a setting{where}{hint}; accepted settings are {', '.join(accepted) or 'none'}."
 
@@ -205,6 +208,12 @@ def _groups(config_name: str) -> list[str]:
 
 def _has(node: Any, name: str) -> bool:
     return isinstance(node, dict) and name in node
+
+
+def _has_setting(config: DictConfig, key: str) -> bool:
+    parent, _, name = key.rpartition(".")
+    node = _at(config, parent)
+    return isinstance(node, DictConfig) and name in node
 
 
 def _composed_without(key: str, config_name: str) -> DictConfig:

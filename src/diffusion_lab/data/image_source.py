@@ -71,7 +71,10 @@ class ImageSource:
         """
         if self.path is not None:
             if not self.path.is_dir():
-                raise FileNotFoundError(f"data.path must be a folder of images or parquet files, got {self.path}.")
+                found = "is not a folder" if self.path.exists() else "does not exist"
+                raise FileNotFoundError(
+                    f"data.path must be a folder of images or parquet files, got {self.path}, which {found}."
+                )
             if next(_files(self.path), None) is None:
                 found = "contains only hidden files" if any(self.path.iterdir()) else "is empty"
                 raise FileNotFoundError(

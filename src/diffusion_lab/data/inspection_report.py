@@ -135,8 +135,9 @@ def _summary(content: dict[str, Any]) -> Iterator[str]:
     own, overlap = content["duplicates"], content["overlap"]
     if (sizes := content.get("original_sizes")) is not None:
         width_height = [f"{name} {sizes[name][0]} x {sizes[name][1]}" for name in ("smallest", "median", "largest")]
+        others = ", including images that are not used" if sizes["num_images"] > content["num_images"] else ""
         yield (
-            f"original sizes (width x height) of {sizes['num_images']:,} images: {', '.join(width_height)}; "
+            f"original sizes (width x height) of {sizes['num_images']:,} images{others}: {', '.join(width_height)}; "
             f"{sizes['num_below_resolution']:,} have a shorter side below data.resolution={sizes['resolution']}"
         )
     yield f"constant images: {len(content['constant']):,}"

@@ -97,7 +97,8 @@ def image_job(
             num_left = sum(
                 len(batch) for part in seeds for batch in images.batches(part) if not images.is_cached(batch)
             )
-            print_sampling_cost(images, num_left, str(config.trainer.precision))
+            measures = bool(config.get("metrics"))
+            print_sampling_cost(images, num_left, str(config.trainer.precision), measures=measures)
         yield files
         ranks.all_gather_object(None)  # wait until no rank reads the batches any more
         if claim is not None:

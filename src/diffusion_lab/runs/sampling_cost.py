@@ -14,10 +14,10 @@ from diffusion_lab.runs.operations import Rates, count_operations, measure_rates
 logger = logging.getLogger(__name__)
 
 
-def print_sampling_cost(images: SeededImages, num_images: int, precision: str) -> None:
+def print_sampling_cost(images: SeededImages, num_images: int, precision: str, *, measures: bool = False) -> None:
     """Print how long num_images images take, unless the operations of the network cannot be counted.
 
-    precision: precision of the trainer, such as bf16-mixed.
+    precision: precision of the trainer, such as bf16-mixed.  measures: whether metrics of the images follow.
     """
     try:
         rates = measure_rates(images.module.device, precision)
@@ -26,12 +26,20 @@ def print_sampling_cost(images: SeededImages, num_images: int, precision: str) -
         logger.debug("the cost of the images could not be estimated: %s", error)
         return
     evaluations = f"{num_evaluations(images)} evaluations of the network each"
-    print(f"cost: about {duration(seconds)} for {num_images:,} images ({evaluations})", flush=True)
+    if is_doubled(images):
+        evaluations += f": {images.sampler.num_evaluations} times 2 for guidance"
+    metrics = ", plus the time of the metrics" if measures else ""
+    print(f"cost: about {duration(seconds)} for {num_images:,} images ({evaluations}){metrics}", flush=True)
+
+
+def is_doubled(images: SeededImages) -> bool:
+    """Return whether guidance evaluates the network twice at each time."""
+    return images.guidance.strength.guidance_scale != 1
 
 
 def num_evaluations(images: SeededImages) -> int:
     """Return the number of evaluations of the network for one image; guidance doubles it."""
-    return images.sampler.num_evaluations * (2 if images.guidance.strength.guidance_scale != 1 else 1)
+    return images.sampler.num_evaluations * (2 if is_doubled(images) else 1)
 
 
 def seconds_per_image(images: SeededImages, rates: Rates, *, is_half: bool) -> float:

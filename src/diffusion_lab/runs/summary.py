@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Trainer
+from omegaconf import OmegaConf
 
 from diffusion_lab.callbacks.measure_distance import MeasureDistance
 from diffusion_lab.checkpoint_files import LAST
@@ -15,6 +16,7 @@ from diffusion_lab.data.classes import numbering
 from diffusion_lab.data.image_datamodule import ImageDataModule
 from diffusion_lab.distributed.launch import describe_device
 from diffusion_lab.evaluation.evaluator import Number
+from diffusion_lab.paths import CONF
 from diffusion_lab.runs.find import portable_path, shell_word
 from diffusion_lab.runs.metrics_log import CURVES, METRICS_LOG, read_log
 from diffusion_lab.runs.results import earlier_ends
@@ -161,6 +163,9 @@ def print_summary(summary: Summary, folder: Path, *, is_open_ended: bool) -> Non
     evaluate = f"{command_line('evaluate')} run={path}"
     if "features" in (summary.unmeasured or ""):
         evaluate += " features=efficientnet"
+    num_samples = summary.numbers[0].fingerprint["num_samples"] if summary.numbers else None
+    if num_samples not in (None, OmegaConf.load(CONF / "evaluate.yaml").num_samples):
+        evaluate += f" num_samples={num_samples}"
     print(f"\ndone: {summary.steps:,} steps in {summary.minutes:.1f} minutes", end="")
     print(f", {summary.images_per_second:,.0f} images/s while training" if summary.images_per_second else "")
     for picture in sorted((folder / "samples").glob("*.png"))[-1:]:

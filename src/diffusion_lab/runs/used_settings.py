@@ -14,6 +14,12 @@ from diffusion_lab.runs.config_changes import WITHOUT_EFFECT, flatten
 HIDDEN = (*WITHOUT_EFFECT, "hydra/*", "trainer", "run")
 """Glob patterns for settings that are not shown in tables: they have no effect, or other columns show them."""
 
+OF_EVALUATIONS = (
+    *("sampler", "time_grid", "clipping", "guidance", "guidance_scale", "guide", "classifier", "classifier_scale"),
+    *("features", "metrics", "num_samples"),
+)
+"""Config groups and settings of a run that affect its samples and metrics, but not its trained network."""
+
 
 @dataclass(frozen=True)
 class UsedSettings:
@@ -49,7 +55,8 @@ class UsedSettings:
         """Return the values of settings that this run used or, if given, that an evaluation of this run used.
 
         overrides: overrides of the evaluation or run.  overridden: keys for which an evaluation can have its own value.
-        different: settings of the run; they are named trained.KEY if the evaluation has its own value of KEY.
+        different: settings of the run; they are named trained.KEY if the evaluation has its own value of KEY. An own
+            value replaces the value of the run if the setting does not affect the trained network.
         """
         if evaluation is None:
             return {key: self.text(key) or overrides.get(key) for key in (*overridden, *different)}
@@ -59,7 +66,16 @@ class UsedSettings:
             # Another choice of a config group, such as sampler=heun, does not take its settings from the run.
             if used[key] is None and not evaluation._not_null(key.partition(".")[0]):
                 used[key] = self.text(key)
-        return used | {f"trained.{key}" if own[key] else key: self.text(key) for key in different}
+        replaced = [key for key in different if evaluation._replaces(key, own[key])]
+        trained = [key for key in different if key not in replaced]
+        used |= {key: own[key] for key in replaced}
+        return used | {f"trained.{key}" if own[key] else key: self.text(key) for key in trained}
+
+    def _replaces(self, key: str, own: str | None) -> bool:
+        """Return whether a setting of a run has no effect on this evaluation, which may have its own value of it."""
+        group = key.partition(".")[0]
+        is_replaced = group in OF_EVALUATIONS and bool(own or self._not_null(group))
+        return is_replaced or key.startswith("callbacks.measure_distance.")
 
     def _not_null(self, key: str) -> str | None:
         text = self.text(key)
