@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from matplotlib import pyplot
 from PIL import Image
 
 from diffusion_lab.runs.comparable import write_and_print_table
@@ -86,6 +87,27 @@ def test_numbers_are_plotted_against_sampling_steps_and_training_steps(tmp_path:
         measured(tmp_path / "b" / f"{number}_x", 5.0 - number, step=step)
     write_and_print_table([tmp_path / "b"], tmp_path / "b", "runs")
     assert [path.name for path in (tmp_path / "b").glob("*.png")] == ["against_training_step.png"]
+
+
+def test_a_plot_of_many_runs_has_room_below_its_panel_for_short_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Any] = []
+    monkeypatch.setattr(pyplot, "close", figures.append)
+    for seed in range(12):
+        for steps in (10, 50):
+            overrides = (f"seed={seed}", f"optimizer.lr={(seed + 1) / 1000}")
+            run = f"logs/train/schedule-cosine_optimizer.lr-0.00{seed}_seed-{seed}"
+            measured(tmp_path / f"{seed}_{steps}", 3.0, num_steps=steps, seed=seed, overrides=overrides, run=run)
+    write_and_print_table([tmp_path], tmp_path, "runs", allowed=["seed", "sampler"])
+    (figure,) = figures
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == [f"seed={seed}" for seed in range(12)]
+    figure.canvas.draw()
+    (panel,) = figure.axes
+    legend = figure.legends[0].get_window_extent()
+    assert legend.y1 < panel.get_tightbbox().y0
+    assert panel.get_window_extent().height > 0.6 * 3.8 * figure.dpi
 
 
 def test_incomparable_numbers_are_left_out_with_the_field_that_differs(

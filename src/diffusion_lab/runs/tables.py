@@ -199,17 +199,30 @@ def _lines(rows: Sequence[Row], name: str, axis: str) -> dict[str, list[tuple[fl
     """
     measured = [row for row in rows if isinstance(row.values.get(name), float) and name in row.fingerprints]
     varying = [key for key in override_keys(measured) if len({row.overrides.get(key) for row in measured}) > 1]
-    lines: dict[str, list[tuple[float, float]]] = {}
+    points: dict[tuple[str, ...], list[tuple[float, float]]] = {}
+    names_run = axis == "sampling_steps" and len({row.run for row in measured}) > 1 and "run" not in varying
     for row in measured:
         sampler = row.fingerprints[name].get("sampler") or {}
         x = sampler.get("num_steps") if axis == "sampling_steps" else row.training_step
         if x is None:
             continue
-        parts = [f"{key}={row.overrides[key]}" for key in varying if key in row.overrides and _separates(key, axis)]
-        if axis == "sampling_steps" and len({other.run for other in measured}) > 1 and "run" not in varying:
-            parts.insert(0, row.run.name)
-        lines.setdefault(" ".join(parts), []).append((float(x), row.values[name]))
-    return {line: sorted(points) for line, points in lines.items()}
+        settings = [key for key in varying if _separates(key, axis)]
+        parts = [f"{key}={row.overrides[key]}" if key in row.overrides else "" for key in settings]
+        points.setdefault((row.run.name * names_run, *parts), []).append((float(x), row.values[name]))
+    return {label: sorted(line) for label, line in zip(_shortest(list(points)), points.values(), strict=True)}
+
+
+def _shortest(labels: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return each label without the parts that are not needed to tell the labels apart.
+
+    labels: parts of each label, such as ("a", "sampler=ddim", ""), in the same order of settings.
+    """
+    kept = list(range(len(labels[0]))) if labels else []
+    for number in [*kept[:1], *reversed(kept[1:])]:  # first the run, then the settings of the measurement
+        shorter = [tuple(label[k] for k in kept if k != number) for label in labels]
+        if len(set(shorter)) == len(labels) and (len(labels) == 1 or all(map(any, shorter))):
+            kept.remove(number)
+    return [" ".join(filter(None, (label[k] for k in kept))) for label in labels]
 
 
 def _separates(key: str, axis: str) -> bool:
