@@ -134,6 +134,10 @@ def test_a_sweep_gives_each_run_its_folder_and_ends_with_a_table(tmp_path: Path)
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (
+            ["hydra.launcher.num_at_once=4"],
+            "add hydra/launcher=local_parallel or slurm for hydra.launcher.num_at_once.",
+        ),
         (["trainer.devices=2"], "hydra/launcher=local_parallel, which start separate processes for each run, or"),
         (
             ["hydra/launcher=slurm", "hydra.launcher.partitoin=x"],

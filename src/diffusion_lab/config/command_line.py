@@ -26,6 +26,10 @@ FLAGS_WITH_VALUE = (
 FLAGS = (*FLAGS_WITH_VALUE, "--multirun", "-m", "--resolve", "-r", "--run", "--version", "--hydra-help")
 """Flags of Hydra."""
 
+ACTIONS = {"--multirun": "-m", "-m": "-m", "--run": "--run", "--cfg": "--cfg", "-c": "--cfg"}
+ACTIONS |= {"--info": "--info", "-i": "--info"}
+"""Flags of Hydra that exclude each other, with one name for each action."""
+
 DISABLED_BY_NULL = ("callbacks", "logger")
 """Nodes whose entries are disabled by null, so that ~callbacks.NAME means callbacks.NAME=null."""
 
@@ -45,6 +49,7 @@ def as_hydra_arguments(command: str, arguments: Sequence[str]) -> list[str]:
     is_sweep = any(argument in ("-m", "--multirun") for argument in arguments)
     known = _Known(command, has_others=gives_search_path(arguments))
     flags, others = _split_flags(arguments)
+    _require_one_action(flags)
     for flag, value in pairwise(flags):
         if flag in ("--cfg", "-c") and value not in ("job", "hydra", "all"):
             raise UserError(f"--cfg must be followed by job, hydra or all, got {value}.")
@@ -57,6 +62,16 @@ def as_hydra_arguments(command: str, arguments: Sequence[str]) -> list[str]:
         _require_form(argument, others[:k], others[k + 1 :])
         result += _override(argument, known, is_sweep=is_sweep)
     return [*flags, *result]
+
+
+def _require_one_action(flags: Sequence[str]) -> None:
+    """Raise UserError if several flags determine what the command does, which Hydra rejects."""
+    given = [flag for flag in flags if flag.partition("=")[0] in ACTIONS]
+    if len({ACTIONS[flag.partition("=")[0]] for flag in given}) > 1:
+        raise UserError(
+            f"only one of -m (a sweep), --run, --cfg and --info can be given, got {' and '.join(given)}; --cfg and "
+            "--info show the config of a single run: leave out -m, and give one value of each swept setting."
+        )
 
 
 def flags_first(arguments: Sequence[str]) -> list[str]:
@@ -126,8 +141,11 @@ def _require_form(argument: str, preceding: Sequence[str], following: Sequence[s
         groups = [path.parent.name for path in sorted(CONF.glob("*/*.yaml")) if path.stem == argument]
         named = f"{argument}=VALUE" if re.fullmatch(r"[\w./]+", argument) else ""
         hint = " or ".join(f"{group}={argument}" for group in groups) or named
-        if not groups and preceding and re.match(r"[\w./]+=.", preceding[-1]):
+        is_value = bool(preceding) and (not groups or preceding[-1].endswith(","))
+        if is_value and re.match(r"[\w./]+=.", preceding[-1]):
             typed = f"{preceding[-1]} {argument}"
+            if preceding[-1].endswith(","):
+                raise UserError(f"values have no space after the comma: {preceding[-1]}{argument}, got {typed}.")
             raise UserError(f"a setting whose value has spaces must be quoted: '{typed}', got {typed}.")
         raise UserError(
             f"settings are given as NAME=VALUE{': ' * bool(hint)}{hint}, got {argument or 'an empty argument'}."
