@@ -89,6 +89,33 @@ def test_numbers_are_plotted_against_sampling_steps_and_training_steps(tmp_path:
     assert [path.name for path in (tmp_path / "b").glob("*.png")] == ["against_training_step.png"]
 
 
+def test_results_of_one_sweep_are_comparable_without_other_permission(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folders = sorted(sweep(tmp_path / "a").iterdir())
+    assert not write_and_print_table(folders, tmp_path / "table", "numbers")
+    assert "sampler.num_steps is" in caplog.text
+    (tmp_path / "a" / "multirun.yaml").write_text("{}")
+    for given in ([tmp_path / "a"], folders):
+        assert write_and_print_table(given, tmp_path / "table", "numbers")
+    other = measured(tmp_path / "b", 1.0, num_steps=30)
+    assert not write_and_print_table([tmp_path / "a", other], tmp_path / "table", "numbers")
+
+
+def test_results_of_which_no_number_of_steps_differs_are_plotted_by_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Any] = []
+    monkeypatch.setattr(pyplot, "close", figures.append)
+    folders = [measured(tmp_path / "a" / name, value) for name, value in (("x", 3.0), ("y", 1.0))]
+    assert write_and_print_table(folders, tmp_path / "table", "numbers")
+    (panel,) = figures[0].axes
+    names = [text.get_text() for text in panel.get_yticklabels()]
+    points = {names[round(y)]: x for x, y in panel.lines[0].get_xydata().tolist()}
+    assert points == {"x": 3.0, "y": 1.0}
+    assert (tmp_path / "table" / "against_run.png").is_file()
+
+
 def test_a_plot_of_many_runs_has_room_below_its_panel_for_short_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

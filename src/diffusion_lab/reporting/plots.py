@@ -120,6 +120,26 @@ def save_against(
     pyplot.close(figure)
 
 
+def save_by_run(panels: dict[str, dict[str, float]], path: Path) -> None:
+    """Plot one metric value of each run to a PNG file, with one panel per metric and the runs from top to bottom.
+
+    panels: title -> name of the run -> value.
+    """
+    runs = list(dict.fromkeys(run for values in panels.values() for run in values))
+    figure, axes = _grid_of_panels(len(panels))
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width + 0.08 * max(map(len, runs)), max(height, (0.25 * len(runs) + 1) * height / 3.8))
+    for number, (panel, (title, values)) in enumerate(zip(axes, panels.items(), strict=True)):
+        panel.plot(list(values.values()), [runs.index(run) for run in values], "o")
+        is_first = number % 3 == 0  # the panels of a row have the same runs
+        panel.set_yticks(range(len(runs)), runs if is_first else [""] * len(runs))
+        panel.set(title=title, ylim=(len(runs) - 0.5, -0.5))
+        panel.grid(alpha=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
 def _add_legend(figure: Any, axes: Sequence[Any]) -> None:
     """Add a legend of all labeled lines below the panels, and the height that it needs; no legend for a single line."""
     lines = {label: handle for panel in axes for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}

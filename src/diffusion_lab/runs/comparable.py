@@ -51,7 +51,8 @@ def write_and_print_table(
 
     Writes output/NAME.csv and output/NAME.md. The table shows the settings in which the runs and the measurements
     differ. Metric values are comparable if their fingerprints differ only in fields that the settings `swept`
-    determine, or in the fields `allowed`. Metrics whose values are not comparable are left out, and an error is logged.
+    determine, or in the fields `allowed`; results of a single sweep also in the fields that its swept settings
+    determine. Metrics whose values are not comparable are left out, and an error is logged.
     numbers: setting `numbers` of the command in the error message; by default `folders`.
     Returns whether all metric values are comparable.
     """
@@ -64,13 +65,22 @@ def write_and_print_table(
         values = [f"numbers={_in_grammar(numbers or list(map(str, folders)))}", f"allow={_in_grammar(fields)}"]
         return f"{command_line('compare')} {shlex.join(values)}"
 
-    comparable = drop_incomparable(rows, given, again, swept=swept)
+    comparable = drop_incomparable(rows, given, again, swept=[*swept, *_swept_in(rows)])
     tables.show_used_settings(rows)
     show_measured_settings(rows)
     cells = [{**shown, "folder": str(row.folder)} for row, shown in zip(rows, tables.cells(rows), strict=True)]
     tables.write_table(cells, output, name, always=["run", *tables.number_names(rows)], hidden=["folder"])
-    tables.plot_steps(rows, output)
+    if not tables.plot_steps(rows, output):
+        tables.plot_runs(rows, output)
     return comparable
+
+
+def _swept_in(rows: Sequence[Row]) -> list[str]:
+    """Return the settings that a sweep varies, if all rows are runs of this sweep; no settings otherwise."""
+    sweeps = {row.job.resolve().parent for row in rows}
+    if len(sweeps) > 1 or not all((sweep / "multirun.yaml").is_file() for sweep in sweeps):  # written by Hydra
+        return []
+    return [key for key in tables.override_keys(rows) if len({row.overrides.get(key) for row in rows}) > 1]
 
 
 def _in_grammar(value: Any) -> str:

@@ -170,8 +170,12 @@ def round_value(value: Any) -> str:
     return f"{value:,.4g}" if isinstance(value, float) else str(value)
 
 
-def plot_steps(rows: Sequence[Row], output: Path) -> None:
-    """Plot each metric against the number of sampling steps and against the training step, if these vary."""
+def plot_steps(rows: Sequence[Row], output: Path) -> bool:
+    """Plot each metric against the number of sampling steps and against the training step, if these vary.
+
+    Returns whether one of them varies.
+    """
+    found = False
     for axis, label in (("sampling_steps", "sampling steps"), ("training_step", "training step")):
         panels = {name: _lines(rows, name, axis) for name in number_names(rows) if "_std_" not in name}
         varying = {name: lines for name, lines in panels.items() if any(len(dict(p)) > 1 for p in lines.values())}
@@ -180,6 +184,22 @@ def plot_steps(rows: Sequence[Row], output: Path) -> None:
 
             titled = {title(rows, name): lines for name, lines in varying.items()}
             plots.save_lines(titled, label, output / f"against_{axis}.png")
+            found = True
+    return found
+
+
+def plot_runs(rows: Sequence[Row], output: Path) -> None:
+    """Plot each metric with one point per run, unless there is only one run."""
+    folders = short_paths(row.folder for row in rows)
+    panels = {}
+    for name in number_names(rows):
+        values = {folders[row.folder]: row.values[name] for row in rows if isinstance(row.values.get(name), float)}
+        if "_std_" not in name and len(values) > 1:
+            panels[title(rows, name)] = values
+    if panels:
+        from diffusion_lab.reporting import plots
+
+        plots.save_by_run(panels, output / "against_run.png")
 
 
 def title(rows: Sequence[Row], name: str) -> str:
