@@ -71,7 +71,7 @@ def test_a_checkpoint_loads_with_weights_only(run: tuple[Path, str]) -> None:
 
 def test_a_run_ends_with_a_short_summary(run: tuple[Path, str]) -> None:
     folder, stdout = run
-    assert re.search(r"done: 4 steps in \d+\.\d minutes, [\d,]+ images/s while training", stdout)
+    assert re.search(r"done: 4 steps in \d+:\d\d:\d\d, [\d,]+ images/s while training", stdout)
     assert re.search(r"distance    fd_fashion_cnn_20_train: \d+\.\d\d at step 2, \d+\.\d\d at step 4", stdout)
     assert f"  curves      {folder}/curves.png\n" in stdout
     assert (folder / "curves.png").is_file()

@@ -72,7 +72,7 @@ def test_the_table_of_a_sweep_has_one_row_for_each_run_and_exact_numbers_in_its_
     ]  # fmt: skip
     assert float(rows[3]["fd_stand_in_50_train"]) == 1234.5 / 50 + 3
     lines = (tmp_path / "sweep.md").read_text().splitlines()
-    shown = "sampler | sampler.num_steps | step | fd_stand_in_50_train"
+    shown = "sampler | sampler.num_steps | step | fd_stand_in_50_train | duration"
     assert lines[0] == f"| {shown} |"  # no other columns whose values are all equal
     assert len(lines) == 6
 
@@ -114,6 +114,15 @@ def test_results_of_which_no_number_of_steps_differs_are_plotted_by_run(
     points = {names[round(y)]: x for x, y in panel.lines[0].get_xydata().tolist()}
     assert points == {"x": 3.0, "y": 1.0}
     assert (tmp_path / "table" / "against_run.png").is_file()
+
+
+def test_tables_show_durations_in_minutes_and_seconds_and_files_in_minutes(tmp_path: Path) -> None:
+    folders = [measured(tmp_path / "a" / name, 1.0) for name in "xy"]
+    write_summary(folders[1], {"minutes": 125.25})
+    assert write_and_print_table(folders, tmp_path / "table", "numbers")
+    assert [row["minutes"] for row in table(tmp_path / "table", "numbers")] == ["1.5", "125.25"]
+    lines = (tmp_path / "table" / "numbers.md").read_text().splitlines()
+    assert [line.split(" | ")[-1] for line in lines] == ["duration |", "--- |", "0:01:30 |", "2:05:15 |"]
 
 
 def test_a_plot_of_many_runs_has_room_below_its_panel_for_short_names(
@@ -259,7 +268,7 @@ def test_numbers_that_are_equal_in_all_rows_are_shown(tmp_path: Path) -> None:
     for number in range(2):
         measured(tmp_path / f"{number}_x", 3.25, overrides=(f"seed={100 * number}",), seed=100 * number)
     assert write_sweep_table(tmp_path)
-    assert (tmp_path / "sweep.md").read_text().splitlines()[0] == ("| seed | step | fd_stand_in_50_train |")
+    assert (tmp_path / "sweep.md").read_text().splitlines()[0] == "| seed | step | fd_stand_in_50_train | duration |"
 
 
 def test_a_sweep_without_results_has_no_table(tmp_path: Path) -> None:

@@ -12,10 +12,13 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from diffusion_lab.config.earlier_versions import current_fingerprint, current_metric, current_overrides
-from diffusion_lab.reporting.text_tables import print_rows
+from diffusion_lab.reporting.text_tables import format_duration, print_rows
 from diffusion_lab.runs.used_settings import UsedSettings, differing, is_shown
 
 SUMMARY, METRICS = "summary.json", "metrics.json"
+
+MINUTES, DURATION = "minutes", "duration"
+"""Key of the duration of a run, over all its starts, and its column in tables with rounded values."""
 
 
 @dataclass
@@ -116,16 +119,23 @@ def write_table(
     The rounded table has only columns whose values differ.  always: columns that are shown even if all their values are
     equal.  hidden: columns of the CSV file only.  num_labels: see `print_rows`.
     """
-    columns = list(dict.fromkeys(key for row in exact for key in row))
+    columns = list(dict.fromkeys(DURATION if key == MINUTES else key for row in exact for key in row))
     output.mkdir(parents=True, exist_ok=True)
     write_csv(exact, output / f"{name}.csv")
-    rounded = [{column: round_value(value) for column, value in row.items() if value is not None} for row in exact]
+    rounded = [_as_texts(row) for row in exact]
     varying = [column for column in columns if len({row.get(column) for row in rounded}) > 1 or column in always]
     candidates = varying if len(rounded) > 1 else columns
     shown = [column for column in candidates if "_std_" not in column and column not in hidden]
     lines = [shown, *([row.get(column, "") for column in shown] for row in rounded)]
     (output / f"{name}.md").write_text(markdown(lines))
     print_rows(lines, f"{len(exact)} runs in {output}", num_labels)
+
+
+def _as_texts(row: dict[str, Any]) -> dict[str, str]:
+    """Return the rounded values of a row; a number of minutes becomes a duration, such as 0:01:15."""
+    given = {column: value for column, value in row.items() if value is not None}
+    texts = {column: round_value(value) for column, value in given.items() if column != MINUTES}
+    return texts | ({DURATION: format_duration(60 * given[MINUTES])} if MINUTES in given else {})
 
 
 def write_csv(rows: Sequence[dict[str, Any]], path: Path) -> None:

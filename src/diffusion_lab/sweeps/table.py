@@ -52,7 +52,7 @@ def write_sweep_table(folder: Path, allowed: Iterable[str] = ()) -> bool:
         table,
         folder,
         SWEEP,
-        always=["run", "state", "step", *run_tables.number_names(rows), "images_per_second", "hours"],
+        always=["run", "state", "step", *run_tables.number_names(rows), "images_per_second", run_tables.DURATION],
         hidden=[*["run"] * is_unique, "reason", *is_empty],
         num_labels=max(1, len([key for key in swept if key in cells[0]])) if is_unique else 1,
     )
@@ -114,11 +114,19 @@ def _cells(row: Row, cells: dict[str, Any], status: Status | None, folder: Path)
         "loss": values.get("loss"),
         **{name: values[name] for name in values if name in measured or name not in (*LOGGED, "steps", "minutes")},
         "images_per_second": values.get("images_per_second"),
-        "hours": None if status is None else status.hours(_last_written(row.folder)),
+        "minutes": _minutes(row, status),
         "reason": None if status is None or status.reason is None else status.reason[:120],
     }
     settings = {key: value for key, value in cells.items() if key not in row.values and key != "training_step"}
     return {**settings, "run": str(row.folder.relative_to(folder)), **result}
+
+
+def _minutes(row: Row, status: Status | None) -> float | None:
+    """Return the duration of all starts of a run, which a finished run has recorded in its results."""
+    recorded: float | None = row.values.get(run_tables.MINUTES)
+    if status is None or (status.state == FINISHED and recorded is not None):
+        return recorded
+    return 60 * status.hours(_last_written(row.folder))
 
 
 def _last_logged(folder: Path) -> dict[str, Any]:
