@@ -183,7 +183,8 @@ def print_summary(summary: Summary, folder: Path, *, is_open_ended: bool) -> Non
         print(f"              {_protocol(summary)}")
         if summary.seconds:
             fraction = summary.measuring_seconds / summary.seconds
-            print(f"              measuring took {summary.measuring_seconds:.0f} s, {fraction:.0%} of the time since the start")
+            took = f"{summary.measuring_seconds:.0f} s, {fraction:.0%} of the time since the start"
+            print(f"              measuring took {took}")
     if summary.unmeasured is not None:
         print(f"  distance    not measured: {summary.unmeasured}; to measure it: {evaluate}")
     for name, value in summary.accuracies.items():
