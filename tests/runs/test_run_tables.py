@@ -125,6 +125,27 @@ def test_tables_show_durations_in_minutes_and_seconds_and_files_in_minutes(tmp_p
     assert [line.split(" | ")[-1] for line in lines] == ["duration |", "--- |", "0:01:30 |", "2:05:15 |"]
 
 
+def test_results_of_several_seeds_are_averaged_once_per_seed(tmp_path: Path) -> None:
+    folders = []
+    for number, (lr, seed) in enumerate([("0.1", 0), ("0.1", 100), ("0.1", 200), ("0.2", 0), ("0.1", 200)]):
+        overrides = (f"optimizer.lr={lr}", f"seed={seed}")
+        run = f"logs/train/lr-{lr}_seed-{seed}"
+        folders.append(measured(tmp_path / f"{number}", float(seed), seed=seed, overrides=overrides, run=run))
+    assert write_and_print_table(folders, tmp_path / "table", "numbers", allowed=["seed"])
+    rows = table(tmp_path / "table", "numbers_over_seeds")
+    assert [(row["optimizer.lr"], row["num_seeds"]) for row in rows] == [("0.1", "3"), ("0.2", "1")]
+    assert [float(rows[0][f"{part}_fd_stand_in_50_train"]) for part in ("mean", "std")] == [100.0, 100.0]
+    assert "| 0.1 | 3 | 100 ± 100 |" in (tmp_path / "table" / "numbers.md").read_text()
+
+
+def test_results_of_a_sweep_are_compared_in_the_order_of_its_command(tmp_path: Path) -> None:
+    for number, schedule in enumerate(("cosine", "linear")):
+        measured(tmp_path / "a" / f"{number}_x", 1.0, overrides=(f"schedule={schedule}",))
+    (tmp_path / "a" / "multirun.yaml").write_text("hydra: {overrides: {task: ['schedule=linear,cosine']}}")
+    assert write_and_print_table([tmp_path / "a"], tmp_path / "table", "numbers")
+    assert [row["run"] for row in table(tmp_path / "table", "numbers")] == ["1_x", "0_x"]
+
+
 def test_a_plot_of_many_runs_has_room_below_its_panel_for_short_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

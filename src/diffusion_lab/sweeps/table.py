@@ -8,14 +8,16 @@ from typing import Any
 
 from diffusion_lab.config.program import command_line
 from diffusion_lab.distributed.slurm_job import SlurmQueue
+from diffusion_lab.runs import averages
 from diffusion_lab.runs import status as run_status
 from diffusion_lab.runs import tables as run_tables
 from diffusion_lab.runs.comparable import drop_incomparable, show_measured_settings
 from diffusion_lab.runs.metrics_log import LOGGED, METRICS_LOG, read_log
 from diffusion_lab.runs.status import FINISHED, RUNNING, Status
+from diffusion_lab.runs.sweep_order import in_typed_order
 from diffusion_lab.runs.tables import Row
-from diffusion_lab.sweeps import averages, progress
-from diffusion_lab.sweeps.swept_plots import in_typed_order, plot_swept
+from diffusion_lab.sweeps import progress
+from diffusion_lab.sweeps.swept_plots import plot_swept
 
 SWEEP = "sweep"
 """Name of the files of the table, without suffix."""
@@ -58,7 +60,7 @@ def write_sweep_table(folder: Path, allowed: Iterable[str] = ()) -> bool:
     )
     _print_states(statuses, folder)
     with (folder / f"{SWEEP}.md").open("a") as file:
-        file.write(averages.write_averages(in_typed_order(rows, swept, folder), swept, folder))
+        file.write(averages.write_averages(in_typed_order(rows, swept, folder), swept, folder, SWEEP))
     run_tables.plot_steps(rows, folder)
     plot_swept(rows, swept, folder)
     _save_contact_sheet(rows, swept, folder)
