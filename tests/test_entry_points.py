@@ -71,7 +71,7 @@ def test_a_checkpoint_loads_with_weights_only(run: tuple[Path, str]) -> None:
 
 def test_a_run_ends_with_a_short_summary(run: tuple[Path, str]) -> None:
     folder, stdout = run
-    assert re.search(r"done: 4 steps in \d+\.\d minutes, [\d,]+ images/s while training", stdout)
+    assert re.search(r"done: 4 steps in \d+:\d\d:\d\d, [\d,]+ images/s while training", stdout)
     assert re.search(r"distance    fd_fashion_cnn_20_train: \d+\.\d\d at step 2, \d+\.\d\d at step 4", stdout)
     assert f"  curves      {folder}/curves.png\n" in stdout
     assert (folder / "curves.png").is_file()
@@ -134,6 +134,10 @@ def test_a_sweep_gives_each_run_its_folder_and_ends_with_a_table(tmp_path: Path)
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (
+            ["hydra.launcher.num_at_once=4"],
+            "add hydra/launcher=local_parallel or slurm for hydra.launcher.num_at_once.",
+        ),
         (["trainer.devices=2"], "hydra/launcher=local_parallel, which start separate processes for each run, or"),
         (
             ["hydra/launcher=slurm", "hydra.launcher.partitoin=x"],
@@ -339,7 +343,7 @@ def test_a_missing_feature_network_is_noted_once_and_training_continues(debug_ru
         ),
         (
             ["schedule=cosine", "schedule.beta_end=0.1"],
-            "schedule.beta_end is not a setting .*; add schedule=beta_warmup or linear or .* for schedule.beta_end.",
+            "schedule.beta_end is not a setting .*; add schedule=beta_warmup or linear or .* for schedule.beta_end; .*",
         ),
         (["seed=1,2"], r"seed must be one value, a list \(\[1,2\]\) or, with -m, the values of a sweep, got 1,2."),
         (["schedule=1"], "schedule must be one of .*, got 1; --config-dir FOLDER .*"),

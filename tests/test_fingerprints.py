@@ -95,6 +95,8 @@ def test_only_fields_of_fingerprints_can_be_allowed() -> None:
         UserError, match=r"`allow` must list fingerprint fields \(num_samples, .*, got sampl.eta; perhaps"
     ):
         allowed_fields(["seed", "sampl.eta"])
+    with pytest.raises(UserError, match="got time_grid; time_grid is recorded in sampler"):
+        allowed_fields("time_grid")
 
 
 @pytest.mark.parametrize(

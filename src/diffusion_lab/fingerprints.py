@@ -140,6 +140,7 @@ def allowed_fields(given: str | Sequence[str] | None) -> list[str]:
         if (name := str(field).partition(".")[0]) not in FIELDS:
             close = get_close_matches(name, FIELDS, n=1)
             hint = f"; perhaps you mean {close[0]}" if close else ""
+            hint = f"; {name} is recorded in {', '.join(COVERED[name])}" if name in COVERED else hint
             raise UserError(f"`allow` must list fingerprint fields ({', '.join(FIELDS)}), got {field}{hint}.")
     return fields
 

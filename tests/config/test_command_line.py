@@ -96,6 +96,10 @@ def test_words_that_hydra_would_reject_become_overrides(words: list[str], expect
         (["seed", "=3"], "settings have no spaces around =: seed=3, got seed =3."),
         (["seed=", "3"], "settings have no space after =: seed=3, got seed= 3."),
         (["schedule"], "settings are given as NAME=VALUE: schedule=VALUE, got schedule."),
+        (
+            ["schedule=linear,", "cosine"],
+            "values have no space after .*: schedule=linear,cosine, got schedule=linear, .*",
+        ),
         (["cosine"], "settings are given as NAME=VALUE: lr_schedule=cosine or schedule=cosine, got cosine."),
         (["my key=3"], "settings are given as NAME=VALUE, got my key=3."),
         ([""], "settings are given as NAME=VALUE, got an empty argument."),
@@ -116,6 +120,8 @@ def test_words_that_hydra_would_reject_become_overrides(words: list[str], expect
             ["--config-dir", "mine", "hydra.launcher.time=3"],
             "hydra/launcher and hydra/sweeper must be given with -m, got hydra.launcher.time=3 without -m.",
         ),
+        (["-m", "seed=1,2", "--cfg", "job"], r"only one of -m \(a sweep\), .* can be given, got -m and --cfg; .*"),
+        (["--cfg=job", "--run"], r"only one of -m \(a sweep\), .* can be given, got --cfg=job and --run; .*"),
         (["hydra.run.dir="], "hydra.run.dir must be a writable folder, got no value."),
         (
             ["label=flags", "of", "the", "world", "seed=3"],

@@ -1,6 +1,6 @@
 import pytest
 
-from diffusion_lab.reporting import progress
+from diffusion_lab.reporting import progress, text_tables
 
 
 def test_lines_have_the_completed_items_the_speed_and_the_remaining_time(
@@ -25,4 +25,4 @@ def test_a_total_of_0_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00:00"), (65.4, "0:01:05"), (36_059.6, "10:01:00")])
 def test_durations_are_hours_minutes_and_seconds(seconds: float, text: str) -> None:
-    assert progress.format_duration(seconds) == text
+    assert text_tables.format_duration(seconds) == text

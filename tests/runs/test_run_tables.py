@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from matplotlib import pyplot
 from PIL import Image
 
 from diffusion_lab.runs.comparable import write_and_print_table
@@ -71,7 +72,7 @@ def test_the_table_of_a_sweep_has_one_row_for_each_run_and_exact_numbers_in_its_
     ]  # fmt: skip
     assert float(rows[3]["fd_stand_in_50_train"]) == 1234.5 / 50 + 3
     lines = (tmp_path / "sweep.md").read_text().splitlines()
-    shown = "sampler | sampler.num_steps | step | fd_stand_in_50_train"
+    shown = "sampler | sampler.num_steps | step | fd_stand_in_50_train | duration"
     assert lines[0] == f"| {shown} |"  # no other columns whose values are all equal
     assert len(lines) == 6
 
@@ -86,6 +87,84 @@ def test_numbers_are_plotted_against_sampling_steps_and_training_steps(tmp_path:
         measured(tmp_path / "b" / f"{number}_x", 5.0 - number, step=step)
     write_and_print_table([tmp_path / "b"], tmp_path / "b", "runs")
     assert [path.name for path in (tmp_path / "b").glob("*.png")] == ["against_training_step.png"]
+
+
+def test_results_of_one_sweep_are_comparable_without_other_permission(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folders = sorted(sweep(tmp_path / "a").iterdir())
+    assert not write_and_print_table(folders, tmp_path / "table", "numbers")
+    assert "sampler.num_steps is" in caplog.text
+    (tmp_path / "a" / "multirun.yaml").write_text("{}")
+    for given in ([tmp_path / "a"], folders):
+        assert write_and_print_table(given, tmp_path / "table", "numbers")
+    other = measured(tmp_path / "b", 1.0, num_steps=30)
+    assert not write_and_print_table([tmp_path / "a", other], tmp_path / "table", "numbers")
+
+
+def test_results_of_which_no_number_of_steps_differs_are_plotted_by_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Any] = []
+    monkeypatch.setattr(pyplot, "close", figures.append)
+    folders = [measured(tmp_path / "a" / name, value) for name, value in (("x", 3.0), ("y", 1.0))]
+    assert write_and_print_table(folders, tmp_path / "table", "numbers")
+    (panel,) = figures[0].axes
+    names = [text.get_text() for text in panel.get_yticklabels()]
+    points = {names[round(y)]: x for x, y in panel.lines[0].get_xydata().tolist()}
+    assert points == {"x": 3.0, "y": 1.0}
+    assert (tmp_path / "table" / "against_run.png").is_file()
+
+
+def test_tables_show_durations_in_minutes_and_seconds_and_files_in_minutes(tmp_path: Path) -> None:
+    folders = [measured(tmp_path / "a" / name, 1.0) for name in "xy"]
+    write_summary(folders[1], {"minutes": 125.25})
+    assert write_and_print_table(folders, tmp_path / "table", "numbers")
+    assert [row["minutes"] for row in table(tmp_path / "table", "numbers")] == ["1.5", "125.25"]
+    lines = (tmp_path / "table" / "numbers.md").read_text().splitlines()
+    assert [line.split(" | ")[-1] for line in lines] == ["duration |", "--- |", "0:01:30 |", "2:05:15 |"]
+
+
+def test_results_of_several_seeds_are_averaged_once_per_seed(tmp_path: Path) -> None:
+    folders = []
+    for number, (lr, seed) in enumerate([("0.1", 0), ("0.1", 100), ("0.1", 200), ("0.2", 0), ("0.1", 200)]):
+        overrides = (f"optimizer.lr={lr}", f"seed={seed}")
+        run = f"logs/train/lr-{lr}_seed-{seed}"
+        folders.append(measured(tmp_path / f"{number}", float(seed), seed=seed, overrides=overrides, run=run))
+    assert write_and_print_table(folders, tmp_path / "table", "numbers", allowed=["seed"])
+    rows = table(tmp_path / "table", "numbers_over_seeds")
+    assert [(row["optimizer.lr"], row["num_seeds"]) for row in rows] == [("0.1", "3"), ("0.2", "1")]
+    assert [float(rows[0][f"{part}_fd_stand_in_50_train"]) for part in ("mean", "std")] == [100.0, 100.0]
+    assert "| 0.1 | 3 | 100 ± 100 |" in (tmp_path / "table" / "numbers.md").read_text()
+
+
+def test_results_of_a_sweep_are_compared_in_the_order_of_its_command(tmp_path: Path) -> None:
+    for number, schedule in enumerate(("cosine", "linear")):
+        measured(tmp_path / "a" / f"{number}_x", 1.0, overrides=(f"schedule={schedule}",))
+    (tmp_path / "a" / "multirun.yaml").write_text("hydra: {overrides: {task: ['schedule=linear,cosine']}}")
+    assert write_and_print_table([tmp_path / "a"], tmp_path / "table", "numbers")
+    assert [row["run"] for row in table(tmp_path / "table", "numbers")] == ["1_x", "0_x"]
+
+
+def test_a_plot_of_many_runs_has_room_below_its_panel_for_short_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Any] = []
+    monkeypatch.setattr(pyplot, "close", figures.append)
+    for seed in range(12):
+        for steps in (10, 50):
+            overrides = (f"seed={seed}", f"optimizer.lr={(seed + 1) / 1000}")
+            run = f"logs/train/schedule-cosine_optimizer.lr-0.00{seed}_seed-{seed}"
+            measured(tmp_path / f"{seed}_{steps}", 3.0, num_steps=steps, seed=seed, overrides=overrides, run=run)
+    write_and_print_table([tmp_path], tmp_path, "runs", allowed=["seed", "sampler"])
+    (figure,) = figures
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == [f"seed={seed}" for seed in range(12)]
+    figure.canvas.draw()
+    (panel,) = figure.axes
+    legend = figure.legends[0].get_window_extent()
+    assert legend.y1 < panel.get_tightbbox().y0
+    assert panel.get_window_extent().height > 0.6 * 3.8 * figure.dpi
 
 
 def test_incomparable_numbers_are_left_out_with_the_field_that_differs(
@@ -210,7 +289,7 @@ def test_numbers_that_are_equal_in_all_rows_are_shown(tmp_path: Path) -> None:
     for number in range(2):
         measured(tmp_path / f"{number}_x", 3.25, overrides=(f"seed={100 * number}",), seed=100 * number)
     assert write_sweep_table(tmp_path)
-    assert (tmp_path / "sweep.md").read_text().splitlines()[0] == ("| seed | step | fd_stand_in_50_train |")
+    assert (tmp_path / "sweep.md").read_text().splitlines()[0] == "| seed | step | fd_stand_in_50_train | duration |"
 
 
 def test_a_sweep_without_results_has_no_table(tmp_path: Path) -> None:

@@ -48,10 +48,15 @@ def test_a_refused_sweep_prints_no_plan_and_leaves_no_folder(
     assert not list(tmp_path.glob("train/*"))
 
 
-def test_a_sweep_after_ctrl_c_is_continued_by_the_same_command(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "launcher",
+    [[], pytest.param(["hydra/launcher=local_parallel", "hydra.launcher.num_at_once=1"], marks=pytest.mark.full)],
+    ids=["in_turn", "local_parallel"],
+)
+def test_a_sweep_after_ctrl_c_is_continued_by_the_same_command(launcher: list[str], tmp_path: Path) -> None:
     few = [override for override in TINY if "max_steps" not in override]
     command = ["-m", *few, "seed=1,2", "trainer.log_every_n_steps=1", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
-    sweep = start("train.py", *command, "trainer.max_steps=100000")
+    sweep = start("train.py", *command, "trainer.max_steps=100000", *launcher)
     log = tmp_path / "sweep" / "seed-1" / "metrics.csv"
     deadline = time.monotonic() + 60
     while not (log.is_file() and log.read_text().count("\n") > 3):

@@ -59,10 +59,11 @@ def test_an_unfinished_run_has_a_row_with_its_last_logged_numbers(
         ("seed-3", "queued", "", "", "", ""),
         ("seed-10", "finished", "8", "0.25", "4.0", "50.0"),
     ]
-    assert all(float(row["hours"]) >= 0 for row in rows)
+    assert [float(row["minutes"]) for row in rows[1:]] == pytest.approx([0.0, 3.0], abs=0.1)
+    assert 0 <= float(rows[0]["minutes"]) < 1
     assert "measuring_seconds" not in rows[0]
     lines = (tmp_path / "sweep.md").read_text().splitlines()
-    assert lines[0] == "| seed | state | step | loss | fd_a_9_train | images_per_second | hours |"
+    assert lines[0] == "| seed | state | step | loss | fd_a_9_train | images_per_second | duration |"
     assert "data" not in lines[0]  # the same in all runs
     assert "running" in capsys.readouterr().out
 

@@ -15,7 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from diffusion_lab.data.image_datamodule import ImageDataModule
-from diffusion_lab.reporting.progress import SECONDS_BETWEEN_LINES, Advance, format_duration, progress_lines
+from diffusion_lab.reporting.progress import SECONDS_BETWEEN_LINES, Advance, progress_lines
+from diffusion_lab.reporting.text_tables import format_duration
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,9 @@ python src/compare.py 'numbers=[logs/evaluate/A,logs/evaluate/B]'
 python src/compare.py 'numbers=logs/train/*'
 python src/compare.py 'numbers=logs/evaluate/*' 'allow=[sampler]'                   # values of different samplers
 
-Results: logs/compare/<date>_<time> contains the table and a plot of each metric.
+Results: logs/compare/<date>_<time> contains the table and a plot of each metric, against the sampling steps or the
+training step if these differ, otherwise with one point for each run. For results that differ only in the seed, it also
+contains numbers_over_seeds.csv with means and standard deviations.
 """
 
 import sys

@@ -70,7 +70,7 @@ def entry(
     except RunFailedError as error:
         run_error = str(error)
     except StoppedBySignal as stop:
-        _exit_after_signal(stop.number, has_trained=stop.step is not None)
+        _exit_after_signal(stop.number, is_reported=stop.is_reported)
     except Exception as error:
         user_error = None if tracebacks else _user_message(error, config_name, has_started=task.has_started)
         if user_error is None:
@@ -161,13 +161,13 @@ def _leave_other_ranks() -> None:
         dist.destroy_process_group()
 
 
-def _exit_after_signal(number: int, *, has_trained: bool = False) -> NoReturn:
+def _exit_after_signal(number: int, *, is_reported: bool = False) -> NoReturn:
     """End the process and the ranks that it started. It may be called while the main thread does not respond.
 
-    has_trained: whether the command that resumes the training has been printed.
+    is_reported: whether the way to continue has been printed.
     """
     launch.kill_new_ranks()
-    if slurm_job.rank() == 0 and not has_trained:
+    if slurm_job.rank() == 0 and not is_reported:
         _log_error(f"{StoppedBySignal(number)}.")
     logging.disable()  # torch logs its caches at exit
     if threading.current_thread() is not threading.main_thread():

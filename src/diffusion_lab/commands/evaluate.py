@@ -22,6 +22,7 @@ from diffusion_lab.errors import UserError
 from diffusion_lab.fingerprints import allowed_fields
 from diffusion_lab.runs import evaluation_setup, sampling_setup
 from diffusion_lab.runs import results as run_results
+from diffusion_lab.runs import status as run_status
 from diffusion_lab.runs.comparable import write_and_print_table
 from diffusion_lab.runs.find import find_targets
 from diffusion_lab.runs.image_job import image_job
@@ -93,7 +94,7 @@ def _write_results(numbers: list["Number"], measurement: "Measurement", folder: 
         "peak_memory_gb": peak,
     }
     run_results.write_metrics(folder, record)
-    minutes = sum(measurement.evaluation.seconds.values()) / 60
+    minutes = run_status.total_minutes(folder) or sum(measurement.evaluation.seconds.values()) / 60
     run_results.write_summary(folder, {number.name: number.value for number in numbers} | {"minutes": minutes})
     run_results.print_numbers(record)
     print(f"results are in {folder}", flush=True)

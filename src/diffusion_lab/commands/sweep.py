@@ -47,7 +47,8 @@ def _parsed(arguments: list[str]) -> tuple[str, list[str]]:
     named, allowed = arguments[:position], arguments[position + 1 :]
     if len(named) != 2 or named[0] != "status" or (position < len(arguments) and not allowed):
         given = " ".join(arguments) or "no arguments"
-        raise UserError(f"the arguments must be: status SWEEP_FOLDER [--allow FIELD ...], got {given}.")
+        hint = f"; perhaps you mean status {given}" if len(named) == 1 and named[0] != "status" else ""
+        raise UserError(f"the arguments must be: status SWEEP_FOLDER [--allow FIELD ...], got {given}{hint}.")
     return named[1], allowed_fields(allowed)
 
 

@@ -27,6 +27,10 @@ FLAGS_WITH_VALUE = (
 FLAGS = (*FLAGS_WITH_VALUE, "--multirun", "-m", "--resolve", "-r", "--run", "--version", "--hydra-help")
 """Flags of Hydra."""
 
+ACTIONS = {"--multirun": "-m", "-m": "-m", "--run": "--run", "--cfg": "--cfg", "-c": "--cfg"}
+ACTIONS |= {"--info": "--info", "-i": "--info"}
+"""Flags of Hydra that exclude each other, with one name for each action."""
+
 DISABLED_BY_NULL = ("callbacks", "logger")
 """Nodes whose entries are disabled by null, so that ~callbacks.NAME means callbacks.NAME=null."""
 
@@ -44,12 +48,12 @@ def as_hydra_arguments(command: str, arguments: Sequence[str]) -> list[str]:
     if any(re.match(r"(--shell-completion|-sc)(=|$)", argument) for argument in arguments):
         return list(arguments)
     is_sweep = any(argument in ("-m", "--multirun") for argument in arguments)
-    if is_sweep and OmegaConf.select(
-        OmegaConf.load(CONF / f"{command}.yaml"), "hydra.run"
-    ):  # not that of _command.yaml
+    own = OmegaConf.load(CONF / f"{command}.yaml")
+    if is_sweep and OmegaConf.select(own, "hydra.run"):  # in contrast to the folders of _command.yaml
         raise UserError(f"{command} must be given without -m, because it shows everything at once.")
     known = _Known(command, has_others=gives_search_path(arguments))
     flags, others = _split_flags(arguments)
+    _require_one_action(flags)
     for flag, value in pairwise(flags):
         if flag in ("--cfg", "-c") and value not in ("job", "hydra", "all"):
             raise UserError(f"--cfg must be followed by job, hydra or all, got {value}.")
@@ -62,6 +66,16 @@ def as_hydra_arguments(command: str, arguments: Sequence[str]) -> list[str]:
         _require_form(argument, others[:k], others[k + 1 :], known)
         result += _override(argument, known, is_sweep=is_sweep)
     return [*flags, *result]
+
+
+def _require_one_action(flags: Sequence[str]) -> None:
+    """Raise UserError if several flags determine what the command does, which Hydra rejects."""
+    given = [flag for flag in flags if flag.partition("=")[0] in ACTIONS]
+    if len({ACTIONS[flag.partition("=")[0]] for flag in given}) > 1:
+        raise UserError(
+            f"only one of -m (a sweep), --run, --cfg and --info can be given, got {' and '.join(given)}; --cfg and "
+            "--info show the config of a single run: leave out -m, and give one value of each swept setting."
+        )
 
 
 def flags_first(arguments: Sequence[str]) -> list[str]:
@@ -138,9 +152,12 @@ def _require_form(argument: str, preceding: Sequence[str], following: Sequence[s
         if _is_path(argument):
             named = f"run={argument}" if "run" in known.nodes else _own_images(argument) if known.has_data else ""
         hint = " or ".join(f"{group}={argument}" for group in groups) or named
-        if not groups and not _is_path(argument) and preceding and re.match(r"[\w./]+=.", preceding[-1]):
+        is_value = bool(preceding) and not _is_path(argument) and (not groups or preceding[-1].endswith(","))
+        if is_value and re.match(r"[\w./]+=.", preceding[-1]):
             others = itertools.takewhile(lambda word: "=" not in word and not word.startswith(("-", "~")), following)
             typed = " ".join([preceding[-1], argument, *others])
+            if preceding[-1].endswith(","):
+                raise UserError(f"values have no space after the comma: {preceding[-1]}{argument}, got {typed}.")
             raise UserError(f"a setting whose value has spaces must be quoted: '{typed}', got {typed}.")
         raise UserError(
             f"settings are given as NAME=VALUE{': ' * bool(hint)}{hint}, got {argument or 'an empty argument'}."

@@ -176,7 +176,8 @@ def _unknown_key(key: str, config_name: str) -> str:
     candidates = known.split(" or ") if known else []
     meant = [name for name in candidates if (CONF / name).is_dir() or _has_setting(composed, name)] or deeper
     hint = f"; perhaps you mean {meant[0]}" if meant else _choices_with(key) or suggestion(name, accepted)
-    return f"{key} is not a setting{where}{hint}; accepted settings are {', '.join(accepted) or 'none'}."
+    accepted_here = f"; accepted settings are {', '.join(accepted)}" if accepted else ""
+    return f"{key} is not a setting{where}{hint}{accepted_here}."
 
 
 def _setting_elsewhere(key: str, config_name: str) -> str:
@@ -194,8 +195,9 @@ def _setting_elsewhere(key: str, config_name: str) -> str:
 
 def _choices_with(key: str) -> str:
     """Return a hint at the choices of a config group that have a setting; "" if there is none."""
-    group = key.partition(".")[0]
-    found = [path.stem for path in sorted((CONF / group).glob("*.yaml")) if key in settings(path, group)]
+    node = ".".join(key.split(".")[: 2 if key.startswith("hydra.") else 1])  # hydra.launcher is a group, not hydra
+    group = node.replace(".", "/")
+    found = [path.stem for path in sorted((CONF / group).glob("*.yaml")) if key in settings(path, node)]
     return f"; add {group}={' or '.join(found)} for {key}" if found else ""
 
 

@@ -30,7 +30,7 @@ class StoppedBySignal(SystemExit):
     """Exception that stops a command after a signal; uncaught, it ends the process with the status 128 + `number`.
 
     number: signal number.  step: number of completed training steps, at which all ranks stop; None if the command does
-    not train, or if this rank stops immediately.
+    not train, or if this rank stops immediately.  is_reported: whether the way to continue has been printed.
     """
 
     def __init__(self, number: int, step: int | None = None) -> None:
@@ -38,6 +38,7 @@ class StoppedBySignal(SystemExit):
         after = "" if step is None else f" after step {step}"
         super().__init__(f"{verb} by {signal.Signals(number).name}{after}")
         self.number, self.step, self.code = number, step, 128 + number
+        self.is_reported = step is not None
 
     @property
     def requests_requeue(self) -> bool:

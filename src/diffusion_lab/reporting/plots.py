@@ -2,6 +2,7 @@
 
 import csv
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,8 @@ def save_lines(panels: dict[str, dict[str, list[tuple[float, float]]]], xlabel: 
     """
     figure, axes = _grid_of_panels(len(panels))
     for panel, (name, lines) in zip(axes, panels.items(), strict=True):
-        for label, points in lines.items():
-            panel.plot(*zip(*points, strict=True), marker="o", label=label)
+        for number, (label, points) in enumerate(lines.items()):
+            panel.plot(*zip(*points, strict=True), marker=MARKERS[number // 10 % len(MARKERS)], label=label)
         values = [y for points in lines.values() for _, y in points]
         is_log = _spans_decade(values) and max(values) > 1  # fractions are at most 1
         panel.set(title=name, xlabel=xlabel, xscale="log", yscale="log" if is_log else "linear")
@@ -59,8 +60,7 @@ def save_lines(panels: dict[str, dict[str, list[tuple[float, float]]]], xlabel: 
         panel.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks], minor=False)
         panel.minorticks_off()
         panel.grid(alpha=0.3)
-        if any(lines):
-            panel.legend()
+    _add_legend(figure, axes)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
@@ -114,14 +114,43 @@ def save_against(
         panel.minorticks_off()
         panel.margins(x=0.15)
         panel.grid(alpha=0.3)
-    labels = {label: handle for panel in axes for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
-    if len(labels) > 1:
-        figure.legend(
-            list(labels.values()), list(labels), loc="outside lower center", ncols=len(axes), fontsize="small"
-        )
+    _add_legend(figure, axes)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
+
+
+def save_by_run(panels: dict[str, dict[str, float]], path: Path) -> None:
+    """Plot one metric value of each run to a PNG file, with one panel per metric and the runs from top to bottom.
+
+    panels: title -> name of the run -> value.
+    """
+    runs = list(dict.fromkeys(run for values in panels.values() for run in values))
+    figure, axes = _grid_of_panels(len(panels))
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width + 0.08 * max(map(len, runs)), max(height, (0.25 * len(runs) + 1) * height / 3.8))
+    for number, (panel, (title, values)) in enumerate(zip(axes, panels.items(), strict=True)):
+        panel.plot(list(values.values()), [runs.index(run) for run in values], "o")
+        is_first = number % 3 == 0  # the panels of a row have the same runs
+        panel.set_yticks(range(len(runs)), runs if is_first else [""] * len(runs))
+        panel.set(title=title, ylim=(len(runs) - 0.5, -0.5))
+        panel.grid(alpha=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def _add_legend(figure: Any, axes: Sequence[Any]) -> None:
+    """Add a legend of all labeled lines below the panels, and the height that it needs; no legend for a single line."""
+    lines = {label: handle for panel in axes for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    if len(lines) < 2:
+        return
+    width, height = figure.get_size_inches()
+    longest = max(map(len, lines))
+    num_columns = max(1, min(len(lines), int(width / (0.085 * longest + 0.6))))  # inches of a character and a marker
+    figure.set_size_inches(width, height + 0.2 * -(-len(lines) // num_columns) + 0.2)
+    labels = [textwrap.fill(label, int(width / 0.085)) for label in lines]
+    figure.legend(list(lines.values()), labels, loc="outside lower center", ncols=num_columns, fontsize="small")
 
 
 def _grid_of_panels(count: int) -> tuple[Any, list[Any]]:

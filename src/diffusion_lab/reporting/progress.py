@@ -11,6 +11,7 @@ from rich.progress import Progress as Bar
 from rich.text import Text
 
 from diffusion_lab.distributed.collectives import Ranks
+from diffusion_lab.reporting.text_tables import format_duration
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -77,10 +78,3 @@ class _Lines:
             file=sys.stderr,
             flush=True,
         )
-
-
-def format_duration(seconds: float) -> str:
-    """Return a duration as hours:minutes:seconds, such as 0:01:05."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"

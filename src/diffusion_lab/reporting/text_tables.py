@@ -37,6 +37,13 @@ def print_rows(lines: Sequence[Sequence[str]], title: str, num_labels: int = 1) 
         print_table(table)
 
 
+def format_duration(seconds: float) -> str:
+    """Return a duration as hours:minutes:seconds, such as 0:01:05."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
+
+
 def print_table(table: Table) -> None:
     """Print a table in the width of the terminal; FILE_WIDTH characters wide if the output is a file."""
     Console(width=_width()).print(table)

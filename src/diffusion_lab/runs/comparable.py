@@ -26,6 +26,8 @@ from diffusion_lab.fingerprints import (
 )
 from diffusion_lab.paths import CONF
 from diffusion_lab.runs import tables
+from diffusion_lab.runs.averages import TRAINING_STEP, write_averages
+from diffusion_lab.runs.sweep_order import in_typed_order
 from diffusion_lab.runs.tables import Row
 from diffusion_lab.runs.used_settings import as_text
 
@@ -51,12 +53,13 @@ def write_and_print_table(
 
     Writes output/NAME.csv and output/NAME.md. The table shows the settings in which the runs and the measurements
     differ. Metric values are comparable if their fingerprints differ only in fields that the settings `swept`
-    determine, or in the fields `allowed`. Metrics whose values are not comparable are left out, and an error is logged.
+    determine, or in the fields `allowed`; results of a single sweep also in the fields that its swept settings
+    determine. Metrics whose values are not comparable are left out, and an error is logged.
     numbers: setting `numbers` of the command in the error message; by default `folders`.
     Returns whether all metric values are comparable.
     """
     given = allowed_fields(allowed)
-    rows = [row for folder in folders for row in tables.find_rows(folder)]
+    rows = [row for folder in folders for row in _in_sweep_order(folder)]
     if not rows:
         return True
 
@@ -64,13 +67,46 @@ def write_and_print_table(
         values = [f"numbers={_in_grammar(numbers or list(map(str, folders)))}", f"allow={_in_grammar(fields)}"]
         return f"{command_line('compare')} {shlex.join(values)}"
 
-    comparable = drop_incomparable(rows, given, again, swept=swept)
+    comparable = drop_incomparable(rows, given, again, swept=[*swept, *_swept_in(rows)])
     tables.show_used_settings(rows)
+    _add_trained(rows)
     show_measured_settings(rows)
     cells = [{**shown, "folder": str(row.folder)} for row, shown in zip(rows, tables.cells(rows), strict=True)]
     tables.write_table(cells, output, name, always=["run", *tables.number_names(rows)], hidden=["folder"])
-    tables.plot_steps(rows, output)
+    with (output / f"{name}.md").open("a") as file:
+        file.write(write_averages(rows, _differing(rows), output, name))
+    if not tables.plot_steps(rows, output):
+        tables.plot_runs(rows, output)
     return comparable
+
+
+def _in_sweep_order(folder: Path) -> list[Row]:
+    """Return the results at or below a folder; those of a sweep in the order of the values in its command."""
+    rows = tables.find_rows(folder)
+    return in_typed_order(rows, tables.override_keys(rows), folder)
+
+
+def _differing(rows: Sequence[Row]) -> list[str]:
+    """Return the settings in which the rows differ."""
+    keys = [key for key in tables.override_keys(rows) if len({row.overrides.get(key) for row in rows}) > 1]
+    return [*keys, TRAINING_STEP] if len({row.training_step for row in rows}) > 1 else keys
+
+
+def _add_trained(rows: Sequence[Row]) -> None:
+    """Add the settings trained.KEY, which rows of evaluations have, to the rows of training runs."""
+    named = [key for key in tables.override_keys(rows) if key.startswith("trained.")]
+    for row in rows:
+        if row.run == row.folder:
+            own = {key: row.overrides.get(key.removeprefix("trained.")) for key in named}
+            row.overrides |= {key: value for key, value in own.items() if value is not None}
+
+
+def _swept_in(rows: Sequence[Row]) -> list[str]:
+    """Return the settings that a sweep varies, if all rows are runs of this sweep; no settings otherwise."""
+    sweeps = {row.job.resolve().parent for row in rows}
+    if len(sweeps) > 1 or not all((sweep / "multirun.yaml").is_file() for sweep in sweeps):  # written by Hydra
+        return []
+    return _differing(rows)
 
 
 def _in_grammar(value: Any) -> str:

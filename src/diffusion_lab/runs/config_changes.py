@@ -64,7 +64,8 @@ def reason_of(changes: Sequence[str], *, other_length: bool) -> str:
     changes: descriptions of the changes.  other_length: whether the number of training steps is another one.
     """
     follow = other_length and all(change.startswith("lr_schedule.") for change in changes)
-    return " (because the learning-rate schedule is computed from trainer.max_steps)" if follow else ""
+    why = "the learning-rate schedule is computed from trainer.max_steps, unless a run starts with lr_schedule=constant"
+    return f" (because {why})" if follow else ""
 
 
 def flatten(node: Any, path: KeyPath = ()) -> dict[KeyPath, Any]:

@@ -55,6 +55,12 @@ def read(folder: Path) -> Status | None:
         return None
 
 
+def total_minutes(folder: Path) -> float | None:
+    """Return the duration of all attempts of a run, in minutes; None if the folder has no status file."""
+    status = read(folder)
+    return None if status is None else 60 * status.hours()
+
+
 def mark_queued(folder: Path) -> None:
     """Record that a run is waiting to be started."""
     status = read(folder)

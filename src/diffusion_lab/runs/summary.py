@@ -17,6 +17,8 @@ from diffusion_lab.data.image_datamodule import ImageDataModule
 from diffusion_lab.distributed.launch import describe_device
 from diffusion_lab.evaluation.evaluator import Number
 from diffusion_lab.paths import CONF
+from diffusion_lab.reporting.text_tables import format_duration
+from diffusion_lab.runs import status as run_status
 from diffusion_lab.runs.find import portable_path, shell_word
 from diffusion_lab.runs.metrics_log import CURVES, METRICS_LOG, read_log
 from diffusion_lab.runs.results import earlier_ends
@@ -32,6 +34,7 @@ class Summary:
     """The result of a run.
 
     distances: (step, value) of each measured Fréchet distance.  distance_name: its metric name; None if not measured.
+    minutes: duration of all starts of the run.  seconds: duration since the last start.
     numbers: metric values of the last measurement, with their fingerprints.
     measuring_seconds: duration of all measurements.  accuracies: accuracies of a classifier, by name.
     unmeasured: the reason why a run of a diffusion model measured no distance; None if it measured one.
@@ -42,6 +45,7 @@ class Summary:
     loss: float | None
     images_per_second: float | None
     minutes: float
+    seconds: float
     distance_name: str | None
     distances: tuple[tuple[int, float], ...]
     numbers: tuple[Number, ...] = ()
@@ -113,8 +117,11 @@ def _network(module: TrainedModule) -> str:
     return f"{type(module.network).__name__} ({', '.join(learned)})"
 
 
-def summarize(trainer: Trainer, folder: Path, *, minutes: float, left_out: Mapping[str, str] | None = None) -> Summary:
-    """Return the result of a finished fit.  folder: run folder.  left_out: see `Run`."""
+def summarize(trainer: Trainer, folder: Path, *, seconds: float, left_out: Mapping[str, str] | None = None) -> Summary:
+    """Return the result of a finished fit.
+
+    folder: run folder.  seconds: duration since the last start.  left_out: see `Run`.
+    """
     distances = next((c for c in trainer.callbacks if isinstance(c, MeasureDistance)), None)
     history = [*distances.history, *([distances.at_end] if distances.at_end else [])] if distances else []
     logged = [{name: line[name] for name in LAST_VALUES if name in line} for line in read_log(folder)]
@@ -123,7 +130,8 @@ def summarize(trainer: Trainer, folder: Path, *, minutes: float, left_out: Mappi
         steps=trainer.global_step,
         loss=float(metrics["loss"]) if "loss" in metrics else None,
         images_per_second=float(metrics["images_per_second"]) if "images_per_second" in metrics else None,
-        minutes=minutes,
+        minutes=run_status.total_minutes(folder) or seconds / 60,
+        seconds=seconds,
         distance_name=distances.numbers[0].name if distances and distances.numbers else None,
         distances=tuple(history),
         numbers=tuple(distances.numbers) if distances else (),
@@ -166,7 +174,7 @@ def print_summary(summary: Summary, folder: Path, *, is_open_ended: bool) -> Non
     num_samples = summary.numbers[0].fingerprint["num_samples"] if summary.numbers else None
     if num_samples not in (None, OmegaConf.load(CONF / "evaluate.yaml").num_samples):
         evaluate += f" num_samples={num_samples}"
-    print(f"\ndone: {summary.steps:,} steps in {summary.minutes:.1f} minutes", end="")
+    print(f"\ndone: {summary.steps:,} steps in {format_duration(60 * summary.minutes)}", end="")
     print(f", {summary.images_per_second:,.0f} images/s while training" if summary.images_per_second else "")
     for picture in sorted((folder / "samples").glob("*.png"))[-1:]:
         animation = picture.with_suffix(".webp")
@@ -178,9 +186,10 @@ def print_summary(summary: Summary, folder: Path, *, is_open_ended: bool) -> Non
         values = ", ".join(f"{value:.2f} at step {step:,}" for step, value in sorted(ends.items()))
         print(f"  distance    {summary.distance_name}: {values} ({summary.numbers[0].description})")
         print(f"              {_protocol(summary)}")
-        if summary.minutes:
-            fraction = summary.measuring_seconds / 60 / summary.minutes
-            print(f"              measuring took {summary.measuring_seconds:.0f} s, {fraction:.0%} of the run")
+        if summary.seconds:
+            fraction = summary.measuring_seconds / summary.seconds
+            took = f"{summary.measuring_seconds:.0f} s, {fraction:.0%} of the time since the start"
+            print(f"              measuring took {took}")
     if summary.unmeasured is not None:
         print(f"  distance    not measured: {summary.unmeasured}; to measure it: {evaluate}")
     for name, value in summary.accuracies.items():

@@ -12,10 +12,13 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from diffusion_lab.config.earlier_versions import current_fingerprint, current_metric, current_overrides
-from diffusion_lab.reporting.text_tables import print_rows
+from diffusion_lab.reporting.text_tables import format_duration, print_rows
 from diffusion_lab.runs.used_settings import UsedSettings, differing, is_shown
 
 SUMMARY, METRICS = "summary.json", "metrics.json"
+
+MINUTES, DURATION = "minutes", "duration"
+"""Key of the duration of a run, over all its starts, and its column in tables with rounded values."""
 
 
 @dataclass
@@ -116,16 +119,23 @@ def write_table(
     The rounded table has only columns whose values differ.  always: columns that are shown even if all their values are
     equal.  hidden: columns of the CSV file only.  num_labels: see `print_rows`.
     """
-    columns = list(dict.fromkeys(key for row in exact for key in row))
+    columns = list(dict.fromkeys(DURATION if key == MINUTES else key for row in exact for key in row))
     output.mkdir(parents=True, exist_ok=True)
     write_csv(exact, output / f"{name}.csv")
-    rounded = [{column: round_value(value) for column, value in row.items() if value is not None} for row in exact]
+    rounded = [_as_texts(row) for row in exact]
     varying = [column for column in columns if len({row.get(column) for row in rounded}) > 1 or column in always]
     candidates = varying if len(rounded) > 1 else columns
     shown = [column for column in candidates if "_std_" not in column and column not in hidden]
     lines = [shown, *([row.get(column, "") for column in shown] for row in rounded)]
     (output / f"{name}.md").write_text(markdown(lines))
     print_rows(lines, f"{len(exact)} runs in {output}", num_labels)
+
+
+def _as_texts(row: dict[str, Any]) -> dict[str, str]:
+    """Return the rounded values of a row; a number of minutes becomes a duration, such as 0:01:15."""
+    given = {column: value for column, value in row.items() if value is not None}
+    texts = {column: round_value(value) for column, value in given.items() if column != MINUTES}
+    return texts | ({DURATION: format_duration(60 * given[MINUTES])} if MINUTES in given else {})
 
 
 def write_csv(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -170,8 +180,12 @@ def round_value(value: Any) -> str:
     return f"{value:,.4g}" if isinstance(value, float) else str(value)
 
 
-def plot_steps(rows: Sequence[Row], output: Path) -> None:
-    """Plot each metric against the number of sampling steps and against the training step, if these vary."""
+def plot_steps(rows: Sequence[Row], output: Path) -> bool:
+    """Plot each metric against the number of sampling steps and against the training step, if these vary.
+
+    Returns whether one of them varies.
+    """
+    found = False
     for axis, label in (("sampling_steps", "sampling steps"), ("training_step", "training step")):
         panels = {name: _lines(rows, name, axis) for name in number_names(rows) if "_std_" not in name}
         varying = {name: lines for name, lines in panels.items() if any(len(dict(p)) > 1 for p in lines.values())}
@@ -180,6 +194,22 @@ def plot_steps(rows: Sequence[Row], output: Path) -> None:
 
             titled = {title(rows, name): lines for name, lines in varying.items()}
             plots.save_lines(titled, label, output / f"against_{axis}.png")
+            found = True
+    return found
+
+
+def plot_runs(rows: Sequence[Row], output: Path) -> None:
+    """Plot each metric with one point per run, unless there is only one run."""
+    folders = short_paths(row.folder for row in rows)
+    panels = {}
+    for name in number_names(rows):
+        values = {folders[row.folder]: row.values[name] for row in rows if isinstance(row.values.get(name), float)}
+        if "_std_" not in name and len(values) > 1:
+            panels[title(rows, name)] = values
+    if panels:
+        from diffusion_lab.reporting import plots
+
+        plots.save_by_run(panels, output / "against_run.png")
 
 
 def title(rows: Sequence[Row], name: str) -> str:
@@ -199,17 +229,30 @@ def _lines(rows: Sequence[Row], name: str, axis: str) -> dict[str, list[tuple[fl
     """
     measured = [row for row in rows if isinstance(row.values.get(name), float) and name in row.fingerprints]
     varying = [key for key in override_keys(measured) if len({row.overrides.get(key) for row in measured}) > 1]
-    lines: dict[str, list[tuple[float, float]]] = {}
+    points: dict[tuple[str, ...], list[tuple[float, float]]] = {}
+    names_run = axis == "sampling_steps" and len({row.run for row in measured}) > 1 and "run" not in varying
     for row in measured:
         sampler = row.fingerprints[name].get("sampler") or {}
         x = sampler.get("num_steps") if axis == "sampling_steps" else row.training_step
         if x is None:
             continue
-        parts = [f"{key}={row.overrides[key]}" for key in varying if key in row.overrides and _separates(key, axis)]
-        if axis == "sampling_steps" and len({other.run for other in measured}) > 1 and "run" not in varying:
-            parts.insert(0, row.run.name)
-        lines.setdefault(" ".join(parts), []).append((float(x), row.values[name]))
-    return {line: sorted(points) for line, points in lines.items()}
+        settings = [key for key in varying if _separates(key, axis)]
+        parts = [f"{key}={row.overrides[key]}" if key in row.overrides else "" for key in settings]
+        points.setdefault((row.run.name * names_run, *parts), []).append((float(x), row.values[name]))
+    return {label: sorted(line) for label, line in zip(_shortest(list(points)), points.values(), strict=True)}
+
+
+def _shortest(labels: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return each label without the parts that are not needed to tell the labels apart.
+
+    labels: parts of each label, such as ("a", "sampler=ddim", ""), in the same order of settings.
+    """
+    kept = list(range(len(labels[0]))) if labels else []
+    for number in [*kept[:1], *reversed(kept[1:])]:  # first the run, then the settings of the measurement
+        shorter = [tuple(label[k] for k in kept if k != number) for label in labels]
+        if len(set(shorter)) == len(labels) and (len(labels) == 1 or all(map(any, shorter))):
+            kept.remove(number)
+    return [" ".join(filter(None, (label[k] for k in kept))) for label in labels]
 
 
 def _separates(key: str, axis: str) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from diffusion_lab.config import compilation
 from diffusion_lab.config.compilation import Acceleration
@@ -128,7 +128,9 @@ def check_numbers(config: DictConfig) -> None:
     """Raise UserError for numbers that are not finite, or a seed or trainer setting that is not accepted."""
     require_finite(config)
     if not isinstance(config.seed, int) or not 0 <= config.seed < 2**63:
-        raise UserError(f"seed must be a whole number in 0..2^63 - 1, got {config.seed}.")
+        several = ",".join(map(str, config.seed)) if isinstance(config.seed, ListConfig) else ""
+        hint = f"; -m seed={several} trains one run with each seed" if several else ""
+        raise UserError(f"seed must be a whole number in 0..2^63 - 1, got {config.seed}{hint}.")
     for name, least in (("gradient_clip_val", 0), ("accumulate_grad_batches", 1)):
         value = config.trainer.get(name)
         if isinstance(value, (int, float)) and value < least:

@@ -6,6 +6,7 @@
 import itertools
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -104,9 +105,10 @@ def run_local(planned: Sequence[PlannedRun], folder: Path, num_at_once: int, num
                     slots[number] = _Child(run, _start(run, folder, number, num_at_once, threads))
             report.update()
             time.sleep(0.2)
-    except StoppedBySignal:
-        _stop([child for child in slots if child is not None])
+    except StoppedBySignal as stop:
+        _stop([child for child in slots if child is not None], stop.number)
         note_interruption(left)
+        stop.is_reported = True
         raise
     wait_for_runs(planned, report)
 
@@ -142,11 +144,14 @@ def _mark_failed_if_killed(child: _Child) -> None:
         run_status.mark_failed(child.run.folder, reason)
 
 
-def _stop(children: Sequence[_Child]) -> None:
-    """Send SIGTERM to all runs, so that each run stops after its current step, and wait until they end."""
+def _stop(children: Sequence[_Child], number: int) -> None:
+    """Stop all runs, each after its current step, and wait until they end.  number: signal that this process received.
+
+    A run receives SIGINT or SIGTERM. After SIGUSR1, each run would requeue the Slurm job of this process.
+    """
     logger.info("stopping %d runs, each after its current step.", len(children))
     for child in children:
-        child.process.terminate()
+        child.process.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
     for child in children:
         child.process.wait()
 

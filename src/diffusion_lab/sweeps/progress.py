@@ -7,6 +7,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from diffusion_lab.reporting.text_tables import format_duration
 from diffusion_lab.runs.metrics_log import read_log
 from diffusion_lab.runs.status import (
     FAILED,
@@ -53,8 +54,6 @@ def summary_line(statuses: Mapping[Path, Status | None]) -> str:
     counts = Counter(status.label for status in known.values())
     text = ", ".join(f"{counts[state]} {state}" for state in ORDER if counts[state])
     if counts[RUNNING] and (hours := _hours_left(known)) is not None:
-        from diffusion_lab.reporting.progress import format_duration  # imports torch
-
         text += f"; about {format_duration(3600 * hours)} left"
     elif not (counts[RUNNING] or counts[REQUEUED] or counts[QUEUED]) and counts[FINISHED] < len(known):
         text += "; the command that started the sweep continues it"

@@ -4,12 +4,10 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
-
 from diffusion_lab.runs import tables as run_tables
+from diffusion_lab.runs.averages import SEED, by_settings, finite, value_of
+from diffusion_lab.runs.sweep_order import in_typed_order
 from diffusion_lab.runs.tables import Row
-from diffusion_lab.sweeps.averages import SEED, by_settings, finite, value_of
 
 
 def plot_swept(rows: Sequence[Row], swept: Sequence[str], folder: Path) -> None:
@@ -35,23 +33,6 @@ def plot_swept(rows: Sequence[Row], swept: Sequence[str], folder: Path) -> None:
 
             order = list(dict.fromkeys(value_of(row, key) for row in ordered))
             plots.save_against(panels, key, order, folder / f"against_{key.replace('/', '.')}.png")
-
-
-def in_typed_order(rows: Sequence[Row], swept: Sequence[str], folder: Path) -> list[Row]:
-    """Return the rows in the order of the values in the command that last started the sweep, if it is known."""
-    path = folder / "multirun.yaml"  # written by Hydra; a search has no such file
-    typed = OmegaConf.select(OmegaConf.load(path), "hydra.overrides.task") if path.is_file() else None
-    orders = {
-        override.key_or_group: [str(value).strip("'\"") for value in override.sweep_string_iterator()]
-        for override in OverridesParser.create().parse_overrides(list(typed or ()))
-        if override.is_discrete_sweep()
-    }
-
-    def position(row: Row) -> list[int]:
-        values = [(orders.get(key, []), row.overrides.get(key, "").strip("'\"")) for key in swept]
-        return [order.index(value) if value in order else len(order) for order, value in values]
-
-    return sorted(rows, key=position)
 
 
 def _label(settings: dict[str, str]) -> str:

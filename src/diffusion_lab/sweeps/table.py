@@ -8,14 +8,16 @@ from typing import Any
 
 from diffusion_lab.config.program import command_line
 from diffusion_lab.distributed.slurm_job import SlurmQueue
+from diffusion_lab.runs import averages
 from diffusion_lab.runs import status as run_status
 from diffusion_lab.runs import tables as run_tables
 from diffusion_lab.runs.comparable import drop_incomparable, show_measured_settings
 from diffusion_lab.runs.metrics_log import LOGGED, METRICS_LOG, read_log
 from diffusion_lab.runs.status import FINISHED, RUNNING, Status
+from diffusion_lab.runs.sweep_order import in_typed_order
 from diffusion_lab.runs.tables import Row
-from diffusion_lab.sweeps import averages, progress
-from diffusion_lab.sweeps.swept_plots import in_typed_order, plot_swept
+from diffusion_lab.sweeps import progress
+from diffusion_lab.sweeps.swept_plots import plot_swept
 
 SWEEP = "sweep"
 """Name of the files of the table, without suffix."""
@@ -52,13 +54,13 @@ def write_sweep_table(folder: Path, allowed: Iterable[str] = ()) -> bool:
         table,
         folder,
         SWEEP,
-        always=["run", "state", "step", *run_tables.number_names(rows), "images_per_second", "hours"],
+        always=["run", "state", "step", *run_tables.number_names(rows), "images_per_second", run_tables.DURATION],
         hidden=[*["run"] * is_unique, "reason", *is_empty],
         num_labels=max(1, len([key for key in swept if key in cells[0]])) if is_unique else 1,
     )
     _print_states(statuses, folder)
     with (folder / f"{SWEEP}.md").open("a") as file:
-        file.write(averages.write_averages(in_typed_order(rows, swept, folder), swept, folder))
+        file.write(averages.write_averages(in_typed_order(rows, swept, folder), swept, folder, SWEEP))
     run_tables.plot_steps(rows, folder)
     plot_swept(rows, swept, folder)
     _save_contact_sheet(rows, swept, folder)
@@ -114,11 +116,19 @@ def _cells(row: Row, cells: dict[str, Any], status: Status | None, folder: Path)
         "loss": values.get("loss"),
         **{name: values[name] for name in values if name in measured or name not in (*LOGGED, "steps", "minutes")},
         "images_per_second": values.get("images_per_second"),
-        "hours": None if status is None else status.hours(_last_written(row.folder)),
+        "minutes": _minutes(row, status),
         "reason": None if status is None or status.reason is None else status.reason[:120],
     }
     settings = {key: value for key, value in cells.items() if key not in row.values and key != "training_step"}
     return {**settings, "run": str(row.folder.relative_to(folder)), **result}
+
+
+def _minutes(row: Row, status: Status | None) -> float | None:
+    """Return the duration of all starts of a run, which a finished run has recorded in its results."""
+    recorded: float | None = row.values.get(run_tables.MINUTES)
+    if status is None or (status.state == FINISHED and recorded is not None):
+        return recorded
+    return 60 * status.hours(_last_written(row.folder))
 
 
 def _last_logged(folder: Path) -> dict[str, Any]:

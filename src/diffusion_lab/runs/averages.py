@@ -1,4 +1,4 @@
-"""Mean and standard deviation over seeds of the results of a sweep."""
+"""Mean and standard deviation over seeds of the results of several runs."""
 
 import math
 import statistics
@@ -12,30 +12,34 @@ from diffusion_lab.runs.tables import Row
 
 SEED = "seed"
 
-OVER_SEEDS = "sweep_over_seeds"
-"""Name of the file of the table, without suffix."""
+SEEDS = (SEED, "trained.seed")
+"""Columns of seeds: of a run or evaluation, and of the trained run that an evaluation measured."""
+
+TRAINING_STEP = "training_step"
 
 
-def write_averages(rows: Sequence[Row], swept: Sequence[str], folder: Path) -> str:
+def write_averages(rows: Sequence[Row], swept: Sequence[str], folder: Path, name: str) -> str:
     """Print and write the mean and the standard deviation of each result over the runs that differ only in the seed.
 
-    Settings without any result, because all their runs failed early, have no row.
-    swept: settings in which the runs differ.  Writes sweep_over_seeds.csv, and returns the table in Markdown; writes
+    Settings without any result, because all their runs failed early, have no row. If a run was measured repeatedly with
+    the same settings, only the last measurement counts.
+    swept: settings in which the runs differ.  Writes NAME_over_seeds.csv, and returns the table in Markdown; writes
     nothing and returns "" if no two runs with results differ only in the seed.
     """
-    names = [name for name in ("loss", *run_tables.number_names(rows)) if "_std_" not in name]
-    groups = [(settings, _results(group, names)) for settings, group in by_settings(rows, swept)]
+    rows = list({(row.run, *(value_of(row, key) for key in (*swept, *SEEDS))): row for row in rows}.values())
+    results = [name for name in ("loss", *run_tables.number_names(rows)) if "_std_" not in name]
+    groups = [(settings, _results(group, results)) for settings, group in by_settings(rows, swept)]
     groups = [(settings, results) for settings, results in groups if any(results.values())]
-    if SEED not in swept or not any(len(values) > 1 for _, results in groups for values in results.values()):
+    if not set(SEEDS) & set(swept) or not any(len(values) > 1 for _, results in groups for values in results.values()):
         return ""
-    shown = [name for name in names if any(results[name] for _, results in groups)]
+    shown = [name for name in results if any(results[name] for _, results in groups)]
     exact = [
         {**settings, "num_seeds": max(map(len, results.values()))}
         | {f"{part}_{name}": value for name in shown for part, value in _mean_and_std(results[name]).items()}
         for settings, results in groups
     ]
-    run_tables.write_csv(exact, folder / f"{OVER_SEEDS}.csv")
-    keys = [key for key in swept if key != SEED]
+    run_tables.write_csv(exact, folder / f"{name}_over_seeds.csv")
+    keys = [key for key in swept if key not in SEEDS]
     lines = [[*keys, "num_seeds", *shown]]
     lines += [[*(str(row.get(key, "")) for key in (*keys, "num_seeds")), *_texts(row, shown)] for row in exact]
     print_rows(lines, "mean ± standard deviation over seeds", num_labels=max(1, len(keys)))
@@ -46,13 +50,15 @@ def by_settings(rows: Sequence[Row], swept: Sequence[str]) -> list[tuple[dict[st
     """Return the rows in groups with equal values of all swept settings except the seed, with these values."""
     groups: dict[tuple[tuple[str, str], ...], list[Row]] = {}
     for row in rows:
-        settings = tuple((key, value_of(row, key)) for key in swept if key != SEED)
+        settings = tuple((key, value_of(row, key)) for key in swept if key not in SEEDS)
         groups.setdefault(settings, []).append(row)
     return [(dict(settings), group) for settings, group in groups.items()]
 
 
 def value_of(row: Row, key: str) -> str:
     """Return the value of a swept setting, which a run without an override of the setting has by default."""
+    if key == TRAINING_STEP:
+        return str(row.training_step)
     return row.run.name if key == "run" else row.overrides.get(key, "default")
 
 
