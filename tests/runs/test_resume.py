@@ -19,7 +19,7 @@ def test_the_result_of_a_finished_run_is_its_distance_or_its_loss(
     config = OmegaConf.create({"run_folder": str(tmp_path), "trainer": {"max_steps": 8}})
     start = StartingPoint(config, tmp_path / "last.ckpt", 8, continues=True)
     assert start.is_done
-    assert print_done(start) == result
+    assert print_done(start, is_open_ended=True) == result
 
 
 def test_the_interval_of_a_callback_of_another_package_must_not_change() -> None:

@@ -14,7 +14,7 @@ from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.fingerprints import flat
 from diffusion_lab.paths import IS_CHECKOUT
 from diffusion_lab.reporting.text_tables import print_table
-from diffusion_lab.runs.comparable import shown_name, shown_text
+from diffusion_lab.runs.measured_settings import shown_name, shown_text
 from diffusion_lab.runs.tables import METRICS, SUMMARY, read_json
 
 PRINTED = (

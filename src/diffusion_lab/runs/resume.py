@@ -206,11 +206,15 @@ def is_open_ended(config: DictConfig) -> bool:
     return not changes_with_effect(flatten(_to_container(config)), flatten(_to_container(longer)))
 
 
-def print_done(start: StartingPoint) -> float | None:
-    """Print that all steps are done, and return the value that a search minimizes, as `Summary.objective`."""
+def print_done(start: StartingPoint, *, is_open_ended: bool) -> float | None:
+    """Print that all steps are done, and return the value that a search minimizes, as `Summary.objective`.
+
+    is_open_ended: whether the run can be resumed with more steps; otherwise a fork trains further.
+    """
     folder = Path(start.config.run_folder)
+    further = "trainer.max_steps" if is_open_ended else "fork=true (a schedule ends with the run) and trainer.max_steps"
     print(
-        f"nothing left to do: all {start.step:,} steps of {folder} are complete; set trainer.max_steps above "
+        f"nothing left to do: all {start.step:,} steps of {folder} are complete; set {further} above "
         f"{start.step} to train further."
     )
     content: dict[str, float | None] = read_json(folder / SUMMARY)

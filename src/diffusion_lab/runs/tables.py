@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from diffusion_lab.config.earlier_versions import current_fingerprint, current_metric, current_overrides
 from diffusion_lab.reporting.text_tables import print_rows
+from diffusion_lab.runs.measured_settings import measured_settings
 from diffusion_lab.runs.used_settings import UsedSettings, differing, is_shown
 
 SUMMARY, METRICS = "summary.json", "metrics.json"
@@ -81,14 +82,16 @@ def _read_overrides(folder: Path) -> dict[str, str]:
 def show_used_settings(rows: Sequence[Row], swept: Sequence[str] = ()) -> None:
     """Replace the overrides of each row by the used values of all settings that are overridden or differ.
 
-    Settings without an effect are removed unless they are `swept`.
+    Settings without an effect are removed unless they are `swept`. The settings that the fingerprints of an evaluation
+    state are those of its fingerprints.
     """
     read = {folder: UsedSettings.read(folder) for folder in {place for row in rows for place in (row.job, row.run)}}
     overridden = [key for key in override_keys(rows) if key in swept or is_shown(key)]
     different = differing([read[run] for run in dict.fromkeys(row.run for row in rows)])
     for row in rows:
         evaluation = None if row.run == row.folder else read[row.job]
-        used = read[row.run].used_in(evaluation, row.overrides, overridden, different)
+        measured = measured_settings(row.fingerprints)
+        used = read[row.run].used_in(evaluation, row.overrides, overridden, different, measured)
         row.overrides = {key: value for key, value in used.items() if value is not None}
 
 
