@@ -25,8 +25,7 @@ def measured_settings(fingerprints: Mapping[str, Mapping[str, Any]]) -> dict[str
     texts = {
         shown_name(field): shown_text(field, value)
         for field, value in fields.items()
-        if field.partition(".")[0] in STATED
-        and isinstance(value, str | int | float)  # a cascade has a list of samplers
+        if field.partition(".")[0] in STATED and isinstance(value, str | int | float)  # not a list
     }
     return {key.removeprefix("sampler.") if key.startswith(NESTED) else key: text for key, text in texts.items()}
 

@@ -15,10 +15,12 @@ logger = logging.getLogger(__name__)
 
 
 def print_sampling_cost(images: SeededImages, num_images: int, precision: str) -> None:
-    """Print how long num_images images take, unless the operations of the network cannot be counted.
+    """Print how long num_images images take, unless there are none or the operations cannot be counted.
 
     precision: precision of the trainer, such as bf16-mixed.
     """
+    if not num_images:  # all images are reused
+        return
     try:
         rates = measure_rates(images.module.device, precision)
         seconds = num_images * seconds_per_image(images, rates, is_half="16" in precision) / Ranks.current().world_size
