@@ -39,10 +39,9 @@ def run_on_slurm(planned: Sequence[PlannedRun], folder: Path, settings: dict[str
         else:
             _submit(runs, folder, options, python)
     if settings["dry_run"]:
-        image = " The image of hydra.launcher.prefix must contain this package, with submitit." * bool(
-            settings["prefix"]
-        )
-        print(f"dry run: nothing was submitted.{image}", flush=True)
+        if settings["prefix"]:
+            print("The image of hydra.launcher.prefix must contain this package, with submitit.")
+        print("dry run: nothing was submitted.", flush=True)
         return
     try:
         wait_for_runs(planned, StateReport(planned))
