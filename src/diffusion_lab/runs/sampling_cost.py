@@ -32,7 +32,10 @@ def print_sampling_cost(images: SeededImages, num_images: int, precision: str) -
 
 
 def num_evaluations(images: SeededImages) -> int:
-    """Return the number of evaluations of the network for one image; guidance doubles it."""
+    """Return the number of evaluations of the network for one image; guidance doubles it.
+
+    In a cascade, only the network of the last stage is counted.
+    """
     return images.sampler.num_evaluations * (2 if images.guidance.strength.guidance_scale != 1 else 1)
 
 

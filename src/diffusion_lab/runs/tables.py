@@ -27,6 +27,7 @@ class Row:
     job: folder of the command that wrote the results.  run: folder of the measured run; `folder` for a training run.
     fingerprints: fingerprints of the metric values, by metric name.
     training_step: training step of the measured checkpoint; None if unknown.
+    evaluations: number of evaluations of the network for one image; None if unknown.
     """
 
     folder: Path
@@ -36,6 +37,7 @@ class Row:
     run: Path
     fingerprints: dict[str, dict[str, Any]] = field(default_factory=dict)
     training_step: int | None = None
+    evaluations: int | None = None
 
     @classmethod
     def read(cls, folder: Path, top: Path) -> "Row":
@@ -51,7 +53,9 @@ class Row:
         fingerprints = {name: current_fingerprint(number["fingerprint"]) for name, number in numbers.items()}
         is_training = "run" not in record or (folder / "config.yaml").is_file()  # its folder may have been moved
         run = folder if is_training else Path(record["run"])
-        return cls(folder, _read_overrides(job), values, job, run, fingerprints, record.get("step"))
+        return cls(
+            folder, _read_overrides(job), values, job, run, fingerprints, record.get("step"), record.get("evaluations")
+        )
 
 
 def find_rows(top: Path) -> list[Row]:
@@ -147,7 +151,8 @@ def cells(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Return the cells of each row of a table: column name -> value.
 
     The cells are the folder, the settings and the results of the row. The columns `trained` (the measured run) and
-    `training_step` are included only if the rows are evaluations and the values differ.
+    `training_step` are included only if the rows are evaluations and the values differ. `evaluations` is the number of
+    evaluations of the network for one image, which determines the cost of a sampler.
     """
     folders, runs = short_paths([row.folder for row in rows]), short_paths([row.run for row in rows])
     are_evaluations = any(row.run != row.folder for row in rows)
@@ -157,6 +162,7 @@ def cells(rows: Sequence[Row]) -> list[dict[str, Any]]:
         | ({"trained": runs[row.run]} if are_evaluations and len(runs) > 1 else {})
         | ({"training_step": row.training_step} if steps_vary and row.training_step is not None else {})
         | {key: value for key, value in row.overrides.items() if key != "run"}
+        | ({} if row.evaluations is None else {"evaluations": row.evaluations})
         | row.values
         for row in rows
     ]
