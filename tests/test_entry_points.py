@@ -144,6 +144,10 @@ def test_a_sweep_gives_each_run_its_folder_and_ends_with_a_table(tmp_path: Path)
             "is not a setting in hydra.launcher; perhaps you mean partition; accepted settings are acc",
         ),
         (
+            ["hydra/launcher=slurm", "hydra.launcher.more.constraint=a100"],
+            "constraint is not in the config; +hydra.launcher.more.constraint=VALUE adds it.",
+        ),
+        (
             ["hydra/launcher=slurm", "hydra.launcher.time=soon"],
             "hydra.launcher.time must be a number of minutes, or a time like 12:00:00 or 2-00:00:00, got soon.",
         ),

@@ -110,6 +110,10 @@ def test_words_that_hydra_would_reject_become_overrides(words: list[str], expect
         (["logger=false"], "logger must be one of csv, .*, got false; logger=csv writes metrics.csv only."),
         (["conditioning=null"], "conditioning must be one of label, none, got null; use conditioning=none."),
         (["schedule="], "schedule must be one of .*, got no value."),
+        (
+            ["metrics=[fid"],
+            r"the list of metrics needs a closing bracket: 'metrics=\[fid\]', got \[fid.",
+        ),
         (["optimizer=none"], "optimizer must be one of adam, adamw, muon, sgd, got none."),
         (
             ["+modell.channels=3"],

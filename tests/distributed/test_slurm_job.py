@@ -120,6 +120,7 @@ def test_nodes_and_local_ranks_are_those_of_the_launcher(
     [
         (BARE, 2, 1, "ddp", r"\(trainer.devices=2\) .* got .* RANK=1, LOCAL_RANK=1, WORLD_SIZE=2 without a launcher"),
         ({}, 0, 1, "ddp", "trainer.devices must be at least 1, got 0"),
+        ({}, -2, 1, "ddp", "trainer.devices must be at least 1, got -2"),
         ({}, 1, 2, "ddp", "trainer.num_nodes must be 1 without a launcher, got 2"),
         ({}, 2, 1, "ddp_spawn", "trainer.strategy must run each rank as a separate command, .* got ddp_spawn"),
         (STEP, 1, 2, "auto", r"must be 2 .* srun started on this node.*, got 1; set trainer=ddp"),

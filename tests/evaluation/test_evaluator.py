@@ -179,7 +179,7 @@ def test_a_value_of_too_few_images_is_noted_once_with_the_reason(
     ("metric", "num_images"),
     [
         (FrechetDistance(StandIn()), 59),  # 10,000 for 2,048 features, as the authors recommend
-        (KernelDistance(StandIn()), 50),
+        (KernelDistance(StandIn()), 1001),  # with 1,000 images, each subset contains all of them
         (PrecisionRecall(StandIn(), 3), 60),
         (DensityCoverage(StandIn(), 5), 100),
         (InceptionScore(StandIn(), 10), 1000),

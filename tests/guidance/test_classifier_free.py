@@ -228,7 +228,8 @@ def test_a_guide_of_another_schedule_is_refused() -> None:
     [
         (lambda: Guidance(guide=denoiser()), "guidance_scale must differ from 1 for .* effect, got 1"),
         (lambda: Guidance(classifier_scale=-1.0), "classifier_scale must be a finite number of at least 0, got -1.0"),
-        (lambda: Strength(float("nan")), "guidance_scale must be a finite number, got nan"),
+        (lambda: Strength(float("nan")), "guidance_scale must be a finite number of at least 0, got nan"),
+        (lambda: Strength(-1.0), "guidance_scale must be a finite number of at least 0, got -1.0"),
         (lambda: Strength(2.0, (3.0, 1.0)), r"interval must be two increasing noise levels .* got \[3.0, 1.0\]"),
         (
             lambda: Strength(2.0, (1.0,)),  # type: ignore[arg-type]

@@ -71,3 +71,9 @@ def test_sets_must_have_more_images_than_neighbors() -> None:
             measured(*map(normal, sizes))
     with pytest.raises(ValueError, match="num_neighbors must be at least 1, got 0"):
         PrecisionRecall(StandIn(), 0)
+
+
+def test_sets_of_very_different_sizes_are_noted() -> None:
+    metric = PrecisionRecall(StandIn())
+    assert metric.caution_for_sizes(50_000, 25_000) is None
+    assert "200 samples and 9,000 reference images" in str(metric.caution_for_sizes(200, 9_000))

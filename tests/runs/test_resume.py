@@ -19,10 +19,21 @@ def test_the_result_of_a_finished_run_is_its_distance_or_its_loss(
     config = OmegaConf.create({"run_folder": str(tmp_path), "trainer": {"max_steps": 8}})
     start = StartingPoint(config, tmp_path / "last.ckpt", 8, continues=True)
     assert start.is_done
-    assert print_done(start) == result
+    assert print_done(start, is_open_ended=True) == result
 
 
 def test_the_interval_of_a_callback_of_another_package_must_not_change() -> None:
     saved = {("callbacks", name, "every_n_steps"): 100 for name in ("measure_distance", "sample_images", "my_callback")}
     found = changes_with_effect(saved, dict.fromkeys(saved, 200))
     assert found == ["callbacks.my_callback.every_n_steps (was 100, got 200)"]
+
+
+@pytest.mark.parametrize("is_open_ended", [True, False])
+def test_a_finished_run_names_fork_only_if_a_schedule_ends_with_it(
+    is_open_ended: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = OmegaConf.create({"run_folder": str(tmp_path), "trainer": {"max_steps": 60}})
+    print_done(StartingPoint(config, tmp_path / "last.ckpt", 60, continues=True), is_open_ended=is_open_ended)
+    printed = capsys.readouterr().out
+    assert "trainer.max_steps above 60 to train further" in printed
+    assert ("fork=true" in printed) == (not is_open_ended)

@@ -48,6 +48,16 @@ def sweep(folder: Path) -> Path:
     return folder
 
 
+def test_evaluations_of_samplers_with_different_costs_show_their_numbers_of_evaluations(tmp_path: Path) -> None:
+    for k, (steps, evaluations) in enumerate([(20, 40), (20, 76)]):
+        folder = measured(tmp_path / f"{k}_x", 1.0, num_steps=steps, overrides=(f"sampler={('ddim', 'heun')[k]}",))
+        record = json.loads((folder / "metrics.json").read_text())
+        (folder / "metrics.json").write_text(json.dumps(record | {"evaluations": evaluations}))
+    write_sweep_table(tmp_path)
+    assert [row["evaluations"] for row in table(tmp_path, "sweep")] == ["40", "76"]
+    assert "| evaluations |" in (tmp_path / "sweep.md").read_text()
+
+
 def test_a_number_that_is_not_finite_is_null_in_the_summary(tmp_path: Path) -> None:
     write_summary(tmp_path, {"steps": 4, "loss": float("nan"), "minutes": 0.5, "distance": None})
     text = (tmp_path / "summary.json").read_text()

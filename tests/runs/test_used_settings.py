@@ -95,3 +95,21 @@ def test_the_features_of_an_evaluation_replace_those_that_its_run_was_trained_wi
     rows = table([tmp_path / "of_a", tmp_path / "of_b"], tmp_path / "table")
     assert [row["features"] for row in rows] == ["efficientnet", "dinov2"]
     assert "trained.features" not in rows[0]
+
+
+def test_an_evaluation_without_config_files_shows_the_settings_of_its_fingerprint(tmp_path: Path) -> None:
+    swept = tmp_path / "swept"
+    shutil.copytree(RUNS / "evaluations" / "sampler-ancestral_sampler.num_steps-2", swept)
+    (swept / ".hydra" / "overrides.yaml").write_text("- sampler=ancestral\n- sampler.num_steps=2\n- metrics=[fid]\n")
+    record = json.loads((swept / "metrics.json").read_text())
+    (swept / "metrics.json").write_text(json.dumps(record | {"run": str(RUNS / "plain")}))
+    held = evaluation(tmp_path / "held", "plain")  # as with output_folder
+    shutil.rmtree(held / ".hydra")
+    (held / "config.yaml").unlink(missing_ok=True)
+    record = json.loads((held / "metrics.json").read_text())
+    for number in record["numbers"]:
+        number["fingerprint"].get("sampler", {})["num_steps"] = 5
+    (held / "metrics.json").write_text(json.dumps(record))
+    rows = {row["run"]: row for row in table([swept, held], tmp_path / "table")}
+    assert (rows["held"]["sampler"], rows["held"]["sampler.num_steps"]) == ("ddim", "5")  # the run has 4 steps
+    assert "metrics" not in rows["held"]

@@ -268,8 +268,8 @@ def test_runs_that_were_not_started_are_counted_separately_and_are_started_by_th
     run_status.mark_running(tmp_path / "seed-2")
     run_status.mark_finished(tmp_path / "seed-2", 0.5)
     assert sweep_plan.finish() == (
-        "1 of the sweep's 3 runs failed and 1 was not started; run the same command again to resume them. seed-3: job "
-        "17_2 was canceled."
+        "1 of the sweep's 3 runs failed and 1 was not started; run the same command again to resume them. seed-1: "
+        "RuntimeError: no; seed-3: job 17_2 was canceled."
     )
     with (tmp_path / "sweep.csv").open() as file:
         assert [row["state"] for row in csv.DictReader(file)] == ["failed", "finished", "not started"]

@@ -53,7 +53,7 @@ def test_a_dry_run_prints_the_batch_script_and_the_command_of_each_array_task(tm
         assert text.startswith("apptainer exec --nv image.sif '/opt/my python' ")
         assert re.search(rf"train.py .*trainer.devices=2 'data.path=/a.* b' seed={seed} ", text)
         assert f"'hydra.run.dir=\"{tmp_path}/sweep/seed-{seed}\"'" in text
-    assert output.endswith("dry run: nothing was submitted.\n")
+    assert output.endswith("must contain this package, with submitit.\ndry run: nothing was submitted.\n")
 
 
 def test_a_dry_run_keeps_the_runs_of_a_sweep_that_exists(tmp_path: Path) -> None:

@@ -79,16 +79,19 @@ def _measure(measurement: "Measurement", config: DictConfig, folder: Path) -> li
 
 def _write_results(numbers: list["Number"], measurement: "Measurement", folder: Path) -> None:
     from diffusion_lab.reporting import plots
+    from diffusion_lab.runs.sampling_cost import num_evaluations
 
     folder.mkdir(parents=True, exist_ok=True)
     for metric, _ in measurement.means:
         if (steps := getattr(metric.quantity, "steps", None)) is not None:
             plots.save_bound(metric.terms.tolist(), steps.tolist(), folder / f"{metric.name}.csv")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    images = measurement.evaluation.images
     record = {
         "run": str(measurement.target.folder),
         "checkpoint": measurement.target.checkpoint.name,
         "step": measurement.step,
+        "evaluations": num_evaluations(images) if measurement.metrics else None,
         "numbers": [asdict(number) for number in numbers],
         "seconds": measurement.evaluation.seconds,
         "peak_memory_gb": peak,

@@ -200,6 +200,8 @@ def _override(argument: str, known: _Known, *, is_sweep: bool) -> list[str]:
     if name in REQUIRED_FOLDERS and not value.strip():
         raise UserError(f"{name} must be a writable folder, got no value.")
     if (CONF / name).is_dir():
+        if value.startswith("[") and not value.endswith("]"):
+            raise UserError(f"the list of {name} needs a closing bracket: '{name}={value}]', got {value}.")
         if value.lower() in EMPTY:
             _refuse_empty(name, value, known)
         if value.lower() in ("null", ""):

@@ -108,7 +108,7 @@ def validate(devices: Any, nodes: Any, strategy: Any) -> None:
     local_ranks = num_local_ranks()
     count = len(devices) if isinstance(devices, list) else devices
     for name, number in {"devices": count, "num_nodes": nodes}.items():
-        if number == 0:
+        if isinstance(number, int) and number < 1 and (name, number) != ("devices", -1):  # -1: all devices
             raise LaunchError(f"trainer.{name} must be at least 1, got {number}.")
     if local_ranks is None:
         _validate_without_launcher(count, nodes)

@@ -102,10 +102,9 @@ class Evaluator:
 
     def _note_caution(self, metric: Metric) -> None:
         """Log once if the sets are too small for a meaningful or unbiased value."""
-        size = self.num_samples
-        if metric.needs_reference and isinstance(self.reference, ImageReference):
-            size = min(size, len(self.reference.images))
-        metric.note_caution(size)
+        reference = self.reference if metric.needs_reference else None
+        size = len(reference.images) if isinstance(reference, ImageReference) else None
+        metric.note_caution(self.num_samples, size)
 
     def measure(self, metrics: Sequence[Metric], on_batch: OnBatch = lambda seeds, pixels: None) -> list[Number]:
         """Return all values of all metrics. Collective: call on all ranks.
@@ -210,7 +209,8 @@ class Evaluator:
             for kind, value in values.items():
                 name = full_name(kind, metric.features.name, self.num_samples, reference)
                 is_std = kind.endswith("_std")
-                meaning = f"{metric.meaning}: standard deviation over random subsets" if is_std else metric.meaning
+                meaning = metric.meanings.get(kind, metric.meaning)
+                meaning += ": standard deviation over random subsets" if is_std else ""
                 better = None if is_std else metric.higher_is_better
                 yield Number(name, value, self.fingerprint(metric), meaning, better)
 

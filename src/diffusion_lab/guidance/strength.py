@@ -24,7 +24,7 @@ class Strength:
     rescale: fraction by which the standard deviation of the network output is restored to its value without guidance
         (the phi of Lin et al. 2024, eq. 15 and 16); 0 disables rescaling.
 
-    Raises ValueError unless guidance_scale is finite, interval is increasing, and rescale is in [0, 1].
+    Raises ValueError unless guidance_scale is finite and at least 0, interval is increasing, and rescale is in [0, 1].
 
     >>> from diffusion_lab import EDMSchedule, GaussianProcess, Strength
     >>> strength = Strength(2.0, interval=(0.3, 5.0))
@@ -37,8 +37,9 @@ class Strength:
     rescale: float = 0.0
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.guidance_scale):
-            raise ValueError(f"guidance_scale must be a finite number, got {self.guidance_scale}.")
+        # A negative scale would move the estimate away from the condition, which no paper defines.
+        if not (math.isfinite(self.guidance_scale) and self.guidance_scale >= 0):
+            raise ValueError(f"guidance_scale must be a finite number of at least 0, got {self.guidance_scale}.")
         if self.interval is not None and not (len(self.interval) == 2 and 0 <= self.interval[0] < self.interval[1]):
             raise ValueError(f"interval must be two increasing noise levels of at least 0, got {list(self.interval)}.")
         if not 0 <= self.rescale <= 1:

@@ -1,5 +1,6 @@
 """Density and coverage: alternatives to precision and recall that are robust to outliers."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.metrics.feature_set import FeatureSet
-from diffusion_lab.metrics.metric import Metric, caution_for_neighbors
+from diffusion_lab.metrics.metric import Metric, caution_for_neighbors, caution_for_unequal_sizes
 
 BATCH_SIZE = 1000
 """Number of images whose distances to the complete other set are in memory at a time."""
@@ -29,7 +30,10 @@ class DensityCoverage(Metric):
     {'density': 1.0, 'coverage': 1.0}
     """
 
-    meaning: ClassVar[str] = "density of the samples, and coverage of the reference images"
+    meanings: ClassVar[Mapping[str, str]] = {
+        "density": "mean number of reference images around a sample, divided by num_neighbors",
+        "coverage": "fraction of the reference images with a sample nearby",
+    }
     higher_is_better: ClassVar[bool] = True
 
     num_neighbors: int = 5
@@ -45,6 +49,10 @@ class DensityCoverage(Metric):
 
     def caution(self, num_images: int) -> str | None:
         return caution_for_neighbors(num_images, self.num_neighbors)
+
+    def caution_for_sizes(self, num_samples: int, num_reference: int) -> str | None:
+        few = super().caution_for_sizes(num_samples, num_reference)
+        return few or caution_for_unequal_sizes(num_samples, num_reference)
 
     def measure(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
         self.check_sets(samples, reference)

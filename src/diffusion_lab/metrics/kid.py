@@ -40,9 +40,14 @@ class KernelDistance(Metric):
 
     def caution(self, num_images: int) -> str | None:
         size = min(self.subset_size, num_images)
-        if size >= MEANINGFUL_IMAGES:
+        if size < MEANINGFUL_IMAGES:
+            return f"means little: each subset has only {size} images; papers use 1,000"
+        if num_images > self.subset_size:
             return None
-        return f"means little: each subset has only {size} images; papers use 1,000"
+        return (
+            f"has a standard deviation that is too small: with subset_size={self.subset_size}, each subset contains "
+            "all images of the smaller set"
+        )
 
     def measure(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
         from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric

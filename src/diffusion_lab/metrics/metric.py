@@ -2,6 +2,7 @@
 
 import logging
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar
@@ -24,7 +25,9 @@ class Metric(DataclassInterface):
     Most metrics compare the features of the samples with the features of a reference set of images.
 
     features: feature network.  output: name of the output of the feature network that the metric uses.
-    meaning: what the values are, in a few words.  higher_is_better: whether a higher value means better samples.
+    meaning: what the values are, in a few words.  meanings: first part of a metric name -> what this value is, for a
+        metric with several values.
+    higher_is_better: whether a higher value means better samples.
     needs_reference: whether the metric compares the samples with a reference set.
     needs_rows: whether the metric needs the features of single images, not only their mean and covariance.
     Raises ValueError if the features do not have this output.
@@ -34,6 +37,7 @@ class Metric(DataclassInterface):
 
     output: ClassVar[str] = "pooled"
     meaning: ClassVar[str] = ""
+    meanings: ClassVar[Mapping[str, str]] = {}
     higher_is_better: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = True
     needs_rows: ClassVar[bool] = True
@@ -59,15 +63,21 @@ class Metric(DataclassInterface):
         """
         return None
 
-    def note_caution(self, num_images: int) -> None:
-        """Log once, on rank 0, if sets of `num_images` images are too small for a meaningful value."""
-        if (reason := self.caution(num_images)) is not None and Ranks.current().rank == 0:
-            _log_once(f"{type(self).__name__} for {num_images:,} images {reason}.")
+    def caution_for_sizes(self, num_samples: int, num_reference: int) -> str | None:
+        """Return what is wrong with a value for sets of these sizes, as `caution` does."""
+        return self.caution(min(num_samples, num_reference))
+
+    def note_caution(self, num_samples: int, num_reference: int | None = None) -> None:
+        """Log once, on rank 0, if sets are too small or too unequal.  num_reference: None if there is no reference."""
+        num_reference = num_samples if num_reference is None else num_reference
+        reason = self.caution_for_sizes(num_samples, num_reference)
+        if reason is not None and Ranks.current().rank == 0:
+            _log_once(f"{type(self).__name__} for {min(num_samples, num_reference):,} images {reason}.")
 
     def check_sets(self, *sets: FeatureSet) -> None:
         """Raise ValueError unless the arguments of `measure` are sets of features; log once if they are too small."""
         require_feature_sets(*sets)
-        self.note_caution(min(given.count for given in sets))
+        self.note_caution(*(given.count for given in sets))
 
     def require_classes(self, num_classes: int) -> None:
         """Raise ValueError if the metric cannot be computed for samples of this number of classes.
@@ -108,6 +118,16 @@ def caution_for_neighbors(num_images: int, num_neighbors: int) -> str | None:
     if num_images >= 20 * num_neighbors:
         return None
     return f"means little: with {num_neighbors} neighbors of {num_images} images, a ball covers a large part of the set"
+
+
+def caution_for_unequal_sizes(num_samples: int, num_reference: int) -> str | None:
+    """Return `Metric.caution_for_sizes` for a metric whose authors compare sets of equal sizes."""
+    if max(num_samples, num_reference) <= 2 * min(num_samples, num_reference):
+        return None
+    return (
+        f"depends on the sizes of both sets, {num_samples:,} samples and {num_reference:,} reference images; the "
+        "authors use equal sizes, so compare it only with values for the same two sizes"
+    )
 
 
 @cache

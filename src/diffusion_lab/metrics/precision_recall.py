@@ -1,10 +1,11 @@
 """Precision and recall: the fraction of realistic samples, and the fraction of the data that samples cover."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from diffusion_lab.metrics.feature_set import FeatureSet
-from diffusion_lab.metrics.metric import Metric, caution_for_neighbors
+from diffusion_lab.metrics.metric import Metric, caution_for_neighbors, caution_for_unequal_sizes
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,10 @@ class PrecisionRecall(Metric):
     {'precision': 1.0, 'recall': 1.0}
     """
 
-    meaning: ClassVar[str] = "precision of the samples, and recall of the reference images"
+    meanings: ClassVar[Mapping[str, str]] = {
+        "precision": "fraction of the samples that lie among the reference images",
+        "recall": "fraction of the reference images that lie among the samples",
+    }
     higher_is_better: ClassVar[bool] = True
 
     num_neighbors: int = 3
@@ -38,6 +42,10 @@ class PrecisionRecall(Metric):
 
     def caution(self, num_images: int) -> str | None:
         return caution_for_neighbors(num_images, self.num_neighbors)
+
+    def caution_for_sizes(self, num_samples: int, num_reference: int) -> str | None:
+        few = super().caution_for_sizes(num_samples, num_reference)
+        return few or caution_for_unequal_sizes(num_samples, num_reference)
 
     def measure(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
         from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric

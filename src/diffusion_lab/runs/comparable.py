@@ -10,8 +10,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from diffusion_lab.config.overrides import quote
 from diffusion_lab.config.program import command_line
 from diffusion_lab.fingerprints import (
@@ -22,14 +20,12 @@ from diffusion_lab.fingerprints import (
     differences,
     fields_set_by,
     flat,
-    short,
 )
-from diffusion_lab.paths import CONF
 from diffusion_lab.runs import tables
 from diffusion_lab.runs.averages import TRAINING_STEP, write_averages
+from diffusion_lab.runs.measured_settings import shown_name, shown_text
 from diffusion_lab.runs.sweep_order import in_typed_order
 from diffusion_lab.runs.tables import Row
-from diffusion_lab.runs.used_settings import as_text
 
 logger = logging.getLogger(__name__)
 
@@ -200,21 +196,6 @@ def _add(rows: Sequence[Row], found: Mapping[str, Sequence[Any]], swept: Sequenc
             is_own = row.run == row.folder and field.partition(".")[0] in COVERED["callbacks"] and column not in swept
             if value != MISSING and (is_own or column not in row.overrides):
                 row.overrides[column] = shown_text(field, value)
-
-
-def shown_name(field: str) -> str:
-    """Return the name of the setting that a fingerprint field records."""
-    return field.removesuffix(".name")
-
-
-def shown_text(field: str, value: Any) -> str:
-    """Return the value of a fingerprint field in the form in which the command line accepts it."""
-    if shown_name(field) != "sampler":
-        return short(as_text(value))
-    targets = {
-        path.stem: str(OmegaConf.select(OmegaConf.load(path), "_target_")) for path in (CONF / "sampler").glob("*.yaml")
-    }
-    return next((choice for choice, target in targets.items() if target.endswith(f".{value}")), value)
 
 
 def _note_unused(rows: Sequence[Row], allowed: Sequence[str]) -> None:

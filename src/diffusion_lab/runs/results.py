@@ -14,8 +14,14 @@ from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.fingerprints import flat
 from diffusion_lab.paths import IS_CHECKOUT
 from diffusion_lab.reporting.text_tables import print_table
-from diffusion_lab.runs.comparable import shown_name, shown_text
+from diffusion_lab.runs.measured_settings import shown_name, shown_text
 from diffusion_lab.runs.tables import METRICS, SUMMARY, read_json
+
+PAPER_FEATURES = ("inception", "dinov2", "clip")
+"""Feature networks of published values: of FID and related metrics, of the FD-DINOv2, and of the CMMD."""
+
+PAPER_SAMPLES = 50_000
+"""Number of samples for which papers state metric values."""
 
 PRINTED = (
     *("sampler.name", "sampler.num_steps", "guidance_scale", "guidance.interval", "guidance.rescale"),
@@ -84,10 +90,26 @@ def print_numbers(record: Mapping[str, Any]) -> None:
     for name, text in _main_settings(record["numbers"]).items():
         table.add_row(name, text)
     table.add_section()
+    if comparability := comparability_with_papers(record["numbers"]):
+        table.caption = comparability
     for part, seconds in record["seconds"].items():
         table.add_row(f"seconds in {part}", f"{seconds:,.1f}")
     table.add_row("peak memory, GB", f"{record['peak_memory_gb']:.2f}")
     print_table(table)
+
+
+def comparability_with_papers(numbers: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return whether the features and the number of samples are those of papers, as text; None for likelihoods."""
+    measured = [number["fingerprint"] for number in numbers if "features" in number["fingerprint"]]
+    if not measured:
+        return None
+    names = dict.fromkeys(fingerprint["features"]["name"] for fingerprint in measured)
+    num_samples = min(fingerprint["num_samples"] for fingerprint in measured)
+    reasons = [f"features {name}" for name in names if name not in PAPER_FEATURES]
+    reasons += [f"{num_samples:,} samples"] if num_samples < PAPER_SAMPLES else []
+    if reasons:
+        return f"not comparable with papers: {', '.join(reasons)}"
+    return f"comparable with papers that use the same reference images and features ({', '.join(names)})"
 
 
 def _main_settings(numbers: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -206,13 +206,12 @@ def is_open_ended(config: DictConfig) -> bool:
     return not changes_with_effect(flatten(_to_container(config)), flatten(_to_container(longer)))
 
 
-def print_done(start: StartingPoint) -> float | None:
+def print_done(start: StartingPoint, *, is_open_ended: bool) -> float | None:
     """Print that all steps are done, and return the value that a search minimizes, as `Summary.objective`."""
     folder = Path(start.config.run_folder)
-    print(
-        f"nothing left to do: all {start.step:,} steps of {folder} are complete; set trainer.max_steps above "
-        f"{start.step} to train further."
-    )
+    fork = "" if is_open_ended else "fork=true (a schedule ends with the run) and "
+    further = f"set {fork}trainer.max_steps above {start.step} to train further"
+    print(f"nothing left to do: all {start.step:,} steps of {folder} are complete; {further}.")
     content: dict[str, float | None] = read_json(folder / SUMMARY)
     # The name of the metric value depends on how it was measured. Accuracies of a classifier are not used.
     values = [v for name, v in content.items() if name not in SUMMARY_FIELDS and not name.startswith("accuracy_")]

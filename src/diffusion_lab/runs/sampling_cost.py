@@ -15,10 +15,12 @@ logger = logging.getLogger(__name__)
 
 
 def print_sampling_cost(images: SeededImages, num_images: int, precision: str, *, measures: bool = False) -> None:
-    """Print how long num_images images take, unless the operations of the network cannot be counted.
+    """Print how long num_images images take, unless there are none or the operations cannot be counted.
 
     precision: precision of the trainer, such as bf16-mixed.  measures: whether metrics of the images follow.
     """
+    if not num_images:  # all images are reused
+        return
     try:
         rates = measure_rates(images.module.device, precision)
         seconds = num_images * seconds_per_image(images, rates, is_half="16" in precision) / Ranks.current().world_size
@@ -38,7 +40,10 @@ def is_doubled(images: SeededImages) -> bool:
 
 
 def num_evaluations(images: SeededImages) -> int:
-    """Return the number of evaluations of the network for one image; guidance doubles it."""
+    """Return the number of evaluations of the network for one image; guidance doubles it.
+
+    In a cascade, only the network of the last stage is counted.
+    """
     return images.sampler.num_evaluations * (2 if is_doubled(images) else 1)
 
 

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from diffusion_lab.config.earlier_versions import current_fingerprint, current_metric, current_overrides
 from diffusion_lab.reporting.text_tables import format_duration, print_rows
+from diffusion_lab.runs.measured_settings import measured_settings
 from diffusion_lab.runs.used_settings import UsedSettings, differing, is_shown
 
 SUMMARY, METRICS = "summary.json", "metrics.json"
@@ -29,6 +30,7 @@ class Row:
     job: folder of the command that wrote the results.  run: folder of the measured run; `folder` for a training run.
     fingerprints: fingerprints of the metric values, by metric name.
     training_step: training step of the measured checkpoint; None if unknown.
+    evaluations: number of evaluations of the network for one image; None if unknown.
     """
 
     folder: Path
@@ -38,6 +40,7 @@ class Row:
     run: Path
     fingerprints: dict[str, dict[str, Any]] = field(default_factory=dict)
     training_step: int | None = None
+    evaluations: int | None = None
 
     @classmethod
     def read(cls, folder: Path, top: Path) -> "Row":
@@ -53,7 +56,9 @@ class Row:
         fingerprints = {name: current_fingerprint(number["fingerprint"]) for name, number in numbers.items()}
         is_training = "run" not in record or (folder / "config.yaml").is_file()  # its folder may have been moved
         run = folder if is_training else Path(record["run"])
-        return cls(folder, _read_overrides(job), values, job, run, fingerprints, record.get("step"))
+        return cls(
+            folder, _read_overrides(job), values, job, run, fingerprints, record.get("step"), record.get("evaluations")
+        )
 
 
 def find_rows(top: Path) -> list[Row]:
@@ -84,14 +89,16 @@ def _read_overrides(folder: Path) -> dict[str, str]:
 def show_used_settings(rows: Sequence[Row], swept: Sequence[str] = ()) -> None:
     """Replace the overrides of each row by the used values of all settings that are overridden or differ.
 
-    Settings without an effect are removed unless they are `swept`.
+    Settings without an effect are removed unless they are `swept`. The settings that the fingerprints of an evaluation
+    state are those of its fingerprints.
     """
     read = {folder: UsedSettings.read(folder) for folder in {place for row in rows for place in (row.job, row.run)}}
     overridden = [key for key in override_keys(rows) if key in swept or is_shown(key)]
     different = differing([read[run] for run in dict.fromkeys(row.run for row in rows)])
     for row in rows:
         evaluation = None if row.run == row.folder else read[row.job]
-        used = read[row.run].used_in(evaluation, row.overrides, overridden, different)
+        measured = measured_settings(row.fingerprints)
+        used = read[row.run].used_in(evaluation, row.overrides, overridden, different, measured)
         row.overrides = {key: value for key, value in used.items() if value is not None}
 
 
@@ -154,7 +161,8 @@ def cells(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Return the cells of each row of a table: column name -> value.
 
     The cells are the folder, the settings and the results of the row. The columns `trained` (the measured run) and
-    `training_step` are included only if the rows are evaluations and the values differ.
+    `training_step` are included only if the rows are evaluations and the values differ. `evaluations` is the number of
+    evaluations of the network for one image, which determines the cost of a sampler.
     """
     folders, runs = short_paths([row.folder for row in rows]), short_paths([row.run for row in rows])
     are_evaluations = any(row.run != row.folder for row in rows)
@@ -164,6 +172,7 @@ def cells(rows: Sequence[Row]) -> list[dict[str, Any]]:
         | ({"trained": runs[row.run]} if are_evaluations and len(runs) > 1 else {})
         | ({"training_step": row.training_step} if steps_vary and row.training_step is not None else {})
         | {key: value for key, value in row.overrides.items() if key != "run"}
+        | ({} if row.evaluations is None else {"evaluations": row.evaluations})
         | row.values
         for row in rows
     ]

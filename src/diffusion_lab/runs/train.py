@@ -32,7 +32,7 @@ def train(config: DictConfig) -> float | None:
             apply_trainer_settings(config, overrides)
             start = run_resume.starting_point(config)
         if start.is_done:
-            return run_resume.print_done(start)
+            return run_resume.print_done(start, is_open_ended=run_resume.is_open_ended(config))
         if not start.continues:
             training_setup.require_classes(start.config)
         run = training_setup.build(start.config)

@@ -11,7 +11,10 @@ from omegaconf import OmegaConf
 from diffusion_lab.config.earlier_versions import current_choice, current_config
 from diffusion_lab.runs.config_changes import WITHOUT_EFFECT, flatten
 
-HIDDEN = (*WITHOUT_EFFECT, "hydra/*", "trainer", "run")
+FILES_OF_EVALUATION = ("metrics", "num_pictures", "save_npz", "save_png", "keep_images", "output_folder", "allow")
+"""Settings of an evaluation that select what it measures and writes, and change no value."""
+
+HIDDEN = (*WITHOUT_EFFECT, *FILES_OF_EVALUATION, "hydra/*", "trainer", "run")
 """Glob patterns for settings that are not shown in tables: they have no effect, or other columns show them."""
 
 OF_EVALUATIONS = (
@@ -51,24 +54,31 @@ class UsedSettings:
         overrides: Mapping[str, str],
         overridden: Sequence[str],
         different: Sequence[str],
+        measured: Mapping[str, str],
     ) -> dict[str, str | None]:
         """Return the values of settings that this run used or, if given, that an evaluation of this run used.
 
         overrides: overrides of the evaluation or run.  overridden: keys for which an evaluation can have its own value.
         different: settings of the run; they are named trained.KEY if the evaluation has its own value of KEY. An own
             value replaces the value of the run if the setting does not affect the trained network.
+        measured: settings that the fingerprints of the evaluation state; see `measured_settings`.
         """
         if evaluation is None:
             return {key: self.text(key) or overrides.get(key) for key in (*overridden, *different)}
-        own = {key: evaluation._not_null(key) or overrides.get(key) for key in (*overridden, *different)}
+        stated = {} if evaluation.given else measured  # an evaluation with an output_folder has no config files
+        own = {
+            key: stated.get(key) or evaluation._not_null(key) or overrides.get(key) for key in (*overridden, *different)
+        }
         used = {key: own[key] for key in overridden}
         for key in overridden:
             # Another choice of a config group, such as sampler=heun, does not take its settings from the run.
-            if used[key] is None and not evaluation._not_null(key.partition(".")[0]):
+            group = key.partition(".")[0]
+            if used[key] is None and group not in stated and not evaluation._not_null(group):
                 used[key] = self.text(key)
+        used |= {key: measured[key] for key in overridden if key in measured}
         replaced = [key for key in different if evaluation._replaces(key, own[key])]
         trained = [key for key in different if key not in replaced]
-        used |= {key: own[key] for key in replaced}
+        used |= {key: measured.get(key, own[key]) for key in replaced}
         return used | {f"trained.{key}" if own[key] else key: self.text(key) for key in trained}
 
     def _replaces(self, key: str, own: str | None) -> bool:

@@ -170,24 +170,24 @@ def finish() -> str | None:
     _remove_empty_folder()
     if not any(run_status.read(run.folder) for run in _launched.values()):
         return None  # no run was started
-    reasons, num_not_started = {}, 0
+    reasons: dict[bool, dict[str, str]] = {True: {}, False: {}}  # by whether the run was started
     for run in _launched.values():
         status = run_status.read(run.folder)
         if status is None or status.state != FINISHED:
-            num_not_started += status is None or status.state == NOT_STARTED
-            reasons[run.folder.name] = "it was never started" if status is None else status.reason or status.state
+            reason = "it was never started" if status is None else status.reason or status.state
+            reasons[status is not None and status.state != NOT_STARTED][run.folder.name] = reason
     for run in list(_launched.values())[:1]:
         sweep_table.write_sweep_table(run.folder.parent, run.allowed)
-    if not reasons:
+    num_failed, num_not_started = len(reasons[True]), len(reasons[False])
+    if not num_failed and not num_not_started:
         return None
-    name, reason = list(reasons.items())[-1]
-    num_failed = len(reasons) - num_not_started
+    named = [": ".join(list(found.items())[-1]).rstrip(".") for found in reasons.values() if found]
     parts = [f"{num_failed} of the sweep's {len(_launched)} runs failed"] if num_failed else []
     if num_not_started:
         of_all = "" if num_failed else f" of the sweep's {len(_launched)} runs"
         parts.append(f"{num_not_started}{of_all} {'was' if num_not_started == 1 else 'were'} not started")
     remedy = f"run the same command again to {'resume' if num_failed else 'start'} them"
-    return f"{' and '.join(parts)}; {remedy}. {name}: {reason.rstrip('.')}."
+    return f"{' and '.join(parts)}; {remedy}. {'; '.join(named)}."
 
 
 def _is_current(config: DictConfig, status: Status) -> bool:

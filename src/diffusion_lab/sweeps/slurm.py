@@ -39,6 +39,8 @@ def run_on_slurm(planned: Sequence[PlannedRun], folder: Path, settings: dict[str
         else:
             _submit(runs, folder, options, python)
     if settings["dry_run"]:
+        if settings["prefix"]:
+            print("The image of hydra.launcher.prefix must contain this package, with submitit.")
         print("dry run: nothing was submitted.", flush=True)
         return
     try:
