@@ -93,7 +93,7 @@ def test_the_features_of_an_evaluation_replace_those_that_its_run_was_trained_wi
             hydra = tmp_path / folder / ".hydra" / "hydra.yaml"
             hydra.write_text(hydra.read_text().replace(f"features: {before}", f"features: {after}"))
     rows = table([tmp_path / "of_a", tmp_path / "of_b"], tmp_path / "table")
-    assert [row["features"] for row in rows] == ["efficientnet", "dinov2"]
+    assert [row["features"] for row in rows] == ["fashion_cnn", "fashion_cnn"]  # of the fingerprints
     assert "trained.features" not in rows[0]
 
 

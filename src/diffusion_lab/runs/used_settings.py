@@ -76,7 +76,7 @@ class UsedSettings:
             if used[key] is None and group not in stated and not evaluation._not_null(group):
                 used[key] = self.text(key)
         used |= {key: measured[key] for key in overridden if key in measured}
-        replaced = [key for key in different if evaluation._replaces(key, own[key])]
+        replaced = [key for key in different if evaluation._replaces(key, measured.get(key) or own[key])]
         trained = [key for key in different if key not in replaced]
         used |= {key: measured.get(key, own[key]) for key in replaced}
         return used | {f"trained.{key}" if own[key] else key: self.text(key) for key in trained}
