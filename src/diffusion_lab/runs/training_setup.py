@@ -22,7 +22,7 @@ from diffusion_lab.runs import class_names
 from diffusion_lab.runs.callbacks_setup import build_callbacks, build_loggers, require_later_needs
 from diffusion_lab.runs.guidance_setup import require_guidable
 from diffusion_lab.runs.load import build_module, instantiate_node, is_classifier_config, require_launch, resolve
-from diffusion_lab.runs.network_check import name_data_resolution, require_forward
+from diffusion_lab.runs.network_check import name_data_resolution, require_forward, require_input_channels
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -77,6 +77,7 @@ def build(config: DictConfig) -> Run:
 
     torch.manual_seed(config.seed)
     network = _build_network(config)
+    require_input_channels(network, config)
     raise_problems(list(argument_problems({key: config[key] for key in deferred}, "")))
     module = build_module(config, network)
     _require_optimizable(module, config.trainer.max_steps)
