@@ -45,7 +45,7 @@ def test_callbacks_without_the_default_callbacks_are_refused() -> None:
     own = {"gradient_norm": {"_target_": "my_project.GradientNorm"}}
     require_default_callbacks(OmegaConf.create({"callbacks": own | {"save_last": None}}), "with_defaults")
     for selected, named in (("gradient_norm", "gradient_norm"), (None, "CHOICE")):
-        with pytest.raises(UserError, match=rf"got gradient_norm; \+callbacks={named} adds further callbacks to them"):
+        with pytest.raises(UserError, match=rf"got gradient_norm; \+callbacks={named} adds callbacks to them"):
             require_default_callbacks(OmegaConf.create({"callbacks": own}), selected)
 
 

@@ -98,7 +98,7 @@ def require_network(network: Any, required: type[Network | ClassifierNetwork], n
     attributes = [key for key in required.__annotations__ if not hasattr(required, key)]
     output = "[B, num_classes]" if required is ClassifierNetwork else "[B, out_channels, resolution, resolution]"
     raise ValueError(
-        f"`{name}` must be a diffusion_lab.networks.{required.__name__}, got {_class_name(network)}, {problem}; "
+        f"`{name}` must implement diffusion_lab.networks.{required.__name__}, got {_class_name(network)}, {problem}; "
         f"class MyNetwork({required.__name__}) sets {', '.join(attributes)} and defines forward({inputs}), which "
         f"returns {output}."
     )

@@ -31,8 +31,8 @@ def require_default_callbacks(config: DictConfig, selected: str | None) -> None:
     if any(name in config.callbacks for name in OmegaConf.load(CONF / "callbacks" / "default.yaml")):
         return
     raise UserError(
-        f"callbacks must include the default callbacks, which save checkpoints, samples and metrics, got "
-        f"{selected or ', '.join(map(str, config.callbacks)) or 'none'}; +callbacks={selected or 'CHOICE'} adds further "
+        "callbacks must include the default callbacks, which save checkpoints, samples and metrics, got "
+        f"{selected or ', '.join(map(str, config.callbacks)) or 'none'}; +callbacks={selected or 'CHOICE'} adds "
         "callbacks to them, and callbacks.NAME=null disables one of them."
     )
 

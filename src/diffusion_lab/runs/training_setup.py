@@ -16,7 +16,7 @@ from diffusion_lab.config import compilation
 from diffusion_lab.config.compilation import Acceleration
 from diffusion_lab.config.finite_numbers import require_finite
 from diffusion_lab.config.library_classes import import_target, settings_of
-from diffusion_lab.config.validation import argument_problems, data_problems, raise_problems
+from diffusion_lab.config.validation import argument_problems, data_problems, missing_targets, raise_problems
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import class_names
 from diffusion_lab.runs.callbacks_setup import build_callbacks, build_loggers, require_later_needs
@@ -165,6 +165,7 @@ def check_arguments(config: DictConfig, deferred: list[str]) -> None:
         here, so that the error message lists all wrong arguments.
     """
     others = {key: node for key, node in config.items() if key not in deferred}
+    raise_problems(list(missing_targets(config)))
     of_data = list(data_problems(config.data))
     repeated = tuple(problem.partition(".")[2] for problem in of_data)  # such as model.resolution: ${data.resolution}
     problems = [problem for problem in argument_problems(others, "") if not problem.endswith(repeated)]
