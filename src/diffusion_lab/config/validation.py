@@ -117,7 +117,8 @@ def _import_problem(name: str, error: Exception) -> str:
         parent, _, last = missing.rpartition(".")
         module = importlib.import_module(parent)
         inner = [m.name for m in pkgutil.iter_modules(getattr(module, "__path__", ()))]
-        reason, hint = f"{parent} has no {last}", suggestion(last, sorted({*dir(module), *inner}, key=str.swapcase))  # UNet rather than unet
+        names = sorted({*dir(module), *inner}, key=str.swapcase)  # the hint is UNet rather than unet
+        reason, hint = f"{parent} has no {last}", suggestion(last, names)
     return f"the import path of a class or function, got {name} ({reason}){hint}"
 
 
