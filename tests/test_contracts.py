@@ -95,6 +95,11 @@ class Empty:
     """A class without methods, whose config a user writes."""
 
 
+class NoSuper(Convolution):
+    def __init__(self) -> None:
+        self.layer = nn.Conv2d(1, 1, 3, padding=1)
+
+
 @dataclass(frozen=True)
 class NotASampler:
     process: GaussianProcess
@@ -126,7 +131,7 @@ EXAMPLE = (
 def test_a_network_that_cannot_be_trained_is_refused_in_the_constructor(network: Any, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)) as error:
         DiffusionModule(network, CosineSchedule())
-    assert "`network` must be a diffusion_lab.networks.Network" in str(error.value)
+    assert "`network` must implement diffusion_lab.networks.Network" in str(error.value)
 
 
 def test_a_network_needs_its_shape_and_forward_alone() -> None:
@@ -336,7 +341,8 @@ def build(key: str, target: str) -> None:
 @pytest.mark.parametrize(
     ("key", "target", "message"),
     [
-        ("model", "Empty", "`model` must be a diffusion_lab.networks.Network, got Empty, which is no torch.nn.Module"),
+        ("model", "Empty", "`model` must implement diffusion_lab.networks.Network, got Empty, which is no torch"),
+        ("model", "NoSuper", r"model: __init__ of test_contracts.NoSuper must begin with super\(\).__init__\(\)\."),
         ("schedule", "Empty", "`schedule` must be a diffusion_lab.NoiseSchedule that defines"),
         ("schedule", "NoCurve", r"schedule: NoCurve must define curve\(t\)"),
         ("sampler", "NoFields", "sampler: NoFields must be a dataclass to be a diffusion_lab.Sampler; write"),

@@ -79,7 +79,7 @@ def test_without_the_package_a_run_is_rejected_with_its_name(trained: Path) -> N
     ):
         done = run(script, *overrides)
         assert done.returncode == 1
-        assert "must be in an installed library, got my_project." in done.stderr.splitlines()[-1]
+        assert "or in a folder on PYTHONPATH, got my_project." in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

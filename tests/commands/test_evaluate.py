@@ -45,6 +45,7 @@ def test_one_evaluation_gives_all_numbers_and_pictures(trained: Path, tmp_path: 
     assert set(found) == {"fd_fashion_cnn_20_train", "bits_bound_train_10", "reconstruction_rmse_train_10", "minutes"}
     assert re.search(r"bits_bound_train_10 .* \d+\.\d{3}", done.stdout)
     assert re.search(r"peak memory, GB .* \d\.\d\d", done.stdout)
+    assert "cost of bits_bound: 8 evaluations of the network for each of 10 images" in done.stdout
     with (tmp_path / "bits_bound_train_10.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["term"] for row in rows] == [f"L_{k}" for k in range(9)]

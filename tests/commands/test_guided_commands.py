@@ -202,11 +202,11 @@ def test_a_run_of_version_0_1_is_rejected(runs: dict[str, Path], tmp_path: Path)
 @pytest.mark.parametrize(
     ("script", "overrides", "message"),
     [
-        ("train.py", ["model=half_unet_quick"], "`model` must be a diffusion_lab.networks.Network, got HalfUNet"),
+        ("train.py", ["model=half_unet_quick"], "`model` must implement diffusion_lab.networks.Network, got HalfUNet"),
         (
             "train_classifier.py",
             ["model=unet_tiny"],
-            "`model` must be a diffusion_lab.networks.ClassifierNetwork, got UNet",
+            "`model` must implement diffusion_lab.networks.ClassifierNetwork, got UNet",
         ),
         (
             "train_classifier.py",

@@ -139,6 +139,19 @@ def test_a_config_folder_adds_its_choices() -> None:
     assert "flat_resnet" not in help_text("train", "model")
 
 
+def test_the_help_of_another_package_shows_settings_without_a_comment(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    file = "_target_: my.Net\nresolution: ${data.resolution}\nwidth: 64\ndepth: 3 # number of layers\n"
+    (tmp_path / "model" / "net.yaml").write_text(file)
+    text = help_text("train", "model=net", [f"hydra.searchpath=[file://{tmp_path}]"])
+    lines = [line.split() for line in text.splitlines()]
+    assert [line for line in lines if line and line[0].startswith("model.")] == [
+        ["model.resolution", "as", "data.resolution"],
+        ["model.width", "64"],
+        ["model.depth", "3", "number", "of", "layers"],
+    ]
+
+
 @pytest.mark.parametrize(
     ("topic", "message"),
     [

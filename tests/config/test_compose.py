@@ -29,6 +29,19 @@ def test_a_value_that_cannot_be_computed_names_the_setting_from_which_it_is_comp
         resolve(config)
 
 
+def test_a_prediction_for_a_schedule_that_selects_none_names_the_defaults_list_of_the_schedule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "schedule").mkdir()
+    (tmp_path / "schedule" / "bare.yaml").write_text("_target_: my_project.Schedule\n")
+    overrides = [f"hydra.searchpath=[file://{tmp_path}]", "schedule=bare", "prediction=v"]
+    monkeypatch.setattr("sys.argv", ["train.py", *overrides])
+    GlobalHydra.instance().clear()
+    message = "^prediction is not a setting with this schedule, whose file must select the group prediction"
+    with initialize_config_dir(str(CONF), version_base="1.3"), pytest.raises(UserError, match=message):
+        compose_config("train", overrides)
+
+
 def test_the_recipe_of_the_quick_start_trains_on_all_images_of_the_user_with_or_without_classes(tmp_path: Path) -> None:
     for name in ("cats", "dogs"):
         (tmp_path / name).mkdir()

@@ -1,12 +1,14 @@
 """Validation of arguments against signatures."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from omegaconf import OmegaConf
 
 from diffusion_lab.config.compose import error_message
-from diffusion_lab.config.validation import argument_problems, raise_problems
+from diffusion_lab.config.validation import argument_problems, missing_targets, raise_problems
 from diffusion_lab.errors import UserError
 
 
@@ -72,6 +74,31 @@ def test_a_target_that_cannot_be_imported_is_reported() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("target", "end"),
+    [
+        ("torhc.nn.Linear", "(torhc is not installed); perhaps you mean torch"),
+        ("diffusion_lab.networks.UNett", "(diffusion_lab.networks has no UNett); perhaps you mean UNet"),
+        ("diffusion_lab.netwroks.UNet", "(diffusion_lab has no netwroks); perhaps you mean networks"),
+        ("mine.Net", "(mine is not installed); PYTHONPATH=. finds it"),
+    ],
+)
+def test_a_mistyped_target_is_reported_with_a_close_name(
+    target: str, end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").touch()
+    monkeypatch.chdir(tmp_path)
+    (message,) = argument_problems({"_target_": target}, "model")
+    assert message.endswith(f", got {target} {end}")
+
+
+def test_an_object_without_a_class_is_reported() -> None:
+    config = OmegaConf.create({"model": {"width": 3, "depth": 2}, "sampler": {"_target_": "my.Sampler"}, "ema": None})
+    (message,) = missing_targets(config)
+    assert message.startswith("model._target_ must be the import path of a class, such as my_project.MyClass")
+    assert message.endswith("got only width, depth")
+
+
 def test_all_problems_are_raised_in_one_message() -> None:
     with pytest.raises(UserError, match=r"^one; two\.$"):
         raise_problems(["one", "two"])
@@ -85,7 +112,8 @@ def test_a_problem_of_a_repeated_node_is_reported_once() -> None:
     with pytest.raises(UserError) as caught:
         raise_problems([*found, "seed must be a number, got x"])
     assert str(caught.value) == (
-        "model._target_ must be in an installed library, got nowhere.Network (nowhere is not installed); "
+        "model._target_ must be in an installed library or in a folder on PYTHONPATH, got nowhere.Network (nowhere is "
+        "not installed); "
         "scale.scale must be a number, got x; seed must be a number, got x."
     )
 

@@ -19,7 +19,12 @@ from diffusion_lab.metrics.class_accuracy import ClassAccuracy
 from diffusion_lab.metrics.metric import Metric
 from diffusion_lab.metrics.precision_recall import PrecisionRecall
 from diffusion_lab.networks import Labels
-from diffusion_lab.runs.callbacks_setup import build_loggers, checkpoint_bytes, require_later_needs
+from diffusion_lab.runs.callbacks_setup import (
+    build_loggers,
+    checkpoint_bytes,
+    require_default_callbacks,
+    require_later_needs,
+)
 from diffusion_lab.samplers import DDIM
 from support.small_runs import FewImages, fit, small_module
 
@@ -34,6 +39,14 @@ def measure(metric: Metric, folder: Path) -> MeasureDistance:
 def require(callback: Any, labels: Labels | None = None, max_steps: int = 10) -> None:
     datamodule = ImageDataModule(FewImages(), batch_size=12, seed=3)
     require_later_needs([callback], small_module(labels), datamodule, max_steps)
+
+
+def test_callbacks_without_the_default_callbacks_are_refused() -> None:
+    own = {"gradient_norm": {"_target_": "my_project.GradientNorm"}}
+    require_default_callbacks(OmegaConf.create({"callbacks": own | {"save_last": None}}), "with_defaults")
+    for selected, named in (("gradient_norm", "gradient_norm"), (None, "CHOICE")):
+        with pytest.raises(UserError, match=rf"got gradient_norm; \+callbacks={named} adds callbacks to them"):
+            require_default_callbacks(OmegaConf.create({"callbacks": own}), selected)
 
 
 def test_a_metric_that_needs_more_images_than_the_set_has_is_refused(tmp_path: Path) -> None:

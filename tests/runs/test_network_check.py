@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from diffusion_lab.data.image_datamodule import ImageDataModule
@@ -12,7 +13,7 @@ from diffusion_lab.errors import UserError
 from diffusion_lab.low_resolution import LowResolution
 from diffusion_lab.networks import Condition, HalfUNet, Labels, Network
 from diffusion_lab.process import CosineSchedule, GaussianProcess, Uniform
-from diffusion_lab.runs.network_check import require_forward
+from diffusion_lab.runs.network_check import require_forward, require_input_channels
 from diffusion_lab.training import ClassifierModule, OptimizerFactory
 from support.small_runs import FewImages, small_module
 
@@ -80,6 +81,15 @@ def test_a_network_receives_images_the_last_time_and_the_parts_of_its_condition(
     assert condition.low_resolution.shape == (2, 1, 4, 4)
     assert network.training
     assert torch.equal(torch.random.get_rng_state(), torch.Generator().manual_seed(0).get_state())  # as before
+
+
+def test_a_network_for_other_channels_than_those_of_the_images_is_refused() -> None:
+    config = OmegaConf.create({"data": {"channels": 3}, "space": {"_target_": "diffusion_lab.latents.Pixels"}})
+    message = r"`model` must take images with data.channels=3, got Foreign with in_channels=1; .* \${data.channels}"
+    with pytest.raises(UserError, match=message):
+        require_input_channels(Foreign(lambda x_t, time, condition: x_t), config)
+    config.space._target_ = "diffusion_lab.latents.Latents"  # the autoencoder determines the channels
+    require_input_channels(Foreign(lambda x_t, time, condition: x_t), config)
 
 
 @pytest.mark.parametrize(

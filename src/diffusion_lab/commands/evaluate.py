@@ -64,6 +64,7 @@ def _measure(measurement: "Measurement", config: DictConfig, folder: Path) -> li
     num_images = config.num_samples if needs_samples else config.num_pictures
     seeds = [range(config.seed, config.seed + num_images)]
     with image_job(config, images, measurement.target, measurement.step, seeds, folder) as files:
+        _print_cost_of_means(measurement)
         try:
             if needs_samples:
                 numbers = evaluation.measure(measurement.metrics, files.add)
@@ -75,6 +76,17 @@ def _measure(measurement: "Measurement", config: DictConfig, folder: Path) -> li
             raise UserError(str(error)) from error
         files.finish(images.shape)
     return numbers
+
+
+def _print_cost_of_means(measurement: "Measurement") -> None:
+    """Print how many evaluations likelihoods and reconstruction errors take: the estimate for samples omits them."""
+    from diffusion_lab.distributed.collectives import Ranks
+
+    for metric, data in measurement.means if Ranks.current().rank == 0 else ():
+        steps, num_images = getattr(metric.quantity, "steps", None), min(metric.num_images or len(data), len(data))
+        count = "many" if steps is None else f"{len(steps):,}"
+        cost = f"{count} evaluations of the network for each of {num_images:,} images"
+        print(f"cost of {metric.quantity.name}: {cost}", flush=True)
 
 
 def _write_results(numbers: list["Number"], measurement: "Measurement", folder: Path) -> None:

@@ -25,6 +25,9 @@ from diffusion_lab.config.validation import META, suggestion
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import CONF, expanduser
 
+BY_SCHEDULE = ("prediction", "times", "weighting", "time_grid")
+"""Config groups that the file of a schedule selects."""
+
 
 def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
     """Compose a config other than the config of the running job.  Raises UserError if it cannot be composed."""
@@ -154,6 +157,11 @@ def _unknown_key(key: str, config_name: str) -> str:
         return f"{key} is not a setting; {absent} is not part of this version."
     composed = node = _composed_without(key, config_name)
     group, dot, _ = key.partition(".")
+    if group in BY_SCHEDULE and "schedule" in composed and group not in composed:
+        return (
+            f"{key} is not a setting with this schedule, whose file must select the group {group} in its defaults "
+            "list, as conf/schedule/cosine.yaml does."
+        )
     if dot and group in _groups(config_name) and _at(composed, group) is None:
         return f"{key} is not a setting without a choice of {group}{_choices_with(key) or f'; add {group}=CHOICE'}."
     parent, _, name = key.rpartition(".")

@@ -47,7 +47,8 @@ def summary(path: Path) -> str:
 def settings(path: Path, prefix: str) -> dict[str, Setting]:
     """Return the settings of a config file that have a comment, by their full names, in the order of the file.
 
-    The settings of shared files, whose names start with an underscore, are included.
+    The settings of shared files, whose names start with an underscore, are included, and for a file of another package
+    also the settings without a comment.
     prefix: package of the file, such as "schedule"; "" for a main config file. A line "# @package" in the file replaces
         the prefix.
     """
@@ -62,6 +63,8 @@ def settings(path: Path, prefix: str) -> dict[str, Setting]:
             found[setting.key] = setting
         elif setting.key in found:  # another value of a setting that a shared file describes
             found[setting.key] = replace(found[setting.key], default=setting.default)
+        elif CONF not in path.parents and not setting.key.rpartition(".")[2].startswith("_"):
+            found[setting.key] = setting
     return found
 
 

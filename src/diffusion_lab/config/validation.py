@@ -1,16 +1,26 @@
 """Validation of a config against the signatures of its targets, before anything is built."""
 
+import importlib
 import inspect
+import pkgutil
 import types
 import typing
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Literal
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig
 
 from diffusion_lab.config.library_classes import import_target, settings_of
 from diffusion_lab.errors import UserError
+
+BUILT = (
+    *("model", "schedule", "prediction", "objective", "times", "weighting", "variance", "sampler", "clipping"),
+    *("time_grid", "ema", "guard", "optimizer", "lr_schedule"),
+)
+"""Config groups each of whose choices describes one object."""
 
 META = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
@@ -62,12 +72,7 @@ def _call_problems(node: Any, path: str) -> Iterator[str]:
     try:
         target = import_target(name)
     except (ImportError, ValueError) as error:
-        library = name.partition(".")[0]
-        if isinstance(error.__cause__, ModuleNotFoundError) and error.__cause__.name == library:
-            yield f"{path}._target_ must be in an installed library, got {name} ({library} is not installed)"
-        else:
-            reason = " ".join(str(error).split())
-            yield f"{path}._target_ must be the import path of a class or function, got {name} ({reason})"
+        yield f"{path}._target_ must be {_import_problem(name, error)}"
         return
     owner = getattr(target, "__name__", str(target))
     parameters = inspect.signature(target).parameters
@@ -86,6 +91,35 @@ def _call_problems(node: Any, path: str) -> Iterator[str]:
         if name in node and name in hints and not _fits(node[name], hints[name]):
             given = "null" if node[name] is None else node[name]
             yield f"{path}.{name} must be {_readable(hints[name])}, got {given}"
+
+
+def missing_targets(config: DictConfig) -> Iterator[str]:
+    """Yield a message for each node of BUILT that names no class."""
+    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    for key in BUILT:
+        node = config.get(key)
+        if isinstance(node, DictConfig) and "_target_" not in node:
+            file = f" in {key}/{choices[key]}.yaml" if choices.get(key) else ""
+            given = f"only {', '.join(map(str, node))}" if node else "no settings"
+            yield f"{key}._target_ must be the import path of a class{file}, such as my_project.MyClass, got {given}"
+
+
+def _import_problem(name: str, error: Exception) -> str:
+    """Return what `_target_` must be and why the import of `name` failed, with a hint."""
+    missing = getattr(error.__cause__, "name", None) if isinstance(error.__cause__, ModuleNotFoundError) else None
+    library = name.partition(".")[0]
+    if missing == library:
+        is_here = any(Path(f"{library}{end}").exists() for end in (".py", "/__init__.py"))
+        hint = "; PYTHONPATH=. finds it" if is_here else suggestion(library, [m.name for m in pkgutil.iter_modules()])
+        return f"in an installed library or in a folder on PYTHONPATH, got {name} ({library} is not installed){hint}"
+    reason, hint = " ".join(str(error).split()), ""
+    if missing and f"{name}.".startswith(f"{missing}."):
+        parent, _, last = missing.rpartition(".")
+        module = importlib.import_module(parent)
+        inner = [m.name for m in pkgutil.iter_modules(getattr(module, "__path__", ()))]
+        names = sorted({*dir(module), *inner}, key=str.swapcase)  # the hint is UNet rather than unet
+        reason, hint = f"{parent} has no {last}", suggestion(last, names)
+    return f"the import path of a class or function, got {name} ({reason}){hint}"
 
 
 def _hints(target: Any) -> dict[str, Any]:

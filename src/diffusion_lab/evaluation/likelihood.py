@@ -35,8 +35,9 @@ class VariationalBound:
         require_instance(self.variance, Variance, "variance")
         if not isinstance(self.process.schedule, TableSchedule):
             raise ValueError(
-                "`schedule` must have discrete steps (linear, cosine, ...) for the variational bound, got the "
-                f"continuous {type(self.process.schedule).__name__}; use metrics=flow, which accepts all schedules."
+                "`schedule` must have discrete steps (linear, cosine, ...) for the variational bound (metrics=nll or "
+                f"bound), got the continuous {type(self.process.schedule).__name__}; use metrics=flow, which accepts "
+                "all schedules."
             )
 
     name = "bits_bound"

@@ -45,9 +45,9 @@ class Network(nn.Module):
 
         x_t: [B, in_channels, resolution, resolution], scaled by the preconditioning.
         time: [B], as returned by `NoiseSchedule.network_time`. It is the step index, 0 to T - 1, for a discrete
-            schedule (for a time between two steps, a number between their indices), 1000 t for `RectifiedFlowSchedule`,
-            999 t for `VPSchedule`, log(sigma) / 4 for `EDMSchedule` (-1.55 to 1.1), and log(sigma / 2) for
-            `VESchedule` (-5.3 to 3.2).
+            schedule (for a time between two steps, a number between their indices), 1000 t for `RectifiedFlowSchedule`
+            and for a subclass of `UnitTimeSchedule` that does not define `network_time`, 999 t for `VPSchedule`,
+            log(sigma) / 4 for `EDMSchedule` (-1.55 to 1.1), and log(sigma / 2) for `VESchedule` (-5.3 to 3.2).
         Returns [B, out_channels, resolution, resolution].
         """
         raise NotImplementedError
@@ -98,7 +98,7 @@ def require_network(network: Any, required: type[Network | ClassifierNetwork], n
     attributes = [key for key in required.__annotations__ if not hasattr(required, key)]
     output = "[B, num_classes]" if required is ClassifierNetwork else "[B, out_channels, resolution, resolution]"
     raise ValueError(
-        f"`{name}` must be a diffusion_lab.networks.{required.__name__}, got {_class_name(network)}, {problem}; "
+        f"`{name}` must implement diffusion_lab.networks.{required.__name__}, got {_class_name(network)}, {problem}; "
         f"class MyNetwork({required.__name__}) sets {', '.join(attributes)} and defines forward({inputs}), which "
         f"returns {output}."
     )

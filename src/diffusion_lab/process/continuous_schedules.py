@@ -67,7 +67,11 @@ class ContinuousSchedule(NoiseSchedule):
 
 
 class UnitTimeSchedule(ContinuousSchedule):
-    """A schedule with times in (0, 1].  first: the smallest time that training and sampling use."""
+    """A schedule with times in (0, 1].
+
+    A network receives the time 1000 t, unless a subclass defines `network_time`.
+    first: the smallest time that training and sampling use.
+    """
 
     first: float
 

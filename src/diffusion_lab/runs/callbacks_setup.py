@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.errors import UserError
+from diffusion_lab.paths import CONF
 from diffusion_lab.runs.load import instantiate_node, require_kind
 
 if TYPE_CHECKING:
@@ -20,6 +21,20 @@ logger = logging.getLogger(__name__)
 
 NUM_CHECKPOINTS = 4
 """Checkpoint files of a run: last.ckpt, previous.ckpt, best.ckpt, and a partial file while one of them is written."""
+
+
+def require_default_callbacks(config: DictConfig, selected: str | None) -> None:
+    """Raise UserError if a config has none of the default callbacks: a run without them could not be resumed.
+
+    selected: choice of the group `callbacks`, for the error message; None for a list of choices.
+    """
+    if any(name in config.callbacks for name in OmegaConf.load(CONF / "callbacks" / "default.yaml")):
+        return
+    raise UserError(
+        "callbacks must include the default callbacks, which save checkpoints, samples and metrics, got "
+        f"{selected or ', '.join(map(str, config.callbacks)) or 'none'}; +callbacks={selected or 'CHOICE'} adds "
+        "callbacks to them, and callbacks.NAME=null disables one of them."
+    )
 
 
 def build_callbacks(config: DictConfig) -> tuple[list[Any], dict[str, str]]:

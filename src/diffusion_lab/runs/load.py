@@ -221,8 +221,8 @@ def _require_network(network: Any, *, classifier: bool) -> None:
         with contextlib.suppress(ValueError):
             require_network(network, other)
             raise UserError(
-                f"`model` must be a diffusion_lab.networks.{required.__name__}, got {type(network).__name__}, which is "
-                f"a {other.__name__}; `{command_line(command)}` trains it."
+                f"`model` must implement diffusion_lab.networks.{required.__name__}, got {type(network).__name__}, "
+                f"which is a {other.__name__}; `{command_line(command)}` trains it."
             ) from error
         raise UserError(str(error)) from error
 
@@ -253,6 +253,8 @@ def instantiate_node(node: Any, path: str, **extra: Any) -> Any:
             raise UserError(f"{path}: {' '.join(str(cause).split()).rstrip('.')}.") from error
         if isinstance(cause, (FeaturesUnavailableError, UserError)):
             raise cause from None
+        if isinstance(cause, AttributeError) and "Module.__init__() call" in str(cause):  # torch's message
+            raise UserError(f"{path}: __init__ of {node._target_} must begin with super().__init__().") from error
         if (
             isinstance(cause, (ValueError, TypeError, OSError, ImportError))
             or type(cause).__name__ == "MisconfigurationException"

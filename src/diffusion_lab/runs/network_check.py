@@ -25,6 +25,17 @@ def name_data_resolution(message: str, config: DictConfig) -> str:
     return re.sub(r"try resolution=(\d+)", setting, message)
 
 
+def require_input_channels(network: Any, config: DictConfig) -> None:
+    """Raise UserError if a network for pixels takes images with another number of channels than the data have."""
+    channels, given = config.data.channels, getattr(network, "in_channels", None)
+    in_pixels = str((config.get("space") or {}).get("_target_")).endswith(".Pixels")
+    if in_pixels and isinstance(given, int) and given != channels:
+        raise UserError(
+            f"`model` must take images with data.channels={channels}, got {type(network).__name__} with "
+            f"in_channels={given}; in the file of the model, in_channels: ${{data.channels}} follows the images."
+        )
+
+
 def require_forward(module: "DiffusionModule | ClassifierModule", datamodule: "ImageDataModule") -> None:
     """Raise UserError if the network raises an error, or if its output does not have the required shape.
 

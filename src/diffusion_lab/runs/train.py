@@ -17,6 +17,7 @@ from diffusion_lab.runs import folder as run_folder
 from diffusion_lab.runs import metrics_log, training_setup
 from diffusion_lab.runs import results as run_results
 from diffusion_lab.runs import resume as run_resume
+from diffusion_lab.runs.callbacks_setup import require_default_callbacks
 from diffusion_lab.runs.trainer_settings import apply_trainer_settings, require_more_steps
 
 
@@ -35,6 +36,7 @@ def train(config: DictConfig) -> float | None:
             return run_resume.print_done(start, is_open_ended=run_resume.is_open_ended(config))
         if not start.continues:
             training_setup.require_classes(start.config)
+            require_default_callbacks(start.config, HydraConfig.get().runtime.choices.get("callbacks"))
         run = training_setup.build(start.config)
         run_resume.require_matching_checkpoint(start, run)
         if not start.continues:

@@ -16,13 +16,13 @@ from diffusion_lab.config import compilation
 from diffusion_lab.config.compilation import Acceleration
 from diffusion_lab.config.finite_numbers import require_finite
 from diffusion_lab.config.library_classes import import_target, settings_of
-from diffusion_lab.config.validation import argument_problems, data_problems, raise_problems
+from diffusion_lab.config.validation import argument_problems, data_problems, missing_targets, raise_problems
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import class_names
 from diffusion_lab.runs.callbacks_setup import build_callbacks, build_loggers, require_later_needs
 from diffusion_lab.runs.guidance_setup import require_guidable
 from diffusion_lab.runs.load import build_module, instantiate_node, is_classifier_config, require_launch, resolve
-from diffusion_lab.runs.network_check import name_data_resolution, require_forward
+from diffusion_lab.runs.network_check import name_data_resolution, require_forward, require_input_channels
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -77,6 +77,7 @@ def build(config: DictConfig) -> Run:
 
     torch.manual_seed(config.seed)
     network = _build_network(config)
+    require_input_channels(network, config)
     raise_problems(list(argument_problems({key: config[key] for key in deferred}, "")))
     module = build_module(config, network)
     _require_optimizable(module, config.trainer.max_steps)
@@ -166,6 +167,7 @@ def check_arguments(config: DictConfig, deferred: list[str]) -> None:
         here, so that the error message lists all wrong arguments.
     """
     others = {key: node for key, node in config.items() if key not in deferred}
+    raise_problems(list(missing_targets(config)))
     of_data = list(data_problems(config.data))
     repeated = tuple(problem.partition(".")[2] for problem in of_data)  # such as model.resolution: ${data.resolution}
     problems = [problem for problem in argument_problems(others, "") if not problem.endswith(repeated)]
