@@ -137,6 +137,13 @@ class Sampler(DataclassInterface):
         return float(self.process.schedule.prior_std(torch.tensor(self.times[0], dtype=torch.float64)))
 
     def estimator(self, denoiser: DenoiserLike, condition: Condition | Tensor | None) -> Estimator:
+        """Return the estimator of x_0 with clipping.  Raises ValueError for a denoiser of another process."""
+        process = getattr(denoiser, "process", None)  # functions have none
+        if isinstance(process, GaussianProcess) and not process.adds_noise_of(self.process, self.times):
+            raise ValueError(
+                f"`denoiser` must have the process of the sampler ({self.process.schedule}), got a denoiser with "
+                f"{process.schedule}."
+            )
         return Estimator(denoiser, Condition.of(condition), self.process, self.clipping)
 
 

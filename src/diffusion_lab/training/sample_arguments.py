@@ -5,8 +5,6 @@ from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
-import torch
-
 from diffusion_lab import samplers
 from diffusion_lab.contracts import require_instance
 from diffusion_lab.guidance import Guidance, Strength
@@ -76,20 +74,10 @@ def as_sampler(sampler: SamplerChoice | None, default: Sampler, process: Gaussia
 
 
 def _require_process(sampler: Sampler, process: GaussianProcess) -> None:
-    """Raise ValueError unless the process of a sampler adds the same noise as `process` at the times of the sampler.
-
-    The two may be different objects, and the sampler may have the continuous extension of the process, or a schedule
-    with fewer steps.
-    """
-    if sampler.process is process:
+    """Raise ValueError unless the process of a sampler adds the same noise as `process` at the times of the sampler."""
+    if process.adds_noise_of(sampler.process, sampler.times):
         return
-    times = torch.tensor(sampler.times, dtype=torch.float64)
     given, own = sampler.process.schedule, process.schedule
-    if sampler.times[0] <= own.t_max and all(
-        torch.allclose(one, other, rtol=1e-3, atol=1e-3)
-        for one, other in zip(given.coefficients(times), own.continuous.coefficients(times), strict=True)
-    ):
-        return
     raise ValueError(f"`sampler` must have the process of the module ({own}), got a sampler with {given}.")
 
 
