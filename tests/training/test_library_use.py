@@ -1,5 +1,6 @@
 """A DiffusionModule with a plain `lightning.Trainer`: forms of its arguments, checkpoints and resuming."""
 
+import copy
 import warnings
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,10 @@ def test_averages_are_given_as_an_object_a_function_or_a_decay() -> None:
         assert module.ema.decays == {"main": decay}
     with pytest.raises(ValueError, match="`ema` must be the EMA of the network of the module, got an EMA of another"):
         DiffusionModule(other_network(16), CosineSchedule(20), ema=modules[0].ema)
+    with pytest.raises(ValueError, match="`ema` must be the EMA of the network of the module, got an EMA of another"):
+        DiffusionModule(other_network(), CosineSchedule(20), ema=EMA(network, {"main": decay}))
+    copied = copy.deepcopy(modules[0])  # its averages are those of the copied network
+    assert DiffusionModule(copied.network, CosineSchedule(20), ema=copied.ema).ema is copied.ema
     with pytest.raises(ValueError, match=r"`ema` must be a Decay, such as .*, or a function .*, got 0.9"):
         DiffusionModule(network, CosineSchedule(20), ema=0.9)  # type: ignore[arg-type]
 

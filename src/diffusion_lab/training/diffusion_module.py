@@ -282,7 +282,6 @@ def _build_ema(given: Callable[[nn.Module], EMA] | EMA | Decay, network: nn.Modu
             'EMA(network, {"main": ConstantDecay(0.999)}), or a function from a network to its EMA, got '
             f"{described(given)}."
         )
-    shapes = [{name: weight.shape for name, weight in each.named_parameters()} for each in (ema.network, network)]
-    if shapes[0] != shapes[1]:
+    if not ema.may_average(network):
         raise ValueError("`ema` must be the EMA of the network of the module, got an EMA of another network.")
     return ema
