@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.contracts import DataclassInterface, described, require_instance
-from diffusion_lab.denoiser import DenoiserLike
+from diffusion_lab.denoiser import DenoiserLike, require_denoiser
 from diffusion_lab.networks import Condition
 from diffusion_lab.process import GaussianProcess, Variance
 from diffusion_lab.samplers.churn import Churn
@@ -138,6 +138,7 @@ class Sampler(DataclassInterface):
 
     def estimator(self, denoiser: DenoiserLike, condition: Condition | Tensor | None) -> Estimator:
         """Return the estimator of x_0 with clipping.  Raises ValueError for a denoiser of another process."""
+        require_denoiser(denoiser)
         process = getattr(denoiser, "process", None)  # functions have none
         if isinstance(process, GaussianProcess) and not process.adds_noise_of(self.process, self.times):
             raise ValueError(

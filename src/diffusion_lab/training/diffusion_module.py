@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, Never, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ from diffusion_lab.training.lr_schedules import LRSchedule, TorchLRSchedule
 from diffusion_lab.training.nonfinite_guard import NonFiniteGuard
 from diffusion_lab.training.optimizers import OptimizerFactory
 from diffusion_lab.training.plain_batches import PlainBatch
-from diffusion_lab.training.sample_arguments import SamplerChoice, as_guidance, as_sampler, as_seeds
+from diffusion_lab.training.sample_arguments import SamplerChoice, as_guidance, as_sampler, as_seeds, refuse_settings
 
 CLASS_NAMES_KEY = "class_names"
 """Key of a checkpoint under which the names of the classes are stored, if the module has them."""
@@ -186,11 +186,12 @@ class DiffusionModule(TrainedModule):
         guidance_scale: float | None = None,
         sampler: SamplerChoice | None = None,
         num_steps: int | None = None,
-        clipping: Clipping | None = None,
-        time_grid: TimeGrid | None = None,
+        clipping: Clipping | str | None = None,
+        time_grid: TimeGrid | str | None = None,
         weights: str | None = None,
         stage: int = 0,
         on_step: OnStep | None = None,
+        **unknown: Never,
     ) -> Tensor:
         """Generate one image for each seed: [B, C, H, W], in [-1, 1] if the estimates of x_0 are clipped.
 
@@ -203,13 +204,15 @@ class DiffusionModule(TrainedModule):
         guidance: guidance scale of classifier-free guidance, or any other guidance.
         guidance_scale: guidance scale of classifier-free guidance; may be given instead of `guidance`.
         sampler: sampler, or its class or name, such as "ddim"; None selects the sampler of the module.
-        num_steps, clipping, time_grid: number of its steps, its clipping and its time grid; None keeps those of the
-            sampler. A sampler that is given by class or name has the clipping and time grid of the module's sampler.
+        num_steps, clipping, time_grid: number of its steps, its clipping and its time grid, or the names of the latter,
+            such as "static" and "karras"; None keeps those of the sampler. A sampler that is given by class or name
+            has the clipping and time grid of the module's sampler.
         weights: name of the weights, see `sampled_network`.
         stage: index of the network in a cascade, see `ImageNoise`.
         on_step: callback after each step, see `samplers.OnStep`.
-        Raises ValueError if an argument does not fit the network.
+        Raises ValueError if an argument does not fit the network, and TypeError for settings of a sampler (eta).
         """
+        refuse_settings(unknown, self.sample.__annotations__)
         seeds, guidance = as_seeds(seeds), as_guidance(guidance, guidance_scale)
         changes = {"num_steps": num_steps, "clipping": clipping, "time_grid": time_grid}
         sampler = as_sampler(sampler, self.sampler, self.process, **changes)
