@@ -103,6 +103,19 @@ def test_a_checkpoint_has_the_names_of_the_classes_and_names_what_does_not_fit(t
         load(other_network())
 
 
+def test_an_average_that_continues_with_another_decay_is_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    network, process = other_network(), GaussianProcess(CosineSchedule(20))
+    trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", enable_progress_bar=False)
+    trainer.strategy.connect(DiffusionModule(network, process, ema=ConstantDecay(0.9)))
+    trainer.save_checkpoint(path := tmp_path / "last.ckpt")
+    DiffusionModule.load_from_checkpoint(path, network=network, process=process, ema=ConstantDecay(0.9))
+    assert "decay" not in caplog.text
+    DiffusionModule.load_from_checkpoint(path, network=network, process=process)
+    assert "`main` of the checkpoint was computed with ConstantDecay(decay=0.9) and continues with R" in caplog.text
+
+
 def test_a_condition_may_be_given_as_labels() -> None:
     module, label = small_module(labels=Labels(3, dropout=0.1)), torch.tensor([2, 0])
     images: Tensor = module.sample(2, label, num_steps=2)
