@@ -98,7 +98,7 @@ def refuse_settings(settings: Mapping[str, Any], arguments: Iterable[str]) -> No
             )
         else:
             remedy = f"; perhaps you mean {close[0]}" if close else ""
-        raise TypeError(f"`{name}` must not be an argument of sample, got {described(value)}{remedy}.")
+        raise TypeError(f"`{name}` is not an argument of sample, got {described(value)}{remedy}.")
 
 
 def _require_process(sampler: Sampler, process: GaussianProcess) -> None:
