@@ -120,7 +120,7 @@ EXAMPLE = (
         (ImageAlone(**SHAPE), f"whose forward takes (image); {EXAMPLE}"),
         (Convolution, "got Convolution, which is a class and not an object"),
         (None, "got NoneType, which is no torch.nn.Module"),
-        (lambda: None, "got function, which is no torch.nn.Module"),
+        (lambda: None, "got <lambda>, which is no torch.nn.Module"),
         (
             HalfUNet(1, 3, resolution=8, channels=32, channel_multipliers=(1,)),
             "got HalfUNet, which has no out_channels",
@@ -192,8 +192,8 @@ def test_a_class_without_a_required_method_names_it_with_its_result_and_an_examp
             {"optimizer": torch.optim.Adam},
             r"`optimizer` must be .*; build it with OptimizerFactory\(optimizer_class, lr\)",
         ),
-        ({"ema": 0.999}, r"`ema` must be a function from a network to its diffusion_lab.EMA, .*, got 0.999\."),
-        ({"ema": lambda network: network}, "`ema` must be a function .*, got an object of the class function"),
+        ({"ema": 0.999}, r"`ema` must be a Decay, .* or a function from a network to its EMA, got 0.999\."),
+        ({"ema": lambda network: network}, "`ema` must be .* or a function .*, got an object of the class function"),
         (
             {"lr_schedule": torch.optim.lr_scheduler.CosineAnnealingLR},
             r"`lr_schedule` must be .* got the class CosineAnnealingLR .*; wrap it as TorchLRSchedule\(CosineAnn",

@@ -164,7 +164,7 @@ def test_a_function_of_two_or_three_arguments_is_a_network() -> None:
         ((torch.relu, "cosine", Epsilon()), "`process` must be a diffusion_lab.GaussianProcess, got 'cosine'"),
         (
             (torch.relu, PROCESS, Epsilon),
-            "`prediction` must be a diffusion_lab.Prediction .* the class Epsilon instead",
+            "`prediction` must be a diffusion_lab.Prediction.* the class Epsilon instead",
         ),
     ],
 )

@@ -166,7 +166,7 @@ def test_type_checkers_see_the_exported_names() -> None:
 
 
 def test_a_name_that_is_not_exported_raises_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match=r"module 'diffusion_lab' has no attribute 'GausianProcess'"):
+    with pytest.raises(AttributeError, match=r"has no attribute 'GausianProcess'; perhaps you mean Gauss"):
         _ = diffusion_lab.GausianProcess  # type: ignore[attr-defined]
 
 

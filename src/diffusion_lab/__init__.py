@@ -80,7 +80,11 @@ else:
         if name in (*_PACKAGES, *_MODULES):
             return import_module(f"diffusion_lab.{name}")
         if name.startswith("_") or name not in _exports():
-            raise AttributeError(f"module 'diffusion_lab' has no attribute '{name}'")
+            from difflib import get_close_matches
+
+            close = [] if name.startswith("_") else get_close_matches(name, _exports(), n=1, cutoff=0.8)
+            hint = "".join(f"; perhaps you mean {other}" for other in close)
+            raise AttributeError(f"module 'diffusion_lab' has no attribute '{name}'{hint}")
         globals()[name] = getattr(import_module(f"diffusion_lab.{_exports()[name]}"), name)
         return globals()[name]
 

@@ -48,6 +48,9 @@ def require_instance(value: Any, base: type, name: str) -> None:
     """Raise ValueError unless `value` is an instance of `base`.  name: name of the argument or setting."""
     if isinstance(value, base):
         return
+    if isinstance(value, type) and issubclass(value, base):
+        remedy = f"; build it with {_call(value)}"
+        raise ValueError(f"`{name}` must be a {_public_name(base)}, got {described(value)}{remedy}.")
     required = f" that defines {_required(base)}" if getattr(base, "__abstractmethods__", None) else ""
     raise ValueError(f"`{name}` must be a {_public_name(base)}{required}, got {described(value)}{_example(base)}.")
 
@@ -82,10 +85,7 @@ def _signature(kind: type, name: str) -> str:
 def _example(base: type) -> str:
     """Return a hint with the classes of this package that derive from `base`: other bases, and one concrete class."""
     if not inspect.isabstract(base):
-        parameters = inspect.signature(base).parameters.values()
-        required = [parameter for parameter in parameters if parameter.default is parameter.empty]
-        names = [parameter.name for parameter in required if parameter.kind is not parameter.VAR_KEYWORD]
-        return f"; build it with {base.__name__}({', '.join(names)})" if _is_own(base) else ""
+        return f"; build it with {_call(base)}" if _is_own(base) else ""
     kinds: list[type] = [base]
     for kind in kinds:  # the list grows by the classes that derive from its members
         derived: list[type] = type.__subclasses__(kind)
@@ -95,6 +95,15 @@ def _example(base: type) -> str:
     bases = [_public_name(kind) for kind in public if inspect.isabstract(kind)]
     parts = [*([f"a base with less to define is {' or '.join(bases)}"] if bases else [])]
     return "".join(f"; {part}" for part in [*parts, *(f"{name} is an example" for name in concrete[:1])])
+
+
+def _call(kind: type) -> str:
+    """Return a call of a class with the names of the arguments that it requires."""
+    parameters = inspect.signature(kind).parameters.values()
+    required = [parameter for parameter in parameters if parameter.default is parameter.empty]
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    names = [parameter.name for parameter in required if parameter.kind not in variable]
+    return f"{kind.__name__}({', '.join(names)})"
 
 
 def _is_own(kind: type) -> bool:

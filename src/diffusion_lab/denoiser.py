@@ -49,6 +49,17 @@ def require_estimate(estimate: Any, denoiser: Any) -> Estimate:
     )
 
 
+def require_denoiser(denoiser: Any) -> None:
+    """Raise ValueError unless an object can be called as a denoiser."""
+    if callable(denoiser) and takes_three(denoiser):
+        return
+    name = getattr(denoiser, "__name__", type(denoiser).__name__)
+    raise ValueError(
+        f"`denoiser` must be a Denoiser or a function of (x_t, t, condition) that returns an Estimate, got {name}; for "
+        f"a function of (x_t, time) that predicts the noise, pass Denoiser({name}, process, Epsilon())."
+    )
+
+
 @dataclass(frozen=True)
 class Denoiser:
     """Denoiser that consists of a network, its diffusion process, and its prediction type (such as noise or velocity).
@@ -93,12 +104,7 @@ class Denoiser:
         """Whether the network takes a third argument."""
         if isinstance(self.network, Network):
             return True
-        function = getattr(self.network, "forward", self.network)  # of a module, whose __call__ takes any arguments
-        try:
-            inspect.signature(function).bind(*range(3))
-        except TypeError:
-            return False
-        return True
+        return takes_three(self.network)
 
     def _preconditioning(self, t: Tensor) -> Preconditioning:
         # Samplers pass one time for all images, expanded without a copy, and the same times for every batch. The
@@ -109,6 +115,16 @@ class Denoiser:
             except TypeError:  # the user's own prediction or schedule is not hashable
                 return _at_one_time(self.prediction, self.process, float(t[0]))
         return self.prediction.preconditioning(t, self.process.continuous)
+
+
+def takes_three(function: Callable[..., Any]) -> bool:
+    """Return whether a function or a module can be called with three arguments."""
+    try:
+        # forward: the method __call__ of a module takes any arguments
+        inspect.signature(getattr(function, "forward", function)).bind(*range(3))
+    except TypeError:
+        return False
+    return True
 
 
 def _at_one_time(prediction: Prediction, process: GaussianProcess, t: float) -> Preconditioning:

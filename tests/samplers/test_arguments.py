@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.denoiser import Denoiser, Estimate
+from diffusion_lab.guidance import Autoguidance, ClassifierFreeGuidance, Guidable, Strength
 from diffusion_lab.networks import Condition
-from diffusion_lab.process import Epsilon, GaussianProcess, LinearSchedule
+from diffusion_lab.process import CosineSchedule, Epsilon, GaussianProcess, LinearSchedule
 from diffusion_lab.randomness import ImageNoise
 from diffusion_lab.samplers import (
     DDIM,
@@ -83,6 +84,28 @@ def test_every_sampler_names_what_it_accepts_if_another_object_is_given(build: A
         sampler.sample(by_label, 16)
     with pytest.raises(ValueError, match=r"must return an Estimate, .*Tensor from predict; .*Denoiser\(predict, proc"):
         sampler.sample(predict, ImageNoise(5, SHAPE))
+    with pytest.raises(ValueError, match=r"function of \(x_t, t, condition\) .*, got two; .* Denoiser\(two, proce"):
+        sampler.sample(two, ImageNoise(5, SHAPE))
+
+
+def two(x_t: Tensor, time: Tensor) -> Tensor:
+    return x_t
+
+
+@pytest.mark.parametrize("build", [*DETERMINISTIC, *STOCHASTIC])
+def test_every_sampler_refuses_a_denoiser_of_another_process_with_and_without_guidance(build: Any) -> None:
+    sampler, noise, label = build(SCHEDULE, num_steps=4), ImageNoise(5, SHAPE), torch.arange(5)
+    denoiser, other = (
+        Denoiser(lambda x_t, time: x_t / 2, GaussianProcess(schedule), Epsilon())
+        for schedule in (SCHEDULE.continuous, CosineSchedule())
+    )
+    guidable, strength = Guidable.from_denoiser(other), Strength(2.0)
+    assert bool(sampler.sample(denoiser, noise).isfinite().all())
+    for given in (other, ClassifierFreeGuidance(guidable, 10, strength), Autoguidance(guidable, other, strength)):
+        with pytest.raises(ValueError, match=r"`denoiser` must have the process .*\(LinearSch.*, got .* CosineSch"):
+            sampler.sample(given, noise, label)
+    with pytest.raises(ValueError, match=r"`guide` must be trained with the schedule .*CosineSchedule.*, got "):
+        Autoguidance(guidable, denoiser, strength)
 
 
 def predict(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:

@@ -1,5 +1,6 @@
 """A DiffusionModule with a plain `lightning.Trainer`: forms of its arguments, checkpoints and resuming."""
 
+import copy
 import warnings
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,10 @@ def test_averages_are_given_as_an_object_a_function_or_a_decay() -> None:
         assert module.ema.decays == {"main": decay}
     with pytest.raises(ValueError, match="`ema` must be the EMA of the network of the module, got an EMA of another"):
         DiffusionModule(other_network(16), CosineSchedule(20), ema=modules[0].ema)
+    with pytest.raises(ValueError, match="`ema` must be the EMA of the network of the module, got an EMA of another"):
+        DiffusionModule(other_network(), CosineSchedule(20), ema=EMA(network, {"main": decay}))
+    copied = copy.deepcopy(modules[0])  # its averages are those of the copied network
+    assert DiffusionModule(copied.network, CosineSchedule(20), ema=copied.ema).ema is copied.ema
     with pytest.raises(ValueError, match=r"`ema` must be a Decay, such as .*, or a function .*, got 0.9"):
         DiffusionModule(network, CosineSchedule(20), ema=0.9)  # type: ignore[arg-type]
 
@@ -96,6 +101,19 @@ def test_a_checkpoint_has_the_names_of_the_classes_and_names_what_does_not_fit(t
     message = "weights do not fit this module: network.label_embedding.weight, .* only in the checkpoint; .* its labels"
     with pytest.raises(RuntimeError, match=message):
         load(other_network())
+
+
+def test_an_average_that_continues_with_another_decay_is_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    network, process = other_network(), GaussianProcess(CosineSchedule(20))
+    trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", enable_progress_bar=False)
+    trainer.strategy.connect(DiffusionModule(network, process, ema=ConstantDecay(0.9)))
+    trainer.save_checkpoint(path := tmp_path / "last.ckpt")
+    DiffusionModule.load_from_checkpoint(path, network=network, process=process, ema=ConstantDecay(0.9))
+    assert "decay" not in caplog.text
+    DiffusionModule.load_from_checkpoint(path, network=network, process=process)
+    assert "`main` of the checkpoint was computed with ConstantDecay(decay=0.9) and continues with R" in caplog.text
 
 
 def test_a_condition_may_be_given_as_labels() -> None:

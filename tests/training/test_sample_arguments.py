@@ -1,5 +1,7 @@
 """The forms in which `DiffusionModule.sample` takes seeds, labels, guidance and samplers."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,10 +11,14 @@ import torch
 from diffusion_lab.generation import SeededImages
 from diffusion_lab.guidance import Guidance, Strength
 from diffusion_lab.networks import Condition, Labels
+from diffusion_lab.paths import CONF
 from diffusion_lab.process import CosineSchedule, GaussianProcess
 from diffusion_lab.samplers import DDIM, DPMSolver, Euler, Heun, NoClipping, TrailingTimes
 from diffusion_lab.training import DiffusionModule
+from diffusion_lab.training.sample_arguments import as_sampler
 from support.small_runs import small_module
+
+GROUPS = ("sampler", "time_grid", "clipping")
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +88,29 @@ def test_clipping_and_time_grid_of_one_call_replace_those_of_the_sampler(module:
     for sampler, build in (("heun", Heun), (None, DDIM), (DPMSolver(module.process), DPMSolver)):
         wanted = module.sample(2, sampler=build(module.process, num_steps=3, **parts))
         assert torch.equal(module.sample(2, sampler=sampler, num_steps=3, **parts), wanted)
-    with pytest.raises(ValueError, match=r"`clipping` must be a diffusion_lab.Clipping .* got the class NoClipping"):
+    with pytest.raises(ValueError, match=r"`clipping` must be a diffusion_lab.Clipping, got the class NoClipping"):
         module.sample(2, clipping=NoClipping)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("path", sorted(p for group in GROUPS for p in (CONF / group).glob("*.yaml")), ids=str)
+def test_the_names_of_the_configs_select_the_same_classes_in_python(path: Path, module: DiffusionModule) -> None:
+    kind = re.findall(r"^_target_: diffusion_lab.samplers.(\w+)$", path.read_text(), re.MULTILINE)[0]
+    given: dict[str, Any] = {path.parent.name: path.stem}
+    if path.stem == "sections":  # its sections have no default
+        with pytest.raises(ValueError, match=r"`time_grid` must be SectionTimes\(counts\), .*, got the name sections"):
+            module.sample(2, **given)
+        return
+    chosen = as_sampler(given.pop("sampler", None), module.sampler, module.process, num_steps=2, **given)
+    assert type(getattr(chosen, path.parent.name, chosen)).__name__ == kind
+
+
+def test_settings_of_a_sampler_are_given_to_the_sampler(module: DiffusionModule) -> None:
+    with pytest.raises(TypeError, match=r"`eta` is not an .*, got 0.5; .*: sampler=DDIM\(module.process, eta=0.5\)"):
+        module.sample(2, eta=0.5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"`gidance` is not an argument of sample, .* you mean guidance\."):
+        module.sample(2, gidance=2.0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"`time_grid` must be a time grid or its name \(KarrasTimes, .*, got karas"):
+        module.sample(2, time_grid="karas")
 
 
 def test_guidance_takes_numbers_and_modules(module: DiffusionModule) -> None:
@@ -114,6 +141,7 @@ def test_a_sampler_may_have_an_equal_process_its_continuous_extension_or_fewer_s
         ({"seeds": 0}, "`seeds` must be a number of at least 1 or a list of seeds, got 0"),
         ({"seeds": [3, -1]}, r"`seeds` must be a list of whole numbers of at least 0, or their number, got \[3, -1\]"),
         ({"seeds": 1.5}, "`seeds` must be a list of whole numbers of at least 0, or their number, got 1.5"),
+        ({"seeds": torch.zeros(2, 1, 8, 8)}, r"number, got a tensor \[2, 1, 8, 8\]; noise is given to a sampler"),
         ({"guidance": "strong"}, "`guidance` must be a guidance scale, such as 2.0, or a .*Guidance, got 'strong'"),
         ({"label": 3}, r"`label` must be None, random, in 0\.\.2 or a list of such numbers, got 3"),
         ({"label": []}, r"`label` must be None, random, in 0\.\.2 or a list of such numbers, got \[\]"),

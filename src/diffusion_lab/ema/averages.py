@@ -172,6 +172,7 @@ class EMA(nn.Module):
         }
         self._has_buffers = any(True for _ in network.buffers())
         self._source: tuple[weakref.ref[nn.Module], list[Tensor]] | None = None
+        self._built_from: weakref.ref[nn.Module] | None = weakref.ref(network)
         self.num_updates = 0  # not a tensor, because reading it would synchronize with the device in every step
         self.eval()
 
@@ -179,6 +180,20 @@ class EMA(nn.Module):
     def network(self) -> nn.Module:
         """The averaged network that sampling uses, which is the first one in `decays`."""
         return self.networks[next(iter(self.decays))]
+
+    def may_average(self, network: nn.Module) -> bool:
+        """Return False if the averages are known to be those of another network, with other names, shapes or weights.
+
+        A copy of an EMA has no reference to its network, so that only names and shapes are compared.
+        """
+        averaged, trained = (dict(each.named_parameters()) for each in (self.network, network))
+        if {name: weight.shape for name, weight in averaged.items()} != {
+            name: weight.shape for name, weight in trained.items()
+        }:
+            return False
+        if self._built_from is None or self._built_from() is network:
+            return True
+        return all(torch.equal(weight.to(averaged[name]), averaged[name]) for name, weight in trained.items())
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
@@ -198,7 +213,8 @@ class EMA(nn.Module):
         return self._source[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_source": None}  # deepcopy would replace the cached parameters with copies
+        # deepcopy would replace the cached parameters with copies, and references to networks cannot be pickled
+        return self.__dict__ | {"_source": None, "_built_from": None}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "EMA":
         # Lightning converts the complete module to the half precision of trainer.precision=bf16-true.

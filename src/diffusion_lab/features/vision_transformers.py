@@ -100,7 +100,8 @@ class VisionTransformer(Features):
         except Exception as error:  # the library raises errors of many types: offline, no access, a full disk
             raise FeaturesUnavailableError(
                 f"features={self.name} requires {self.hub_file} of {self.hub_name}, which is not in the local cache "
-                "and could not be downloaded; run once with network access, or set features.weights to a copy of it."
+                "and could not be downloaded; run once with network access, or set features.weights (in Python: "
+                f"{type(self).__name__}(weights=...)) to a copy of it."
             ) from error
 
 

@@ -6,7 +6,9 @@ from torch import Tensor
 
 from diffusion_lab.denoiser import DenoiserLike, Estimate, require_estimate
 from diffusion_lab.guidance.noisy_classifier import NoisyClassifier
+from diffusion_lab.guidance.strength import require_same_process
 from diffusion_lab.networks import Condition, Labels
+from diffusion_lab.process import GaussianProcess
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,14 @@ class ClassifierGuidance:
     classifier: NoisyClassifier
     classifier_scale: float
     labels: Labels
+
+    def __post_init__(self) -> None:
+        require_same_process("classifier", self.classifier, self.denoiser)
+
+    @property
+    def process(self) -> GaussianProcess:
+        """The process of the classifier and of the guided denoiser."""
+        return self.classifier.process
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
         if condition.label is None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.denoiser import DenoiserLike, Estimate, require_estimate
-from diffusion_lab.guidance.strength import Guidable, Strength
+from diffusion_lab.guidance.strength import Guidable, Strength, require_same_process
 from diffusion_lab.networks import Condition
 from diffusion_lab.process import GaussianProcess
 
@@ -36,6 +36,11 @@ class ClassifierFreeGuidance:
     def __post_init__(self) -> None:
         object.__setattr__(self, "guidable", Guidable.from_denoiser(self.guidable))
         object.__setattr__(self, "strength", Strength.of(self.strength))
+
+    @property
+    def process(self) -> GaussianProcess:
+        """The process of the guided denoiser."""
+        return self.guidable.process
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
         is_active = self.strength.is_active(self.guidable.process, t)
@@ -69,6 +74,12 @@ class Autoguidance:
     def __post_init__(self) -> None:
         object.__setattr__(self, "guidable", Guidable.from_denoiser(self.guidable))
         object.__setattr__(self, "strength", Strength.of(self.strength))
+        require_same_process("guide", self.guide, self)
+
+    @property
+    def process(self) -> GaussianProcess:
+        """The process of the guided denoiser."""
+        return self.guidable.process
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
         strong, is_active = self.guidable(x_t, t, condition), self.strength.is_active(self.guidable.process, t)

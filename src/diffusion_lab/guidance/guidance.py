@@ -13,7 +13,7 @@ from diffusion_lab.denoiser import Denoiser, DenoiserLike
 from diffusion_lab.guidance.classifier import ClassifierGuidance
 from diffusion_lab.guidance.classifier_free import Autoguidance, ClassifierFreeGuidance
 from diffusion_lab.guidance.noisy_classifier import NoisyClassifier
-from diffusion_lab.guidance.strength import Guidable, Strength
+from diffusion_lab.guidance.strength import Guidable, Strength, require_same_process
 from diffusion_lab.networks import Labels, Network, require_network
 
 
@@ -107,11 +107,7 @@ class Guidance:
 
 def _require_same_data(name: str, model: Denoiser | NoisyClassifier, denoiser: Denoiser) -> None:
     """Raise ValueError unless the guide or classifier `model` is trained on the noisy images of the denoiser."""
-    if model.process != denoiser.process:
-        raise ValueError(
-            f"`{name}` must be trained with the schedule of the network that it guides ({denoiser.process.schedule}), "
-            f"got {model.process.schedule}."
-        )
+    require_same_process(name, model, denoiser)
     network = _network_of(model) if isinstance(model, Denoiser) else model.network
     expected = _network_of(denoiser)
     if (network.in_channels, network.resolution) != (expected.in_channels, expected.resolution):

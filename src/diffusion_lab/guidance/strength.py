@@ -106,3 +106,16 @@ class Guidable:
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
         return require_estimate(self.denoiser(x_t, t, condition), self.denoiser)
+
+
+def require_same_process(name: str, model: Any, denoiser: Any) -> None:
+    """Raise ValueError if the guide or classifier `model` and the denoiser that it guides have different processes.
+
+    name: name of the argument.  Functions have no process and are not checked.
+    """
+    given, expected = getattr(model, "process", None), getattr(denoiser, "process", None)
+    if given is not None and expected is not None and given != expected:
+        raise ValueError(
+            f"`{name}` must be trained with the schedule of the network that it guides ({expected.schedule}), got "
+            f"{given.schedule}."
+        )

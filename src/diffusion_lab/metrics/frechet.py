@@ -73,6 +73,10 @@ class FrechetDistance(Metric):
         )
 
     def measure(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
+        """Return {"fd": distance}; smaller is better.  samples, reference: `FeatureSet.of(features(pixels)["pooled"])`.
+
+        Raises ValueError if the two sets have features of different sizes.
+        """
         self.check_sets(samples, reference)
         return {"fd": float(frechet_distance(samples, reference))}
 

@@ -50,6 +50,20 @@ class GaussianProcess:
         """The same process with the continuous extension of its schedule."""
         return GaussianProcess(self.schedule.continuous)
 
+    def adds_noise_of(self, other: "GaussianProcess", times: Sequence[float]) -> bool:
+        """Return whether this process, or its continuous extension, adds the same noise as `other` at these times.
+
+        times: decreasing times of `other`, which may be another object, a continuous extension of this process, or a
+            process with fewer steps.
+        """
+        if self is other:
+            return True
+        t = torch.tensor(times, dtype=torch.float64)
+        return times[0] <= self.schedule.t_max and all(
+            torch.allclose(one, own, rtol=1e-3, atol=1e-3)
+            for one, own in zip(other.schedule.coefficients(t), self.schedule.continuous.coefficients(t), strict=True)
+        )
+
     def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return alpha_t and sigma_t, each [B, 1, 1, 1], with the device and dtype of `like` [B, C, H, W].  t: [B]."""
         alpha_t, sigma_t = self.schedule.coefficients(t)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.contracts import DataclassInterface, described, require_instance
-from diffusion_lab.denoiser import DenoiserLike
+from diffusion_lab.denoiser import DenoiserLike, require_denoiser
 from diffusion_lab.networks import Condition
 from diffusion_lab.process import GaussianProcess, Variance
 from diffusion_lab.samplers.churn import Churn
@@ -137,6 +137,14 @@ class Sampler(DataclassInterface):
         return float(self.process.schedule.prior_std(torch.tensor(self.times[0], dtype=torch.float64)))
 
     def estimator(self, denoiser: DenoiserLike, condition: Condition | Tensor | None) -> Estimator:
+        """Return the estimator of x_0 with clipping.  Raises ValueError for a denoiser of another process."""
+        require_denoiser(denoiser)
+        process = getattr(denoiser, "process", None)  # functions have none
+        if isinstance(process, GaussianProcess) and not process.adds_noise_of(self.process, self.times):
+            raise ValueError(
+                f"`denoiser` must have the process of the sampler ({self.process.schedule}), got a denoiser with "
+                f"{process.schedule}."
+            )
         return Estimator(denoiser, Condition.of(condition), self.process, self.clipping)
 
 

@@ -1,7 +1,7 @@
 """Adaptive Runge-Kutta on the probability flow."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ class RK45(Sampler):
         on_step: OnStep | None = None,
     ) -> Tensor:
         condition = Condition.of(condition)
-        flow = FlowCoordinates(self.process)
+        estimate, flow = self.estimator(denoiser, condition), FlowCoordinates(self.process)
         t = torch.tensor(self.times, dtype=torch.float64)
         if flow.angle(t[-1]) == 0:  # the first step adds no noise, so that the slope would be 0 / 0
             t[-1] = flow.time(torch.tensor(1e-3, dtype=torch.float64))
@@ -72,7 +72,7 @@ class RK45(Sampler):
         def slope(state: Tensor, angle: Tensor, rows: Tensor) -> Tensor:
             time, z = flow.time(angle), state.view(len(state), *shape)
             x_t = z * self.process.widen(flow.radius(time), z)
-            x_0 = self.estimator(denoiser, condition.select(rows))(x_t, time).x_0
+            x_0 = replace(estimate, condition=condition.select(rows))(x_t, time).x_0
             last_x_0[rows.to(z.device)] = x_0
             return flow.velocity(z, x_0, angle).flatten(1)
 
@@ -88,7 +88,7 @@ class RK45(Sampler):
             start, end = float(angles[0]), float(angles[-1])
             z = dormand_prince(slope, z.flatten(1), start, end, rtol=self.rtol, atol=self.atol, on_round=on_round)
         x_t = z.view(-1, *shape) * float(radii[-1])
-        x_0 = self.estimator(denoiser, condition)(x_t, t[-1]).x_0
+        x_0 = estimate(x_t, t[-1]).x_0
         if on_step is not None:
             on_step(len(t), x_0, x_0)
         return x_0

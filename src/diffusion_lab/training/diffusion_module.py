@@ -4,12 +4,11 @@ import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, Never, cast
 
 import torch
 from torch import Tensor, nn
 
-from diffusion_lab.contracts import described
 from diffusion_lab.data.classes import LabelChoice, as_label, labels_of
 from diffusion_lab.data.image_datamodule import ImageBatch
 from diffusion_lab.denoiser import Denoiser
@@ -31,14 +30,19 @@ from diffusion_lab.process import (
 from diffusion_lab.randomness import Draws, ImageNoise, Purpose
 from diffusion_lab.samplers import DDIM, Clipping, OnStep, Sampler, TimeGrid
 from diffusion_lab.training.base_module import TrainedModule
+from diffusion_lab.training.ema_argument import as_ema, describe_decays, note_other_decays
 from diffusion_lab.training.lr_schedules import LRSchedule, TorchLRSchedule
 from diffusion_lab.training.nonfinite_guard import NonFiniteGuard
 from diffusion_lab.training.optimizers import OptimizerFactory
 from diffusion_lab.training.plain_batches import PlainBatch
-from diffusion_lab.training.sample_arguments import SamplerChoice, as_guidance, as_sampler, as_seeds
+from diffusion_lab.training.sample_arguments import SamplerChoice, as_guidance, as_sampler, as_seeds, refuse_settings
 
 CLASS_NAMES_KEY = "class_names"
 """Key of a checkpoint under which the names of the classes are stored, if the module has them."""
+
+
+DECAYS_KEY = "ema_decays"
+"""Key of a checkpoint under which the decays of the averages are stored. Version 0.3 did not store them."""
 
 
 class DiffusionModule(TrainedModule):
@@ -64,6 +68,9 @@ class DiffusionModule(TrainedModule):
 
     The module can be trained by a `lightning.Trainer` with any data loader. Its batches are images [B, C, H, W], uint8
     or float in [-1, 1], (images, labels) with labels int64 [B], or a dict with the keys `image` and `label`:
+
+    There is no validation loss: a validation loader is ignored. `load_from_checkpoint(path, network=..., process=...)`
+    loads the weights, with the same `prediction` and the same names of averages as in training.
 
     >>> from diffusion_lab import CosineSchedule, DiffusionModule, GaussianProcess, UNet
     >>> network = UNet(1, 1, resolution=8, channels=32, channel_multipliers=(1,), attention_resolutions=())
@@ -109,7 +116,7 @@ class DiffusionModule(TrainedModule):
         self.prediction.require(process.schedule)
         self.objective.require(process.schedule, network.in_channels, network.out_channels)
         self.sampler = as_sampler(sampler, _default_sampler(process), process)
-        self.ema = _build_ema(ema or RampedDecay(), network)
+        self.ema = as_ema(ema or RampedDecay(), network)
 
     @property
     def labels(self) -> Labels:
@@ -157,10 +164,12 @@ class DiffusionModule(TrainedModule):
         super().on_save_checkpoint(checkpoint)
         if self.class_names:
             checkpoint[CLASS_NAMES_KEY] = list(self.class_names)
+        checkpoint[DECAYS_KEY] = describe_decays(self.ema)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self.class_names = self.class_names or checkpoint.get(CLASS_NAMES_KEY, ())
+        note_other_decays(checkpoint.get(DECAYS_KEY), self.ema)
 
     def weights_meaning(self) -> dict[str, Any]:
         return {"prediction": describe(self.prediction), **super().weights_meaning()}
@@ -186,11 +195,12 @@ class DiffusionModule(TrainedModule):
         guidance_scale: float | None = None,
         sampler: SamplerChoice | None = None,
         num_steps: int | None = None,
-        clipping: Clipping | None = None,
-        time_grid: TimeGrid | None = None,
+        clipping: Clipping | str | None = None,
+        time_grid: TimeGrid | str | None = None,
         weights: str | None = None,
         stage: int = 0,
         on_step: OnStep | None = None,
+        **unknown: Never,
     ) -> Tensor:
         """Generate one image for each seed: [B, C, H, W], in [-1, 1] if the estimates of x_0 are clipped.
 
@@ -203,13 +213,15 @@ class DiffusionModule(TrainedModule):
         guidance: guidance scale of classifier-free guidance, or any other guidance.
         guidance_scale: guidance scale of classifier-free guidance; may be given instead of `guidance`.
         sampler: sampler, or its class or name, such as "ddim"; None selects the sampler of the module.
-        num_steps, clipping, time_grid: number of its steps, its clipping and its time grid; None keeps those of the
-            sampler. A sampler that is given by class or name has the clipping and time grid of the module's sampler.
+        num_steps, clipping, time_grid: number of its steps, its clipping and its time grid, or the names of the latter,
+            such as "static" and "karras"; None keeps those of the sampler. A sampler that is given by class or name
+            has the clipping and time grid of the module's sampler.
         weights: name of the weights, see `sampled_network`.
         stage: index of the network in a cascade, see `ImageNoise`.
         on_step: callback after each step, see `samplers.OnStep`.
-        Raises ValueError if an argument does not fit the network.
+        Raises ValueError if an argument does not fit the network, and TypeError for settings of a sampler (eta).
         """
+        refuse_settings(unknown, self.sample.__annotations__)
         seeds, guidance = as_seeds(seeds), as_guidance(guidance, guidance_scale)
         changes = {"num_steps": num_steps, "clipping": clipping, "time_grid": time_grid}
         sampler = as_sampler(sampler, self.sampler, self.process, **changes)
@@ -269,20 +281,3 @@ def _dtype_of(network: nn.Module) -> torch.dtype | None:
 def _default_sampler(process: GaussianProcess) -> Sampler:
     schedule = process.schedule
     return DDIM(process, num_steps=min(50, schedule.num_timesteps) if isinstance(schedule, TableSchedule) else 50)
-
-
-def _build_ema(given: Callable[[nn.Module], EMA] | EMA | Decay, network: nn.Module) -> EMA:
-    """Return the averages of a network, see `DiffusionModule`.  Raises ValueError for those of another network."""
-    ema: Any = EMA(network, {"main": given}) if isinstance(given, Decay) else given
-    if callable(ema) and not isinstance(ema, EMA):
-        ema = ema(network)
-    if not isinstance(ema, EMA):
-        raise ValueError(
-            "`ema` must be a Decay, such as ConstantDecay(0.999), an EMA, such as "
-            'EMA(network, {"main": ConstantDecay(0.999)}), or a function from a network to its EMA, got '
-            f"{described(given)}."
-        )
-    shapes = [{name: weight.shape for name, weight in each.named_parameters()} for each in (ema.network, network)]
-    if shapes[0] != shapes[1]:
-        raise ValueError("`ema` must be the EMA of the network of the module, got an EMA of another network.")
-    return ema

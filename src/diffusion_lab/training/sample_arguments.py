@@ -1,17 +1,15 @@
 """The forms in which `DiffusionModule.sample` takes its arguments -> the objects that it works with."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, fields, replace
 from difflib import get_close_matches
 from typing import Any
 
-import torch
-
 from diffusion_lab import samplers
-from diffusion_lab.contracts import require_instance
+from diffusion_lab.contracts import described, require_instance
 from diffusion_lab.guidance import Guidance, Strength
 from diffusion_lab.process import GaussianProcess
-from diffusion_lab.samplers import Sampler
+from diffusion_lab.samplers import Clipping, Sampler, TimeGrid
 
 SamplerChoice = Sampler | type[Sampler] | str
 """A sampler, or the class or name of a sampler, such as DDIM or "ddim".
@@ -19,6 +17,10 @@ SamplerChoice = Sampler | type[Sampler] | str
 A sampler that is given by class or name has the time grid and clipping of the module's sampler, as in the commands, and
 the default values of all other settings.
 """
+
+
+NAMES_IN_CONFIGS = {"langevin": "annealedlangevin", "none": "noclipping", "sections": "sectiontimes"}
+"""Names of files in the configs -> class names, in lower case, where the file is not named after the class."""
 
 
 def as_seeds(seeds: int | Sequence[int]) -> Sequence[int]:
@@ -31,7 +33,9 @@ def as_seeds(seeds: int | Sequence[int]) -> Sequence[int]:
     numbers: Any = given.tolist() if hasattr(given, "tolist") else given
     numbers = list(numbers) if isinstance(numbers, Sequence) else []
     if not numbers or any(not isinstance(seed, int) or isinstance(seed, bool) or seed < 0 for seed in numbers):
-        raise ValueError(f"`seeds` must be a list of whole numbers of at least 0, or their number, got {seeds}.")
+        shape = list(getattr(given, "shape", []))
+        found = f"a tensor {shape}; noise is given to a sampler, see Sampler.sample" if len(shape) > 1 else seeds
+        raise ValueError(f"`seeds` must be a list of whole numbers of at least 0, or their number, got {found}.")
     return [int(seed) for seed in numbers]
 
 
@@ -63,8 +67,12 @@ def as_sampler(sampler: SamplerChoice | None, default: Sampler, process: Gaussia
     Raises ValueError for a sampler of another process, see `_require_process`.
     """
     if isinstance(sampler, str):
-        sampler = _sampler_class(sampler)
+        sampler = _class_named(sampler, Sampler, "sampler", "a sampler, its class or its name")
     changes = {name: value for name, value in changes.items() if value is not None}
+    if isinstance(changes.get("time_grid"), str):
+        changes["time_grid"] = _part_named(changes["time_grid"], TimeGrid, "time_grid", "a time grid or its name")
+    if isinstance(changes.get("clipping"), str):
+        changes["clipping"] = _part_named(changes["clipping"], Clipping, "clipping", "a clipping or its name")
     if isinstance(sampler, type) and issubclass(sampler, Sampler):
         settings: dict[str, Any] = {"time_grid": default.time_grid, "clipping": default.clipping, **changes}
         return sampler(process, **settings)
@@ -75,33 +83,56 @@ def as_sampler(sampler: SamplerChoice | None, default: Sampler, process: Gaussia
     return replace(chosen, **changes) if changes else chosen  # type: ignore[type-var]
 
 
-def _require_process(sampler: Sampler, process: GaussianProcess) -> None:
-    """Raise ValueError unless the process of a sampler adds the same noise as `process` at the times of the sampler.
+def refuse_settings(settings: Mapping[str, Any], arguments: Iterable[str]) -> None:
+    """Raise TypeError, which names the remedy, for keyword arguments that `DiffusionModule.sample` does not have.
 
-    The two may be different objects, and the sampler may have the continuous extension of the process, or a schedule
-    with fewer steps.
+    settings: these keyword arguments.  arguments: names of its arguments.
     """
-    if sampler.process is process:
+    for name, value in settings.items():
+        classes = [getattr(samplers, name) for name in samplers.__all__]
+        owner = next((kind for kind in classes if name in getattr(kind, "__dataclass_fields__", ())), None)
+        close = get_close_matches(name, list(arguments), n=1, cutoff=0.6)
+        if owner is not None and issubclass(owner, Sampler):
+            remedy = (
+                f"; it is a setting of samplers: sampler={owner.__name__}(module.process, {name}={described(value)})"
+            )
+        else:
+            remedy = f"; perhaps you mean {close[0]}" if close else ""
+        raise TypeError(f"`{name}` is not an argument of sample, got {described(value)}{remedy}.")
+
+
+def _require_process(sampler: Sampler, process: GaussianProcess) -> None:
+    """Raise ValueError unless the process of a sampler adds the same noise as `process` at the times of the sampler."""
+    if process.adds_noise_of(sampler.process, sampler.times):
         return
-    times = torch.tensor(sampler.times, dtype=torch.float64)
     given, own = sampler.process.schedule, process.schedule
-    if sampler.times[0] <= own.t_max and all(
-        torch.allclose(one, other, rtol=1e-3, atol=1e-3)
-        for one, other in zip(given.coefficients(times), own.continuous.coefficients(times), strict=True)
-    ):
-        return
     raise ValueError(f"`sampler` must have the process of the module ({own}), got a sampler with {given}.")
 
 
-def _sampler_class(name: str) -> type[Sampler]:
+def _class_named(name: str, base: type, argument: str, accepted: str) -> Any:
+    """Return the class of `samplers` that has a name.  base: its base class.
+
+    name: name of the class, or of its file in the configs, such as "karras" for KarrasTimes.
+    argument: name of the argument.  accepted: its forms.  Both are for the error message.
+    """
     classes = [getattr(samplers, name) for name in samplers.__all__]
-    concrete = {kind.__name__: kind for kind in classes if isinstance(kind, type) and issubclass(kind, Sampler)}
+    concrete = {kind.__name__: kind for kind in classes if isinstance(kind, type) and issubclass(kind, base)}
     concrete = {key: kind for key, kind in concrete.items() if not getattr(kind, "__abstractmethods__", None)}
-    found = [kind for key, kind in concrete.items() if key.casefold() == name.replace("_", "").casefold()]
-    if not found:
-        close = get_close_matches(name.casefold(), [key.casefold() for key in concrete], n=1, cutoff=0.6)
-        hint = "".join(f"; perhaps you mean {key}" for key in concrete if key.casefold() in close)
-        raise ValueError(
-            f"`sampler` must be a sampler, its class or its name ({', '.join(concrete)}), got {name}{hint}."
-        )
-    return found[0]
+    wanted = name.replace("_", "").casefold()
+    wanted = NAMES_IN_CONFIGS.get(wanted, wanted)
+    for key, kind in concrete.items():
+        if wanted in (key.casefold(), key.removesuffix("Times").removesuffix("Clipping").casefold()):
+            return kind
+    close = get_close_matches(name.casefold(), [key.casefold() for key in concrete], n=1, cutoff=0.6)
+    hint = "".join(f"; perhaps you mean {key}" for key in concrete if key.casefold() in close)
+    raise ValueError(f"`{argument}` must be {accepted} ({', '.join(concrete)}), got {name}{hint}.")
+
+
+def _part_named(name: str, base: type, argument: str, accepted: str) -> Any:
+    """Return the time grid or clipping of a name, see `_class_named`, with its default settings."""
+    kind = _class_named(name, base, argument, accepted)
+    required = [field.name for field in fields(kind) if field.default is field.default_factory is MISSING]
+    if required:
+        example = f"{kind.__name__}({', '.join(required)})"
+        raise ValueError(f"`{argument}` must be {example}, whose settings have no default, got the name {name}.")
+    return kind()
