@@ -116,6 +116,7 @@ def test_a_killed_job_resumes_where_it_stopped(trained: Path, tmp_path: Path) ->
             "sampler.eta is not a setting in sampler; add sampler=ddim for sampler.eta; accepted settings are "
             "num_steps.",
         ),
+        (["guidance=2"], "guidance must be a group of settings, got 2; guidance_scale=2 sets the scale."),
         (["label=10"], "`label` must be null, random, in 0..9 or a list of such numbers, got 10."),
         (
             ["checkpoint='*.ckpt'", "run=/nowhere"],

@@ -1,5 +1,7 @@
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from diffusion_lab.process import (
     LinearSchedule,
     NoiseSchedule,
     RectifiedFlowSchedule,
+    UnitTimeSchedule,
     VESchedule,
     VPSchedule,
 )
@@ -183,3 +186,13 @@ def test_a_continuous_schedule_has_no_steps_and_is_its_own_continuous_extension(
 def test_invalid_settings_are_rejected(build: Callable[[], NoiseSchedule], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_a_schedule_whose_curve_returns_one_tensor_is_refused_when_it_is_built() -> None:
+    @dataclass(frozen=True)
+    class OneTensor(UnitTimeSchedule):
+        def curve(self, t: Tensor) -> Any:
+            return t
+
+    with pytest.raises(ValueError, match=r"curve\(t\) of OneTensor must return alpha_t and sigma_t, got <class"):
+        OneTensor()

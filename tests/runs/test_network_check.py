@@ -119,3 +119,14 @@ def test_a_network_that_fails_is_rejected_with_a_message(
     if "RuntimeError" in message:
         line = function.__code__.co_firstlineno  # the line of the network's code that raised the error
         assert str(caught.value).endswith(f"({__file__}:{line}).")
+
+
+def test_a_network_without_classes_is_refused_if_the_run_sets_classes() -> None:
+    network = Foreign(lambda x_t, time, condition: x_t)
+    network.labels = Labels(0)
+    data = ImageDataModule(FewImages(), batch_size=12, seed=3)
+    require_forward(small_module(network=network), data, {"num_classes": 0})
+    with pytest.raises(
+        UserError, match=r"`model` must have the attribute labels, .* got Foreign, which has no classes"
+    ):
+        require_forward(small_module(network=network), data, {"num_classes": 3})

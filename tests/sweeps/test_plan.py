@@ -126,8 +126,9 @@ def files_of(folder: Path) -> dict[str, str]:
             ["lr_schedule=cosine", "trainer.max_steps=60"],
             ["lr_schedule=cosine", "trainer.max_steps=90"],
             r"lr_schedule.num_decay_steps \(was 60, got 90\), .* \(because the learning-rate schedule is computed from "
-            r"trainer.max_steps, unless a run starts with lr_schedule=constant\); python "
-            r".*train.py resume=\S*/seed-1 fork=true trainer.max_steps=90 trains .*",
+            r"trainer.max_steps, unless a run starts with lr_schedule=constant and a fixed "
+            r"lr_schedule.num_warmup_steps\); python .*train.py resume=\S*/seed-1 fork=true "
+            r"trainer.max_steps=90 trains .*",
         ),
     ],
 )

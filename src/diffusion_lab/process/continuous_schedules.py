@@ -73,11 +73,14 @@ class UnitTimeSchedule(ContinuousSchedule):
     first: the smallest time that training and sampling use.
     """
 
-    first: float
+    first: float = 1e-3
 
     def __post_init__(self) -> None:
         if not 0 < self.first < 1:
             raise ValueError(f"first must be in (0, 1), got {self.first}.")
+        found = self.curve(torch.tensor([self.first, 1.0], dtype=torch.float64))
+        if not isinstance(found, tuple) or len(found) != 2:
+            raise ValueError(f"curve(t) of {type(self).__name__} must return alpha_t and sigma_t, got {type(found)}.")
 
     @property
     def t_min(self) -> float:

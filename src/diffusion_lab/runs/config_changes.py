@@ -64,7 +64,10 @@ def reason_of(changes: Sequence[str], *, other_length: bool) -> str:
     changes: descriptions of the changes.  other_length: whether the number of training steps is another one.
     """
     follow = other_length and all(change.startswith("lr_schedule.") for change in changes)
-    why = "the learning-rate schedule is computed from trainer.max_steps, unless a run starts with lr_schedule=constant"
+    why = (
+        "the learning-rate schedule is computed from trainer.max_steps, unless a run starts with lr_schedule=constant "
+    )
+    why += "and a fixed lr_schedule.num_warmup_steps"
     return f" (because {why})" if follow else ""
 
 

@@ -36,10 +36,14 @@ def require_input_channels(network: Any, config: DictConfig) -> None:
         )
 
 
-def require_forward(module: "DiffusionModule | ClassifierModule", datamodule: "ImageDataModule") -> None:
+def require_forward(
+    module: "DiffusionModule | ClassifierModule", datamodule: "ImageDataModule", conditioning: Any = None
+) -> None:
     """Raise UserError if the network raises an error, or if its output does not have the required shape.
 
     Networks of this package are not run, because their constructors already check their settings.
+
+    conditioning: node of the config; a network without classes is refused if it has classes.
     """
     import torch
 
@@ -48,6 +52,11 @@ def require_forward(module: "DiffusionModule | ClassifierModule", datamodule: "I
     network: Any = module.network
     if type(network).__module__.partition(".")[0] == "diffusion_lab":
         return
+    if (conditioning or {}).get("num_classes") and not module.num_classes:
+        raise UserError(
+            "`model` must have the attribute labels, from `labels: ${conditioning}` in its config file, for "
+            f"conditioning=label, got {type(network).__name__}, which has no classes; conditioning=none trains without."
+        )
     is_training, (x_t, *others) = network.training, example_inputs(module, datamodule)
     with torch.no_grad(), torch.random.fork_rng():
         try:

@@ -279,6 +279,11 @@ def _replace_sampling_settings(trained: DictConfig, config: DictConfig) -> None:
     for name in GUIDANCE_SETTINGS:
         if config[name] is not None:
             trained[name] = trained.guidance[name] = config[name]
+    if not OmegaConf.is_dict(config.guidance):
+        raise UserError(
+            f"guidance must be a group of settings, got {config.guidance}; guidance_scale={config.guidance} sets the "
+            "scale."
+        )
     for name, value in config.guidance.items():
         if value is not None:
             trained.guidance[name] = value

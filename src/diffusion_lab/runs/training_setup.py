@@ -88,7 +88,7 @@ def build(config: DictConfig) -> Run:
         _require_condition(network, datamodule)
     else:
         _require_classified(config, network, datamodule)
-    require_forward(module, datamodule)
+    require_forward(module, datamodule, config.get("conditioning"))
     module.trained_classes = _load_classes(datamodule, module.num_classes)
     callbacks, left_out = build_callbacks(config)
     require_later_needs(callbacks, module, datamodule, config.trainer.max_steps)
