@@ -78,9 +78,7 @@ def example_inputs(module: "DiffusionModule | ClassifierModule", datamodule: "Im
     from diffusion_lab.networks import Condition
 
     network: Any = module.network
-    schedule = module.process.schedule
-    x_t = torch.full((2, network.in_channels, network.resolution, network.resolution), -1.0)
-    time = schedule.network_time(torch.full((2,), schedule.t_max, dtype=torch.float64)).float()
+    x_t, time = black_images(module)
     if _is_classifier(module):
         return x_t, time
     label = torch.zeros(2, dtype=torch.int64) if network.labels.num_classes else None
@@ -91,6 +89,16 @@ def example_inputs(module: "DiffusionModule | ClassifierModule", datamodule: "Im
     if (augmentation := datamodule.augmentation) is not None:
         condition = replace(condition, augmentation=torch.zeros(2, augmentation.num_channels))
     return x_t, time, condition
+
+
+def black_images(module: "DiffusionModule | ClassifierModule") -> tuple[Any, Any]:
+    """Return two black images and the time input of the network at the last time of the schedule."""
+    import torch
+
+    network: Any = module.network
+    schedule = module.process.schedule
+    x_t = torch.full((2, network.in_channels, network.resolution, network.resolution), -1.0)
+    return x_t, schedule.network_time(torch.full((2,), schedule.t_max, dtype=torch.float64)).float()
 
 
 def _is_classifier(module: "DiffusionModule | ClassifierModule") -> bool:

@@ -9,6 +9,7 @@ from diffusion_lab.distributed.collectives import Ranks
 from diffusion_lab.generation.seeded_images import SeededImages
 from diffusion_lab.runs.cost import pass_seconds
 from diffusion_lab.runs.cost_line import duration
+from diffusion_lab.runs.network_check import black_images
 from diffusion_lab.runs.operations import Rates, count_operations, measure_rates
 
 logger = logging.getLogger(__name__)
@@ -62,8 +63,6 @@ def seconds_per_image(images: SeededImages, rates: Rates, *, is_half: bool) -> f
 
 def _example_inputs(images: SeededImages) -> tuple[Any, ...]:
     """Return the arguments of the network for two black images at the last time of the schedule."""
-    network, schedule = images.module.network, images.module.process.schedule
-    x_t = torch.full((2, network.in_channels, network.resolution, network.resolution), -1.0)
-    time = schedule.network_time(torch.full((2,), schedule.t_max, dtype=torch.float64)).float()
-    label = torch.zeros(2, dtype=torch.int64) if network.labels.num_classes else None
+    x_t, time = black_images(images.module)
+    label = torch.zeros(2, dtype=torch.int64) if images.module.network.labels.num_classes else None
     return x_t, time, images.condition(x_t, label)
