@@ -72,6 +72,30 @@ def test_a_signal_is_recorded_and_raised_and_handlers_are_restored(number: int, 
     assert signal.getsignal(number) is before
 
 
+def test_a_signal_before_the_work_begins_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def mark_running(folder: Path) -> None:
+        original(folder)
+        raise StoppedBySignal(signal.SIGTERM)  # by the handler of the command
+
+    original = run_status.mark_running
+    monkeypatch.setattr(run_status, "mark_running", mark_running)
+    with pytest.raises(StoppedBySignal):
+        supervise(tmp_path, lambda: 2.5)
+    assert (status(tmp_path).label, status(tmp_path).reason) == ("interrupted", "stopped by SIGTERM")
+
+
+def test_a_second_signal_arrives_after_the_first_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def mark_failed(folder: Path, reason: str) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        original(folder, reason)
+
+    original = run_status.mark_failed
+    monkeypatch.setattr(run_status, "mark_failed", mark_failed)
+    with pytest.raises(KeyboardInterrupt):  # by the handler that was installed before
+        supervise(tmp_path, killing(signal.SIGINT))
+    assert (status(tmp_path).label, status(tmp_path).reason) == ("interrupted", "interrupted by SIGINT")
+
+
 def test_an_exit_without_a_status_becomes_a_nonzero_exit_status(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as end:  # as Lightning's on a SIGTERM
         supervise(tmp_path, raising(SystemExit()))

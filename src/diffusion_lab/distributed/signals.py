@@ -21,7 +21,6 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 OF_OTHER_RANK = signal.SIGUSR2
 """Signal by which a rank that received a stop signal interrupts the other ranks in an `interruptible` block."""
 
-
 PATIENCE = 5.0
 """Seconds within which the main thread must raise a signal, see `raise_on_signal`."""
 

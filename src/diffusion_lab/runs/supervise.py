@@ -54,9 +54,14 @@ def supervise(
         with run_status.locked(folder, take_over=take_over), heartbeat(folder):
             remove_leftovers(folder)
             before = run_status.read(folder)
-            run_status.mark_running(folder)
+            saved = saved_files(folder, places) if slurm_job.slurm_id() else frozenset()
             try:
-                return _run_and_record(folder, work, places)
+                run_status.mark_running(folder)
+                return _run_and_record(folder, work)
+            except StoppedBySignal as stop:
+                with signals.held():  # a second signal must not prevent the record
+                    _record_stop(folder, stop, saved=not saved_files(folder, places) <= saved)
+                raise
             except FolderInUseError:
                 if not in_sweep and (before is None or before.state != run_status.QUEUED):
                     run_status.restore(folder, before)
@@ -81,14 +86,12 @@ def raise_if_full(error: Exception, folder: Path) -> None:
         ) from error
 
 
-def _run_and_record(folder: Path, work: Callable[[], Result], places: Sequence[Place]) -> Result:
-    """Run `work` on rank 0, and record how it ends."""
-    before = saved_files(folder, places) if slurm_job.slurm_id() else frozenset()
+def _run_and_record(folder: Path, work: Callable[[], Result]) -> Result:
+    """Run `work` on rank 0, and record how it ends, unless a signal stops it."""
     try:
         with signals.raise_on_signal(lambda number: _exit_waiting(folder, number)):
             result = work()
-    except StoppedBySignal as stop:
-        _record_stop(folder, stop, saved=not saved_files(folder, places) <= before)
+    except StoppedBySignal:
         raise
     except SystemExit as end:  # Lightning exits without a status on a SIGTERM before the first step
         run_status.mark_failed(folder, f"ended with exit status {end.code}" if end.code else "stopped by SIGTERM")
