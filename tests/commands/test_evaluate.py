@@ -45,7 +45,11 @@ def test_one_evaluation_gives_all_numbers_and_pictures(trained: Path, tmp_path: 
     assert set(found) == {"fd_fashion_cnn_20_train", "bits_bound_train_10", "reconstruction_rmse_train_10", "minutes"}
     assert re.search(r"bits_bound_train_10 .* \d+\.\d{3}", done.stdout)
     assert re.search(r"peak memory, GB .* \d\.\d\d", done.stdout)
-    assert "cost of bits_bound: 8 evaluations of the network for each of 10 images" in done.stdout
+    costs = {line.split(":")[0]: line for line in done.stdout.splitlines() if line.startswith("cost of ")}
+    each = "for 10 images of train ({} evaluations of the network each)"
+    assert costs["cost of bits_bound"].endswith(each.format(8))
+    assert costs["cost of reconstruction_rmse"].endswith(each.format(16))  # from images to noise and back
+    assert "20 generated images" in costs["cost of fashion_cnn features"]
     with (tmp_path / "bits_bound_train_10.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["term"] for row in rows] == [f"L_{k}" for k in range(9)]

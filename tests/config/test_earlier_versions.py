@@ -95,6 +95,15 @@ def test_the_numbers_of_0_3_are_of_the_first_version_of_fingerprints() -> None:
     assert current_fingerprint(current) == current
 
 
+def test_the_subset_size_of_a_kernel_distance_of_0_3_is_that_of_the_smaller_set() -> None:
+    numbers = json.loads(Path(V0_3, "v0_3", "evaluated", "metrics.json").read_text())["numbers"]
+    then = next(number["fingerprint"] for number in numbers if number["name"] == "kid_fashion_cnn_20_train")
+    current = current_fingerprint(then)
+    assert then["metric"]["subset_size"] == 1000
+    assert current["metric"] == {"name": "KernelDistance", "num_subsets": 100, "subset_size": 20}
+    assert current_fingerprint(current) == current
+
+
 def test_the_numbers_of_0_2_differ_from_all_others() -> None:
     assert current_fingerprint(fingerprint_of_0_3() | {"code": "0.2.0"})["version"] == "0.2.0"
 

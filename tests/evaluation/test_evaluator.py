@@ -1,5 +1,7 @@
 """One pass of sampling and one of feature extraction for all metrics, on any number of ranks."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.evaluation.evaluator import Evaluator, Number
+from diffusion_lab.evaluation.likelihood import VariationalBound
 from diffusion_lab.evaluation.reference import ImageReference
 from diffusion_lab.fingerprints import FIELDS
 from diffusion_lab.generation.seeded_images import SeededImages
@@ -19,6 +22,8 @@ from diffusion_lab.metrics.kid import KernelDistance
 from diffusion_lab.metrics.mean_over_images import MeanOverImages
 from diffusion_lab.metrics.metric import Metric
 from diffusion_lab.metrics.precision_recall import PrecisionRecall
+from diffusion_lab.process import FixedSmall
+from diffusion_lab.reporting.progress import Advance
 from support.fake_features import Brightness, Spatial, StandIn
 from support.ranks import run_on_ranks
 from support.small_runs import FewImages, small_module
@@ -188,3 +193,27 @@ def test_a_value_of_too_few_images_is_noted_once_with_the_reason(
 def test_each_metric_has_a_number_of_images_from_which_it_is_meaningful(metric: Metric, num_images: int) -> None:
     assert metric.caution(num_images) is None
     assert metric.caution(num_images - 1) is not None
+
+
+def test_the_fingerprint_of_a_kernel_distance_contains_the_subset_size_that_was_used(tmp_path: Path) -> None:
+    large, *_ = evaluation(tmp_path).measure([KernelDistance(StandIn(), 10, subset_size=1000)])
+    equal, *_ = evaluation(tmp_path).measure([KernelDistance(StandIn(), 10, subset_size=NUM_SAMPLES)])
+    assert large.fingerprint["metric"]["subset_size"] == NUM_SAMPLES
+    assert (large.value, large.fingerprint) == (equal.value, equal.fingerprint)
+
+
+def test_the_progress_of_a_mean_advances_within_a_batch_without_changing_the_mean(tmp_path: Path) -> None:
+    advances: list[int] = []
+
+    @contextmanager
+    def display(description: str, total: int) -> Iterator[Advance]:
+        yield advances.append
+
+    module = small_module()  # 20 steps
+    bound = VariationalBound(module.process, FixedSmall())
+    data = FewImages().load()
+    shown = evaluation(tmp_path, batch_size=10, display=display).mean(MeanOverImages(bound, "train", 10), data)
+    assert sum(advances) == 10
+    assert max(advances) == 1
+    assert len(advances) == bound.num_evaluations + 1
+    assert shown.value == evaluation(tmp_path, batch_size=10).mean(MeanOverImages(bound, "train", 10), data).value

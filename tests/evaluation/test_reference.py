@@ -46,6 +46,15 @@ def test_the_features_of_all_images_are_extracted_once(tmp_path: Path, monkeypat
     assert torch.equal(again.covariance, first.covariance)
 
 
+def test_the_number_of_images_to_extract_is_0_once_their_statistics_are_cached(tmp_path: Path) -> None:
+    reference = ImageReference(some_images(), "train", tmp_path)
+    assert reference.num_to_extract(StandIn(), {"pooled": False}) == SIZE
+    pooled(tmp_path)
+    assert reference.num_to_extract(StandIn(), {"pooled": False}) == 0
+    assert reference.num_to_extract(StandIn(), {"pooled": True}) == SIZE  # the file has no features of single images
+    assert reference.num_to_extract(StandIn(), {"pooled": False, "logits": False}) == SIZE
+
+
 def test_the_cache_file_contains_mu_and_sigma_as_other_tools_read_them(tmp_path: Path) -> None:
     pooled(tmp_path)
     (file,) = tmp_path.glob("train-stand_in-pooled-*.npz")

@@ -9,7 +9,7 @@ from diffusion_lab.generation.seeded_images import SeededImages
 from diffusion_lab.guidance import Guidance, Strength
 from diffusion_lab.networks import Labels
 from diffusion_lab.runs.operations import Rates
-from diffusion_lab.runs.sampling_cost import print_sampling_cost, seconds_per_image
+from diffusion_lab.runs.sampling_cost import idle_ranks, print_sampling_cost, seconds_per_image
 from diffusion_lab.samplers import DDIM, Heun
 from support.small_runs import small_module
 
@@ -31,9 +31,10 @@ def test_an_image_takes_the_time_of_the_evaluations_of_its_sampler() -> None:
 
 def test_the_duration_and_the_evaluations_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     images = SeededImages(small_module(), batch_size=12)
-    print_sampling_cost(images, 1000, "32-true")
+    print_sampling_cost(images, [range(1000)], "32-true")
     assert re.fullmatch(
-        r"cost: about \S+ (seconds|minutes|hours) for 1,000 images \(4 evaluations of the network each\)\n",
+        r"cost: about \S+ (seconds|minutes|hours) for 1,000 images in complete batches of 12 "
+        r"\(4 evaluations of the network each\)\n",
         capsys.readouterr().out,
     )
 
@@ -42,8 +43,30 @@ def test_the_printed_duration_names_the_evaluations_for_guidance_and_the_metrics
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     images = SeededImages(small_module(Labels(3, 0.2)), batch_size=12, guidance=Guidance(Strength(2.0)))
-    print_sampling_cost(images, 10, "32-true", measures=True)
+    print_sampling_cost(images, [range(12)], "32-true", measures=True)
     expected = (
-        "for 10 images (8 evaluations of the network each: 4 times 2 for guidance), plus the time of the metrics\n"
+        "for 12 images (8 evaluations of the network each: 4 times 2 for guidance), plus the time of the metrics\n"
     )
     assert capsys.readouterr().out.endswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "batch_size", "world_size", "expected"),
+    [
+        ([range(100)], 100, 2, "1 rank has no images .* batch_size=100 for 100 images on 2 ranks; batch_size=50 gives"),
+        ([range(100)], 100, 4, "3 ranks have no images .*; batch_size=25 gives each rank a batch"),
+        ([range(4)], 16, 3, "2 ranks have no images .*; batch_size=1 gives each rank a batch"),
+        ([range(1)], 16, 2, "1 rank has no images .* for 1 image on 2 ranks; fewer ranks are sufficient"),
+    ],
+)
+def test_a_sentence_names_the_batch_size_with_which_all_ranks_work(
+    seeds: list[range], batch_size: int, world_size: int, expected: str
+) -> None:
+    assert re.match(expected, idle_ranks(seeds, batch_size, world_size) or "")
+
+
+def test_there_is_no_sentence_if_each_rank_has_a_batch() -> None:
+    assert idle_ranks([range(101)], 100, 2) is None
+    assert idle_ranks([range(90, 110)], 100, 2) is None  # the seeds are in two full batches
+    assert idle_ranks([range(10)], 100, 1) is None
+    assert idle_ranks([range(0)], 100, 2) is None

@@ -59,12 +59,14 @@ def _measure(measurement: "Measurement", config: DictConfig, folder: Path) -> li
 
     Generated batches are cached on the disk until all metrics are measured.
     """
+    from diffusion_lab.runs.measuring_cost import print_measuring_cost
+
     evaluation, images = measurement.evaluation, measurement.evaluation.images
     needs_samples = bool(measurement.metrics) or config.save_npz or config.save_png
     num_images = config.num_samples if needs_samples else config.num_pictures
     seeds = [range(config.seed, config.seed + num_images)]
     with image_job(config, images, measurement.target, measurement.step, seeds, folder) as files:
-        _print_cost_of_means(measurement)
+        print_measuring_cost(measurement, str(config.trainer.precision))
         try:
             if needs_samples:
                 numbers = evaluation.measure(measurement.metrics, files.add)
@@ -76,17 +78,6 @@ def _measure(measurement: "Measurement", config: DictConfig, folder: Path) -> li
             raise UserError(str(error)) from error
         files.finish(images.shape)
     return numbers
-
-
-def _print_cost_of_means(measurement: "Measurement") -> None:
-    """Print how many evaluations likelihoods and reconstruction errors take: the estimate for samples omits them."""
-    from diffusion_lab.distributed.collectives import Ranks
-
-    for metric, data in measurement.means if Ranks.current().rank == 0 else ():
-        steps, num_images = getattr(metric.quantity, "steps", None), min(metric.num_images or len(data), len(data))
-        count = "many" if steps is None else f"{len(steps):,}"
-        cost = f"{count} evaluations of the network for each of {num_images:,} images"
-        print(f"cost of {metric.quantity.name}: {cost}", flush=True)
 
 
 def _write_results(numbers: list["Number"], measurement: "Measurement", folder: Path) -> None:

@@ -99,11 +99,15 @@ def current_choice(group: str, choice: str) -> str | None:
 def current_fingerprint(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fingerprint of a metric value with current names.
 
-    Up to version 0.3, fingerprints contained the package version instead of a fingerprint version.
+    Up to version 0.3, fingerprints contained the package version instead of a fingerprint version, and the subset size
+    of a kernel distance as it was set, even if the sets were smaller.
     """
     current = {_FINGERPRINT_FIELDS.get(key, key): _current_part(value) for key, value in fingerprint.items()}
     if "code" in current:
         current["version"] = version_of(str(current.pop("code")))
+    if (metric := current.get("metric") or {}).get("name") == "KernelDistance":
+        sizes = metric["subset_size"], current["num_samples"], current["reference"]["rows"]
+        current["metric"] = {**metric, "subset_size": min(sizes)}
     return current
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffusion_lab.data.images import Images
 from diffusion_lab.distributed.collectives import Ranks
+from diffusion_lab.evaluation.batch_progress import BatchProgress
 from diffusion_lab.evaluation.reference import ImageReference, Reference
 from diffusion_lab.features import Features
 from diffusion_lab.fingerprints import VERSION, describe
@@ -144,8 +145,10 @@ class Evaluator:
                 x_0 = from_uint8(images.gather(np.array(batch)).to(device))
                 label = images.label[np.array(batch)].to(device) if module.labels.num_classes else None
                 noise = ImageNoise.of_images(self.seed, batch, x_0.shape[1:], device)
-                metric.update(metric.quantity(denoiser, x_0, self.images.condition(x_0, label), noise))
-                advance(len(batch))
+                condition = self.images.condition(x_0, label)
+                batch_progress = BatchProgress(len(batch), getattr(metric.quantity, "num_evaluations", None), advance)
+                metric.update(metric.quantity(batch_progress.counts(denoiser), x_0, condition, noise))
+                batch_progress.finish()
         value = float(metric.compute())
         protocol = self.images.protocol()
         fingerprint = {
@@ -227,12 +230,14 @@ class Evaluator:
     def fingerprint(self, metric: Metric) -> dict[str, Any]:
         """Return all settings that must be equal for two values of this metric to be comparable."""
         features = metric.features
+        reference = self.reference.protocol() if metric.needs_reference and self.reference else None
+        num_reference = reference["rows"] if reference else self.num_samples
         return {
             "num_samples": self.num_samples,
-            "metric": describe(metric, omit=("features",)),
+            "metric": describe(metric.for_sizes(self.num_samples, num_reference), omit=("features",)),
             "features": {key: getattr(features, key) for key in ("name", "weights_sha256", "resize")}
             | {"output": metric.output},
-            "reference": self.reference.protocol() if metric.needs_reference and self.reference else None,
+            "reference": reference,
             **self.images.protocol(),
             **self._settings_protocol(),
         }

@@ -27,6 +27,11 @@ class Reconstruction:
             got = f"eta={self.sampler.eta}" if isinstance(self.sampler, DDIM) else type(self.sampler).__name__
             raise ValueError(f"`sampler` must be ddim with eta=0 to encode images, got {got}.")
 
+    @property
+    def num_evaluations(self) -> int:
+        """Number of evaluations of the denoiser for one image, from the image to noise and back."""
+        return 2 * self.sampler.num_evaluations
+
     def __call__(self, denoiser: DenoiserLike, x_0: Tensor, condition: Condition, noise: Noise) -> Tensor:
         """Return the root mean square error of each image [B, C, H, W] after the round trip: [B, 1].  noise: unused."""
         return (self.images(denoiser, x_0, condition) - x_0).square().mean(dim=(1, 2, 3)).sqrt()[:, None]

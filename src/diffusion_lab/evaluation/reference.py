@@ -52,6 +52,10 @@ class Reference(ABC):
         Raises ValueError if the reference does not have the requested features.
         """
 
+    def num_to_extract(self, features: Features, needs_rows: Mapping[str, bool]) -> int:
+        """Return the number of images whose features `feature_sets` extracts: 0 if all statistics are stored."""
+        return 0
+
 
 @dataclass(frozen=True)
 class ImageReference(Reference):
@@ -86,6 +90,10 @@ class ImageReference(Reference):
                 self._write_to_cache(features, output, feature_set, needs_rows[output])
             found |= extracted
         return {output: feature_set for output, feature_set in found.items() if feature_set is not None}
+
+    def num_to_extract(self, features: Features, needs_rows: Mapping[str, bool]) -> int:
+        is_cached = all(_is_cached(self.file(features, output), needed) for output, needed in needs_rows.items())
+        return 0 if is_cached else len(self.images)
 
     def file(self, features: Features, output: str) -> Path:
         """Return the path of an output's cached statistics, which depends on images, weights and resizing."""
@@ -259,6 +267,15 @@ class _Moments:
         total, product = ranks.all_reduce_sum(total), ranks.all_reduce_sum(product)
         mean = total / count
         return FeatureSet(count, mean, (product - count * torch.outer(mean, mean)) / (count - 1), rows)
+
+
+def _is_cached(file: Path, with_rows: bool) -> bool:
+    """Return whether a cache file can be opened and contains the requested arrays, without reading them."""
+    try:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+            return {"mu", "sigma", "count"} <= set(arrays.files) and ("rows" in arrays.files or not with_rows)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return False
 
 
 def _read_cached(file: Path, with_rows: bool) -> FeatureSet | None:

@@ -1,6 +1,6 @@
 """Kernel distance between two sets of images; with Inception features, this is the KID."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from diffusion_lab.metrics.feature_set import FeatureSet
@@ -49,11 +49,14 @@ class KernelDistance(Metric):
             "all images of the smaller set"
         )
 
+    def for_sizes(self, num_samples: int, num_reference: int) -> "KernelDistance":
+        return replace(self, subset_size=min(self.subset_size, num_samples, num_reference))
+
     def measure(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
         from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
         self.check_sets(samples, reference)
         rows = samples.require_rows(), reference.require_rows()
-        size = min(self.subset_size, *map(len, rows))
+        size = self.for_sizes(*map(len, rows)).subset_size
         result = kid_features_to_metric(*rows, kid_subsets=self.num_subsets, kid_subset_size=size, verbose=False)
         return {"kd": result[KEY_METRIC_KID_MEAN], "kd_std": result[KEY_METRIC_KID_STD]}

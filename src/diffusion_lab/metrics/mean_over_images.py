@@ -19,7 +19,11 @@ class Quantity(Protocol):
 
     @property
     def num_terms(self) -> int:
-        """Number of terms. A quantity with several terms may also have an attribute `steps`, the times of the terms."""
+        """Number of terms. A quantity with several terms may also have an attribute `steps`, the times of the terms.
+
+        A quantity that evaluates the denoiser may have an attribute `num_evaluations`, the number of evaluations for
+        one image, with which the progress and the duration are estimated.
+        """
 
     def __call__(self, denoiser: Any, x_0: Tensor, condition: Any, noise: Any) -> Tensor:
         """Return the terms of each image in x_0 [B, C, H, W]: [B, num_terms].

@@ -79,6 +79,10 @@ class Metric(DataclassInterface):
         require_feature_sets(*sets)
         self.note_caution(*(given.count for given in sets))
 
+    def for_sizes(self, num_samples: int, num_reference: int) -> "Metric":
+        """Return the metric with the settings that `measure` uses for sets of these sizes, which are recorded."""
+        return self
+
     def require_classes(self, num_classes: int) -> None:
         """Raise ValueError if the metric cannot be computed for samples of this number of classes.
 

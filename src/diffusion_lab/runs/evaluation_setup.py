@@ -37,6 +37,7 @@ class Measurement:
     evaluation: evaluator of the images that the network generates.
     metrics: metrics of the set of generated images, such as FID.
     means: averages over images of the data set, such as bits per dimension, each with the images to average over.
+    store: image set of the run.
     """
 
     target: Target
@@ -44,6 +45,7 @@ class Measurement:
     evaluation: "Evaluator"
     metrics: list["Metric"]
     means: list[tuple["MeanOverImages", "Images"]]
+    store: "ImageStore"
 
 
 def build(config: DictConfig, target: Target, fabric: "Fabric") -> Measurement:
@@ -89,7 +91,7 @@ def build(config: DictConfig, target: Target, fabric: "Fabric") -> Measurement:
         raise UserError(f"{str(error).rstrip('.')}{hint}") from error
     except ValueError as error:
         raise UserError(str(error)) from error
-    return Measurement(target, step, evaluation, metrics, means)
+    return Measurement(target, step, evaluation, metrics, means, store)
 
 
 def build_metrics(

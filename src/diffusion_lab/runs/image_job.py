@@ -94,11 +94,8 @@ def image_job(
             raise UserError(str(error)) from error
         files.prepare()
         if ranks.rank == 0:
-            num_left = sum(
-                len(batch) for part in seeds for batch in images.batches(part) if not images.is_cached(batch)
-            )
             measures = bool(config.get("metrics"))
-            print_sampling_cost(images, num_left, str(config.trainer.precision), measures=measures)
+            print_sampling_cost(images, seeds, str(config.trainer.precision), measures=measures)
         yield files
         ranks.all_gather_object(None)  # wait until no rank reads the batches any more
         if claim is not None:

@@ -1,6 +1,7 @@
 """Estimate of the time in which the images of a job of sample or evaluate are generated."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,24 +16,55 @@ from diffusion_lab.runs.operations import Rates, count_operations, measure_rates
 logger = logging.getLogger(__name__)
 
 
-def print_sampling_cost(images: SeededImages, num_images: int, precision: str, *, measures: bool = False) -> None:
-    """Print how long num_images images take, unless there are none or the operations cannot be counted.
+def print_sampling_cost(
+    images: SeededImages, seeds: Sequence[range], precision: str, *, measures: bool = False
+) -> None:
+    """Print how long the images of `seeds` take without cached batches, unless the operations cannot be counted.
 
-    precision: precision of the trainer, such as bf16-mixed.  measures: whether metrics of the images follow.
+    seeds: seeds of the job on all ranks.  precision: precision of the trainer, such as bf16-mixed.
+    measures: whether metrics of the images follow.
     """
-    if not num_images:  # all images are reused
+    world_size = Ranks.current().world_size
+    batches = [batch for part in seeds for batch in images.batches(part)]
+    left = {batch for batch in batches if not images.is_cached(batch)}
+    if not left:
         return
+    if idle := idle_ranks(seeds, images.batch_size, world_size):
+        print(idle, flush=True)
+    # Each batch is generated completely, and the other ranks wait for the rank with the largest number of batches.
+    num_batches = max(
+        sum(batch in left for batch in Ranks(rank, world_size).shard(batches)) for rank in range(world_size)
+    )
     try:
         rates = measure_rates(images.module.device, precision)
-        seconds = num_images * seconds_per_image(images, rates, is_half="16" in precision) / Ranks.current().world_size
+        seconds = num_batches * images.batch_size * seconds_per_image(images, rates, is_half="16" in precision)
     except Exception as error:  # networks and full devices raise errors of any type, which must not end a job
         logger.debug("the cost of the images could not be estimated: %s", error)
         return
     evaluations = f"{num_evaluations(images)} evaluations of the network each"
     if is_doubled(images):
         evaluations += f": {images.sampler.num_evaluations} times 2 for guidance"
+    num_left = sum(map(len, left))
+    batched = f" in complete batches of {images.batch_size:,}" if len(left) * images.batch_size > num_left else ""
     metrics = ", plus the time of the metrics" if measures else ""
-    print(f"cost: about {duration(seconds)} for {num_images:,} images ({evaluations}){metrics}", flush=True)
+    print(f"cost: about {duration(seconds)} for {num_left:,} images{batched} ({evaluations}){metrics}", flush=True)
+
+
+def idle_ranks(seeds: Sequence[range], batch_size: int, world_size: int) -> str | None:
+    """Return a sentence about ranks without a batch and the batch_size that gives each rank a batch, or None."""
+
+    def num_batches(size: int) -> int:
+        return sum(-(-part.stop // size) - part.start // size for part in seeds if part)
+
+    num_images, num_idle = sum(map(len, seeds)), world_size - num_batches(batch_size)
+    if num_idle < 1 or not num_images:
+        return None
+    sizes = range(min(batch_size, -(-num_images // world_size)), 0, -1)
+    size = next((size for size in sizes if num_batches(size) >= world_size), None)
+    remedy = f"batch_size={size} gives each rank a batch" if size else "fewer ranks are sufficient"
+    idle = "1 rank has" if num_idle == 1 else f"{num_idle:,} ranks have"
+    given = f"batch_size={batch_size} for {num_images:,} image{'' if num_images == 1 else 's'}"
+    return f"{idle} no images to process, because of {given} on {world_size:,} ranks; {remedy}."
 
 
 def is_doubled(images: SeededImages) -> bool:
@@ -53,12 +85,19 @@ def seconds_per_image(images: SeededImages, rates: Rates, *, is_half: bool) -> f
 
     Raises any error of a network whose operations cannot be counted, see `count_operations`.
     """
-    on_cpu = images.module.device.type == "cpu"
-    operations = count_operations(images.module.network, _example_inputs(images), images.batch_size)
-    one_pass = pass_seconds(operations, rates, is_half=is_half, on_cpu=on_cpu)
     previous = getattr(images.low_resolution_images, "images", None)
     earlier = seconds_per_image(previous, rates, is_half=is_half) if isinstance(previous, SeededImages) else 0.0
-    return num_evaluations(images) * one_pass / images.batch_size + earlier
+    return num_evaluations(images) * pass_seconds_per_image(images, rates, is_half=is_half) + earlier
+
+
+def pass_seconds_per_image(images: SeededImages, rates: Rates, *, is_half: bool) -> float:
+    """Return the duration of a forward pass of the network for a batch, divided by the batch size.
+
+    Raises any error of a network whose operations cannot be counted, see `count_operations`.
+    """
+    operations = count_operations(images.module.network, _example_inputs(images), images.batch_size)
+    on_cpu = images.module.device.type == "cpu"
+    return pass_seconds(operations, rates, is_half=is_half, on_cpu=on_cpu) / images.batch_size
 
 
 def _example_inputs(images: SeededImages) -> tuple[Any, ...]:
