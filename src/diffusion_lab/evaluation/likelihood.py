@@ -41,6 +41,7 @@ class VariationalBound:
             )
 
     name = "bits_bound"
+    choice = "bound"
     meaning = "negative log-likelihood in bits per dimension, from the variational bound"
 
     @property
@@ -90,6 +91,7 @@ class FlowLikelihood:
     num_probes: int = 1
 
     name = "bits_flow"
+    choice = "flow"
     meaning = "negative log-likelihood in bits per dimension, from the probability flow"
     num_terms = 1
 
