@@ -221,7 +221,8 @@ def test_last_names_the_run_with_the_newest_checkpoint(logs: Path) -> None:
 
 
 def test_logs_in_the_working_directory_are_searched_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffusion_lab.runs.find.ROOT", tmp_path / "clone")
+    for module in ("diffusion_lab.runs.find", "diffusion_lab.paths"):
+        monkeypatch.setattr(f"{module}.ROOT", tmp_path / "clone")
     monkeypatch.delenv("DIFFUSION_LAB_LOGS", raising=False)
     monkeypatch.chdir(tmp_path)
     run, other = make_run(tmp_path / "logs" / "train" / "A"), make_run(tmp_path / "clone" / "logs" / "train" / "B")

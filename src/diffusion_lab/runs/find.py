@@ -1,9 +1,9 @@
 """The rule by which settings such as `run`, `resume`, `guide` and `numbers` name run folders and checkpoints.
 
 Accepted are a folder, a checkpoint file in it, a folder of such folders (a sweep), a glob pattern, and `last` for the
-newest folder in the logs folder. A relative path is searched in the working directory, in the folder that contains logs/, in the logs
-folder and in the folders of the commands in it: logs/train/RUN, train/RUN and RUN name the same run. Also searched is
-logs/ in the working directory, to which scripts in other folders may have written.
+newest folder in the logs folder. A relative path is searched in the working directory, in the folder that contains
+logs/, in the logs folder and in the folders of the commands in it: logs/train/RUN, train/RUN and RUN name the same run.
+Also searched is logs/ in the working directory, to which scripts in other folders may have written.
 """
 
 import glob

@@ -1,8 +1,8 @@
 """The status file of a run: the state that the run itself reports, independent of any scheduler.
 
 queued -> running -> finished, failed or interrupted (by a signal or Ctrl-C) with a reason, or requeued and running
-again. A queued run whose job is cancelled, or whose launcher ends, is "not started". Only rank 0 writes the file, except
-for a failure, which is written by the rank that fails.
+again. A queued run whose job is cancelled, or whose launcher ends, is "not started". Only rank 0 writes the file,
+except for a failure, which is written by the rank that fails.
 """
 
 import json
