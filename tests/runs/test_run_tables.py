@@ -153,8 +153,10 @@ def test_values_that_were_computed_in_different_ways_are_not_averaged(
 ) -> None:
     folders = []
     for seed, schedule in enumerate(("LinearSchedule", "CosineSchedule")):  # of runs whose folders are gone
-        run, settings = f"logs/train/{seed}", {"schedule": {"name": schedule}, "seed": seed}
-        folders.append(measured(tmp_path / f"{seed}", 1.0, overrides=(f"seed={seed}",), run=run, **settings))
+        run, settings = f"logs/train/{seed}", {"name": schedule}
+        folders.append(
+            measured(tmp_path / f"{seed}", 1.0, overrides=(f"seed={seed}",), run=run, seed=seed, schedule=settings)
+        )
     assert write_and_print_table(folders, tmp_path / "table", "numbers", swept=["run"], allowed=["seed"])
     assert not (tmp_path / "table" / "numbers_over_seeds.csv").exists()
     assert (

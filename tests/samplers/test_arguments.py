@@ -93,10 +93,10 @@ def test_a_module_in_training_is_no_denoiser_no_network_and_no_process() -> None
     module: Any = small_module()
     for call, message in (
         (
-            lambda: DDIM(SCHEDULE, num_steps=4).sample(module, ImageNoise(5, SHAPE)),
+            lambda: DDIM(module.process, num_steps=4).sample(module, ImageNoise(5, SHAPE)),
             r"`denoiser` .* DiffusionModule; module.denoiser\(\)",
         ),
-        (lambda: Denoiser(module, SCHEDULE, Epsilon()), r"`network` .* DiffusionModule; module.denoiser\(\)"),
+        (lambda: Denoiser(module, module.process, Epsilon()), r"`network` .* DiffusionModule; module.denoiser\(\)"),
         (
             lambda: DDIM(module),
             "`process` .*GaussianProcess, got an object of the class DiffusionModule; pass its .process",

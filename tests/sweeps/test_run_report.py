@@ -8,7 +8,6 @@ import pytest
 
 from diffusion_lab.runs import status as run_status
 from diffusion_lab.runs.results import write_metrics, write_summary
-from diffusion_lab.sweeps import run_report
 from diffusion_lab.sweeps.plan import PlannedRun, mark_queued
 from diffusion_lab.sweeps.run_report import RunReport
 
@@ -17,7 +16,7 @@ def test_each_run_has_a_line_at_its_start_and_end_and_one_progress_line_in_30_se
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [100.0]
-    monkeypatch.setattr(run_report.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("diffusion_lab.sweeps.run_report.time.monotonic", lambda: now[0])
     runs = [PlannedRun((f"seed={k}",), tmp_path / f"seed-{k}", None, is_done=False) for k in (1, 2)]
     mark_queued(runs)
     report = RunReport(runs)

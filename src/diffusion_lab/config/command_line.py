@@ -149,8 +149,8 @@ def _require_form(argument: str, preceding: Sequence[str], following: Sequence[s
         typed = " ".join([argument, *rest[: 1 if rest[0][1:] or not given else 2]])
         raise UserError(f"settings have no spaces around =: {argument}={given or 'VALUE'}, got {typed}.")
     if (not equals and not argument.startswith("~")) or not re.fullmatch(r"[+~]*[\w./@:-]+", name):
-        if typed := naming_runs(known.command, known.nodes, argument, preceding, following):
-            raise UserError(f"settings are given as NAME=VALUE: {typed}.")
+        if named_runs := naming_runs(known.command, known.nodes, argument, preceding, following):
+            raise UserError(f"settings are given as NAME=VALUE: {named_runs}.")
         groups = [path.parent.name for path in sorted(CONF.glob("*/*.yaml")) if path.stem == argument]
         named = f"{argument}=VALUE" if re.fullmatch(r"[\w./]+", argument) else ""
         if is_path(argument):

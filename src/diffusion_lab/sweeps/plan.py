@@ -186,7 +186,7 @@ def _without_result(reasons: Mapping[str, Mapping[str, str]], num_runs: int) -> 
     """Return the error message about runs without a result.  reasons: state -> name of the run -> reason."""
     verbs = {FAILED: ("", ""), INTERRUPTED: ("was ", "were "), NOT_STARTED: ("was ", "were ")}
     states = sorted(reasons, key=[FAILED, INTERRUPTED, *(set(reasons) - set(verbs)), NOT_STARTED].index)
-    parts = []
+    parts: list[str] = []
     for state in states:
         count = len(reasons[state])
         of_all = "" if parts else f" of the sweep's {num_runs} runs"

@@ -28,14 +28,16 @@ def without_gradient(network: nn.Module, result: str) -> str:
 
 def as_scalar(name: str, value: Any) -> Tensor:
     """Return a logged value as a tensor with one element.  Raises ArgumentError for any other value."""
-    if not torch.is_tensor(value):
+    if torch.is_tensor(value):
+        scalar: Tensor = value
+    else:
         try:
-            value = torch.tensor(value, dtype=torch.float64)
+            scalar = torch.tensor(value, dtype=torch.float64)
         except (TypeError, ValueError, RuntimeError):
             raise ArgumentError(f"log_step must receive a number for {name}, got {described(value)}.") from None
-    if value.numel() != 1:
+    if scalar.numel() != 1:
         raise ArgumentError(
-            f"log_step must receive one number for {name}, got a tensor of the shape {list(value.shape)}; log its mean "
+            f"log_step must receive one number for {name}, got a tensor of the shape {list(scalar.shape)}; log its mean "
             "(value.mean()), or each element by its own name."
         )
-    return value
+    return scalar
