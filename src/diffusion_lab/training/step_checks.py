@@ -37,7 +37,7 @@ def as_scalar(name: str, value: Any) -> Tensor:
             raise ArgumentError(f"log_step must receive a number for {name}, got {described(value)}.") from None
     if scalar.numel() != 1:
         raise ArgumentError(
-            f"log_step must receive one number for {name}, got a tensor of the shape {list(scalar.shape)}; log its mean "
-            "(value.mean()), or each element by its own name."
+            f"log_step must receive one number for {name}, got a tensor of the shape {list(scalar.shape)}; log its "
+            "mean, value.mean(), or each element by its own name."
         )
     return scalar
