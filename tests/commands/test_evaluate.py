@@ -79,7 +79,7 @@ def test_a_sweep_of_samplers_ends_with_a_table(trained: Path, tmp_path: Path) ->
     with (tmp_path / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["sampler"], row["sampler.num_steps"]) for row in rows] == [
-        ("ancestral", "2"), ("ancestral", "4"), ("ddim", "2"), ("ddim", "4"),
+        ("ddim", "2"), ("ddim", "4"), ("ancestral", "2"), ("ancestral", "4"),
     ]  # fmt: skip
     assert all(float(row["fd_fashion_cnn_20_train"]) > 0 for row in rows)
     assert "peak memory" not in done.stdout
