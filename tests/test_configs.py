@@ -14,6 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.config.compilation import without_acceleration
+from diffusion_lab.config.library_classes import import_target
 from diffusion_lab.config.validation import argument_problems
 from diffusion_lab.paths import CONF
 from diffusion_lab.runs.load import build_optimization, resolve
@@ -202,6 +203,12 @@ def test_training_measures_the_first_metric() -> None:
         for name in ("fid", "kid", "[precision_recall,fid]")
     }
     assert list(targets.values()) == ["FrechetDistance", "KernelDistance", "PrecisionRecall"]
+
+
+@pytest.mark.parametrize("choice", [path.stem for path in CONF.glob("metrics/*.yaml") if path.stem != "nll"])
+def test_messages_name_a_metric_by_its_choice(choice: str) -> None:
+    (node,) = compose("train", overrides=["run_folder=somewhere", f"metrics={choice}"]).metrics.values()
+    assert import_target(str((node.get("quantity") or node)._target_)).choice == choice
 
 
 def test_features_of_one_metric_do_not_replace_those_of_others() -> None:

@@ -51,6 +51,7 @@ def require_estimate(estimate: Any, denoiser: Any) -> Estimate:
 
 def require_denoiser(denoiser: Any) -> None:
     """Raise ValueError unless an object can be called as a denoiser."""
+    _require_no_module(denoiser, "denoiser", "a Denoiser")
     if callable(denoiser) and takes_three(denoiser):
         return
     name = getattr(denoiser, "__name__", type(denoiser).__name__)
@@ -58,6 +59,15 @@ def require_denoiser(denoiser: Any) -> None:
         f"`denoiser` must be a Denoiser or a function of (x_t, t, condition) that returns an Estimate, got {name}; for "
         f"a function of (x_t, time) that predicts the noise, pass Denoiser({name}, process, Epsilon())."
     )
+
+
+def _require_no_module(value: Any, name: str, accepted: str) -> None:
+    """Raise ValueError for a module in training, whose method `denoiser` builds a denoiser with its average."""
+    if callable(getattr(value, "denoiser", None)) and callable(getattr(value, "sample", None)):
+        raise ValueError(
+            f"`{name}` must be {accepted}, got {described(value)}; module.denoiser() returns its Denoiser, and "
+            "module.sample(seeds) generates images."
+        )
 
 
 @dataclass(frozen=True)
@@ -85,6 +95,7 @@ class Denoiser:
     def __post_init__(self) -> None:
         object.__setattr__(self, "process", GaussianProcess.of(self.process))
         require_instance(self.prediction, Prediction, "prediction")
+        _require_no_module(self.network, "network", "a Network")
         if not callable(self.network):
             raise ValueError(
                 "`network` must be a Network or a function of (x_t, time, condition) or (x_t, time), got "

@@ -122,8 +122,8 @@ def test_metrics_without_samples_and_too_few_samples_are_refused(tmp_path: Path)
     sampler, metric = DDIM(small_module().process, num_steps=3), FrechetDistance(MeanAndStd())
     mean: Any = MeanOverImages(Brightness(), "train")
     for first, num_samples, message in (
-        (mean, 30, "the first choice in `metrics` must measure generated images, .* got MeanOverImages; try"),
-        (metric, 1, "num_samples must be at least 2, got 1"),
+        (mean, 30, "the first choice in `metrics` must measure generated images, .* got brightness; try"),
+        (metric, 1, r"num_samples must be at least 2 for fid .features=\w+., got 1"),
     ):
         with pytest.raises(ValueError, match=message):
             MeasureDistance(first, str(tmp_path), sampler=sampler, num_samples=num_samples, every_n_steps=1)

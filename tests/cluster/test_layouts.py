@@ -161,4 +161,4 @@ def test_two_jobs_cannot_write_one_run_folder(slurm: Slurm, tmp_path: Path) -> N
     assert f"{folder} is in use by" in error_of(*command("train", *overrides))
     assert f"{folder} is in use by" in error_of("srun", "--nodelist=n2", *command("train", *overrides))
     slurm.run("scancel", job_id)
-    wait_for_end(folder, "failed")
+    wait_for_end(folder, "interrupted")

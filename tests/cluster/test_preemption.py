@@ -150,12 +150,12 @@ def _inspect(path: Path, *options: str) -> str:
     return subprocess.run(wandb, capture_output=True, text=True, check=True).stdout
 
 
-def test_a_run_that_receives_sigterm_saves_its_state_and_fails(slurm: Slurm, tmp_path: Path) -> None:
+def test_a_run_that_receives_sigterm_saves_its_state_and_is_interrupted(slurm: Slurm, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     job_id = sbatch(slurm, "train", *LONG, f"hydra.run.dir={folder}", output=tmp_path / "out")
     wait_for("step 5", lambda: max(steps(folder), default=0) >= 5)
     slurm.run("scancel", "--signal=TERM", job_id)
-    wait_for_end(folder, "failed")
+    wait_for_end(folder, "interrupted")
     assert status(folder)["reason"].startswith("stopped by SIGTERM after step")
     num_steps = len(steps(folder))
     wait_for("the end of the job", lambda: slurm.run("squeue", "-h", "-j", job_id) == "")

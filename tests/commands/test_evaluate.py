@@ -83,9 +83,11 @@ def test_a_sweep_of_samplers_ends_with_a_table(trained: Path, tmp_path: Path) ->
     with (tmp_path / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["sampler"], row["sampler.num_steps"]) for row in rows] == [
-        ("ancestral", "2"), ("ancestral", "4"), ("ddim", "2"), ("ddim", "4"),
+        ("ddim", "2"), ("ddim", "4"), ("ancestral", "2"), ("ancestral", "4"),
     ]  # fmt: skip
     assert all(float(row["fd_fashion_cnn_20_train"]) > 0 for row in rows)
+    assert "peak memory" not in done.stdout
+    assert len(re.findall(r"^\S+, last\.ckpt, step \d+: fd_fashion_cnn_20_train [\d.]+$", done.stdout, re.M)) == 4
 
 
 @pytest.mark.parametrize(
@@ -185,6 +187,9 @@ def test_runs_that_match_a_glob_pattern_make_one_table(trained: Path, tmp_path: 
     with (tmp_path / "out" / "runs.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["trained"] for row in rows] == ["a", "b"]
+    assert "peak memory" not in done.stdout
+    line = r"^[ab], last\.ckpt, step 2: fd_fashion_cnn_20_train [\d.]+, kd_fashion_cnn_20_train \S+, cs_\S+ [\d.]+$"
+    assert len(re.findall(line, done.stdout, re.MULTILINE)) == 2
     assert rows[0]["fd_fashion_cnn_20_train"] == rows[1]["fd_fashion_cnn_20_train"]  # the same network
     record = json.loads((tmp_path / "out" / "1_b" / "metrics.json").read_text())
     assert [number["name"] for number in record["numbers"]] == [

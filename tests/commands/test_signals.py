@@ -89,7 +89,7 @@ def stop(folder: Path, number: int, *, num_workers: int, num_ranks: int, after: 
     if status["state"] == "finished":
         assert done.returncode == 0
         return
-    assert (done.returncode, status["state"]) == (128 + number, "failed"), done.stderr
+    assert (done.returncode, status["state"]) == (128 + number, "interrupted"), done.stderr
     name = signal.Signals(number).name
     assert status["reason"].startswith((f"stopped by {name}", "interrupted")), status["reason"]
     if " after step " in status["reason"]:
@@ -145,7 +145,7 @@ def test_a_signal_ends_a_run_that_waits_for_a_rank_that_never_starts(tmp_path: P
     assert (done.returncode, "Traceback" in done.stderr) == (128 + number, False), done.stderr
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert (status["state"], status["reason"].partition(" by ")[0]) == (
-        "failed", "interrupted" if number == signal.SIGINT else "stopped"
+        "interrupted", "interrupted" if number == signal.SIGINT else "stopped"
     )  # fmt: skip
 
 

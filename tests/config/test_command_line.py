@@ -149,6 +149,40 @@ def test_other_words_are_rejected_with_the_right_words(words: list[str], message
         as_hydra_arguments("train", words)
 
 
-def test_a_path_without_a_name_is_the_run_of_a_command_with_a_run() -> None:
-    with pytest.raises(UserError, match=r"^settings are given as NAME=VALUE: run=\./a, got \./a\.$"):
-        as_hydra_arguments("sample", ["./a"])
+@pytest.mark.parametrize(
+    ("command", "words", "typed"),
+    [
+        ("compare", "A B", "'numbers=[A,B]', got A B"),
+        ("compare", "last allow=[seed]", "numbers=last, got last"),
+        ("compare", "numbers=A B", "'numbers=[A,B]', got numbers=A B"),
+        ("compare", "numbers=[A, B]", "'numbers=[A,B]', got numbers=[A, B]"),
+        ("compare", "numbers A B", "'numbers=[A,B]', got numbers A B"),
+        ("sample", "./a", "run=./a, got ./a"),
+        ("sample", "num_images=4 last", "run=last, got last"),
+        ("evaluate", "logs/train/x sampler=ddim", "run=logs/train/x, got logs/train/x"),
+        ("evaluate", "run=x train/y", "'run=[x,train/y]', got run=x train/y"),
+        ("evaluate", "x", "run=x, got x"),
+        ("reconstruct_ema", "./a length=0.1", "run=./a, got ./a"),
+        ("train", "logs/train/x", "resume=logs/train/x, got logs/train/x"),
+        ("train", "last", "resume=last, got last"),
+        ("train_classifier", "a/checkpoints/last.ckpt", "resume=a/checkpoints/last.ckpt, got a/checkpoints/last.ckpt"),
+    ],
+)
+def test_runs_without_the_name_of_their_setting_are_refused_with_the_setting(
+    command: str, words: str, typed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIFFUSION_LAB_LOGS", str(tmp_path))
+    for name in ("x", "y"):
+        (tmp_path / "train" / name / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError) as error:
+        as_hydra_arguments(command, words.split())
+    assert str(error.value) == f"settings are given as NAME=VALUE: python src/{command}.py {typed}."
+
+
+def test_a_word_that_names_no_run_is_no_setting_that_names_runs() -> None:
+    with pytest.raises(UserError, match=r"NAME=VALUE: seed=VALUE, got seed\."):
+        as_hydra_arguments("train", ["seed"])
+    with pytest.raises(UserError, match=r"NAME=VALUE: sampler=ddim, got ddim\."):
+        as_hydra_arguments("evaluate", ["ddim"])
+    with pytest.raises(UserError, match=r"NAME=VALUE: allow=VALUE, got allow\."):
+        as_hydra_arguments("compare", ["allow"])

@@ -1,5 +1,6 @@
 """One pass of sampling and one of feature extraction for all metrics, on any number of ranks."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -142,9 +143,9 @@ def test_the_seed_is_that_of_the_first_image(seed: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("num_samples", "metric", "message"),
     [
-        (1, FrechetDistance, "num_samples must be at least 2 for FrechetDistance, got 1"),
-        (19, InceptionScore, "num_samples must be at least 20 for InceptionScore, got 19"),
-        (3, PrecisionRecall, "num_samples must be at least 4 for PrecisionRecall, got 3"),
+        (1, FrechetDistance, "num_samples must be at least 2 for fid (features=stand_in), got 1"),
+        (19, InceptionScore, "num_samples must be at least 20 for is (features=stand_in), got 19"),
+        (3, PrecisionRecall, "num_samples must be at least 4 for precision_recall (features=stand_in), got 3"),
     ],
 )
 def test_too_few_samples_are_refused_before_any_is_generated(
@@ -152,7 +153,7 @@ def test_too_few_samples_are_refused_before_any_is_generated(
 ) -> None:
     job = evaluation(tmp_path, num_samples)
     monkeypatch.setattr(job.images, "generate", None)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         job.measure([metric(StandIn())])
 
 
@@ -176,8 +177,8 @@ def test_a_value_of_too_few_images_is_noted_once_with_the_reason(
     job, metrics = evaluation(tmp_path, 24), [InceptionScore(StandIn(), 12), KernelDistance(StandIn())]
     job.require(metrics)
     job.require(metrics)
-    assert caplog.text.count("InceptionScore for 24 images means little: each of the 12 splits has 2 images") == 1
-    assert caplog.text.count("KernelDistance for 24 images means little: each subset has only 24 images") == 1
+    assert caplog.text.count(" is (features=stand_in) for 24 images means little: each of the 12 splits has 2 ") == 1
+    assert caplog.text.count("kid (features=stand_in) for 24 images means little: each subset has only 24 images") == 1
 
 
 @pytest.mark.parametrize(

@@ -121,9 +121,7 @@ def test_the_spatial_distance_requires_spatial_features() -> None:
     one, other = FeatureSet.of(random(9, 4)), FeatureSet.of(random(9, 4, seed=1))
     found = SpatialFrechetDistance(Spatial()).measure(one, other)
     assert found == {"sfd": pytest.approx(distance(one, other), rel=1e-12)}
-    with pytest.raises(
-        ValueError, match="`features` must have the output 'spatial' for SpatialFrechetDistance, got stand"
-    ):
+    with pytest.raises(ValueError, match="`features` must have the output 'spatial' for sfid, got stand"):
         SpatialFrechetDistance(StandIn())
 
 
@@ -190,6 +188,5 @@ def test_a_distance_of_few_images_is_logged_with_the_reason_once(caplog: pytest.
     for _ in range(2):
         FrechetDistance(StandIn()).measure(samples, reference)
     assert (
-        caplog.text.count("FrechetDistance for 3 images is biased upwards, because so few images do not determine the")
-        == 1
+        caplog.text.count("fid (features=stand_in) for 3 images is biased upwards, because so few images do not ") == 1
     )

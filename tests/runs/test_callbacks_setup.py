@@ -50,7 +50,9 @@ def test_callbacks_without_the_default_callbacks_are_refused() -> None:
 
 
 def test_a_metric_that_needs_more_images_than_the_set_has_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="PrecisionRecall needs at least 61 training images, got 50; try metrics=fid"):
+    with pytest.raises(
+        UserError, match=r"precision_recall \(features=\w+\) needs at least 61 training images, got 50; try metrics=fid"
+    ):
         require(measure(PrecisionRecall(FashionCNN(), num_neighbors=60), tmp_path))
     require(measure(PrecisionRecall(FashionCNN(), num_neighbors=49), tmp_path))
 

@@ -3,6 +3,7 @@
 import io
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -220,17 +221,17 @@ def test_last_names_the_run_with_the_newest_checkpoint(logs: Path) -> None:
 
 
 def test_logs_in_the_working_directory_are_searched_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffusion_lab.runs.find.ROOT", tmp_path / "clone")
+    for module in ("diffusion_lab.runs.find", "diffusion_lab.paths"):
+        monkeypatch.setattr(f"{module}.ROOT", tmp_path / "clone")
     monkeypatch.delenv("DIFFUSION_LAB_LOGS", raising=False)
     monkeypatch.chdir(tmp_path)
     run, other = make_run(tmp_path / "logs" / "train" / "A"), make_run(tmp_path / "clone" / "logs" / "train" / "B")
     assert {find_run("run", name).folder for name in ("A", "train/A", "logs/train/A")} == {run}
-    for newest, older in ((run, other), (other, run)):
-        for file in newest.glob("checkpoints/*"):
-            os.utime(file, (2e9, 2e9))
-        for file in older.glob("checkpoints/*"):
-            os.utime(file, (1e9, 1e9))
-        assert find_run("run", "last").folder == newest
+    for file in run.glob("checkpoints/*"):
+        os.utime(file, (2e9, 2e9))
+    assert find_run("run", "last").folder == other  # the newest run of the logs folder in use
+    shutil.rmtree(other)
+    assert find_run("run", "last").folder == run
     with pytest.raises(
         UserError, match=r"no run folder in .*/logs/train_classifier; the .* DIFFUSION_LAB_LOGS .* names"
     ):

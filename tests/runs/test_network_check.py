@@ -69,7 +69,7 @@ def test_a_classifier_must_return_one_logit_per_class() -> None:
 def test_a_network_receives_images_the_last_time_and_the_parts_of_its_condition() -> None:
     seen: list[tuple[Tensor, Tensor, Condition]] = []
     network = check(
-        lambda *inputs: seen.append(inputs) or torch.rand_like(inputs[0]),  # type: ignore[func-returns-value]
+        lambda *inputs: seen.append(inputs) or inputs[0] + torch.rand_like(inputs[0]),  # type: ignore[func-returns-value]
         low_resolution=LowResolution(4, max_noise=0.5),
     )
     ((x_t, time, condition),) = seen
@@ -108,6 +108,10 @@ def test_a_network_for_other_channels_than_those_of_the_images_is_refused() -> N
         (
             lambda x_t, time, condition: x_t @ x_t.new_ones(3, 3),
             "`model`: Foreign cannot process images, RuntimeError: ",
+        ),
+        (
+            lambda x_t, time, condition: x_t.detach(),
+            "`model`: the output must depend on the parameters of Foreign, of which it uses none with a gradient; ",
         ),
     ],
 )

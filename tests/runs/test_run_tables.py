@@ -148,6 +148,36 @@ def test_results_of_several_seeds_are_averaged_once_per_seed(tmp_path: Path) -> 
     assert "| 0.1 | 3 | 100 ± 100 |" in (tmp_path / "table" / "numbers.md").read_text()
 
 
+def test_values_that_were_computed_in_different_ways_are_not_averaged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folders = []
+    for seed, schedule in enumerate(("LinearSchedule", "CosineSchedule")):  # of runs whose folders are gone
+        run, settings = f"logs/train/{seed}", {"name": schedule}
+        folders.append(
+            measured(tmp_path / f"{seed}", 1.0, overrides=(f"seed={seed}",), run=run, seed=seed, schedule=settings)
+        )
+    assert write_and_print_table(folders, tmp_path / "table", "numbers", swept=["run"], allowed=["seed"])
+    assert not (tmp_path / "table" / "numbers_over_seeds.csv").exists()
+    assert (
+        "fd_stand_in_50_train is not averaged over seeds: schedule.name is LinearSchedule in 0 and CosineSchedule in 1."
+        in caplog.text
+    )
+
+
+def test_losses_of_different_schedules_are_noted_as_not_comparable_and_never_averaged(tmp_path: Path) -> None:
+    for number, (lr, schedule) in enumerate([("1", "linear"), ("1", "linear"), ("2", "linear"), ("2", "cosine")]):
+        folder = tmp_path / f"lr-{lr}_seed-{number}"
+        (folder / ".hydra").mkdir(parents=True)
+        (folder / ".hydra" / "overrides.yaml").write_text(f"- lr={lr}\n- seed={number}\n")
+        (folder / "config.yaml").write_text(f"schedule: {{_target_: {schedule}}}\nseed: {number}\n")
+        write_summary(folder, {"loss": 0.5 + number, "steps": 8})
+    assert write_sweep_table(tmp_path)
+    rows = table(tmp_path, "sweep_over_seeds")
+    assert [(row["lr"], row["num_seeds"], row["mean_loss"]) for row in rows] == [("1", "2", "1.0")]
+    assert (tmp_path / "sweep.md").read_text().endswith("losses with different schedule are not comparable.\n")
+
+
 def test_results_of_a_sweep_are_compared_in_the_order_of_its_command(tmp_path: Path) -> None:
     for number, schedule in enumerate(("cosine", "linear")):
         measured(tmp_path / "a" / f"{number}_x", 1.0, overrides=(f"schedule={schedule}",))

@@ -190,3 +190,26 @@ def test_a_damaged_status_is_none(content: str, tmp_path: Path) -> None:
     (tmp_path / "status.json").write_text(content)
     assert run_status.read(tmp_path) is None
     assert run_status.reconcile(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("reason", "state"),
+    [
+        ("interrupted by SIGINT after step 20", "interrupted"),
+        ("stopped by SIGTERM", "interrupted"),
+        ("RuntimeError: interrupted", "failed"),
+        ("two starts of job 7 in succession were stopped by SIGUSR1", "failed"),
+    ],
+)
+def test_a_run_that_a_signal_stopped_is_interrupted_in_its_file_and_everywhere(
+    reason: str, state: str, tmp_path: Path
+) -> None:
+    run_status.mark_running(tmp_path)
+    run_status.mark_failed(tmp_path, reason)
+    run_status.mark_failed(tmp_path, "RuntimeError: a consequence")
+    content = json.loads((tmp_path / "status.json").read_text())
+    assert (content["state"], content["reason"]) == (state, reason)
+    (tmp_path / "status.json").write_text(json.dumps(content | {"state": "failed"}))  # as earlier versions wrote it
+    status = run_status.read(tmp_path)
+    assert status is not None
+    assert (status.state, status.label, status.is_over) == (state, state, True)

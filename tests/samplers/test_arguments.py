@@ -24,6 +24,7 @@ from diffusion_lab.samplers import (
     PredictorCorrector,
     UniPC,
 )
+from support.small_runs import small_module
 
 SHAPE = (3, 8, 6)
 SCHEDULE = LinearSchedule(20)
@@ -86,6 +87,26 @@ def test_every_sampler_names_what_it_accepts_if_another_object_is_given(build: A
         sampler.sample(predict, ImageNoise(5, SHAPE))
     with pytest.raises(ValueError, match=r"function of \(x_t, t, condition\) .*, got two; .* Denoiser\(two, proce"):
         sampler.sample(two, ImageNoise(5, SHAPE))
+
+
+def test_a_module_in_training_is_no_denoiser_no_network_and_no_process() -> None:
+    module: Any = small_module()
+    for call, message in (
+        (
+            lambda: DDIM(module.process, num_steps=4).sample(module, ImageNoise(5, SHAPE)),
+            r"`denoiser` .* DiffusionModule; module.denoiser\(\)",
+        ),
+        (lambda: Denoiser(module, module.process, Epsilon()), r"`network` .* DiffusionModule; module.denoiser\(\)"),
+        (
+            lambda: DDIM(module),
+            "`process` .*GaussianProcess, got an object of the class DiffusionModule; pass its .process",
+        ),
+        (lambda: DDIM(module.denoiser()), "`process` .*, got an object of the class Denoiser; pass its .process"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    images = DDIM(module.process, num_steps=4).sample(module.denoiser(), ImageNoise(2, (1, 8, 8)))
+    assert images.shape == (2, 1, 8, 8)
 
 
 def two(x_t: Tensor, time: Tensor) -> Tensor:

@@ -274,3 +274,8 @@ def test_runs_that_were_not_started_are_counted_separately_and_are_started_by_th
     )
     with (tmp_path / "sweep.csv").open() as file:
         assert [row["state"] for row in csv.DictReader(file)] == ["failed", "finished", "not started"]
+    run_status.mark_running(tmp_path / "seed-2")
+    run_status.mark_failed(tmp_path / "seed-2", "interrupted by SIGINT after step 8")
+    assert str(sweep_plan.finish()).startswith(
+        "1 of the sweep's 3 runs failed, 1 was interrupted and 1 was not started; run the same command again to resume"
+    )

@@ -68,7 +68,7 @@ def test_a_sweep_after_ctrl_c_is_continued_by_the_same_command(launcher: list[st
     assert done.returncode == 130
     assert done.stderr.splitlines()[-1] == "note: the sweep was interrupted; the same command continues it."
     assert "resume=" not in done.stderr
-    assert states(tmp_path / "sweep") == {"seed-1": "failed", "seed-2": "not started"}
+    assert states(tmp_path / "sweep") == {"seed-1": "interrupted", "seed-2": "not started"}
     shown = run("sweep.py", "status", str(tmp_path / "sweep"))
     assert "1 interrupted, 1 not started; the command that started the sweep continues it" in shown.stdout
 

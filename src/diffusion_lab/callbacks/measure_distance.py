@@ -13,6 +13,7 @@ from diffusion_lab import checkpoint_files
 from diffusion_lab.callbacks.every import Every
 from diffusion_lab.callbacks.periodic_action import PeriodicAction, log_metrics
 from diffusion_lab.callbacks.progress import long_task
+from diffusion_lab.contracts import described
 from diffusion_lab.evaluation.evaluator import Evaluator, Number
 from diffusion_lab.evaluation.reference import ImageReference
 from diffusion_lab.generation.low_resolution_images import training_low_resolution_images
@@ -54,10 +55,11 @@ class MeasureDistance(PeriodicAction):
         if not isinstance(metric, Metric):
             raise ValueError(
                 "the first choice in `metrics` must measure generated images, as fid and kid do (nll and flow measure "
-                f"images of the data set), got {type(metric).__name__}; try metrics=[fid,nll]."
+                f"images of the data set), got {getattr(metric, 'choice', None) or described(metric)}; try "
+                "metrics=[fid,nll]."
             )
         if num_samples < metric.min_images:
-            raise ValueError(f"num_samples must be at least {metric.min_images}, got {num_samples}.")
+            raise ValueError(f"num_samples must be at least {metric.min_images} for {metric.title}, got {num_samples}.")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         super().__init__(Every(every_n_steps, also_at))

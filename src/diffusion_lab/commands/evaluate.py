@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from diffusion_lab.commands import entry
+from diffusion_lab.config.compose import in_sweep
 from diffusion_lab.errors import UserError
 from diffusion_lab.fingerprints import allowed_fields
 from diffusion_lab.runs import evaluation_setup, sampling_setup
@@ -48,7 +49,7 @@ def evaluate(config: DictConfig) -> float | None:
         with fabric.autocast():
             results.append(_measure(measurement, config, folder))
         if fabric.is_global_zero:
-            _write_results(results[-1], measurement, folder)
+            _write_results(results[-1], measurement, folder, is_one_of_many=in_sweep() or len(targets) > 1)
     if len(targets) > 1 and fabric.is_global_zero:
         write_and_print_table([output], output, "runs", swept=["run"], allowed=allowed)
     return results[0][0].objective if results[0] else None
@@ -80,7 +81,8 @@ def _measure(measurement: "Measurement", config: DictConfig, folder: Path) -> li
     return numbers
 
 
-def _write_results(numbers: list["Number"], measurement: "Measurement", folder: Path) -> None:
+def _write_results(numbers: list["Number"], measurement: "Measurement", folder: Path, *, is_one_of_many: bool) -> None:
+    """Write and print the results; in one line if a table with the results of all evaluations follows."""
     from diffusion_lab.reporting import plots
     from diffusion_lab.runs.sampling_cost import num_evaluations
 
@@ -102,6 +104,9 @@ def _write_results(numbers: list["Number"], measurement: "Measurement", folder: 
     run_results.write_metrics(folder, record)
     minutes = run_status.total_minutes(folder) or sum(measurement.evaluation.seconds.values()) / 60
     run_results.write_summary(folder, {number.name: number.value for number in numbers} | {"minutes": minutes})
+    if is_one_of_many:
+        run_results.print_line(record)
+        return
     run_results.print_numbers(record)
     print(f"results are in {folder}", flush=True)
 

@@ -14,6 +14,7 @@ from hydra.core.override_parser.types import ChoiceSweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion_lab.config.bare_words import is_path, naming_runs, own_images
 from diffusion_lab.config.documentation import settings
 from diffusion_lab.config.overrides import quote
 from diffusion_lab.config.search_path import gives_search_path
@@ -102,6 +103,7 @@ class _Known:
     """The groups and settings that a command names, read from its main config file."""
 
     def __init__(self, command: str, *, has_others: bool) -> None:
+        self.command = command
         self.has_others = has_others  # whether config folders of other packages may define further nodes
         self.settings = settings(CONF / f"{command}.yaml", "")
         config = OmegaConf.load(CONF / f"{command}.yaml")
@@ -147,12 +149,14 @@ def _require_form(argument: str, preceding: Sequence[str], following: Sequence[s
         typed = " ".join([argument, *rest[: 1 if rest[0][1:] or not given else 2]])
         raise UserError(f"settings have no spaces around =: {argument}={given or 'VALUE'}, got {typed}.")
     if (not equals and not argument.startswith("~")) or not re.fullmatch(r"[+~]*[\w./@:-]+", name):
+        if named_runs := naming_runs(known.command, known.nodes, argument, preceding, following):
+            raise UserError(f"settings are given as NAME=VALUE: {named_runs}.")
         groups = [path.parent.name for path in sorted(CONF.glob("*/*.yaml")) if path.stem == argument]
         named = f"{argument}=VALUE" if re.fullmatch(r"[\w./]+", argument) else ""
-        if _is_path(argument):
-            named = f"run={argument}" if "run" in known.nodes else _own_images(argument) if known.has_data else ""
+        if is_path(argument):
+            named = own_images(argument) if known.has_data else ""
         hint = " or ".join(f"{group}={argument}" for group in groups) or named
-        is_value = bool(preceding) and not _is_path(argument) and (not groups or preceding[-1].endswith(","))
+        is_value = bool(preceding) and not is_path(argument) and (not groups or preceding[-1].endswith(","))
         if is_value and re.match(r"[\w./]+=.", preceding[-1]):
             others = itertools.takewhile(lambda word: "=" not in word and not word.startswith(("-", "~")), following)
             typed = " ".join([preceding[-1], argument, *others])
@@ -162,15 +166,6 @@ def _require_form(argument: str, preceding: Sequence[str], following: Sequence[s
         raise UserError(
             f"settings are given as NAME=VALUE{': ' * bool(hint)}{hint}, got {argument or 'an empty argument'}."
         )
-
-
-def _is_path(text: str) -> bool:
-    return text.startswith(("/", "./", "../", "~/")) or ("/" in text and expanduser(text).is_dir())
-
-
-def _own_images(folder: str) -> str:
-    """Return the overrides that read the images of a folder."""
-    return f"data=class_folders data.path={folder} (one folder per class) or data=folder data.path={folder}"
 
 
 def _next_value(arguments: Sequence[str]) -> str:
@@ -208,8 +203,8 @@ def _override(argument: str, known: _Known, *, is_sweep: bool) -> list[str]:
             return []
         if isinstance(_parsed(value), (bool, int, float)):
             value = quote(value)  # Hydra accepts only strings as choices
-        if name == "data" and known.has_data and _is_path(value):
-            raise UserError(f"data must be the name of a data set, got the path {value}; use {_own_images(value)}.")
+        if name == "data" and known.has_data and is_path(value):
+            raise UserError(f"data must be the name of a data set, got the path {value}; use {own_images(value)}.")
     if name in PATHS and isinstance(_parsed(value), (bool, int, float)):
         value = quote(value)  # a folder whose name is a number
     if name.startswith("hydra.launcher.") and "," in value and isinstance(_parsed(value), ChoiceSweep):

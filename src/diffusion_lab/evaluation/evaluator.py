@@ -93,13 +93,12 @@ class Evaluator:
         for metric in metrics:
             if self.num_samples < metric.min_images:
                 raise ValueError(
-                    f"num_samples must be at least {metric.min_images} for {type(metric).__name__}, got "
-                    f"{self.num_samples}."
+                    f"num_samples must be at least {metric.min_images} for {metric.title}, got {self.num_samples}."
                 )
             self._note_caution(metric)
             metric.require_classes(self.images.guidance.num_classes(self.images.module.labels))
             if metric.needs_reference and self.reference is None:
-                raise ValueError(f"`reference` must be given for {type(metric).__name__}, got None.")
+                raise ValueError(f"`reference` must be given for {metric.title}, got None.")
 
     def _note_caution(self, metric: Metric) -> None:
         """Log once if the sets are too small for a meaningful or unbiased value."""
@@ -132,7 +131,7 @@ class Evaluator:
         if module.space != Pixels():
             raise ValueError(
                 "`metrics` must not contain bound, nll, flow or reconstruction (which are computed from pixels) for a "
-                f"latent diffusion model, got {metric.quantity.name}."
+                f"latent diffusion model, got {metric.choice}."
             )
         metric = metric.to(device)
         denoiser = module.denoiser(weights=self.images.weights)

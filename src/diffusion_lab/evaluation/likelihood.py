@@ -41,6 +41,7 @@ class VariationalBound:
             )
 
     name = "bits_bound"
+    choice = "bound"
     meaning = "negative log-likelihood in bits per dimension, from the variational bound"
 
     @property
@@ -95,6 +96,7 @@ class FlowLikelihood:
     num_probes: int = 1
 
     name = "bits_flow"
+    choice = "flow"
     meaning = "negative log-likelihood in bits per dimension, from the probability flow"
     num_terms = 1
     has_adaptive_steps = True

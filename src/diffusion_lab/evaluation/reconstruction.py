@@ -19,6 +19,7 @@ class Reconstruction:
     sampler: Sampler
 
     name = "reconstruction_rmse"
+    choice = "reconstruction"
     meaning = "error of the round trip from images to noise and back"
     num_terms = 1
 

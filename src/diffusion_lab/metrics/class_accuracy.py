@@ -15,6 +15,7 @@ class ClassAccuracy(Metric):
     same classes as the samples.
     """
 
+    choice: ClassVar[str] = "class_accuracy"
     meaning: ClassVar[str] = "fraction of the samples that a classifier assigns to their class"
     higher_is_better: ClassVar[bool] = True
 

@@ -23,6 +23,7 @@ class CMMD(Metric):
     Raises ValueError unless the features are CLIP features.
     """
 
+    choice: ClassVar[str] = "cmmd"
     meaning: ClassVar[str] = "maximum mean discrepancy of CLIP features"
 
     def __post_init__(self) -> None:

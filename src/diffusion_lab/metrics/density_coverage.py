@@ -30,6 +30,7 @@ class DensityCoverage(Metric):
     {'density': 1.0, 'coverage': 1.0}
     """
 
+    choice: ClassVar[str] = "density_coverage"
     meanings: ClassVar[Mapping[str, str]] = {
         "density": "mean number of reference images around a sample, divided by num_neighbors",
         "coverage": "fraction of the reference images with a sample nearby",

@@ -60,6 +60,7 @@ class FrechetDistance(Metric):
     True
     """
 
+    choice: ClassVar[str] = "fid"
     meaning: ClassVar[str] = "Fréchet distance of the features"
 
     needs_rows: ClassVar[bool] = False
@@ -85,6 +86,7 @@ class FrechetDistance(Metric):
 class SpatialFrechetDistance(FrechetDistance):
     """Fréchet distance between spatial features; with Inception features, this is the sFID (Nash et al. 2021)."""
 
+    choice: ClassVar[str] = "sfid"
     meaning: ClassVar[str] = "Fréchet distance of spatial features"
 
     output: ClassVar[str] = "spatial"

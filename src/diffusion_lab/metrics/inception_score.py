@@ -24,6 +24,7 @@ class InceptionScore(Metric):
     Raises ValueError unless num_splits is at least 1; `measure` raises it for fewer samples than parts.
     """
 
+    choice: ClassVar[str] = "is"
     meaning: ClassVar[str] = "confidence and diversity of the predicted classes"
     higher_is_better: ClassVar[bool] = True
 

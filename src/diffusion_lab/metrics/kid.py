@@ -27,6 +27,7 @@ class KernelDistance(Metric):
     {'kd': 7.0, 'kd_std': 0.0}
     """
 
+    choice: ClassVar[str] = "kid"
     meaning: ClassVar[str] = "kernel distance of the features"
 
     num_subsets: int = 100

@@ -63,6 +63,11 @@ class MeanOverImages(Metric):
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     @property
+    def choice(self) -> str:
+        """Name of the file in conf/metrics, such as flow, for messages; by default the name of the quantity."""
+        return str(getattr(self.quantity, "choice", self.quantity.name))
+
+    @property
     def name(self) -> str:
         """Name of the metric, for example bits_bound_test_10k; valid after `compute`."""
         return f"{self.quantity.name}_{self.split}_{abbreviate_count(self.total)}"
@@ -75,7 +80,7 @@ class MeanOverImages(Metric):
     def compute(self) -> Tensor:
         """Return the mean, float64.  Raises ValueError if there are no images."""
         if not int(self.count):
-            raise ValueError(f"{self.quantity.name} needs at least 1 image, got 0.")
+            raise ValueError(f"{self.choice} needs at least 1 image, got 0.")
         # Stored here, because the sums are reduced over all ranks only within this method.
         self.total, self.terms = int(self.count), self.sums / self.count
         return self.terms.sum()

@@ -25,6 +25,7 @@ class Metric(DataclassInterface):
     Most metrics compare the features of the samples with the features of a reference set of images.
 
     features: feature network.  output: name of the output of the feature network that the metric uses.
+    choice: name of the metric's file in conf/metrics; "" for a metric without a file, whose class name messages show.
     meaning: what the values are, in a few words.  meanings: first part of a metric name -> what this value is, for a
         metric with several values.
     higher_is_better: whether a higher value means better samples.
@@ -35,6 +36,7 @@ class Metric(DataclassInterface):
 
     features: Features
 
+    choice: ClassVar[str] = ""
     output: ClassVar[str] = "pooled"
     meaning: ClassVar[str] = ""
     meanings: ClassVar[Mapping[str, str]] = {}
@@ -45,9 +47,17 @@ class Metric(DataclassInterface):
     def __post_init__(self) -> None:
         if self.output not in self.features.outputs:
             raise ValueError(
-                f"`features` must have the output {self.output!r} for {type(self).__name__}, got {self.features.name} "
+                f"`features` must have the output {self.output!r} for {self._chosen()}, got {self.features.name} "
                 f"with the outputs {', '.join(self.features.outputs)}."
             )
+
+    @property
+    def title(self) -> str:
+        """Name of the metric in messages: its choice and its features, such as "fid (features=inception)"."""
+        return f"{self._chosen()} (features={self.features.name})"
+
+    def _chosen(self) -> str:
+        return self.choice or type(self).__name__
 
     @property
     def min_images(self) -> int:
@@ -72,7 +82,7 @@ class Metric(DataclassInterface):
         num_reference = num_samples if num_reference is None else num_reference
         reason = self.caution_for_sizes(num_samples, num_reference)
         if reason is not None and Ranks.current().rank == 0:
-            _log_once(f"{type(self).__name__} for {min(num_samples, num_reference):,} images {reason}.")
+            _log_once(f"{self.title} for {min(num_samples, num_reference):,} images {reason}.")
 
     def check_sets(self, *sets: FeatureSet) -> None:
         """Raise ValueError unless the arguments of `measure` are sets of features; log once if they are too small."""

@@ -23,6 +23,7 @@ class PrecisionRecall(Metric):
     {'precision': 1.0, 'recall': 1.0}
     """
 
+    choice: ClassVar[str] = "precision_recall"
     meanings: ClassVar[Mapping[str, str]] = {
         "precision": "fraction of the samples that lie among the reference images",
         "recall": "fraction of the reference images that lie among the samples",

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from diffusion_lab.contracts import require_instance
+from diffusion_lab.contracts import described, require_instance
 from diffusion_lab.process.schedule_base import NoiseSchedule, require_falling_snr
 
 SMALLEST_VARIANCE = 1e-30
@@ -42,6 +42,10 @@ class GaussianProcess:
         Raises ValueError for any other object.
         """
         given = GaussianProcess(process) if isinstance(process, NoiseSchedule) else process
+        if isinstance(getattr(given, "process", None), GaussianProcess):  # a module in training, or a denoiser
+            raise ValueError(
+                f"`{name}` must be a diffusion_lab.GaussianProcess, got {described(given)}; pass its .process."
+            )
         require_instance(given, GaussianProcess, name)
         return given
 

@@ -1,14 +1,27 @@
-"""Mean and standard deviation over seeds of the results of several runs."""
+"""Mean and standard deviation over seeds of the results of several runs.
 
+Only values are averaged that were computed in the same way, except for the seed.
+"""
+
+import logging
 import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from diffusion_lab.fingerprints import MISSING, describe_differences, differences
 from diffusion_lab.reporting.text_tables import print_rows
 from diffusion_lab.runs import tables as run_tables
 from diffusion_lab.runs.tables import Row
+from diffusion_lab.runs.used_settings import UsedSettings
+
+logger = logging.getLogger(__name__)
+
+LOSS = "loss"
+
+OF_LOSS = ("schedule", "objective", "prediction", "weighting", "times", "space", "data")
+"""Config groups that determine what the training loss is; losses with other choices are not comparable."""
 
 SEED = "seed"
 
@@ -27,8 +40,9 @@ def write_averages(rows: Sequence[Row], swept: Sequence[str], folder: Path, name
     nothing and returns "" if no two runs with results differ only in the seed.
     """
     rows = list({(row.run, *(value_of(row, key) for key in (*swept, *SEEDS))): row for row in rows}.values())
-    results = [name for name in ("loss", *run_tables.number_names(rows)) if "_std_" not in name]
-    groups = [(settings, _results(group, results)) for settings, group in by_settings(rows, swept)]
+    results = [name for name in (LOSS, *run_tables.number_names(rows)) if "_std_" not in name]
+    alike = [(settings, _alike(group, results)) for settings, group in by_settings(rows, swept)]
+    groups = [(settings, {name: finite(group, name) for name, group in found.items()}) for settings, found in alike]
     groups = [(settings, results) for settings, results in groups if any(results.values())]
     if not set(SEEDS) & set(swept) or not any(len(values) > 1 for _, results in groups for values in results.values()):
         return ""
@@ -38,12 +52,14 @@ def write_averages(rows: Sequence[Row], swept: Sequence[str], folder: Path, name
         | {f"{part}_{name}": value for name in shown for part, value in _mean_and_std(results[name]).items()}
         for settings, results in groups
     ]
+    note = _note_on_losses(rows)
     run_tables.write_csv(exact, folder / f"{name}_over_seeds.csv")
     keys = [key for key in swept if key not in SEEDS]
     lines = [[*keys, "num_seeds", *shown]]
     lines += [[*(str(row.get(key, "")) for key in (*keys, "num_seeds")), *_texts(row, shown)] for row in exact]
     print_rows(lines, "mean ± standard deviation over seeds", num_labels=max(1, len(keys)))
-    return f"\nMean ± standard deviation over seeds:\n\n{run_tables.markdown(lines)}"
+    print(note, end="\n" if note else "")
+    return f"\nMean ± standard deviation over seeds:\n\n{run_tables.markdown(lines)}\n{note}\n".rstrip("\n") + "\n"
 
 
 def by_settings(rows: Sequence[Row], swept: Sequence[str]) -> list[tuple[dict[str, str], list[Row]]]:
@@ -68,8 +84,45 @@ def finite(rows: Sequence[Row], name: str) -> list[float]:
     return [value for value in values if isinstance(value, float) and math.isfinite(value)]
 
 
-def _results(rows: Sequence[Row], names: Sequence[str]) -> dict[str, list[float]]:
-    return {name: finite(rows, name) for name in names}
+def _alike(rows: Sequence[Row], names: Sequence[str]) -> dict[str, Sequence[Row]]:
+    """Return the rows of one group whose values of each result can be averaged; no rows if they differ.
+
+    The values can be averaged if they were computed in the same way, except for the seed.
+    """
+    result: dict[str, Sequence[Row]] = {}
+    for name in names:
+        measured = [row for row in rows if finite([row], name)]
+        if found := different_protocols(measured, name):
+            owners = list(run_tables.short_paths(row.folder for row in measured).values())
+            logger.warning("%s is not averaged over seeds: %s.", name, describe_differences(found, owners))
+        result[name] = [] if found else measured
+    return result
+
+
+def different_protocols(rows: Sequence[Row], name: str) -> dict[str, list[Any]]:
+    """Return the fields in which the ways differ that a result of several rows was computed, with their values.
+
+    Fields that are unknown for a row, for example because its config file is missing, are ignored.
+    """
+    found = differences([_protocol(row, name) for row in rows], [SEED]) if rows else {}
+    return {field: values for field, values in found.items() if MISSING not in values}
+
+
+def _protocol(row: Row, name: str) -> dict[str, Any]:
+    """Return what determines a result: the fingerprint of a metric value, or the settings of the training loss."""
+    if name != LOSS:
+        return row.fingerprints.get(name, {})
+    used = UsedSettings.read(row.folder)
+    settings = {**row.overrides, **used.values, **used.choices}
+    is_used = {key: key.partition(".")[0] in OF_LOSS and not key.startswith("data.") for key in settings}
+    return {key: value for key, value in settings.items() if is_used[key]}
+
+
+def _note_on_losses(rows: Sequence[Row]) -> str:
+    """Return a note if the losses of the rows are not comparable; "" if they are."""
+    different = different_protocols([row for row in rows if finite([row], LOSS)], LOSS)
+    groups = dict.fromkeys(field.partition(".")[0] for field in different)
+    return f"losses with different {', '.join(groups)} are not comparable." if groups else ""
 
 
 def _mean_and_std(values: Sequence[float]) -> dict[str, float | None]:

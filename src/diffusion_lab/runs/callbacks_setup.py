@@ -121,11 +121,10 @@ def _require_measurable(callback: Any, module: Any, datamodule: "ImageDataModule
     from diffusion_lab.guidance import Guidance
 
     metric, num_images = callback.metric, len(datamodule.train_images)
-    name = type(metric).__name__
     if metric.needs_reference and num_images < metric.min_images:
         raise UserError(
-            f"`metrics`: {name} needs at least {metric.min_images} training images, got {num_images}; try metrics=fid, "
-            "or callbacks.measure_distance=null."
+            f"`metrics`: {metric.title} needs at least {metric.min_images} training images, got {num_images}; try "
+            "metrics=fid, or callbacks.measure_distance=null."
         )
     try:
         metric.require_classes((callback.guidance or Guidance()).num_classes(module.labels))

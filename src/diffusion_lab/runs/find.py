@@ -1,9 +1,9 @@
 """The rule by which settings such as `run`, `resume`, `guide` and `numbers` name run folders and checkpoints.
 
 Accepted are a folder, a checkpoint file in it, a folder of such folders (a sweep), a glob pattern, and `last` for the
-newest folder. A relative path is searched in the working directory, in the folder that contains logs/, in the logs
-folder and in the folders of the commands in it: logs/train/RUN, train/RUN and RUN name the same run. Also searched is
-logs/ in the working directory, to which scripts in other folders may have written.
+newest folder in the logs folder. A relative path is searched in the working directory, in the folder that contains
+logs/, in the logs folder and in the folders of the commands in it: logs/train/RUN, train/RUN and RUN name the same run.
+Also searched is logs/ in the working directory, to which scripts in other folders may have written.
 """
 
 import glob
@@ -170,10 +170,9 @@ def _find(setting: str, value: str, kind: Kind, *, several: bool) -> list[Place]
 
 
 def _newest(setting: str, kind: Kind) -> Place:
-    # If the logs folder was moved, the others are searched only if it has no folder of the kind.
+    # Other logs folders are searched only if the logs folder in use has no folder of the kind.
     first, *others = _logs_folders()
-    groups = [[first], others] if os.environ.get(LOGS_VARIABLE) else [[first, *others]]
-    found = ([folder for logs in group for folder in kind.existing(kind.commands, logs)] for group in groups)
+    found = ([folder for logs in group for folder in kind.existing(kind.commands, logs)] for group in ([first], others))
     folders = next(filter(None, found), [])
     if not folders:
         places = " or ".join(str(logs / command) for logs in _logs_folders() for command in kind.commands)

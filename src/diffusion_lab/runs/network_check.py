@@ -39,7 +39,7 @@ def require_input_channels(network: Any, config: DictConfig) -> None:
 def require_forward(
     module: "DiffusionModule | ClassifierModule", datamodule: "ImageDataModule", conditioning: Any = None
 ) -> None:
-    """Raise UserError if the network raises an error, or if its output does not have the required shape.
+    """Raise UserError if the network raises an error, or if its output has another shape or does not depend on it.
 
     Networks of this package are not run, because their constructors already check their settings.
 
@@ -48,6 +48,7 @@ def require_forward(
     import torch
 
     from diffusion_lab.networks import ClassifierNetwork, Network, require_output
+    from diffusion_lab.training.step_checks import without_gradient
 
     network: Any = module.network
     if type(network).__module__.partition(".")[0] == "diffusion_lab":
@@ -58,7 +59,7 @@ def require_forward(
             f"conditioning=label, got {type(network).__name__}, which has no classes; conditioning=none trains without."
         )
     is_training, (x_t, *others) = network.training, example_inputs(module, datamodule)
-    with torch.no_grad(), torch.random.fork_rng():
+    with torch.enable_grad(), torch.random.fork_rng():
         try:
             output = network.eval()(x_t, *others)
         except Exception as error:
@@ -69,6 +70,8 @@ def require_forward(
         require_output(network, output, x_t, ClassifierNetwork if _is_classifier(module) else Network)
     except ValueError as error:
         raise UserError(f"`model`: {error}") from error
+    if not output.requires_grad:
+        raise UserError(f"`model`: {without_gradient(network, 'the output')}")
 
 
 def example_inputs(module: "DiffusionModule | ClassifierModule", datamodule: "ImageDataModule") -> tuple[Any, ...]:

@@ -98,6 +98,13 @@ def print_numbers(record: Mapping[str, Any]) -> None:
     print_table(table)
 
 
+def print_line(record: Mapping[str, Any]) -> None:
+    """Print the metric values of one evaluation in one line."""
+    numbers = [number for number in record["numbers"] if "_std_" not in number["name"]]
+    values = ", ".join(f"{number['name']} {number['value']:.6g}" for number in numbers) or "no metrics"
+    print(f"{Path(record['run']).name}, {record['checkpoint']}, step {record['step']:,}: {values}", flush=True)
+
+
 def comparability_with_papers(numbers: Sequence[Mapping[str, Any]]) -> str | None:
     """Return whether the features and the number of samples are those of papers, as text; None for likelihoods."""
     measured = [number["fingerprint"] for number in numbers if "features" in number["fingerprint"]]

@@ -1,8 +1,8 @@
 """The status file of a run: the state that the run itself reports, independent of any scheduler.
 
-queued -> running -> finished, or failed with a reason, or requeued and running again. A queued run whose job is
-cancelled, or whose launcher ends, is "not started". Only rank 0 writes the file, except for a failure, which is written
-by the rank that fails.
+queued -> running -> finished, failed or interrupted (by a signal or Ctrl-C) with a reason, or requeued and running
+again. A queued run whose job is cancelled, or whose launcher ends, is "not started". Only rank 0 writes the file,
+except for a failure, which is written by the rank that fails.
 """
 
 import json
@@ -33,7 +33,7 @@ from diffusion_lab.runs.status_record import RUNNING as RUNNING
 from diffusion_lab.runs.status_record import SILENT as SILENT
 from diffusion_lab.runs.status_record import Attempt as Attempt
 from diffusion_lab.runs.status_record import Status as Status
-from diffusion_lab.runs.status_record import with_seconds, with_text
+from diffusion_lab.runs.status_record import state_of_end, with_seconds, with_text
 
 STATUS, LOCK, JOB = "status.json", ".lock", ".slurm_job"
 
@@ -48,6 +48,8 @@ def read(folder: Path) -> Status | None:
         content = json.loads((folder / STATUS).read_text(), object_hook=with_seconds)
         starts = tuple(Attempt(**start) for start in content.pop("starts"))
         launcher = content.pop("launcher")
+        if content["state"] == FAILED:  # earlier versions had no state for interrupted runs
+            content["state"] = state_of_end(content["reason"])
         return Status(**content, launcher=launcher and Attempt(**launcher), starts=starts)
     except FileNotFoundError:
         return None
@@ -149,10 +151,10 @@ def mark_finished(folder: Path, result: float | None) -> None:
 
 
 def mark_failed(folder: Path, reason: str) -> None:
-    """Record why the run failed.  Only the first reason is stored: later failures are its consequences."""
+    """Record why the run failed or was interrupted.  Only the first reason is stored: others are its consequences."""
     status = read(folder)
-    if status is None or status.state != FAILED:
-        _end(folder, FAILED, reason=" ".join(reason.split())[:500])
+    if status is None or status.state not in (FAILED, INTERRUPTED):
+        _end(folder, state_of_end(reason), reason=" ".join(reason.split())[:500])
 
 
 def mark_not_started(folder: Path, reason: str) -> None:

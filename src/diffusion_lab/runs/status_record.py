@@ -7,10 +7,7 @@ from datetime import datetime
 from typing import Any
 
 QUEUED, RUNNING, REQUEUED, FINISHED, FAILED = "queued", "running", "requeued", "finished", "failed"
-NOT_STARTED = "not started"
-
-INTERRUPTED = "interrupted"
-"""Label of a failed run that was stopped, see `Status.label`."""
+INTERRUPTED, NOT_STARTED = "interrupted", "not started"
 
 SILENT = "no sign of life"
 """Label of a run that is said to be running on a machine whose processes are not visible here."""
@@ -42,8 +39,9 @@ class Attempt:
 class Status:
     """The content of a status file.
 
-    state: one of the six states.  since: time of the last change of state, in seconds since 1970.
-    reason: reason why a run failed, was requeued or was not started.  result: value that a finished run returned.
+    state: one of the seven states.  since: time of the last change of state, in seconds since 1970.
+    reason: reason why a run failed, was interrupted, was requeued or was not started.
+    result: value that a finished run returned.
     launcher: process that will start a queued run.  starts: all attempts so far.
     silent_since: time of the last sign of life of a running run whose process is not visible here; None if the process
         is visible or has recently given a sign. It is never written to a file, see `observe`.
@@ -60,15 +58,12 @@ class Status:
     @property
     def is_over(self) -> bool:
         """Whether the run has ended, or was not started, and will not be started again."""
-        return self.state in (FINISHED, FAILED, NOT_STARTED)
+        return self.state in (FINISHED, FAILED, INTERRUPTED, NOT_STARTED)
 
     @property
     def label(self) -> str:
-        """The state, except "interrupted" for a run that a signal or Ctrl-C stopped, and SILENT for a silent run."""
-        if self.silent_since is not None:
-            return SILENT
-        was_stopped = self.state == FAILED and re.match(r"(interrupted|stopped by SIG)", self.reason or "")
-        return INTERRUPTED if was_stopped else self.state
+        """The state, except SILENT for a silent run."""
+        return self.state if self.silent_since is None else SILENT
 
     @property
     def text(self) -> str:
@@ -88,6 +83,11 @@ class Status:
         ends.append(self.silent_since or (time.time() if self.state == RUNNING else last_activity or self.since))
         durations = [(attempt.ended or end) - attempt.began for attempt, end in zip(self.starts, ends, strict=False)]
         return sum(max(0.0, duration) for duration in durations) / 3600
+
+
+def state_of_end(reason: str | None) -> str:
+    """Return the state of a run that ended early: interrupted if a signal or Ctrl-C stopped it, else failed."""
+    return INTERRUPTED if re.match(r"interrupted|stopped by SIG", reason or "") else FAILED
 
 
 def with_text(node: Any) -> Any:

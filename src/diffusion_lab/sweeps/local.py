@@ -3,7 +3,6 @@
 `wait_for_runs` also waits for runs on other machines.
 """
 
-import itertools
 import logging
 import os
 import signal
@@ -29,6 +28,7 @@ from diffusion_lab.runs.job_output import last_lines
 from diffusion_lab.runs.status import FINISHED, QUEUED
 from diffusion_lab.sweeps.plan import PlannedRun, mark_queued
 from diffusion_lab.sweeps.progress import OUTPUT
+from diffusion_lab.sweeps.run_report import RunReport, StateReport
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def run_local(planned: Sequence[PlannedRun], folder: Path, num_at_once: int, num
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = num_threads or cores // max(1, min(num_at_once, len(left)))
     slots: list[_Child | None] = [None] * num_at_once
-    report = StateReport(planned)
+    report = RunReport(planned)
     try:
         while left or any(slots):
             for number, child in enumerate(slots):
@@ -160,20 +160,6 @@ def run_arguments(run: PlannedRun, folder: Path) -> list[str]:
     """Return the command-line arguments that start a run of the sweep in `folder` as a separate command."""
     overrides = [*with_sweep_name(run.overrides, folder), *search_path_overrides()]
     return [*overrides, f"hydra.run.dir={quote(str(run.folder))}"]
-
-
-class StateReport:
-    """Report that prints the number of runs of a sweep in each state, whenever one of these numbers changes."""
-
-    def __init__(self, planned: Sequence[PlannedRun]) -> None:
-        self.planned, self.last = planned, ""
-
-    def update(self) -> None:
-        states = [status.label for run in self.planned if (status := run_status.read(run.folder)) is not None]
-        text = ", ".join(f"{len(list(same))} {state}" for state, same in itertools.groupby(sorted(states)))
-        if text and text != self.last:
-            self.last = text
-            print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
 def wait_for_runs(planned: Sequence[PlannedRun], report: StateReport) -> None:

@@ -5,7 +5,7 @@ again therefore finds its earlier runs, and only executes the remaining ones.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from diffusion_lab.reporting.text_tables import print_rows
 from diffusion_lab.runs import status as run_status
 from diffusion_lab.runs.config_changes import reason_of
 from diffusion_lab.runs.find import shell_word
-from diffusion_lab.runs.status import FAILED, FINISHED, NOT_STARTED, Status
+from diffusion_lab.runs.status import FAILED, FINISHED, INTERRUPTED, NOT_STARTED, Status
 from diffusion_lab.sweeps import table as sweep_table
 from diffusion_lab.sweeps.checks import check_settings, only_choices
 from diffusion_lab.sweeps.comparison import Comparison, compare
@@ -76,8 +76,8 @@ class PlannedRun:
         if self.is_busy:
             return f"{'leave' if self.status.silent_since else 'wait'} ({self.status.text})"
         has_checkpoint = (self.folder / "checkpoints" / "last.ckpt").is_file()
-        was_stopped = self.status.label != FAILED
-        reason = f" ({'' if was_stopped else 'failed: '}{self.status.reason})" if self.status.state == FAILED else ""
+        reasons = {FAILED: f" (failed: {self.status.reason})", INTERRUPTED: f" ({self.status.reason})"}
+        reason = reasons.get(self.status.state, "")
         has_started = has_checkpoint or self.status.state != NOT_STARTED or bool(self.status.starts)
         return ("resume" if has_checkpoint else "restart" if has_started else "start") + reason
 
@@ -170,24 +170,31 @@ def finish() -> str | None:
     _remove_empty_folder()
     if not any(run_status.read(run.folder) for run in _launched.values()):
         return None  # no run was started
-    reasons: dict[bool, dict[str, str]] = {True: {}, False: {}}  # by whether the run was started
+    reasons: dict[str, dict[str, str]] = {}  # state -> name of the run -> reason
     for run in _launched.values():
         status = run_status.read(run.folder)
-        if status is None or status.state != FINISHED:
-            reason = "it was never started" if status is None else status.reason or status.state
-            reasons[status is not None and status.state != NOT_STARTED][run.folder.name] = reason
+        state = NOT_STARTED if status is None else status.state
+        if status is None or state != FINISHED:
+            reason = "it was never started" if status is None else status.reason or state
+            reasons.setdefault(state, {})[run.folder.name] = reason
     for run in list(_launched.values())[:1]:
         sweep_table.write_sweep_table(run.folder.parent, run.allowed)
-    num_failed, num_not_started = len(reasons[True]), len(reasons[False])
-    if not num_failed and not num_not_started:
-        return None
-    named = [": ".join(list(found.items())[-1]).rstrip(".") for found in reasons.values() if found]
-    parts = [f"{num_failed} of the sweep's {len(_launched)} runs failed"] if num_failed else []
-    if num_not_started:
-        of_all = "" if num_failed else f" of the sweep's {len(_launched)} runs"
-        parts.append(f"{num_not_started}{of_all} {'was' if num_not_started == 1 else 'were'} not started")
-    remedy = f"run the same command again to {'resume' if num_failed else 'start'} them"
-    return f"{' and '.join(parts)}; {remedy}. {'; '.join(named)}."
+    return _without_result(reasons, len(_launched)) if reasons else None
+
+
+def _without_result(reasons: Mapping[str, Mapping[str, str]], num_runs: int) -> str:
+    """Return the error message about runs without a result.  reasons: state -> name of the run -> reason."""
+    verbs = {FAILED: ("", ""), INTERRUPTED: ("was ", "were "), NOT_STARTED: ("was ", "were ")}
+    states = sorted(reasons, key=[FAILED, INTERRUPTED, *(set(reasons) - set(verbs)), NOT_STARTED].index)
+    parts: list[str] = []
+    for state in states:
+        count = len(reasons[state])
+        of_all = "" if parts else f" of the sweep's {num_runs} runs"
+        parts.append(f"{count}{of_all} {verbs.get(state, ('is ', 'are '))[count > 1]}{state}")
+    listed = " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
+    remedy = f"run the same command again to {'start' if states == [NOT_STARTED] else 'resume'} them"
+    named = [": ".join(list(reasons[state].items())[-1]).rstrip(".") for state in states]
+    return f"{listed}; {remedy}. {'; '.join(named)}."
 
 
 def _is_current(config: DictConfig, status: Status) -> bool:

@@ -20,8 +20,9 @@ from diffusion_lab.distributed.signals import StoppedBySignal
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import status as run_status
 from diffusion_lab.sweeps import sbatch_options
-from diffusion_lab.sweeps.local import StateReport, run_arguments, wait_for_runs
+from diffusion_lab.sweeps.local import run_arguments, wait_for_runs
 from diffusion_lab.sweeps.plan import PlannedRun, mark_queued
+from diffusion_lab.sweeps.run_report import StateReport
 
 logger = logging.getLogger(__name__)
 

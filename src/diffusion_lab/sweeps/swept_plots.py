@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion_lab.runs import tables as run_tables
-from diffusion_lab.runs.averages import SEED, by_settings, finite, value_of
+from diffusion_lab.runs.averages import SEED, by_settings, different_protocols, finite, value_of
 from diffusion_lab.runs.sweep_order import in_typed_order
 from diffusion_lab.runs.tables import Row
 
@@ -40,6 +40,10 @@ def _label(settings: dict[str, str]) -> str:
 
 
 def _points(rows: Sequence[Row], key: str, name: str) -> list[tuple[str, float, float]]:
-    """Return a point for each value of the setting `key`: value, mean and standard deviation of the metric `name`."""
-    values = [(value_of(group[0], key), finite(group, name)) for _, group in by_settings(rows, [key])]
+    """Return a point for each value of the setting `key`: value, mean and standard deviation of the metric `name`.
+
+    Values that were computed in different ways have no point, because they cannot be averaged.
+    """
+    groups = [group for _, group in by_settings(rows, [key]) if not different_protocols(group, name)]
+    values = [(value_of(group[0], key), finite(group, name)) for group in groups]
     return [(x, statistics.fmean(y), statistics.stdev(y) if len(y) > 1 else 0.0) for x, y in values]

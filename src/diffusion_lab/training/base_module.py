@@ -28,6 +28,7 @@ from diffusion_lab.training.lr_schedules import (
 from diffusion_lab.training.nonfinite_guard import NonFiniteGuard
 from diffusion_lab.training.optimizers import OptimizerFactory, match_memory_format
 from diffusion_lab.training.plain_batches import PlainBatch, PlainBatches, with_float_images
+from diffusion_lab.training.step_checks import as_scalar, require_gradient
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ class TrainedModule(LightningModule):
         weight: loss weights, [B].  loss: loss of each image, [B].  step: number of the step.  Shape of the mean: [].
         """
         mean = (weight.to(loss.device, non_blocking=loss.is_cuda) * loss).mean()
-        mean = self.guard.check_loss(mean, loss, step)
+        mean = self.guard.check_loss(require_gradient(mean, self.network), loss, step)
         self._losses.append(mean.detach())
         return mean
 
@@ -131,10 +132,10 @@ class TrainedModule(LightningModule):
         """Finish an optimizer step. This method is called once after each optimizer step."""
 
     def log_step(self, **metrics: Tensor | float) -> None:
-        """Record metrics of the current step for the loggers, the progress display and the summary."""
+        """Record metrics of the current step, one number each, for loggers, progress display and summary."""
         # LightningModule.log takes a third of a millisecond per metric in every step, even if the step is not logged.
         for name, value in metrics.items():
-            self._step_metrics[name] = value if torch.is_tensor(value) else torch.tensor(value, dtype=torch.float64)
+            self._step_metrics[name] = as_scalar(name, value)
         self.trainer.callback_metrics.update(self._step_metrics)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
