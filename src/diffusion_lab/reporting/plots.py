@@ -1,8 +1,8 @@
 """Functions that plot numbers and arrays to PNG files."""
 
-import csv
 import re
 import textwrap
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,9 @@ import matplotlib
 import numpy as np
 from torch import Tensor
 
+from diffusion_lab.reporting.csv_files import write_csv
 from diffusion_lab.reporting.image_grids import grid
+from diffusion_lab.reporting.text import plot_text
 
 matplotlib.use("Agg")  # writes files and needs no display
 
@@ -28,12 +30,8 @@ def save_bound(terms: Sequence[float], steps: Sequence[float], path: Path) -> No
     path: CSV file; the plot is the PNG file with the same stem.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["term", "t", "bits_per_dimension"])
-        writer.writerows(
-            [f"L_{k}", t, term] for k, (t, term) in enumerate(zip([*steps, steps[-1]], terms, strict=True))
-        )
+    rows = [[f"L_{k}", t, term] for k, (t, term) in enumerate(zip([*steps, steps[-1]], terms, strict=True))]
+    write_csv(path, ["term", "t", "bits_per_dimension"], rows)
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     axes.plot(steps, terms[:-1])
     axes.set(xlabel="t", ylabel="bits/dim", yscale="log", title=f"terms of the bound, sum {sum(terms):.3f} bits/dim")
@@ -52,18 +50,17 @@ def save_lines(panels: dict[str, dict[str, list[tuple[float, float]]]], xlabel: 
     figure, axes = _grid_of_panels(len(panels))
     for panel, (name, lines) in zip(axes, panels.items(), strict=True):
         for number, (label, points) in enumerate(lines.items()):
-            panel.plot(*zip(*points, strict=True), marker=MARKERS[number // 10 % len(MARKERS)], label=label)
+            panel.plot(*zip(*points, strict=True), marker=MARKERS[number // 10 % len(MARKERS)], label=plot_text(label))
         values = [y for points in lines.values() for _, y in points]
         is_log = _spans_decade(values) and max(values) > 1  # fractions are at most 1
-        panel.set(title=name, xlabel=xlabel, xscale="log", yscale="log" if is_log else "linear")
+        panel.set(title=plot_text(name), xlabel=plot_text(xlabel), xscale="log", yscale="log" if is_log else "linear")
         ticks = sorted({x for points in lines.values() for x, _ in points})
         panel.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks], minor=False)
         panel.minorticks_off()
         panel.grid(alpha=0.3)
     _add_legend(figure, axes)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+    _save(figure, path)
 
 
 def save_curves(panels: dict[str, list[tuple[float, float]]], path: Path) -> None:
@@ -76,10 +73,9 @@ def save_curves(panels: dict[str, list[tuple[float, float]]], path: Path) -> Non
     for panel, (name, points) in zip(axes, panels.items(), strict=True):
         panel.plot(*zip(*points, strict=True), marker="o" if len(points) < 30 else None)
         is_log = _spans_decade([y for _, y in points])
-        panel.set(title=name, xlabel="training step", yscale="log" if is_log else "linear")
+        panel.set(title=plot_text(name), xlabel="training step", yscale="log" if is_log else "linear")
         panel.grid(alpha=0.3)
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+    _save(figure, path)
 
 
 def _spans_decade(values: Sequence[float]) -> bool:
@@ -105,19 +101,20 @@ def save_against(
             distance = 0.0 if is_numeric else min(0.06, 0.5 / len(lines))  # so that error bars do not overlap
             shift = distance * (number - (len(lines) - 1) / 2)
             style = {"color": f"C{number % 10}", "marker": MARKERS[number // 10 % len(MARKERS)], "capsize": 3}
-            style |= {"linestyle": "-" if is_numeric else ":", "label": label}
+            style |= {"linestyle": "-" if is_numeric else ":", "label": plot_text(label)}
             panel.errorbar([value + shift for value in x], mean, std if any(std) else None, **style)
-        panel.set(title=title, xlabel=xlabel, xscale="log" if is_numeric and low > 0 and high > 20 * low else "linear")
-        panel.set_xticks(list(positions.values()), list(positions), minor=False)
-        if sum(map(len, positions)) > 50:
+        is_log = is_numeric and low > 0 and high > 20 * low
+        panel.set(title=plot_text(title), xlabel=plot_text(xlabel), xscale="log" if is_log else "linear")
+        ticks = list(map(plot_text, positions))
+        panel.set_xticks(list(positions.values()), ticks, minor=False)
+        if sum(map(len, ticks)) > 50:
             panel.tick_params("x", rotation=20)
         panel.minorticks_off()
         panel.margins(x=0.15)
         panel.grid(alpha=0.3)
     _add_legend(figure, axes)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+    _save(figure, path)
 
 
 def save_by_run(panels: dict[str, dict[str, float]], path: Path) -> None:
@@ -128,15 +125,23 @@ def save_by_run(panels: dict[str, dict[str, float]], path: Path) -> None:
     runs = list(dict.fromkeys(run for values in panels.values() for run in values))
     figure, axes = _grid_of_panels(len(panels))
     width, height = figure.get_size_inches()
-    figure.set_size_inches(width + 0.08 * max(map(len, runs)), max(height, (0.25 * len(runs) + 1) * height / 3.8))
+    names = list(map(plot_text, runs))
+    figure.set_size_inches(width + 0.08 * max(map(len, names)), max(height, (0.25 * len(runs) + 1) * height / 3.8))
     for number, (panel, (title, values)) in enumerate(zip(axes, panels.items(), strict=True)):
         panel.plot(list(values.values()), [runs.index(run) for run in values], "o")
         is_first = number % 3 == 0  # the panels of a row have the same runs
-        panel.set_yticks(range(len(runs)), runs if is_first else [""] * len(runs))
-        panel.set(title=title, ylim=(len(runs) - 0.5, -0.5))
+        panel.set_yticks(range(len(runs)), names if is_first else [""] * len(runs))
+        panel.set(title=plot_text(title), ylim=(len(runs) - 0.5, -0.5))
         panel.grid(alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    """Write a figure to a PNG file and close it. Characters that the font lacks become boxes, without a warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"(?s)Glyph .* missing from")
+        figure.savefig(path, dpi=130)
     pyplot.close(figure)
 
 
@@ -193,8 +198,9 @@ def save_schedules(
         axes.grid(alpha=0.3)
     panels["log-SNR"].set_ylim(-20, 20)
     for number, (name, curve) in enumerate(curves.items()):
+        style: dict[str, Any] = {"label": plot_text(name), "linestyle": ("-", "--", ":", "-.")[number % 4]}
         for title, axes in panels.items():
-            axes.plot(curve["t / t_max"], curve[title], label=name, linestyle=("-", "--", ":", "-.")[number % 4])
+            axes.plot(curve["t / t_max"], curve[title], **style)
         _show_strip(figure.add_subplot(rows[1 + number, :]), name, times[name], images[name])
     figure.legend(*panels["alpha"].get_legend_handles_labels(), loc="outside upper center", ncols=8)
     figure.savefig(path, dpi=110)
@@ -208,4 +214,4 @@ def _show_strip(axes: Any, name: str, times: list[float], images: Tensor) -> Non
     width = strip.shape[1] / len(times)
     axes.set_xticks([(k + 0.5) * width for k in range(len(times))], [f"{t:.3g}" for t in times])
     axes.set_yticks([])
-    axes.set_ylabel(name, rotation=0, ha="right", va="center")
+    axes.set_ylabel(plot_text(name), rotation=0, ha="right", va="center")

@@ -1,10 +1,10 @@
 """The metrics that a training run logged in its metrics.csv, and a plot of them."""
 
-import csv
 import math
 from pathlib import Path
 
 from diffusion_lab.config.earlier_versions import current_metric
+from diffusion_lab.reporting.csv_files import read_csv
 from diffusion_lab.runs.results import earlier_ends
 
 METRICS_LOG, CURVES = "metrics.csv", "curves.png"
@@ -19,8 +19,7 @@ def read_log(folder: Path) -> list[dict[str, float]]:
     path = folder / METRICS_LOG
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
-        lines = [{current_metric(name): text for name, text in line.items() if name} for line in csv.DictReader(file)]
+    lines = [{current_metric(name): text for name, text in line.items()} for line in read_csv(path)]
     return [{name: float(text) for name, text in line.items() if _is_number(text)} for line in lines]
 
 

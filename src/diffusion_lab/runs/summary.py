@@ -17,6 +17,7 @@ from diffusion_lab.data.image_datamodule import ImageDataModule
 from diffusion_lab.distributed.launch import describe_device
 from diffusion_lab.evaluation.evaluator import Number
 from diffusion_lab.paths import CONF
+from diffusion_lab.reporting.text import terminal_text
 from diffusion_lab.reporting.text_tables import format_duration
 from diffusion_lab.runs import status as run_status
 from diffusion_lab.runs.find import portable_path, shell_word
@@ -96,7 +97,7 @@ def print_start(
             f"({trainer.max_steps * datamodule.batch_size / len(datamodule.train_images):,.1f} epochs), "
             f"{trainer.precision} on {_ranks(trainer)}{type(trainer.accelerator).__name__}; "
             + (f"resuming after step {first_step:,}; " if first_step else "")
-            + f"run folder: {portable_path(folder)}",
+            + f"run folder: {terminal_text(portable_path(folder))}",
             flush=True,
         )
         if module.num_classes and (names := datamodule.train_images.class_names):
@@ -179,7 +180,7 @@ def print_summary(summary: Summary, folder: Path, *, is_open_ended: bool) -> Non
     for picture in sorted((folder / "samples").glob("*.png"))[-1:]:
         animation = picture.with_suffix(".webp")
         animated = f", animated in {animation.name}" if animation.is_file() else ""
-        print(f"  samples     {portable_path(picture)}{animated}")
+        print(f"  samples     {terminal_text(portable_path(picture))}{animated}")
     earlier = earlier_ends(folder)[-1:]
     if summary.distances:
         ends = dict([summary.distances[0], *_ends_of(earlier, str(summary.distance_name)), summary.distances[-1]])
@@ -196,8 +197,8 @@ def print_summary(summary: Summary, folder: Path, *, is_open_ended: bool) -> Non
         values = "".join(f"{before:.3f} at step {step:,}, " for step, before in _ends_of(earlier, name))
         print(f"  {name}: {values}{value:.3f}" + f" at step {summary.steps:,}" * bool(values))
     if (folder / CURVES).is_file():
-        print(f"  curves      {portable_path(folder / CURVES)}")
-    print(f"  all metrics {portable_path(folder / METRICS_LOG)}")
+        print(f"  curves      {terminal_text(portable_path(folder / CURVES))}")
+    print(f"  all metrics {terminal_text(portable_path(folder / METRICS_LOG))}")
     print("next:")
     further = f"resume={path}{'' if is_open_ended else ' fork=true'} trainer.max_steps={2 * summary.steps}"
     if summary.accuracies:
