@@ -54,7 +54,7 @@ def record_output(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """Make stdout and stderr of this process the streams of a command whose output is recorded.  Call in the test."""
     file = io.StringIO()
     for name in ("stdout", "stderr"):
-        monkeypatch.setattr(sys, name, EscapedStream(file))  # type: ignore[arg-type]
+        monkeypatch.setattr(sys, name, EscapedStream(file))
     return file
 
 
