@@ -93,8 +93,24 @@ def error_message(error: Exception, config_name: str) -> str:
         ):
             return _unknown_key(found[1], config_name)
         if found := re.search(r"Could not override '([^']+)'\.", str(error)):
+            if "@experiment." in found[1]:
+                return _without_global_package()
             return _unknown_key(found[1].split("@")[0], config_name)
     return re.sub(r" See https://hydra\S+ for details| full_key: .*", ".", text)
+
+
+def require_global_experiment(config: DictConfig) -> None:
+    """Raise UserError if the settings of an experiment are below the key `experiment`, where they have no effect."""
+    if OmegaConf.is_dict(config.get("experiment")):
+        raise UserError(_without_global_package())
+
+
+def _without_global_package() -> str:
+    given = [argument for argument in sys.argv[1:] if argument.startswith("experiment=")]
+    return (
+        f"the file of {' '.join(given) or 'the experiment'} must have the line `# @package _global_` at its beginning, "
+        "without which its settings are not settings of the run."
+    )
 
 
 def _not_computed(key: str | None, config: Any, *, reason: str) -> str:
@@ -230,7 +246,8 @@ def _has_setting(config: DictConfig, key: str) -> bool:
 
 def _composed_without(key: str, config_name: str) -> DictConfig:
     """Compose the config of the command line without its overrides of `key`."""
-    given = [text for text in sys.argv[1:] if "=" in text and not text.startswith("-") and "," not in text]
+    given = [text for text in sys.argv[1:] if "=" in text and not text.startswith("-")]
+    given = [text for text in given if "," not in re.sub(r"\[.*\]", "", text)]  # other commas separate swept values
     others = [override for override in given if override.lstrip("+~").split("=")[0].split("@")[0] != key]
     for overrides in (others, []):
         GlobalHydra.instance().clear()

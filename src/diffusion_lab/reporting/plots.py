@@ -18,6 +18,7 @@ from diffusion_lab.reporting.text import plot_text
 matplotlib.use("Agg")  # writes files and needs no display
 
 from matplotlib import pyplot
+from matplotlib.ticker import MaxNLocator
 
 MARKERS = "osD^v"
 """Markers of lines with the same color."""
@@ -66,7 +67,7 @@ def save_lines(panels: dict[str, dict[str, list[tuple[float, float]]]], xlabel: 
 def save_curves(panels: dict[str, list[tuple[float, float]]], path: Path) -> None:
     """Plot values against the training step to a PNG file, with one panel per metric.
 
-    The y axis is logarithmic if all values are positive and span more than a factor of 10.
+    The x axis starts at step 0. The y axis is logarithmic if all values are positive and span more than a factor of 10.
     panels: metric name -> points (step, value) with increasing steps.
     """
     figure, axes = _grid_of_panels(len(panels))
@@ -74,6 +75,8 @@ def save_curves(panels: dict[str, list[tuple[float, float]]], path: Path) -> Non
         panel.plot(*zip(*points, strict=True), marker="o" if len(points) < 30 else None)
         is_log = _spans_decade([y for _, y in points])
         panel.set(title=plot_text(name), xlabel="training step", yscale="log" if is_log else "linear")
+        panel.set_xlim(0, 1.05 * max(1, points[-1][0]))
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(alpha=0.3)
     _save(figure, path)
 

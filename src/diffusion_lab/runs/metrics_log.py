@@ -26,7 +26,7 @@ def read_log(folder: Path) -> list[dict[str, float]]:
 def save_curves(folder: Path) -> None:
     """Plot the loss and each measured metric against the training step in curves.png; no plot if none was logged.
 
-    The plot includes the metrics that a run, which was later trained further, measured at its end.
+    The plot includes the loss and the metrics at the end of a run that was later trained further.
     """
     curves: dict[str, dict[float, float]] = {"loss": {}}
     for line in read_log(folder):
@@ -35,7 +35,7 @@ def save_curves(folder: Path) -> None:
             if is_curve and "step" in line and math.isfinite(value):
                 curves.setdefault(name, {})[line["step"]] = value
     for end in earlier_ends(folder):
-        for name in curves.keys() & end.keys() - {"loss"}:
+        for name in curves.keys() & end.keys():
             if end[name] is not None:
                 curves[name].setdefault(end["steps"], end[name])
     titles = {"loss": "loss of single steps"}
