@@ -6,6 +6,8 @@ import sys
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import pytest
+
 PRINT_NAME = """
 import os
 from diffusion_lab.distributed import slurm_job
@@ -38,6 +40,7 @@ def test_a_run_of_torchrun_has_the_time_of_its_start_in_its_name_on_all_ranks_an
     assert abs(started - before) < timedelta(seconds=3)
 
 
+@pytest.mark.full
 def test_a_run_of_torchrun_on_two_nodes_has_one_name(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(PRINT_NAME)
     with socket.socket() as free:
