@@ -37,7 +37,7 @@ def test_a_run_of_torchrun_has_the_time_of_its_start_in_its_name_on_all_ranks_an
     assert {rank for rank, restarts in found if restarts == "1"} == {"0", "1"}
     (name,) = set(found.values())
     started = datetime.strptime(name, "%Y-%m-%d_%H-%M-%S-%f")
-    assert abs(started - before) < timedelta(seconds=3)
+    assert before - timedelta(seconds=1) < started < datetime.now()  # the kernel rounds the time of a start
 
 
 @pytest.mark.full
