@@ -27,8 +27,9 @@ $(READY): pyproject.toml constraints.txt tests/peers.txt
 train: $(READY) ## train the quick start on images of clothes (minutes on two CPU cores)
 	$(BIN)/python src/train.py experiment=quickstart
 
-# worksteal: each worker runs neighboring tests, which share trained runs
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+# worksteal: each worker runs neighboring tests, which share trained runs. Without bytecode, each worker would compile
+# all tests at each start.
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-fast: $(READY) ## run the tests that start no processes (a minute or two)
 	$(PYTEST) -m 'not slow and not full and not cluster'

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import lightning  # noqa: F401  (before the peers, because torchmetrics imports all that it finds of them: 2 seconds)
 import pytest
 from hypothesis import settings
 

@@ -26,7 +26,19 @@ CHOICES = [
     if path.parent.name != "experiment"  # test_recipes.py
 ]
 INDEPENDENT = (  # groups of which any choices can be combined
-    *("clipping", "ema", "features", "guard", "logger", "lr_schedule", "metrics", "optimizer", "prediction", "sampler"),
+    *(
+        "clipping",
+        "data",
+        "ema",
+        "features",
+        "guard",
+        "logger",
+        "lr_schedule",
+        "metrics",
+        "optimizer",
+        "prediction",
+        "sampler",
+    ),
     *("time_grid", "times", "trainer", "weighting"),
 )
 REQUIRED = {  # overrides that a choice requires
@@ -240,7 +252,9 @@ def test_class_folders_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("model", ["unet_quick", "unet_tiny", "unet_small", "unet_medium"])
-@pytest.mark.parametrize("resolution", [32, 48, 64, 96, 128, 256])
+@pytest.mark.parametrize(
+    "resolution", [48, *(pytest.param(side, marks=pytest.mark.full) for side in (32, 64, 96, 128)), 256]
+)
 def test_presets_have_attention_on_small_maps_at_every_resolution(model: str, resolution: int) -> None:
     settings = composed(f"model={model}", f"data.resolution={resolution}").model
     network = build_network(settings)

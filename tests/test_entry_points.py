@@ -131,6 +131,20 @@ def test_a_sweep_gives_each_run_its_folder_and_ends_with_a_table(tmp_path: Path)
     assert table(tmp_path / "sweep.csv")[1] == rows[1]
 
 
+OTHER_INVALID_SWEEPS: list[tuple[list[str], str]] = [
+    (
+        ["hydra/launcher=slurm", "hydra.launcher.partitoin=x"],
+        "is not a setting in hydra.launcher; perhaps you mean partition; accepted settings are acc",
+    ),
+    (
+        ["hydra/launcher=slurm", "hydra.launcher.more.constraint=a100"],
+        "constraint is not in the config; +hydra.launcher.more.constraint=VALUE adds it.",
+    ),
+    (["hydra/launcher=slurm", "hydra.launcher.more=3"], "options of sbatch such as {exclude: n7}, got 3."),
+]
+"""Mistakes of the same kinds, for `make test-full`."""
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -140,23 +154,15 @@ def test_a_sweep_gives_each_run_its_folder_and_ends_with_a_table(tmp_path: Path)
         ),
         (["trainer.devices=2"], "hydra/launcher=local_parallel, which start separate processes for each run, or"),
         (
-            ["hydra/launcher=slurm", "hydra.launcher.partitoin=x"],
-            "is not a setting in hydra.launcher; perhaps you mean partition; accepted settings are acc",
-        ),
-        (
-            ["hydra/launcher=slurm", "hydra.launcher.more.constraint=a100"],
-            "constraint is not in the config; +hydra.launcher.more.constraint=VALUE adds it.",
-        ),
-        (
             ["hydra/launcher=slurm", "hydra.launcher.time=soon"],
             "hydra.launcher.time must be a number of minutes, or a time like 12:00:00 or 2-00:00:00, got soon.",
         ),
-        (["hydra/launcher=slurm", "hydra.launcher.more=3"], "options of sbatch such as {exclude: n7}, got 3."),
         (["hydra/launcher=local_parallel", "hydra.launcher.num_at_once=0"], "number of at least 1, got 0."),
         (
             ["hydra/sweeper=optuna", "hydra.sweeper.num_trials=0"],
             "num_trials must be a whole number of at least 1, got",
         ),
+        *(pytest.param(*case, marks=pytest.mark.full) for case in OTHER_INVALID_SWEEPS),
     ],
 )
 def test_an_invalid_sweep_is_rejected_with_a_message(overrides: list[str], message: str, tmp_path: Path) -> None:
@@ -197,7 +203,8 @@ def test_a_sweep_continues_after_a_rejected_run(tmp_path: Path) -> None:
 
 def test_the_quick_start_can_be_shortened(tmp_path: Path) -> None:
     shorter = ["trainer.max_steps=2", "sampler.num_steps=3", "num_samples=20"]
-    done = train("experiment=quickstart", *shorter, f"hydra.run.dir={tmp_path}")
+    smaller = ["model.channels=8", "data.batch_size=8", "data.max_images=500"]
+    done = train("experiment=quickstart", *shorter, *smaller, f"hydra.run.dir={tmp_path}")
     assert done.returncode == 0, done.stderr
     with Image.open(tmp_path / "samples" / "step_0000002.png") as grid:
         assert grid.size == (10 * 58 + 2, 8 * 58 + 2)  # 80 images, one class in each column
@@ -205,7 +212,7 @@ def test_the_quick_start_can_be_shortened(tmp_path: Path) -> None:
 
 def test_a_run_of_more_than_twenty_steps_prints_its_cost_before_its_first_step(tmp_path: Path) -> None:
     few = [override for override in TINY if "max_steps" not in override]
-    done = train(*few, "trainer.max_steps=21", f"hydra.run.dir={tmp_path}")
+    done = train(*few, "data.max_images=500", "trainer.max_steps=21", f"hydra.run.dir={tmp_path}")
     assert done.returncode == 0, done.stderr
     number = sum(weight.numel() for weight in load_module(tmp_path).network.parameters())
     line = rf"cost: {number:,} parameters, about 0\.\d GB of memory, about \d+ seconds \([\d.]+ s per step\)"
@@ -240,6 +247,58 @@ def test_a_missing_feature_network_is_noted_once_and_training_continues(debug_ru
     assert (folder / "checkpoints" / "last.ckpt").is_file()
 
 
+OTHER_INVALID_SETTINGS: list[tuple[list[str], str]] = [
+    (
+        ["model.dropout=0.1"],
+        "model.dropout is not a setting in model; perhaps you mean model.blocks.dropout; accepted .*",
+    ),
+    (["classes=cats"], "classes is not a setting; perhaps you mean data.classes; accepted .*"),
+    (["steps=9"], "steps is not a setting; perhaps you mean trainer.max_steps; accepted .*"),
+    (["Learning_Rate=9"], "Learning_Rate is not a setting; perhaps you mean optimizer.lr; accepted .*"),
+    (["sampler=DDIM"], "sampler must be one of ancestral, .*, got DDIM; perhaps you mean ddim."),
+    (["num_steps=9"], "num_steps is not a setting; perhaps you mean sampler.num_steps; accepted .*"),
+    (["data.resolution=64x64"], "data.resolution must be a whole number, got 64x64."),
+    (["trainer.max_steps=abc"], "trainer.max_steps must be a whole number of at least 1, got abc."),
+    (
+        ["schedule=scaled_linear"],
+        r"schedule must be one of .*, got scaled_linear; use schedule=quadratic \(.*",
+    ),
+    (
+        ["schedule=custom", "schedule.betas=[0.1,0.5,1.5]"],
+        r"schedule: betas must be in \[0, 1\], got 1.5 from CustomSchedule.",
+    ),
+    (
+        ["objective=vlb", "schedule=rectified_flow"],
+        "`schedule` must have discrete steps .* got the continuous RectifiedFlowSchedule.",
+    ),
+    (
+        ["schedule=jsd", "prediction=epsilon"],
+        "`prediction` must determine x_0 at .* JSDSchedule, .* got epsilon; .*",
+    ),
+    (["schedule=vp", "prediction=posterior_mean"], "`schedule` must have discrete steps .* continuous VPSchedule."),
+    (["schedule.num_timesteps=0"], "schedule: num_timesteps must be a whole number of at least 1, got 0."),
+    (["data.classes=2.5"], "data.classes must be a list or a string or a whole number or null, got 2.5."),
+    (["trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val must be at least 0, got -1."),
+    (
+        ["augmentation=edm", "model._target_=torch.nn.Linear"],
+        "`augmentation` must be none for Linear, which has no setting num_augmentation_channels, got EDMAugmentation.",
+    ),
+    (["optimizer.betas=[2,3]"], r"optimizer: betas must be two numbers in \[0, 1\), got \[2, 3\]."),
+    (
+        ["schedule=[linear,edm]"],
+        r"schedule must be one choice, got \[linear,edm\]; a sweep .* is -m schedule=linear,edm.",
+    ),
+    (["seed=1,2"], r"seed must be one value, a list \(\[1,2\]\) or, with -m, the values of a sweep, got 1,2."),
+    (["schedule=1"], "schedule must be one of .*, got 1; --config-dir FOLDER .*"),
+    (["seed=${x"], r"seed must be a value, or \${NAME} for the value of another setting, got \"\${x\"."),
+    (["metrics=[fid,kidd]"], "metrics must be one of bound, .*, got kidd; perhaps you mean kid."),
+    (["schedule.num_timesteps="], "schedule.num_timesteps must be a whole number, got ."),
+    (["data.hub_name=NAME"], "data.hub_name must not be given for data=fashion_mini, .*"),
+    (["trainer.accelerator=tpu"], "trainer: Requirement 'torch_xla.*"),
+]
+"""Mistakes of the same kinds, for `make test-full`."""
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -252,16 +311,7 @@ def test_a_missing_feature_network_is_noted_once_and_training_continues(debug_ru
             ["model.chanels=3"],
             "model.chanels is not a setting in model; perhaps you mean channels; accepted .*",
         ),
-        (
-            ["model.dropout=0.1"],
-            "model.dropout is not a setting in model; perhaps you mean model.blocks.dropout; accepted .*",
-        ),
         (["max_steps=9"], "max_steps is not a setting; perhaps you mean trainer.max_steps; accepted .*"),
-        (["classes=cats"], "classes is not a setting; perhaps you mean data.classes; accepted .*"),
-        (["steps=9"], "steps is not a setting; perhaps you mean trainer.max_steps; accepted .*"),
-        (["Learning_Rate=9"], "Learning_Rate is not a setting; perhaps you mean optimizer.lr; accepted .*"),
-        (["sampler=DDIM"], "sampler must be one of ancestral, .*, got DDIM; perhaps you mean ddim."),
-        (["num_steps=9"], "num_steps is not a setting; perhaps you mean sampler.num_steps; accepted .*"),
         (["guidance_scale=much"], "guidance.guidance_scale must be a number, got much."),
         (
             ["classifier=missing"],
@@ -274,29 +324,15 @@ def test_a_missing_feature_network_is_noted_once_and_training_continues(debug_ru
             ["data.resolution=30"],
             "model: resolution must be divisible by 4 .* got 30; try data.resolution=32 or fewer channel_multipliers.",
         ),
-        (["data.resolution=64x64"], "data.resolution must be a whole number, got 64x64."),
-        (["trainer.max_steps=abc"], "trainer.max_steps must be a whole number of at least 1, got abc."),
         (["sampler.num_steps=2000"], "sampler: num_steps must be at most the schedule's 1000 steps, got 2000."),
-        (
-            ["schedule=scaled_linear"],
-            r"schedule must be one of .*, got scaled_linear; use schedule=quadratic \(.*",
-        ),
         (
             ["data.batch_size=10", "trainer.accumulate_grad_batches=3"],
             r"data.batch_size \(the global batch size\) must be divisible by the world size .* \(1 \* 3\), got 10.",
         ),
         (["schedule=custom"], "schedule.betas must be given, got no value."),
         (
-            ["schedule=custom", "schedule.betas=[0.1,0.5,1.5]"],
-            r"schedule: betas must be in \[0, 1\], got 1.5 from CustomSchedule.",
-        ),
-        (
             ["variance=learned_range", "model.out_channels=1"],
             "`out_channels` of the network must be 2 for a learned variance .twice the 1 channels .*, got 1; .*",
-        ),
-        (
-            ["objective=vlb", "schedule=rectified_flow"],
-            "`schedule` must have discrete steps .* got the continuous RectifiedFlowSchedule.",
         ),
         (
             ["objective=hybrid", "variance=fixed_small"],
@@ -307,18 +343,11 @@ def test_a_missing_feature_network_is_noted_once_and_training_continues(debug_ru
             ["schedule.zero_terminal_snr=true"],
             "`prediction` must determine x_0 at .* LinearSchedule, whose last alpha is 0 .*, got epsilon; .*",
         ),
-        (
-            ["schedule=jsd", "prediction=epsilon"],
-            "`prediction` must determine x_0 at .* JSDSchedule, .* got epsilon; .*",
-        ),
-        (["schedule=vp", "prediction=posterior_mean"], "`schedule` must have discrete steps .* continuous VPSchedule."),
-        (["schedule.num_timesteps=0"], "schedule: num_timesteps must be a whole number of at least 1, got 0."),
         (["seed=-1"], r"seed must be a whole number in 0..2\^63 - 1, got -1."),
         (
             ["data.classes=Sneker"],
             r"data.classes must be among .*, got Sneker; for example data.classes=\[Sneaker\]; .*",
         ),
-        (["data.classes=2.5"], "data.classes must be a list or a string or a whole number or null, got 2.5."),
         (["conditioning=label", "data.num_classes=9"], r"data.num_classes must be above the .* \(9\), got 9."),
         (
             ["trainer.compile=reduce-overhead", "trainer.accumulate_grad_batches=2"],
@@ -326,42 +355,25 @@ def test_a_missing_feature_network_is_noted_once_and_training_continues(debug_ru
             r"trainer.accumulate_grad_batches above 1 \(because CUDA graphs overwrite accumulated gradients\), got "
             "reduce-overhead.",
         ),
-        (["trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val must be at least 0, got -1."),
         (
             ["augmentation=edm", "model.num_augmentation_channels=0"],
             r"model.num_augmentation_channels must be 9 \(the number of values that .* to the network\), got 0.",
         ),
-        (
-            ["augmentation=edm", "model._target_=torch.nn.Linear"],
-            "`augmentation` must be none for Linear, which has no setting num_augmentation_channels, got "
-            "EDMAugmentation.",
-        ),
         (["experiment=mine"], "experiment must be one of .*, got mine; --config-dir FOLDER adds .* your own folder."),
-        (["optimizer.betas=[2,3]"], r"optimizer: betas must be two numbers in \[0, 1\), got \[2, 3\]."),
         (["guidance_scale=2"], "guidance_scale must be 1 for a network with conditioning=none, got 2; .*"),
         (["schedule"], "settings are given as NAME=VALUE: schedule=VALUE, got schedule."),
         (["schedule=linear,edm"], "schedule must be one choice or, with -m, the values of a sweep, got linear,edm."),
         (
-            ["schedule=[linear,edm]"],
-            r"schedule must be one choice, got \[linear,edm\]; a sweep .* is -m schedule=linear,edm.",
-        ),
-        (
             ["schedule=cosine", "schedule.beta_end=0.1"],
             "schedule.beta_end is not a setting .*; add schedule=beta_warmup or linear or .* for schedule.beta_end; .*",
         ),
-        (["seed=1,2"], r"seed must be one value, a list \(\[1,2\]\) or, with -m, the values of a sweep, got 1,2."),
-        (["schedule=1"], "schedule must be one of .*, got 1; --config-dir FOLDER .*"),
         (["seed=${nothing}"], r"a value refers to \${nothing}, which is not a setting."),
-        (["seed=${x"], r"seed must be a value, or \${NAME} for the value of another setting, got \"\${x\"."),
-        (["metrics=[fid,kidd]"], "metrics must be one of bound, .*, got kidd; perhaps you mean kid."),
-        (["schedule.num_timesteps="], "schedule.num_timesteps must be a whole number, got ."),
         (["data.channels=null"], "data.channels must be a whole number, got null."),
         (["data=class_folders", "conditioning=label"], "data.path must name a folder of images .*, got null."),
         (["data.path=EMPTY"], "data.path must not be given for data=fashion_mini, .*; data=class_folders .*"),
-        (["data.hub_name=NAME"], "data.hub_name must not be given for data=fashion_mini, .*"),
         (["data.num_held_out=10000"], r"data.num_held_out must be below .* \(10000\), .*; data.num_held_out=0 .*"),
         (["inpaint=true"], "inpaint is not a setting; inpainting is not part of this version."),
-        (["trainer.accelerator=tpu"], "trainer: Requirement 'torch_xla.*"),
+        *(pytest.param(*case, marks=pytest.mark.full) for case in OTHER_INVALID_SETTINGS),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

@@ -3,7 +3,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -19,6 +19,7 @@ def all_draws(seed: int, step: int, positions: Sequence[int]) -> list[Tensor]:
     return [draws.times(), draws.flips(0.5), draws.dropped_labels(0.3), noise]
 
 
+@settings(max_examples=15)
 @given(st.permutations(range(7)), st.integers(1, 6), st.integers(0, 2**63), st.integers(0, 10**9))
 def test_draws_do_not_depend_on_the_split_of_the_batch(positions: list[int], cut: int, seed: int, step: int) -> None:
     whole = all_draws(seed, step, range(7))

@@ -52,7 +52,7 @@ def test_the_last_two_checkpoints_are_on_disk(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["last.ckpt", "previous.ckpt"]
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.full), 2])
 def test_keep_every_n_steps_keeps_checkpoints_under_their_step(accumulate: int, tmp_path: Path) -> None:
     train(small_module(), tmp_path, 8, keep_every_n_steps=2, accumulate_grad_batches=accumulate)
     names = [f"step_000000{number}.ckpt" for number in (2, 4, 6, 8)]

@@ -24,6 +24,7 @@ from diffusion_lab.distributed.signals import StoppedBySignal, held, install, in
 from support.small_runs import small_module
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+OTHERS = (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +44,7 @@ def send(*numbers: int) -> Callable[[], None]:
     return function
 
 
-@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("number", [signal.SIGINT, *(pytest.param(n, marks=pytest.mark.full) for n in NUMBERS[1:])])
 def test_a_signal_stops_the_run_after_the_current_step_and_saves_a_checkpoint(tmp_path: Path, number: int) -> None:
     module, handlers = small_module(), [signal.getsignal(n) for n in NUMBERS]
     in_the_fifth_step = AfterBatch(9, send(number))  # after one of its two batches
@@ -158,7 +159,7 @@ class Action(PeriodicAction):
 
 
 @pytest.mark.parametrize("num_steps", [6, 5])  # in a step, and after training
-@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.full) for n in OTHERS)])
 def test_a_signal_during_an_action_stops_the_run_at_once_and_the_resumed_run_repeats_the_action(
     tmp_path: Path, number: int, num_steps: int
 ) -> None:

@@ -90,6 +90,31 @@ def test_a_sweep_of_samplers_ends_with_a_table(trained: Path, tmp_path: Path) ->
     assert len(re.findall(r"^\S+, last\.ckpt, step \d+: fd_fashion_cnn_20_train [\d.]+$", done.stdout, re.M)) == 4
 
 
+OTHER_INVALID_SETTINGS: list[tuple[list[str], str]] = [
+    (
+        ["run=TRAINED", "sampler=ddim", "sampler.num_steps=9"],
+        r"sampler: num_steps must be at most .* 8 steps, got 9\.",
+    ),
+    (["run=TRAINED", "sampler.num_stepz=9"], r"sampler\.num_stepz is not a setting in sampler; .*num_steps; .*"),
+    (["run=TRAINED", "num_samples=many"], r"num_samples must be a whole number of at least 1, got many\."),
+    (["run='/nowhere/*'"], r"`run` must be a run folder, .* got /nowhere/\*, which matches nothing\."),
+    (
+        ["run=TRAINED", "guidance_scale=2"],
+        r"guidance_scale must be 1 for a network with conditioning=none, got 2; .* conditioning=label, .*\.",
+    ),
+    (
+        ["run=TRAINED", "time_grid.rho=5"],
+        r"time_grid\.rho is not a setting without a choice of time_grid; add time_grid=karras for time_grid\.rho\.",
+    ),
+    (["run=TRAINED", "weights=slow"], r"`weights` must be main or raw, got slow\."),
+    (
+        ["run=TRAINED", "metrics=fidd"],
+        r"metrics must be one of bound, .*, got fidd; perhaps you mean fid\.",
+    ),
+]
+"""Mistakes of the same kinds, for `make test-full`."""
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -100,23 +125,16 @@ def test_a_sweep_of_samplers_ends_with_a_table(trained: Path, tmp_path: Path) ->
             r"`checkpoint` must be one of last\.ckpt.* in .*, got best\.ckpt \(best\.ckpt is saved by .*\)\.",
         ),
         (
-            ["run=TRAINED", "sampler=ddim", "sampler.num_steps=9"],
-            r"sampler: num_steps must be at most .* 8 steps, got 9\.",
-        ),
-        (["run=TRAINED", "sampler.num_stepz=9"], r"sampler\.num_stepz is not a setting in sampler; .*num_steps; .*"),
-        (
             ["run=TRAINED", "metrics=reconstruction", "sampler=ddim", "sampler.eta=0.5"],
             r"metrics\.reconstruction\.quantity: `sampler` must be ddim with eta=0 to encode images, got eta=0\.5\.",
         ),
         (["run=TRAINED", "metrics=bound", "metrics.bound.split=test"], r"data\.path=.* with a split 'test': .*"),
         (["run=TRAINED", "reference=tset"], r"`reference` must be a split \(train\) or a .*, got tset\."),
-        (["run=TRAINED", "num_samples=many"], r"num_samples must be a whole number of at least 1, got many\."),
         (
             ["run=TRAINED", "features=inception", "features.weights=no.pth"],
             r"features\.weights must be .*no\.pth.*",
         ),
         (["run=TRAINED", "metrics=sfid"], r"metrics\.sfid: `features` must have the output 'spatial' .*fashion_cnn.*"),
-        (["run='/nowhere/*'"], r"`run` must be a run folder, .* got /nowhere/\*, which matches nothing\."),
         (
             ["run=TRAINED", "weights=raw", "trainer.compile=true"],
             r"trainer\.compile must be false for weights=raw \(because .* are copied for each batch\), got True\.",
@@ -125,19 +143,7 @@ def test_a_sweep_of_samplers_ends_with_a_table(trained: Path, tmp_path: Path) ->
             ["run=TRAINED", "metrics=fd_fashion_cnn"],
             r"metrics must be one of bound, .*, got fd_fashion_cnn; use metrics=fid \(the .*",
         ),
-        (
-            ["run=TRAINED", "guidance_scale=2"],
-            r"guidance_scale must be 1 for a network with conditioning=none, got 2; .* conditioning=label, .*\.",
-        ),
-        (
-            ["run=TRAINED", "time_grid.rho=5"],
-            r"time_grid\.rho is not a setting without a choice of time_grid; add time_grid=karras for time_grid\.rho\.",
-        ),
-        (["run=TRAINED", "weights=slow"], r"`weights` must be main or raw, got slow\."),
-        (
-            ["run=TRAINED", "metrics=fidd"],
-            r"metrics must be one of bound, .*, got fidd; perhaps you mean fid\.",
-        ),
+        *(pytest.param(*case, marks=pytest.mark.full) for case in OTHER_INVALID_SETTINGS),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -21,9 +21,9 @@ SAVING = "callbacks.save_last.every_n_steps=3"
 @pytest.mark.parametrize(
     ("overrides", "written", "limit"),
     [
-        ([SAVING], "checkpoints/previous.ckpt", 50_000),
+        pytest.param([SAVING], "checkpoints/previous.ckpt", 50_000, marks=pytest.mark.full),
         ([SAVING, "trainer.log_every_n_steps=1"], "checkpoints/previous.ckpt", 4000),
-        ([PICTURES], "samples/step_0000002.png", 5000),
+        pytest.param([PICTURES], "samples/step_0000002.png", 5000, marks=pytest.mark.full),
     ],
     ids=["checkpoint", "metrics", "pictures"],
 )
@@ -56,6 +56,7 @@ def test_a_run_whose_disk_is_full_ends_with_one_sentence_and_is_resumed(
     assert not list(folder.rglob("*.partial"))
 
 
+@pytest.mark.full
 def test_samples_that_do_not_fit_on_the_disk_end_with_one_sentence(tmp_path: Path) -> None:
     assert train(*TINY, f"hydra.run.dir={tmp_path / 'run'}").returncode == 0
     folder = tmp_path / "samples"

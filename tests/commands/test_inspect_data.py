@@ -101,6 +101,17 @@ def test_a_folder_without_class_folders_is_refused_with_the_form_that_is_needed(
     )
 
 
+OTHER_WRONG_SETTINGS: list[tuple[str, str]] = [
+    ("num_pairs=true", r"num_pairs must be a whole number of at least 1, got True\."),
+    ("seed=-1", r"seed must be a whole number in 0\.\.2\^63 - 1, got -1\."),
+    ("near_duplicates.max_ratio=2", r"near_duplicates: max_ratio must be in \(0, 1\), got 2\."),
+    ("near_duplicates.neighbor=few", r"near_duplicates\.neighbor must be a whole number, got few\."),
+    ("data.resolution=28x28", r"data\.resolution must be a whole number, got 28x28\."),
+    ("data.classes=cats", r"data\.classes must be among .*, got cats; for example data\.classes=\[Coat\]; .*"),
+]
+"""Mistakes of the same kinds, for `make test-full`."""
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -108,14 +119,9 @@ def test_a_folder_without_class_folders_is_refused_with_the_form_that_is_needed(
         ("split=null", r"`split` must be the name of a split, such as train, got null\."),
         ("against=train", r"`against` must be a split other than split=train, got train\."),
         ("num_rows=0", r"num_rows must be a whole number of at least 1, got 0\."),
-        ("num_pairs=true", r"num_pairs must be a whole number of at least 1, got True\."),
-        ("seed=-1", r"seed must be a whole number in 0\.\.2\^63 - 1, got -1\."),
         ("near_duplicates=null", r"near_duplicates must not be null; .*"),
-        ("near_duplicates.max_ratio=2", r"near_duplicates: max_ratio must be in \(0, 1\), got 2\."),
-        ("near_duplicates.neighbor=few", r"near_duplicates\.neighbor must be a whole number, got few\."),
-        ("data.resolution=28x28", r"data\.resolution must be a whole number, got 28x28\."),
-        ("data.classes=cats", r"data\.classes must be among .*, got cats; for example data\.classes=\[Coat\]; .*"),
         ("data.label_column=klass", r"data\.label_column must be one of .*, got klass; .*"),
+        *(pytest.param(*case, marks=pytest.mark.full) for case in OTHER_WRONG_SETTINGS),
     ],
     ids=lambda value: value if "\\" not in value else "",
 )

@@ -50,7 +50,7 @@ def test_the_status_of_a_sweep_is_true_and_only_its_own_folder_is_written(sweep:
     assert content_of(sweep) == before
 
 
-@pytest.mark.parametrize("command", ["compare", "evaluate", "sample"])
+@pytest.mark.parametrize("command", ["compare", "evaluate", pytest.param("sample", marks=pytest.mark.full)])
 def test_a_command_that_reads_runs_leaves_their_folders_unchanged(command: str, sweep: Path, tmp_path: Path) -> None:
     before = content_of(sweep)
     arguments = {

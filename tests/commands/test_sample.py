@@ -77,7 +77,7 @@ def test_an_image_alone_or_on_two_ranks_is_the_same_file(trained: Path, tmp_path
 
 def test_a_killed_job_resumes_where_it_stopped(trained: Path, tmp_path: Path) -> None:
     arguments = [
-        f"run={trained}", "sampler.num_steps=8", "num_images=480", "save_png=false", "save_npz=true",
+        f"run={trained}", "sampler.num_steps=8", "num_images=240", "save_png=false", "save_npz=true",
         f"work_folder={tmp_path / 'work'}", f"hydra.run.dir={tmp_path / 'out'}",
     ]  # fmt: skip
     job = start("sample.py", *arguments)
@@ -87,30 +87,40 @@ def test_a_killed_job_resumes_where_it_stopped(trained: Path, tmp_path: Path) ->
     os.kill(job.pid, signal.SIGKILL)
     assert job.wait().returncode == -signal.SIGKILL
     finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("*/*.npy")}
-    assert 5 <= len(finished) < 480 // 16
+    assert 5 <= len(finished) < 240 // 16
     again = run("sample.py", *arguments, "keep_images=true")
     assert again.returncode == 0, again.stderr
     note = f"note: {16 * len(finished):,} images were generated before an interruption and are reused."
     assert again.stderr.count(note) == 1
     assert note not in again.stdout
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
-    with np.load(tmp_path / "out" / "samples_480x28x28x3.npz") as archive:
-        assert archive["arr_0"].shape == (480, 28, 28, 3)
+    with np.load(tmp_path / "out" / "samples_240x28x28x3.npz") as archive:
+        assert archive["arr_0"].shape == (240, 28, 28, 3)
+
+
+OTHER_INVALID_SETTINGS: list[tuple[list[str], str]] = [
+    (["batch_size=many"], "batch_size must be a whole number of at least 1, got many."),
+    (["image=-1"], "`image` must be a whole number of at least 0 or a list of such numbers, got -1."),
+    (["animation=mp4"], "`animation` must be false, true, webp or gif, got mp4."),
+    (["metrics=kid"], "metrics is a setting of `python src/evaluate.py`, which measures metrics."),
+    (
+        ["checkpoint='*.ckpt'", "run=/nowhere"],
+        "`run` must be a run folder, a checkpoint file in it, a folder of several, a glob pattern or last, got "
+        "/nowhere, which does not exist.",
+    ),
+]
+"""Mistakes of the same kinds, for `make test-full`."""
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["num_images=0"], "num_images must be a whole number of at least 1, got 0."),
-        (["batch_size=many"], "batch_size must be a whole number of at least 1, got many."),
-        (["image=-1"], "`image` must be a whole number of at least 0 or a list of such numbers, got -1."),
-        (["animation=mp4"], "`animation` must be false, true, webp or gif, got mp4."),
         (
             ["schedule=linear"],
             "schedule is a setting of training, which `run` determines; `python src/sample.py --help` lists what can "
             "be set here.",
         ),
-        (["metrics=kid"], "metrics is a setting of `python src/evaluate.py`, which measures metrics."),
         (
             ["sampler.eta=1"],
             "sampler.eta is not a setting in sampler; add sampler=ddim for sampler.eta; accepted settings are "
@@ -118,11 +128,7 @@ def test_a_killed_job_resumes_where_it_stopped(trained: Path, tmp_path: Path) ->
         ),
         (["guidance=2"], "guidance must be a group of settings, got 2; guidance_scale=2 sets the scale."),
         (["label=10"], "`label` must be null, random, in 0..9 or a list of such numbers, got 10."),
-        (
-            ["checkpoint='*.ckpt'", "run=/nowhere"],
-            "`run` must be a run folder, a checkpoint file in it, a folder of several, a glob pattern or last, got "
-            "/nowhere, which does not exist.",
-        ),
+        *(pytest.param(*case, marks=pytest.mark.full) for case in OTHER_INVALID_SETTINGS),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -94,7 +94,7 @@ def run_at_once(trained: Path, tmp_path: Path, num_commands: int, max_steps: int
     assert not list((tmp_path / "work").iterdir())
 
 
-@pytest.mark.parametrize("num_commands", [2, 5])
+@pytest.mark.parametrize("num_commands", [2, pytest.param(5, marks=pytest.mark.full)])
 def test_commands_on_one_run_at_the_same_time_lose_and_mix_nothing(
     trained: Path, tmp_path: Path, num_commands: int
 ) -> None:
@@ -110,6 +110,7 @@ def test_commands_on_one_run_at_the_same_time_lose_and_mix_nothing_20_times(
     run_at_once(trained, tmp_path, num_commands, max_steps=6 + 2 * attempt)
 
 
+@pytest.mark.full
 def test_the_batches_of_an_interrupted_job_remain_when_a_shorter_job_ends(trained: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
     long = sampling(trained, tmp_path / "long", "num_images=240", "save_png=false", "sampler.num_steps=8")

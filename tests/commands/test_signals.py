@@ -119,7 +119,12 @@ def check(
 
 
 @pytest.mark.parametrize(
-    ("number", "num_workers", "moment"), [(signal.SIGINT, 2, 0.6), (signal.SIGHUP, 0, 0.4), (signal.SIGTERM, 0, 0)]
+    ("number", "num_workers", "moment"),
+    [
+        (signal.SIGINT, 2, 0.6),
+        pytest.param(signal.SIGHUP, 0, 0.4, marks=pytest.mark.full),
+        pytest.param(signal.SIGTERM, 0, 0, marks=pytest.mark.full),
+    ],
 )
 def test_a_signal_to_the_group_saves_the_run_which_then_resumes_to_the_bit(
     tmp_path: Path, uninterrupted: dict[int, tuple[Path, float]], number: int, num_workers: int, moment: float

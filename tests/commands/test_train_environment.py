@@ -22,7 +22,10 @@ def test_variables_of_a_rank_without_a_launcher_change_nothing(tmp_path: Path) -
     assert (tmp_path / "checkpoints" / "last.ckpt").is_file()
 
 
-@pytest.mark.parametrize("overrides", [["optimizer.lr=1e30", "trainer.max_steps=6"], ["optimizer.lr=1e30"]])
+@pytest.mark.parametrize(
+    "overrides",
+    [["optimizer.lr=1e30", "trainer.max_steps=6"], pytest.param(["optimizer.lr=1e30"], marks=pytest.mark.full)],
+)
 def test_a_run_whose_steps_were_all_skipped_after_the_first_has_failed(overrides: list[str], tmp_path: Path) -> None:
     done = train(*TINY, *overrides, f"hydra.run.dir={tmp_path}")
     assert done.returncode == 1

@@ -156,17 +156,23 @@ def test_a_finished_run_that_is_trained_further_equals_a_run_that_never_stopped(
     assert (folders[1] / "checkpoints" / "last.ckpt").read_bytes() == checkpoint
 
 
+OTHER_REJECTED_SETTINGS: list[tuple[list[str], str]] = [
+    (["optimizer.lr=0.1", "logger=csv"], "/run fork=true optimizer.lr=0.1 logger=csv"),
+    (["seed=1", "data.batch_size=16"], "data.batch_size (was 8, got 16), "),
+    (["trainer.max_steps=abc"], "trainer.max_steps must be a whole number of at least 1, got abc."),
+    (["optimizer.learning=0.1"], "optimizer.learning is not a setting of Adam"),
+]
+"""Mistakes of the same kinds, for `make test-full`."""
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["optimizer.lr=0.1"], "these differ: optimizer.lr (was 0.0005, got 0.1); fork=true starts a new run"),
-        (["optimizer.lr=0.1", "logger=csv"], "/run fork=true optimizer.lr=0.1 logger=csv"),
-        (["seed=1", "data.batch_size=16"], "data.batch_size (was 8, got 16), "),
         (["schedule=cosine"], "these differ: schedule (was linear, got cosine); fork=true starts a new run"),
         (["fork=no", "optimizer.lr=0.1"], "fork must be true or false, got no."),
-        (["trainer.max_steps=abc"], "trainer.max_steps must be a whole number of at least 1, got abc."),
         (["hydra.run.dir=elsewhere"], "hydra.run.dir is accepted only with fork=true"),
-        (["optimizer.learning=0.1"], "optimizer.learning is not a setting of Adam"),
+        *(pytest.param(*case, marks=pytest.mark.full) for case in OTHER_REJECTED_SETTINGS),
     ],
     ids=lambda overrides: overrides if isinstance(overrides, str) else overrides[0],
 )

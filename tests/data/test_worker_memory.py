@@ -48,7 +48,7 @@ CAN_MOUNT = shutil.which("unshare") is not None and subprocess.run(["unshare", "
 @pytest.mark.parametrize(
     ("options", "end"),
     [
-        ("size=10m", "equal"),
+        pytest.param("size=10m", "equal", marks=pytest.mark.full),
         pytest.param("size=64m", "equal", marks=pytest.mark.full),
         pytest.param("size=10m,ro", "data.num_workers must be 0 unless /dev/shm is", marks=pytest.mark.full),
     ],

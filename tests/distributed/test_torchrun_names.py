@@ -6,6 +6,8 @@ import sys
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import pytest
+
 PRINT_NAME = """
 import os
 from diffusion_lab.distributed import slurm_job
@@ -35,9 +37,10 @@ def test_a_run_of_torchrun_has_the_time_of_its_start_in_its_name_on_all_ranks_an
     assert {rank for rank, restarts in found if restarts == "1"} == {"0", "1"}
     (name,) = set(found.values())
     started = datetime.strptime(name, "%Y-%m-%d_%H-%M-%S-%f")
-    assert abs(started - before) < timedelta(seconds=3)
+    assert before - timedelta(seconds=1) < started < datetime.now()  # the kernel rounds the time of a start
 
 
+@pytest.mark.full
 def test_a_run_of_torchrun_on_two_nodes_has_one_name(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(PRINT_NAME)
     with socket.socket() as free:

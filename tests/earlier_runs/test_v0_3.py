@@ -15,6 +15,7 @@ from diffusion_lab.fingerprints import differences
 from earlier_runs.outcome import copy_runs, perform
 from earlier_runs.recipes import GOES_ON
 from support.commands import ROOT, run
+from support.representatives import with_representatives
 
 STORED = ROOT / "tests" / "earlier_runs" / "v0_3"
 EXPECTED = json.loads((STORED / "expected.json").read_text())
@@ -41,9 +42,10 @@ def start(script: str, words: list[str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.full] if name == "evaluate" else []) for name in GOES_ON]
-)
+REPRESENTATIVES = ("resume_plain", "resume_edm", "fork", "sample_cascade", "reconstruct", "evaluate_guided")
+
+
+@pytest.mark.parametrize("name", with_representatives({name: name for name in GOES_ON}, REPRESENTATIVES))
 def test_a_run_of_0_3_goes_on_with_the_numbers_of_0_3(name: str, copied: Path, tmp_path: Path) -> None:
     outcome = perform(GOES_ON[name], start, copied, tmp_path / "new")
     expected = {current_metric(figure): value for figure, value in EXPECTED[name]["figures"].items()}

@@ -22,9 +22,15 @@ from diffusion_lab.process import (
 )
 from diffusion_lab.randomness import ImageNoise
 from diffusion_lab.samplers import DDIM, Ancestral, NoClipping, StaticClipping
-from support.every_sampler import Case, every_sampler
+from support.every_sampler import SAMPLERS, Case
 from support.networks import NetworkFunction
 from support.oracles import MixtureOracle
+from support.representatives import with_representatives
+
+ONE_OF_EACH_KIND = (
+    "ancestral, fixed large", "ddim, eta 0", "euler, churn", "heun", "dpm_solver", "dpm_solver_sde", "unipc, order 2",
+    "predictor_corrector, small", "rk45",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ class ModeClassifier:
             return torch.autograd.grad(log_likelihood, x_t)[0].float()
 
 
-@every_sampler
+@pytest.mark.parametrize("case", with_representatives(SAMPLERS, ONE_OF_EACH_KIND))
 def test_an_exact_classifier_guides_an_unconditional_denoiser_to_the_class(case: Case) -> None:
     oracle = MixtureOracle(GaussianProcess(CosineSchedule()))
     guided = ClassifierGuidance(oracle, ModeClassifier(oracle), 1.0, Labels())  # type: ignore[arg-type]

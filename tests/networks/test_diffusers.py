@@ -35,7 +35,7 @@ def filled(network: UNet) -> UNet:
 
 
 @pytest.mark.usefixtures("hydra_here")
-@pytest.mark.parametrize("conditioning", ["none", "label"])
+@pytest.mark.parametrize("conditioning", [pytest.param("none", marks=pytest.mark.full), "label"])
 def test_unet_cifar10_answers_as_the_network_of_diffusers_with_the_same_weights(conditioning: str) -> None:
     chosen = ["data=cifar10", f"conditioning={conditioning}", "run_folder=somewhere"]
     ours, theirs = (

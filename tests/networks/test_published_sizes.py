@@ -65,7 +65,9 @@ def test_dit_has_as_many_parameters_as_its_authors_code(choice: str, count: int)
     assert learned + network.positions.numel() == count  # the paper's code counts its fixed positions
 
 
-@pytest.mark.parametrize("choice", ["dit_s", "dit_b", "dit_l", "dit_xl"])
+@pytest.mark.parametrize(
+    "choice", ["dit_s", *(pytest.param(name, marks=pytest.mark.full) for name in ("dit_b", "dit_l", "dit_xl"))]
+)
 def test_larger_patches_change_the_first_and_the_last_layer_alone(choice: str) -> None:
     counts = [num_parameters("train", f"model={choice}", f"model.patch_size={p}", *LATENTS) for p in (2, 4, 8)]
     width = compose("train", overrides=[f"model={choice}", "run_folder=x"]).model.channels

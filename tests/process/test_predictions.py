@@ -94,7 +94,7 @@ def test_posterior_mean_target_is_the_posterior_mean_of_the_process_at_every_ste
 
 
 @pytest.mark.parametrize(("prediction", "process"), PAIRS)
-@settings(max_examples=5)
+@settings(max_examples=3)
 @given(quantiles=st.lists(st.floats(0, 1), min_size=5, max_size=5), seed=st.integers(0, 2**32))
 def test_the_target_converts_to_the_clean_image_and_to_the_noise(
     prediction: Prediction, process: GaussianProcess, quantiles: list[float], seed: int

@@ -65,14 +65,14 @@ def being_saved(folder: Path) -> Iterator[Path]:
 def test_the_step_is_that_of_the_weights_while_training_saves(trained: Path) -> None:
     trained_config, given = load_config(trained), OmegaConf.create({"weights": None})
     with being_saved(trained) as last:
-        for _ in range(20):
+        for _ in range(8):
             module, step = load_module(given, trained_config, Target(trained, last))
             assert {float(weight.max()) for weight in module.ema.network.parameters()} == {step / 1024}
 
 
 def test_a_checkpoint_is_verified_and_read_as_one_file_while_training_saves(trained: Path) -> None:
     with being_saved(trained) as last:
-        for k in range(40):
+        for k in range(16):
             content = checkpoint_files.read_run(last, mmap=bool(k % 2))
             weights = next(value for key, value in content["state_dict"].items() if key.startswith("network."))
             assert float(weights.max()) == content["global_step"] / 1024

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -52,6 +52,7 @@ def listed(*steps: int) -> ListedTimes:
 
 
 @pytest.mark.parametrize("case", WITH_LISTED_TIMES.values(), ids=WITH_LISTED_TIMES.keys())
+@settings(max_examples=15)
 @given(steps=st.lists(st.integers(1, 40), min_size=1, max_size=8, unique=True))
 def test_any_decreasing_list_of_times_is_followed_in_order(case: Case, steps: list[int]) -> None:
     steps, spy = sorted(steps, reverse=True), Spy()
@@ -64,6 +65,7 @@ def test_any_decreasing_list_of_times_is_followed_in_order(case: Case, steps: li
 
 
 @every_sampler
+@settings(max_examples=15)
 @given(steps=st.lists(st.integers(1, 40), min_size=1, max_size=8, unique=True))
 def test_any_decreasing_list_of_times_ends_at_the_image(case: Case, steps: list[int]) -> None:
     steps = sorted(steps, reverse=True)

@@ -48,13 +48,13 @@ def round_trip_error(schedule: NoiseSchedule, grid: TimeGrid, num_steps: int) ->
 
 @every_schedule
 def test_the_error_of_the_round_trip_is_of_first_order(schedule: NoiseSchedule, grid: TimeGrid) -> None:
-    num_steps = (40, 80, 160, 320, 640)
+    num_steps = (40, 80, 160, 320)
     errors = [round_trip_error(schedule, grid, n) for n in num_steps]
     x, y = ([math.log(value) for value in values] for values in (num_steps, errors))
     middle = sum(x) / len(x)
     slope = sum((a - middle) * b for a, b in zip(x, y, strict=True)) / sum((a - middle) ** 2 for a in x)
     assert -slope == pytest.approx(1, abs=0.25)
-    assert errors[-1] < 0.02
+    assert errors[-1] < 0.04
 
 
 @every_schedule

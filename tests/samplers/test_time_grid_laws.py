@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from diffusion_lab.networks import Condition
@@ -48,6 +48,7 @@ def is_valid(times: tuple[float, ...], schedule: NoiseSchedule, num_steps: int) 
 
 @every_grid
 @every_table
+@settings(max_examples=15)
 @given(num_timesteps=st.integers(3, 300), data=st.data())
 def test_grids_are_valid_for_any_number_of_steps_of_a_table(
     grid: TimeGrid, table: type[LinearSchedule] | type[JSDSchedule], num_timesteps: int, data: st.DataObject
@@ -80,6 +81,7 @@ def test_grids_are_valid_for_a_table_without_signal_at_its_end(
 
 @every_grid
 @pytest.mark.parametrize("schedule", CONTINUOUS, ids=lambda schedule: type(schedule).__name__)
+@settings(max_examples=15)
 @given(num_steps=st.integers(1, 3000))
 @example(num_steps=1000)
 @example(num_steps=2500)
@@ -128,7 +130,7 @@ def test_the_end_of_each_step_is_read_from_the_list() -> None:
     assert float(s[-1]) == 0
 
 
-@pytest.mark.parametrize("num_steps", [1, 21, 30, 1000])
+@pytest.mark.parametrize("num_steps", [1, 21, 30])
 @pytest.mark.parametrize("grid", [UniformTimes(), LeadingTimes(), TrailingTimes()], ids=str)
 def test_there_are_num_steps_steps_and_the_last_ends_at_the_clean_image(grid: TimeGrid, num_steps: int) -> None:
     # A last step to the noise level of index 0 would leave a hundredth of the noise in the image.

@@ -171,14 +171,20 @@ def test_a_seed_that_is_not_a_whole_number_is_refused_before_the_plan(command_li
         plan_runs(tmp_path, "seed=1", "seed=2-3")
 
 
+OTHER_WRONG_TYPES: list[tuple[str, str]] = [
+    ("optimizer.lr=true", "optimizer.lr must be a number, got True."),
+    ("trainer.max_steps=abc", "trainer.max_steps must be a whole number of at least 1, got abc."),
+]
+"""Mistakes of the same kinds, for `make test-full`."""
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
         ("optimizer.lr=abc", "optimizer.lr must be a number, got abc."),
-        ("optimizer.lr=true", "optimizer.lr must be a number, got True."),
         ("model.channels=8.5", "model.channels must be a whole number, got 8.5."),
-        ("trainer.max_steps=abc", "trainer.max_steps must be a whole number of at least 1, got abc."),
         ("num_samples=abc", "callbacks.measure_distance.num_samples must be a whole number, got abc."),
+        *(pytest.param(*case, marks=pytest.mark.full) for case in OTHER_WRONG_TYPES),
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused_before_the_first_run(

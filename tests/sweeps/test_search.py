@@ -100,6 +100,7 @@ def test_only_failed_runs_are_repeated_and_each_once_per_command(tmp_path: Path)
     assert OmegaConf.load(tmp_path / "best.yaml").value == 0.25
 
 
+@pytest.mark.full
 def test_failed_runs_are_repeated_after_an_interruption_of_their_repetition(tmp_path: Path) -> None:
     failed = Launcher(lambda lr: None)
     with pytest.raises(UserError, match="none of the 6 runs"):

@@ -18,25 +18,31 @@ def states(sweep: Path) -> dict[str, str]:
     return {path.parent.name: json.loads(path.read_text())["state"] for path in sorted(sweep.glob("*/status.json"))}
 
 
+OTHER_REFUSED_SWEEPS: list[tuple[list[str], str]] = [
+    (["-m", "seed=1,2", "trainer.devices=2"], r"hydra/launcher=in_turn needs runs with a single rank, .*"),
+    (
+        ["-m", "seed=1,2", "hydra/launcher=local_parallel", "hydra.launcher.num_at_once=0"],
+        r"hydra.launcher.num_at_once must be a whole number of at least 1, got 0\.",
+    ),
+    (
+        ["-m", "seed=1,2", "hydra/launcher=slurm", "hydra.launcher.signal_before=0"],
+        r"hydra.launcher.signal_before must be a whole number of at least 1, got 0\.",
+    ),
+    (["-m", "schedule=linear,cosin"], r"schedule must be one of .*, got cosin; perhaps you mean cosine\."),
+]
+"""Mistakes of the same kinds, for `make test-full`."""
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["-m", "seed=1-3,2"], r"seed must be a whole number in 0..2\^63 - 1, got 1-3\."),
-        (["-m", "seed=1,2", "trainer.devices=2"], r"hydra/launcher=in_turn needs runs with a single rank, .*"),
-        (
-            ["-m", "seed=1,2", "hydra/launcher=local_parallel", "hydra.launcher.num_at_once=0"],
-            r"hydra.launcher.num_at_once must be a whole number of at least 1, got 0\.",
-        ),
-        (
-            ["-m", "seed=1,2", "hydra/launcher=slurm", "hydra.launcher.signal_before=0"],
-            r"hydra.launcher.signal_before must be a whole number of at least 1, got 0\.",
-        ),
-        (["-m", "schedule=linear,cosin"], r"schedule must be one of .*, got cosin; perhaps you mean cosine\."),
         (
             ["-m", "hydra/launcher=joblib"],
             r"hydra/launcher must be one of in_turn, local_parallel, slurm, got joblib;.*",
         ),
         (["launcher=local_parallel"], r"launcher is not a setting; perhaps you mean hydra/launcher; .*"),
+        *(pytest.param(*case, marks=pytest.mark.full) for case in OTHER_REFUSED_SWEEPS),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )

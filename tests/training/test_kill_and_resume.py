@@ -61,14 +61,21 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Layout]
     return trained
 
 
-@pytest.mark.parametrize("death", ["kill_after", "hang_up_after"])  # hang_up: the terminal is closed
-@pytest.mark.parametrize("layout", [Layout(), Layout(num_processes=2)], ids=str)
+@pytest.mark.parametrize(
+    ("layout", "death"),
+    [
+        (Layout(), "kill_after"),
+        pytest.param(Layout(), "hang_up_after", marks=pytest.mark.full),  # the terminal is closed
+        pytest.param(Layout(num_processes=2), "kill_after", marks=pytest.mark.full),
+        pytest.param(Layout(num_processes=2), "hang_up_after", marks=pytest.mark.full),
+    ],
+    ids=str,
+)
 def test_a_run_that_dies_at_any_time_and_is_resumed_equals_an_uninterrupted_run(
     layout: Layout, death: str, uninterrupted: Callable[[Layout], Uninterrupted], tmp_path: Path
 ) -> None:
     rng = random.Random(str(layout))
-    for _ in range(2):
-        run(tmp_path, layout, **{death: rng.uniform(0.2, 1) * uninterrupted(layout).seconds})
+    run(tmp_path, layout, **{death: rng.uniform(0.2, 1) * uninterrupted(layout).seconds})
     assert run(tmp_path, layout)
     assert_same_run(tmp_path, uninterrupted(layout).folder)
 
@@ -84,6 +91,7 @@ def test_a_run_killed_while_writing_a_checkpoint_resumes_from_the_previous_one(
     assert_same_run(tmp_path, uninterrupted(Layout()).folder)
 
 
+@pytest.mark.full
 def test_a_run_whose_disk_is_full_while_it_writes_a_checkpoint_keeps_the_previous_one(
     uninterrupted: Callable[[Layout], Uninterrupted], tmp_path: Path
 ) -> None:

@@ -31,8 +31,15 @@ def guarded(guard: NonFiniteGuard, **settings: Any) -> DiffusionModule:
     return module
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize(
+    ("fused", "accumulate"),
+    [
+        (True, 2),
+        (False, 1),
+        pytest.param(True, 1, marks=pytest.mark.full),
+        pytest.param(False, 2, marks=pytest.mark.full),
+    ],
+)
 def test_a_nan_in_one_batch_has_the_same_result_as_a_requested_skip_of_the_step(accumulate: int, fused: bool) -> None:
     settings: dict[str, Any] = {"accumulate_grad_batches": accumulate}
     planted = fit(guarded(NonFiniteGuard(), fused=fused), 6, callbacks=[PlantedNaN([4])], **settings)
@@ -67,7 +74,10 @@ class Unguarded(NonFiniteGuard):
         pass
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "64-true"])
+@pytest.mark.parametrize(
+    "precision",
+    ["32-true", "bf16-mixed", *(pytest.param(name, marks=pytest.mark.full) for name in ("bf16-true", "64-true"))],
+)
 def test_finite_steps_are_bitwise_the_same_with_and_without_a_guard(precision: Any) -> None:
     with_guard = fit(guarded(NonFiniteGuard()), 3, precision=precision)
     without = fit(guarded(Unguarded()), 3, precision=precision)
