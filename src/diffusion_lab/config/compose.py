@@ -9,6 +9,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -164,6 +165,8 @@ def _unknown_key(key: str, config_name: str) -> str:
         )
     if dot and group in _groups(config_name) and _at(composed, group) is None:
         return f"{key} is not a setting without a choice of {group}{_choices_with(key) or f'; add {group}=CHOICE'}."
+    if message := _not_chosen(key, composed):
+        return message
     parent, _, name = key.rpartition(".")
     while parent and _at(node, parent) is None:
         parent, _, name = parent.rpartition(".")
@@ -188,6 +191,20 @@ def _unknown_key(key: str, config_name: str) -> str:
     hint = f"; perhaps you mean {meant[0]}" if meant else _choices_with(key) or suggestion(name, accepted)
     accepted_here = f"; accepted settings are {', '.join(accepted)}" if accepted else ""
     return f"{key} is not a setting{where}{hint}{accepted_here}."
+
+
+def _not_chosen(key: str, config: DictConfig) -> str:
+    """Return the message for a setting of a choice that a list of choices, such as metrics, lacks; "" for others."""
+    group, _, rest = key.partition(".")
+    choice, node = rest.partition(".")[0], _at(config, group)
+    if group not in LISTS or not isinstance(node, DictConfig) or choice in node:
+        return ""
+    path = CONF / group / f"{choice}.yaml"
+    if not path.is_file() or key not in settings(path, group):
+        return ""
+    chosen = [name for name in map(str, node) if (CONF / group / f"{name}.yaml").is_file()]
+    listed = ",".join([*chosen, choice])
+    return f"{key} is a setting of {group}={choice}, which is not chosen; use '{group}=[{listed}]'."
 
 
 def _setting_elsewhere(key: str, config_name: str) -> str:
@@ -229,14 +246,48 @@ def _has_setting(config: DictConfig, key: str) -> bool:
 
 
 def _composed_without(key: str, config_name: str) -> DictConfig:
-    """Compose the config of the command line without its overrides of `key`."""
-    given = [text for text in sys.argv[1:] if "=" in text and not text.startswith("-") and "," not in text]
-    others = [override for override in given if override.lstrip("+~").split("=")[0].split("@")[0] != key]
-    for overrides in (others, []):
+    """Compose the config of the command line without its overrides of `key`.
+
+    Of the values of a sweep, the first one is used for which the config has no `key`, if there is one.
+    """
+    found = OmegaConf.create()
+    for overrides in _variants(key):
+        found = _composed(config_name, overrides, with_hydra=key.startswith("hydra."))
+        parent, _, name = key.rpartition(".")
+        node = _at(found, parent)
+        if not isinstance(node, DictConfig) or name not in node:
+            break
+    return found
+
+
+def _variants(key: str) -> list[list[str]]:
+    """Return the overrides of the command line, except those of `key`, for each swept value of the group of `key`."""
+    variants: list[list[str]] = [[]]
+    for text in sys.argv[1:]:
+        if "=" not in text or text.startswith("-") or override_key(text).split("@")[0] == key:
+            continue
+        try:
+            override = OverridesParser.create().parse_override(text)
+        except HydraException:
+            continue  # Hydra has not read it either
+        values = [text]
+        if override.is_discrete_sweep():
+            values = [f"{text.partition('=')[0]}={value}" for value in override.sweep_string_iterator()]
+        elif override.is_sweep_override():
+            continue
+        used = values if override_key(text) == key.partition(".")[0] else values[:1]
+        variants = [[*others, value] for others in variants for value in used]
+    return variants
+
+
+def _composed(config_name: str, given: Sequence[str], *, with_hydra: bool) -> DictConfig:
+    """Compose a config with the given overrides, or with those of them that Hydra accepts together."""
+    choices = [override for override in given if (CONF / override_key(override)).is_dir()]
+    for overrides in (given, choices, []):
         GlobalHydra.instance().clear()
         try:
             with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-                return hydra.compose(config_name, overrides=overrides, return_hydra_config=key.startswith("hydra."))
+                return hydra.compose(config_name, overrides=list(overrides), return_hydra_config=with_hydra)
         except (HydraException, OmegaConfBaseException):
             continue  # an override of another key is wrong too; the config without overrides has the same groups
     return OmegaConf.create()
