@@ -113,7 +113,7 @@ EXAMPLE = (
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (Convolution(), f"got Convolution, which has no in_channels and no out_channels and no resolution; {EXAMPLE}"),
+        (Convolution(), f"got Convolution, which has no in_channels, no out_channels and no resolution; {EXAMPLE}"),
         (Convolution(**SHAPE | {"resolution": 0}), "whose resolution must be a whole number of at least 1, not 0"),
         (Convolution(**SHAPE, labels=None), "whose labels must be Labels (Labels() without classes), not None"),
         (NoForward(**SHAPE), f"which defines no forward; {EXAMPLE}"),
@@ -313,6 +313,23 @@ def test_a_class_whose_settings_are_recorded_must_be_a_dataclass(build: Callable
     message = rf"(\w+) must be a dataclass{required}; write `@dataclass\(frozen=True\)` above `class \1`"
     with pytest.raises(TypeError, match=message):
         build()
+
+
+def test_a_class_whose_settings_are_recorded_must_be_a_frozen_dataclass() -> None:
+    @dataclass
+    class Fast(Cosine):
+        power: float = 1.0
+
+    class Faster(Fast):
+        pass
+
+    message = (
+        r"^Fast must be a frozen dataclass to be a diffusion_lab.NoiseSchedule \(because values that are computed from "
+        r"its fields are cached\); write `@dataclass\(frozen=True\)` above `class Fast`\.$"
+    )
+    for kind in (Fast, Faster):
+        with pytest.raises(TypeError, match=message):
+            kind()
 
 
 def test_a_class_that_adds_no_setting_to_a_dataclass_is_accepted() -> None:

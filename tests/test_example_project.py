@@ -1,6 +1,7 @@
 """The package in examples/my_project, installed into a folder of its own, through all commands."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -80,6 +81,23 @@ def test_without_the_package_a_run_is_rejected_with_its_name(trained: Path) -> N
         done = run(script, *overrides)
         assert done.returncode == 1
         assert "or in a folder on PYTHONPATH, got my_project." in done.stderr.splitlines()[-1]
+
+
+def test_a_renamed_layer_is_refused_by_sample_and_resume_as_changed_code(
+    trained: Path, installed: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(installed / "my_project", tmp_path / "my_project")
+    network = tmp_path / "my_project" / "network.py"
+    network.write_text(network.read_text().replace("conv_in", "conv_first"))
+    for script, *overrides in (
+        ("train.py", f"resume={trained}", "trainer.max_steps=9"),
+        ("sample.py", f"run={trained}"),
+    ):
+        done = run(script, *overrides, PYTHONPATH=str(tmp_path))
+        last = done.stderr.splitlines()[-1]
+        assert done.returncode == 1
+        assert last.startswith(f"error: `model` must have the tensors of {trained / 'checkpoints' / 'last.ckpt'}, got ")
+        assert re.search(r"conv_(in|first)\..*; the code of the network .*has changed\.$", last), last
 
 
 @pytest.mark.parametrize(

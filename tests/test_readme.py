@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,6 +83,23 @@ def test_the_environment_is_activated_before_the_first_command_that_needs_it() -
 def test_every_script_is_in_the_table_of_commands() -> None:
     text = PAGES[0].read_text()
     assert all(f"| `src/{name}.py` |" in text for name in COMMANDS)
+
+
+def test_the_config_files_of_own_code_can_be_composed(tmp_path: Path) -> None:
+    section = PAGES[0].read_text().partition("\n## Your own code\n")[2].partition("\n## ")[0]
+    blocks = [textwrap.dedent(block) for block in re.findall(r"(?:^ {4}.*\n|^\n(?= {4}))+", section, re.MULTILINE)]
+    names = {"# Convolutional": "model/my_net", "# @package": "experiment/mine", "# Noise": "schedule/my_schedule"}
+    files = {name: block for block in blocks for start, name in names.items() if block.strip().startswith(start)}
+    assert files.keys() == set(names.values())
+    files["callbacks/my_callback"] = "my_callback: {_target_: my_project.MyCallback}"
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / f"{name}.yaml").write_text(content.strip() + "\n")
+    words = [f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine", "schedule=my_schedule"]
+    config = hydra.compose("train", overrides=words)
+    assert (config.model.width, config.schedule.power, config.trainer.max_steps) == (64, 2.0, 1000)
+    assert config.data.batch_size == 64  # of the quick start
+    assert "my_callback" in config.callbacks
 
 
 NOT_HERE = (

@@ -173,17 +173,25 @@ def _existing(folder: Path) -> Iterator[Path]:
 
 def weights_mismatch(own: Mapping[str, Any], saved: Mapping[str, Any]) -> str:
     """Return an error message on the entries in which two state_dicts differ; empty if they have the same entries."""
+    found = differing_entries(own, saved)
+    return found and (
+        f"the weights do not fit this module: {found}; build the module with the network, such as its labels, and the "
+        "averages (`ema`) with which the weights were trained."
+    )
+
+
+def differing_entries(own: Mapping[str, Any], saved: Mapping[str, Any]) -> str:
+    """Return the names of the entries in which two state_dicts differ as text; empty if they have the same entries.
+
+    own: state_dict of a module.  saved: state_dict in a checkpoint.
+    """
     shapes = [{name: list(getattr(value, "shape", ())) for name, value in state.items()} for state in (own, saved)]
     differences = {
         "only in the checkpoint": [name for name in saved if name not in own],
         "only in the module": [name for name in own if name not in saved],
         "of another shape": [name for name in own if name in saved and shapes[0][name] != shapes[1][name]],
     }
-    found = ", and ".join(f"{_first_names(names)} {where}" for where, names in differences.items() if names)
-    return found and (
-        f"the weights do not fit this module: {found}; build the module with the network, such as its labels, and the "
-        "averages (`ema`) with which the weights were trained."
-    )
+    return ", and ".join(f"{_first_names(names)} {where}" for where, names in differences.items() if names)
 
 
 def _first_names(names: list[str]) -> str:

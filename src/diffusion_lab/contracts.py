@@ -33,14 +33,20 @@ class DataclassInterface(Interface):
 
 
 def require_dataclass(kind: type) -> None:
-    """Raise TypeError unless the arguments of the constructor of a class are the fields of a dataclass."""
+    """Raise TypeError unless the arguments of the constructor of a class are the fields of a frozen dataclass."""
     owner = next(base for base in kind.__mro__ if "__init__" in vars(base))
+    bases = [base for base in kind.__mro__ if DataclassInterface in base.__bases__]
+    purpose = "".join(f" to be a {_public_name(base)}" for base in bases)
     if "__dataclass_fields__" not in vars(owner):
-        bases = [base for base in kind.__mro__ if DataclassInterface in base.__bases__]
         raise TypeError(
-            f"{kind.__name__} must be a dataclass{''.join(f' to be a {_public_name(base)}' for base in bases)}; write "
+            f"{kind.__name__} must be a dataclass{purpose}; write "
             f"`@dataclass(frozen=True)` above `class {kind.__name__}`, and in the class, instead of `__init__`, a line "
             "such as `scale: float = 1.0` for each setting."
+        )
+    if not vars(owner)["__dataclass_params__"].frozen:
+        raise TypeError(
+            f"{owner.__name__} must be a frozen dataclass{purpose} (because values that are computed from its fields "
+            f"are cached); write `@dataclass(frozen=True)` above `class {owner.__name__}`."
         )
 
 

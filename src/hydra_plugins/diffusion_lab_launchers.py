@@ -57,10 +57,16 @@ class InTurn(BasicLauncher):
             arguments = overrides.with_sweep_name(run.overrides, folder)
             if not run.is_done:
                 print(f"\nrun {number - first_number + 1} of {len(planned)}: {run.folder.name}", flush=True)
+                _import_libraries()
             jobs = [] if run.is_done else super().launch([arguments], number)
             has_status = run_status.read(run.folder) is not None
             returned += [sweep_plan.job_return(run)] if has_status else jobs
         return returned
+
+
+def _import_libraries() -> None:
+    """Import Lightning before the first run starts, whose duration would otherwise include the import."""
+    import lightning  # noqa: F401
 
 
 class LocalParallel(Launcher):

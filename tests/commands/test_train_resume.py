@@ -52,6 +52,17 @@ def last_line(done: subprocess.CompletedProcess[str]) -> str:
     return done.stderr.strip().splitlines()[-1]
 
 
+def require_measuring_share(printed: str, *, is_resumed: bool) -> None:
+    """Assert that the share of the measurements refers to the printed duration, which is that of the last start."""
+    (whole,) = re.findall(r"done: 6 steps in (\d:\d\d:\d\d)", printed)
+    period = r"(\d:\d\d:\d\d) since the run was resumed" if is_resumed else f"({whole})"
+    ((took, last, share),) = re.findall(rf"measuring took ([\d.]+) s of the {period} \((\d+)%\)", printed)
+    seconds = [60 * int(text[2:4]) + int(text[5:]) for text in (whole, last)]
+    assert seconds[1] < seconds[0] if is_resumed else seconds[1] == seconds[0]
+    assert (float(took) - 0.05) / (seconds[1] + 0.5) - 0.005 <= int(share) / 100
+    assert int(share) / 100 <= (float(took) + 0.05) / (seconds[1] - 0.5) + 0.005
+
+
 def test_a_resumed_run_equals_an_uninterrupted_run(run: Path, tmp_path: Path) -> None:
     uninterrupted = train(*FEW, "trainer.max_steps=6", f"hydra.run.dir={tmp_path / 'uninterrupted'}")
     (run / "checkpoints" / "last.ckpt").write_bytes(b"damaged")
@@ -60,6 +71,8 @@ def test_a_resumed_run_equals_an_uninterrupted_run(run: Path, tmp_path: Path) ->
     assert "last.ckpt is damaged" in rest.stderr
     assert "Using previous.ckpt instead." in rest.stderr
     assert "resuming after step 2" in rest.stdout
+    for done in (uninterrupted, rest):
+        require_measuring_share(done.stdout, is_resumed=done is rest)
     assert numbers(run) == numbers(tmp_path / "uninterrupted")
     weights, expected = state(run), state(tmp_path / "uninterrupted")
     assert weights.keys() == expected.keys()

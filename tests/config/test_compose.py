@@ -7,7 +7,7 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from diffusion_lab.config.compose import compose_config
+from diffusion_lab.config.compose import compose_config, require_global_experiment
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import CONF
 from diffusion_lab.runs.load import resolve
@@ -91,3 +91,36 @@ def test_the_message_for_a_sweep_refers_to_the_value_of_the_sweep_that_lacks_the
     message = r"metrics\.kid\.num_subsets is a setting of metrics=kid, .*; use 'metrics=\[fid,kid\]'\."
     with initialize_config_dir(str(CONF), version_base="1.3"), pytest.raises(UserError, match=message):
         compose_config("evaluate", ["metrics=fid", "metrics.kid.num_subsets=5"])
+
+
+def test_an_unknown_setting_of_a_network_in_one_of_several_config_folders_names_the_settings_of_this_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one/model", "two"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "one" / "model" / "mine.yaml").write_text("_target_: my_project.MyNet\nwidth: 8\ndepth: 2\n")
+    overrides = [f"hydra.searchpath=[file://{tmp_path}/one,file://{tmp_path}/two]", "model=mine", "model.widht=16"]
+    monkeypatch.setattr("sys.argv", ["train.py", *overrides])
+    GlobalHydra.instance().clear()
+    message = "^model.widht is not a setting in model; perhaps you mean width; accepted settings are depth, width.$"
+    with initialize_config_dir(str(CONF), version_base="1.3"), pytest.raises(UserError, match=message):
+        compose_config("train", overrides)
+
+
+@pytest.mark.parametrize("content", ["defaults: [override /data: cifar10]\n", "model:\n  channels: 16\n"])
+def test_an_experiment_whose_settings_are_not_global_names_the_missing_line(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "experiment").mkdir()
+    file = tmp_path / "experiment" / "mine.yaml"
+    overrides = [f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"]
+    monkeypatch.setattr("sys.argv", ["train.py", *overrides])
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        file.write_text(content)
+        message = "^the file of experiment=mine must have the line `# @package _global_` at its beginning, "
+        with pytest.raises(UserError, match=message):
+            require_global_experiment(compose_config("train", overrides))
+        GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        file.write_text(f"# @package _global_\n{content}")
+        require_global_experiment(compose_config("train", overrides))

@@ -44,13 +44,25 @@ def test_only_a_loss_that_spans_more_than_a_factor_of_10_has_a_logarithmic_axis(
     assert distance.lines[0].get_xydata().tolist() == [[4.0, 5.5], [6.0, 5.0]]
 
 
-def test_metrics_that_a_run_measured_at_an_earlier_end_are_in_the_plot(tmp_path: Path, figures: list[Any]) -> None:
+def test_the_loss_and_the_metrics_at_an_earlier_end_of_a_run_are_in_the_plot(
+    tmp_path: Path, figures: list[Any]
+) -> None:
     (tmp_path / "metrics.csv").write_text("step,fd_a_9_train,loss\n2,,0.9\n6,5.0,\n")
     (tmp_path / "summary_step_0000004.json").write_text('{"steps": 4, "loss": 0.7, "fd_a_9_train": 7.5, "minutes": 1}')
     save_curves(tmp_path)
     loss, distance = figures[0].axes
-    assert loss.lines[0].get_xydata().tolist() == [[2.0, 0.9]]
+    assert loss.lines[0].get_xydata().tolist() == [[2.0, 0.9], [4.0, 0.7]]
     assert distance.lines[0].get_xydata().tolist() == [[4.0, 7.5], [6.0, 5.0]]
+
+
+@pytest.mark.parametrize("last", [1, 3, 40, 800_000])
+def test_the_steps_of_the_plot_start_at_0_and_have_whole_numbers(last: int, tmp_path: Path, figures: list[Any]) -> None:
+    (tmp_path / "metrics.csv").write_text(f"step,loss\n{last},0.9\n")
+    save_curves(tmp_path)
+    (loss,) = figures[0].axes
+    assert loss.get_xlim()[0] == 0 < last < loss.get_xlim()[1] < 1.1 * last
+    assert len(loss.get_xticks()) > 1
+    assert all(tick == round(tick) for tick in loss.get_xticks())
 
 
 @pytest.mark.parametrize("content", [None, "step,loss\n", "step,loss\n1,nan\n"])

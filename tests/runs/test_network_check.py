@@ -13,7 +13,7 @@ from diffusion_lab.errors import UserError
 from diffusion_lab.low_resolution import LowResolution
 from diffusion_lab.networks import Condition, HalfUNet, Labels, Network
 from diffusion_lab.process import CosineSchedule, GaussianProcess, Uniform
-from diffusion_lab.runs.network_check import require_forward, require_input_channels
+from diffusion_lab.runs.network_check import require_forward, require_input_channels, require_labels
 from diffusion_lab.training import ClassifierModule, OptimizerFactory
 from support.small_runs import FewImages, small_module
 
@@ -76,7 +76,7 @@ def test_a_network_receives_images_the_last_time_and_the_parts_of_its_condition(
     assert x_t.shape == (2, 1, 8, 8)
     assert time.tolist() == [19, 19]
     assert condition.label is not None
-    assert condition.label.tolist() == [0, 0]
+    assert condition.label.tolist() == [0, 2]  # the smallest and the largest
     assert condition.low_resolution is not None
     assert condition.low_resolution.shape == (2, 1, 4, 4)
     assert network.training
@@ -127,10 +127,34 @@ def test_a_network_that_fails_is_rejected_with_a_message(
 
 def test_a_network_without_classes_is_refused_if_the_run_sets_classes() -> None:
     network = Foreign(lambda x_t, time, condition: x_t)
+    require_labels(network, {"num_classes": 3})
     network.labels = Labels(0)
-    data = ImageDataModule(FewImages(), batch_size=12, seed=3)
-    require_forward(small_module(network=network), data, {"num_classes": 0})
-    with pytest.raises(
-        UserError, match=r"`model` must have the attribute labels, .* got Foreign, which has no classes"
-    ):
-        require_forward(small_module(network=network), data, {"num_classes": 3})
+    require_labels(network, {"num_classes": 0})
+    message = r"`model` must have the attribute labels for conditioning=label, got Foreign, which has no classes: "
+    with pytest.raises(UserError, match=message):
+        require_labels(network, {"num_classes": 3})
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "labels", "message"),
+    [
+        (3, Labels(3, dropout=0.1), r"the label 3 \(the null label, which replaces dropped labels\), IndexError: .*; "
+         r"use labels.num_rows \(4\) rows for an embedding of the labels\.$"),
+        (2, Labels(3), r"the label 2, IndexError: .*; use labels.num_rows \(3\) rows for an embedding"),
+        (4, Labels(3, dropout=0.1), None),
+    ],
+)  # fmt: skip
+def test_an_embedding_without_a_row_for_the_largest_label_is_refused(
+    num_rows: int, labels: Labels, message: str | None
+) -> None:
+    class Embedding(Foreign):
+        def __init__(self) -> None:
+            super().__init__(lambda x_t, time, condition: x_t + self.rows(condition.label)[:, :, None, None])
+            self.labels, self.rows = labels, torch.nn.Embedding(num_rows, 1)
+
+    module, data = small_module(network=Embedding()), ImageDataModule(FewImages(), batch_size=12, seed=3)
+    if message is None:
+        require_forward(module, data)
+        return
+    with pytest.raises(UserError, match=f"^`model`: Embedding cannot process {message}"):
+        require_forward(module, data)

@@ -19,13 +19,13 @@ from diffusion_lab.runs.load import load_config
 from diffusion_lab.runs.sampling_setup import load_module
 from diffusion_lab.runs.status import Attempt, Status
 from diffusion_lab.sweeps.plan import _is_current
-from support.commands import TINY, train
+from support.commands import TINY, run, train
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "run"
-    done = train(*TINY, f"hydra.run.dir={folder}")
+    done = train(*TINY, "sampler.num_steps=3", f"hydra.run.dir={folder}")
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -97,3 +97,15 @@ def test_an_evaluation_during_which_a_checkpoint_was_saved_is_out_of_date(traine
     status = Status(run_status.FINISHED, now + 10, starts=(attempt,))
     assert _is_current(config, status)
     assert not _is_current(config, replace(status, starts=(replace(attempt, began=saved - 1),)))
+
+
+@pytest.mark.parametrize(
+    ("given", "is_noted"), [(["sampler=ddim"], True), (["sampler=ddim", "sampler.num_steps=2"], False), ([], False)]
+)
+def test_the_sampler_of_the_run_by_name_has_its_defaults_which_a_note_says(
+    given: list[str], is_noted: bool, trained: Path, tmp_path: Path
+) -> None:
+    done = run("sample.py", f"run={trained}", "num_images=1", *given, f"hydra.run.dir={tmp_path}/s")
+    assert done.returncode == 0, done.stderr
+    note = "note: sampler.num_steps is 8, the default of the chosen sampler, and 3 in the run; sampler.num_steps=3 "
+    assert (note in done.stderr) is is_noted

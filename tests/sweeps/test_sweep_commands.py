@@ -4,12 +4,14 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from support.commands import TINY, run, start, train
+from support.commands import ROOT, TINY, run, start, train
 
 
 def states(sweep: Path) -> dict[str, str]:
@@ -111,3 +113,25 @@ def test_the_status_of_a_single_run_is_refused(tmp_path: Path) -> None:
         "error: `folder` must be a sweep folder, a run in it or last, got single, which is a single run (finished) and "
         f"no sweep; `python src/compare.py numbers={single}` prints its results.\n"
     )
+
+
+RECORD_IMPORTS = """
+import sys
+from diffusion_lab.runs import status
+
+def mark_running(folder, mark=status.mark_running):
+    print("imported" if "lightning" in sys.modules else "not imported", flush=True)
+    mark(folder)
+
+status.mark_running = mark_running
+from diffusion_lab.commands.train import main
+main()
+"""
+
+
+@pytest.mark.full
+def test_the_duration_of_the_first_run_of_a_sweep_includes_no_imports(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", RECORD_IMPORTS, "-m", *TINY, "seed=1,2", f"hydra.sweep.dir={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT / "src")})
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if "imported" in line] == ["imported", "imported"]

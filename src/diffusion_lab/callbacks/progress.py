@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 
 from diffusion_lab.data.image_datamodule import ImageDataModule
+from diffusion_lab.reporting.console import Console, DescriptionColumn
+from diffusion_lab.reporting.console import Progress as Bar
 from diffusion_lab.reporting.progress import SECONDS_BETWEEN_LINES, Advance, progress_lines
 from diffusion_lab.reporting.text_tables import format_duration
 
@@ -49,7 +49,7 @@ class Progress(ProgressBar):
         self._first_step_ended = None
         console = Console()
         if self._enabled and console.is_terminal:
-            columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[text]}")
+            columns = (DescriptionColumn(), BarColumn(), MofNCompleteColumn(), "{task.fields[text]}")
             self._bar = Bar(*columns, TimeRemainingColumn(), TextColumn("left"), console=console, refresh_per_second=4)
             self._task = self._bar.add_task("training", total=trainer.max_steps, text="", completed=trainer.global_step)
             self._bar.start()

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.commands import entry
 from diffusion_lab.fingerprints import allowed_fields
+from diffusion_lab.reporting.text import terminal_text
 from diffusion_lab.runs.comparable import write_and_print_table
 from diffusion_lab.runs.find import MEASURED, find_places
 
@@ -33,7 +34,7 @@ def compare(config: DictConfig) -> None:
     comparable = write_and_print_table(
         folders, output, "numbers", swept=["run"], allowed=allowed_fields(config.allow), numbers=value or ()
     )
-    print(f"results are in {output}", flush=True)
+    print(f"results are in {terminal_text(output)}", flush=True)
     if not comparable:
         sys.exit(1)
 

@@ -27,7 +27,7 @@ from diffusion_lab.commands import logs, malloc
 from diffusion_lab.commands.help import print_help
 from diffusion_lab.config import overrides
 from diffusion_lab.config.command_line import as_hydra_arguments, flags_first
-from diffusion_lab.config.compose import error_message, in_sweep
+from diffusion_lab.config.compose import error_message, in_sweep, require_global_experiment
 from diffusion_lab.config.finite_numbers import require_finite
 from diffusion_lab.config.library_classes import with_plus
 from diffusion_lab.config.search_path import with_search_path
@@ -99,6 +99,7 @@ class _Task:
             logger.debug("run folder: %s", folder)
             try:
                 require_finite(config)
+                require_global_experiment(config)
                 require_no_other_images(config)
                 return self._run_supervised(config, folder)
             except (UserError, OmegaConfBaseException) as error:

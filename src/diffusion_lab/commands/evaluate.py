@@ -21,6 +21,7 @@ from diffusion_lab.commands import entry
 from diffusion_lab.config.compose import in_sweep
 from diffusion_lab.errors import UserError
 from diffusion_lab.fingerprints import allowed_fields
+from diffusion_lab.reporting.text import file_name_with, terminal_text
 from diffusion_lab.runs import evaluation_setup, sampling_setup
 from diffusion_lab.runs import results as run_results
 from diffusion_lab.runs import status as run_status
@@ -49,7 +50,7 @@ def evaluate(config: DictConfig) -> float | None:
     fabric = sampling_setup.launch_fabric(config)
     output, results = Path(config.output_folder), []
     for number, measurement in enumerate(evaluation_setup.build_each(config, targets, fabric)):
-        folder = output if len(targets) == 1 else output / f"{number}_{measurement.target.name}"
+        folder = output if len(targets) == 1 else output / file_name_with(f"{number}_", measurement.target.name)
         with fabric.autocast():
             results.append(_measure(measurement, config, folder))
         if fabric.is_global_zero:
@@ -114,7 +115,7 @@ def _write_results(numbers: list["Number"], measurement: "Measurement", folder: 
         run_results.print_line(record)
         return
     run_results.print_numbers(record)
-    print(f"results are in {folder}", flush=True)
+    print(f"results are in {terminal_text(folder)}", flush=True)
 
 
 def main() -> None:

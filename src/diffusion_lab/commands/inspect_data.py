@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lab.commands import entry
 from diffusion_lab.config.validation import argument_problems, data_problems, raise_problems
 from diffusion_lab.errors import UserError
+from diffusion_lab.reporting.text import terminal_text
 from diffusion_lab.runs import load as run_loading
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def inspect_data(config: DictConfig) -> None:
     if pairs:
         image_grids.save_picture(inspection_sheets.duplicate_sheet(pairs, config.num_pairs), folder / "duplicates.png")
     inspection_report.print_report(content)
-    print(f"the report is in {folder}", flush=True)
+    print(f"the report is in {terminal_text(folder)}", flush=True)
 
 
 def _check(config: DictConfig) -> None:

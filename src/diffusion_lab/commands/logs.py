@@ -6,6 +6,7 @@ Only commands configure logging. In a script that imports the package, the `diff
 propagates to the root logger.
 """
 
+import io
 import logging
 import os
 import re
@@ -18,6 +19,7 @@ from diffusion_lab.config.overrides import unquote
 from diffusion_lab.distributed import slurm_job
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import LOGS_VARIABLE, expanduser
+from diffusion_lab.reporting.text import message_text
 
 PACKAGE_LOGGER = logging.getLogger("diffusion_lab")
 
@@ -54,6 +56,12 @@ def _is_shown(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.ERROR or getattr(record, "all_ranks", False) or slurm_job.rank() == 0
 
 
+def _escape(record: logging.LogRecord) -> bool:
+    """Make the control characters in a message visible; see `message_text`."""
+    record.msg, record.args = message_text(record.getMessage()), ()
+    return True
+
+
 def configure() -> None:
     """Print the messages of the package to stderr; see also `output.outlive_reader`.
 
@@ -68,6 +76,7 @@ def _print_to_stderr() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_PrefixFormatter())
     handler.addFilter(_is_shown)
+    handler.addFilter(_escape)
     PACKAGE_LOGGER.handlers = [handler]
     PACKAGE_LOGGER.propagate = False  # Hydra's root logger prints to stdout: each message would appear twice
 
@@ -79,6 +88,9 @@ def job_log() -> Iterator[None]:
         _print_to_stderr()
     files = [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler)]
     for file in files:
+        file.addFilter(_escape)
+        if isinstance(file.stream, io.TextIOWrapper):
+            file.stream.reconfigure(errors="backslashreplace")  # the encoding may lack characters of a message
         PACKAGE_LOGGER.addHandler(file)
     try:
         yield

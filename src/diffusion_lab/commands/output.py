@@ -1,9 +1,15 @@
-"""Output streams of a command that outlive their reader, such as `| head` or a terminal that is closed."""
+"""Output streams of a command: they outlive their reader, such as `| head`, and write no control characters of names.
+
+See `reporting.text` for the second. It is done here because all text of a command passes through these two streams:
+printed text, log messages, tracebacks, and messages of other libraries.
+"""
 
 import errno
 import io
 import os
 import sys
+
+from diffusion_lab.reporting.text import EscapedStream
 
 NOBODY_READS = (errno.EPIPE, errno.EIO)
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -26,7 +32,10 @@ class _Output(io.FileIO):
 
 
 def outlive_reader() -> None:
-    """Let writes to stdout and stderr succeed if nobody reads them any more, or if the disk of their file is full."""
+    r"""Let writes to stdout and stderr succeed if nobody reads them any more, or if the disk of their file is full.
+
+    Characters that the encoding lacks, and control characters in names, are written as escape sequences such as \x1b.
+    """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None or stream is not getattr(sys, f"__{name}__"):
@@ -34,4 +43,5 @@ def outlive_reader() -> None:
         stream.flush()
         file = io.BufferedWriter(_Output(stream.fileno(), "w", closefd=False))
         lines = stream.line_buffering or name == "stderr"
-        setattr(sys, name, io.TextIOWrapper(file, stream.encoding, stream.errors, line_buffering=lines))
+        text = io.TextIOWrapper(file, stream.encoding, "backslashreplace", line_buffering=lines)
+        setattr(sys, name, EscapedStream(text))

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.commands import entry
 from diffusion_lab.errors import UserError
+from diffusion_lab.reporting.text import terminal_text
 from diffusion_lab.runs import class_names, sampling_setup
 from diffusion_lab.runs.find import Target, find_targets, portable_path
 from diffusion_lab.runs.image_job import image_job
@@ -53,7 +54,8 @@ def sample(config: DictConfig) -> None:
     if fabric.is_global_zero:
         count, folder = sum(map(len, seeds)), Path(config.output_folder)
         files = ", ".join(path.name for name in FILES for path in sorted(folder.glob(name)))
-        print(f"{count:,} images of {target.folder} at step {step:,} are in {folder}: {files}", flush=True)
+        text = f"{count:,} images of {target.folder} at step {step:,} are in {folder}: {files}"
+        print(terminal_text(text), flush=True)
 
 
 def _seeds(config: DictConfig) -> list[range]:

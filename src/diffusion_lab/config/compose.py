@@ -7,14 +7,13 @@ from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
+from diffusion_lab.config.composed_without import composed_without
 from diffusion_lab.config.documentation import settings
 from diffusion_lab.config.earlier_versions import current_choice, current_key
 from diffusion_lab.config.library_classes import drop_unused_settings, with_plus
@@ -94,8 +93,24 @@ def error_message(error: Exception, config_name: str) -> str:
         ):
             return _unknown_key(found[1], config_name)
         if found := re.search(r"Could not override '([^']+)'\.", str(error)):
+            if "@experiment." in found[1]:
+                return _without_global_package()
             return _unknown_key(found[1].split("@")[0], config_name)
     return re.sub(r" See https://hydra\S+ for details| full_key: .*", ".", text)
+
+
+def require_global_experiment(config: DictConfig) -> None:
+    """Raise UserError if the settings of an experiment are below the key `experiment`, where they have no effect."""
+    if OmegaConf.is_dict(config.get("experiment")):
+        raise UserError(_without_global_package())
+
+
+def _without_global_package() -> str:
+    given = [argument for argument in sys.argv[1:] if argument.startswith("experiment=")]
+    return (
+        f"the file of {' '.join(given) or 'the experiment'} must have the line `# @package _global_` at its beginning, "
+        "without which its settings are not settings of the run."
+    )
 
 
 def _not_computed(key: str | None, config: Any, *, reason: str) -> str:
@@ -156,7 +171,7 @@ def _unknown_key(key: str, config_name: str) -> str:
         return f"{key} was renamed to {renamed}."
     if absent := _elsewhere("absent", key):
         return f"{key} is not a setting; {absent} is not part of this version."
-    composed = node = _composed_without(key, config_name)
+    composed = node = composed_without(key, config_name)
     group, dot, _ = key.partition(".")
     if group in BY_SCHEDULE and "schedule" in composed and group not in composed:
         return (
@@ -243,54 +258,6 @@ def _has_setting(config: DictConfig, key: str) -> bool:
     parent, _, name = key.rpartition(".")
     node = _at(config, parent)
     return isinstance(node, DictConfig) and name in node
-
-
-def _composed_without(key: str, config_name: str) -> DictConfig:
-    """Compose the config of the command line without its overrides of `key`.
-
-    Of the values of a sweep, the first one is used for which the config has no `key`, if there is one.
-    """
-    found = OmegaConf.create()
-    for overrides in _variants(key):
-        found = _composed(config_name, overrides, with_hydra=key.startswith("hydra."))
-        parent, _, name = key.rpartition(".")
-        node = _at(found, parent)
-        if not isinstance(node, DictConfig) or name not in node:
-            break
-    return found
-
-
-def _variants(key: str) -> list[list[str]]:
-    """Return the overrides of the command line, except those of `key`, for each swept value of the group of `key`."""
-    variants: list[list[str]] = [[]]
-    for text in sys.argv[1:]:
-        if "=" not in text or text.startswith("-") or override_key(text).split("@")[0] == key:
-            continue
-        try:
-            override = OverridesParser.create().parse_override(text)
-        except HydraException:
-            continue  # Hydra has not read it either
-        values = [text]
-        if override.is_discrete_sweep():
-            values = [f"{text.partition('=')[0]}={value}" for value in override.sweep_string_iterator()]
-        elif override.is_sweep_override():
-            continue
-        used = values if override_key(text) == key.partition(".")[0] else values[:1]
-        variants = [[*others, value] for others in variants for value in used]
-    return variants
-
-
-def _composed(config_name: str, given: Sequence[str], *, with_hydra: bool) -> DictConfig:
-    """Compose a config with the given overrides, or with those of them that Hydra accepts together."""
-    choices = [override for override in given if (CONF / override_key(override)).is_dir()]
-    for overrides in (given, choices, []):
-        GlobalHydra.instance().clear()
-        try:
-            with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-                return hydra.compose(config_name, overrides=list(overrides), return_hydra_config=with_hydra)
-        except (HydraException, OmegaConfBaseException):
-            continue  # an override of another key is wrong too; the config without overrides has the same groups
-    return OmegaConf.create()
 
 
 def _at(config: DictConfig, path: str) -> Any:

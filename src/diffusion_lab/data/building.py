@@ -15,12 +15,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from diffusion_lab.data.decoding import DamagedImageError, Preparation
 from diffusion_lab.data.image_files import UndecodedImages, read_images
 from diffusion_lab.distributed import signals
+from diffusion_lab.reporting.console import Console, DescriptionColumn, Progress
+from diffusion_lab.reporting.text import terminal_text
 
 logger = logging.getLogger(__name__)
 
@@ -187,7 +188,7 @@ def _progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
     """
     console = Console(stderr=True)
     if console.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (DescriptionColumn(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, TextColumn("left"), console=console, transient=True, refresh_per_second=4) as bar:
             yield partial(bar.advance, bar.add_task(description, total=total))
         return
@@ -198,6 +199,6 @@ def _progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
         num_done += count
         if time.monotonic() - last_time >= SECONDS_BETWEEN_LINES:
             last_time = time.monotonic()
-            print(f"{description}: {num_done:,} of {total:,}", file=sys.stderr, flush=True)
+            print(f"{terminal_text(description)}: {num_done:,} of {total:,}", file=sys.stderr, flush=True)
 
     yield advance

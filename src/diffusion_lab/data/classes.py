@@ -8,12 +8,16 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.randomness import Purpose, stream
+from diffusion_lab.reporting.text import terminal_text
 
 RANDOM = "random"
 """Value of `label` that assigns a random class to each seed."""
 
 LabelChoice = int | str | Sequence[int | str] | Tensor
 """The number or name of the class of all images, RANDOM, or a list of classes, which is repeated for more images."""
+
+LONGEST_NAME = 80
+"""Largest number of characters of a name in a list of classes; a longer name loses its middle."""
 
 MAX_SHOWN = 12
 """Largest number of classes that are all listed."""
@@ -83,7 +87,11 @@ def numbering(names: Sequence[str], numbers: Sequence[int] = ()) -> str:
 
     numbers: numbers of the classes that are listed; empty for all classes.
     """
-    numbered = [f"{number} {name}" for number, name in enumerate(names) if not numbers or number in numbers]
+    numbered = [
+        f"{number} {terminal_text(name, LONGEST_NAME)}"
+        for number, name in enumerate(names)
+        if not numbers or number in numbers
+    ]
     shown = numbered if len(numbered) <= MAX_SHOWN else [*numbered[: MAX_SHOWN - 2], "...", numbered[-1]]
     return ", ".join(shown)
 
@@ -101,7 +109,7 @@ def number_of(name: str, names: Sequence[str]) -> int:
             f"`label` must be the number of a class, or a list of numbers, got {name}: the images have no class names."
         )
     close = get_close_matches(name, names, n=1, cutoff=0.6)
-    hint = f"; perhaps you mean {close[0]}" if close else ""
+    hint = f"; perhaps you mean {terminal_text(close[0], LONGEST_NAME)}" if close else ""
     raise ValueError(f"`label` must be the name or the number of a class ({numbering(names)}), got {name}{hint}.")
 
 

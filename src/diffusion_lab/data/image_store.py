@@ -1,6 +1,5 @@
 """Image sets from the Hugging Face hub or a local folder, decoded once to uint8 images of one size and labels."""
 
-import csv
 import hashlib
 import json
 import logging
@@ -26,6 +25,7 @@ from diffusion_lab.data.images import Images, content_fingerprint
 from diffusion_lab.data.selection import Selection
 from diffusion_lab.image_folders import counted
 from diffusion_lab.paths import expanduser
+from diffusion_lab.reporting.csv_files import write_csv
 
 logger = logging.getLogger(__name__)
 
@@ -219,7 +219,5 @@ def require_images(images: Any, store: ImageStore, split: str) -> Images:
 
 def _write_damage(folder: Path, damaged: list[Damage], names: list[str]) -> None:
     if damaged:
-        with (folder / DAMAGED).open("w", newline="") as file:
-            table = csv.writer(file)
-            table.writerow(("number", "file", "reason"))
-            table.writerows((damage.number, name, damage.reason) for damage, name in zip(damaged, names, strict=True))
+        rows = [(damage.number, name, damage.reason) for damage, name in zip(damaged, names, strict=True)]
+        write_csv(folder / DAMAGED, ("number", "file", "reason"), rows)

@@ -1,21 +1,25 @@
 """Inspection report: JSON and CSV files, and tables on the terminal."""
 
-import csv
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from diffusion_lab.data.duplicates import NearDuplicates, Pair
 from diffusion_lab.data.images import Images
 from diffusion_lab.data.inspection import Inspection, class_name
+from diffusion_lab.reporting.console import Console
+from diffusion_lab.reporting.csv_files import write_csv
+from diffusion_lab.reporting.text import terminal_text
 
 MAX_ROWS = 30
 """Largest number of rows of the class table on the terminal; report.json contains all classes."""
+
+LONGEST_NAME = 200
+"""Largest number of characters of a class name on the terminal; a longer name loses its middle."""
 
 PAIR_COLUMNS = ("kind", "split", "image", "class", "other_split", "other_image", "other_class")
 
@@ -88,21 +92,21 @@ def describe(search: NearDuplicates) -> str:
 def write_report(content: dict[str, Any], pairs: Sequence[FoundPair], folder: Path) -> None:
     """Write `report.json` and `duplicates.csv`."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    with (folder / "duplicates.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([*PAIR_COLUMNS, "correlation", "ratio"])
-        for found in pairs:
-            (name, other_name), pair = found.classes, found.pair
-            images = found.first.name, pair.first, name, found.second.name, pair.second, other_name
-            writer.writerow([pair.kind, *images, f"{pair.correlation:.4f}", f"{pair.ratio:.4f}"])
+    # backslashreplace writes bytes of names that are not UTF-8 as \udcff, as in JSON
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    (folder / "report.json").write_text(text, encoding="utf-8", errors="backslashreplace")
+    rows = []
+    for found in pairs:
+        (name, other_name), pair = found.classes, found.pair
+        images = found.first.name, pair.first, name, found.second.name, pair.second, other_name
+        rows.append([pair.kind, *images, f"{pair.correlation:.4f}", f"{pair.ratio:.4f}"])
+    write_csv(folder / "duplicates.csv", [*PAIR_COLUMNS, "correlation", "ratio"], rows)
 
 
 def print_report(content: dict[str, Any]) -> None:
     """Print the content of `report.json` as tables."""
-    # Without markup and emoji: rich would interpret "[a]" and ":b:" in class names.
     width = None if Console().is_terminal else 120
-    console = Console(width=width, highlight=False, markup=False, emoji=False)
+    console = Console(width=width, highlight=False)
     size = f"{content['channels']} x {content['height']} x {content['width']}"
     console.print(f"{content['split']}: {content['num_images']:,} images of {size}")
     console.print(_values_table(content["values"]))
@@ -123,9 +127,9 @@ def _values_table(values: Sequence[dict[str, Any]]) -> Table:
 
 
 def _class_table(counts: dict[str, int], num_images: int) -> Table:
-    table = Table("class", "images", "percentage")
+    table = Table(Column("class", overflow="fold"), "images", "percentage")
     for name, count in list(counts.items())[:MAX_ROWS]:
-        table.add_row(name, f"{count:,}", f"{count / num_images:.2%}")
+        table.add_row(terminal_text(name, LONGEST_NAME), f"{count:,}", f"{count / num_images:.2%}")
     if len(counts) > MAX_ROWS:
         table.add_row(f"and {len(counts) - MAX_ROWS} more", f"{min(counts.values()):,} to {max(counts.values()):,}", "")
     return table

@@ -15,6 +15,7 @@ from diffusion_lab.data.inspection_report import FoundPair
 from diffusion_lab.pixels import from_uint8
 from diffusion_lab.randomness import permutation
 from diffusion_lab.reporting.image_grids import grid
+from diffusion_lab.reporting.text import terminal_text
 
 LINE_HEIGHT = 16
 """Height of a line of text in pixels."""
@@ -37,7 +38,9 @@ def contact_sheet(images: Images, num_rows: int, seed: int) -> np.ndarray:
     ]
     sheet = grid(torch.stack(padded, dim=1).flatten(0, 1), num_columns=len(columns))
     width = (sheet.shape[1] - 2) // len(columns)
-    return _add_text(sheet, [(2 + k * width, class_name(images, one)) for k, one in enumerate(labels)], width)
+    return _add_text(
+        sheet, [(2 + k * width, terminal_text(class_name(images, one), 100)) for k, one in enumerate(labels)], width
+    )
 
 
 def duplicate_sheet(pairs: Sequence[FoundPair], num_pairs: int, num_columns: int = 6) -> np.ndarray:

@@ -125,7 +125,8 @@ def _network_problem(network: Any, required: type[Network | ClassifierNetwork]) 
     if isinstance(network, type) or not isinstance(network, nn.Module):
         return "which is a class and not an object" if isinstance(network, type) else "which is no torch.nn.Module"
     if missing := missing_attributes(network, required):
-        return f"which has no {' and no '.join(missing)}"
+        lacking = [f"no {name}" for name in missing]
+        return f"which has {' and '.join(filter(None, [', '.join(lacking[:-1]), lacking[-1]]))}"
     for name in required.__annotations__:
         value = getattr(network, name, getattr(required, name, None))
         if name == "labels" and not isinstance(value, Labels):

@@ -16,6 +16,7 @@ from torchvision.utils import make_grid
 
 from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.pixels import to_uint8
+from diffusion_lab.reporting.text import terminal_text
 
 
 def grid(images: Tensor, num_columns: int, tile: int = 56) -> np.ndarray:
@@ -61,7 +62,7 @@ def save_sheet(pictures: Mapping[str, Path], path: Path, *, width: int = 320) ->
         with Image.open(file) as opened:
             picture = opened.convert("RGB")
         picture = picture.resize((width, round(width * picture.height / picture.width)), Image.Resampling.LANCZOS)
-        lines = textwrap.wrap(label, width // 7, break_on_hyphens=False) or [""]
+        lines = textwrap.wrap(terminal_text(label, 400), width // 7, break_on_hyphens=False) or [""]
         tile = Image.new("RGB", (width, line_height * len(lines) + 4 + picture.height), "white")
         ImageDraw.Draw(tile).multiline_text((2, 0), "\n".join(lines), "black", ImageFont.load_default(13), spacing=4)
         tile.paste(picture, (0, line_height * len(lines) + 4))

@@ -1,8 +1,8 @@
 """Functions that plot numbers and arrays to PNG files."""
 
-import csv
 import re
 import textwrap
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,14 @@ import matplotlib
 import numpy as np
 from torch import Tensor
 
+from diffusion_lab.reporting.csv_files import write_csv
 from diffusion_lab.reporting.image_grids import grid
+from diffusion_lab.reporting.text import plot_text
 
 matplotlib.use("Agg")  # writes files and needs no display
 
 from matplotlib import pyplot
+from matplotlib.ticker import MaxNLocator
 
 MARKERS = "osD^v"
 """Markers of lines with the same color."""
@@ -28,12 +31,8 @@ def save_bound(terms: Sequence[float], steps: Sequence[float], path: Path) -> No
     path: CSV file; the plot is the PNG file with the same stem.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["term", "t", "bits_per_dimension"])
-        writer.writerows(
-            [f"L_{k}", t, term] for k, (t, term) in enumerate(zip([*steps, steps[-1]], terms, strict=True))
-        )
+    rows = [[f"L_{k}", t, term] for k, (t, term) in enumerate(zip([*steps, steps[-1]], terms, strict=True))]
+    write_csv(path, ["term", "t", "bits_per_dimension"], rows)
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     axes.plot(steps, terms[:-1])
     axes.set(xlabel="t", ylabel="bits/dim", yscale="log", title=f"terms of the bound, sum {sum(terms):.3f} bits/dim")
@@ -52,18 +51,17 @@ def save_lines(panels: dict[str, dict[str, list[tuple[float, float]]]], xlabel: 
     figure, axes = _grid_of_panels(len(panels))
     for panel, (name, lines) in zip(axes, panels.items(), strict=True):
         for number, (label, points) in enumerate(lines.items()):
-            panel.plot(*zip(*points, strict=True), marker=MARKERS[number // 10 % len(MARKERS)], label=label)
+            panel.plot(*zip(*points, strict=True), marker=MARKERS[number // 10 % len(MARKERS)], label=plot_text(label))
         values = [y for points in lines.values() for _, y in points]
         is_log = _spans_decade(values) and max(values) > 1  # fractions are at most 1
-        panel.set(title=name, xlabel=xlabel, xscale="log", yscale="log" if is_log else "linear")
+        panel.set(title=plot_text(name), xlabel=plot_text(xlabel), xscale="log", yscale="log" if is_log else "linear")
         ticks = _apart({x for points in lines.values() for x, _ in points})
         panel.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks], minor=False)
         panel.minorticks_off()
         panel.grid(alpha=0.3)
     _add_legend(figure, axes)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+    _save(figure, path)
 
 
 def _apart(values: set[float]) -> list[float]:
@@ -78,17 +76,18 @@ def _apart(values: set[float]) -> list[float]:
 def save_curves(panels: dict[str, list[tuple[float, float]]], path: Path) -> None:
     """Plot values against the training step to a PNG file, with one panel per metric.
 
-    The y axis is logarithmic if all values are positive and span more than a factor of 10.
+    The x axis starts at step 0. The y axis is logarithmic if all values are positive and span more than a factor of 10.
     panels: metric name -> points (step, value) with increasing steps.
     """
     figure, axes = _grid_of_panels(len(panels))
     for panel, (name, points) in zip(axes, panels.items(), strict=True):
         panel.plot(*zip(*points, strict=True), marker="o" if len(points) < 30 else None)
         is_log = _spans_decade([y for _, y in points])
-        panel.set(title=name, xlabel="training step", yscale="log" if is_log else "linear")
+        panel.set(title=plot_text(name), xlabel="training step", yscale="log" if is_log else "linear")
+        panel.set_xlim(0, 1.05 * max(1, points[-1][0]))
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(alpha=0.3)
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+    _save(figure, path)
 
 
 def _spans_decade(values: Sequence[float]) -> bool:
@@ -114,19 +113,20 @@ def save_against(
             distance = 0.0 if is_numeric else min(0.06, 0.5 / len(lines))  # so that error bars do not overlap
             shift = distance * (number - (len(lines) - 1) / 2)
             style = {"color": f"C{number % 10}", "marker": MARKERS[number // 10 % len(MARKERS)], "capsize": 3}
-            style |= {"linestyle": "-" if is_numeric else ":", "label": label}
+            style |= {"linestyle": "-" if is_numeric else ":", "label": plot_text(label)}
             panel.errorbar([value + shift for value in x], mean, std if any(std) else None, **style)
-        panel.set(title=title, xlabel=xlabel, xscale="log" if is_numeric and low > 0 and high > 20 * low else "linear")
-        panel.set_xticks(list(positions.values()), list(positions), minor=False)
-        if sum(map(len, positions)) > 50:
+        is_log = is_numeric and low > 0 and high > 20 * low
+        panel.set(title=plot_text(title), xlabel=plot_text(xlabel), xscale="log" if is_log else "linear")
+        ticks = list(map(plot_text, positions))
+        panel.set_xticks(list(positions.values()), ticks, minor=False)
+        if sum(map(len, ticks)) > 50:
             panel.tick_params("x", rotation=20)
         panel.minorticks_off()
         panel.margins(x=0.15)
         panel.grid(alpha=0.3)
     _add_legend(figure, axes)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+    _save(figure, path)
 
 
 def save_by_run(panels: dict[str, dict[str, float]], order: Sequence[str], path: Path) -> None:
@@ -137,15 +137,23 @@ def save_by_run(panels: dict[str, dict[str, float]], order: Sequence[str], path:
     runs = [run for run in order if any(run in values for values in panels.values())]
     figure, axes = _grid_of_panels(len(panels))
     width, height = figure.get_size_inches()
-    figure.set_size_inches(width + 0.08 * max(map(len, runs)), max(height, (0.25 * len(runs) + 1) * height / 3.8))
+    names = list(map(plot_text, runs))
+    figure.set_size_inches(width + 0.08 * max(map(len, names)), max(height, (0.25 * len(runs) + 1) * height / 3.8))
     for number, (panel, (title, values)) in enumerate(zip(axes, panels.items(), strict=True)):
         panel.plot(list(values.values()), [runs.index(run) for run in values], "o")
         is_first = number % 3 == 0  # the panels of a row have the same runs
-        panel.set_yticks(range(len(runs)), runs if is_first else [""] * len(runs))
-        panel.set(title=title, ylim=(len(runs) - 0.5, -0.5))
+        panel.set_yticks(range(len(runs)), names if is_first else [""] * len(runs))
+        panel.set(title=plot_text(title), ylim=(len(runs) - 0.5, -0.5))
         panel.grid(alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    """Write a figure to a PNG file and close it. Characters that the font lacks become boxes, without a warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"(?s)Glyph .* missing from")
+        figure.savefig(path, dpi=130)
     pyplot.close(figure)
 
 
@@ -202,8 +210,9 @@ def save_schedules(
         axes.grid(alpha=0.3)
     panels["log-SNR"].set_ylim(-20, 20)
     for number, (name, curve) in enumerate(curves.items()):
+        style: dict[str, Any] = {"label": plot_text(name), "linestyle": ("-", "--", ":", "-.")[number % 4]}
         for title, axes in panels.items():
-            axes.plot(curve["t / t_max"], curve[title], label=name, linestyle=("-", "--", ":", "-.")[number % 4])
+            axes.plot(curve["t / t_max"], curve[title], **style)
         _show_strip(figure.add_subplot(rows[1 + number, :]), name, times[name], images[name])
     figure.legend(*panels["alpha"].get_legend_handles_labels(), loc="outside upper center", ncols=8)
     figure.savefig(path, dpi=110)
@@ -217,4 +226,4 @@ def _show_strip(axes: Any, name: str, times: list[float], images: Tensor) -> Non
     width = strip.shape[1] / len(times)
     axes.set_xticks([(k + 0.5) * width for k in range(len(times))], [f"{t:.3g}" for t in times])
     axes.set_yticks([])
-    axes.set_ylabel(name, rotation=0, ha="right", va="center")
+    axes.set_ylabel(plot_text(name), rotation=0, ha="right", va="center")

@@ -5,12 +5,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 from rich.text import Text
 
 from diffusion_lab.distributed.collectives import Ranks
+from diffusion_lab.reporting.console import Console, DescriptionColumn
+from diffusion_lab.reporting.console import Progress as Bar
+from diffusion_lab.reporting.text import terminal_text
 from diffusion_lab.reporting.text_tables import format_duration
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -43,7 +44,7 @@ def progress_bar(description: str, total: int, unit: str = "images") -> Iterator
     if Ranks.current().rank or not total:
         yield lambda items: None
     elif console.is_terminal:
-        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), _SpeedColumn(unit), TimeRemainingColumn())
+        columns = (DescriptionColumn(), BarColumn(), MofNCompleteColumn(), _SpeedColumn(unit), TimeRemainingColumn())
         with Bar(*columns, TextColumn("left"), console=console, refresh_per_second=4) as bar:
             task = bar.add_task(description, total=total)
             yield lambda items: bar.advance(task, items)
@@ -62,7 +63,7 @@ class _Lines:
     """Progress display that prints lines to stderr."""
 
     def __init__(self, description: str, total: int, unit: str) -> None:
-        self.description, self.total, self.unit, self.done = description, total, unit, 0
+        self.description, self.total, self.unit, self.done = terminal_text(description), total, unit, 0
         self.started = self.last = time.monotonic()
 
     def advance(self, items: int) -> None:

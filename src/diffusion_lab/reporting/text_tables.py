@@ -3,12 +3,16 @@
 import re
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
+
+from diffusion_lab.reporting.console import Console
+from diffusion_lab.reporting.text import terminal_text
 
 FILE_WIDTH = 160
 """Width of a table, in characters, if the output is a file."""
+
+LONGEST_CELL = 400
+"""Largest number of characters of a cell that are shown; a longer text loses its middle."""
 
 LONGEST_UNBROKEN = 12
 """Longest cell, in characters, that is never broken into several lines."""
@@ -23,17 +27,18 @@ def print_rows(lines: Sequence[Sequence[str]], title: str, num_labels: int = 1) 
         they are repeated in further tables.
     """
     width = _width()
-    columns = [list(column) for column in zip(*lines, strict=True)]
+    shown = [[terminal_text(cell, LONGEST_CELL) for cell in line] for line in lines]
+    columns = [list(column) for column in zip(*shown, strict=True)]
     if _table_width(columns) > width:
         columns = [[_broken(name, max(map(len, cells), default=0)), *cells] for name, *cells in columns]
-    print(title)  # rich would break it at the width of the table
+    print(terminal_text(title))  # rich would break it at the width of the table
     for block in _blocks(columns, num_labels, width):
         table = Table()
         for name, *cells in block:
             is_short = max(map(len, cells), default=0) <= LONGEST_UNBROKEN
-            table.add_column(Text(name), overflow="fold", no_wrap=is_short and "\n" not in name)
+            table.add_column(name, overflow="fold", no_wrap=is_short and "\n" not in name)
         for row in zip(*(column[1:] for column in block), strict=True):
-            table.add_row(*map(Text, row))  # as Text: rich would interpret brackets as markup
+            table.add_row(*row)
         print_table(table)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_lab.fingerprints import MISSING, describe_differences, differences
+from diffusion_lab.reporting.csv_files import write_csv_dicts
 from diffusion_lab.reporting.text_tables import print_rows
 from diffusion_lab.runs import tables as run_tables
 from diffusion_lab.runs.tables import Row
@@ -53,7 +54,7 @@ def write_averages(rows: Sequence[Row], swept: Sequence[str], folder: Path, name
         for settings, results in groups
     ]
     note = _note_on_losses(rows)
-    run_tables.write_csv(exact, folder / f"{name}_over_seeds.csv")
+    write_csv_dicts(folder / f"{name}_over_seeds.csv", exact)
     keys = [key for key in swept if key not in SEEDS]
     lines = [[*keys, "num_seeds", *shown]]
     lines += [[*(str(row.get(key, "")) for key in (*keys, "num_seeds")), *_texts(row, shown)] for row in exact]

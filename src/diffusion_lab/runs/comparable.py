@@ -3,7 +3,6 @@
 import itertools
 import logging
 import re
-import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -20,6 +19,7 @@ from diffusion_lab.fingerprints import (
     fields_set_by,
     flat,
 )
+from diffusion_lab.reporting.text import shell_line
 from diffusion_lab.runs import tables
 from diffusion_lab.runs.averages import TRAINING_STEP, write_averages
 from diffusion_lab.runs.measured_settings import merged, shown_name, shown_text
@@ -61,7 +61,7 @@ def write_and_print_table(
 
     def again(fields: Sequence[str]) -> str:
         values = [f"numbers={_in_grammar(numbers or list(map(str, folders)))}", f"allow={_in_grammar(fields)}"]
-        return f"{command_line('compare')} {shlex.join(values)}"
+        return f"{command_line('compare')} {shell_line(values)}"
 
     comparable = drop_incomparable(rows, given, again, swept=[*swept, *_swept_in(rows)])
     tables.show_used_settings(rows)
@@ -69,7 +69,7 @@ def write_and_print_table(
     show_measured_settings(rows)
     cells = [{**shown, "folder": str(row.folder)} for row, shown in zip(rows, tables.cells(rows), strict=True)]
     tables.write_table(cells, output, name, always=["run", *tables.number_names(rows)], hidden=["folder"])
-    with (output / f"{name}.md").open("a") as file:
+    with (output / f"{name}.md").open("a", encoding="utf-8") as file:
         file.write(write_averages(rows, _differing(rows), output, name))
     if not plot_steps(rows, output):
         plot_runs(rows, output)

@@ -9,7 +9,6 @@ Also searched is logs/ in the working directory, to which scripts in other folde
 import glob
 import os
 import re
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -22,6 +21,7 @@ from diffusion_lab.config.overrides import quote, unquote
 from diffusion_lab.config.program import command_line
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import IS_CHECKOUT, LOGS_VARIABLE, ROOT, logs_folder
+from diffusion_lab.reporting.text import shell_text
 from diffusion_lab.runs import status as run_status
 
 LAST = "last"  # the value of a setting that names the newest folder
@@ -285,7 +285,7 @@ def portable_path(path: Path) -> str:
 
 def shell_word(path: str) -> str:
     """Return a path quoted for the shell and for Hydra, if it needs quotes."""
-    return path if re.fullmatch(r"[\w./+-]+", path) else shlex.quote(quote(path))
+    return path if re.fullmatch(r"[\w./+-]+", path) else shell_text(quote(path))
 
 
 def _find_checkpoints(folder: Path, name: str) -> list[Path]:

@@ -96,9 +96,12 @@ def load_checkpoint(config: DictConfig, checkpoint: Path) -> tuple[Any, dict[str
     except checkpoint_files.DamagedCheckpointError as error:
         raise UserError(str(error)) from error
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
+        found = checkpoint_files.differing_entries(module.state_dict(), content["state_dict"])
+        if not found:
+            raise
         raise UserError(
-            f"checkpoint {checkpoint} does not match the network in the run's config.yaml: {reason}"
+            f"`model` must have the tensors of {checkpoint}, got other tensors ({found[:300]}); the code of the "
+            "network or the config.yaml of the run has changed."
         ) from error
     except FileNotFoundError as error:  # removed since the run was found
         raise UserError(str(error)) from error

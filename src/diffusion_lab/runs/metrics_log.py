@@ -1,10 +1,10 @@
 """The metrics that a training run logged in its metrics.csv, and a plot of them."""
 
-import csv
 import math
 from pathlib import Path
 
 from diffusion_lab.config.earlier_versions import current_metric
+from diffusion_lab.reporting.csv_files import read_csv
 from diffusion_lab.runs.results import earlier_ends
 
 METRICS_LOG, CURVES = "metrics.csv", "curves.png"
@@ -19,15 +19,14 @@ def read_log(folder: Path) -> list[dict[str, float]]:
     path = folder / METRICS_LOG
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
-        lines = [{current_metric(name): text for name, text in line.items() if name} for line in csv.DictReader(file)]
+    lines = [{current_metric(name): text for name, text in line.items()} for line in read_csv(path)]
     return [{name: float(text) for name, text in line.items() if _is_number(text)} for line in lines]
 
 
 def save_curves(folder: Path) -> None:
     """Plot the loss and each measured metric against the training step in curves.png; no plot if none was logged.
 
-    The plot includes the metrics that a run, which was later trained further, measured at its end.
+    The plot includes the loss and the metrics at the end of a run that was later trained further.
     """
     curves: dict[str, dict[float, float]] = {"loss": {}}
     for line in read_log(folder):
@@ -36,7 +35,7 @@ def save_curves(folder: Path) -> None:
             if is_curve and "step" in line and math.isfinite(value):
                 curves.setdefault(name, {})[line["step"]] = value
     for end in earlier_ends(folder):
-        for name in curves.keys() & end.keys() - {"loss"}:
+        for name in curves.keys() & end.keys():
             if end[name] is not None:
                 curves[name].setdefault(end["steps"], end[name])
     titles = {"loss": "loss of single steps"}

@@ -1,5 +1,6 @@
 """Check of a network of another package before training: one forward pass on two black images."""
 
+import contextlib
 import re
 import traceback
 from dataclasses import replace
@@ -36,14 +37,20 @@ def require_input_channels(network: Any, config: DictConfig) -> None:
         )
 
 
-def require_forward(
-    module: "DiffusionModule | ClassifierModule", datamodule: "ImageDataModule", conditioning: Any = None
-) -> None:
+def require_labels(network: Any, conditioning: Any) -> None:
+    """Raise UserError for a network without classes if `conditioning`, the node of the config, has classes."""
+    if (conditioning or {}).get("num_classes") and not network.labels.num_classes:
+        raise UserError(
+            "`model` must have the attribute labels for conditioning=label, got "
+            f"{type(network).__name__}, which has no classes: `labels: ${{conditioning}}` in its config file passes "
+            "them to its constructor, which sets self.labels; conditioning=none trains without classes."
+        )
+
+
+def require_forward(module: "DiffusionModule | ClassifierModule", datamodule: "ImageDataModule") -> None:
     """Raise UserError if the network raises an error, or if its output has another shape or does not depend on it.
 
     Networks of this package are not run, because their constructors already check their settings.
-
-    conditioning: node of the config; a network without classes is refused if it has classes.
     """
     import torch
 
@@ -53,17 +60,12 @@ def require_forward(
     network: Any = module.network
     if type(network).__module__.partition(".")[0] == "diffusion_lab":
         return
-    if (conditioning or {}).get("num_classes") and not module.num_classes:
-        raise UserError(
-            "`model` must have the attribute labels, from `labels: ${conditioning}` in its config file, for "
-            f"conditioning=label, got {type(network).__name__}, which has no classes; conditioning=none trains without."
-        )
     is_training, (x_t, *others) = network.training, example_inputs(module, datamodule)
     with torch.enable_grad(), torch.random.fork_rng():
         try:
             output = network.eval()(x_t, *others)
         except Exception as error:
-            raise UserError(f"`model`: {type(network).__name__} cannot process images, {_reason(error)}.") from error
+            raise UserError(_failure(network, x_t, others, error)) from error
         finally:
             network.train(is_training)
     try:
@@ -75,7 +77,10 @@ def require_forward(
 
 
 def example_inputs(module: "DiffusionModule | ClassifierModule", datamodule: "ImageDataModule") -> tuple[Any, ...]:
-    """Return the arguments of the network for two black images at the last time of the schedule."""
+    """Return the arguments of the network for two black images at the last time of the schedule.
+
+    Their labels are the smallest and the largest one, which is the null label if training drops labels.
+    """
     import torch
 
     from diffusion_lab.networks import Condition
@@ -84,7 +89,7 @@ def example_inputs(module: "DiffusionModule | ClassifierModule", datamodule: "Im
     x_t, time = black_images(module)
     if _is_classifier(module):
         return x_t, time
-    label = torch.zeros(2, dtype=torch.int64) if network.labels.num_classes else None
+    label = torch.tensor([0, network.labels.num_rows - 1]) if network.labels.num_classes else None
     condition = Condition(label)
     if (low_resolution := datamodule.low_resolution) is not None:
         small = low_resolution.downsample(x_t)
@@ -108,6 +113,24 @@ def _is_classifier(module: "DiffusionModule | ClassifierModule") -> bool:
     from diffusion_lab.training.classifier_module import ClassifierModule
 
     return isinstance(module, ClassifierModule)  # a denoising network may have an attribute num_classes, too
+
+
+def _failure(network: Any, x_t: Any, others: list[Any], error: Exception) -> str:
+    """Return the error message for a network that raised an error for the inputs of `example_inputs`."""
+    import torch
+
+    name = type(network).__name__
+    label = getattr(others[-1], "label", None)
+    if label is not None and label[-1] > 0:
+        smallest = replace(others[-1], label=torch.zeros_like(label))
+        with contextlib.suppress(Exception):
+            network(x_t, *others[:-1], smallest)
+            null = " (the null label, which replaces dropped labels)" if network.labels.dropout else ""
+            return (
+                f"`model`: {name} cannot process the label {int(label[-1])}{null}, {_reason(error)}; use "
+                f"labels.num_rows ({network.labels.num_rows}) rows for an embedding of the labels."
+            )
+    return f"`model`: {name} cannot process images, {_reason(error)}."
 
 
 def _reason(error: Exception) -> str:

@@ -13,7 +13,8 @@ from diffusion_lab import __version__
 from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.fingerprints import flat
 from diffusion_lab.paths import IS_CHECKOUT
-from diffusion_lab.reporting.text_tables import print_table
+from diffusion_lab.reporting.text import terminal_text
+from diffusion_lab.reporting.text_tables import LONGEST_CELL, print_table
 from diffusion_lab.runs.measured_settings import shown_name, shown_text
 from diffusion_lab.runs.tables import METRICS, SUMMARY, read_json
 
@@ -82,18 +83,19 @@ def print_numbers(record: Mapping[str, Any]) -> None:
     """Print a table of the metric values, their main settings, the durations and the peak memory of one evaluation."""
     from diffusion_lab.evaluation.evaluator import Number  # imports torch
 
-    title = f"{record['run']}, {record['checkpoint']}, step {record['step']:,}"
-    table = Table("metric", "value", "meaning", title=title)
+    # Not as the title of the table, which rich would break at the width of the table
+    print(terminal_text(f"{record['run']}, {record['checkpoint']}, step {record['step']:,}"))
+    table = Table("metric", "value", "meaning")
     for number in record["numbers"]:
-        table.add_row(number["name"], f"{number['value']:.6g}", Number(**number).description)
+        table.add_row(terminal_text(number["name"]), f"{number['value']:.6g}", Number(**number).description)
     table.add_section()
     for name, text in _main_settings(record["numbers"]).items():
-        table.add_row(name, text)
+        table.add_row(terminal_text(name), terminal_text(text, LONGEST_CELL))
     table.add_section()
     if comparability := comparability_with_papers(record["numbers"]):
         table.caption = comparability
     for part, seconds in record["seconds"].items():
-        table.add_row(f"seconds in {part}", f"{seconds:,.1f}")
+        table.add_row(terminal_text(f"seconds in {part}"), f"{seconds:,.1f}")
     table.add_row("peak memory, GB", f"{record['peak_memory_gb']:.2f}")
     print_table(table)
 
@@ -102,7 +104,8 @@ def print_line(record: Mapping[str, Any]) -> None:
     """Print the metric values of one evaluation in one line."""
     numbers = [number for number in record["numbers"] if "_std_" not in number["name"]]
     values = ", ".join(f"{number['name']} {number['value']:.6g}" for number in numbers) or "no metrics"
-    print(f"{Path(record['run']).name}, {record['checkpoint']}, step {record['step']:,}: {values}", flush=True)
+    line = f"{Path(record['run']).name}, {record['checkpoint']}, step {record['step']:,}: {values}"
+    print(terminal_text(line), flush=True)
 
 
 def comparability_with_papers(numbers: Sequence[Mapping[str, Any]]) -> str | None:

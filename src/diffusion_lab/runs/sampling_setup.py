@@ -13,6 +13,7 @@ from diffusion_lab.config.validation import argument_problems, raise_problems
 from diffusion_lab.distributed.launch import cluster_environment, describe_device, protect_new_ranks
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import class_names
+from diffusion_lab.runs.chosen_sampler import note_default_settings
 from diffusion_lab.runs.find import Target, find_run
 from diffusion_lab.runs.guidance_setup import require_guidable
 from diffusion_lab.runs.load import (
@@ -160,6 +161,7 @@ def build_images(config: DictConfig, target: Target, fabric: "Fabric") -> tuple[
     Raises UserError if a setting does not fit the runs or has no effect, or if a file is missing or damaged.
     """
     trained = checked_config(config, target)
+    note_default_settings(config.sampler, trained.sampler, load_config(target.folder).sampler)
     module, step = load_module(config, trained, target)
     stages = [(stage, resolve(_stage_config(config, stage))) for stage in cascade_stages(config)]
 

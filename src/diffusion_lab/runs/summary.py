@@ -1,6 +1,7 @@
 """The lines that a training run prints before its first step and at its end."""
 
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from diffusion_lab.data.image_datamodule import ImageDataModule
 from diffusion_lab.distributed.launch import describe_device
 from diffusion_lab.evaluation.evaluator import Number
 from diffusion_lab.paths import CONF
+from diffusion_lab.reporting.text import terminal_text
 from diffusion_lab.reporting.text_tables import format_duration
 from diffusion_lab.runs import status as run_status
 from diffusion_lab.runs.find import portable_path, shell_word
@@ -34,9 +36,10 @@ class Summary:
     """The result of a run.
 
     distances: (step, value) of each measured Fréchet distance.  distance_name: its metric name; None if not measured.
-    minutes: duration of all starts of the run.  seconds: duration since the last start.
+    minutes: duration of all starts of the run.  seconds: duration of the last start.
     numbers: metric values of the last measurement, with their fingerprints.
-    measuring_seconds: duration of all measurements.  accuracies: accuracies of a classifier, by name.
+    measuring_seconds: duration of all measurements since the last start.
+    accuracies: accuracies of a classifier, by name.
     unmeasured: the reason why a run of a diffusion model measured no distance; None if it measured one.
     sampler: name and number of steps of the sampler of evaluations; None for a run that generates no images.
     """
@@ -96,7 +99,7 @@ def print_start(
             f"({trainer.max_steps * datamodule.batch_size / len(datamodule.train_images):,.1f} epochs), "
             f"{trainer.precision} on {_ranks(trainer)}{type(trainer.accelerator).__name__}; "
             + (f"resuming after step {first_step:,}; " if first_step else "")
-            + f"run folder: {portable_path(folder)}",
+            + f"run folder: {terminal_text(portable_path(folder))}",
             flush=True,
         )
         if module.num_classes and (names := datamodule.train_images.class_names):
@@ -120,12 +123,16 @@ def _network(module: TrainedModule) -> str:
 def summarize(trainer: Trainer, folder: Path, *, seconds: float, left_out: Mapping[str, str] | None = None) -> Summary:
     """Return the result of a finished fit.
 
-    folder: run folder.  seconds: duration since the last start.  left_out: see `Run`.
+    folder: run folder.  left_out: see `Run`.
+    seconds: duration of the last start; used if the run has no status file, which also records the time before imports.
     """
     distances = next((c for c in trainer.callbacks if isinstance(c, MeasureDistance)), None)
     history = [*distances.history, *([distances.at_end] if distances.at_end else [])] if distances else []
     logged = [{name: line[name] for name in LAST_VALUES if name in line} for line in read_log(folder)]
     metrics = {name: value for line in logged for name, value in line.items()} | trainer.callback_metrics
+    status = run_status.read(folder)
+    if status is not None and status.starts:
+        seconds = time.time() - status.starts[-1].began
     return Summary(
         steps=trainer.global_step,
         loss=float(metrics["loss"]) if "loss" in metrics else None,
@@ -179,7 +186,7 @@ def print_summary(summary: Summary, folder: Path, *, is_open_ended: bool) -> Non
     for picture in sorted((folder / "samples").glob("*.png"))[-1:]:
         animation = picture.with_suffix(".webp")
         animated = f", animated in {animation.name}" if animation.is_file() else ""
-        print(f"  samples     {portable_path(picture)}{animated}")
+        print(f"  samples     {terminal_text(portable_path(picture))}{animated}")
     earlier = earlier_ends(folder)[-1:]
     if summary.distances:
         ends = dict([summary.distances[0], *_ends_of(earlier, str(summary.distance_name)), summary.distances[-1]])
@@ -187,17 +194,15 @@ def print_summary(summary: Summary, folder: Path, *, is_open_ended: bool) -> Non
         print(f"  distance    {summary.distance_name}: {values} ({summary.numbers[0].description})")
         print(f"              {_protocol(summary)}")
         if summary.seconds:
-            fraction = summary.measuring_seconds / summary.seconds
-            took = f"{summary.measuring_seconds:.0f} s, {fraction:.0%} of the time since the start"
-            print(f"              measuring took {took}")
+            print(f"              {_measuring(summary)}")
     if summary.unmeasured is not None:
         print(f"  distance    not measured: {summary.unmeasured}; to measure it: {evaluate}")
     for name, value in summary.accuracies.items():
         values = "".join(f"{before:.3f} at step {step:,}, " for step, before in _ends_of(earlier, name))
         print(f"  {name}: {values}{value:.3f}" + f" at step {summary.steps:,}" * bool(values))
     if (folder / CURVES).is_file():
-        print(f"  curves      {portable_path(folder / CURVES)}")
-    print(f"  all metrics {portable_path(folder / METRICS_LOG)}")
+        print(f"  curves      {terminal_text(portable_path(folder / CURVES))}")
+    print(f"  all metrics {terminal_text(portable_path(folder / METRICS_LOG))}")
     print("next:")
     further = f"resume={path}{'' if is_open_ended else ' fork=true'} trainer.max_steps={2 * summary.steps}"
     if summary.accuracies:
@@ -207,6 +212,14 @@ def print_summary(summary: Summary, folder: Path, *, is_open_ended: bool) -> Non
     print(f"  {command_line('sample')} run={path} num_images=64")
     print(f"  {evaluate}")
     print(f"  {command_line('train')} {further}", flush=True)
+
+
+def _measuring(summary: Summary) -> str:
+    """Return the duration of the measurements since the last start, and its fraction of the duration of this start."""
+    resumed = " since the run was resumed" if 60 * summary.minutes > summary.seconds + 1 else ""
+    fraction = summary.measuring_seconds / summary.seconds
+    whole = format_duration(summary.seconds)
+    return f"measuring took {summary.measuring_seconds:.1f} s of the {whole}{resumed} ({fraction:.0%})"
 
 
 def _ends_of(earlier: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:

@@ -1,6 +1,5 @@
 """Tables of the results of many runs."""
 
-import csv
 import json
 import os
 import re
@@ -12,6 +11,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from diffusion_lab.config.earlier_versions import current_fingerprint, current_metric, current_overrides
+from diffusion_lab.reporting.csv_files import write_csv_dicts
+from diffusion_lab.reporting.text import terminal_text
 from diffusion_lab.reporting.text_tables import format_duration, print_rows
 from diffusion_lab.runs.measured_settings import measured_settings
 from diffusion_lab.runs.used_settings import UsedSettings, differing, is_shown
@@ -130,13 +131,13 @@ def write_table(
     """
     columns = list(dict.fromkeys(DURATION if key == MINUTES else key for row in exact for key in row))
     output.mkdir(parents=True, exist_ok=True)
-    write_csv(exact, output / f"{name}.csv")
+    write_csv_dicts(output / f"{name}.csv", exact)
     rounded = [_as_texts(row) for row in exact]
     varying = [column for column in columns if len({row.get(column) for row in rounded}) > 1 or column in always]
     candidates = varying if len(rounded) > 1 else columns
     shown = [column for column in candidates if "_std_" not in column and column not in hidden]
     lines = [shown, *([row.get(column, "") for column in shown] for row in rounded)]
-    (output / f"{name}.md").write_text(markdown(lines))
+    (output / f"{name}.md").write_text(markdown(lines), encoding="utf-8")
     print_rows(lines, f"{len(exact)} runs in {output}", num_labels)
 
 
@@ -147,16 +148,15 @@ def _as_texts(row: dict[str, Any]) -> dict[str, str]:
     return texts | ({DURATION: format_duration(60 * given[MINUTES])} if MINUTES in given else {})
 
 
-def write_csv(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def markdown(lines: Sequence[Sequence[str]]) -> str:
     """Return a table in Markdown.  lines: column names, followed by the cells of each row."""
-    return "".join(f"| {' | '.join(line)} |\n" for line in (lines[0], ["---"] * len(lines[0]), *lines[1:]))
+    escaped = [[markdown_text(cell) for cell in line] for line in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (escaped[0], ["---"] * len(lines[0]), *escaped[1:]))
+
+
+def markdown_text(text: str) -> str:
+    """Return a text in one line, in which Markdown finds no end of a table cell and no HTML element."""
+    return terminal_text(text).replace("|", "\\|").replace("<", "&lt;")
 
 
 def cells(rows: Sequence[Row]) -> list[dict[str, Any]]:

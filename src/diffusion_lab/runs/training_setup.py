@@ -18,11 +18,10 @@ from diffusion_lab.config.finite_numbers import require_finite
 from diffusion_lab.config.library_classes import import_target, settings_of
 from diffusion_lab.config.validation import argument_problems, data_problems, missing_targets, raise_problems
 from diffusion_lab.errors import UserError
-from diffusion_lab.runs import class_names
+from diffusion_lab.runs import class_names, network_check
 from diffusion_lab.runs.callbacks_setup import build_callbacks, build_loggers, require_later_needs
 from diffusion_lab.runs.guidance_setup import require_guidable
 from diffusion_lab.runs.load import build_module, instantiate_node, is_classifier_config, require_launch, resolve
-from diffusion_lab.runs.network_check import name_data_resolution, require_forward, require_input_channels
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -77,18 +76,19 @@ def build(config: DictConfig) -> Run:
 
     torch.manual_seed(config.seed)
     network = _build_network(config)
-    require_input_channels(network, config)
+    network_check.require_input_channels(network, config)
     raise_problems(list(argument_problems({key: config[key] for key in deferred}, "")))
     module = build_module(config, network)
     _require_optimizable(module, config.trainer.max_steps)
     datamodule = instantiate_node(config.data.datamodule, "data")
     if not is_classifier_config(config):
+        network_check.require_labels(network, config.conditioning)
         require_guidable(instantiate_node(config.guidance, "guidance"), typing.cast("DiffusionModule", module))
         _require_shape(config, typing.cast("DiffusionModule", module))
         _require_condition(network, datamodule)
     else:
         _require_classified(config, network, datamodule)
-    require_forward(module, datamodule, config.get("conditioning"))
+    network_check.require_forward(module, datamodule)
     module.trained_classes = _load_classes(datamodule, module.num_classes)
     callbacks, left_out = build_callbacks(config)
     require_later_needs(callbacks, module, datamodule, config.trainer.max_steps)
@@ -115,7 +115,7 @@ def _build_network(config: DictConfig) -> Any:
     try:
         return instantiate_node(config.model, "model")
     except UserError as error:
-        text, side = name_data_resolution(str(error), config), config.model.get("resolution")
+        text, side = network_check.name_data_resolution(str(error), config), config.model.get("resolution")
         if not re.search(r"(^|: |attention_)resolution(s)? must ", text) or side != config.data.resolution or side % 4:
             raise UserError(text) from error
         fitting = ["half_unet_quick"] if is_classifier_config(config) else ["unet_quick", "unet_tiny", "unet_small"]

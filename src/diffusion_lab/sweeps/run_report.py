@@ -8,6 +8,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from diffusion_lab.reporting.text import terminal_text
 from diffusion_lab.runs import status as run_status
 from diffusion_lab.runs import tables as run_tables
 from diffusion_lab.runs.status import FINISHED, RUNNING, Status
@@ -92,4 +93,4 @@ def _max_steps(folder: Path) -> int | None:
 
 
 def _print(text: str) -> None:
-    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
+    print(f"[{time.strftime('%H:%M:%S')}] {terminal_text(text)}", file=sys.stderr, flush=True)

@@ -1,13 +1,13 @@
 """Results of a finished or unfinished sweep: a table with one row per run, plots and a contact sheet of samples."""
 
 import re
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from diffusion_lab.config.program import command_line
 from diffusion_lab.distributed.slurm_job import SlurmQueue
+from diffusion_lab.reporting.text import shell_text, terminal_text
 from diffusion_lab.runs import averages
 from diffusion_lab.runs import status as run_status
 from diffusion_lab.runs import tables as run_tables
@@ -42,7 +42,7 @@ def write_sweep_table(folder: Path, allowed: Iterable[str] = ()) -> bool:
         return True
     swept = [key for key in run_tables.override_keys(rows) if len({row.overrides.get(key) for row in rows}) > 1]
     rows = in_typed_order(rows, swept, folder)  # as in the plots
-    again = f"{command_line('sweep')} status {shlex.quote(str(folder))} --allow"
+    again = f"{command_line('sweep')} status {shell_text(folder)} --allow"
     all_comparable = drop_incomparable(rows, list(allowed), lambda fields: " ".join([again, *fields]), swept=swept)
     is_unique = len({tuple(row.overrides.get(key) for key in swept) for row in rows}) == len(rows)
     if "run" in swept:
@@ -60,13 +60,13 @@ def write_sweep_table(folder: Path, allowed: Iterable[str] = ()) -> bool:
         num_labels=max(1, len([key for key in swept if key in cells[0]])) if is_unique else 1,
     )
     _print_states(statuses, folder)
-    with (folder / f"{SWEEP}.md").open("a") as file:
+    with (folder / f"{SWEEP}.md").open("a", encoding="utf-8") as file:
         file.write(averages.write_averages(in_typed_order(rows, swept, folder), swept, folder, SWEEP))
     plot_steps(rows, folder)
     plot_swept(rows, swept, folder)
     _save_contact_sheet(rows, swept, folder)
     files = [path.name for name in FILES for path in sorted(folder.glob(name))]
-    print(f"results are in {folder}: {', '.join(files)}", flush=True)
+    print(terminal_text(f"results are in {folder}: {', '.join(files)}"), flush=True)
     return all_comparable
 
 
@@ -77,11 +77,11 @@ def _print_states(statuses: Mapping[Path, Status | None], folder: Path) -> None:
         if status is not None and status.reason is not None:
             label = "" if status.reason.startswith(status.label) else f"{status.text}: "
             runs.setdefault(f"{label}{status.reason}", []).append(str(path.relative_to(folder)))
-    lines = [f"{', '.join(names)}: {reason}" for reason, names in runs.items()]
+    lines = [terminal_text(f"{', '.join(names)}: {reason}") for reason, names in runs.items()]
     lines += filter(None, [progress.summary_line(statuses)])
     print("\n".join(lines), end="\n" if lines else "")
-    with (folder / f"{SWEEP}.md").open("a") as file:
-        file.writelines(f"\n{line}\n" for line in lines)
+    with (folder / f"{SWEEP}.md").open("a", encoding="utf-8") as file:
+        file.writelines(f"\n{run_tables.markdown_text(line)}\n" for line in lines)
 
 
 def _statuses(folder: Path) -> dict[Path, Status | None]:

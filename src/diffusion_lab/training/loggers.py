@@ -4,7 +4,9 @@ import csv
 import io
 import json
 import secrets
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
 from diffusion_lab.atomic_files import atomic_file, sync_file
+from diffusion_lab.reporting.csv_files import csv_text, from_csv_text
+from diffusion_lab.reporting.text import terminal_text, unescaped
 from diffusion_lab.training import wandb_files
 
 FILE_NAME = "metrics.csv"
@@ -72,7 +76,13 @@ class MetricsFile(CSVLogger):
 
 
 class _Writer(ExperimentWriter):
-    """Lightning's writer, except that the file is also complete while a column is added and while a run starts."""
+    """Lightning's writer, except that the file is also complete while a column is added and while a run starts.
+
+    A spreadsheet shows the names of the metrics literally, see `csv_text`.
+    """
+
+    def log_metrics(self, metrics_dict: dict[str, Any], step: int | None = None) -> None:
+        super().log_metrics({csv_text(name): value for name, value in metrics_dict.items()}, step)
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         path = Path(self.metrics_file_path)
@@ -104,7 +114,9 @@ class WandbRun(WandbLogger):
         group: name of the set of runs that this run belongs to, such as a sweep.
         offline: whether the run is stored in the folder only, without a connection.
         """
-        super().__init__(save_dir=folder, name=Path(folder).name, project=project, group=group, offline=offline)
+        super().__init__(
+            save_dir=folder, name=terminal_text(Path(folder).name), project=project, group=group, offline=offline
+        )
         self._experiment: Any = None
         self._folder, self._steps_done, self._log_every_n_steps = Path(folder), 0, 1
         self._last_step, self._last_names = -1, frozenset[str]()  # of the steps that earlier processes logged
@@ -125,7 +137,8 @@ class WandbRun(WandbLogger):
             wandb.finish()  # ends an earlier run in this process
             self._wandb_init["id"] = self._id = run_id = _run_id(self._folder / "wandb_id")
             self._last_step, self._last_names = wandb_files.last_step(self._folder, run_id)
-            experiment = WandbLogger.experiment.fget(self)
+            with _colored_messages():
+                experiment = WandbLogger.experiment.fget(self)
             if experiment.resumed:  # by the server, which accepts no metrics of the steps that it has
                 self._last_step = max(self._last_step, experiment.starting_step - 1)
             self._log_lost_metrics()
@@ -136,7 +149,7 @@ class WandbRun(WandbLogger):
         lost: dict[int, dict[str, Any]] = {}
         _, rows = _read_rows(self._folder / FILE_NAME, self._steps_done, self._log_every_n_steps)
         for row in rows:
-            values = {name: _number(text) for name, text in row.items() if text and name != "step"}
+            values = {from_csv_text(name): _number(text) for name, text in row.items() if text and name != "step"}
             lost.setdefault(int(row["step"]), {}).update(values)
         steps = range(max(0, self._last_step), self._steps_done + 1)
         for step, name, content in wandb_files.media(self._folder, str(self._id), steps):
@@ -171,8 +184,14 @@ class WandbRun(WandbLogger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         if self._experiment is not None:
-            self._experiment.finish(exit_code=0 if status == "success" else 1)
+            with _colored_messages():
+                self._experiment.finish(exit_code=0 if status == "success" else 1)
             self._experiment = None  # metrics that are logged later continue the same run
+
+
+def _colored_messages() -> AbstractContextManager[Any]:
+    """Return a context in which W&B prints with colors, and with a progress line that it overwrites."""
+    return redirect_stderr(unescaped(sys.stderr))
 
 
 def _run_id(path: Path) -> str:
