@@ -23,7 +23,7 @@ ONE_MEAN = ["metrics.bound.split=train", "metrics.bound.num_images=10", "num_pic
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two steps on 300 images with a schedule of eight steps and a learned variance."""
     folder = tmp_path_factory.mktemp("trained")
-    changes = ["schedule=cosine", "objective=hybrid", "data.max_images=300"]
+    changes = ["schedule=cosine", "objective=hybrid", "data.max_images=300", "data.num_held_out=12"]
     done = run("train.py", *TINY, *changes, f"hydra.run.dir={folder}")
     assert done.returncode == 0, done.stderr
     return folder
@@ -57,6 +57,20 @@ def test_one_evaluation_gives_all_numbers_and_pictures(trained: Path, tmp_path: 
     for picture, least in (("bits_bound_train_10.png", 500), ("samples.png", 8 * 58)):
         with Image.open(tmp_path / picture) as image:
             assert image.width > least
+
+
+def test_a_likelihood_is_measured_on_the_images_that_the_run_held_out_and_generates_no_images(
+    trained: Path, tmp_path: Path
+) -> None:
+    settings = ["metrics=nll", "metrics.nll.num_images=5"]
+    done = run("evaluate.py", f"run={trained}", *settings, f"hydra.run.dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert set(numbers(tmp_path)) == {"bits_bound_held_out_5", "minutes"}
+    assert "no images are generated, because no metric needs samples; num_pictures=80 generates a grid" in done.stdout
+    assert not (tmp_path / "samples.png").exists()
+    done = run("evaluate.py", f"run={trained}", *settings, "num_pictures=3", f"hydra.run.dir={tmp_path / 'grid'}")
+    assert "for 3 images" in done.stdout
+    assert (tmp_path / "grid" / "samples.png").is_file()
 
 
 @pytest.mark.full
@@ -128,8 +142,16 @@ OTHER_INVALID_SETTINGS: list[tuple[list[str], str]] = [
             ["run=TRAINED", "metrics=reconstruction", "sampler=ddim", "sampler.eta=0.5"],
             r"metrics\.reconstruction\.quantity: `sampler` must be ddim with eta=0 to encode images, got eta=0\.5\.",
         ),
-        (["run=TRAINED", "metrics=bound", "metrics.bound.split=test"], r"data\.path=.* with a split 'test': .*"),
-        (["run=TRAINED", "reference=tset"], r"`reference` must be a split \(train\) or a .*, got tset\."),
+        (
+            ["run=TRAINED", "metrics=[fid,nll]", "metrics.nll.split=test"],
+            r"metrics\.bound\.split must be a split of the run's data set \(train, held_out\), got test\.",
+        ),
+        (
+            ["run=TRAINED", "metrics=flow", "metrics.flow.split=nosuch"],
+            r"metrics\.flow\.split must be a split of the run's data set \(train, held_out\), got nosuch\.",
+        ),
+        (["run=TRAINED", "reference=tset"], r"`reference` must be a split \(train, held_out\) or a .*, got tset\."),
+        (["run=TRAINED", "num_samples=many"], r"num_samples must be a whole number of at least 1, got many\."),
         (
             ["run=TRAINED", "features=inception", "features.weights=no.pth"],
             r"features\.weights must be .*no\.pth.*",

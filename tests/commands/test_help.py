@@ -128,6 +128,12 @@ def test_the_help_of_a_group_shows_what_each_choice_is_with_its_settings() -> No
     assert "  schedule.max_beta           0.999  maximum variance of a step" in choice.splitlines()
 
 
+def test_the_help_of_another_name_of_a_metric_shows_the_settings_of_the_metric() -> None:
+    tables = [help_text("evaluate", f"metrics={name}").partition("\n\n  ")[2] for name in ("bound", "nll")]
+    assert "metrics.bound.num_images" in tables[0]
+    assert tables[0] == tables[1]
+
+
 def test_a_value_in_a_file_replaces_the_default_of_the_shared_file() -> None:
     found = settings(CONF / "model" / "unet_quick.yaml", "model")
     assert (found["model.channels"].default, found["model.channels"].meaning) == ("32", "channels of the first level")

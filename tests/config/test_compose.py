@@ -56,6 +56,43 @@ def test_the_recipe_of_the_quick_start_trains_on_all_images_of_the_user_with_or_
     assert [config.guidance_scale for config in (usual, unlabeled)] == [2.0, 1.0]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["metrics=[fid,kid,nll]", "metrics.kid.num_subset=5"],
+            r"metrics\.kid\.num_subset is not a setting in metrics\.kid; perhaps you mean num_subsets; .*",
+        ),
+        (
+            ["metrics=[fid,kid]", "metrics.kid.num_subset=5", "metrics.fid.more=1"],
+            r"metrics\.kid\.num_subset is not a setting in metrics\.kid; perhaps you mean num_subsets; .*",
+        ),
+        (
+            ["metrics=[fid,kid,nll]", "metrics.flow.num_images=5"],
+            r"metrics\.flow\.num_images is a setting of metrics=flow, .*; use 'metrics=\[fid,kid,bound,flow\]'\.",
+        ),
+        (["metrics=[fid,kid]", "metrics.fd.x=5"], r"metrics\.fd is not a setting in metrics; .* are fid, kid\."),
+    ],
+)
+def test_the_message_for_an_unknown_setting_of_a_metric_refers_to_the_metrics_of_the_command_line(
+    overrides: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["evaluate.py", *overrides])
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"), pytest.raises(UserError, match=f"^{message}$"):
+        compose_config("evaluate", overrides)
+
+
+def test_the_message_for_a_sweep_refers_to_the_value_of_the_sweep_that_lacks_the_setting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.argv", ["evaluate.py", "-m", "metrics=kid,fid", "metrics.kid.num_subsets=5"])
+    GlobalHydra.instance().clear()
+    message = r"metrics\.kid\.num_subsets is a setting of metrics=kid, .*; use 'metrics=\[fid,kid\]'\."
+    with initialize_config_dir(str(CONF), version_base="1.3"), pytest.raises(UserError, match=message):
+        compose_config("evaluate", ["metrics=fid", "metrics.kid.num_subsets=5"])
+
+
 def test_an_unknown_setting_of_a_network_in_one_of_several_config_folders_names_the_settings_of_this_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -179,7 +179,7 @@ def test_plots_show_any_name_of_runs_settings_and_metrics(
     points = [(1.0, 2.0), (2.0, 3.0)]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        plots.save_by_run({"$a$\n(lower is better)": dict.fromkeys(names, 1.0)}, tmp_path / "by_run.png")
+        plots.save_by_run({"$a$\n(lower is better)": dict.fromkeys(names, 1.0)}, names, tmp_path / "by_run.png")
         assert {plot_text(name) for name in SHOWN} <= texts
         texts.clear()
         plots.save_against({"c": {name: [(name, 1.0, 0.0)] for name in names}}, "_k$$", names, tmp_path / "against.png")

@@ -81,6 +81,18 @@ def test_the_duration_of_likelihoods_is_printed_with_their_evaluations(
     assert all(re.fullmatch(pattern, line) for pattern, line in zip(expected, found, strict=True)), found
 
 
+def test_a_long_likelihood_on_a_cpu_names_the_number_of_images_that_takes_about_a_minute(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound = MeanOverImages(VariationalBound(small_module().process, FixedSmall()), "train", 30)
+    monkeypatch.setattr(measuring_cost, "pass_seconds_per_image", lambda *given, **options: 0.2)
+    (line,) = printed(measurement(tmp_path, None, bound), capsys)  # 20 passes for each image
+    assert line.startswith("cost of bits_bound: about 2 minutes for 30 images")
+    assert line.endswith("; shorter on a CPU: metrics.bound.num_images=10")
+    bound = MeanOverImages(VariationalBound(small_module().process, FixedSmall()), "train", 12)
+    assert "shorter" not in printed(measurement(tmp_path, None, bound), capsys)[0]  # 48 seconds
+
+
 def test_the_time_of_features_is_positive_and_leaves_the_network_unchanged() -> None:
     features = FashionCNN()
     pixels = torch.randint(0, 256, (3, 1, 28, 28), dtype=torch.uint8)

@@ -36,6 +36,23 @@ def measured(
     return folder
 
 
+def with_bound(folder: Path, value: float = 3.5, num_images: int = 5) -> Path:
+    """Add the bound of some images of the data set to the results of an evaluation, and return its folder."""
+    record = json.loads((folder / "metrics.json").read_text())
+    schedule = {"name": "LinearSchedule"}
+    fingerprint = {"num_samples": num_images, "seed": 0, "precision": "32-true", "schedule": schedule}
+    number = {"name": f"bits_bound_train_{num_images}", "value": value, "fingerprint": fingerprint}
+    (folder / "metrics.json").write_text(json.dumps(record | {"numbers": [*record["numbers"], number]}))
+    return folder
+
+
+def figures_of(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return a list that collects the figures of all plots."""
+    figures: list[Any] = []
+    monkeypatch.setattr(pyplot, "close", figures.append)
+    return figures
+
+
 def table(output: Path, name: str) -> list[dict[str, str]]:
     with (output / f"{name}.csv").open() as file:
         return list(csv.DictReader(file))
@@ -335,3 +352,75 @@ def test_numbers_that_are_equal_in_all_rows_are_shown(tmp_path: Path) -> None:
 def test_a_sweep_without_results_has_no_table(tmp_path: Path) -> None:
     assert write_sweep_table(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("allowed", [[], ["sampler", "num_samples"]])
+def test_the_number_of_images_of_a_bound_is_not_shown_as_the_number_of_samples(
+    allowed: list[str], tmp_path: Path
+) -> None:
+    folders = []
+    for k, (sampler, num_samples) in enumerate((("DDIM", 50), ("Heun", 50), ("DDIM", 20))):
+        settings = {"name": sampler, "num_steps": 10}
+        overrides = (f"num_samples={num_samples}",)
+        folder = tmp_path / f"{k}"
+        measured(folder, 1.0, overrides=overrides, sampler=settings, guidance_scale=1.0, num_samples=num_samples)
+        folders.append(with_bound(folder))
+    assert write_and_print_table(folders, tmp_path / "table", "numbers", allowed=allowed) == bool(allowed)
+    rows = table(tmp_path / "table", "numbers")
+    assert [row["num_samples"] for row in rows] == ["50", "50", "20"]
+    assert [row["sampler"] for row in rows] == ["ddim", "heun", "ddim"]
+    assert "guidance_scale" not in rows[0]  # equal in all evaluations
+
+
+def test_settings_that_only_generated_images_have_are_not_a_difference_to_an_evaluation_without_images(
+    tmp_path: Path,
+) -> None:
+    folders = [with_bound(measured(tmp_path / f"{k}", 1.0, guidance_scale=1.0, label=None)) for k in range(2)]
+    record = json.loads((folders[1] / "metrics.json").read_text())
+    (folders[1] / "metrics.json").write_text(json.dumps(record | {"numbers": record["numbers"][1:]}))
+    assert write_and_print_table(folders, tmp_path / "table", "numbers")
+    assert not {"guidance_scale", "label", "sampler", "num_samples"} & set(table(tmp_path / "table", "numbers")[0])
+
+
+def test_runs_are_plotted_in_the_order_of_the_table_with_the_settings_in_which_they_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    figures = figures_of(monkeypatch)
+    folders = []
+    for k, sampler in enumerate(("Heun", "DDIM", "Ancestral")):
+        metrics = ("fd", "kd") if k else ("kd",)
+        folder = tmp_path / f"2026-11-2{9 - k}"
+        measured(folder, 1.0 + k, sampler={"name": sampler, "num_steps": 10}, seed=0, metrics=metrics)
+        write_summary(folder, {"minutes": 1.5})
+        folders.append(with_bound(folder))
+    assert write_and_print_table(folders, tmp_path / "table", "numbers", allowed=["sampler"])
+    panels = {panel.get_title().split()[0]: panel for panel in figures[0].axes}
+    assert set(panels) == {"kd_stand_in_50_train", "fd_stand_in_50_train"}
+    names = [text.get_text() for text in panels["kd_stand_in_50_train"].get_yticklabels()]
+    assert names == ["sampler=heun", "sampler=ddim", "sampler=ancestral"]
+    assert panels["fd_stand_in_50_train"].lines[0].get_xydata().tolist() == [[2.0, 1.0], [3.0, 2.0]]
+    assert "not plotted, because the table has no different values: bits_bound_train_5." in caplog.text
+
+
+def test_samplers_with_different_costs_per_step_are_plotted_against_evaluations_of_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = figures_of(monkeypatch)
+    for k, (name, steps, evaluations) in enumerate(
+        [("DDIM", 10, 10), ("DDIM", 20, 20), ("Heun", 10, 19), ("Heun", 20, 39)]
+    ):
+        overrides = (f"sampler={name.lower()}", f"sampler.num_steps={steps}")
+        settings = {"name": name, "num_steps": steps}
+        folder = with_bound(measured(tmp_path / f"{k}_x", 9.0 - k, overrides=overrides, sampler=settings))
+        record = json.loads((folder / "metrics.json").read_text())
+        (folder / "metrics.json").write_text(json.dumps(record | {"evaluations": evaluations}))
+    assert write_sweep_table(tmp_path)
+    assert (tmp_path / "against_evaluations.png").is_file()
+    assert not (tmp_path / "against_sampling_steps.png").exists()
+    (panel,) = figures[0].axes  # none for the bound, which needs no sampler
+    lines = {line.get_label(): line.get_xydata().tolist() for line in panel.lines}
+    assert lines == {
+        "sampler=ddim": [[10.0, 9.0], [20.0, 8.0]],
+        "sampler=heun": [[19.0, 7.0], [39.0, 6.0]],
+    }

@@ -5,6 +5,8 @@ import json
 import shutil
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 from diffusion_lab.runs.comparable import write_and_print_table
 from diffusion_lab.runs.tables import short_paths
 
@@ -113,3 +115,15 @@ def test_an_evaluation_without_config_files_shows_the_settings_of_its_fingerprin
     rows = {row["run"]: row for row in table([swept, held], tmp_path / "table")}
     assert (rows["held"]["sampler"], rows["held"]["sampler.num_steps"]) == ("ddim", "5")  # the run has 4 steps
     assert "metrics" not in rows["held"]
+
+
+def test_a_setting_that_follows_another_setting_by_default_is_shown_with_its_value(tmp_path: Path) -> None:
+    folders = []
+    for name, given in (("typed", ["metrics.bound.num_images=10"]), ("default", [])):
+        folders.append(evaluation(tmp_path / name, "plain"))
+        bound = {"num_images": 10 if given else "${num_samples}"}
+        config = OmegaConf.load(folders[-1] / ".hydra" / "config.yaml")
+        OmegaConf.save(OmegaConf.merge(config, {"metrics": {"bound": bound}, "num_samples": 30}),
+                       folders[-1] / ".hydra" / "config.yaml")  # fmt: skip
+        (folders[-1] / ".hydra" / "overrides.yaml").write_text("".join(f"- {override}\n" for override in given) or "[]")
+    assert [row["metrics.bound.num_images"] for row in table(folders, tmp_path / "table")] == ["10", "30"]

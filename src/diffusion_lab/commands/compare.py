@@ -4,9 +4,11 @@ python src/compare.py 'numbers=[logs/evaluate/A,logs/evaluate/B]'
 python src/compare.py 'numbers=logs/train/*'
 python src/compare.py 'numbers=logs/evaluate/*' 'allow=[sampler]'                   # values of different samplers
 
-Results: logs/compare/<date>_<time> contains the table and a plot of each metric, against the sampling steps or the
-training step if these differ, otherwise with one point for each run. For results that differ only in the seed, it also
-contains numbers_over_seeds.csv with means and standard deviations.
+Results: logs/compare/<date>_<time> contains the table and a plot of each metric, against the sampling steps, the
+evaluations of the network (for samplers with different costs per step) or the training step if these differ, otherwise
+with one point for each run. For results that differ only in the seed, it also contains numbers_over_seeds.csv with
+means and standard deviations. Without allow=[FIELD], metrics are left out that were measured with different settings,
+and the exit status is 1.
 """
 
 import sys

@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from diffusion_lab.runs.evaluation_setup import Measurement
 
 
+NUM_PICTURES = 80
+"""Default number of images in the grid of an evaluation that generates samples."""
+
+
 def evaluate(config: DictConfig) -> float | None:
     """Measure the selected checkpoints: denoiser -> sampler -> images -> metrics.
 
@@ -65,6 +69,8 @@ def _measure(measurement: "Measurement", config: DictConfig, folder: Path) -> li
 
     evaluation, images = measurement.evaluation, measurement.evaluation.images
     needs_samples = bool(measurement.metrics) or config.save_npz or config.save_png
+    if config.num_pictures is None:
+        config.num_pictures = NUM_PICTURES if needs_samples else 0
     num_images = config.num_samples if needs_samples else config.num_pictures
     seeds = [range(config.seed, config.seed + num_images)]
     with image_job(config, images, measurement.target, measurement.step, seeds, folder) as files:

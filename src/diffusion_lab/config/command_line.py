@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.config.bare_words import is_path, naming_runs, own_images
 from diffusion_lab.config.documentation import settings
-from diffusion_lab.config.overrides import quote
+from diffusion_lab.config.overrides import quote, without_alias
 from diffusion_lab.config.search_path import gives_search_path
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import CONF, ROOT, expanduser
@@ -177,6 +177,7 @@ def _override(argument: str, known: _Known, *, is_sweep: bool) -> list[str]:
 
     Raises UserError for a deletion or an empty choice.
     """
+    argument = without_alias(argument)
     name, _, value = argument.partition("=")
     if argument.startswith("~"):
         node = name[1:].partition(".")[0]

@@ -7,13 +7,13 @@ from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
+from diffusion_lab.config.composed_without import composed_without
 from diffusion_lab.config.documentation import settings
 from diffusion_lab.config.earlier_versions import current_choice, current_key
 from diffusion_lab.config.library_classes import drop_unused_settings, with_plus
@@ -171,7 +171,7 @@ def _unknown_key(key: str, config_name: str) -> str:
         return f"{key} was renamed to {renamed}."
     if absent := _elsewhere("absent", key):
         return f"{key} is not a setting; {absent} is not part of this version."
-    composed = node = _composed_without(key, config_name)
+    composed = node = composed_without(key, config_name)
     group, dot, _ = key.partition(".")
     if group in BY_SCHEDULE and "schedule" in composed and group not in composed:
         return (
@@ -180,6 +180,8 @@ def _unknown_key(key: str, config_name: str) -> str:
         )
     if dot and group in _groups(config_name) and _at(composed, group) is None:
         return f"{key} is not a setting without a choice of {group}{_choices_with(key) or f'; add {group}=CHOICE'}."
+    if message := _not_chosen(key, composed):
+        return message
     parent, _, name = key.rpartition(".")
     while parent and _at(node, parent) is None:
         parent, _, name = parent.rpartition(".")
@@ -204,6 +206,20 @@ def _unknown_key(key: str, config_name: str) -> str:
     hint = f"; perhaps you mean {meant[0]}" if meant else _choices_with(key) or suggestion(name, accepted)
     accepted_here = f"; accepted settings are {', '.join(accepted)}" if accepted else ""
     return f"{key} is not a setting{where}{hint}{accepted_here}."
+
+
+def _not_chosen(key: str, config: DictConfig) -> str:
+    """Return the message for a setting of a choice that a list of choices, such as metrics, lacks; "" for others."""
+    group, _, rest = key.partition(".")
+    choice, node = rest.partition(".")[0], _at(config, group)
+    if group not in LISTS or not isinstance(node, DictConfig) or choice in node:
+        return ""
+    path = CONF / group / f"{choice}.yaml"
+    if not path.is_file() or key not in settings(path, group):
+        return ""
+    chosen = [name for name in map(str, node) if (CONF / group / f"{name}.yaml").is_file()]
+    listed = ",".join([*chosen, choice])
+    return f"{key} is a setting of {group}={choice}, which is not chosen; use '{group}=[{listed}]'."
 
 
 def _setting_elsewhere(key: str, config_name: str) -> str:
@@ -242,21 +258,6 @@ def _has_setting(config: DictConfig, key: str) -> bool:
     parent, _, name = key.rpartition(".")
     node = _at(config, parent)
     return isinstance(node, DictConfig) and name in node
-
-
-def _composed_without(key: str, config_name: str) -> DictConfig:
-    """Compose the config of the command line without its overrides of `key`."""
-    given = [text for text in sys.argv[1:] if "=" in text and not text.startswith("-")]
-    given = [text for text in given if "," not in re.sub(r"\[.*\]", "", text)]  # other commas separate swept values
-    others = [override for override in given if override.lstrip("+~").split("=")[0].split("@")[0] != key]
-    for overrides in (others, []):
-        GlobalHydra.instance().clear()
-        try:
-            with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-                return hydra.compose(config_name, overrides=overrides, return_hydra_config=key.startswith("hydra."))
-        except (HydraException, OmegaConfBaseException):
-            continue  # an override of another key is wrong too; the config without overrides has the same groups
-    return OmegaConf.create()
 
 
 def _at(config: DictConfig, path: str) -> Any:

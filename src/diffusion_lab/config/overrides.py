@@ -11,7 +11,7 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.config.library_classes import without_plus
 from diffusion_lab.errors import UserError
@@ -44,6 +44,23 @@ def identifying_overrides(overrides: Sequence[str]) -> set[str]:
 
 def override_key(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
+
+
+def without_alias(override: str) -> str:
+    """Return an override of a setting of a choice that is another name of a second choice, by the name of the second.
+
+    metrics.nll.num_images=5 becomes metrics.bound.num_images=5, because metrics/nll.yaml contains only a defaults list
+    with the entry bound. Other overrides are returned unchanged.
+    """
+    if (found := re.match(r"([+~]*)(\w+)\.(\w+)(?=\.\w)", override)) is None:
+        return override
+    prefix, group, choice = found.groups()
+    path = CONF / group / f"{choice}.yaml"
+    if group not in LISTS or not path.is_file():
+        return override
+    content = OmegaConf.load(path)
+    others = [str(entry) for entry in content.defaults] if list(content) == ["defaults"] else []
+    return f"{prefix}{group}.{others[0]}{override[found.end() :]}" if len(others) == 1 else override
 
 
 def require_single_choices(arguments: Sequence[str]) -> None:

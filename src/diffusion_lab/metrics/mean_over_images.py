@@ -57,15 +57,12 @@ class MeanOverImages(Metric):
         if num_images is not None and num_images < 1:
             raise ValueError(f"num_images must be at least 1 (null for all images), got {num_images}.")
         self.quantity, self.split, self.num_images = quantity, split, num_images
+        self.choice = str(getattr(quantity, "choice", quantity.name))
+        """Name of the metric in the setting `metrics`, such as flow, for messages."""
         self.total, self.terms = 0, torch.zeros(quantity.num_terms, dtype=torch.float64)
         """Number of images on all ranks, and mean of each term [num_terms]; set by `compute`."""
         self.add_state("sums", torch.zeros(quantity.num_terms, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-
-    @property
-    def choice(self) -> str:
-        """Name of the file in conf/metrics, such as flow, for messages; by default the name of the quantity."""
-        return str(getattr(self.quantity, "choice", self.quantity.name))
 
     @property
     def name(self) -> str:

@@ -55,13 +55,22 @@ def save_lines(panels: dict[str, dict[str, list[tuple[float, float]]]], xlabel: 
         values = [y for points in lines.values() for _, y in points]
         is_log = _spans_decade(values) and max(values) > 1  # fractions are at most 1
         panel.set(title=plot_text(name), xlabel=plot_text(xlabel), xscale="log", yscale="log" if is_log else "linear")
-        ticks = sorted({x for points in lines.values() for x, _ in points})
+        ticks = _apart({x for points in lines.values() for x, _ in points})
         panel.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks], minor=False)
         panel.minorticks_off()
         panel.grid(alpha=0.3)
     _add_legend(figure, axes)
     path.parent.mkdir(parents=True, exist_ok=True)
     _save(figure, path)
+
+
+def _apart(values: set[float]) -> list[float]:
+    """Return the values in increasing order, without those whose labels would overlap on a logarithmic axis."""
+    kept: list[float] = []
+    for value in sorted(values):
+        if not kept or value > 1.15 * kept[-1]:
+            kept.append(value)
+    return kept
 
 
 def save_curves(panels: dict[str, list[tuple[float, float]]], path: Path) -> None:
@@ -120,12 +129,12 @@ def save_against(
     _save(figure, path)
 
 
-def save_by_run(panels: dict[str, dict[str, float]], path: Path) -> None:
+def save_by_run(panels: dict[str, dict[str, float]], order: Sequence[str], path: Path) -> None:
     """Plot one metric value of each run to a PNG file, with one panel per metric and the runs from top to bottom.
 
-    panels: title -> name of the run -> value.
+    panels: title -> name of the run -> value.  order: names of all runs.
     """
-    runs = list(dict.fromkeys(run for values in panels.values() for run in values))
+    runs = [run for run in order if any(run in values for values in panels.values())]
     figure, axes = _grid_of_panels(len(panels))
     width, height = figure.get_size_inches()
     names = list(map(plot_text, runs))

@@ -3,7 +3,6 @@
 import itertools
 import logging
 import re
-from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -23,8 +22,9 @@ from diffusion_lab.fingerprints import (
 from diffusion_lab.reporting.text import shell_line
 from diffusion_lab.runs import tables
 from diffusion_lab.runs.averages import TRAINING_STEP, write_averages
-from diffusion_lab.runs.measured_settings import shown_name, shown_text
+from diffusion_lab.runs.measured_settings import merged, shown_name, shown_text
 from diffusion_lab.runs.sweep_order import in_typed_order
+from diffusion_lab.runs.table_plots import plot_runs, plot_steps
 from diffusion_lab.runs.tables import Row
 
 logger = logging.getLogger(__name__)
@@ -71,8 +71,8 @@ def write_and_print_table(
     tables.write_table(cells, output, name, always=["run", *tables.number_names(rows)], hidden=["folder"])
     with (output / f"{name}.md").open("a", encoding="utf-8") as file:
         file.write(write_averages(rows, _differing(rows), output, name))
-    if not tables.plot_steps(rows, output):
-        tables.plot_runs(rows, output)
+    if not plot_steps(rows, output):
+        plot_runs(rows, output)
     return comparable
 
 
@@ -137,7 +137,7 @@ def drop_incomparable(
             fields |= dict.fromkeys(field.partition(".")[0] for field in found)
             for row in measured:
                 row.values.pop(name, None)
-                del row.fingerprints[name]
+                row.left_out[name] = row.fingerprints.pop(name)
     _note_shared_noise(rows)
     for text, names in metrics.items():
         logger.error("%s cannot be compared: %s.", ", ".join(names), text)
@@ -176,16 +176,29 @@ def show_measured_settings(rows: Sequence[Row], swept: Sequence[str] = ()) -> No
     shown = [key for key in tables.override_keys(rows) if len({row.overrides.get(key) for row in rows}) > 1]
     shown += ["run"] if len({row.run for row in rows}) > 1 else []
     determined = fields_set_by(key.removeprefix("trained.") for key in shown)
-    measured = [row for row in rows if row.fingerprints]
-    merged: list[dict[str, Any]] = [dict(ChainMap(*map(dict, row.fingerprints.values()))) for row in measured]
-    settings = [{key: value for key, value in one.items() if key not in OF_METRIC} for one in merged]
-    main = [{shown_name(field): value for field, value in flat(one).items() if field in MAIN} for one in settings]
-    _add(measured, differences(main), swept)
-    _add(measured, differences(settings, determined), swept)
+    measured = [row for row in rows if row.fingerprints or row.left_out]
+    settings = [
+        {key: value for key, value in merged(row.fingerprints | row.left_out).items() if key not in OF_METRIC}
+        for row in measured
+    ]
+    # Evaluations without generated images have fewer fields, which is not a difference.
+    common = [{key: one[key] for key in one if all(key in other for other in settings)} for one in settings]
+    generated = [k for k, one in enumerate(settings) if "sampler" in one]
+    _add_differing([measured[k] for k in generated], [settings[k] for k in generated], determined, swept)
+    _add_differing(measured, common, determined, swept)
     for name in tables.number_names(rows):
         owners = [row for row in rows if name in row.fingerprints]
         of_metric = [{key: row.fingerprints[name].get(key) for key in OF_METRIC} for row in owners]
         _add(owners, differences(of_metric, determined), swept)
+
+
+def _add_differing(
+    rows: Sequence[Row], settings: Sequence[dict[str, Any]], determined: Sequence[str], swept: Sequence[str]
+) -> None:
+    """Add the settings in which the measurements of the rows differ.  settings: settings of each measurement."""
+    main = [{shown_name(field): value for field, value in flat(one).items() if field in MAIN} for one in settings]
+    _add(rows, differences(main), swept)
+    _add(rows, differences(settings, determined), swept)
 
 
 def _add(rows: Sequence[Row], found: Mapping[str, Sequence[Any]], swept: Sequence[str]) -> None:

@@ -117,12 +117,26 @@ def build_metrics(
             _require_channels(networks[key], trained.data.channels)
         metric = instantiate_node(settings, f"metrics.{name}", **shared)
         if isinstance(metric, MeanOverImages):
-            metric.split = metric.split or ("test" if "test" in store.splits() else "train")
-            means.append((metric, store.load(metric.split)))  # a missing split is an error before hours of sampling
+            metric.choice = str(name)
+            metric.split = _split(metric.split, f"metrics.{name}.split", store)
+            means.append((metric, store.load(metric.split)))
         else:
             require_kind(metric, Metric, f"metrics.{name}")
             metrics.append(metric)
     return metrics, means
+
+
+def _split(split: str | None, setting: str, store: "ImageStore") -> str:
+    """Return the split of a mean over images; by default, a split whose images the network was not trained on.
+
+    Raises UserError if the image set does not have the split.
+    """
+    splits = list(dict.fromkeys(("train", *store.splits())))
+    if split is None:
+        return next(name for name in ("test", "held_out", "train") if name in splits)
+    if split not in splits:
+        raise UserError(f"{setting} must be a split of the run's data set ({', '.join(splits)}), got {split}.")
+    return split
 
 
 def _require_channels(features: Any, channels: int) -> None:

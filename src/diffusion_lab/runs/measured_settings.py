@@ -21,13 +21,25 @@ NESTED = tuple(f"sampler.{group}" for group in IN_SAMPLER)
 
 def measured_settings(fingerprints: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Return the settings that fingerprints state, as text.  fingerprints: metric name -> fingerprint."""
-    fields = flat(dict(ChainMap(*map(dict, fingerprints.values()))))
+    fields = flat(merged(fingerprints))
     texts = {
         shown_name(field): shown_text(field, value)
         for field, value in fields.items()
         if field.partition(".")[0] in STATED and isinstance(value, str | int | float)  # not a list
     }
     return {key.removeprefix("sampler.") if key.startswith(NESTED) else key: text for key, text in texts.items()}
+
+
+def merged(fingerprints: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the fields of the fingerprints of one evaluation, first those of the metrics of generated images.
+
+    The fingerprint of a mean over images of the data set has no sampler. Its number of images is not the setting
+    num_samples, and is left out.
+    """
+    of_samples = [one for one in fingerprints.values() if "sampler" in one]
+    of_data = [one for one in fingerprints.values() if "sampler" not in one]
+    without_number = [{key: value for key, value in one.items() if key != "num_samples"} for one in of_data]
+    return dict(ChainMap(*map(dict, (*of_samples, *without_number))))
 
 
 def shown_name(field: str) -> str:

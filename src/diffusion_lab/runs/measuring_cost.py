@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 MANY_SECONDS = 120
 """Duration of the features on a CPU above which the line names settings for a shorter evaluation."""
 
+LONG_MEAN = 60
+"""Seconds of a mean over images on a CPU above which the line names the number of images for a shorter measurement."""
+
 SMALL_BATCH = 8
 """Images that a feature network is timed with on a CPU, where a large batch takes hardly less time per image."""
 
@@ -109,15 +112,25 @@ def _means_lines(measurement: Measurement, precision: str) -> Iterator[str]:
         count = "an unknown number of" if num_evaluations is None else f"{num_evaluations:,}"
         count = f"typically {count}" if getattr(quantity, "has_adaptive_steps", False) else count
         work = f"{len(indices):,} images of {metric.split} ({count} evaluations of the network each)"
+        seconds = None
         try:
             rates = measure_rates(images.module.device, precision)
             one_pass = pass_seconds_per_image(images, rates, is_half="16" in precision)
             num_passes = getattr(quantity, "num_passes", num_evaluations)
             num_images = min(len(indices), images.batch_size * -(-len(indices) // (images.batch_size * world_size)))
-            taken = "unknown" if num_passes is None else f"about {duration(num_images * num_passes * one_pass)}"
+            seconds = None if num_passes is None else num_images * num_passes * one_pass
         except Exception as error:  # networks and full devices raise errors of any type, which must not end a job
             logger.debug("the cost of %s could not be estimated: %s", quantity.name, error)
-            taken = "unknown"
-        yield f"cost of {quantity.name}: {taken} for {work}"
+        line = f"cost of {quantity.name}: {'unknown' if seconds is None else f'about {duration(seconds)}'} for {work}"
+        if seconds is not None and images.module.device.type == "cpu" and seconds > LONG_MEAN:
+            fewer = _one_digit(len(indices) * LONG_MEAN / seconds)
+            line += f"; shorter on a CPU: metrics.{metric.choice}.num_images={fewer}" if fewer < len(indices) else ""
+        yield line
         if idle := idle_ranks([indices], images.batch_size, world_size):
             yield idle
+
+
+def _one_digit(number: float) -> int:
+    """Return a number rounded down to one digit, at least 1."""
+    unit = int(10 ** (len(str(int(number))) - 1))
+    return max(1, int(number) // unit * unit)

@@ -26,6 +26,8 @@ def print_sampling_cost(
     """
     world_size = Ranks.current().world_size
     batches = [batch for part in seeds for batch in images.batches(part)]
+    if not batches:
+        print("no images are generated, because no metric needs samples; num_pictures=80 generates a grid", flush=True)
     left = {batch for batch in batches if not images.is_cached(batch)}
     if not left:
         return

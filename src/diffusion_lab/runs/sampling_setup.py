@@ -60,8 +60,9 @@ WHOLE_NUMBERS = {
 def require_whole_numbers(config: DictConfig) -> None:
     """Raise UserError for a value of a setting in WHOLE_NUMBERS that is not accepted."""
     for name, least in WHOLE_NUMBERS.items():
-        if name == "num_columns" and config.get(name) is None:
-            continue  # computed from the number of classes
+        is_computed = name == "num_columns" or (name == "num_pictures" and "metrics" in config)
+        if is_computed and config.get(name) is None:
+            continue  # computed from the number of classes, or from the metrics of an evaluation
         if name in config and (type(config[name]) is not int or config[name] < least):
             raise UserError(f"{name} must be a whole number of at least {least}, got {config[name]}.")
 

@@ -1,4 +1,4 @@
-"""Tables and plots of the results of many runs."""
+"""Tables of the results of many runs."""
 
 import json
 import os
@@ -30,6 +30,7 @@ class Row:
     overrides: overrides on the command line, by key.  values: all values in summary.json and metrics.json, by name.
     job: folder of the command that wrote the results.  run: folder of the measured run; `folder` for a training run.
     fingerprints: fingerprints of the metric values, by metric name.
+    left_out: fingerprints of the metric values that the table leaves out, because they are not comparable.
     training_step: training step of the measured checkpoint; None if unknown.
     evaluations: number of evaluations of the network for one image; None if unknown.
     """
@@ -42,6 +43,7 @@ class Row:
     fingerprints: dict[str, dict[str, Any]] = field(default_factory=dict)
     training_step: int | None = None
     evaluations: int | None = None
+    left_out: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path, top: Path) -> "Row":
@@ -98,7 +100,7 @@ def show_used_settings(rows: Sequence[Row], swept: Sequence[str] = ()) -> None:
     different = differing([read[run] for run in dict.fromkeys(row.run for row in rows)])
     for row in rows:
         evaluation = None if row.run == row.folder else read[row.job]
-        measured = measured_settings(row.fingerprints)
+        measured = measured_settings(row.fingerprints | row.left_out)
         used = read[row.run].used_in(evaluation, row.overrides, overridden, different, measured)
         row.overrides = {key: value for key, value in used.items() if value is not None}
 
@@ -187,85 +189,3 @@ def short_paths(paths: Iterable[Path]) -> dict[Path, str]:
 
 def round_value(value: Any) -> str:
     return f"{value:,.4g}" if isinstance(value, float) else str(value)
-
-
-def plot_steps(rows: Sequence[Row], output: Path) -> bool:
-    """Plot each metric against the number of sampling steps and against the training step, if these vary.
-
-    Returns whether one of them varies.
-    """
-    found = False
-    for axis, label in (("sampling_steps", "sampling steps"), ("training_step", "training step")):
-        panels = {name: _lines(rows, name, axis) for name in number_names(rows) if "_std_" not in name}
-        varying = {name: lines for name, lines in panels.items() if any(len(dict(p)) > 1 for p in lines.values())}
-        if varying:
-            from diffusion_lab.reporting import plots
-
-            titled = {title(rows, name): lines for name, lines in varying.items()}
-            plots.save_lines(titled, label, output / f"against_{axis}.png")
-            found = True
-    return found
-
-
-def plot_runs(rows: Sequence[Row], output: Path) -> None:
-    """Plot each metric with one point per run, unless there is only one run."""
-    folders = short_paths(row.folder for row in rows)
-    panels = {}
-    for name in number_names(rows):
-        values = {folders[row.folder]: row.values[name] for row in rows if isinstance(row.values.get(name), float)}
-        if "_std_" not in name and len(values) > 1:
-            panels[title(rows, name)] = values
-    if panels:
-        from diffusion_lab.reporting import plots
-
-        plots.save_by_run(panels, output / "against_run.png")
-
-
-def title(rows: Sequence[Row], name: str) -> str:
-    """Return the title of a plot of a metric: its name, and whether a higher or a lower value is better."""
-    for row in rows:
-        for number in read_json(row.folder / METRICS).get("numbers", []):
-            if current_metric(number["name"]) == name and number.get("higher_is_better"):
-                return f"{name}\n(higher is better)"
-    return f"{name}\n(lower is better)"
-
-
-def _lines(rows: Sequence[Row], name: str, axis: str) -> dict[str, list[tuple[float, float]]]:
-    """Return label -> points (x, metric value) of each line in a plot of the metric `name`.
-
-    Each combination of all other settings has its own line.
-    axis: quantity on the x axis, "sampling_steps" or "training_step".
-    """
-    measured = [row for row in rows if isinstance(row.values.get(name), float) and name in row.fingerprints]
-    varying = [key for key in override_keys(measured) if len({row.overrides.get(key) for row in measured}) > 1]
-    points: dict[tuple[str, ...], list[tuple[float, float]]] = {}
-    names_run = axis == "sampling_steps" and len({row.run for row in measured}) > 1 and "run" not in varying
-    for row in measured:
-        sampler = row.fingerprints[name].get("sampler") or {}
-        x = sampler.get("num_steps") if axis == "sampling_steps" else row.training_step
-        if x is None:
-            continue
-        settings = [key for key in varying if _separates(key, axis)]
-        parts = [f"{key}={row.overrides[key]}" if key in row.overrides else "" for key in settings]
-        points.setdefault((row.run.name * names_run, *parts), []).append((float(x), row.values[name]))
-    return {label: sorted(line) for label, line in zip(_shortest(list(points)), points.values(), strict=True)}
-
-
-def _shortest(labels: Sequence[tuple[str, ...]]) -> list[str]:
-    """Return each label without the parts that are not needed to tell the labels apart.
-
-    labels: parts of each label, such as ("a", "sampler=ddim", ""), in the same order of settings.
-    """
-    kept = list(range(len(labels[0]))) if labels else []
-    for number in [*kept[:1], *reversed(kept[1:])]:  # first the run, then the settings of the measurement
-        shorter = [tuple(label[k] for k in kept if k != number) for label in labels]
-        if len(set(shorter)) == len(labels) and (len(labels) == 1 or all(map(any, shorter))):
-            kept.remove(number)
-    return [" ".join(filter(None, (label[k] for k in kept))) for label in labels]
-
-
-def _separates(key: str, axis: str) -> bool:
-    """Return whether different values of a setting belong to different lines, and not to different points of a line."""
-    if axis == "sampling_steps":
-        return key != "sampler.num_steps"
-    return key not in ("run", "checkpoint", "trainer.max_steps")

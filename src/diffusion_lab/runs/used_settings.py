@@ -1,6 +1,7 @@
 """The settings that a command used, whether they were given on its command line, by a recipe or by default."""
 
 import fnmatch
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,14 @@ class UsedSettings:
     def text(self, key: str) -> str | None:
         """Return the choice of a config group or the value of a setting as text; None if it is unknown."""
         found = self.choices if key in self.choices else self.values
-        return as_text(found[key]) if key in found else None
+        return self._as_text(found[key]) if key in found else None
+
+    def _as_text(self, value: Any) -> str | None:
+        """Return a value as text; None for a value that is computed from settings of another config."""
+        if not isinstance(value, str) or "${" not in value:
+            return as_text(value)
+        reference = re.fullmatch(r"\$\{([\w.]+)\}", value)
+        return self.text(reference[1]) if reference else None
 
     def used_in(
         self,

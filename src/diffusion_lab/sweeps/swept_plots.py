@@ -7,6 +7,7 @@ from pathlib import Path
 from diffusion_lab.runs import tables as run_tables
 from diffusion_lab.runs.averages import SEED, by_settings, different_protocols, finite, value_of
 from diffusion_lab.runs.sweep_order import in_typed_order
+from diffusion_lab.runs.table_plots import title
 from diffusion_lab.runs.tables import Row
 
 
@@ -18,7 +19,7 @@ def plot_swept(rows: Sequence[Row], swept: Sequence[str], folder: Path) -> None:
     ordered = in_typed_order(rows, swept, folder)
     for key in swept:
         if key in (SEED, "sampler.num_steps"):
-            continue  # run_tables.plot_steps plots the number of steps
+            continue  # plot_steps plots the number of steps
         others = [other for other in swept if other != key]
         panels = {}
         for name in run_tables.number_names(rows):
@@ -27,7 +28,7 @@ def plot_swept(rows: Sequence[Row], swept: Sequence[str], folder: Path) -> None:
                 for settings, group in by_settings([row for row in ordered if finite([row], name)], others)
             }
             if "_std_" not in name and len({x for points in lines.values() for x, _, _ in points}) > 1:
-                panels[run_tables.title(rows, name)] = lines
+                panels[title(rows, name)] = lines
         if panels:
             from diffusion_lab.reporting import plots
 

@@ -15,6 +15,7 @@ from diffusion_lab.runs.comparable import drop_incomparable, show_measured_setti
 from diffusion_lab.runs.metrics_log import LOGGED, METRICS_LOG, read_log
 from diffusion_lab.runs.status import FINISHED, RUNNING, Status
 from diffusion_lab.runs.sweep_order import in_typed_order
+from diffusion_lab.runs.table_plots import plot_steps
 from diffusion_lab.runs.tables import Row
 from diffusion_lab.sweeps import progress
 from diffusion_lab.sweeps.swept_plots import plot_swept
@@ -61,7 +62,7 @@ def write_sweep_table(folder: Path, allowed: Iterable[str] = ()) -> bool:
     _print_states(statuses, folder)
     with (folder / f"{SWEEP}.md").open("a", encoding="utf-8") as file:
         file.write(averages.write_averages(in_typed_order(rows, swept, folder), swept, folder, SWEEP))
-    run_tables.plot_steps(rows, folder)
+    plot_steps(rows, folder)
     plot_swept(rows, swept, folder)
     _save_contact_sheet(rows, swept, folder)
     files = [path.name for name in FILES for path in sorted(folder.glob(name))]
