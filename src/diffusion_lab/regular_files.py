@@ -130,21 +130,18 @@ class Places:
 
         path: absolute, or relative to one of the folders.  Links are resolved before the check.
         """
-        absolute = [os.path.join(folder, path) for folder in self.folders]
+        candidates = [os.path.normpath(os.path.join(folder, path)) for folder in self.folders]
         try:
-            inside = [each for each in absolute if self._has(os.path.normpath(each))]
-            inside = [each for each in inside if self._has(os.path.realpath(each))]
-        except (ValueError, OSError):
+            inside = [candidate for candidate in candidates if candidate.startswith(self._roots)]
+            found = next(filter(os.path.lexists, inside), inside[0] if inside else None)
+            return found if found is not None and os.path.realpath(found).startswith(self._roots) else None
+        except (ValueError, OSError):  # for example a null byte
             return None
-        return next(filter(is_regular, inside), inside[0] if inside else None)
 
     @cached_property
     def _roots(self) -> tuple[str, ...]:
         roots = {root for folder in self.folders for root in (os.path.abspath(folder), os.path.realpath(folder))}
         return tuple(root.rstrip(os.sep) + os.sep for root in roots)
-
-    def _has(self, path: str) -> bool:
-        return path.startswith(self._roots)
 
 
 def _require_regular(status: os.stat_result, max_bytes: int | None) -> None:

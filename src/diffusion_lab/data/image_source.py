@@ -154,11 +154,10 @@ class ImageSource:
         """
         if self.path is None:
             return str(self._load(split, None)._fingerprint)
-        digest, folders = hashlib.sha256(os.fsencode(self.path.resolve())), [self.path]
-        if self.image_root is not None:
+        digest = hashlib.sha256(os.fsencode(self.path.resolve()))
+        if self.image_root is not None:  # its files are not listed: it may be the root of a disk
             digest.update(os.fsencode(self.image_root.resolve()))
-            folders.append(self.image_root)
-        for file in (file for folder in folders for file in sorted(visible_files(folder))):
+        for file in sorted(visible_files(self.path)):
             with contextlib.suppress(OSError):  # a link to a missing file
                 status = file.stat()
                 digest.update(json.dumps([str(file), status.st_size, status.st_mtime_ns]).encode())

@@ -5,6 +5,7 @@ The functions raise errors of any type for damaged files; `image_tables.load` re
 
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.data import table_checks
@@ -20,7 +21,8 @@ def builder_of(folder: Path) -> Any:
     import datasets
 
     table_checks.require_local_description(folder)
-    builder = datasets.load_dataset_builder(str(folder))
+    with TemporaryDirectory() as cache:  # otherwise, a lock file for each set stays in the cache of the library
+        builder = datasets.load_dataset_builder(str(folder), cache_dir=cache)
     table_checks.require_reader(type(builder).__module__.split(".")[2])
     return builder
 
