@@ -16,12 +16,13 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLAT = {  # modules directly under the package; everything else is in a folder
     *("__init__", "__main__", "atomic_files", "checkpoint_files", "contracts", "denoiser", "errors", "fingerprints"),
-    *("image_folders", "latents", "low_resolution", "paths", "pixels", "randomness"),
+    *("image_folders", "latents", "low_resolution", "paths", "pixels", "randomness", "regular_files"),
 }
 
 # A folder or flat module imports only from lines above its own, and from its own folder.
 ORDER = (
-    ("errors", "paths", "atomic_files", "contracts", "image_folders"),
+    ("errors", "paths", "atomic_files", "contracts", "regular_files"),
+    ("image_folders",),
     ("fingerprints", "checkpoint_files", "randomness"),
     ("pixels", "process", "networks"),
     ("ema", "objectives", "denoiser", "low_resolution"),

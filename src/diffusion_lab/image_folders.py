@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+from diffusion_lab.regular_files import is_regular, open_regular, walk
+
 _EXTENSIONS = (
     *("apng", "avif", "avifs", "blp", "bmp", "bufr", "bw", "cur", "dcx", "dds", "dib", "emf", "eps", "fit", "fits"),
     *("flc", "fli", "ftc", "ftu", "gbr", "gif", "grib", "heic", "heif", "hif", "icb", "icns", "ico", "iim", "im"),
@@ -112,21 +114,22 @@ def arrange(root: Path, files: list[ImageFile], left_out: Counter[str], with_cla
 
 def list_image_files(root: Path) -> tuple[list[ImageFile], Counter[str]]:
     """Return the image files below a folder, sorted by path, and the number of left-out files by reason."""
-    files, left_out, unreadable, empty = [], Counter[str](), list[OSError](), list[str]()
-    for path in sorted(_walk(root, unreadable, empty)):
+    files, left_out, unreadable, empty, refused = [], Counter[str](), list[OSError](), list[str](), Counter[str]()
+    for path in sorted(_walk(root, unreadable, empty, refused)):
         *folders, name = path.split("/")
         suffix = os.path.splitext(name)[1].lower()
         if name.startswith("._") or name.lower() in SYSTEM_FILES or (name.startswith(".") and suffix not in EXTENSIONS):
             continue
         if name.startswith(".") or any(is_system_folder(folder) for folder in folders):
             left_out["hidden or in a system folder"] += suffix in EXTENSIONS
-        elif not os.path.exists(f"{root}/{path}"):
-            left_out["link to a missing file"] += 1
+        elif not is_regular(f"{root}/{path}"):
+            left_out["not a regular file" if os.path.exists(f"{root}/{path}") else "link to a missing file"] += 1
         elif suffix in EXTENSIONS or (not suffix and _has_signature(root / path)):
             files.append(ImageFile(path, tuple(folders)))
         else:
             left_out[f"extension {suffix}" if suffix else "unknown type of file"] += 1
     left_out["folder that cannot be read"] = len(unreadable)
+    left_out.update(refused)
     left_out[EMPTY_FOLDER] = sum(not any(map(is_system_folder, path.split("/"))) for path in empty)
     return files, +left_out
 
@@ -153,19 +156,14 @@ def num_class_folders(path: str | None) -> int:
         return 0
 
 
-def _walk(root: Path, unreadable: list[OSError], empty: list[str]) -> Iterator[str]:
+def _walk(root: Path, unreadable: list[OSError], empty: list[str], refused: Counter[str]) -> Iterator[str]:
     """Yield the relative paths of all files below a folder.  Links are followed, but each folder is visited once.
 
     unreadable: list to which the error of each folder that cannot be read is appended.
     empty: list to which the relative path of each folder without files and folders is appended.
+    refused: counter of the folders that are not followed, by reason.
     """
-    seen = set()
-    for parent, folders, names in os.walk(root, followlinks=True, onerror=unreadable.append):
-        if (real := os.path.realpath(parent)) in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders.sort()
+    for parent, folders, names in walk(root, unreadable.append, refused):
         relative = Path(parent).relative_to(root).as_posix()
         if not folders and not names:
             empty.append(relative)
@@ -174,7 +172,7 @@ def _walk(root: Path, unreadable: list[OSError], empty: list[str]) -> Iterator[s
 
 def _has_signature(file: Path) -> bool:
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             start = stream.read(12)
     except OSError:
         return False

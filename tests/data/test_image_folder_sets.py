@@ -5,6 +5,7 @@ import logging
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -35,16 +36,16 @@ def encoded(level: int) -> bytes:
     return buffer.getvalue()
 
 
-def store(folder: Path, label_column: str | None = "label", selection: Selection | None = None) -> ImageStore:
+def store(folder: Path, label_column: str | None = "label", **settings: Any) -> ImageStore:
     cache = folder.parent / "cache"
-    return ImageStore(
-        None, folder, label_column=label_column, channels=1, resolution=4, cache_folder=cache, selection=selection
-    )
+    return ImageStore(None, folder, label_column=label_column, channels=1, resolution=4, cache_folder=cache, **settings)
 
 
-def content(folder: Path, split: str = "train", label_column: str | None = "label") -> list[tuple[int, str]]:
+def content(
+    folder: Path, split: str = "train", label_column: str | None = "label", image_root: Path | None = None
+) -> list[tuple[int, str]]:
     """Return the gray level and the class name (or label) of each image."""
-    images = store(folder, label_column).load(split)
+    images = store(folder, label_column, image_root=image_root).load(split)
     levels, labels = images.gather(np.arange(len(images)))[:, 0, 0, 0].tolist(), images.label.tolist()
     return [
         (level, images.class_names[k] if images.class_names else str(k))
@@ -235,14 +236,16 @@ def test_a_table_with_paths_of_images_has_their_images_and_its_labels(
     assert "2 images are used in 2 classes; left out: 1 (image file that no table contains)" in left_out(folder, caplog)
 
 
-def test_paths_may_be_relative_to_the_table_or_absolute(tmp_path: Path) -> None:
+def test_paths_may_be_relative_to_the_table_or_absolute_below_image_root(tmp_path: Path) -> None:
     folder = write(tmp_path / "set", "data/0.png", "data/1.png")
     write_table(
         folder / "data", "train.parquet", image=["1.png", None, "missing.png", "0.png", "0.png"], label=range(5)
     )
     assert content(folder) == [(20, "0"), (10, "3"), (10, "4")]
     absolute = write_table(tmp_path / "other", "train.parquet", image=[str(folder / "data" / "1.png")], label=[3])
-    assert content(absolute) == [(20, "3")]
+    with pytest.raises(ValueError, match=r"names other places, such as .*1\.png; data\.image_root=FOLDER allows"):
+        content(absolute)
+    assert content(absolute, image_root=folder) == [(20, "3")]
 
 
 def test_a_table_of_bytes_has_its_images(tmp_path: Path) -> None:

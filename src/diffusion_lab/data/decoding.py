@@ -9,7 +9,7 @@ import struct
 import warnings
 import zlib
 from dataclasses import dataclass
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -26,6 +26,10 @@ FILTERS = {
 }
 MAX_PIXELS = 89_478_485
 """Largest accepted number of pixels (268 MB as RGB), above which Pillow warns of decompression bombs."""
+MAX_SCANS = 1000
+"""Largest accepted number of scans of a JPEG file. Each scan takes time in proportion to all pixels of the image."""
+TIFF_BLOCKS, TIFF_SAMPLES, MAX_SAMPLES = (322, 323, 278), 277, 8
+"""TIFF tags of tile width, tile height, rows per strip and samples per pixel, and the largest number of samples."""
 
 Image.init()
 with contextlib.suppress(ImportError):  # the extra `heic`
@@ -112,10 +116,13 @@ def _open(content: bytes) -> Image.Image:
     if not content:
         raise DamagedImageError("the file is empty")
     image = Image.open(io.BytesIO(content), formats=FORMATS)
-    if image.width * image.height > MAX_PIXELS:
-        raise DamagedImageError(f"the header states {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
+    _require_few_pixels("the header", *image.size)
     if image.format == "PNG":
         _verify_png_checksums(content)
+    elif image.format == "TIFF":
+        _require_small_blocks(image)
+    elif image.format in ("JPEG", "MPO") and (num_scans := content.count(b"\xff\xda")) > MAX_SCANS:
+        raise DamagedImageError(f"the file has {num_scans:,} scans, more than {MAX_SCANS:,}")
     image.load()
     return image
 
@@ -129,6 +136,20 @@ def header_size(file: str | IO[bytes]) -> tuple[int, int] | None:
             return (image.height, image.width) if rotated else image.size
     except Exception:  # Pillow raises a dozen types of errors for damaged files
         return None
+
+
+def _require_few_pixels(source: str, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise DamagedImageError(f"{source} states {width} x {height} pixels, more than {MAX_PIXELS:,}")
+
+
+def _require_small_blocks(image: Any) -> None:
+    """Raise DamagedImageError for a TIFF file with large tiles or strips, which are decoded whole."""
+    tile_width, tile_height, rows = (int(image.tag_v2.get(tag) or 0) for tag in TIFF_BLOCKS)
+    _require_few_pixels("a tile", tile_width, tile_height)
+    _require_few_pixels("a strip", image.width, min(rows, image.height))
+    if (num_samples := int(image.tag_v2.get(TIFF_SAMPLES, 1))) > MAX_SAMPLES:
+        raise DamagedImageError(f"the header states {num_samples} samples per pixel, more than {MAX_SAMPLES}")
 
 
 def _verify_png_checksums(content: bytes) -> None:

@@ -7,6 +7,7 @@ split, file name and reason for each of these images).
 
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -20,10 +21,13 @@ from filelock import FileLock, Timeout
 from diffusion_lab.atomic_files import atomic_folder
 from diffusion_lab.data.images import Images
 from diffusion_lab.paths import NODE_CACHE, default_cache_folder, expanduser
+from diffusion_lab.regular_files import is_regular, read_regular
 
 logger = logging.getLogger(__name__)
 
 PIXELS, LABELS, META, DAMAGED = "pixels.uint8", "labels.int64", "meta.json", "damaged.csv"
+MAX_META_BYTES = 100_000_000
+"""Largest size of meta.json, which contains the names of all classes."""
 
 
 @dataclass(frozen=True)
@@ -134,15 +138,22 @@ def _make_folder(folder: Path) -> None:
 def _read_entry(folder: Path) -> Entry | None:
     """Return the entry in a folder, or None if it is missing or incomplete."""
     try:
-        content = json.loads((folder / META).read_text())
+        content = json.loads(read_regular(folder / META, MAX_META_BYTES))
         content.update(shape=tuple(content["shape"]), class_names=tuple(content["class_names"]))
         meta = Meta(**content)
-        num_images, *image = meta.shape
-        sizes = [(folder / name).stat().st_size for name in (PIXELS, LABELS)]
-        complete = sizes == [num_images * image[0] * image[1] * image[2], 8 * num_images]
-    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError):
+        is_complete = _has_expected_types(meta) and all(
+            is_regular(folder / name) and (folder / name).stat().st_size == size
+            for name, size in ((PIXELS, math.prod(meta.shape)), (LABELS, 8 * meta.shape[0]))
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    return Entry(folder, meta) if complete else None
+    return Entry(folder, meta) if is_complete else None
+
+
+def _has_expected_types(meta: Meta) -> bool:
+    is_shape = len(meta.shape) == 4 and all(type(side) is int and side > 0 for side in meta.shape)
+    texts = (meta.fingerprint, meta.first_damage, *meta.class_names)
+    return is_shape and type(meta.num_damaged) is int and all(isinstance(text, str) for text in texts)
 
 
 def _build_entry(folder: Path, build: Callable[[Path], Meta]) -> Entry:

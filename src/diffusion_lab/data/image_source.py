@@ -1,10 +1,11 @@
 """Sources of image sets: a Hugging Face hub name or a local folder -> the undecoded images and labels of each split."""
 
+import contextlib
 import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffusion_lab import image_folders
-from diffusion_lab.data import hub, image_tables
+from diffusion_lab.data import hub, image_tables, local_tables
 from diffusion_lab.data.earlier_layouts import is_read_differently
 from diffusion_lab.data.image_files import ImageFiles, UndecodedImages
 from diffusion_lab.image_folders import ImageFile, ImageFolder
+from diffusion_lab.regular_files import Places, is_regular, visible_files
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -48,12 +50,14 @@ class ImageSource:
 
     hub_name: NAME or NAME:CONFIG on the Hugging Face hub, used if `path` is None.  path: local folder.
     image_column, label_column: names of the columns; if label_column is None, all images get label 0.
+    image_root: folder below which image files may lie that a table names, in addition to the folder of the set.
     """
 
     hub_name: str | None
     path: Path | None
     image_column: str
     label_column: str | None
+    image_root: Path | None = None
 
     def __str__(self) -> str:
         return str(self.hub_name if self.path is None else self.path)
@@ -69,13 +73,16 @@ class ImageSource:
         Also raise ValueError if the set is a folder of image files that lacks the class folders. The error message
         contains the missing file or data set, and the remedy.
         """
+        if self.image_root is not None and not self.image_root.is_dir():
+            found = "is not a folder" if self.image_root.exists() else "does not exist"
+            raise FileNotFoundError(f"data.image_root must be a folder, got {self.image_root}, which {found}.")
         if self.path is not None:
             if not self.path.is_dir():
                 found = "is not a folder" if self.path.exists() else "does not exist"
                 raise FileNotFoundError(
                     f"data.path must be a folder of images or parquet files, got {self.path}, which {found}."
                 )
-            if next(_files(self.path), None) is None:
+            if next(visible_files(self.path), None) is None:
                 found = "contains only hidden files" if any(self.path.iterdir()) else "is empty"
                 raise FileNotFoundError(
                     f"data.path must contain images or parquet files (train-*.parquet, test-*.parquet), "
@@ -90,7 +97,7 @@ class ImageSource:
     @cached_property
     def _table_files(self) -> list[Path]:
         """Files below the folder that are tables, sorted."""
-        return [] if self.path is None else sorted(_files(self.path, TABLES))
+        return [] if self.path is None else sorted(filter(is_regular, visible_files(self.path, TABLES)))
 
     @cached_property
     def _image_files(self) -> tuple[list[ImageFile], Counter[str]]:
@@ -147,9 +154,11 @@ class ImageSource:
         """
         if self.path is None:
             return str(self._load(split, None)._fingerprint)
-        digest = hashlib.sha256(str(self.path.resolve()).encode())
-        for file in sorted(_files(self.path)):
-            if file.exists():  # not a link to a missing file
+        digest = hashlib.sha256(os.fsencode(self.path.resolve()))
+        if self.image_root is not None:  # its files are not listed: it may be the root of a disk
+            digest.update(os.fsencode(self.image_root.resolve()))
+        for file in sorted(visible_files(self.path)):
+            with contextlib.suppress(OSError):  # a link to a missing file
                 status = file.stat()
                 digest.update(json.dumps([str(file), status.st_size, status.st_mtime_ns]).encode())
         return digest.hexdigest()
@@ -188,10 +197,7 @@ class ImageSource:
             return list(image_tables.saved_splits(self.path))
         if tables := self._path_tables():
             return list(tables)
-        import datasets
-
-        name, config = self._name_and_config()
-        builder, failure = image_tables.load(lambda: datasets.load_dataset_builder(name, config))
+        builder, failure = image_tables.load(self._builder)
         if failure is not None:
             raise image_tables.load_error(failure, self.setting, "train")
         return [str(split) for split in builder.info.splits or builder.config.data_files]
@@ -211,8 +217,11 @@ class ImageSource:
             root = self.path.absolute()
             return Rows(ImageFiles([str(root / path) for path in paths]), label, content.class_names)
         dataset = self._load(split, None if self.path is None else work_folder)
+        return image_tables.result_of(lambda: self._rows(dataset, split, work_folder), self.setting, split)
+
+    def _rows(self, dataset: "Dataset", split: str, work_folder: Path) -> Rows:
         image_tables.require_columns(dataset, str(self), self.image_column, self.label_column, split)
-        images = image_tables.undecoded(dataset, self.image_column, self._folders_of_paths())
+        images = image_tables.undecoded(dataset, self.image_column, self._folders_of_paths(), self._places(work_folder))
         image_tables.require_files(images, str(self), self.image_column)
         if self.label_column is None:
             return Rows(images, np.zeros(len(dataset), dtype=np.int64), ())
@@ -228,10 +237,20 @@ class ImageSource:
 
     def _folders_of_paths(self) -> list[Path]:
         """Return the folders to which the paths of image files in a table may be relative."""
+        roots = [] if self.image_root is None else [self.image_root]
         if self.path is None:
-            return [Path()]
+            return roots or [Path()]
         folders = {file.parent for file in self._table_files if file.suffix.lower() in image_tables.READERS}
-        return [self.path, *sorted(folders - {self.path})]
+        return [self.path, *roots, *sorted(folders - {self.path})]
+
+    def _places(self, work_folder: Path) -> Places:
+        """Return the folders below which image files must lie that a table names."""
+        import datasets
+        import huggingface_hub.constants
+
+        caches = (huggingface_hub.constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE)
+        folders = caches if self.path is None else (self.path.absolute(), work_folder.absolute())
+        return Places([str(folder) for folder in (*folders, self.image_root) if folder is not None])
 
     def _path_tables(self) -> dict[str, list[Path]]:
         """Return the tables of a folder that also contains image files, which `datasets` would read instead."""
@@ -239,54 +258,43 @@ class ImageSource:
 
     def _load(self, split: str, work_folder: Path | None) -> "Dataset":
         self.locate()
-        import datasets
-
-        cache = None if work_folder is None else str(work_folder)
-        name, config = self._name_and_config()
-        if self.path is not None and image_tables.is_saved(self.path):
-            if split not in (saved := image_tables.saved_splits(self.path)):
-                raise self._no_split(split, saved)
-            dataset, failure = image_tables.load(lambda: datasets.load_from_disk(str(saved[split])))
-        elif tables := self._path_tables():
-            if split not in tables:
-                raise self._no_split(split, tables)
-            reader = image_tables.READERS[tables[split][0].suffix.lower()]
-            files = {split: [str(file) for file in tables[split]]}
-            dataset, failure = image_tables.load(
-                lambda: datasets.load_dataset(reader, data_files=files, split=split, cache_dir=cache)
-            )
-        else:
-            dataset, failure = image_tables.load(
-                lambda: datasets.load_dataset(name, config, split=split, cache_dir=cache)
-            )
+        if self.path is not None:
+            saved = image_tables.saved_splits(self.path) if image_tables.is_saved(self.path) else {}
+            accepted = saved or self._path_tables()
+            if accepted and split not in accepted:
+                raise self._no_split(split, accepted)
+        dataset, failure = image_tables.load(lambda: self._read(split, work_folder))
         if failure is not None:
             raise image_tables.load_error(failure, self.setting, split)
         return dataset
 
+    def _read(self, split: str, work_folder: Path | None) -> "Dataset":
+        """Read a split with the library `datasets`, which raises errors of any type."""
+        columns = (self.image_column, self.label_column)
+        if self.path is None:
+            import datasets
+
+            return datasets.load_dataset(*self._name_and_config(), split=split)
+        if image_tables.is_saved(self.path):
+            return local_tables.read_saved(image_tables.saved_splits(self.path)[split])
+        if tables := self._path_tables():
+            reader = image_tables.READERS[tables[split][0].suffix.lower()]
+            return local_tables.read_files(reader, split, tables[split], columns, work_folder)
+        return local_tables.read_folder(self.path, split, columns, work_folder)
+
+    def _builder(self) -> Any:
+        """Return the object of the library `datasets` that lists the files of a set."""
+        if self.path is not None:
+            return local_tables.builder_of(self.path)
+        import datasets
+
+        return datasets.load_dataset_builder(*self._name_and_config())
+
     def _name_and_config(self) -> tuple[str, str | None]:
-        name, _, config = str(self).partition(":") if self.path is None else (str(self.path), "", "")
+        name, _, config = str(self.hub_name).partition(":")
         return name, config or None
 
     def _no_split(self, split: str, accepted: Iterable[str]) -> ValueError:
         return ValueError(
             f"{self.setting} cannot be read as images with a split {split!r}: its splits are {', '.join(accepted)}."
-        )
-
-
-def _files(folder: Path, extensions: Container[str] | None = None) -> Iterator[Path]:
-    """Yield all files below a folder except hidden ones.  Links are followed, but each folder is visited once.
-
-    extensions: yield only files with one of these extensions, in lower case; None yields all files.
-    """
-    seen = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        if (real := os.path.realpath(parent)) in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        yield from (
-            Path(parent, name)
-            for name in names
-            if not name.startswith(".") and (extensions is None or os.path.splitext(name)[1].lower() in extensions)
         )

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -23,9 +24,11 @@ from diffusion_lab.data.image_files import file_name, read_sizes
 from diffusion_lab.data.image_source import ImageSource
 from diffusion_lab.data.images import Images, content_fingerprint
 from diffusion_lab.data.selection import Selection
+from diffusion_lab.data.table_checks import require_disk
 from diffusion_lab.image_folders import counted
 from diffusion_lab.paths import expanduser
 from diffusion_lab.reporting.csv_files import write_csv
+from diffusion_lab.reporting.text import terminal_text
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +45,7 @@ class ImageStore:
 
     hub_name: NAME or NAME:CONFIG on the Hugging Face hub, used if `path` is None.
     path: local folder of parquet files or images.
+    image_root: folder below which image files may lie that a table names; None allows only files in the set's folder.
     image_column, label_column: names of the columns; if label_column is None, all images get label 0.
     channels, resolution, fit, resample: arguments of `Preparation`.
     on_error: treatment of damaged images: "skip" leaves them out and lists them in damaged.csv in the cache; "raise"
@@ -56,6 +60,7 @@ class ImageStore:
         hub_name: str | None,
         path: str | os.PathLike[str] | None = None,
         *,
+        image_root: str | os.PathLike[str] | None = None,
         image_column: str = "image",
         label_column: str | None = "label",
         channels: int = 3,
@@ -69,7 +74,8 @@ class ImageStore:
         if on_error not in ON_ERROR:
             raise ValueError(f"on_error must be one of {', '.join(ON_ERROR)}, got {on_error}.")
         local = None if path is None else expanduser(path)
-        self.source = ImageSource(hub_name, local, image_column, label_column)
+        root = None if image_root is None else expanduser(image_root)
+        self.source = ImageSource(hub_name, local, image_column, label_column, root)
         self.preparation = Preparation(channels, resolution, fit, resample)
         self.on_error, self.cache = on_error, ImageCache(None if cache_folder is None else Path(cache_folder))
         self.selection = selection or Selection()
@@ -143,6 +149,7 @@ class ImageStore:
         listed = {DAMAGED_IMAGES: f", listed in {damaged}"}
         reasons = [f"{count:,} ({reason}{listed.get(reason, '')})" for reason, count in left_out.items() if count]
         message += f"; left out: {', '.join(reasons)}." if reasons else "; no image is left out."
+        message = terminal_text(message)
         if message not in self._reported and (reasons or self.source.folder is not None):
             self._reported.add(message)
             logger.log(logging.INFO if damaged is None else logging.WARNING, message)
@@ -161,6 +168,7 @@ class ImageStore:
         work_folder = folder / "datasets"
         rows = source.open(split, work_folder)
         size, decoder = len(rows.label), Decoder(rows.images, self.preparation, folder / PIXELS)
+        require_disk(size * math.prod(self.preparation.shape), folder)
         damaged = decode_split(decoder, f"preparing {self.source} ({split})", self._check_damage)
         if 2 * len(damaged) > size:
             raise ValueError(

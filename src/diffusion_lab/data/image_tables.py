@@ -7,24 +7,31 @@ import csv
 import errno
 import gc
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from diffusion_lab.data.image_files import ImageColumn, ImageFiles, UndecodedImages
 from diffusion_lab.image_folders import EXTENSIONS, split_named
+from diffusion_lab.regular_files import Places, is_regular, open_regular
+from diffusion_lab.reporting.text import terminal_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+Result = TypeVar("Result")
 
 SAVED_SET, SAVED_SPLIT = "dataset_dict.json", "state.json"
 """Files that `save_to_disk` writes for a set with several splits, and for each split."""
 NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0", "list index out of range")
 """Error messages of `datasets` for a split without rows: of several tables, a parquet file and a saved set."""
+MAX_HEADER, MAX_REASON = 2**20, 500
+"""Largest size of the first line of a CSV file, and of the text of an error of another library."""
 READERS = {".parquet": "parquet", ".csv": "csv"}
 """Extensions of tables whose column of images may contain paths of files, and the modules that read them."""
 
@@ -38,7 +45,8 @@ def saved_splits(folder: Path) -> dict[str, Path]:
     """Return the folder of each split of a set that was written by `save_to_disk`; a single split is named train."""
     if not (folder / SAVED_SET).is_file():
         return {"train": folder}
-    found = {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{SAVED_SPLIT}"))}
+    states = filter(is_regular, sorted(folder.glob(f"*/{SAVED_SPLIT}")))
+    found = {path.parent.name: path.parent for path in states}
     return dict(sorted(found.items(), key=lambda item: item[0] != "train"))
 
 
@@ -59,11 +67,11 @@ def _column_names(file: Path) -> list[str]:
     import pyarrow.parquet
 
     try:
-        if file.suffix.lower() == ".csv":
-            with file.open(newline="", encoding="utf-8-sig") as stream:
-                return next(csv.reader(stream), [])
-        return list(pyarrow.parquet.read_schema(file).names)
-    except (OSError, ValueError, csv.Error):  # pyarrow's errors are ValueErrors
+        with open_regular(file) as stream:
+            if file.suffix.lower() == ".csv":
+                return next(csv.reader([stream.readline(MAX_HEADER).decode("utf-8-sig")]), [])
+            return list(pyarrow.parquet.read_schema(stream).names)
+    except (OSError, ValueError, csv.Error, pyarrow.ArrowException):
         return []
 
 
@@ -74,10 +82,22 @@ def may_have_text(file: Path, column: str) -> bool:
     if file.suffix.lower() != ".parquet":
         return True
     try:
-        schema = pyarrow.parquet.read_schema(file)
-    except (OSError, ValueError):
+        with open_regular(file) as stream:
+            schema = pyarrow.parquet.read_schema(stream)
+    except (OSError, ValueError, pyarrow.ArrowException):
         return True
     return column in schema.names and not pyarrow.types.is_integer(schema.field(column).type)
+
+
+def result_of(read: Callable[[], Result], source: str, split: str) -> Result:
+    """Return the result of a function that uses an opened data set.
+
+    source: SETTING=VALUE of the set.  Its own ValueErrors are raised, and any other error as `load_error`.
+    """
+    result, failure = load(read)
+    if failure is not None:
+        raise failure if type(failure) is ValueError else load_error(failure, source, split)
+    return result  # type: ignore[no-any-return]
 
 
 def load(read: Callable[[], Any]) -> tuple[Any, BaseException | None]:
@@ -104,28 +124,31 @@ def load_error(cause: BaseException, source: str, split: str) -> Exception:
     """Return the error to raise for the cause of an error of `datasets`.  source: SETTING=VALUE of the set."""
     if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
         return OSError(cause.errno, cause.strerror)  # an error of the cache, not of the image set
-    reason = " ".join(str(cause).split()) or type(cause).__name__
+    reason = terminal_text(" ".join(str(cause).split())[:MAX_REASON]) or type(cause).__name__
     if any(phrase in reason for phrase in NO_ROWS):
         reason = "the split has 0 rows, but it must have at least 1."
     return ValueError(f"{source} cannot be read as images with a split {split!r}: {reason}")
 
 
-def undecoded(dataset: "Dataset", column: str, folders: Sequence[Path]) -> UndecodedImages:
-    """Return the images of a column that `require_columns` accepts.  folders: folders of relative paths of files."""
+def undecoded(dataset: "Dataset", column: str, folders: Sequence[Path], places: Places) -> UndecodedImages:
+    """Return the images of a column that `require_columns` accepts.
+
+    folders: folders to which paths of files may be relative.  places: folders below which all files must lie.
+    """
     if not is_text(dataset.features[column]):
         from datasets import Image
 
-        return ImageColumn(dataset.select_columns([column]).cast_column(column, Image(decode=False)))
+        return ImageColumn(dataset.select_columns([column]).cast_column(column, Image(decode=False)), places)
     paths = ["" if path is None else str(path) for path in dataset.data.column(column).to_pylist()]
-    folder = _folder_of(paths, folders)
-    return ImageFiles([str(folder / path) if path else "" for path in paths])
+    folder = _folder_of(paths, folders, places)
+    return ImageFiles([os.path.join(folder, path) if path else "" for path in paths], places)
 
 
-def _folder_of(paths: Sequence[str], folders: Sequence[Path]) -> Path:
+def _folder_of(paths: Sequence[str], folders: Sequence[Path], places: Places) -> Path:
     """Return the folder in which the first of the paths that exists in any of the folders exists."""
     for path in islice(filter(None, paths), 100):
         for folder in folders:
-            if (folder / path).is_file():
+            if (place := places.find(os.path.join(folder, path))) is not None and is_regular(place):
                 return folder
     return folders[0]
 
@@ -155,12 +178,21 @@ def require_columns(dataset: "Dataset", source: str, image_column: str, label_co
 
 
 def require_files(images: UndecodedImages, source: str, column: str) -> None:
-    """Raise ValueError if none of the first image files exists."""
-    if isinstance(images, ImageFiles) and not any(Path(path).is_file() for path in images.paths[:100] if path):
-        first = next(filter(None, images.paths), "")
+    """Raise ValueError if none of the first image files exists, or if all of them are in other places."""
+    if not isinstance(images, ImageFiles) or images.places is None:
+        return
+    paths = [path for path in images.paths[:100] if path]
+    places = [images.places.find(path) for path in paths]
+    if paths and all(place is None for place in places):
         raise ValueError(
-            f"{source} contains no images: its column {column} contains text such as {Path(first).name!r}, which is "
-            "not the path of a file relative to the table; a column of images contains the bytes of image files or "
+            f"{source} must name images in its folder, but its column {column} names other places, such as "
+            f"{terminal_text(paths[0][:200])}; data.image_root=FOLDER allows paths below FOLDER."
+        )
+    if not any(place is not None and is_regular(place) for place in places):
+        first = next(iter(paths), "")
+        raise ValueError(
+            f"{source} contains no images: its column {column} contains text such as {Path(first).name[:200]!r}, which "
+            "is not the path of a file relative to the table; a column of images contains the bytes of image files or "
             "paths of image files."
         )
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import Tensor
 from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.data.images import Images
 from diffusion_lab.distributed.collectives import Ranks
+from diffusion_lab.evaluation.statistics_files import names_of, read_about, read_statistics
 from diffusion_lab.features import Features
 from diffusion_lab.features.weights import verify_sha256
 from diffusion_lab.fingerprints import digest
@@ -160,14 +160,11 @@ class FileReference(Reference):
         if not path.is_file():
             raise ValueError(f"`reference` must be a split or an existing statistics file (.npz), got {path}.")
         try:
-            # The file is opened here, because numpy does not close a file if reading the archive fails.
-            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-                self._arrays = {name: file[name] for name in file.files if name != "arr_0"}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError, NotImplementedError) as error:
-            reason = " ".join(str(error).split())[:150]
-            raise ValueError(f"reference={path} cannot be read as .npz: {reason}") from error
+            self._arrays, self._names = read_statistics(path)
+            self._origin = read_about(self._arrays)
+        except ValueError as error:
+            raise ValueError(f"reference={path} cannot be read as .npz: {error}.") from None
         self._check()
-        self._origin: dict[str, Any] = json.loads(str(self._arrays["about"])) if "about" in self._arrays else {}
         self.name = self._origin.get("split", path.stem)
 
     def protocol(self) -> dict[str, Any]:
@@ -196,7 +193,7 @@ class FileReference(Reference):
         if mean is None or covariance is None:
             raise ValueError(
                 f"reference={self.path} must contain {' and '.join(self.KEYS[output])} for {output} features, got "
-                f"{', '.join(self._arrays)}."
+                f"{', '.join(self._names)}."
             )
         if output == "pooled" and len(mean) != features.num_features:
             raise ValueError(
@@ -216,7 +213,7 @@ class FileReference(Reference):
     def _check(self) -> None:
         pairs = [pair for pair in self.KEYS.values() if pair[0] in self._arrays or pair[1] in self._arrays]
         if not pairs:
-            names = ", ".join(self._arrays) or "neither"
+            names = ", ".join(self._names) or "neither"
             raise ValueError(f"reference={self.path} must contain mu and sigma, got {names}.")
         for mu, sigma in pairs:
             mean, covariance = (np.asarray(self._arrays.get(key, 0.0)) for key in (mu, sigma))
@@ -225,6 +222,8 @@ class FileReference(Reference):
                     f"reference={self.path} must contain {mu} [D] and {sigma} [D, D], got {list(mean.shape)} and "
                     f"{list(covariance.shape)}."
                 )
+            if (rows := self._arrays.get("rows")) is not None and rows.shape[1] != len(mean):
+                raise ValueError(f"reference={self.path} must contain rows [M, {len(mean)}], got {list(rows.shape)}.")
             if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
                 raise ValueError(
                     f"reference={self.path} must contain finite numbers, got NaN or infinity in {mu} or {sigma}."
@@ -271,11 +270,7 @@ class _Moments:
 
 def _is_cached(file: Path, with_rows: bool) -> bool:
     """Return whether a cache file can be opened and contains the requested arrays, without reading them."""
-    try:
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-            return {"mu", "sigma", "count"} <= set(arrays.files) and ("rows" in arrays.files or not with_rows)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        return False
+    return {"mu", "sigma", "count", *(["rows"] if with_rows else [])} <= names_of(file)
 
 
 def _read_cached(file: Path, with_rows: bool) -> FeatureSet | None:
@@ -284,12 +279,13 @@ def _read_cached(file: Path, with_rows: bool) -> FeatureSet | None:
     with_rows: whether the file must also contain the features of single images.
     """
     try:
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-            rows = torch.from_numpy(arrays["rows"]) if "rows" in arrays.files else None
-            mean, covariance = (torch.from_numpy(arrays[key]) for key in ("mu", "sigma"))
-            count = int(arrays["count"])
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        arrays, _ = read_statistics(file)
+        mean, covariance = (torch.from_numpy(arrays[key]) for key in ("mu", "sigma"))
+        count = int(arrays["count"])
+    except (ValueError, KeyError):
         return None
-    if rows is None and with_rows:
+    rows = torch.from_numpy(arrays["rows"]) if "rows" in arrays else None
+    is_damaged = mean.ndim != 1 or covariance.shape != (len(mean), len(mean))
+    if is_damaged or (rows is None and with_rows) or (rows is not None and rows.shape[1] != len(mean)):
         return None
     return FeatureSet(count, mean, covariance, rows)

@@ -15,7 +15,8 @@ WITHOUT_EFFECT = (
     *("trainer.max_steps", "trainer.max_time", "trainer.log_every_n_steps", "trainer.enable_*", "trainer.profiler"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.plugins"),
     *("trainer.accumulate_grad_batches", "data.num_workers", "data.datamodule.num_workers"),
-    *(f"data{part}.{name}" for part in ("", ".store", ".datamodule.store") for name in ("path", "cache_folder")),
+    *(f"data{part}.{name}" for part in ("", ".store", ".datamodule.store") for name in ("path", "image_root")),
+    *(f"data{part}.cache_folder" for part in ("", ".store", ".datamodule.store")),
     *("callbacks.progress.*", "callbacks.throughput.*", "callbacks.sample_images.*", "callbacks.save_last.*"),
     # Only the callbacks of this package: a callback of the user may act on the training.
     *(f"callbacks.{name}.every_n_steps" for name in ("measure_distance", "measure_accuracy", "save_averages")),

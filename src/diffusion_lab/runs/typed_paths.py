@@ -23,7 +23,10 @@ from diffusion_lab.errors import UserError
 from diffusion_lab.paths import CONF
 from diffusion_lab.runs.find import find_place, run_of
 
-PATHS = ("data.path", "data.cache_folder", "data.store.path", "data.store.cache_folder", "features.weights")
+PATHS = (
+    *(f"data{part}.{name}" for part in ("", ".store") for name in ("path", "image_root", "cache_folder")),
+    "features.weights",
+)
 """Settings whose values are paths."""
 
 PATHS_OR_NAMES = ("space.autoencoder.pretrained_model_name_or_path",)
