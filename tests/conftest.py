@@ -35,11 +35,15 @@ settings.load_profile("suite")
 
 @pytest.fixture(scope="session", autouse=True)
 def image_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep decoded sets and measured references out of the user's own cache; the workers of pytest-xdist share one."""
+    """Keep decoded sets, measured references and records of runs out of the user's own cache and state folders.
+
+    The workers of pytest-xdist share one cache.
+    """
     folder = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as monkeypatch:
         shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
         monkeypatch.setenv("DIFFUSION_LAB_CACHE", str(shared / "image_cache"))
+        monkeypatch.setenv("XDG_STATE_HOME", str(shared / "state"))
         yield
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from diffusion_lab.runs.trust import record
 from support.commands import ROOT, TINY, run, table
 
 PROJECT = ROOT / "examples" / "my_project"
@@ -57,10 +58,33 @@ def test_a_run_resumes_with_the_new_place_of_its_config_folder(trained: Path, in
     overrides = (run_folder / "overrides.yaml").read_text().replace(str(PROJECT / "conf"), str(tmp_path / "moved"))
     (run_folder / "overrides.yaml").write_text(overrides)
     resume = ["train.py", f"resume={run_folder}", "trainer.max_steps=5"]
+    record(run_folder)
     refused = run(*resume, PYTHONPATH=str(installed))
     assert "--config-dir gives the new place of its folder" in refused.stderr.splitlines()[-1]
     done = run(*resume, "--config-dir", str(conf), PYTHONPATH=str(installed))
     assert done.returncode == 0, done.stderr
+
+
+def test_a_copied_run_needs_trust_in_the_package_and_is_then_recorded(
+    trained: Path, installed: Path, tmp_path: Path
+) -> None:
+    copied = shutil.copytree(trained, tmp_path / "copied")
+    words = {
+        "sample": ["sample.py", f"run={copied}", "num_images=1", f"hydra.run.dir={tmp_path}/samples"],
+        "evaluate": ["evaluate.py", f"run={copied}", "num_samples=10", f"hydra.run.dir={tmp_path}/evaluation"],
+        "resume": ["train.py", f"resume={copied}", "trainer.max_steps=6"],
+    }
+    for command in words.values():
+        refused = run(*command, PYTHONPATH=str(installed))
+        assert refused.returncode == 1
+        assert "model names my_project.FlatResNet" in (message := refused.stderr.splitlines()[-1])
+        assert message.endswith("if you know who wrote this folder and trust this code, add trust=[my_project].")
+    for command in (words["sample"], words["resume"]):
+        done = run(*command, "trust=[my_project]", PYTHONPATH=str(installed))
+        assert done.returncode == 0, done.stderr
+    assert [row["step"] for row in table(copied / "metrics.csv")] == ["1", "2", "3", "4", "5", "6"]
+    assert run("sample.py", f"run={copied}", "num_images=1", f"hydra.run.dir={tmp_path}/more",
+               PYTHONPATH=str(installed)).returncode == 0  # fmt: skip
 
 
 def test_a_run_uses_the_schedule_the_optimizer_and_the_learning_rate_schedule(installed: Path, tmp_path: Path) -> None:

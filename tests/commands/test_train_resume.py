@@ -219,7 +219,7 @@ def test_a_run_that_cannot_be_resumed_is_rejected_with_a_message(run: Path, tmp_
     assert last_line(damaged).startswith("error: the run cannot be resumed, because no checkpoint can be read (")
     (run / "config.yaml").write_text("{")
     broken = train(f"resume={run}")
-    unreadable = f"error: the run cannot be resumed, because {run / 'config.yaml'} cannot be read: "
+    unreadable = f"error: {run / 'config.yaml'} cannot be read: "
     assert last_line(broken).startswith(unreadable)
     assert all(done.returncode == 1 for done in (missing, empty, sweep, damaged, broken))
 

@@ -37,7 +37,7 @@ from diffusion_lab.runs.sampling_setup import cascade_stages
 from support.commands import table
 
 CLASSIFIER = "{network: none}"
-DIFFUSION = "{objective: simple, ema: {decays: {main: {_target_: x.RampedDecay}}}}"
+DIFFUSION = "{objective: simple, ema: {decays: {main: {_target_: diffusion_lab.ema.RampedDecay}}}}"
 
 
 def make_run(folder: Path, config: str = DIFFUSION) -> Path:

@@ -7,7 +7,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from diffusion_lab.runs.config_changes import changes_with_effect
-from diffusion_lab.runs.resume import StartingPoint, print_done
+from diffusion_lab.runs.results import print_done
+from diffusion_lab.runs.resume import StartingPoint
 
 
 @pytest.mark.parametrize(("distance", "result"), [({"fd_fashion_cnn_2k": 1.5}, 1.5), ({}, 0.25)])
@@ -19,7 +20,7 @@ def test_the_result_of_a_finished_run_is_its_distance_or_its_loss(
     config = OmegaConf.create({"run_folder": str(tmp_path), "trainer": {"max_steps": 8}})
     start = StartingPoint(config, tmp_path / "last.ckpt", 8, continues=True)
     assert start.is_done
-    assert print_done(start, is_open_ended=True) == result
+    assert print_done(tmp_path, 8, is_open_ended=True) == result
 
 
 def test_the_interval_of_a_callback_of_another_package_must_not_change() -> None:
@@ -32,8 +33,7 @@ def test_the_interval_of_a_callback_of_another_package_must_not_change() -> None
 def test_a_finished_run_names_fork_only_if_a_schedule_ends_with_it(
     is_open_ended: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = OmegaConf.create({"run_folder": str(tmp_path), "trainer": {"max_steps": 60}})
-    print_done(StartingPoint(config, tmp_path / "last.ckpt", 60, continues=True), is_open_ended=is_open_ended)
+    print_done(tmp_path, 60, is_open_ended=is_open_ended)
     printed = capsys.readouterr().out
     assert "trainer.max_steps above 60 to train further" in printed
     assert ("fork=true" in printed) == (not is_open_ended)

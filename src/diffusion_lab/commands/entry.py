@@ -31,6 +31,7 @@ from diffusion_lab.config.compose import error_message, in_sweep, require_global
 from diffusion_lab.config.finite_numbers import require_finite
 from diffusion_lab.config.library_classes import with_plus
 from diffusion_lab.config.search_path import with_search_path
+from diffusion_lab.config.trusted_packages import take_packages
 from diffusion_lab.distributed import launch, signals, slurm_job
 from diffusion_lab.distributed.signals import StoppedBySignal
 from diffusion_lab.errors import UserError
@@ -142,6 +143,7 @@ def _run(task: _Task, prepare_command_line: Callable[[], None]) -> None:
     if note := provide_home():
         logger.info(note)
     logs.take_folder()
+    take_packages()
     if print_help(task.config_name, sys.argv[1:]):
         return
     sys.argv[1:] = with_found_guides(as_hydra_arguments(task.config_name, sys.argv[1:]))

@@ -47,6 +47,7 @@ def evaluate(config: DictConfig) -> float | None:
     sampling_setup.require_whole_numbers(config)
     allowed = allowed_fields(config.allow)
     targets = find_targets(config)
+    sampling_setup.require_loadable(config, targets)
     fabric = sampling_setup.launch_fabric(config)
     output, results = Path(config.output_folder), []
     for number, measurement in enumerate(evaluation_setup.build_each(config, targets, fabric)):

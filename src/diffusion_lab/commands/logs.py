@@ -16,6 +16,7 @@ from contextlib import contextmanager
 
 from diffusion_lab.commands.output import outlive_reader
 from diffusion_lab.config.overrides import unquote
+from diffusion_lab.config.secrets import hidden
 from diffusion_lab.distributed import slurm_job
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import LOGS_VARIABLE, expanduser
@@ -57,8 +58,8 @@ def _is_shown(record: logging.LogRecord) -> bool:
 
 
 def _escape(record: logging.LogRecord) -> bool:
-    """Make the control characters in a message visible; see `message_text`."""
-    record.msg, record.args = message_text(record.getMessage()), ()
+    """Make the control characters in a message visible, see `message_text`, and replace secrets."""
+    record.msg, record.args = message_text(hidden(record.getMessage())), ()
     return True
 
 

@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from diffusion_lab.commands import entry
 from diffusion_lab.config.compose import in_sweep
 from diffusion_lab.config.library_classes import drop_unused_settings
+from diffusion_lab.config.overrides import given_overrides
 from diffusion_lab.config.program import command_line
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import evaluation_setup, training_setup
@@ -44,7 +44,7 @@ PLACES = (
 
 def prepare(config: DictConfig) -> None:
     """Build everything that a training run builds before its first step, and compute the reference statistics."""
-    overrides = HydraConfig.get().overrides.task
+    overrides = given_overrides()
     drop_unused_settings(config, overrides)
     apply_trainer_settings(config, overrides)
     measures = config.callbacks.get("measure_distance") is not None

@@ -42,6 +42,7 @@ def sample(config: DictConfig) -> None:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         raise UserError(f"`run` and `checkpoint` must select one checkpoint, got {found}{more}.")
     seeds = _seeds(config)
+    sampling_setup.require_loadable(config, [target])
     fabric = sampling_setup.launch_fabric(config)
 
     from diffusion_lab.data.classes import numbering  # the package imports torch

@@ -7,7 +7,9 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
@@ -40,6 +42,12 @@ def identifying_overrides(overrides: Sequence[str]) -> set[str]:
         for override in overrides
         if not any(fnmatch.fnmatch(override_key(override), pattern) for pattern in EXECUTION_SETTINGS)
     }
+
+
+def given_overrides() -> list[str]:
+    """Return the overrides of the running command as they were typed: ${NAME} in them is not resolved."""
+    overrides: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    return list(map(str, overrides))
 
 
 def override_key(override: str) -> str:

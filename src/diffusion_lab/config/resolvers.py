@@ -9,6 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from diffusion_lab.config import overrides
+from diffusion_lab.config.trusted_packages import trusted_packages
 from diffusion_lab.distributed import launch, slurm_job
 from diffusion_lab.image_folders import num_class_folders
 from diffusion_lab.paths import PACKAGE, logs_folder
@@ -145,6 +146,7 @@ def _interval(num_events: int, max_steps: int) -> int:
 
 
 OmegaConf.register_new_resolver("logs_folder", lambda: str(logs_folder()), replace=True)
+OmegaConf.register_new_resolver("trusted_packages", trusted_packages, replace=True)
 OmegaConf.register_new_resolver("embedded", lambda name: str(PACKAGE / "data" / "embedded" / name), replace=True)
 OmegaConf.register_new_resolver("fastest_cpu_precision", _fastest_cpu_precision, replace=True)
 OmegaConf.register_new_resolver("fastest_accelerator", _fastest_accelerator, replace=True)

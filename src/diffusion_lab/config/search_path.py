@@ -50,6 +50,12 @@ def gives_search_path(arguments: Sequence[str]) -> bool:
     return any(argument.partition("=")[0].lstrip("+") in (*_FLAGS, KEY) for argument in arguments)
 
 
+def given_folders(arguments: Sequence[str]) -> list[Path]:
+    """Return the config folders that the arguments name.  Raises UserError as `with_search_path`."""
+    overrides = [text for text in with_search_path(arguments) if text.startswith(f"{KEY}=")]
+    return [Path(folder.removeprefix("file://")) for text in overrides for folder in _list(text)]
+
+
 def search_path_overrides() -> list[str]:
     """Return the override of hydra.searchpath of the running command, if there is one, as a list."""
     return [argument for argument in sys.argv[1:] if argument.startswith(f"{KEY}=")]

@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from diffusion_lab.atomic_files import atomic_file
+from diffusion_lab.config.saved_files import read_saved_json
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs.load import instantiate_node
 
@@ -27,7 +28,7 @@ def save(names: Sequence[str], folder: Path) -> None:
 
 def load(folder: Path) -> tuple[str, ...]:
     """Return the names of the classes of a run; () if its images have no names, or for a run of an earlier version."""
-    return tuple(json.loads((folder / FILE).read_text())) if (folder / FILE).is_file() else ()
+    return tuple(map(str, read_saved_json(folder / FILE, list)))
 
 
 def save_trained(numbers: Sequence[int], folder: Path) -> None:
@@ -42,7 +43,7 @@ def load_trained(folder: Path, config: DictConfig, num_classes: int) -> tuple[in
     config: config of the run, whose setting data.classes is used for a run of an earlier version.
     """
     if (folder / TRAINED_FILE).is_file():
-        numbers = json.loads((folder / TRAINED_FILE).read_text())
+        numbers = [number for number in read_saved_json(folder / TRAINED_FILE, list) if isinstance(number, int)]
     else:
         names, chosen = load(folder), config.data.get("classes")
         given = [str(name) for name in ([chosen] if isinstance(chosen, (str, int)) else chosen or ())]

@@ -11,7 +11,7 @@ KeyPath = tuple[Any, ...]
 """The keys that lead to a value of a nested config."""
 
 WITHOUT_EFFECT = (
-    *("run_folder", "logs", "resume", "fork", "forked_from", "take_over", "logger.*", "sweep.*"),
+    *("run_folder", "logs", "resume", "fork", "forked_from", "take_over", "trust", "logger.*", "sweep.*"),
     *("trainer.max_steps", "trainer.max_time", "trainer.log_every_n_steps", "trainer.enable_*", "trainer.profiler"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.plugins"),
     *("trainer.accumulate_grad_batches", "data.num_workers", "data.datamodule.num_workers"),

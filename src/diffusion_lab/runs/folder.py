@@ -1,6 +1,7 @@
 """Preparation of a run folder before the first training step: the files that are needed to load or resume the run."""
 
 import json
+import logging
 import platform
 import re
 import sys
@@ -10,12 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.config.library_classes import without_plus
+from diffusion_lab.config.overrides import given_overrides
 from diffusion_lab.config.search_path import search_path_overrides
+from diffusion_lab.config.secrets import secret_keys, without_secrets
 from diffusion_lab.distributed import slurm_job
 from diffusion_lab.distributed.signals import StoppedBySignal
 from diffusion_lab.errors import UserError
@@ -23,7 +25,10 @@ from diffusion_lab.runs import class_names
 from diffusion_lab.runs.load import resolve
 from diffusion_lab.runs.resume import StartingPoint
 from diffusion_lab.runs.training_setup import Run
+from diffusion_lab.runs.trust import is_recorded, record
 from diffusion_lab.runs.typed_paths import write_overrides
+
+logger = logging.getLogger(__name__)
 
 
 def prepare(run: Run, start: StartingPoint) -> StartingPoint:
@@ -41,6 +46,7 @@ def prepare(run: Run, start: StartingPoint) -> StartingPoint:
         class_names.save(run.datamodule.train_images.class_names, run.folder)
         class_names.save_trained(sorted(set(run.datamodule.train_images.label.tolist())), run.folder)
         save_overrides(run.folder)
+        record(run.folder)
         _save_environment(start.config, run.folder)
         if is_fork and start.checkpoint is not None and checkpoint is not None:
             step = _copy_checkpoint_to_fork(start.checkpoint, checkpoint)
@@ -60,6 +66,7 @@ def saved_on_signal(config: DictConfig) -> Iterator[None]:
         if slurm_job.rank() == 0 and not config.resume and not (folder / "config.yaml").exists():
             _save_config(config, folder)
             save_overrides(folder)
+            record(folder)
         raise
 
 
@@ -67,13 +74,13 @@ def _start_loggers(loggers: list[Any], start: StartingPoint) -> None:
     """Start the loggers of a run, which continue after the steps that are already done."""
     config, num_steps = start.config, start.step if start.continues else 0
     interval = 1 if start.is_trained else config.trainer.get("log_every_n_steps") or 1  # 1 keeps the loss of the end
-    for logger in loggers:
-        if hasattr(logger, "continue_after"):
-            logger.continue_after(num_steps, interval)
+    for each in loggers:
+        if hasattr(each, "continue_after"):
+            each.continue_after(num_steps, interval)
         try:
-            _ = logger.experiment
-            if hasattr(logger, "describe"):
-                logger.describe(OmegaConf.to_container(resolve(config)))
+            _ = each.experiment
+            if hasattr(each, "describe"):
+                each.describe(without_secrets(OmegaConf.to_container(resolve(config))))
         except Exception as error:
             if not type(error).__module__.startswith("wandb"):
                 raise
@@ -82,8 +89,11 @@ def _start_loggers(loggers: list[Any], start: StartingPoint) -> None:
 
 
 def _save_config(config: DictConfig, folder: Path) -> None:
+    content = OmegaConf.to_container(resolve(config))
+    if hidden := list(secret_keys(content)):
+        logger.info("config.yaml has null for the value of a secret environment variable at %s.", ", ".join(hidden))
     with atomic_file(folder / "config.yaml") as partial:
-        OmegaConf.save(resolve(config), partial)
+        OmegaConf.save(OmegaConf.create(without_secrets(content)), partial)
 
 
 def _save_environment(config: DictConfig, folder: Path) -> None:
@@ -131,8 +141,10 @@ def save_overrides(folder: Path) -> None:
     The overrides file that Hydra writes contains only the overrides of the latest command.
     """
     if slurm_job.rank() == 0:
-        given = HydraConfig.get().overrides.task
+        was_recorded, given = is_recorded(folder), given_overrides()
         overrides = [
             without_plus(override) for override in given if not re.match(r"\+*(resume|fork|take_over)=", override)
         ]
         write_overrides([*overrides, *search_path_overrides()], folder)
+        if was_recorded:
+            record(folder)

@@ -7,8 +7,7 @@ import contextlib
 import logging
 import re
 import typing
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +20,15 @@ from diffusion_lab.config.compose import error_message
 from diffusion_lab.config.earlier_versions import current_config
 from diffusion_lab.config.library_classes import import_target
 from diffusion_lab.config.program import command_line
+from diffusion_lab.config.saved_files import read_saved
 from diffusion_lab.config.validation import argument_problems, raise_problems
 from diffusion_lab.contracts import require_instance
 from diffusion_lab.distributed import launch
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs.find import find_run
+from diffusion_lab.runs.lightning_messages import silence_lightning
+from diffusion_lab.runs.saved_modules import building_saved, require_similar_size
+from diffusion_lab.runs.trust import is_recorded, require_trusted
 
 if TYPE_CHECKING:
     from diffusion_lab.training.classifier_module import ClassifierModule
@@ -33,17 +36,21 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+NOT_BUILT = ("callbacks", "logger", "trainer")
+"""Parts of the config of a run that only training builds."""
+
 MAX_REMAINING_SIGNAL = 0.05
 """Largest alpha / sigma at the end of a schedule that causes no warning: DDPM has 0.006 and EDM has 0.0125."""
 
 
-def load_module(run: str | Path, checkpoint: str | None = None) -> "DiffusionModule":
+def load_module(run: str | Path, checkpoint: str | None = None, *, trust: Sequence[str] = ()) -> "DiffusionModule":
     """Load the trained module of a run, on the CPU; its method `sample` generates images.
 
     run: run folder, such as "logs/train/my_run", a checkpoint file in it, or any other form that the setting `run` of
         the commands accepts, such as "last".
     checkpoint: file name of a checkpoint in the run folder; None selects last.ckpt, or the file that `run` names.
-    Raises UserError if there is no such run or checkpoint.
+    trust: packages, such as ["my_project"], whose code the config of the run may name.
+    Raises UserError if there is no such run or checkpoint, or if the config names code that is not trusted.
 
     >>> from diffusion_lab import load_module
     >>> module = load_module(run_folder)
@@ -53,25 +60,38 @@ def load_module(run: str | Path, checkpoint: str | None = None) -> "DiffusionMod
     from diffusion_lab.runs import class_names
 
     target = find_run("run", run, checkpoint=checkpoint)
-    config = load_config(target.folder)
+    config = load_config(target.folder, trust=[trust] if isinstance(trust, str) else trust)
     module: DiffusionModule = load_weights(config, target.checkpoint)
     module.class_names = class_names.load(target.folder)
     module.trained_classes = class_names.load_trained(target.folder, config, module.num_classes)
     return module
 
 
-def load_config(folder: Path) -> DictConfig:
-    """Return the config of a run.  Raises UserError if the folder has no config.yaml."""
+def load_config(folder: Path, *, trust: Sequence[str] = ()) -> DictConfig:
+    """Return the config of a run, from which its module and its data are built.
+
+    trust: trusted packages, in addition to those of the setting `trust`.
+    Raises UserError if the folder has no config.yaml, or if it names code that the user does not trust.
+    """
     if not (folder / "config.yaml").is_file():
         raise UserError(f"run folder {folder} has no config.yaml.")
-    return read_config(folder / "config.yaml")
+    config = read_config(folder / "config.yaml")
+    plain: Any = OmegaConf.to_container(config)
+    require_trusted({key: node for key, node in plain.items() if key not in NOT_BUILT}, folder, trust=trust)
+    return config if is_recorded(folder) else OmegaConf.create(_without_places(plain))
+
+
+def _without_places(node: Any) -> Any:
+    """Return a plain config without the folders in which another user caches images, or finds those of a table."""
+    if isinstance(node, dict):
+        places = ("cache_folder", "image_root")
+        return {key: None if key in places else _without_places(child) for key, child in node.items()}
+    return [_without_places(child) for child in node] if isinstance(node, list) else node
 
 
 def read_config(path: Path) -> DictConfig:
     """Read a saved config and replace names from earlier package versions by the current names."""
-    content = OmegaConf.to_container(OmegaConf.load(path))
-    assert isinstance(content, dict)
-    return OmegaConf.create(current_config({str(key): value for key, value in content.items()}))
+    return OmegaConf.create(current_config(read_saved(path, dict)))
 
 
 def load_weights(config: DictConfig, checkpoint: Path) -> Any:
@@ -89,16 +109,17 @@ def load_checkpoint(config: DictConfig, checkpoint: Path) -> tuple[Any, dict[str
     """
     from diffusion_lab import checkpoint_files
 
-    module = build_untrained_module(config)
     try:
         content = checkpoint_files.read_run(checkpoint)
+        with building_saved(checkpoint):
+            require_similar_size(lambda: instantiate_node(config.model, "model"), content["state_dict"], checkpoint)
+            module = build_untrained_module(config)
         module.load_state_dict(content["state_dict"])
     except checkpoint_files.DamagedCheckpointError as error:
         raise UserError(str(error)) from error
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:
         found = checkpoint_files.differing_entries(module.state_dict(), content["state_dict"])
-        if not found:
-            raise
+        found = found or " ".join(str(error).split())
         raise UserError(
             f"`model` must have the tensors of {checkpoint}, got other tensors ({found[:300]}); the code of the "
             "network or the config.yaml of the run has changed."
@@ -275,16 +296,3 @@ def require_kind(value: Any, base: type, path: str) -> None:
         require_instance(value, base, path)
     except ValueError as error:
         raise UserError(str(error)) from error
-
-
-def silence_lightning() -> None:
-    """Filter out Lightning's startup messages, and its warnings that do not apply to this framework."""
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # batches are gathered from memory
-    warnings.filterwarnings("ignore", message=".*srun. command is available.*")  # runs of one rank need no srun
-    warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
-    warnings.filterwarnings("ignore", message=".*module.s. in eval mode.*")  # the EMA networks are never trained
-    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # Hydra writes to the run folder first
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # raised inside Lightning
-    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")  # 1 x 1 convolutions
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 from diffusion_lab.config.earlier_versions import current_metric
+from diffusion_lab.config.saved_files import reading
 from diffusion_lab.reporting.csv_files import read_csv
 from diffusion_lab.runs.results import earlier_ends
 
@@ -19,7 +20,8 @@ def read_log(folder: Path) -> list[dict[str, float]]:
     path = folder / METRICS_LOG
     if not path.is_file():
         return []
-    lines = [{current_metric(name): text for name, text in line.items()} for line in read_csv(path)]
+    with reading(path):
+        lines = [{current_metric(name): text for name, text in line.items()} for line in read_csv(path)]
     return [{name: float(text) for name, text in line.items() if _is_number(text)} for line in lines]
 
 

@@ -31,6 +31,10 @@ PRINTED = (
 """Fingerprint fields that an evaluation prints."""
 
 
+SUMMARY_FIELDS = ("steps", "loss", "images_per_second", "minutes")
+"""Fields of summary.json that every run has. Some runs also have accuracies or a Fréchet distance."""
+
+
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     """Write `summary.json`, from which tables of many runs are made.  Values that are not finite become null."""
     _write(folder / SUMMARY, {key: _finite_or_none(value) for key, value in summary.items()})
@@ -128,3 +132,21 @@ def _main_settings(numbers: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     for number in numbers:
         fields |= flat(number["fingerprint"])
     return {shown_name(field): shown_text(field, fields[field]) for field in PRINTED if field in fields}
+
+
+def print_done(folder: Path, step: int, *, is_open_ended: bool) -> float | None:
+    """Print that all steps of a run are done, and return the value that a search minimizes, as `Summary.objective`.
+
+    step: number of steps.  is_open_ended: whether the run can be continued with more steps.
+    """
+    fork = "" if is_open_ended else "fork=true (a schedule ends with the run) and "
+    further = f"set {fork}trainer.max_steps above {step} to train further"
+    print(f"nothing left to do: all {step:,} steps of {folder} are complete; {further}.")
+    content: dict[str, float | None] = read_json(folder / SUMMARY)
+    # The name of the metric value depends on how it was measured. Accuracies of a classifier are not used.
+    values = [v for name, v in content.items() if name not in SUMMARY_FIELDS and not name.startswith("accuracy_")]
+    if not values or values[-1] is None:
+        return content.get("loss")
+    numbers = read_json(folder / METRICS).get("numbers", [])
+    higher_is_better = bool(numbers) and numbers[0].get("higher_is_better", False)
+    return -values[-1] if higher_is_better else values[-1]

@@ -10,22 +10,24 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
 
+from diffusion_lab.config.accepted_targets import foreign_targets
 from diffusion_lab.config.compose import command_name, compose_config
 from diffusion_lab.config.earlier_versions import current_config
 from diffusion_lab.config.library_classes import without_plus
-from diffusion_lab.config.overrides import override_key, quote, unquote
+from diffusion_lab.config.overrides import given_overrides, override_key, quote, unquote
 from diffusion_lab.config.program import command_line
+from diffusion_lab.config.saved_files import read_saved
 from diffusion_lab.config.search_path import KEY as SEARCH_PATH
 from diffusion_lab.config.search_path import gives_search_path, search_path_overrides
+from diffusion_lab.config.secrets import is_secret
 from diffusion_lab.config.validation import argument_problems, raise_problems
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import config_changes
@@ -33,14 +35,14 @@ from diffusion_lab.runs.config_changes import KeyPath, by_choice, changes_with_e
 from diffusion_lab.runs.find import Place, find_place, portable_path, run_of, shell_word
 from diffusion_lab.runs.load import resolve
 from diffusion_lab.runs.supervise import FolderInUseError
-from diffusion_lab.runs.tables import METRICS, SUMMARY, read_json
+from diffusion_lab.runs.tables import SUMMARY, read_json
 from diffusion_lab.runs.training_setup import Run
-from diffusion_lab.runs.typed_paths import make_absolute, overrides_file, read_overrides
+from diffusion_lab.runs.trust import is_recorded, require_trusted
+from diffusion_lab.runs.typed_paths import make_absolute, read_overrides
+from diffusion_lab.runs.unrecorded import kept_overrides, print_left_out, with_places_of_user
+from diffusion_lab.runs.used_settings import UsedSettings
 
 logger = logging.getLogger(__name__)
-
-SUMMARY_FIELDS = ("steps", "loss", "images_per_second", "minutes")
-"""Fields of summary.json that every run has. Some runs also have accuracies or a Fréchet distance."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ def restore_command_line(command: str) -> None:
         for override in _saved_overrides(folder)
         if override_key(override) not in replaced or re.match(r"\+[^=]*\.", override)
     ]
+    if not is_recorded(folder):
+        print_left_out(folder, read_overrides(folder))
     resume = quote(str(checkpoint or folder))
     sys.argv[1:] = [*remaining, *given, f"resume={resume}"]
     if not any(re.fullmatch(r"\+*fork=true", argument, re.IGNORECASE) for argument in given):
@@ -158,10 +162,33 @@ def _merge_changes(config: DictConfig, folder: Path, run_folder: Path) -> tuple[
     composed = compose_config(command_name(), overrides)
     make_absolute(composed)
     before = flatten(_to_container(composed))
-    saved = flatten(relocate(current_config(_load_yaml(folder / "config.yaml", dict)), run_folder))
+    saved = flatten(_saved_config(folder, run_folder, now))
+    saved |= {key: value for key, value in now.items() if is_secret(value) and saved.get(key, "") is None}
     changed = {key for key in now.keys() | before.keys() if now.get(key) != before.get(key)}
     wanted = {key: value for key, value in saved.items() if key not in changed or key in now}
     return saved, wanted | {key: now[key] for key in changed if key in now}
+
+
+def _saved_config(folder: Path, run_folder: Path, now: Mapping[KeyPath, Any]) -> dict[str, Any]:
+    """Return the config of the run in `folder` with the paths of `run_folder`.
+
+    now: config of the command, flattened.  Raises UserError if the config names code that the user does not trust.
+    """
+    config = read_saved(folder / "config.yaml", dict)
+    if "run_folder" not in config:
+        raise UserError(f"the run cannot be resumed, because {folder / 'config.yaml'} was not written by a run.")
+    saved: dict[str, Any] = relocate(current_config(config), run_folder)
+    if is_recorded(folder):
+        return saved
+    kept, left_out = with_places_of_user(flatten(saved), now, run_folder)
+    kept_config = unflatten(kept)
+    require_trusted(kept_config, folder, typed=foreign_targets(unflatten(now)))
+    if left_out:
+        logger.info(
+            "%s was not recorded as a run of this user, so these settings come from the command line and not from its "
+            "config.yaml: %s.", folder, ", ".join(left_out),
+        )  # fmt: skip
+    return kept_config
 
 
 def require_matching_checkpoint(start: StartingPoint, run: Run) -> None:
@@ -206,43 +233,13 @@ def is_open_ended(config: DictConfig) -> bool:
     return not changes_with_effect(flatten(_to_container(config)), flatten(_to_container(longer)))
 
 
-def print_done(start: StartingPoint, *, is_open_ended: bool) -> float | None:
-    """Print that all steps are done, and return the value that a search minimizes, as `Summary.objective`."""
-    folder = Path(start.config.run_folder)
-    fork = "" if is_open_ended else "fork=true (a schedule ends with the run) and "
-    further = f"set {fork}trainer.max_steps above {start.step} to train further"
-    print(f"nothing left to do: all {start.step:,} steps of {folder} are complete; {further}.")
-    content: dict[str, float | None] = read_json(folder / SUMMARY)
-    # The name of the metric value depends on how it was measured. Accuracies of a classifier are not used.
-    values = [v for name, v in content.items() if name not in SUMMARY_FIELDS and not name.startswith("accuracy_")]
-    if not values or values[-1] is None:
-        return content.get("loss")
-    numbers = read_json(folder / METRICS).get("numbers", [])
-    higher_is_better = bool(numbers) and numbers[0].get("higher_is_better", False)
-    return -values[-1] if higher_is_better else values[-1]
-
-
 def _saved_overrides(folder: Path) -> list[str]:
-    """Return the overrides that a run was started with, with the paths that they have in the current folder."""
-    if file := overrides_file(folder):
-        _load_yaml(file, list)  # raises UserError for a damaged file
-    return [override for override in read_overrides(folder) if not re.match(r"(resume|fork|take_over)=", override)]
+    """Return the overrides that a run was started with, with the paths that they have in the current folder.
 
-
-def _load_yaml(path: Path, kind: type) -> Any:
-    """Return the content of a YAML file of a run.
-
-    kind: expected type of the content.  Raises UserError if the file is damaged or has other content.
+    Of a run that this user has not started, only those are returned that define the result.
     """
-    try:
-        content: Any = OmegaConf.to_container(OmegaConf.load(path))
-    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"the run cannot be resumed, because {path} cannot be read: {' '.join(str(error).split())[:200]}"
-        ) from error
-    if type(content) is not kind or (type(content) is dict and "run_folder" not in content):
-        raise UserError(f"the run cannot be resumed, because {path} was not written by a run.")
-    return content
+    saved = [override for override in read_overrides(folder) if not re.match(r"(resume|fork|take_over)=", override)]
+    return saved if is_recorded(folder) else kept_overrides(saved)
 
 
 def _require_arguments(config: DictConfig) -> None:
@@ -253,9 +250,7 @@ def _require_arguments(config: DictConfig) -> None:
 
 def _by_choice(changes: list[str], folder: Path) -> list[str]:
     """Apply `by_choice`.  folder: run folder, in which Hydra has saved the choices of the run."""
-    file = folder / ".hydra" / "hydra.yaml"
-    saved = OmegaConf.select(OmegaConf.load(file), "hydra.runtime.choices") if file.is_file() else None
-    return by_choice(changes, saved or {}, HydraConfig.get().runtime.choices)
+    return by_choice(changes, UsedSettings.read(folder).choices, HydraConfig.get().runtime.choices)
 
 
 def _refuse_changes(changes: list[str], reason: str, run_folder: Path, *, resumed: bool) -> NoReturn:
@@ -266,7 +261,7 @@ def _refuse_changes(changes: list[str], reason: str, run_folder: Path, *, resume
     more = f" and {len(changes) - 8} more" if len(changes) > 8 else ""
     shown = f"{', '.join(changes[:8])}{more}{reason}"
     if resumed:
-        overrides = [without_plus(override) for override in HydraConfig.get().overrides.task]
+        overrides = [without_plus(override) for override in given_overrides()]
         saved = [*_saved_overrides(run_folder), "fork=false"]
         given = [text for text in overrides if text not in saved and override_key(text) != "resume"]
         command = [command_line(command_name()), f"resume={shell_word(portable_path(run_folder))}", "fork=true"]

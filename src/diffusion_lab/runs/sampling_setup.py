@@ -3,12 +3,14 @@
 Torch and Lightning are imported inside functions, so that invalid settings are rejected without their import time.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.config.compilation import Acceleration
 from diffusion_lab.config.program import command_line
+from diffusion_lab.config.saved_files import reading
 from diffusion_lab.config.validation import argument_problems, raise_problems
 from diffusion_lab.distributed.launch import cluster_environment, describe_device, protect_new_ranks
 from diffusion_lab.errors import UserError
@@ -16,6 +18,7 @@ from diffusion_lab.runs import class_names
 from diffusion_lab.runs.chosen_sampler import note_default_settings
 from diffusion_lab.runs.find import Target, find_run
 from diffusion_lab.runs.guidance_setup import require_guidable
+from diffusion_lab.runs.lightning_messages import silence_lightning
 from diffusion_lab.runs.load import (
     instantiate_node,
     is_classifier_config,
@@ -24,7 +27,6 @@ from diffusion_lab.runs.load import (
     load_weights,
     require_launch,
     resolve,
-    silence_lightning,
 )
 from diffusion_lab.runs.moved_data import use_place
 
@@ -43,7 +45,6 @@ GUIDANCE_SETTINGS = ("guidance_scale", "guide", "classifier", "classifier_scale"
 
 SINCE_VERSION_0_2 = ("guidance", "space", "low_resolution")
 """Keys that are missing in configs from version 0.1. Network settings also differ in that version."""
-
 
 WHOLE_NUMBERS = {
     "seed": 0,
@@ -65,6 +66,12 @@ def require_whole_numbers(config: DictConfig) -> None:
             continue  # computed from the number of classes, or from the metrics of an evaluation
         if name in config and (type(config[name]) is not int or config[name] < least):
             raise UserError(f"{name} must be a whole number of at least {least}, got {config[name]}.")
+
+
+def require_loadable(config: DictConfig, targets: Sequence[Target]) -> None:
+    """Raise UserError, before ranks are started, if the config of a run cannot be read or is not trusted."""
+    for target in (*targets, *cascade_stages(config)):
+        load_config(target.folder)
 
 
 def launch_fabric(config: DictConfig) -> "Fabric":
@@ -120,7 +127,8 @@ def sampling_config(config: DictConfig, target: Target) -> DictConfig:
             f"`run` must have been trained with version 0.2 or later, got {target.folder}, whose config.yaml has no "
             f"{missing[0]}; use the version that trained it."
         )
-    _replace_sampling_settings(trained, config)
+    with reading(target.folder / "config.yaml"):
+        _replace_sampling_settings(trained, config)
     if not config.cascade or trained.low_resolution is not None:  # otherwise its images are not read
         use_place(trained, config.data.path, target)
     return trained

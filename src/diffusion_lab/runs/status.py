@@ -50,7 +50,8 @@ def read(folder: Path) -> Status | None:
         launcher = content.pop("launcher")
         if content["state"] == FAILED:  # earlier versions had no state for interrupted runs
             content["state"] = state_of_end(content["reason"])
-        return Status(**content, launcher=launcher and Attempt(**launcher), starts=starts)
+        status = Status(**content, launcher=launcher and Attempt(**launcher), starts=starts)
+        return status if status.is_valid else None
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):  # damaged, or of another version

@@ -4,10 +4,12 @@ import re
 import time
 from dataclasses import dataclass, field
 from datetime import datetime
+from types import NoneType
 from typing import Any
 
 QUEUED, RUNNING, REQUEUED, FINISHED, FAILED = "queued", "running", "requeued", "finished", "failed"
 INTERRUPTED, NOT_STARTED = "interrupted", "not started"
+STATES = (QUEUED, RUNNING, REQUEUED, FINISHED, FAILED, INTERRUPTED, NOT_STARTED)
 
 SILENT = "no sign of life"
 """Label of a run that is said to be running on a machine whose processes are not visible here."""
@@ -34,6 +36,18 @@ class Attempt:
     ended: float | None = None
     saved: bool | None = None
 
+    @property
+    def is_valid(self) -> bool:
+        """Whether all fields have values that this package writes."""
+        return (
+            isinstance(self.began, (int, float))
+            and isinstance(self.slurm_id, (str, NoneType))
+            and isinstance(self.host, str)
+            and isinstance(self.pid, int)
+            and isinstance(self.ticks, (int, NoneType))
+            and isinstance(self.ended, (int, float, NoneType))
+        )
+
 
 @dataclass(frozen=True)
 class Status:
@@ -54,6 +68,18 @@ class Status:
     launcher: Attempt | None = None
     starts: tuple[Attempt, ...] = field(default=())
     silent_since: float | None = None
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether all fields have values that this package writes, so that the file is not damaged."""
+        attempts = [*self.starts, *([] if self.launcher is None else [self.launcher])]
+        return (
+            self.state in STATES
+            and isinstance(self.since, (int, float))
+            and isinstance(self.reason, (str, NoneType))
+            and isinstance(self.result, (int, float, NoneType))
+            and all(attempt.is_valid for attempt in attempts)
+        )
 
     @property
     def is_over(self) -> bool:

@@ -4,20 +4,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
 
+from diffusion_lab.config.saved_files import read_saved, reading
 from diffusion_lab.runs.tables import Row
 
 
 def in_typed_order(rows: Sequence[Row], swept: Sequence[str], folder: Path) -> list[Row]:
     """Return the rows in the order of the values in the command that last started the sweep, if it is known."""
     path = folder / "multirun.yaml"  # written by Hydra; a search has no such file
-    typed = OmegaConf.select(OmegaConf.load(path), "hydra.overrides.task") if path.is_file() else None
-    orders = {
-        override.key_or_group: [str(value).strip("'\"") for value in override.sweep_string_iterator()]
-        for override in OverridesParser.create().parse_overrides(list(typed or ()))
-        if override.is_discrete_sweep()
-    }
+    content = read_saved(path, dict, interpolations=True) if path.is_file() else {}
+    with reading(path):
+        typed = content["hydra"]["overrides"]["task"] if content else []
+        orders = {
+            override.key_or_group: [str(value).strip("'\"") for value in override.sweep_string_iterator()]
+            for override in OverridesParser.create().parse_overrides(list(map(str, typed)))
+            if override.is_discrete_sweep()
+        }
 
     def position(row: Row) -> list[int]:
         values = [(orders.get(key, []), row.overrides.get(key, "").strip("'\"")) for key in swept]

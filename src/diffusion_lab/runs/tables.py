@@ -1,6 +1,5 @@
 """Tables of the results of many runs."""
 
-import json
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -8,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from diffusion_lab.config.earlier_versions import current_fingerprint, current_metric, current_overrides
+from diffusion_lab.config.saved_files import read_saved, read_saved_json, reading
 from diffusion_lab.reporting.csv_files import write_csv_dicts
 from diffusion_lab.reporting.text import terminal_text
 from diffusion_lab.reporting.text_tables import format_duration, print_rows
@@ -51,6 +49,11 @@ class Row:
 
         The overrides are read from the .hydra folder in `folder` or in its nearest parent that has one, up to `top`.
         """
+        with reading(folder):
+            return cls._read(folder, top)
+
+    @classmethod
+    def _read(cls, folder: Path, top: Path) -> "Row":
         job = next((place for place in (folder, *folder.parents) if (place / ".hydra").is_dir() or place == top), top)
         values = {current_metric(name): value for name, value in read_json(folder / SUMMARY).items()}
         record = read_json(folder / METRICS)
@@ -79,12 +82,13 @@ def natural_order(path: Path) -> list[tuple[float, str]]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the content of a file of results; empty if there is no file."""
-    return json.loads(path.read_text()) if path.is_file() else {}
+    content: dict[str, Any] = read_saved_json(path, dict)
+    return content
 
 
 def _read_overrides(folder: Path) -> dict[str, str]:
     path = folder / ".hydra" / "overrides.yaml"
-    overrides = current_overrides([str(override) for override in OmegaConf.load(path)]) if path.is_file() else []
+    overrides = current_overrides(list(map(str, read_saved(path, list, interpolations=True)))) if path.is_file() else []
     pairs = (override.lstrip("+").partition("=") for override in overrides)
     return {key: value for key, _, value in pairs if not key.startswith("sweep.")}
 

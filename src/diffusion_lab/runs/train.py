@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from diffusion_lab.atomic_files import write_error
 from diffusion_lab.config import compose
 from diffusion_lab.config.library_classes import drop_unused_settings
+from diffusion_lab.config.overrides import given_overrides
 from diffusion_lab.distributed import launch, signals
 from diffusion_lab.distributed.signals import StoppedBySignal
 from diffusion_lab.errors import UserError
@@ -26,14 +27,15 @@ def train(config: DictConfig) -> float | None:
 
     Returns the value that a search minimizes: the last Fréchet distance, or the loss if no distance was measured.
     """
-    overrides = HydraConfig.get().overrides.task
+    overrides = given_overrides()
     with run_folder.saved_on_signal(config):
         with signals.held():  # until the config is complete
             drop_unused_settings(config, overrides)
             apply_trainer_settings(config, overrides)
             start = run_resume.starting_point(config)
         if start.is_done:
-            return run_resume.print_done(start, is_open_ended=run_resume.is_open_ended(config))
+            is_open_ended = run_resume.is_open_ended(config)
+            return run_results.print_done(Path(config.run_folder), start.step, is_open_ended=is_open_ended)
         if not start.continues:
             training_setup.require_classes(start.config)
             require_default_callbacks(start.config, HydraConfig.get().runtime.choices.get("callbacks"))

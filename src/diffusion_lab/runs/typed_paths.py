@@ -18,7 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.config.earlier_versions import current_overrides
-from diffusion_lab.config.overrides import OVERRIDES_FILE, override_key, quote, unquote
+from diffusion_lab.config.overrides import OVERRIDES_FILE, given_overrides, override_key, quote, unquote
+from diffusion_lab.config.saved_files import read_saved
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import CONF
 from diffusion_lab.runs.find import find_place, run_of
@@ -57,8 +58,7 @@ def require_no_other_images(config: DictConfig) -> None:
     file = CONF / "data" / f"{choice}.yaml"
     if config.get("resume") or not file.is_file() or "${embedded:" not in file.read_text():
         return
-    overrides: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)  # an override may contain ${NAME}
-    for override in overrides:
+    for override in given_overrides():
         if (key := override_key(override)) in ("data.path", "data.hub_name"):
             raise UserError(
                 f"{key} must not be given for data={choice}, whose images are part of this package, got {override}; "
@@ -134,14 +134,13 @@ def write_overrides(overrides: Sequence[str], folder: Path) -> None:
 def _read_typed(folder: Path) -> tuple[list[str], Path | None]:
     """Return the saved overrides of a run as they were typed, and the folder in which they were typed if it is known.
 
-    Raises OSError or YAMLError for a file that cannot be read.
+    Raises UserError for a file that cannot be read.
     """
     file = overrides_file(folder)
     if file is None:
         return [], None
-    text = file.read_text()
-    found = re.match(rf"{_TYPED_IN}(.*)\n", text)
-    content = OmegaConf.to_container(OmegaConf.create(text)) if text.strip() else []
-    if not isinstance(content, list):
-        raise UserError(f"{file} must be a list of overrides, got other content.")
-    return current_overrides([str(override) for override in content]), Path(json.loads(found[1])) if found else None
+    content = read_saved(file, list, interpolations=True)
+    found = re.match(rf"{_TYPED_IN}(.*)\n", file.read_text())
+    with contextlib.suppress(ValueError, TypeError):
+        return current_overrides(list(map(str, content))), Path(json.loads(found[1])) if found else None
+    raise UserError(f"{file} must begin with the folder in which its overrides were typed, as a run writes it.")

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from diffusion_lab.config.earlier_versions import current_choice, current_config
+from diffusion_lab.config.saved_files import read_saved, reading
 from diffusion_lab.runs.config_changes import WITHOUT_EFFECT, flatten
 
 FILES_OF_EVALUATION = ("metrics", "num_pictures", "save_npz", "save_png", "keep_images", "output_folder", "allow")
@@ -38,6 +37,11 @@ class UsedSettings:
 
     @classmethod
     def read(cls, folder: Path) -> "UsedSettings":
+        with reading(folder):
+            return cls._read(folder)
+
+    @classmethod
+    def _read(cls, folder: Path) -> "UsedSettings":
         hydra = _read(folder / ".hydra" / "hydra.yaml")
         choices = hydra["hydra"]["runtime"]["choices"] if hydra else {}
         choices = {group: current_choice(group, str(choice)) or choice for group, choice in choices.items()}
@@ -134,8 +138,8 @@ def as_text(value: Any) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    content = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}
-    return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
+    content = read_saved(path, dict, interpolations=True) if path.is_file() else {}
+    return {str(key): value for key, value in content.items()}
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:

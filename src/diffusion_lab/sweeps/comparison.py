@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lab.config.earlier_versions import current_overrides
 from diffusion_lab.config.library_classes import with_plus
 from diffusion_lab.config.overrides import OVERRIDES_FILE, identifying_overrides, override_key
+from diffusion_lab.config.saved_files import read_saved
 from diffusion_lab.config.search_path import KEY as SEARCH_PATH
 from diffusion_lab.runs.config_changes import KeyPath, by_choice, changes_with_effect, flatten
 from diffusion_lab.runs.load import resolve
@@ -59,7 +60,7 @@ def _is_shorter(old: Any, new: Any) -> bool:
 
 def _saved_overrides(folder: Path) -> list[str] | None:
     paths = [path for path in (folder / OVERRIDES_FILE, folder / ".hydra" / OVERRIDES_FILE) if path.is_file()]
-    overrides = current_overrides([str(override) for override in OmegaConf.load(paths[0])]) if paths else None
+    overrides = current_overrides(list(map(str, read_saved(paths[0], list, interpolations=True)))) if paths else None
     return overrides and [override for override in overrides if override_key(override) != SEARCH_PATH]
 
 

@@ -1,5 +1,6 @@
 """Progress of the runs of a sweep: the step of each run, and the number of runs in each state with the time left."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -7,6 +8,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from diffusion_lab.config.saved_files import read_saved
 from diffusion_lab.reporting.text_tables import format_duration
 from diffusion_lab.runs.metrics_log import read_log
 from diffusion_lab.runs.status import (
@@ -36,8 +38,10 @@ def last_step(folder: Path, status: Status) -> int:
     The step is read from metrics.csv, the names of the sample grids, the progress lines in the output of the run and
     the reason why the run was stopped.
     """
-    steps = [int(line["step"]) for line in read_log(folder)[-1:] if "step" in line]
-    steps += [int(path.stem.removeprefix("step_")) for path in folder.glob("samples/step_*.png")]
+    steps = [int(line["step"]) for line in read_log(folder)[-1:] if math.isfinite(line.get("step", math.nan))]
+    steps += [
+        int(path.stem.removeprefix("step_")) for path in folder.glob("samples/step_*.png") if path.stem[5:].isdecimal()
+    ]
     for output in (folder / OUTPUT, *folder.glob("slurm_*.err")):
         if output.is_file():
             with output.open("rb") as file:
@@ -86,7 +90,7 @@ def _full_hours(folder: Path, status: Status, spent: float) -> float | None:
     follows from the logged images per second.
     """
     path = folder / "config.yaml"
-    config = OmegaConf.load(path) if path.is_file() else OmegaConf.create()
+    config = OmegaConf.create(read_saved(path, dict) if path.is_file() else {})
     max_steps = OmegaConf.select(config, "trainer.max_steps")
     if not isinstance(max_steps, int) or max_steps < 1:
         return None

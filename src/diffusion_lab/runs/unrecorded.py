@@ -1,0 +1,142 @@
+"""Resuming of a run folder that this user has not written, see `runs.trust`: what is kept from the folder.
+
+Kept are the settings that define the result: numbers and words for `lightning.Trainer`, this package's callbacks and
+the data. Loggers with their project and address, plugins, callbacks of other packages, and all paths outside of the run
+folder come from the command line and from conf/, because the folder could otherwise upload or write to any place.
+"""
+
+import fnmatch
+import logging
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffusion_lab.config.accepted_targets import ACCEPTED
+from diffusion_lab.config.overrides import override_key, unquote
+from diffusion_lab.config.search_path import given_folders
+from diffusion_lab.config.trusted_packages import trusted_packages
+from diffusion_lab.paths import CONF, PACKAGE
+from diffusion_lab.runs.config_changes import KeyPath
+
+logger = logging.getLogger(__name__)
+
+OF_THE_USER = (
+    *("logger", "logger.*", "hydra*", "logs", "sweep.*", "trust", "take_over"),
+    *(f"trainer.{name}{end}" for name in ("plugins", "strategy", "profiler", "logger", "callbacks")
+      for end in ("", ".*")),
+    "trainer.default_root_dir",
+)  # fmt: skip
+"""Glob patterns of the settings that come from the command line and conf/, and not from such a folder."""
+
+
+WEIGHTS = "pretrained_model_name_or_path"
+"""Key of the place of pretrained weights, which are only read; `config.accepted_targets` has the accepted places."""
+
+
+def kept_overrides(overrides: Sequence[str]) -> list[str]:
+    """Return the saved overrides that are used to resume a run.
+
+    None are used if one selects a choice in a config folder that the command does not name, because the others may be
+    settings of this choice.
+    """
+    places = [CONF, *given_folders(sys.argv[1:])]
+    if not all(_has_choices(override, places) for override in overrides):
+        return []
+    return [override for override in overrides if _is_kept(override)]
+
+
+def print_left_out(folder: Path, overrides: Sequence[str]) -> None:
+    """Log the names of the saved overrides that are not used to resume the run in a folder."""
+    kept = kept_overrides(overrides)
+    keys = dict.fromkeys(override_key(override) for override in overrides if override not in kept)
+    if left_out := [key for key in keys if key not in ("hydra.searchpath", "sweep.name")]:
+        logger.info(
+            "%s was not recorded as a run of this user, so its overrides of these settings are left out: %s; type "
+            "them again to use them.",
+            folder,
+            ", ".join(left_out),
+        )
+
+
+def _is_kept(override: str) -> bool:
+    key, value = override_key(override), unquote(override.partition("=")[2])
+    if any(fnmatch.fnmatchcase(key, pattern) for pattern in OF_THE_USER) or ":" in key:
+        return False
+    if key.endswith("_target_"):
+        return value.partition(".")[0] in trusted_packages() or any(value in names for names in ACCEPTED.values())
+    if key.endswith(f".{WEIGHTS}"):
+        return "${" not in value
+    paths = re.split(r"[\s,\[\]{}'\":]+", value)
+    return not ("_target_" in value or re.search(r"\$\{[^}]*:", value) or any(is_outside(path, None) for path in paths))
+
+
+def _has_choices(override: str, places: Sequence[Path]) -> bool:
+    """Return whether the choices that an override selects are in one of the config folders, if it selects any."""
+    name = override_key(override).split("@")[0]
+    is_name = re.fullmatch(r"[\w/]{1,80}", name)
+    groups = [group for place in places if is_name and (group := place / name).is_dir()]
+    names = unquote(override.partition("=")[2]).strip("[]").split(",") if groups else []
+    choices = [name.strip() for name in names if name.strip() not in ("null", "")]
+    return all(
+        re.fullmatch(r"[\w-]{1,80}", choice) and any((group / f"{choice}.yaml").is_file() for group in groups)
+        for choice in choices
+    )
+
+
+def is_outside(value: Any, folder: Path | None) -> bool:
+    """Return whether a value is a path outside of a run folder and outside of this package.  folder: the run folder."""
+    if not isinstance(value, str) or not (os.path.isabs(value) or value.startswith(("~", "..", "file:"))):
+        return False
+    path = os.path.normpath(value)
+    inside = (str(PACKAGE), *([str(folder)] if folder else []))
+    return not any(path == place or path.startswith(place + os.sep) for place in inside)
+
+
+def with_places_of_user(
+    saved: Mapping[KeyPath, Any], now: Mapping[KeyPath, Any], folder: Path
+) -> tuple[dict[KeyPath, Any], list[str]]:
+    """Return a saved config whose settings OF_THE_USER and paths are those of the command, and what was left out.
+
+    saved, now: flattened configs of the run and of the command.  folder: run folder.
+    """
+    folder = Path(os.path.abspath(folder))
+    strange = {path[:2] for path, value in saved.items() if _is_strange_callback(path, value)}
+    result, left_out = dict[KeyPath, Any](), list[str]()
+    for path, value in saved.items():
+        name = ".".join(map(str, path))
+        is_of_user = any(fnmatch.fnmatchcase(name, pattern) for pattern in OF_THE_USER) or path[:2] in strange
+        if is_of_user or _is_place(path, value, folder):
+            if value != now.get(path) and path[0] != "run_folder":
+                left_out.append(name)
+            if path in now:
+                result[path] = now[path]
+        else:
+            result[path] = value
+    return result | {path: value for path, value in now.items() if path[0] == "logger"}, left_out
+
+
+def _is_place(path: KeyPath, value: Any, folder: Path) -> bool:
+    """Return whether a setting is a path outside of the run folder."""
+    name = str(path[-1]) if path else ""
+    if name == WEIGHTS:
+        return False
+    if re.search(r"(^|_)(folder|path|dir|file|root)$", name):
+        is_inside = isinstance(value, str) and os.path.isabs(value) and not is_outside(value, folder)
+        return value is not None and not is_inside
+    return _names_outside(value, folder)
+
+
+def _names_outside(value: Any, folder: Path) -> bool:
+    if isinstance(value, dict):
+        return any(_names_outside(child, folder) for child in value.values())
+    if isinstance(value, list):
+        return any(_names_outside(child, folder) for child in value)
+    return is_outside(value, folder)
+
+
+def _is_strange_callback(path: KeyPath, value: Any) -> bool:
+    is_target = len(path) == 3 and path[0] == "callbacks" and path[2] == "_target_"
+    return is_target and str(value).startswith("lightning.")  # code of other packages needs trust

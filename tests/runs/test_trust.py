@@ -1,0 +1,303 @@
+"""Run folders that another person has written: what they name is not imported and not called without trust."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml  # type: ignore[import-untyped]
+
+from diffusion_lab.config.accepted_targets import ACCEPTED, foreign_targets
+from diffusion_lab.errors import UserError
+from diffusion_lab.paths import CONF
+from diffusion_lab.runs import trust
+from diffusion_lab.runs.load import load_config, load_module
+from support.commands import TINY, run
+
+MARK = "MARK"
+"""Stands for a folder that a hostile config tries to create."""
+
+CALL = {"_target_": "os.mkdir", "path": MARK}
+
+HOSTILE: dict[str, Callable[[dict[str, Any]], object]] = {
+    "a function as the network": lambda c: c.update(model=dict(CALL)),
+    "a function in a part of the network": lambda c: c["model"].update(blocks=dict(CALL)),
+    "a function as an argument that does not exist": lambda c: c["model"].update(more={"deep": [[dict(CALL)]]}),
+    "a function as the sampler": lambda c: c.update(sampler=dict(CALL)),
+    "a function as a decay": lambda c: c["ema"]["decays"].update(other=dict(CALL)),
+    "a function as the optimizer": lambda c: c.update(optimizer=dict(CALL)),
+    "a function as the space": lambda c: c.update(space=dict(CALL)),
+    "a function as the set of images": lambda c: c["data"].update(store=dict(CALL)),
+    "a module that is not installed": lambda c: c.update(model={"_target_": "evil_package.Network"}),
+    "a network as the sampler": lambda c: c.update(sampler=c["model"]),
+    "a function of torch": lambda c: c.update(model={"_target_": "torch.hub.load", "repo_or_dir": "a/b", "model": "c"}),
+    "the report of torch": lambda c: c.update(model={"_target_": "torch.utils.collect_env.run", "command": "id"}),
+    "a pickle in a NumPy file": lambda c: c["model"].update(
+        sinusoids={"_target_": "numpy.load", "file": "x.npy", "allow_pickle": True}
+    ),
+    "a pickle of torch": lambda c: c.update(
+        schedule={"_target_": "torch.load", "f": "x.pt", "weights_only": False}
+    ),
+    "a function that a module of this package imports": lambda c: c.update(
+        model={"_target_": "diffusion_lab.runs.load.instantiate", "config": dict(CALL)}
+    ),
+    "a class of Hydra": lambda c: c.update(space={"_target_": "hydra.utils.get_method", "path": "os.system"}),
+    "a target in capitals": lambda c: c.update(space={"_target_": "OS.mkdir", "path": MARK}),
+    "a target that is a list": lambda c: c.update(space={"_target_": ["os.mkdir"], "path": MARK}),
+    "an autoencoder of another account": lambda c: c.update(space={
+        "_target_": "diffusion_lab.latents.Latents",
+        "autoencoder": {"_target_": "diffusers.AutoencoderKL.from_pretrained",
+                        "pretrained_model_name_or_path": "evil/vae"}}),
+    "an autoencoder with code": lambda c: c.update(space={
+        "_target_": "diffusion_lab.latents.Latents",
+        "autoencoder": {"_target_": "diffusers.AutoencoderKL.from_pretrained", "trust_remote_code": True,
+                        "pretrained_model_name_or_path": "stabilityai/sd-vae-ft-ema"}}),
+}  # fmt: skip
+"""Changes of a config, by what they name."""
+
+OF_TRAINING: dict[str, Callable[[dict[str, Any]], object]] = {
+    "a function as a callback": lambda c: c["callbacks"].update(more=dict(CALL)),
+    "a function in a callback": lambda c: c["callbacks"]["save_last"].update(more=dict(CALL)),
+    "a function as the trainer": lambda c: c.update(trainer=dict(CALL)),
+}
+"""Changes of parts that only training builds."""
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps, with classes."""
+    folder = tmp_path_factory.mktemp("own")
+    done = run("train.py", *TINY, "conditioning=label", "data.max_images=300", f"hydra.run.dir={folder}")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def strange(own: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy of the run in another folder, which is not recorded."""
+    folder = tmp_path / "strange"
+    shutil.copytree(own, folder)
+    assert not trust.is_recorded(folder)
+    yield folder
+    assert not (tmp_path / MARK).exists()
+
+
+def change(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    file = folder / "config.yaml"
+    config = yaml.safe_load(file.read_text())
+    edit(config)
+    text = yaml.safe_dump(json.loads(json.dumps(config)))  # without aliases
+    file.write_text(text.replace(MARK, str(folder.parent / MARK)))
+
+
+def in_process(folder: Path) -> None:
+    load_module(folder)
+
+
+def command(*words: str) -> Callable[[Path], None]:
+    """Return a function that runs a command with the words, in which FOLDER is the strange folder, and raises."""
+
+    def call(folder: Path) -> None:
+        place = {"FOLDER": str(folder), "OUT": str(folder.parent / "out"), "OWN": str(folder.parent / "own")}
+        given = [word.format(**place) for word in words]
+        done = run(*given)
+        assert "Traceback" not in done.stderr
+        if done.returncode:
+            raise UserError(done.stderr.splitlines()[-1])
+
+    return call
+
+
+WAYS = {
+    "load_module": in_process,
+    "sample": command("sample.py", "run={FOLDER}", "num_images=1", "hydra.run.dir={OUT}"),
+    "evaluate": command("evaluate.py", "run={FOLDER}", "num_samples=10", "hydra.run.dir={OUT}"),
+    "resume": command("train.py", "resume={FOLDER}", "trainer.max_steps=3"),
+    "fork": command("train.py", "resume={FOLDER}", "fork=true", "trainer.max_steps=3", "hydra.run.dir={OUT}"),
+    "guide": command("sample.py", "run={OWN}", "guide={FOLDER}", "guidance_scale=2", "num_images=1",
+                     "hydra.run.dir={OUT}"),
+    "cascade": command("sample.py", "run={OWN}", "cascade=[{FOLDER}]", "num_images=1", "hydra.run.dir={OUT}"),
+    "reconstruct_ema": command("reconstruct_ema.py", "run={FOLDER}", "length=0.1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_target_of_another_kind_is_neither_imported_nor_called(name: str, strange: Path) -> None:
+    change(strange, HOSTILE[name])
+    with pytest.raises(UserError, match=r"^`trust` must name the packages whose code .*config\.yaml would run, but "):
+        load_config(strange)
+
+
+def cases() -> Iterator[Any]:
+    for way in WAYS:
+        for number, name in enumerate([*HOSTILE, *OF_TRAINING]):
+            if name in HOSTILE or way in ("resume", "fork"):
+                few = number == len(HOSTILE) or (number == 0 and way != "load_module")
+                yield pytest.param(way, name, marks=[] if few else [pytest.mark.full], id=f"{way}, {name}")
+
+
+@pytest.mark.parametrize(("way", "name"), list(cases()))
+def test_no_command_calls_what_a_strange_folder_names(way: str, name: str, own: Path, strange: Path) -> None:
+    shutil.copytree(own, strange.parent / "own")
+    change(strange, (HOSTILE | OF_TRAINING)[name])
+    with pytest.raises(UserError, match=r"`trust` must name the packages .*; if you know who wrote this folder"):
+        WAYS[way](strange)
+
+
+def test_looking_at_a_strange_folder_calls_nothing(strange: Path) -> None:
+    for edit in (HOSTILE | OF_TRAINING).values():
+        with pytest.MonkeyPatch.context():
+            change(strange, edit)
+    for words in (["compare.py", f"numbers=[{strange}]"], ["sweep.py", "status", str(strange.parent)]):
+        assert "Traceback" not in run(*words, f"hydra.run.dir={strange.parent}/out").stderr
+
+
+def test_trust_names_the_package(strange: Path) -> None:
+    change(strange, lambda c: c["callbacks"].update(more=dict(CALL)))
+    change(strange, lambda c: c["model"].update(more={"_target_": "evil_package.f"}))
+    with pytest.raises(UserError, match=r"model\.more names evil_package\.f; .*add trust=\[evil_package\]\.$"):
+        load_config(strange)
+    assert load_config(strange, trust=["evil_package"]).model.more._target_ == "evil_package.f"
+    with pytest.raises(UserError, match=r"`trust` must be a list of packages \(trust=\[my_project\]\), got 'a-b'"):
+        load_config(strange, trust=["a-b"])
+
+
+def test_a_run_is_recorded_outside_of_its_folder_until_its_config_changes(own: Path, tmp_path: Path) -> None:
+    assert trust.is_recorded(own)
+    assert list(Path(os.environ["XDG_STATE_HOME"], "diffusion_lab", "runs").glob("*.json"))
+    copied = tmp_path / "copied"
+    shutil.copytree(own, copied)
+    assert not trust.is_recorded(copied)
+    trust.record(copied)
+    assert trust.is_recorded(copied)
+    with (copied / "overrides.yaml").open("a") as file:
+        file.write("- seed=0\n")
+    assert not trust.is_recorded(copied)
+    trust.record(copied)
+    change(copied, lambda config: config.update(seed=3))
+    assert not trust.is_recorded(copied)
+
+
+def test_a_state_folder_that_cannot_be_written_means_no_record(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    trust.record(own)
+    assert not trust.is_recorded(own)
+
+
+def test_a_strange_folder_resumes_to_the_bit_with_the_loggers_and_paths_of_the_user(
+    own: Path, strange: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine"
+    shutil.copytree(own, mine)
+    trust.record(mine)
+    change(
+        strange,
+        lambda c: c["logger"].update(
+            wandb={"_target_": "diffusion_lab.training.WandbRun", "folder": "/", "project": "evil", "entity": "evil"}
+        ),
+    )
+    change(
+        strange,
+        lambda c: c["callbacks"].update(
+            more={"_target_": "lightning.pytorch.callbacks.ModelCheckpoint", "dirpath": str(tmp_path / MARK)}
+        ),
+    )
+    change(strange, lambda c: c["callbacks"]["save_last"].update(folder=str(tmp_path / MARK)))
+    change(strange, lambda c: c["callbacks"]["restore_on_divergence"].update(folder="relative/../.."))
+    change(
+        strange,
+        lambda c: c["trainer"].update(
+            strategy={"_target_": "os.mkdir", "path": MARK}, profiler="advanced", plugins=[dict(CALL)]
+        ),
+    )
+    overrides = strange / "overrides.yaml"
+    hostile = ["hydra.callbacks.x._target_=os.mkdir", f"+hydra.callbacks.x.path={tmp_path / MARK}", "logger=wandb",
+               "hydra.searchpath=[/]", "++trainer.profiler=advanced", "+note=${oc.env:HOME}"]  # fmt: skip
+    overrides.write_text(overrides.read_text() + "".join(f"- {json.dumps(word)}\n" for word in hostile))
+    for folder in (mine, strange):
+        done = run("train.py", f"resume={folder}", "trainer.max_steps=4")
+        assert done.returncode == 0, done.stderr
+    assert "so these settings come from the command line and not from its config.yaml: " in done.stderr
+    assert (
+        "left out: hydra.callbacks.x._target_, hydra.callbacks.x.path, logger, trainer.profiler, note; " in done.stderr
+    )
+    first, second = (torch.load(folder / "checkpoints" / "last.ckpt") for folder in (mine, strange))
+    assert first["global_step"] == second["global_step"] == 4
+    assert all(torch.equal(tensor, second["state_dict"][name]) for name, tensor in first["state_dict"].items())
+    saved = yaml.safe_load((strange / "config.yaml").read_text())
+    assert list(saved["logger"]) == ["csv"]
+    assert saved["callbacks"]["save_last"]["folder"] == str(strange / "checkpoints")
+    assert "more" not in saved["callbacks"]
+    assert "strategy" not in saved["trainer"]
+    assert trust.is_recorded(strange)  # it holds nothing any more that the user has not typed
+
+
+def test_the_same_words_typed_again_need_no_record(tmp_path: Path) -> None:
+    words = [*TINY, "conditioning=label", "data.max_images=300", "logger=tensorboard", "+callbacks.more._target_=" +
+             "lightning.pytorch.callbacks.LearningRateMonitor", f"hydra.run.dir={tmp_path}/run"]  # fmt: skip
+    assert run("train.py", *words, XDG_STATE_HOME=str(tmp_path / "one machine")).returncode == 0
+    done = run("train.py", *words, "trainer.max_steps=3", XDG_STATE_HOME=str(tmp_path / "another"))
+    assert done.returncode == 0, done.stderr
+    assert "not recorded" not in done.stderr
+    assert list(yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["logger"]) == ["csv", "tensorboard"]
+
+
+def test_a_saved_config_with_an_interpolation_or_a_tag_is_refused_in_one_sentence(strange: Path) -> None:
+    file = strange / "config.yaml"
+    text = file.read_text()
+    for line, reason in (
+        ("note: ${oc.env:HOME}", r"must contain plain values only, got '\$\{oc\.env:HOME\}' at note"),
+        ("note: !!python/object/apply:os.system [id]", "contains the tag tag:yaml.org,2002:python/object/apply"),
+        ("note: !!binary aGk=", "contains the tag"),
+        ("a: &x [1, 2]\nb: *x", "repeats the node x by an alias"),
+        ("note: [", "cannot be read"),
+    ):
+        file.write_text(f"{text}{line}\n")
+        for way in (WAYS["sample"], WAYS["resume"]) if "python" in line else (in_process,):
+            with pytest.raises(UserError, match=reason):
+                way(strange)
+
+
+def test_secrets_are_stored_as_null_and_come_from_the_environment_again(tmp_path: Path) -> None:
+    words = [*TINY, "data.max_images=300", "sweep.name=${oc.env:MY_API_TOKEN}", f"hydra.run.dir={tmp_path}/run"]
+    done = run("train.py", *words, MY_API_TOKEN="s3cret-value")
+    assert done.returncode == 0, done.stderr
+    assert "config.yaml has null for the value of a secret environment variable at sweep.name." in done.stderr
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert len(files) > 5
+    assert not any(b"s3cret-value" in path.read_bytes() for path in files)
+    again = run("train.py", f"resume={tmp_path}/run", "trainer.max_steps=3", MY_API_TOKEN="s3cret-value")
+    assert again.returncode == 0, again.stderr
+    wrong = run("train.py", f"resume={tmp_path}/run", "seed=s3cret-value", MY_API_TOKEN="s3cret-value")
+    assert "got ***" in wrong.stderr
+    assert "s3cret" not in wrong.stderr
+
+
+def test_every_class_in_conf_is_accepted_at_its_place() -> None:
+    found = 0
+    for file in sorted(CONF.glob("*/*.yaml")):
+        if file.parent.name == "hydra":
+            continue
+        content = yaml.safe_load(file.read_text()) or {}
+        named = {file.stem: content} if file.parent.name == "metrics" else content
+        is_global = "# @package _global_" in file.read_text() or file.parent.name == "experiment"
+        node = content if is_global else {file.parent.name: named}
+        found += len(str(content).split("'_target_'")) - 1
+        assert foreign_targets(node) == [], file
+    assert found > 90
+
+
+def test_accepted_classes_exist() -> None:
+    from hydra.utils import get_object
+
+    for names in ACCEPTED.values():
+        for name in names:
+            if not name.startswith("diffusers"):
+                assert callable(get_object(name)), name
