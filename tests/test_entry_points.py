@@ -367,7 +367,7 @@ OTHER_INVALID_SETTINGS: list[tuple[list[str], str]] = [
             ["schedule=cosine", "schedule.beta_end=0.1"],
             "schedule.beta_end is not a setting .*; add schedule=beta_warmup or linear or .* for schedule.beta_end; .*",
         ),
-        (["seed=${nothing}"], r"a value refers to \${nothing}, which is not a setting."),
+        (["seed=${nothing}"], r"seed refers to \${nothing}, which is not a setting."),
         (["data.channels=null"], "data.channels must be a whole number, got null."),
         (["data=class_folders", "conditioning=label"], "data.path must name a folder of images .*, got null."),
         (["data.path=EMPTY"], "data.path must not be given for data=fashion_mini, .*; data=class_folders .*"),

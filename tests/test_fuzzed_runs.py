@@ -149,7 +149,8 @@ def test_results_and_settings_of_a_table(numbers: range, copied: Path) -> None:
         "fingerprint": {"version": 1, "sampler": {"name": "DDIM"}},
     }
     results = {"run": str(copied), "checkpoint": "last.ckpt", "step": 2, "evaluations": 8, "numbers": [number]}
-    for name in ("metrics.json", "summary.json", ".hydra/hydra.yaml", ".hydra/config.yaml", ".hydra/overrides.yaml"):
+    names = ("metrics.json", "summary.json", ".hydra/hydra.yaml", ".hydra/config.yaml", ".hydra/overrides.yaml")
+    for name in names:
         (copied / "metrics.json").write_text(json.dumps(results))
         before = (copied / name).read_bytes()
         for _ in files(copied / name, numbers):

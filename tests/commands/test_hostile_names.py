@@ -95,7 +95,6 @@ def test_evaluations_of_runs_with_hostile_names_are_compared(runs: dict[str, Pat
     for table in (tmp_path / "many" / "runs.csv", tmp_path / "compared" / "numbers.csv"):
         assert [row["trained"] for row in read_csv(table)] == [folder.name for folder in folders]
     assert "\r\n3_-x,'-x," in (tmp_path / "many" / "runs.csv").read_bytes().decode(errors="replace")
-    assert (tmp_path / "compared" / "against_run.png").is_file()
 
 
 def test_a_sweep_with_hostile_names_shows_its_status_in_ascii(runs: dict[str, Path], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ target needs the trust of the user, see `runs.trust`. Nothing is imported here.
 """
 
 import os
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -138,7 +139,8 @@ def _foreign(node: Any, path: tuple[str, ...]) -> Iterator[Target]:
     place = ".".join(path) or "config"
     if "_target_" in node:
         name = str(node["_target_"])
-        if name not in ACCEPTED.get(_kind(path), ()):
+        exported = re.sub(r"^(diffusion_lab\.\w+)\.(?:\w+\.)+(\w+)$", r"\1.\2", name)  # also of a module by its path
+        if exported not in ACCEPTED.get(_kind(path), ()):
             yield Target(place, name)
         elif name.endswith(".from_pretrained"):
             yield from _foreign_weights(node, place)
