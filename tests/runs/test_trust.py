@@ -301,3 +301,47 @@ def test_accepted_classes_exist() -> None:
         for name in names:
             if not name.startswith("diffusers"):
                 assert callable(get_object(name)), name
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "metrics.csv", "samples", "more"])
+def test_a_strange_folder_with_a_link_out_of_it_is_not_written_to(name: str, strange: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    if (strange / name).is_dir():
+        shutil.move(strange / name, outside / name)
+    elif (strange / name).exists():
+        (outside / name).write_bytes((strange / name).read_bytes())
+        (strange / name).unlink()
+    else:
+        (outside / name).mkdir()
+    (strange / name).symlink_to(outside / name)
+    before = {path: path.stat().st_mtime_ns for path in outside.rglob("*")}
+    done = run("train.py", f"resume={strange}", "trainer.max_steps=3")
+    assert f"must not contain links out of it, got {strange / name}" in done.stderr.splitlines()[-1]
+    assert {path: path.stat().st_mtime_ns for path in outside.rglob("*")} == before
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "overrides.yaml", "status.json", "class_names.json", ".slurm_job"])
+def test_a_file_of_a_run_that_never_ends_is_not_opened(name: str, strange: Path) -> None:
+    (strange / name).unlink(missing_ok=True)
+    os.mkfifo(strange / name)
+    done = run("sample.py", f"run={strange}", "num_images=1", f"hydra.run.dir={strange.parent}/out")
+    assert "Traceback" not in done.stderr
+    assert done.returncode == (name == "config.yaml")
+    resumed = run("train.py", f"resume={strange}", "trainer.max_steps=3")
+    assert "Traceback" not in resumed.stderr
+    (strange / name).unlink(missing_ok=True)
+
+
+def test_ids_of_slurm_and_of_wandb_in_a_strange_folder_are_no_options(strange: Path) -> None:
+    from diffusion_lab.runs import status
+    from diffusion_lab.training.loggers import _run_id
+
+    (strange / "status.json").unlink()
+    (strange / ".slurm_job").write_text("--help")
+    assert status.job_id(strange) is None
+    (strange / ".slurm_job").write_text("12_3")
+    assert status.job_id(strange) == "12_3"
+    (strange / "wandb_id").write_text("../../*")
+    assert (name := _run_id(strange / "wandb_id")).isalnum()
+    assert _run_id(strange / "wandb_id") == name

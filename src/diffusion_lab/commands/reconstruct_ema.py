@@ -21,6 +21,8 @@ from diffusion_lab.config.program import command_line
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import load as run_loading
 from diffusion_lab.runs.find import find_place, portable_path, run_of, shell_word
+from diffusion_lab.runs.trust import is_recorded
+from diffusion_lab.runs.unrecorded import require_no_links
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +47,8 @@ def reconstruct_ema(config: DictConfig) -> float:
             raise UserError(f"`{name}` must be given ({example}), got no value.")
     folder = find_place("run", config.run, run_of("train")).folder
     trained = run_loading.load_config(folder)
+    if not is_recorded(folder):
+        require_no_links(folder)
     profile, snapshots = _requested_profile(config, folder, trained)
 
     from diffusion_lab.ema.post_hoc import combination

@@ -12,9 +12,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_lab.errors import UserError
+from diffusion_lab.regular_files import read_regular
 
 LARGEST = 2**21
-"""Size in bytes of the largest file that is read. The configs of this package have about 10 kB."""
+"""Size in bytes of the largest YAML file that is read. The configs of this package have about 10 kB."""
+
+LARGEST_JSON = 10**8
+"""Size in bytes of the largest JSON file that is read."""
 
 
 def read_saved(path: Path, kind: type, *, interpolations: bool = False) -> Any:
@@ -24,10 +28,8 @@ def read_saved(path: Path, kind: type, *, interpolations: bool = False) -> Any:
     Raises UserError if the file cannot be read, or if it contains anything but plain values.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(LARGEST + 1)
-        text = data.decode()
-        if problem := "is larger than 2 MB" if len(data) > LARGEST else _problem(text):
+        text = read_regular(path, LARGEST).decode()
+        if problem := _problem(text):
             raise UserError(f"{path} must contain plain values only, as a run writes them, but it {problem}.")
         content: Any = OmegaConf.to_container(OmegaConf.create(text)) if text.strip() else kind()
     except (yaml.YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError, AttributeError) as error:
@@ -47,7 +49,7 @@ def read_saved_json(path: Path, kind: type) -> Any:
     if not path.is_file():
         return kind()
     with reading(path):
-        content: Any = json.loads(path.read_text())
+        content: Any = json.loads(read_regular(path, LARGEST_JSON))
         if not isinstance(content, kind):
             raise ValueError(f"it contains a {type(content).__name__}, not a {kind.__name__}")
     return content

@@ -59,8 +59,11 @@ def save_sheet(pictures: Mapping[str, Path], path: Path, *, width: int = 320) ->
     line_height = 18
     tiles = []
     for label, file in pictures.items():
-        with Image.open(file) as opened:
-            picture = opened.convert("RGB")
+        try:
+            with Image.open(file) as opened:
+                picture = opened.convert("RGB")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # damaged
+            picture = Image.new("RGB", (width, width), "gray")
         picture = picture.resize((width, round(width * picture.height / picture.width)), Image.Resampling.LANCZOS)
         lines = textwrap.wrap(terminal_text(label, 400), width // 7, break_on_hyphens=False) or [""]
         tile = Image.new("RGB", (width, line_height * len(lines) + 4 + picture.height), "white")

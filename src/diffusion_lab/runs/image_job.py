@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 RECORD = "images.json"
 
+LARGEST = 10**8
+"""Number of images above which a record is considered damaged."""
+
 OF_ALL_IMAGES = ("samples.webp", "samples.gif", "samples_*.npz", "npz_parts")
 """Glob patterns of files that contain several images, except the grid, which every job writes again."""
 
@@ -168,6 +171,7 @@ def _is_same_job(earlier: Record, record: Record) -> bool:
 def _read(folder: Path) -> Record | None:
     try:
         content: dict[str, Any] = json.loads((folder / RECORD).read_text())
-        return Record(**content)
+        record = Record(**content)
+        return record if sum(stop - first for first, stop in record.seeds) < LARGEST else None
     except (OSError, ValueError, TypeError):
         return None

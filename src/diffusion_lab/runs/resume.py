@@ -39,7 +39,7 @@ from diffusion_lab.runs.tables import SUMMARY, read_json
 from diffusion_lab.runs.training_setup import Run
 from diffusion_lab.runs.trust import is_recorded, require_trusted
 from diffusion_lab.runs.typed_paths import make_absolute, read_overrides
-from diffusion_lab.runs.unrecorded import kept_overrides, print_left_out, with_places_of_user
+from diffusion_lab.runs.unrecorded import kept_overrides, print_left_out, require_no_links, with_places_of_user
 from diffusion_lab.runs.used_settings import UsedSettings
 
 logger = logging.getLogger(__name__)
@@ -133,6 +133,8 @@ def starting_point(config: DictConfig) -> StartingPoint:
     is_fork = config.fork and not exists  # a requeued fork continues in its own folder
     is_other = config.resume and not exists
     source = find_place("resume", config.resume, run_of(command_name())) if is_other else Place(run_folder)
+    if not is_fork and not is_recorded(run_folder):
+        require_no_links(run_folder)
     saved, wanted = _merge_changes(config, source.folder, run_folder)
     if not is_fork and (changes := changes_with_effect(saved, wanted)):
         _require_arguments(config)  # a setting that does not exist is no change

@@ -8,6 +8,7 @@ except for a failure, which is written by the rank that fails.
 import json
 import math
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -19,8 +20,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from diffusion_lab.atomic_files import atomic_file, overwrite, write_error
+from diffusion_lab.config.saved_files import LARGEST_JSON
 from diffusion_lab.distributed import slurm_job
 from diffusion_lab.distributed.slurm_job import SlurmQueue
+from diffusion_lab.regular_files import read_regular
 from diffusion_lab.runs import heartbeat
 from diffusion_lab.runs.job_output import job_output
 from diffusion_lab.runs.status_record import FAILED as FAILED
@@ -31,9 +34,9 @@ from diffusion_lab.runs.status_record import QUEUED as QUEUED
 from diffusion_lab.runs.status_record import REQUEUED as REQUEUED
 from diffusion_lab.runs.status_record import RUNNING as RUNNING
 from diffusion_lab.runs.status_record import SILENT as SILENT
+from diffusion_lab.runs.status_record import SLURM_ID, state_of_end, with_seconds, with_text
 from diffusion_lab.runs.status_record import Attempt as Attempt
 from diffusion_lab.runs.status_record import Status as Status
-from diffusion_lab.runs.status_record import state_of_end, with_seconds, with_text
 
 STATUS, LOCK, JOB = "status.json", ".lock", ".slurm_job"
 
@@ -45,7 +48,7 @@ class FolderLockedError(Exception):
 def read(folder: Path) -> Status | None:
     """Return the status of a run folder, or None if there is no readable status file."""
     try:
-        content = json.loads((folder / STATUS).read_text(), object_hook=with_seconds)
+        content = json.loads(read_regular(folder / STATUS, LARGEST_JSON), object_hook=with_seconds)
         starts = tuple(Attempt(**start) for start in content.pop("starts"))
         launcher = content.pop("launcher")
         if content["state"] == FAILED:  # earlier versions had no state for interrupted runs
@@ -85,7 +88,8 @@ def job_id(folder: Path) -> str | None:
     if status is not None and status.state in (RUNNING, REQUEUED) and status.starts:
         return status.starts[-1].slurm_id
     path = folder / JOB
-    return path.read_text().strip() or None if path.is_file() else None
+    text = path.read_text(errors="replace").strip() if path.is_file() else ""
+    return text if re.fullmatch(SLURM_ID, text) else None
 
 
 @contextmanager

@@ -14,6 +14,9 @@ STATES = (QUEUED, RUNNING, REQUEUED, FINISHED, FAILED, INTERRUPTED, NOT_STARTED)
 SILENT = "no sign of life"
 """Label of a run that is said to be running on a machine whose processes are not visible here."""
 
+SLURM_ID = r"\d+(_\d+)?"
+"""Pattern of the ids of Slurm jobs, with the number of a task in an array."""
+
 TIMES = ("since", "began", "ended")
 """Keys of a status file whose values are times."""
 
@@ -41,7 +44,7 @@ class Attempt:
         """Whether all fields have values that this package writes."""
         return (
             isinstance(self.began, (int, float))
-            and isinstance(self.slurm_id, (str, NoneType))
+            and (self.slurm_id is None or re.fullmatch(SLURM_ID, str(self.slurm_id)) is not None)
             and isinstance(self.host, str)
             and isinstance(self.pid, int)
             and isinstance(self.ticks, (int, NoneType))

@@ -21,8 +21,10 @@ from platformdirs import user_state_path
 from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.config.accepted_targets import Target, foreign_targets
 from diffusion_lab.config.overrides import OVERRIDES_FILE
+from diffusion_lab.config.saved_files import LARGEST
 from diffusion_lab.config.trusted_packages import checked_names, trusted_packages
 from diffusion_lab.errors import UserError
+from diffusion_lab.regular_files import read_regular
 
 logger = logging.getLogger(__name__)
 
@@ -79,5 +81,5 @@ def _file(folder: Path) -> Path:
 def _digest(folder: Path) -> str:
     """Return a digest of the files that define a run.  Raises OSError if the folder has no config."""
     overrides = folder / OVERRIDES_FILE
-    parts = [(folder / CONFIG).read_bytes(), overrides.read_bytes() if overrides.exists() else b""]
+    parts = [read_regular(file, LARGEST) for file in (folder / CONFIG, overrides) if file.exists()]
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()

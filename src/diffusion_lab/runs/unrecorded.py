@@ -18,6 +18,7 @@ from diffusion_lab.config.accepted_targets import ACCEPTED
 from diffusion_lab.config.overrides import override_key, unquote
 from diffusion_lab.config.search_path import given_folders
 from diffusion_lab.config.trusted_packages import trusted_packages
+from diffusion_lab.errors import UserError
 from diffusion_lab.paths import CONF, PACKAGE
 from diffusion_lab.runs.config_changes import KeyPath
 
@@ -93,6 +94,18 @@ def is_outside(value: Any, folder: Path | None) -> bool:
     path = os.path.normpath(value)
     inside = (str(PACKAGE), *([str(folder)] if folder else []))
     return not any(path == place or path.startswith(place + os.sep) for place in inside)
+
+
+def require_no_links(folder: Path) -> None:
+    """Raise UserError if a link in a run folder leads out of it: the run would write to that place."""
+    top = os.path.realpath(folder)
+    for parent, folders, files in os.walk(top):
+        for path in (os.path.join(parent, name) for name in (*folders, *files)):
+            if os.path.islink(path) and not os.path.realpath(path).startswith(top + os.sep):
+                raise UserError(
+                    f"a run folder that was not recorded as a run of this user must not contain links out of it, got "
+                    f"{path}; replace the link by its content to continue the run."
+                )
 
 
 def with_places_of_user(

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import secrets
 import sys
 from collections.abc import Mapping, Sequence
@@ -196,8 +197,8 @@ def _colored_messages() -> AbstractContextManager[Any]:
 
 def _run_id(path: Path) -> str:
     """Return the id of a run on Weights & Biases that is stored in a file; store a new id if there is no file."""
-    stored = path.read_text().split("\n")[0] if path.is_file() else ""  # earlier versions also stored the last step
-    run_id = stored or secrets.token_hex(4)
+    stored = path.read_text(errors="replace").split("\n")[0] if path.is_file() else ""  # 0.3 also stored the last step
+    run_id = stored if re.fullmatch(r"[\w-]{1,64}", stored) else secrets.token_hex(4)
     with atomic_file(path) as partial:
         partial.write_text(f"{run_id}\n")
     return run_id
