@@ -39,7 +39,13 @@ from diffusion_lab.runs.tables import SUMMARY, read_json
 from diffusion_lab.runs.training_setup import Run
 from diffusion_lab.runs.trust import is_recorded, require_trusted
 from diffusion_lab.runs.typed_paths import make_absolute, read_overrides
-from diffusion_lab.runs.unrecorded import kept_overrides, print_left_out, require_no_links, with_places_of_user
+from diffusion_lab.runs.unrecorded import (
+    kept_overrides,
+    parts_of_run,
+    print_left_out,
+    require_no_links,
+    with_places_of_user,
+)
 from diffusion_lab.runs.used_settings import UsedSettings
 
 logger = logging.getLogger(__name__)
@@ -182,15 +188,12 @@ def _saved_config(folder: Path, run_folder: Path, now: Mapping[KeyPath, Any]) ->
     saved: dict[str, Any] = relocate(current_config(config), run_folder)
     if is_recorded(folder):
         return saved
+    require_trusted(unflatten(parts_of_run(flatten(saved))), folder, typed=foreign_targets(unflatten(now)))
     kept, left_out = with_places_of_user(flatten(saved), now, run_folder)
-    kept_config = unflatten(kept)
-    require_trusted(kept_config, folder, typed=foreign_targets(unflatten(now)))
     if left_out:
-        logger.info(
-            "%s was not recorded as a run of this user, so these settings come from the command line and not from its "
-            "config.yaml: %s.", folder, ", ".join(left_out),
-        )  # fmt: skip
-    return kept_config
+        origin = "was not recorded as a run of this user, so these settings come from the command line and not from its"
+        logger.info("%s %s config.yaml: %s.", folder, origin, ", ".join(left_out))
+    return unflatten(kept)
 
 
 def require_matching_checkpoint(start: StartingPoint, run: Run) -> None:

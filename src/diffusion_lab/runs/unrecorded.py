@@ -108,6 +108,16 @@ def require_no_links(folder: Path) -> None:
                 )
 
 
+def parts_of_run(saved: Mapping[KeyPath, Any]) -> dict[KeyPath, Any]:
+    """Return a flattened config without the settings OF_THE_USER and the callbacks of Lightning."""
+    strange = {path[:2] for path, value in saved.items() if _is_strange_callback(path, value)}
+    return {
+        path: value
+        for path, value in saved.items()
+        if path[:2] not in strange and not any(fnmatch.fnmatchcase(".".join(map(str, path)), p) for p in OF_THE_USER)
+    }
+
+
 def with_places_of_user(
     saved: Mapping[KeyPath, Any], now: Mapping[KeyPath, Any], folder: Path
 ) -> tuple[dict[KeyPath, Any], list[str]]:
@@ -116,14 +126,12 @@ def with_places_of_user(
     saved, now: flattened configs of the run and of the command.  folder: run folder.
     """
     folder = Path(os.path.abspath(folder))
-    strange = {path[:2] for path, value in saved.items() if _is_strange_callback(path, value)}
+    of_run = parts_of_run(saved)
     result, left_out = dict[KeyPath, Any](), list[str]()
     for path, value in saved.items():
-        name = ".".join(map(str, path))
-        is_of_user = any(fnmatch.fnmatchcase(name, pattern) for pattern in OF_THE_USER) or path[:2] in strange
-        if is_of_user or _is_place(path, value, folder):
+        if path not in of_run or _is_place(path, value, folder):
             if value != now.get(path) and path[0] != "run_folder":
-                left_out.append(name)
+                left_out.append(".".join(map(str, path)))
             if path in now:
                 result[path] = now[path]
         else:
