@@ -1,5 +1,7 @@
 """Checkpoints record what the weights mean, and modules with another meaning refuse them."""
 
+import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +111,26 @@ def test_a_classifier_of_another_process_refuses_the_weights(tmp_path: Path) -> 
     ClassifierModule.load_from_checkpoint(tmp_path / "last.ckpt", **settings(LINEAR))
     with pytest.raises(ValueError, match=r"process\.schedule=LinearSchedule, .* has process\.schedule=CosineSchedule"):
         ClassifierModule.load_from_checkpoint(tmp_path / "last.ckpt", **settings(CosineSchedule(20)))
+
+
+class _Payload:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_loading_a_checkpoint_runs_neither_a_pickle_nor_a_function_that_it_names(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # torch's default is then what it is for a URL
+    content = torch.load(saved, weights_only=True)
+    torch.save(content | {"more": _Payload(tmp_path / "pickle")}, tmp_path / "pickle.ckpt")
+    with pytest.raises(pickle.UnpicklingError):
+        load(tmp_path / "pickle.ckpt", LINEAR, prediction=V())
+    named = {"_instantiator": "os.mkdir", "path": str(tmp_path / "named")}
+    torch.save(content | {"hyper_parameters": named}, tmp_path / "named.ckpt")
+    with pytest.raises(ValueError, match=r"not in the allowlist"):
+        load(tmp_path / "named.ckpt", LINEAR, prediction=V())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["named.ckpt", "pickle.ckpt"]

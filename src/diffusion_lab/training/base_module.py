@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
@@ -18,6 +17,7 @@ from diffusion_lab.distributed.collectives import Ranks
 from diffusion_lab.fingerprints import MISSING, VERSION, describe, differences, version_of
 from diffusion_lab.process import GaussianProcess
 from diffusion_lab.training import loop_progress
+from diffusion_lab.training.loading import WeightsOnlyModule
 from diffusion_lab.training.lr_schedules import (
     ConstantWithWarmup,
     LRSchedule,
@@ -47,7 +47,7 @@ PLAIN_BATCHES_KEY = "plain_batches"
 """Key of the checkpoints of runs whose data loader yields plain batches and ends after each epoch."""
 
 
-class TrainedModule(LightningModule):
+class TrainedModule(WeightsOnlyModule):
     """A network in training. Subclasses define the loss and what follows an optimizer step.
 
     network: network to train.  optimizer: its optimizer.  lr_schedule: learning-rate schedule; None is constant.
