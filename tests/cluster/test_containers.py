@@ -160,7 +160,7 @@ def test_queued_runs_of_a_canceled_array_are_not_started_and_the_same_command_st
     wait_for("step 2 of the first run", lambda: max(steps(tmp_path / "seed-1"), default=0) >= 2)
     slurm.run("scancel", status(tmp_path / "seed-1")["starts"][0]["slurm_id"].partition("_")[0])
     output = finish(launched, status=1)
-    assert "1 of the sweep's 3 runs failed and 2 were not started; run the same command again" in output
+    assert "1 of the sweep's 3 runs was interrupted and 2 were not started; run the same command again" in output
     assert [row["state"] for row in table(tmp_path)] == ["interrupted", "not started", "not started"]
     shown = subprocess.run(
         [sys.executable, str(ROOT / "src" / "sweep.py"), "status", str(tmp_path)], capture_output=True, text=True
