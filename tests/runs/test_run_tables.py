@@ -471,3 +471,15 @@ def test_the_duration_is_the_last_column_and_standard_deviations_over_subsets_ha
     write_summary(other, {"minutes": 3.0})
     assert write_and_print_table([one, other], tmp_path / "table", "numbers")
     assert (tmp_path / "table" / "numbers.md").read_text().splitlines()[0] == f"| {columns} | duration |"
+
+
+def test_a_line_has_the_same_color_in_all_panels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures, folders = figures_of(monkeypatch), []
+    for k, (name, steps) in enumerate((("DDIM", 25), ("DPMSolver", 8), ("Heun", 6))):
+        metrics, settings = ("fd", "kd") if k else ("fd",), {"name": name, "num_steps": steps}
+        folder = measured(tmp_path / name, float(steps), sampler=settings, metrics=metrics)
+        folders.append(with_evaluations(folder, steps * (1 + (name == "Heun"))))
+    assert write_and_print_table(folders, tmp_path / "table", "numbers", allowed=["sampler"])
+    fd, kd = ({line.get_label(): line.get_color() for line in panel.lines} for panel in figures[0].axes)
+    assert len(set(fd.values())) == len(fd) == 3
+    assert kd.items() < fd.items()
