@@ -87,6 +87,12 @@ def test_a_difference_is_described_by_its_field_and_two_values_with_their_owners
     assert describe_differences(found, "abc") == "sampler.num_steps is 10 in a and 20 in c; seed is 0 in a and 1 in c"
 
 
+def test_different_weights_are_described_by_their_names() -> None:
+    average = {"kind": "ema", "name": "main", "decay": 0.9}
+    found = differences([fingerprint(weights={"kind": "raw"}), fingerprint(weights=average)])
+    assert describe_differences(found, "ab") == "weights are raw in a and main (an average) in b"
+
+
 def test_only_fields_of_fingerprints_can_be_allowed() -> None:
     assert allowed_fields(["sampler.num_steps", "seed"]) == ["sampler.num_steps", "seed"]
     assert allowed_fields("seed") == ["seed"]  # also without brackets

@@ -20,6 +20,9 @@ VERSION = 1
 LONGEST = 16
 """Longest sequence that is stored in full; a longer one is stored as its SHA-256."""
 
+RAW_WEIGHTS = {"kind": "raw"}
+"""Fingerprint of the trained weights; that of an average of them has the kind ema and a name."""
+
 MISSING = "missing"
 """Value that `differences` returns for a field that a fingerprint does not have."""
 
@@ -99,9 +102,13 @@ def version_of(code: str) -> int | str:
 
 
 def flat(fingerprint: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested fields to dotted names: {"sampler": {"eta": 0}} -> {"sampler.eta": 0}."""
+    """Flatten nested fields to dotted names: {"sampler": {"eta": 0}} -> {"sampler.eta": 0}.
+
+    The trained weights, whose fingerprint has no name, are named as in the setting `weights`: raw.
+    """
     fields: dict[str, Any] = {}
     for key, value in fingerprint.items():
+        value = RAW_WEIGHTS | {"name": "raw"} if value == RAW_WEIGHTS else value
         fields |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return fields
 
@@ -129,8 +136,16 @@ def describe_differences(found: Mapping[str, Sequence[Any]], owners: Sequence[st
     texts = []
     for field, values in found.items():
         other = next(k for k, value in enumerate(values) if value != values[0])
-        texts.append(f"{field} is {short(values[0])} in {owners[0]} and {short(values[other])} in {owners[other]}")
+        if field == "weights.name":
+            subject, shown = "weights are", [_shown_weights(value) for value in values]
+        else:
+            subject, shown = f"{field} is", [short(value) for value in values]
+        texts.append(f"{subject} {shown[0]} in {owners[0]} and {shown[other]} in {owners[other]}")
     return "; ".join(texts)
+
+
+def _shown_weights(name: Any) -> str:
+    return short(name) if name in ("raw", MISSING) else f"{short(name)} (an average)"
 
 
 def allowed_fields(given: str | Sequence[str] | None) -> list[str]:

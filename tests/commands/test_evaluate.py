@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffusion_lab.reporting.csv_files import read_csv
+from diffusion_lab.runs.comparable import write_and_print_table
 from support.commands import ROOT, TINY, run, start
 
 ONE_MEAN = ["metrics.bound.split=train", "metrics.bound.num_images=10", "num_pictures=0"]
@@ -63,14 +65,21 @@ def test_a_likelihood_is_measured_on_the_images_that_the_run_held_out_and_genera
     trained: Path, tmp_path: Path
 ) -> None:
     settings = ["metrics=nll", "metrics.nll.num_images=5"]
-    done = run("evaluate.py", f"run={trained}", *settings, f"hydra.run.dir={tmp_path}")
+    out = [f"output_folder={tmp_path / 'out'}", "weights=raw"]
+    done = run("evaluate.py", f"run={trained}", *settings, *out, f"hydra.run.dir={tmp_path / 'job'}")
     assert done.returncode == 0, done.stderr
-    assert set(numbers(tmp_path)) == {"bits_bound_held_out_5", "minutes"}
+    assert set(numbers(tmp_path / "out")) == {"bits_bound_held_out_5", "minutes"}
+    assert re.search(r"weights +│ raw ", done.stdout)
     assert "no images are generated, because no metric needs samples; num_pictures=80 generates a grid" in done.stdout
-    assert not (tmp_path / "samples.png").exists()
+    assert not (tmp_path / "out" / "samples.png").exists()
     done = run("evaluate.py", f"run={trained}", *settings, "num_pictures=3", f"hydra.run.dir={tmp_path / 'grid'}")
     assert "for 3 images" in done.stdout
     assert (tmp_path / "grid" / "samples.png").is_file()
+    folders = [tmp_path / "out", tmp_path / "grid"]
+    assert write_and_print_table(folders, tmp_path, "numbers", allowed=["weights"])
+    rows = read_csv(tmp_path / "numbers.csv")
+    assert [(row["weights"], row["metrics.bound.num_images"]) for row in rows] == [("raw", "5"), ("main", "5")]
+    assert not {"sampler", "sampler.num_steps", "num_samples", "features"} & set(rows[0])
 
 
 @pytest.mark.full

@@ -424,3 +424,62 @@ def test_samplers_with_different_costs_per_step_are_plotted_against_evaluations_
         "sampler=ddim": [[10.0, 9.0], [20.0, 8.0]],
         "sampler=heun": [[19.0, 7.0], [39.0, 6.0]],
     }
+
+
+def with_evaluations(folder: Path, evaluations: int) -> Path:
+    record = json.loads((folder / "metrics.json").read_text())
+    (folder / "metrics.json").write_text(json.dumps(record | {"evaluations": evaluations}))
+    return folder
+
+
+def test_samplers_with_one_number_of_steps_each_are_plotted_as_points_with_their_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures, folders = figures_of(monkeypatch), []
+    for name, steps, evaluations in (("DDIM", 25, 25), ("DPMSolver", 8, 8), ("Heun", 6, 11)):
+        settings = {"name": name, "num_steps": steps}
+        folders.append(with_evaluations(measured(tmp_path / name, float(steps), sampler=settings), evaluations))
+    assert write_and_print_table(folders, tmp_path / "table", "numbers", allowed=["sampler"])
+    assert [path.name for path in (tmp_path / "table").glob("*.png")] == ["against_evaluations.png"]
+    (panel,) = figures[0].axes
+    assert {line.get_label(): (line.get_xydata().tolist(), line.get_marker()) for line in panel.lines} == {
+        "sampler=ddim (25 steps)": ([[25.0, 25.0]], "o"),
+        "sampler=dpm_solver (8 steps)": ([[8.0, 8.0]], "o"),
+        "sampler=heun (6 steps)": ([[11.0, 6.0]], "o"),
+    }
+
+
+def test_a_setting_of_another_metric_does_not_split_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures, folders = figures_of(monkeypatch), []
+    for k, steps in enumerate((10, 20, 50)):
+        overrides = (f"metrics.bound.num_images={k + 1}", f"sampler.num_steps={steps}")
+        metric = {"name": "FrechetDistance"}
+        folders.append(measured(tmp_path / f"{k}", 9.0 - k, num_steps=steps, overrides=overrides, metric=metric))
+    assert write_and_print_table(folders, tmp_path / "table", "numbers", allowed=["sampler"])
+    (panel,) = figures[0].axes
+    (line,) = panel.lines
+    assert line.get_xydata().tolist() == [[10.0, 9.0], [20.0, 8.0], [50.0, 7.0]]
+
+
+def test_the_duration_is_the_last_column_and_standard_deviations_over_subsets_have_columns(tmp_path: Path) -> None:
+    one = measured(tmp_path / "one", 1.0, metrics=("fd",))
+    other = measured(tmp_path / "other", 2.0, metrics=("kd", "kd_std"))
+    assert write_and_print_table([one, other], tmp_path / "table", "numbers")
+    header = (tmp_path / "table" / "numbers.md").read_text().splitlines()[0]
+    columns = "run | fd_stand_in_50_train | kd_stand_in_50_train | kd_std_stand_in_50_train"
+    assert header.startswith(f"| {columns} |")
+    write_summary(other, {"minutes": 3.0})
+    assert write_and_print_table([one, other], tmp_path / "table", "numbers")
+    assert (tmp_path / "table" / "numbers.md").read_text().splitlines()[0] == f"| {columns} | duration |"
+
+
+def test_a_line_has_the_same_color_in_all_panels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures, folders = figures_of(monkeypatch), []
+    for k, (name, steps) in enumerate((("DDIM", 25), ("DPMSolver", 8), ("Heun", 6))):
+        metrics, settings = ("fd", "kd") if k else ("fd",), {"name": name, "num_steps": steps}
+        folder = measured(tmp_path / name, float(steps), sampler=settings, metrics=metrics)
+        folders.append(with_evaluations(folder, steps * (1 + (name == "Heun"))))
+    assert write_and_print_table(folders, tmp_path / "table", "numbers", allowed=["sampler"])
+    fd, kd = ({line.get_label(): line.get_color() for line in panel.lines} for panel in figures[0].axes)
+    assert len(set(fd.values())) == len(fd) == 3
+    assert kd.items() < fd.items()

@@ -119,11 +119,68 @@ def test_an_evaluation_without_config_files_shows_the_settings_of_its_fingerprin
 
 def test_a_setting_that_follows_another_setting_by_default_is_shown_with_its_value(tmp_path: Path) -> None:
     folders = []
-    for name, given in (("typed", ["metrics.bound.num_images=10"]), ("default", [])):
+    for name, given in (("typed", ["metrics.kid.subset_size=10"]), ("default", [])):
         folders.append(evaluation(tmp_path / name, "plain"))
-        bound = {"num_images": 10 if given else "${num_samples}"}
+        kid = {"subset_size": 10 if given else "${num_samples}"}
         config = OmegaConf.load(folders[-1] / ".hydra" / "config.yaml")
-        OmegaConf.save(OmegaConf.merge(config, {"metrics": {"bound": bound}, "num_samples": 30}),
+        OmegaConf.save(OmegaConf.merge(config, {"metrics": {"kid": kid}, "num_samples": 30}),
                        folders[-1] / ".hydra" / "config.yaml")  # fmt: skip
         (folders[-1] / ".hydra" / "overrides.yaml").write_text("".join(f"- {override}\n" for override in given) or "[]")
-    assert [row["metrics.bound.num_images"] for row in table(folders, tmp_path / "table")] == ["10", "30"]
+    assert [row["metrics.kid.subset_size"] for row in table(folders, tmp_path / "table")] == ["10", "30"]
+
+
+def with_numbers(folder: Path, start: str, **changes: object) -> Path:
+    """Keep the metric values whose names start with `start`, and change fields of their fingerprints."""
+    record = json.loads((folder / "metrics.json").read_text())
+    kept = [number for number in record["numbers"] if number["name"].startswith(start)]
+    for number in kept:
+        number["fingerprint"] |= changes
+    (folder / "metrics.json").write_text(json.dumps(record | {"numbers": kept}))
+    return folder
+
+
+def with_overrides(folder: Path, *overrides: str) -> Path:
+    (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {override}\n" for override in overrides))
+    return folder
+
+
+def test_a_folder_that_an_evaluation_wrote_elsewhere_shows_the_settings_in_the_folder_of_the_command(
+    tmp_path: Path,
+) -> None:
+    job, output = evaluation(tmp_path / "job", "plain"), tmp_path / "output"
+    output.mkdir()
+    record = json.loads((job / "metrics.json").read_text())
+    (output / "metrics.json").write_text(json.dumps(record | {"job": str(job)}))
+    with_overrides(job, "batch_size=100", "callbacks.x=typed")
+    other = with_overrides(evaluation(tmp_path / "other", "plain"), "callbacks.x=3")
+    rows = table([output, other], tmp_path / "table")
+    assert [(row["batch_size"], row["callbacks.x"]) for row in rows] == [("100", "typed"), ("100", "3")]
+
+
+def test_an_evaluation_without_config_files_shows_weights_and_number_of_images_of_its_fingerprints(
+    tmp_path: Path,
+) -> None:
+    bare = evaluation(tmp_path / "bare", "plain")
+    shutil.rmtree(bare / ".hydra")
+    given = with_overrides(evaluation(tmp_path / "given", "plain"), "weights=raw", "metrics.bound.num_images=10")
+    with_numbers(given, "", weights={"kind": "raw"})
+    rows = table([bare, given], tmp_path / "table")
+    assert [(row["weights"], row["metrics.bound.num_images"]) for row in rows] == [("main", "10"), ("raw", "10")]
+
+
+def test_an_evaluation_without_samples_shows_no_settings_of_samples(tmp_path: Path) -> None:
+    sampled = evaluation(tmp_path / "sampled", "plain")
+    with_overrides(sampled, "num_samples=20", "sampler=ddim", "sampler.num_steps=4", "features=fashion_cnn")
+    bound = with_numbers(with_overrides(evaluation(tmp_path / "bound", "plain"), "num_samples=20"), "bits_bound")
+    shown = ("num_samples", "sampler", "sampler.num_steps", "features")
+    rows = table([sampled, bound], tmp_path / "table")
+    assert [tuple(row[name] for name in shown) for row in rows] == [("20", "ddim", "4", "fashion_cnn"), ("",) * 4]
+    assert rows[0]["bits_bound_train_10"] == rows[1]["bits_bound_train_10"] != ""
+
+
+def test_the_sampler_of_a_reconstruction_is_used(tmp_path: Path) -> None:
+    bare = with_numbers(evaluation(tmp_path / "bare", "plain"), "reconstruction")
+    shutil.rmtree(bare / ".hydra")
+    given = with_overrides(evaluation(tmp_path / "given", "plain"), "sampler=ddim", "num_samples=20")
+    rows = table([bare, given], tmp_path / "table")
+    assert [(row["sampler"], row["num_samples"]) for row in rows] == [("ddim", ""), ("ddim", "20")]

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from diffusion_lab.commands import entry
@@ -101,6 +102,7 @@ def _write_results(numbers: list["Number"], measurement: "Measurement", folder: 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     images = measurement.evaluation.images
     record = {
+        "job": HydraConfig.get().runtime.output_dir,
         "run": str(measurement.target.folder),
         "checkpoint": measurement.target.checkpoint.name,
         "step": measurement.step,

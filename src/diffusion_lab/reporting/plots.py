@@ -3,7 +3,7 @@
 import re
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +49,10 @@ def save_lines(panels: dict[str, dict[str, list[tuple[float, float]]]], xlabel: 
     panels: metric name -> line name -> points with increasing x.
     """
     figure, axes = _grid_of_panels(len(panels))
+    styles = _styles(panels.values())
     for panel, (name, lines) in zip(axes, panels.items(), strict=True):
-        for number, (label, points) in enumerate(lines.items()):
-            panel.plot(*zip(*points, strict=True), marker=MARKERS[number // 10 % len(MARKERS)], label=plot_text(label))
+        for label, points in lines.items():
+            panel.plot(*zip(*points, strict=True), label=plot_text(label), **styles[label])
         values = [y for points in lines.values() for _, y in points]
         is_log = _spans_decade(values) and max(values) > 1  # fractions are at most 1
         panel.set(title=plot_text(name), xlabel=plot_text(xlabel), xscale="log", yscale="log" if is_log else "linear")
@@ -62,6 +63,15 @@ def save_lines(panels: dict[str, dict[str, list[tuple[float, float]]]], xlabel: 
     _add_legend(figure, axes)
     path.parent.mkdir(parents=True, exist_ok=True)
     _save(figure, path)
+
+
+def _styles(panels: Iterable[Iterable[str]]) -> dict[str, dict[str, Any]]:
+    """Return the color and the marker of each line by its label; the panels share a legend, but may lack lines."""
+    labels = dict.fromkeys(label for lines in panels for label in lines)
+    return {
+        label: {"color": f"C{number % 10}", "marker": MARKERS[number // 10 % len(MARKERS)]}
+        for number, label in enumerate(labels)
+    }
 
 
 def _apart(values: set[float]) -> list[float]:
@@ -105,6 +115,7 @@ def save_against(
     order: all values of the setting.
     """
     figure, axes = _grid_of_panels(len(panels))
+    styles = _styles(panels.values())
     positions, is_numeric = _positions(list(order)), _are_numeric(list(order))
     low, high = min(positions.values()), max(positions.values())
     for panel, (title, lines) in zip(axes, panels.items(), strict=True):
@@ -112,8 +123,7 @@ def save_against(
             x, mean, std = zip(*sorted((positions[value], mean, std) for value, mean, std in points), strict=True)
             distance = 0.0 if is_numeric else min(0.06, 0.5 / len(lines))  # so that error bars do not overlap
             shift = distance * (number - (len(lines) - 1) / 2)
-            style = {"color": f"C{number % 10}", "marker": MARKERS[number // 10 % len(MARKERS)], "capsize": 3}
-            style |= {"linestyle": "-" if is_numeric else ":", "label": plot_text(label)}
+            style = {**styles[label], "capsize": 3, "linestyle": "-" if is_numeric else ":", "label": plot_text(label)}
             panel.errorbar([value + shift for value in x], mean, std if any(std) else None, **style)
         is_log = is_numeric and low > 0 and high > 20 * low
         panel.set(title=plot_text(title), xlabel=plot_text(xlabel), xscale="log" if is_log else "linear")

@@ -23,6 +23,7 @@ from diffusion_lab.errors import UserError
 from diffusion_lab.paths import IS_CHECKOUT, LOGS_VARIABLE, ROOT, logs_folder
 from diffusion_lab.reporting.text import shell_text
 from diffusion_lab.runs import status as run_status
+from diffusion_lab.runs.without_results import why_no_results, why_no_run
 
 LAST = "last"  # the value of a setting that names the newest folder
 
@@ -163,7 +164,7 @@ def find_places(setting: str, value: Any, kind: Kind, *, several: bool = True) -
 def _find(setting: str, value: str, kind: Kind, *, several: bool) -> list[Place]:
     if value == LAST:
         return [_newest(setting, kind)]
-    for base, path in _searched(value, kind):
+    for base, path in searched(value, kind):
         if places := _matching(base, path, kind):
             return places
     raise UserError(f"`{setting}` must be {_accepted(kind, several=several)}, got {value}, {_why_not(value, kind)}")
@@ -187,7 +188,7 @@ def _logs_folders() -> list[Path]:
     )
 
 
-def _searched(value: str, kind: Kind) -> Iterator[tuple[Path, str]]:
+def searched(value: str, kind: Kind) -> Iterator[tuple[Path, str]]:
     """Yield each folder in which a value is searched, with the path or glob pattern that is searched in the folder."""
     path = os.path.expanduser(value)
     if os.path.isabs(path):
@@ -232,18 +233,18 @@ def _accepted(kind: Kind, *, several: bool) -> str:
 
 def _why_not(value: str, kind: Kind) -> str:
     """Return the reason why a value names no folder of a kind, for the end of an error message."""
-    found = next((base / path for base, path in _searched(value, kind) if os.path.exists(base / path)), None)
+    found = next((base / path for base, path in searched(value, kind) if os.path.exists(base / path)), None)
     if found is not None and kind is SWEEP and (status := run_status.observe(found)):
         hint = f"; `{command_line('compare')} numbers={shell_word(portable_path(found))}` prints its results"
         return f"which is a single run ({status.text}) and no sweep{hint if MEASURED.is_one(found) else ''}."
     if found is not None and found.suffix == ".ckpt" and found.is_file():
         return f"which is in no {kind.noun}; DiffusionModule.load_from_checkpoint loads checkpoints of a plain Trainer."
     if found is not None:
-        again = "; it ended before its first step: start its command again" if (found / "status.json").exists() else ""
-        return f"which has no {kind.files[0].rpartition('/')[2]}{again}."
+        reason = why_no_results(found) if kind is MEASURED else why_no_run(found)
+        return f"which has no {kind.files[0].rpartition('/')[2]}{'; ' if reason else ''}{reason}."
     path = Path(value)
     if path.suffix == ".ckpt":
-        for base, run in _searched(str(path.parent.parent), kind):
+        for base, run in searched(str(path.parent.parent), kind):
             if kind.is_one(base / run):
                 names = ", ".join(sorted(file.name for file in (base / run).glob("checkpoints/*.ckpt"))) or "no file"
                 return f"but the checkpoints of this run are {names}."

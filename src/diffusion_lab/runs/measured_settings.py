@@ -1,7 +1,8 @@
 """The settings of a measurement, as its fingerprints state them, by the names that the command line accepts."""
 
+import functools
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -10,8 +11,13 @@ from diffusion_lab.fingerprints import flat, short
 from diffusion_lab.paths import CONF
 from diffusion_lab.runs.used_settings import as_text
 
-STATED = ("num_samples", "seed", "batch_size", "guidance_scale", "classifier_scale", "sampler", "features")
+STATED = ("num_samples", "seed", "batch_size", "guidance_scale", "classifier_scale", "sampler", "features", "weights")
 """Fingerprint fields whose values, or the values of whose nested fields, are those of the setting of the same name."""
+
+OF_SAMPLES = (
+    *("num_samples", "reference", "label", "guidance", "guidance_scale", "guide", "classifier", "classifier_scale"),
+)
+"""Settings that affect only metrics of generated images."""
 
 IN_SAMPLER = ("time_grid", "clipping")
 """Config groups whose objects belong to the sampler in a fingerprint."""
@@ -22,12 +28,64 @@ NESTED = tuple(f"sampler.{group}" for group in IN_SAMPLER)
 def measured_settings(fingerprints: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Return the settings that fingerprints state, as text.  fingerprints: metric name -> fingerprint."""
     fields = flat(merged(fingerprints))
+    of_sampler = [sampler for one in fingerprints.values() if (sampler := _in_metric(one, "sampler"))]
+    fields = flat({"sampler": of_sampler[0]}) | fields if of_sampler else fields
     texts = {
         shown_name(field): shown_text(field, value)
         for field, value in fields.items()
         if field.partition(".")[0] in STATED and isinstance(value, str | int | float)  # not a list
     }
-    return {key.removeprefix("sampler.") if key.startswith(NESTED) else key: text for key, text in texts.items()}
+    shown = {key.removeprefix("sampler.") if key.startswith(NESTED) else key: text for key, text in texts.items()}
+    of_data = {_choice(one): str(one.get("num_samples")) for one in fingerprints.values() if "sampler" not in one}
+    return shown | {f"metrics.{choice}.num_images": number for choice, number in of_data.items() if choice}
+
+
+def is_used(key: str, fingerprints: Iterable[Mapping[str, Any]]) -> bool:
+    """Return whether a setting of an evaluation can affect a metric value with one of these fingerprints."""
+    return any(_affects(key, fingerprint) for fingerprint in fingerprints)
+
+
+def _affects(key: str, fingerprint: Mapping[str, Any]) -> bool:
+    group, _, rest = key.partition(".")
+    if group in OF_SAMPLES:
+        return "sampler" in fingerprint
+    if group in ("sampler", "time_grid"):
+        return "sampler" in fingerprint or _in_metric(fingerprint, "sampler") is not None
+    if group == "clipping":
+        return any("clipping" in field for field in flat(fingerprint))
+    if group == "features":
+        return "features" in fingerprint
+    choice = rest.partition(".")[0]
+    measured = _class_of_metric(fingerprint)
+    return group != "metrics" or measured is None or _classes_of_metrics().get(choice, measured) == measured
+
+
+def _in_metric(fingerprint: Mapping[str, Any], name: str) -> Any:
+    metric = fingerprint.get("metric")
+    return metric.get(name) if isinstance(metric, Mapping) else None
+
+
+def _class_of_metric(fingerprint: Mapping[str, Any]) -> str | None:
+    name = _in_metric(fingerprint, "name")
+    return None if name is None else str(name)
+
+
+def _choice(fingerprint: Mapping[str, Any]) -> str | None:
+    """Return the choice in the config group `metrics` of the metric that a fingerprint describes."""
+    measured = _class_of_metric(fingerprint)
+    return next((choice for choice, name in _classes_of_metrics().items() if name == measured), None)
+
+
+@functools.cache
+def _classes_of_metrics() -> dict[str, str]:
+    """Return the class of each metric in conf/metrics, or the class of its quantity for a mean over images."""
+    classes = {}
+    for path in sorted((CONF / "metrics").glob("*.yaml")):
+        config = OmegaConf.load(path)
+        target = OmegaConf.select(config, "quantity._target_") or OmegaConf.select(config, "_target_")
+        if target is not None:
+            classes[path.stem] = str(target).rpartition(".")[2]
+    return classes
 
 
 def merged(fingerprints: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_lab.config.earlier_versions import current_metric
+from diffusion_lab.runs.measured_settings import is_used
 from diffusion_lab.runs.tables import METRICS, Row, number_names, override_keys, read_json, short_paths
 
 logger = logging.getLogger(__name__)
@@ -15,7 +16,7 @@ def plot_steps(rows: Sequence[Row], output: Path) -> bool:
     """Plot each metric against the number of sampling steps and against the training step, if these vary.
 
     If the steps of different samplers take different numbers of evaluations of the network, these numbers replace the
-    numbers of sampling steps. Returns whether one of the numbers varies.
+    numbers of sampling steps. Returns whether one of the numbers varies. A line may be a single point.
     """
     found = False
     steps = ("sampling_steps", "sampling steps")
@@ -23,7 +24,9 @@ def plot_steps(rows: Sequence[Row], output: Path) -> bool:
         steps = ("evaluations", "evaluations of the network for one image")
     for axis, label in (steps, ("training_step", "training step")):
         panels = {name: _lines(rows, name, axis) for name in number_names(rows) if "_std_" not in name}
-        varying = {name: lines for name, lines in panels.items() if any(len(dict(p)) > 1 for p in lines.values())}
+        varying = {
+            name: lines for name, lines in panels.items() if len({x for line in lines.values() for x, _ in line}) > 1
+        }
         if varying:
             from diffusion_lab.reporting import plots
 
@@ -98,11 +101,15 @@ def title(rows: Sequence[Row], name: str) -> str:
 def _lines(rows: Sequence[Row], name: str, axis: str) -> dict[str, list[tuple[float, float]]]:
     """Return label -> points (x, metric value) of each line in a plot of the metric `name`.
 
-    Each combination of all other settings has its own line.
+    Each combination of all other settings that affect the metric has its own line. A line with a single point is also
+    labeled with its number of sampling steps if the x axis is the number of evaluations.
     axis: quantity on the x axis, "sampling_steps", "evaluations" or "training_step".
     """
     measured = [row for row in rows if isinstance(row.values.get(name), float) and name in row.fingerprints]
-    varying = [key for key in override_keys(measured) if len({row.overrides.get(key) for row in measured}) > 1]
+    fingerprints = [row.fingerprints[name] for row in measured]
+    used = [key for key in override_keys(measured) if is_used(key, fingerprints)]
+    varying = [key for key in used if len({row.overrides.get(key) for row in measured}) > 1]
+    num_steps: dict[tuple[str, ...], int] = {}
     points: dict[tuple[str, ...], list[tuple[float, float]]] = {}
     names_run = axis != "training_step" and len({row.run for row in measured}) > 1 and "run" not in varying
     for row in measured:
@@ -116,8 +123,14 @@ def _lines(rows: Sequence[Row], name: str, axis: str) -> dict[str, list[tuple[fl
             continue
         settings = [key for key in varying if _separates(key, axis)]
         parts = [f"{key}={row.overrides[key]}" if key in row.overrides else "" for key in settings]
-        points.setdefault((row.run.name * names_run, *parts), []).append((float(x), row.values[name]))
-    return {label: sorted(line) for label, line in zip(_shortest(list(points)), points.values(), strict=True)}
+        line = (row.run.name * names_run, *parts)
+        points.setdefault(line, []).append((float(x), row.values[name]))
+        num_steps[line] = sampler.get("num_steps", 0)
+    lines = {}
+    for label, line in zip(_shortest(list(points)), points, strict=True):
+        is_named = axis == "evaluations" and len(points[line]) == 1 and num_steps[line]
+        lines[f"{label} ({num_steps[line]} steps)" if is_named else label] = sorted(points[line])
+    return lines
 
 
 def _shortest(labels: Sequence[tuple[str, ...]]) -> list[str]:

@@ -12,7 +12,7 @@ from diffusion_lab.config.saved_files import read_saved, read_saved_json, readin
 from diffusion_lab.reporting.csv_files import write_csv_dicts
 from diffusion_lab.reporting.text import terminal_text
 from diffusion_lab.reporting.text_tables import format_duration, print_rows
-from diffusion_lab.runs.measured_settings import measured_settings
+from diffusion_lab.runs.measured_settings import is_used, measured_settings
 from diffusion_lab.runs.used_settings import UsedSettings, differing, is_shown
 
 SUMMARY, METRICS = "summary.json", "metrics.json"
@@ -47,7 +47,8 @@ class Row:
     def read(cls, folder: Path, top: Path) -> "Row":
         """Read the results in `folder`, which is `top` or a folder below `top`.
 
-        The overrides are read from the .hydra folder in `folder` or in its nearest parent that has one, up to `top`.
+        The overrides are read from the .hydra folder in `folder` or in its nearest parent that has one, up to `top`, or
+        else in the folder of the command that metrics.json names.
         """
         with reading(folder):
             return cls._read(folder, top)
@@ -60,6 +61,8 @@ class Row:
         numbers = {current_metric(number["name"]): number for number in record.get("numbers", [])}
         values |= {name: number["value"] for name, number in numbers.items()}
         fingerprints = {name: current_fingerprint(number["fingerprint"]) for name, number in numbers.items()}
+        if not (job / ".hydra").is_dir() and "job" in record:  # an evaluation with an output_folder
+            job = Path(record["job"])
         is_training = "run" not in record or (folder / "config.yaml").is_file()  # its folder may have been moved
         run = folder if is_training else Path(record["run"])
         return cls(
@@ -97,15 +100,18 @@ def show_used_settings(rows: Sequence[Row], swept: Sequence[str] = ()) -> None:
     """Replace the overrides of each row by the used values of all settings that are overridden or differ.
 
     Settings without an effect are removed unless they are `swept`. The settings that the fingerprints of an evaluation
-    state are those of its fingerprints.
+    state are those of its fingerprints, and settings that no metric of the evaluation uses have no value.
     """
     read = {folder: UsedSettings.read(folder) for folder in {place for row in rows for place in (row.job, row.run)}}
     overridden = [key for key in override_keys(rows) if key in swept or is_shown(key)]
     different = differing([read[run] for run in dict.fromkeys(row.run for row in rows)])
     for row in rows:
         evaluation = None if row.run == row.folder else read[row.job]
-        measured = measured_settings(row.fingerprints | row.left_out)
+        fingerprints = row.fingerprints | row.left_out
+        measured = measured_settings(fingerprints)
         used = read[row.run].used_in(evaluation, row.overrides, overridden, different, measured)
+        if evaluation is not None and fingerprints:
+            used = {key: used[key] for key in used if key in swept or is_used(key, fingerprints.values())}
         row.overrides = {key: value for key, value in used.items() if value is not None}
 
 
@@ -133,13 +139,14 @@ def write_table(
     The rounded table has only columns whose values differ.  always: columns that are shown even if all their values are
     equal.  hidden: columns of the CSV file only.  num_labels: see `print_rows`.
     """
-    columns = list(dict.fromkeys(DURATION if key == MINUTES else key for row in exact for key in row))
+    names = list(dict.fromkeys(key for row in exact for key in row if key != MINUTES))
+    columns = [*names, *[DURATION] * any(MINUTES in row for row in exact)]
     output.mkdir(parents=True, exist_ok=True)
     write_csv_dicts(output / f"{name}.csv", exact)
     rounded = [_as_texts(row) for row in exact]
     varying = [column for column in columns if len({row.get(column) for row in rounded}) > 1 or column in always]
     candidates = varying if len(rounded) > 1 else columns
-    shown = [column for column in candidates if "_std_" not in column and column not in hidden]
+    shown = [column for column in candidates if column not in hidden]
     lines = [shown, *([row.get(column, "") for column in shown] for row in rounded)]
     (output / f"{name}.md").write_text(markdown(lines), encoding="utf-8")
     print_rows(lines, f"{len(exact)} runs in {output}", num_labels)
