@@ -85,7 +85,7 @@ def test_a_sweep_with_failed_runs_ends_and_the_same_command_resumes_only_those(s
     folders = {kind: sweep / f"callbacks.mishap.kind-{kind}" for kind in kinds.split(",")}
     slurm.run("scancel", status(folders["cancel"])["starts"][0]["slurm_id"])
     output = finish(first, status=1)
-    assert "3 of the sweep's 4 runs failed; run the same command again to resume them" in output
+    assert "2 of the sweep's 4 runs failed and 1 was interrupted; run the same command again to resume them" in output
     reasons = {kind: status(folder)["reason"] for kind, folder in folders.items()}
     assert reasons["raise"] == "RuntimeError: the third step failed"
     assert reasons["cancel"].startswith("stopped by SIGTERM after step")
