@@ -33,7 +33,7 @@ def test_a_default_choice_of_a_run_is_shown_next_to_the_choices_of_other_runs(tm
     rows = table([RUNS / "plain", RUNS / "edm"], tmp_path)
     shown = ("run", "schedule", "times", "time_grid", "sampler.num_steps", "ema")
     assert [tuple(row[name] for name in shown) for row in rows] == [
-        ("plain", "linear", "uniform", "uniform", "4", "ramped"),
+        ("plain", "linear", "uniform", "uniform", "20", "ramped"),  # steps with which its distance was measured
         ("edm", "edm", "log_normal_sigma", "karras", "3", "power"),
     ]
     assert [row["folder"] for row in rows] == [str(RUNS / "plain"), str(RUNS / "edm")]
@@ -78,6 +78,13 @@ def test_an_evaluation_without_its_own_sampler_shows_the_sampler_of_the_run(tmp_
     (ancestral / "metrics.json").write_text(json.dumps(record | {"run": str(RUNS / "plain")}))
     rows = table([ancestral, evaluation(tmp_path / "default", "plain")], tmp_path / "table")
     assert [(row["sampler"], row["sampler.num_steps"]) for row in rows] == [("ancestral", "2"), ("ddim", "4")]
+
+
+def test_a_run_beside_an_evaluation_shows_the_sampler_that_measured_its_distance(tmp_path: Path) -> None:
+    ancestral = tmp_path / "ancestral"
+    shutil.copytree(RUNS / "evaluations" / "sampler-ancestral_sampler.num_steps-2", ancestral)
+    rows = table([RUNS / "plain", ancestral], tmp_path / "table")
+    assert [(row["sampler"], row["sampler.num_steps"]) for row in rows] == [("ddim", "20"), ("ancestral", "2")]
 
 
 def test_paths_are_relative_to_the_deepest_folder_that_contains_all() -> None:
