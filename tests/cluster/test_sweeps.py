@@ -44,8 +44,9 @@ def test_a_sweep_of_runs_with_two_ranks_has_a_folder_and_a_row_per_run_and_runs_
         f"hydra.sweep.dir={tmp_path}",
     )
     output = run("train", *overrides)
-    names = [f"schedule-{schedule}_seed-{seed}" for schedule in ("cosine", "linear") for seed in (1, 2)]
-    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir() and path.name[0] != ".") == names
+    names = [f"schedule-{schedule}_seed-{seed}" for schedule in ("linear", "cosine") for seed in (1, 2)]
+    folders = sorted(path.name for path in tmp_path.iterdir() if path.is_dir() and path.name[0] != ".")
+    assert folders == sorted(names)
     assert output.count(" start ") == 4
     rows = table(tmp_path)
     assert [(row["run"], row["state"], row["step"]) for row in rows] == [(name, "finished", "6") for name in names]

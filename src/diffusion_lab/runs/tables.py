@@ -112,7 +112,7 @@ def show_used_settings(rows: Sequence[Row], swept: Sequence[str] = ()) -> None:
         used = read[row.run].used_in(evaluation, row.overrides, overridden, different, measured)
         if evaluation is not None and fingerprints:
             used = {key: used[key] for key in used if key in swept or is_used(key, fingerprints.values())}
-        if evaluation is None:  # a run measures its images with a sampler of its own
+        if evaluation is None:  # a run measures its images with a separate sampler
             stated = {key: text for key, text in measured.items() if key in used and key not in (*swept, "seed")}
             used |= stated
         row.overrides = {key: value for key, value in used.items() if value is not None}
