@@ -26,18 +26,28 @@ def names(*processes: "subprocess.Popen[str]") -> dict[tuple[str, str], str]:
     return {(line[1], line[2]): line[3] for line in lines if line[0] == "name"}
 
 
-def test_a_run_of_torchrun_has_the_time_of_its_start_in_its_name_on_all_ranks_and_after_a_restart(
+def test_a_run_of_torchrun_has_the_time_of_its_start_and_its_process_id_in_its_name_on_all_ranks(
     tmp_path: Path,
 ) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(f"{PRINT_NAME}\nassert os.environ['TORCHELASTIC_RESTART_COUNT'] == '1'")
+    (tmp_path / "script.py").write_text(PRINT_NAME)
     before = datetime.now()
-    found = names(start_torchrun(script, "--standalone", "--nproc-per-node=2", "--max-restarts=1"))
-    assert {restarts for _, restarts in found} == {"0", "1"}
-    assert {rank for rank, restarts in found if restarts == "1"} == {"0", "1"}
+    torchrun = start_torchrun(tmp_path / "script.py", "--standalone", "--nproc-per-node=2")
+    found = names(torchrun)
+    assert set(found) == {("0", "0"), ("1", "0")}
     (name,) = set(found.values())
     started = datetime.strptime(name, "%Y-%m-%d_%H-%M-%S-%f")
     assert before - timedelta(seconds=1) < started < datetime.now()  # the kernel rounds the time of a start
+    assert started.microsecond % 10_000 == torchrun.pid % 10_000  # which a restart of the ranks does not change
+
+
+@pytest.mark.full
+def test_a_run_of_torchrun_has_the_same_name_after_its_ranks_are_restarted(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(f"{PRINT_NAME}\nassert os.environ['TORCHELASTIC_RESTART_COUNT'] == '1'")
+    found = names(start_torchrun(script, "--standalone", "--nproc-per-node=2", "--max-restarts=1"))
+    assert {restarts for _, restarts in found} == {"0", "1"}
+    assert {rank for rank, restarts in found if restarts == "1"} == {"0", "1"}
+    assert len(set(found.values())) == 1
 
 
 @pytest.mark.full
