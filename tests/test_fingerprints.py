@@ -2,10 +2,12 @@
 
 import json
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
 
+from diffusion_lab.contracts import added, conventions
 from diffusion_lab.errors import UserError
 from diffusion_lab.fingerprints import (
     allowed_fields,
@@ -55,6 +57,31 @@ def test_numbers_that_are_not_finite_are_strings() -> None:
     found = describe(Churn(), omit=())
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert describe(math.nan) == describe(math.nan) == "nan"
+
+
+@dataclass(frozen=True)
+class Part:
+    scale: float = 1.0
+    reversed: bool = added(default=False)
+
+
+@dataclass(frozen=True)
+class Whole:
+    part: Part = Part()
+    epsilon: float = added(default=1e-5)
+
+
+def test_a_setting_that_a_later_version_added_is_described_unless_it_has_its_default() -> None:
+    part = {"name": f"{__name__}.Part", "scale": 1.0}
+    before = {"name": f"{__name__}.Whole", "part": part}
+    assert describe(Whole()) == before
+    assert describe(Whole(Part(reversed=True), 1e-6)) == {
+        **before,
+        "part": part | {"reversed": True},
+        "epsilon": 1e-6,
+    }
+    assert conventions(Whole()) == {}
+    assert conventions(Whole(Part(2.0, reversed=True), 1e-6)) == {"reversed": True, "epsilon": 1e-6}
 
 
 def test_flat_fields_have_dotted_names() -> None:

@@ -1,5 +1,6 @@
 """The interfaces that users implement: messages that name what a class lacks, what it must return, and an example."""
 
+import dataclasses
 import inspect
 from abc import ABC
 from typing import Any, Self
@@ -48,6 +49,35 @@ def require_dataclass(kind: type) -> None:
             f"{owner.__name__} must be a frozen dataclass{purpose} (because values that are computed from its fields "
             f"are cached); write `@dataclass(frozen=True)` above `class {owner.__name__}`."
         )
+
+
+def added(default: Any) -> Any:
+    """Return a dataclass field that a later version added, with the behavior of all earlier versions as its default.
+
+    Fingerprints contain the field only if it has another value. Values of earlier versions, whose fingerprints do not
+    have the field, can therefore be compared with values that were measured with its default.
+    """
+    return dataclasses.field(default=default, metadata={"added": True})
+
+
+def is_described(field: "dataclasses.Field[Any]", value: Any) -> bool:
+    """Return whether fingerprints contain a field with this value, see `added`."""
+    return not (field.metadata.get("added") and value == field.default)
+
+
+def conventions(value: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass, and of the dataclasses in it, that later versions added: name -> value.
+
+    Fields with their default are left out, see `added`. A value of another class has no such fields.
+    """
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return {}
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(value):
+        each = getattr(value, field.name)
+        is_added = field.metadata.get("added") and is_described(field, each)
+        found |= {field.name: each} if is_added else conventions(each)
+    return found
 
 
 def require_instance(value: Any, base: type, name: str) -> None:

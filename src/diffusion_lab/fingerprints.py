@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+from diffusion_lab.contracts import is_described
 from diffusion_lab.errors import UserError
 
 VERSION = 1
@@ -27,7 +28,13 @@ MISSING = "missing"
 """Value that `differences` returns for a field that a fingerprint does not have."""
 
 COVERED = {
-    "experiment": ("schedule", "sampler", "weights", "features", "reference", "label", "guidance_scale", "precision"),
+    "experiment": (
+        *("schedule", "sampler", "weights", "features", "reference", "label", "guidance_scale", "precision"),
+        "conventions",
+    ),
+    "model": ("conventions",),
+    "prediction": ("conventions",),
+    "augmentation": ("conventions",),
     "objective": ("sampler",),
     "run": ("schedule", "weights.decay"),
     "checkpoint": ("weights.decay",),
@@ -54,15 +61,19 @@ COVERED = {
 FIELDS = (
     *("num_samples", "metric", "features", "reference", "sampler", "schedule", "weights", "label", "batch_size"),
     *("guidance_scale", "guidance", "guide", "classifier", "classifier_scale", "low_resolution", "space"),
-    *("quantization", "seed", "precision", "version"),
+    *("quantization", "seed", "precision", "conventions", "version"),
 )
 """All fields that a fingerprint can have, without their nested fields."""
 
 
 def describe(value: Any, omit: Sequence[str] = ()) -> Any:
-    """Return an object as plain data: a dataclass as its class name and fields, without the fields in `omit`."""
+    """Return an object as plain data: a dataclass as its class name and fields.
+
+    Fields in `omit` are left out, and so are fields that a later version added and that have their default.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        names = [field.name for field in dataclasses.fields(value) if field.name not in omit]
+        fields = [field for field in dataclasses.fields(value) if field.name not in omit]
+        names = [field.name for field in fields if is_described(field, getattr(value, field.name))]
         return {"name": _class_name(value)} | {name: describe(getattr(value, name), omit) for name in names}
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)  # JSON has no infinity, and NaN != NaN

@@ -150,11 +150,11 @@ class Evaluator:
                 batch_progress.finish()
         value = float(metric.compute())
         protocol = self.images.protocol()
-        fingerprint = {
+        fingerprint: dict[str, Any] = {
             "num_samples": metric.total,
             "metric": describe(metric.quantity, omit=("process",)),
             "reference": {"split": metric.split, "fingerprint": images.fingerprint, "size": len(images)},
-            **{key: protocol[key] for key in ("schedule", "weights", "batch_size")},
+            **{key: protocol[key] for key in ("schedule", "weights", "batch_size", "conventions") if key in protocol},
             **self._settings_protocol(),
         }
         meaning = getattr(metric.quantity, "meaning", "")

@@ -111,6 +111,7 @@ class SeededImages:
             "sampler": describe(self.sampler, omit=("process",)) | {"num_steps": len(self.sampler.times)},
             "schedule": describe(self.module.process.schedule),
             "weights": self.module.weights_protocol(self.weights),
+            **({"conventions": added} if (added := self.module.conventions()) else {}),
             **self._guidance_protocol(),
             "label": label if classes else None,
             "batch_size": self.micro_batch_size,

@@ -29,6 +29,8 @@ class Network(nn.Module):
     num_augmentation_channels: number of values per image that describe its augmentation and, as the last value, the
         noise level of its low-resolution image; 0 for a network that takes neither.
     low_resolution_channels: channels of the low-resolution image; 0 for a network that takes no such image.
+    conventions: settings that later versions added and that differ from the behavior of earlier versions: name ->
+        value. Fingerprints of metric values contain them.
 
     A module that has the first three attributes and this `forward` need not inherit from this class.
     """
@@ -39,6 +41,10 @@ class Network(nn.Module):
     labels: Labels = Labels()
     num_augmentation_channels: int = 0
     low_resolution_channels: int = 0
+
+    @property
+    def conventions(self) -> dict[str, Any]:
+        return {}
 
     def forward(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """Return the output of the network, an estimate of the target that the `Prediction` of the run defines.

@@ -9,6 +9,7 @@ from typing import Any, Never, cast
 import torch
 from torch import Tensor, nn
 
+from diffusion_lab import contracts
 from diffusion_lab.data.classes import LabelChoice, as_label, labels_of
 from diffusion_lab.data.image_datamodule import ImageBatch
 from diffusion_lab.denoiser import Denoiser
@@ -173,6 +174,10 @@ class DiffusionModule(TrainedModule):
 
     def weights_meaning(self) -> dict[str, Any]:
         return {"prediction": describe(self.prediction), **super().weights_meaning()}
+
+    def conventions(self) -> dict[str, Any]:
+        """Return the settings that later versions added, for fingerprints; see `contracts.conventions`."""
+        return contracts.conventions(self.prediction) | getattr(self.network, "conventions", {})
 
     def weights_protocol(self, weights: str | None = None) -> dict[str, Any]:
         """Return the fingerprint entry of the weights that `sampled_network` returns."""
