@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -176,6 +177,24 @@ def test_a_sweep_of_a_package_outside_finds_its_configs_on_the_nodes(slurm: Slur
     )  # fmt: skip
     assert output.count(" start ") == 2
     assert [row["state"] for row in table(tmp_path)] == ["finished", "finished"]
+
+
+@pytest.mark.parametrize("launcher", [ON_SLURM, ("hydra/launcher=local_parallel",)], ids=["slurm", "local_parallel"])
+def test_the_jobs_of_a_sweep_trust_the_packages_that_its_command_line_names(
+    slurm: Slurm, tmp_path: Path, launcher: tuple[str, ...]
+) -> None:
+    project = ROOT / "examples" / "my_project"
+    run(
+        "train", "--config-dir", str(project / "conf"), "experiment=shapes", "data.store.num_images=60",
+        "trainer.max_steps=2", "callbacks.sample_images=null", "callbacks.measure_distance=null", "model.depth=1",
+        f"hydra.run.dir={tmp_path / 'trained'}", PYTHONPATH=str(project),
+    )  # fmt: skip
+    copied = shutil.copytree(tmp_path / "trained", tmp_path / "copied")
+    sweep = ("-m", f"run={copied}", "seed=1,2", "num_images=2", *launcher, f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    refused = run("sample", *sweep, status=1, PYTHONPATH=str(project))
+    assert "trust=[my_project]" in refused
+    run("sample", *sweep, "trust=[my_project]", PYTHONPATH=str(project))
+    assert len(list((tmp_path / "sweep").rglob("*.png"))) >= 2
 
 
 def test_runs_with_two_ranks_run_in_parallel_on_one_machine(slurm: Slurm, tmp_path: Path) -> None:
