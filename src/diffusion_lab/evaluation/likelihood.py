@@ -30,7 +30,7 @@ class VariationalBound:
         without num_steps.
     Raises ValueError unless the schedule has discrete steps, and if the time grid cannot choose num_steps of them.
 
-    The respaced chain is a chain with variances of its own, beta = 1 - alpha_bar_t / alpha_bar_s for adjacent chosen
+    The respaced chain has separate variances, beta = 1 - alpha_bar_t / alpha_bar_s for adjacent chosen
     times s < t. All its terms, the first step's log-variance included, result from these variances as the terms of the
     full chain do from its variances. The network receives the chosen times themselves.
     """
