@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import pytest
@@ -86,19 +87,19 @@ def test_a_published_recipe_states_its_paper_its_expected_result_and_its_command
     assert re.search(r"(FID|bits/dim|accuracy)", text)
 
 
-ADM = {
+ADM: dict[str, Any] = {
     "process.schedule.num_timesteps": 1000, "optimizer.weight_decay": 0.0, "conditioning.dropout": 0.0,
     "lr_schedule.num_warmup_steps": 0, "trainer.gradient_clip_val": None, "sampler.num_steps": 250,
     "ema.decays.main.decay": 0.9999, "data.fit": "adm", "data.horizontal_flip": True, "objective.bound_weight": 0.001,
     "model.blocks.scale_shift": True, "model.blocks.resize": "residual", "model.attention_resolutions": [32, 16, 8],
     "model.sinusoids.kind": "adm", "model.sinusoids.time_scale": 1.0,
 }  # fmt: skip
-ADM_CLASSIFIER = {
+ADM_CLASSIFIER: dict[str, Any] = {
     "lr_schedule._target_": "diffusion_lab.training.LinearWithWarmup", "lr_schedule.num_warmup_steps": 0,
     "trainer.gradient_clip_val": None, "model.channels": 128, "model.blocks.head_channels": 64,
     "optimizer.decoupled_weight_decay": True, "process.schedule.num_timesteps": 1000,
 }  # fmt: skip
-DDPM = {
+DDPM: dict[str, Any] = {
     "process.schedule.beta_start": 1e-4, "process.schedule.beta_end": 0.02, "process.schedule.num_timesteps": 1000,
     "optimizer.betas": [0.9, 0.999], "optimizer.weight_decay": 0.0, "lr_schedule.num_warmup_steps": 5000,
     "trainer.gradient_clip_val": 1.0, "sampler.num_steps": 1000, "ema.decays.main.decay": 0.9999,
@@ -109,7 +110,7 @@ DDPM_256 = DDPM | {
     "data.batch_size": 64, "optimizer.lr": 2e-5, "model.blocks.dropout": 0.0,
     "model.channel_multipliers": [1, 1, 2, 2, 4, 4], "variance._target_": "diffusion_lab.process.FixedSmall",
 }  # fmt: skip
-IDDPM = {
+IDDPM: dict[str, Any] = {
     "process.schedule.num_timesteps": 4000, "process.schedule._target_": "diffusion_lab.process.CosineSchedule",
     "data.batch_size": 128, "data.horizontal_flip": False, "optimizer.lr": 1e-4, "optimizer.weight_decay": 0.0,
     "lr_schedule.num_warmup_steps": 0, "trainer.gradient_clip_val": None, "ema.decays.main.decay": 0.9999,
@@ -120,7 +121,7 @@ IDDPM = {
 IDDPM_CIFAR10 = IDDPM | {
     "trainer.max_steps": 500_000, "model.blocks.dropout": 0.3, "model.channel_multipliers": [1, 2, 2, 2],
 }  # fmt: skip
-PUBLISHED = {
+PUBLISHED: dict[str, dict[str, Any]] = {
     "ddpm_cifar10": DDPM | {
         "data.batch_size": 128, "optimizer.lr": 2e-4, "trainer.max_steps": 800_000, "data.horizontal_flip": True,
         "model.blocks.dropout": 0.1, "model.channel_multipliers": [1, 2, 2, 2],
