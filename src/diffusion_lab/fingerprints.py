@@ -40,7 +40,7 @@ COVERED = {
     "checkpoint": ("weights.decay",),
     "schedule": ("schedule", "sampler"),
     "ema": ("weights",),
-    "time_grid": ("sampler",),
+    "time_grid": ("sampler", "metric.time_grid"),
     "clipping": ("sampler",),
     "variance": ("sampler",),
     "metrics": ("metric",),

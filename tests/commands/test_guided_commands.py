@@ -169,6 +169,11 @@ def test_a_guide_is_found_from_any_folder(
             "classifier_scale must be a finite number of at",
         ),
         ("upsampler", ["guidance_scale=2", "guidance.rescale=2"], r"guidance: rescale must be in \[0, 1\], got 2"),
+        (
+            "upsampler",
+            ["guidance_scale=2", "guidance.num_channels=2"],
+            r"num_channels of the guidance must be in 1..1 \(the channels of the images or latents\), got 2",
+        ),
         ("upsampler", ["label=3"], r"`label` must be null .*\(the labels are those of .* split train\), got 3"),
         ("upsampler", ["low_resolution_noise=0.7"], r"low_resolution_noise must be in \[0, 0.5\] .* got 0.7"),
         ("base", ["cascade=[{base}]"], "`cascade` must list super-resolution runs .*, got"),

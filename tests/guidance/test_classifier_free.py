@@ -236,8 +236,62 @@ def test_a_guide_of_another_schedule_is_refused() -> None:
             r"interval must be two increasing noise levels .* got \[1.0\]",
         ),
         (lambda: Strength(2.0, rescale=1.5), r"rescale must be in \[0, 1\], got 1.5"),
+        (lambda: Strength(2.0, num_channels=0), "num_channels must be a whole number of at least 1, got 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(build: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize("prediction", [Epsilon(), V(), X0()], ids=str)
+def test_guided_channels_are_those_of_the_code_of_dit(prediction: Prediction, t: Tensor) -> None:
+    """Peebles & Xie (2023), code, forward_with_cfg: eps, rest = model_out[:, :3], model_out[:, 3:]."""
+    x_t, t = torch.randn(5, 4, 8, 6, dtype=torch.float64), t.clamp(max=0.8)
+    alpha_t, sigma_t = (value.view(-1, 1, 1, 1) for value in PROCESS.schedule.coefficients(t))
+    conditional, unconditional = (
+        (x_t - alpha_t * plain(label, x_t, t)) / sigma_t for label in (LABEL, torch.full((5,), NULL))
+    )
+    guided_noise = unconditional[:, :3] + 1.5 * (conditional[:, :3] - unconditional[:, :3])
+    eps = torch.cat([guided_noise, conditional[:, 3:]], dim=1)
+    guidable = Guidable(LabeledDenoiser(), PROCESS, prediction)
+    found = ClassifierFreeGuidance(guidable, NULL, Strength(1.5, num_channels=3))(x_t, t, Condition(LABEL)).x_0
+    torch.testing.assert_close(found, (x_t - sigma_t * eps) / alpha_t)
+    assert torch.equal(found[:, 3:], plain(LABEL, x_t, t)[:, 3:])
+
+
+def test_rescaling_acts_on_the_guided_channels_only(x_t: Tensor, t: Tensor) -> None:
+    settings = {"rescale": 0.7, "interval": (0.2, 50.0)}
+    found = guided(LabeledDenoiser(), 3.0, num_channels=2, **settings)(x_t, t, Condition(LABEL)).x_0
+    first_channels = guided(LabeledDenoiser(), 3.0, **settings)(x_t[:, :2], t, Condition(LABEL)).x_0
+    torch.testing.assert_close(found[:, :2], first_channels)
+    assert torch.equal(found[:, 2:], plain(LABEL, x_t, t)[:, 2:])
+
+
+def test_autoguidance_applies_to_the_guided_channels_only(x_t: Tensor, t: Tensor) -> None:
+    guidable = Guidable(lambda x, t, condition: Estimate((x / 2).sin()), PROCESS, Epsilon())
+    guide = lambda x, t, condition: Estimate((x / 3).cos())  # noqa: E731
+    found = Autoguidance(guidable, guide, Strength(2.5, num_channels=1))(x_t, t, Condition(LABEL)).x_0
+    torch.testing.assert_close(found[:, :1], 2.5 * (x_t[:, :1] / 2).sin() - 1.5 * (x_t[:, :1] / 3).cos())
+    assert torch.equal(found[:, 1:], (x_t[:, 1:] / 2).sin())
+
+
+def test_guidance_of_all_channels_is_the_default_to_the_bit(x_t: Tensor, t: Tensor) -> None:
+    all_channels = guided(LabeledDenoiser(), 3.0, num_channels=3)(x_t, t, Condition(LABEL)).x_0
+    assert torch.equal(all_channels, estimate(3.0, x_t, t))
+    assert Strength(3.0, num_channels=3).protocol(channels=3) == Strength(3.0).protocol(channels=3)
+    assert Strength(3.0).protocol(channels=3) == {"guidance_scale": 3.0}
+
+
+def test_the_fingerprint_contains_the_number_of_guided_channels_if_guidance_is_active() -> None:
+    expected = {"name": "Strength", "interval": None, "rescale": 0.0, "num_channels": 3}
+    assert Strength(1.5, num_channels=3).protocol(channels=4) == {"guidance_scale": 1.5, "guidance": expected}
+    assert Strength(1.0, num_channels=3).protocol(channels=4) == {"guidance_scale": 1.0}
+
+
+def test_more_guided_channels_than_the_images_have_are_refused(x_t: Tensor, t: Tensor) -> None:
+    message = r"num_channels of the guidance must be in 1\.\.[23] \(the channels of the images or latents\), got 4"
+    with pytest.raises(ValueError, match=message):
+        guided(LabeledDenoiser(), 2.0, num_channels=4)(x_t, t, Condition(LABEL))
+    with pytest.raises(ValueError, match=message):
+        Guidance(Strength(num_channels=4))(denoiser(), Labels(3, dropout=0.1))

@@ -7,7 +7,11 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from diffusion_lab.evaluation import VariationalBound
+from diffusion_lab.fingerprints import describe
+from diffusion_lab.process import CosineSchedule, FixedSmall, GaussianProcess
 from diffusion_lab.runs.comparable import write_and_print_table
+from diffusion_lab.runs.measured_settings import is_used
 from diffusion_lab.runs.tables import short_paths
 
 RUNS = Path(__file__).parents[1] / "earlier_runs" / "v0_3"
@@ -191,3 +195,10 @@ def test_the_sampler_of_a_reconstruction_is_used(tmp_path: Path) -> None:
     given = with_overrides(evaluation(tmp_path / "given", "plain"), "sampler=ddim", "num_samples=20")
     rows = table([bare, given], tmp_path / "table")
     assert [(row["sampler"], row["num_samples"]) for row in rows] == [("ddim", ""), ("ddim", "20")]
+
+
+def test_the_time_grid_is_used_by_the_bound_of_a_respaced_chain_only() -> None:
+    process = GaussianProcess(CosineSchedule(20))
+    bounds = [VariationalBound(process, FixedSmall(), num_steps=number) for number in (None, 5)]
+    fingerprints = [{"metric": describe(bound, omit=("process",))} for bound in bounds]
+    assert [is_used("time_grid", [each]) for each in fingerprints] == [False, True]

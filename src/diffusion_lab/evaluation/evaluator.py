@@ -212,7 +212,7 @@ class Evaluator:
                 name = full_name(kind, metric.features.name, self.num_samples, reference)
                 is_std = kind.endswith("_std")
                 meaning = metric.meanings.get(kind, metric.meaning)
-                meaning += ": standard deviation over random subsets" if is_std else ""
+                meaning += ": standard deviation over random subsets" if is_std and kind not in metric.meanings else ""
                 better = None if is_std else metric.higher_is_better
                 yield Number(name, value, self.fingerprint(metric), meaning, better)
 

@@ -2,16 +2,17 @@
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from diffusion_lab.contracts import require_instance
+from diffusion_lab.contracts import added, require_instance
 from diffusion_lab.denoiser import DenoiserLike
 from diffusion_lab.networks import Condition
 from diffusion_lab.objectives import bound_term, prior_term
-from diffusion_lab.process import GaussianProcess, TableSchedule, Variance
-from diffusion_lab.samplers import Clipping, Noise, StaticClipping
+from diffusion_lab.process import CustomSchedule, GaussianProcess, TableSchedule, Variance
+from diffusion_lab.samplers import Clipping, Noise, StaticClipping, TimeGrid, UniformTimes
 from diffusion_lab.samplers.probability_flow import STAGES, FlowCoordinates, dormand_prince
 
 LEVEL = 2 / 255
@@ -23,12 +24,22 @@ class VariationalBound:
     """Terms of the variational bound on the negative log-likelihood (Ho et al. 2020, eq. 5 and 13).
 
     clipping: clipping of the x_0 estimates; by default to [-1, 1], as in the code of Ho et al. 2020.
-    Raises ValueError unless the schedule has discrete steps.
+    num_steps: number of steps of a respaced chain, whose bound is computed instead (Nichol & Dhariwal 2021, code,
+        image_nll.py with timestep_respacing); None selects the chain of all steps.
+    time_grid: rule that chooses the times of the respaced chain; evenly spaced times if it is None. It is not used
+        without num_steps.
+    Raises ValueError unless the schedule has discrete steps, and if the time grid cannot choose num_steps of them.
+
+    The respaced chain has separate variances, beta = 1 - alpha_bar_t / alpha_bar_s for adjacent chosen
+    times s < t. All its terms, the first step's log-variance included, result from these variances as the terms of the
+    full chain do from its variances. The network receives the chosen times themselves.
     """
 
     process: GaussianProcess
     variance: Variance
     clipping: Clipping = field(default_factory=StaticClipping)
+    num_steps: int | None = added(None)
+    time_grid: TimeGrid | None = added(None)  # noqa: RUF009 (a dataclass field)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "process", GaussianProcess.of(self.process))
@@ -39,27 +50,57 @@ class VariationalBound:
                 f"bound), got the continuous {type(self.process.schedule).__name__}; use metrics=flow, which accepts "
                 "all schedules."
             )
+        self._set_time_grid()
 
-    name = "bits_bound"
+    def _set_time_grid(self) -> None:
+        """Remove the time grid if all steps are used, so that equal bounds have equal fields, and choose the times."""
+        time_grid = None if self.num_steps is None else self.time_grid or UniformTimes()
+        object.__setattr__(self, "time_grid", time_grid)
+        if time_grid is not None:
+            require_instance(time_grid, TimeGrid, "time_grid")
+        if self.num_steps is not None and len(self.steps) == self._schedule.num_timesteps:
+            object.__setattr__(self, "num_steps", None)
+            object.__setattr__(self, "time_grid", None)
+
     choice = "bound"
     meaning = "negative log-likelihood in bits per dimension, from the variational bound"
 
     @property
+    def name(self) -> str:
+        """First part of the metric name, which contains the number of steps of a respaced chain."""
+        return "bits_bound" if self.num_steps is None else f"bits_bound_{self.num_steps}_steps"
+
+    @property
     def num_terms(self) -> int:
-        """Number of terms: T + 1."""
+        """Number of terms: the number of steps of the chain + 1."""
         return len(self.steps) + 1
 
     @property
     def num_evaluations(self) -> int:
-        """Number of evaluations of the denoiser for one image: T."""
+        """Number of evaluations of the denoiser for one image: the number of steps of the chain."""
         return len(self.steps)
 
     @property
-    def steps(self) -> Tensor:
-        """Times of all steps in ascending order: [T], float64."""
+    def _schedule(self) -> TableSchedule:
         schedule = self.process.schedule
         assert isinstance(schedule, TableSchedule)
-        return schedule.steps
+        return schedule
+
+    @property
+    def steps(self) -> Tensor:
+        """Times of the steps of the chain in ascending order, float64: [T], or [num_steps] for a respaced chain."""
+        if self.time_grid is None:
+            return self._schedule.steps
+        return torch.tensor(self.time_grid(self._schedule, self.num_steps), dtype=torch.float64).flip(0)
+
+    @cached_property
+    def _chain(self) -> GaussianProcess:
+        """The process of the chain, whose steps are the times k / num_steps."""
+        if self.num_steps is None:
+            return self.process
+        t = self.steps
+        _, betas = self.process.transition(torch.cat([t.new_zeros(1), t[:-1]]), t)
+        return GaussianProcess(CustomSchedule(betas.tolist()))
 
     @torch.no_grad()
     def __call__(self, denoiser: DenoiserLike, x_0: Tensor, condition: Condition, noise: Noise) -> Tensor:
@@ -68,15 +109,15 @@ class VariationalBound:
         The sum of a row is the bound for one image. L_T is exact; each other term is estimated with one noise tensor.
         x_0: images with 8-bit levels, [B, C, H, W] in [-1, 1].
         """
-        terms = []
-        for step in self.steps:
-            t = step.expand(len(x_0))
-            s = self.process.schedule.previous(t)
-            x_t = self.process.q_sample(x_0, t, noise.draw())
-            estimate = denoiser(x_t, t, condition)
-            log_variance = self.variance.log_variance(self.process, s, t, like=x_0, output=estimate.variance_output)
-            terms.append(bound_term(x_0, self.clipping(estimate.x_0), x_t, log_variance, s, t, self.process))
-        return torch.stack([*terms, prior_term(x_0, self.process)], dim=1)
+        terms, chain, times = [], self._chain, self.steps
+        for k, time in enumerate(times, start=1):
+            t = torch.full((len(x_0),), k / len(times), dtype=torch.float64)
+            s = chain.schedule.previous(t)
+            x_t = chain.q_sample(x_0, t, noise.draw())
+            estimate = denoiser(x_t, time.expand(len(x_0)), condition)
+            log_variance = self.variance.log_variance(chain, s, t, like=x_0, output=estimate.variance_output)
+            terms.append(bound_term(x_0, self.clipping(estimate.x_0), x_t, log_variance, s, t, chain))
+        return torch.stack([*terms, prior_term(x_0, chain)], dim=1)
 
 
 @dataclass(frozen=True)

@@ -158,10 +158,8 @@ class SeededImages:
 
     def _guidance_protocol(self) -> dict[str, Any]:
         """Return the guidance scale, and the other guidance settings that have an effect."""
-        guidance, strength = self.guidance, self.guidance.strength
-        protocol: dict[str, Any] = {"guidance_scale": float(strength.guidance_scale)}
-        if strength.guidance_scale != 1 and (strength.interval or strength.rescale):
-            protocol["guidance"] = describe(strength, omit=("guidance_scale",))
+        guidance = self.guidance
+        protocol = guidance.strength.protocol(self.module.network.in_channels)
         if guidance.guide is not None:
             protocol["guide"] = {"weights_sha256": weights_sha256(cast(torch.nn.Module, guidance.guide.network))}
         if guidance.classifier is not None:

@@ -78,9 +78,12 @@ class Guidance:
     def __call__(self, denoiser: Denoiser, labels: Labels) -> DenoiserLike:
         """Return the denoiser with guidance.  labels: classes of the denoiser's network.
 
-        Raises ValueError if the guide or the classifier does not match the network of the denoiser.
+        Raises ValueError if the guide, the classifier or num_channels of the strength does not match the network of the
+        denoiser.
         """
         guided: DenoiserLike = denoiser
+        if isinstance(denoiser.network, Network):
+            self.strength.require_channels(denoiser.network.in_channels)
         if self.guide is not None:
             _require_same_data("guide", self.guide, denoiser)
             guide = _network_of(self.guide)

@@ -1,14 +1,15 @@
 """The strength of guidance, and the noise levels at which it is active."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffusion_lab.contracts import require_instance
+from diffusion_lab.contracts import added, require_instance
 from diffusion_lab.denoiser import Denoiser, DenoiserLike, Estimate, require_estimate
+from diffusion_lab.fingerprints import describe
 from diffusion_lab.networks import Condition
 from diffusion_lab.process import GaussianProcess, Prediction
 
@@ -23,8 +24,11 @@ class Strength:
         (Kynkäänniemi et al. 2024, eq. 5); None activates guidance at all levels.
     rescale: fraction by which the standard deviation of the network output is restored to its value without guidance
         (the phi of Lin et al. 2024, eq. 15 and 16); 0 disables rescaling.
+    num_channels: number of first channels that are guided; the other channels keep the strong estimate (Peebles & Xie
+        2023, code, which guides three of four latent channels). None guides all channels.
 
-    Raises ValueError unless guidance_scale is finite and at least 0, interval is increasing, and rescale is in [0, 1].
+    Raises ValueError unless guidance_scale is finite and at least 0, interval is increasing, rescale is in [0, 1], and
+    num_channels is at least 1.
 
     >>> from diffusion_lab import EDMSchedule, GaussianProcess, Strength
     >>> strength = Strength(2.0, interval=(0.3, 5.0))
@@ -35,6 +39,7 @@ class Strength:
     guidance_scale: float = 1.0
     interval: tuple[float, float] | None = None
     rescale: float = 0.0
+    num_channels: int | None = added(None)
 
     def __post_init__(self) -> None:
         # A negative scale would move the estimate away from the condition, which no paper defines.
@@ -44,6 +49,9 @@ class Strength:
             raise ValueError(f"interval must be two increasing noise levels of at least 0, got {list(self.interval)}.")
         if not 0 <= self.rescale <= 1:
             raise ValueError(f"rescale must be in [0, 1], got {self.rescale}.")
+        given: Any = self.num_channels
+        if given is not None and (isinstance(given, bool) or not isinstance(given, int) or given < 1):
+            raise ValueError(f"num_channels must be a whole number of at least 1, got {given}.")
 
     @staticmethod
     def of(strength: "Strength | float") -> "Strength":
@@ -56,6 +64,22 @@ class Strength:
                 f"`strength` must be a guidance scale, such as 2.0, or a diffusion_lab.Strength, got {given!r}."
             )
         return given
+
+    def require_channels(self, channels: int) -> None:
+        """Raise ValueError if guidance would apply to more channels than images with this number of channels have."""
+        if self.num_channels is not None and self.num_channels > channels:
+            raise ValueError(
+                f"num_channels of the guidance must be in 1..{channels} (the channels of the images or latents), got "
+                f"{self.num_channels}."
+            )
+
+    def protocol(self, channels: int) -> dict[str, Any]:
+        """Return the settings that affect images with this number of channels, for fingerprints."""
+        scale = {"guidance_scale": float(self.guidance_scale)}
+        effective = replace(self, num_channels=None) if self.num_channels == channels else self
+        if self.guidance_scale == 1 or not (self.interval or self.rescale or effective.num_channels):
+            return scale
+        return scale | {"guidance": describe(effective, omit=("guidance_scale",))}
 
     def is_active(self, process: GaussianProcess, t: Tensor) -> Tensor:
         """Return whether guidance changes the estimate at each time: bool [B].  t: [B]."""
@@ -70,8 +94,18 @@ class Strength:
     def extrapolate(self, strong: Tensor, weak: Tensor, x_t: Tensor, t: Tensor, guidable: "Guidable") -> Tensor:
         """Return the guided estimate of x_0.  strong, weak, x_t and the result: [B, C, H, W].  t: [B].
 
-        Extrapolation of x_0 is equivalent to extrapolation of the noise, which is a linear function of x_0.
+        Extrapolation of x_0 is equivalent to extrapolation of the noise, which is a linear function of x_0 in each
+        channel.  Raises ValueError if C is smaller than num_channels.
         """
+        self.require_channels(strong.shape[1])
+        if self.num_channels is None or self.num_channels == strong.shape[1]:
+            return self._extrapolate(strong, weak, x_t, t, guidable)
+        rest = strong[:, self.num_channels :]
+        strong, weak, x_t = (images[:, : self.num_channels] for images in (strong, weak, x_t))
+        return torch.cat([self._extrapolate(strong, weak, x_t, t, guidable), rest], dim=1)
+
+    def _extrapolate(self, strong: Tensor, weak: Tensor, x_t: Tensor, t: Tensor, guidable: "Guidable") -> Tensor:
+        """Return the guided estimate in all channels of the arguments, see `extrapolate`."""
         guided = torch.lerp(weak, strong, self.guidance_scale)
         if not self.rescale:
             return guided

@@ -27,6 +27,7 @@ def guidance(
     guidance_scale: float = 1.0,
     interval: Sequence[float] | None = None,
     rescale: float = 0.0,
+    num_channels: int | None = None,
     guide: str | None = None,
     classifier: str | None = None,
     classifier_scale: float = 1.0,
@@ -39,7 +40,7 @@ def guidance(
     from diffusion_lab.guidance import Guidance, Strength
 
     noise_levels = tuple(interval) if isinstance(interval, Sequence) else interval
-    strength = Strength(guidance_scale, noise_levels, rescale)  # type: ignore[arg-type]
+    strength = Strength(guidance_scale, noise_levels, rescale, num_channels)  # type: ignore[arg-type]
     return Guidance(
         strength,
         _guide(guide) if guide not in (None, NONE) else None,

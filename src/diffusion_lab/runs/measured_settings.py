@@ -49,6 +49,8 @@ def _affects(key: str, fingerprint: Mapping[str, Any]) -> bool:
     group, _, rest = key.partition(".")
     if group in OF_SAMPLES:
         return "sampler" in fingerprint
+    if group == "time_grid" and _in_metric(fingerprint, "time_grid") is not None:  # of the bound of a respaced chain
+        return True
     if group in ("sampler", "time_grid"):
         return "sampler" in fingerprint or _in_metric(fingerprint, "sampler") is not None
     if group == "clipping":

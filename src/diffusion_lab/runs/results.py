@@ -26,7 +26,7 @@ PAPER_SAMPLES = 50_000
 
 PRINTED = (
     *("sampler.name", "sampler.num_steps", "guidance_scale", "guidance.interval", "guidance.rescale"),
-    *("classifier_scale", "weights.name", "label", "seed", "precision"),
+    *("guidance.num_channels", "classifier_scale", "weights.name", "label", "seed", "precision"),
 )
 """Fingerprint fields that an evaluation prints."""
 
