@@ -250,6 +250,13 @@ def test_a_set_is_copied_once_to_the_disk_of_the_node_and_read_from_there(
     assert levels(folder) == list(range(20))
 
 
+def test_the_name_of_a_split_does_not_choose_a_place_outside_of_the_cache(folder: Path, tmp_path: Path) -> None:
+    before = {path for path in tmp_path.rglob("*") if path.name != "images" and "cache" not in path.parts}
+    with pytest.raises(ValueError, match=r"with a split '\.\./\.\./\.\./a': its splits are train"):
+        store(folder).load("../../../a")
+    assert {path for path in tmp_path.rglob("*") if path.name != "images" and "cache" not in path.parts} == before
+
+
 def test_only_the_files_of_a_set_are_copied_to_the_node(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
