@@ -101,6 +101,7 @@ def read(path: Path, *, map_location: Any = "cpu", mmap: bool = False) -> dict[s
     try:
         # Verification takes as long as loading, so both run in parallel.
         with _same_file(path) as opened, ThreadPoolExecutor(max_workers=1) as executor:
+            require_stored(opened)
             damaged_record = executor.submit(_damaged_record, opened)
             try:
                 checkpoint = torch.load(opened, map_location=map_location, mmap=mmap, weights_only=True)
@@ -115,6 +116,18 @@ def read(path: Path, *, map_location: Any = "cpu", mmap: bool = False) -> dict[s
     if not isinstance(checkpoint, dict):
         raise DamagedCheckpointError(f"{path} is not a checkpoint: it contains a {type(checkpoint).__name__}.")
     return checkpoint
+
+
+def require_stored(path: Path) -> None:
+    """Raise ValueError for a zip archive with a compressed record, which can take any memory.
+
+    torch.save never compresses. Files of its earlier formats are no zip archives.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            packed = [record.filename for record in archive.infolist() if record.compress_type != zipfile.ZIP_STORED]
+        if packed:
+            raise ValueError(f"its records must not be compressed, as torch.save writes them, got {packed[0][:100]!r}")
 
 
 @contextmanager

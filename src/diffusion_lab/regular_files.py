@@ -17,6 +17,8 @@ MAX_IMAGE_BYTES = 300_000_000
 """Largest size of an image file. Uncompressed RGB with the largest accepted number of pixels takes 268 MB."""
 MAX_TEXT_BYTES = 20_000_000
 """Largest size of a file that describes a data set, such as its README.md."""
+MAX_DIGITS = 300
+"""Largest number of characters of a number in a YAML file. The largest float has 309 digits before the point."""
 SYSTEM_TREES = {("proc",), ("sys",), ("dev",)}
 """Folders of the operating system whose files are devices and the state of processes."""
 MAX_DEPTH = 200
@@ -98,6 +100,14 @@ def read_regular(path: str | os.PathLike[str], max_bytes: int) -> bytes:
 def is_regular(path: str | os.PathLike[str]) -> bool:
     """Return whether a path is a regular file or a link to one.  Unlike `Path.is_file`, it never raises an error."""
     return os.path.isfile(path)
+
+
+def is_long_number(text: str) -> bool:
+    """Return whether YAML may read a text as a number that takes long to compute.
+
+    YAML 1.1 reads 1:59:59 as a number in base 60, in a time that grows with the square of the number of digits.
+    """
+    return len(text) > MAX_DIGITS and not set(text) - set("0123456789abcdefABCDEFxX_:.+-")
 
 
 def memory_budget() -> int:

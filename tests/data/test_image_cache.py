@@ -20,6 +20,7 @@ from diffusion_lab.data.image_cache import ImageCache
 from diffusion_lab.data.image_store import ImageStore
 from diffusion_lab.paths import default_cache_folder
 from support.processes import forked_processes
+from support.time_limit import time_limit
 
 
 @pytest.fixture
@@ -247,6 +248,28 @@ def test_a_set_is_copied_once_to_the_disk_of_the_node_and_read_from_there(
     assert len(decodings) == 1
     os.truncate(images.file, 100)  # a damaged copy is replaced
     assert levels(folder) == list(range(20))
+
+
+def test_the_name_of_a_split_does_not_choose_a_place_outside_of_the_cache(folder: Path, tmp_path: Path) -> None:
+    before = {path for path in tmp_path.rglob("*") if path.name != "images" and "cache" not in path.parts}
+    with pytest.raises(ValueError, match=r"with a split '\.\./\.\./\.\./a': its splits are train"):
+        store(folder).load("../../../a")
+    assert {path for path in tmp_path.rglob("*") if path.name != "images" and "cache" not in path.parts} == before
+
+
+def test_only_the_files_of_a_set_are_copied_to_the_node(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = store(folder).load().file
+    assert entry is not None
+    (entry.parent / "damaged.csv").symlink_to("/dev/zero")  # a copy would fill the disk
+    (entry.parent / "other").symlink_to("/dev/zero")
+    monkeypatch.setenv("DIFFUSION_LAB_NODE_CACHE", str(tmp_path / "node"))
+    with time_limit(20):
+        copied = store(folder).load().file
+    assert copied is not None
+    assert copied.parents[3] == tmp_path / "node"
+    assert {file.name for file in copied.parent.iterdir()} == {"pixels.uint8", "labels.int64", "meta.json"}
 
 
 def test_the_shared_set_is_read_if_it_cannot_be_copied_to_the_node(

@@ -125,8 +125,8 @@ def png_with(kind: bytes, content: bytes) -> bytes:
     return image[:33] + chunk + image[33:]
 
 
-def jpeg_with_scans(number: int) -> bytes:
-    content = encoded(0, "JPEG", size=(64, 64))
+def jpeg_with_scans(number: int, side: int = 64) -> bytes:
+    content = encoded(0, "JPEG", size=(side, side))
     start = content.rindex(b"\xff\xda")
     return content[:-2] + content[start:-2] * (number - 1) + content[-2:]
 
@@ -143,8 +143,30 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
         "[Dd]ecompressed data too large",
     ),
     "large tile in tiff": (lambda: tiff_with_tiles(10**5), "a tile states 100000 x 100000 pixels"),
-    "scans in jpeg": (lambda: jpeg_with_scans(2000), "the file has 2,000 scans, more than 1,000"),
+    "scans in jpeg": (lambda: jpeg_with_scans(2000), "the file has 2,000 scans of 64 x 64 pixels, more than 1,000"),
+    "scans of a large jpeg": (lambda: jpeg_with_scans(400, side=4096), "scans of 4096 x 4096 pixels, more than 106"),
+    "empty chunks in png": (lambda: png_of_chunks(500_000), "too many parts, which take more than 1,000,000 reads"),
+    "comments in ppm": (
+        lambda: b"P3 900 900 255\n" + b"#\n" * 10**6,
+        "PPM file of text with more than .* 1,000 comments",
+    ),
+    "numbers in ppm": (
+        lambda: b"P2 9000 9000 255\n" + b"1 " * 10**8,
+        "PPM file of text with more than 20,000,000 bytes",
+    ),
+    "runs in bmp": (lambda: bmp_of_runs(1_500_000), "too many parts, which take more than 1,000,000 reads"),
 }
+
+
+def png_of_chunks(number: int) -> bytes:
+    image = encoded()
+    return image[:33] + struct.pack(">I4sI", 0, b"tEXt", zlib.crc32(b"tEXt")) * number + image[33:]
+
+
+def bmp_of_runs(number: int) -> bytes:
+    """Return a BMP file with runs of one pixel each."""
+    header = struct.pack("<IiiHHIIiiII", 40, 9000, 9000, 1, 8, 1, 2 * number, 0, 0, 256, 0)
+    return b"BM" + struct.pack("<III", 1078 + 2 * number, 0, 1078) + header + bytes(1024) + b"\x01\x01" * number
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -188,6 +210,42 @@ def write_sparse_tar(folder: Path) -> str:
         member.size = 1
         archive.addfile(member, io.BytesIO(b"x"))
     return r"train\.tar must contain files of at most 0\.3 GB, got 10,000\.0 GB in '0\.png'"
+
+
+def write_tar_with(name: str, content: bytes) -> Callable[[Path], str]:
+    """Return a function that writes an archive with an image and a file with a name, of a few kilobytes."""
+
+    def write(folder: Path) -> str:
+        with tarfile.open(folder / "train.tar", "w") as archive:
+            for member, part in (("0.png", encoded()), (name, content)):
+                header = tarfile.TarInfo(member)
+                header.size = len(part)
+                archive.addfile(header, io.BytesIO(part))
+        return rf"train\.tar must contain images, labels and texts, no compressed files and no arrays, got '{name}'"
+
+    write.__name__ = f"write_tar_with_{name}"
+    return write
+
+
+def write_tar_with_a_long_name(folder: Path) -> str:
+    header = tarfile.TarInfo("a")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 10**12
+    (folder / "train.tar").write_bytes(header.tobuf(tarfile.GNU_FORMAT))
+    with (folder / "train.tar").open("r+b") as file:
+        file.truncate(10**12 + 1024)
+    return r"train\.tar cannot be read as an uncompressed TAR archive"
+
+
+def write_zip_of_compressed_csv(folder: Path) -> str:
+    with zipfile.ZipFile(folder / "train.zip", "w") as archive:
+        archive.writestr("a/train.csv.gz", zlib.compress(bytes(10**6), wbits=31))
+    return r"train\.zip must contain images, labels and texts, no compressed files .*, got 'a/train\.csv\.gz'"
+
+
+def write_slow_numbers(folder: Path) -> str:
+    (folder / "train.csv").write_text("image,label\n")
+    (folder / "README.md").write_text(f"---\na: {':'.join(['59'] * 200_000)}\n---\n")
+    return r"README\.md must not have numbers of more than 300 digits in its YAML header"
 
 
 def write_compressed_csv(folder: Path) -> str:
@@ -234,6 +292,9 @@ def write_deep_state(folder: Path) -> str:
 WRITERS = (
     *(write_zip, write_sparse_tar, write_compressed_csv, write_sparse_csv, write_hdf5),
     *(write_compressed_arrow, write_wrong_offsets, write_deep_state),
+    *(write_tar_with("0.gz", zlib.compress(bytes(10**6), wbits=31)), write_tar_with("0.png.zst", b"")),
+    *(write_tar_with("0.npz", b""), write_tar_with("0.pth", b""), write_tar_with("0.ten", b"")),
+    *(write_tar_with_a_long_name, write_zip_of_compressed_csv, write_slow_numbers),
 )
 
 
@@ -252,6 +313,28 @@ def test_decoded_images_that_do_not_fit_on_the_disk_are_refused_before_they_are_
     with pytest.raises(ValueError, match=r"data\.cache_folder must be .* the images take [\d,.]+ GB, and .* are free"):
         ImageStore(None, tmp_path / "set", label_column=None, resolution=10**7, cache_folder=tmp_path / "cache").load()
     table_checks.require_disk(1, tmp_path)
+
+
+def test_a_tar_archive_of_images_labels_and_texts_is_read(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    with tarfile.open(tmp_path / "set" / "train.tar", "w") as archive:
+        for number in range(3):
+            for extension, content in (("png", encoded(number)), ("cls", b"1"), ("json", b'{"a": 1}')):
+                header = tarfile.TarInfo(f"{'n' * 200}{number}.{extension}")
+                header.size = len(content)
+                archive.addfile(header, io.BytesIO(content))
+    assert load(tmp_path / "set", image_column="png", label_column="cls") == [0, 1, 2]
+
+
+@pytest.mark.parametrize("names", [[1, 2], [None, "a"], [["a"], ["b"]]])
+def test_names_of_classes_that_are_no_texts_are_refused(names: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": names}}
+    table = pa.table({"image": [{"bytes": encoded(), "path": None}] * 2, "label": [0, 1]})
+    described = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(described, tmp_path / "set" / "train.parquet")
+    with pytest.raises(ValueError, match=r"data\.label_column=label must have texts as names of its classes, got \["):
+        load(tmp_path / "set", label_column="label")
 
 
 META = {

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffusion_lab.evaluation.reference import FileReference
+from diffusion_lab.evaluation import statistics_files
+from diffusion_lab.evaluation.reference import FileReference, _read_cached
 from support.fake_features import StandIn
 from support.time_limit import time_limit
 
@@ -47,6 +48,14 @@ MEMBERS = {
     "negative shape": ({"mu": header("(-12,)")}, "mu must have 1 dimensions"),
     "many dimensions": ({"mu": header("(1, 1, 12)")}, "mu must have 1 dimensions, got the shape"),
     "content beyond the shape": ({"mu": array(np.zeros(12)) + bytes(10**8)}, "bytes of its shape, got 100,000,096"),
+    "long floats": ({"mu": array(np.zeros(12), np.longdouble)}, "mu must contain numbers, got float128"),
+    "rows of NaN": ({"rows": array(np.full((5, 12), np.nan))}, "got NaN or infinity in rows"),
+    "no rows": ({"rows": array(np.zeros((0, 12)))}, "must contain at least 2 rows, got 0"),
+    "a negative count": ({"count": array(-5)}, "must contain a count of at least 0, got -5"),
+    "a huge count": (
+        {"count": array(2**64 - 1, np.uint64)},
+        "must contain a count of at least 0, got 18446744073709551615",
+    ),
     "nested header": ({"mu": header("(" * 500)}, "cannot be read as .npz"),
     "count of text": ({"count": array("5")}, "count must contain numbers"),
     "counts": ({"count": array([5, 5])}, "count must have 0 dimensions"),
@@ -75,6 +84,36 @@ def test_an_array_that_is_not_the_expected_one_is_refused(name: str, tmp_path: P
         FileReference(write(tmp_path / "a.npz", GOOD | members))
     assert str(error.value).startswith(f"reference={tmp_path / 'a.npz'}")
     assert "\n" not in str(error.value)
+
+
+def test_arrays_of_another_byte_order_are_read(tmp_path: Path) -> None:
+    members = {
+        "mu": array(np.arange(12), ">f4"),
+        "sigma": array(np.eye(12), ">f8"),
+        "rows": array(np.ones((5, 12)), ">f4"),
+    }
+    reference = FileReference(write(tmp_path / "a.npz", members | {"count": array(5)}))
+    found = reference.feature_sets(StandIn(), {"pooled": True}, None)["pooled"]  # type: ignore[arg-type]
+    assert found.mean.tolist() == list(range(12))
+    assert found.rows is not None
+    assert found.rows.sum() == 60
+
+
+def test_all_arrays_together_fit_into_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics_files, "memory_budget", lambda: 2000)
+    members = GOOD | {"rows": array(np.zeros((10, 12)))}
+    with pytest.raises(ValueError, match=r"rows must have at most 0\.0 GB"):
+        FileReference(write(tmp_path / "a.npz", members))
+    assert FileReference(write(tmp_path / "b.npz", GOOD)).name == "b"
+
+
+@pytest.mark.parametrize(
+    "members", [{"mu": array(np.zeros(12), np.longdouble)}, {"rows": array(np.full((5, 12), np.nan))}]
+)
+def test_a_cached_file_with_other_numbers_is_not_used(members: dict[str, bytes], tmp_path: Path) -> None:
+    good = GOOD | {"count": array(5), "rows": array(np.ones((5, 12)))}
+    assert _read_cached(write(tmp_path / "a.npz", good), True) is not None
+    assert _read_cached(write(tmp_path / "a.npz", good | members), True) is None
 
 
 def encrypted(file: Path) -> None:

@@ -1,6 +1,7 @@
 import os
 import pickle
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from diffusion_lab import checkpoint_files
+from diffusion_lab.checkpoint_files import DamagedCheckpointError
 from diffusion_lab.features import CLIP, DINOv2, EfficientNet, FashionCNN, FeaturesUnavailableError, Inception
 from diffusion_lab.features import weights as files
 
@@ -66,6 +69,23 @@ def test_truncated_files_are_refused(name: str, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(FeaturesUnavailableError, match=f"{name} cannot be read as weights: "):
         files.read(path)
+
+
+def test_compressed_records_which_can_take_any_memory_are_refused(tmp_path: Path) -> None:
+    torch.save({"weight": torch.zeros(10**6)}, tmp_path / "plain.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pt") as plain,
+        zipfile.ZipFile(tmp_path / "packed.pt", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    assert (tmp_path / "packed.pt").stat().st_size < 10_000
+    message = r"packed\.pt cannot be read as weights: its records must not be compressed, .*, got 'plain/data\.pkl'"
+    with pytest.raises(FeaturesUnavailableError, match=message):
+        files.read(tmp_path / "packed.pt")
+    with pytest.raises(DamagedCheckpointError, match=r"packed\.pt is damaged: its records must not be compressed"):
+        checkpoint_files.read(tmp_path / "packed.pt")
+    assert len(files.read(tmp_path / "plain.pt")["weight"]) == 10**6
 
 
 @pytest.mark.parametrize("content", [[torch.zeros(3)], {"epoch": 3}])

@@ -15,13 +15,14 @@ from diffusion_lab.data.images import Images
 from diffusion_lab.data.inspection import inspect
 from diffusion_lab.data.inspection_report import Split, as_dict, list_pairs, print_report, write_report
 from diffusion_lab.data.inspection_sheets import contact_sheet, duplicate_sheet
+from diffusion_lab.errors import UserError
 from diffusion_lab.reporting.csv_files import read_csv
 from diffusion_lab.reporting.text import terminal_text
 from diffusion_lab.runs import status as run_status
 from diffusion_lab.runs.comparable import write_and_print_table
 from diffusion_lab.runs.metrics_log import read_log
-from diffusion_lab.runs.results import print_line, print_numbers, write_metrics, write_summary
-from diffusion_lab.runs.tables import read_json
+from diffusion_lab.runs.results import keep_earlier, print_line, print_numbers, write_metrics, write_summary
+from diffusion_lab.runs.tables import Row, read_json
 from diffusion_lab.sweeps.table import write_sweep_table
 from diffusion_lab.training.loggers import MetricsFile
 from support.hostile_names import INVISIBLE, SHOWN, fuzzed_folder_name, fuzzed_name, record_output
@@ -41,6 +42,41 @@ def evaluated(folder: Path, value: float, text: str) -> Path:
     (folder / ".hydra").mkdir()
     OmegaConf.save([f"sampler={text}", "num_samples=9"], folder / ".hydra" / "overrides.yaml")
     return folder
+
+
+DAMAGED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "text as duration": ({"minutes": "x"}, {}, "minutes must be a number, got str"),
+    "endless duration": ({"minutes": 1e308}, {}, r"minutes must be in \[0, 1000000000\), got 1e\+308"),
+    "duration without a value": ({"minutes": float("nan")}, {}, "minutes must be in .*, got nan"),
+    "nested value": ({"loss": {"a": 1}}, {}, "loss must be a number, got dict"),
+    "text as step": ({}, {"step": "\x1b[31m"}, "step must be a whole number"),
+    "huge step": ({}, {"step": 10**400}, "step must be a whole number"),
+    "list of evaluations": ({}, {"evaluations": [1]}, r"evaluations must be a whole number, got '\[1\]'"),
+    "text as sampling steps": ({}, {"sampler": {"name": "a", "num_steps": "4"}}, "num_steps must be a whole number"),
+    "text as seed": ({}, {"seed": "y"}, "seed must be a whole number, got 'y'"),
+    "null byte in a path": ({}, {"run": "\0"}, "run and job must be paths"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_results_with_which_a_table_cannot_calculate_are_refused(name: str, tmp_path: Path) -> None:
+    summary, record, reason = DAMAGED[name]
+    folder = evaluated(tmp_path / "a", 1.0, "b")
+    assert Row.read(folder, tmp_path).values["minutes"] == 1.5
+    (folder / "summary.json").write_text(json.dumps({"minutes": 1.5} | summary))
+    content = json.loads((folder / "metrics.json").read_text())
+    content["numbers"][0]["fingerprint"] |= {key: record[key] for key in ("seed", "sampler") if key in record}
+    (folder / "metrics.json").write_text(json.dumps(content | record))
+    with pytest.raises(UserError, match=rf"a cannot be read as this package writes it \(ValueError: {reason}"):
+        Row.read(folder, tmp_path)
+
+
+def test_the_step_in_a_file_of_results_does_not_choose_its_new_place(tmp_path: Path) -> None:
+    (tmp_path / "run" / "metrics_step_").mkdir(parents=True)
+    (tmp_path / "run" / "metrics.json").write_text(json.dumps({"step": "/../../stolen"}))
+    with pytest.raises(UserError, match=r"metrics\.json must have a whole number as `step`, got '/\.\./\.\./stolen'"):
+        keep_earlier(tmp_path / "run", 5)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def fill_sweep(folder: Path, names: list[str]) -> list[Path]:

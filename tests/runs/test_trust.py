@@ -256,6 +256,8 @@ def test_a_saved_config_with_an_interpolation_or_a_tag_is_refused_in_one_sentenc
         ("note: !!python/object/apply:os.system [id]", "contains the tag tag:yaml.org,2002:python/object/apply"),
         ("note: !!binary aGk=", "contains the tag"),
         ("a: &x [1, 2]\nb: *x", "repeats the node x by an alias"),
+        (f"a: {':'.join(['59'] * 1500)}.5", "contains a number of more than 300 digits"),  # in base 60
+        (f"a: {':'.join(['59'] * 200_000)}", "contains a number of more than 300 digits"),
         ("note: [", "cannot be read"),
     ):
         file.write_text(f"{text}{line}\n")

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_lab.errors import UserError
-from diffusion_lab.regular_files import read_regular
+from diffusion_lab.regular_files import MAX_DIGITS, is_long_number, read_regular
 
 LARGEST = 2**21
 """Size in bytes of the largest YAML file that is read. The configs of this package have about 10 kB."""
@@ -81,6 +81,8 @@ def _problem(text: str) -> str | None:
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             return f"repeats the node {event.anchor} by an alias"
+        if is_long_number(getattr(event, "value", "")):
+            return f"contains a number of more than {MAX_DIGITS} digits"
         if (tag := getattr(event, "tag", None)) is not None:
             return f"contains the tag {tag}"
     return None

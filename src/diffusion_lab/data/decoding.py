@@ -26,8 +26,15 @@ FILTERS = {
 }
 MAX_PIXELS = 89_478_485
 """Largest accepted number of pixels (268 MB as RGB), above which Pillow warns of decompression bombs."""
-MAX_SCANS = 1000
-"""Largest accepted number of scans of a JPEG file. Each scan takes time in proportion to all pixels of the image."""
+MAX_SCANS, MAX_SCANNED_PIXELS = 1000, 20 * MAX_PIXELS
+"""Largest accepted number of scans of a JPEG file, and of the pixels of all scans.
+
+Each scan takes time in proportion to all pixels of the image. Progressive files have about 10 scans.
+"""
+PLAIN_PPM, MAX_PLAIN_BYTES, MAX_COMMENTS = (b"P1", b"P2", b"P3"), 20_000_000, 1000
+"""First bytes of PPM files with numbers as text, which Pillow parses slowly, and their largest size and number of #."""
+MAX_READS = 1_000_000
+"""Largest number of reads of a file. Pillow reads each part of a header and each run of a BMP file alone."""
 TIFF_BLOCKS, TIFF_SAMPLES, MAX_SAMPLES = (322, 323, 278), 277, 8
 """TIFF tags of tile width, tile height, rows per strip and samples per pixel, and the largest number of samples."""
 
@@ -115,22 +122,40 @@ def _open(content: bytes) -> Image.Image:
     """Decode the image as stored.  The image size is checked before any pixel is decoded."""
     if not content:
         raise DamagedImageError("the file is empty")
-    image = Image.open(io.BytesIO(content), formats=FORMATS)
+    if content.startswith(PLAIN_PPM):
+        _require_short_text(content)
+    image = Image.open(_CountedReads(io.BytesIO(content)), formats=FORMATS)
     _require_few_pixels("the header", *image.size)
     if image.format == "PNG":
         _verify_png_checksums(content)
     elif image.format == "TIFF":
         _require_small_blocks(image)
-    elif image.format in ("JPEG", "MPO") and (num_scans := content.count(b"\xff\xda")) > MAX_SCANS:
-        raise DamagedImageError(f"the file has {num_scans:,} scans, more than {MAX_SCANS:,}")
+    elif image.format in ("JPEG", "MPO"):
+        _require_few_scans(content.count(b"\xff\xda"), *image.size)
     image.load()
     return image
 
 
-def header_size(file: str | IO[bytes]) -> tuple[int, int] | None:
+class _CountedReads:
+    """A file that Pillow reads.  After MAX_READS reads, it raises DamagedImageError."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._num_reads = file, 0
+
+    def read(self, size: int = -1) -> bytes:
+        self._num_reads += 1
+        if self._num_reads > MAX_READS:
+            raise DamagedImageError(f"the file has too many parts, which take more than {MAX_READS:,} reads")
+        return self._file.read(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def header_size(file: IO[bytes]) -> tuple[int, int] | None:
     """Return width and height of an upright image file without decoding its pixels; None if it cannot be read."""
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(file, formats=FORMATS) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(_CountedReads(file), formats=FORMATS) as image:
             # Pillow would decode all pixels to search for the EXIF metadata of a PNG file.
             rotated = image.format in ("JPEG", "MPO", "WEBP", "TIFF") and image.getexif().get(ORIENTATION) in ROTATED
             return (image.height, image.width) if rotated else image.size
@@ -141,6 +166,18 @@ def header_size(file: str | IO[bytes]) -> tuple[int, int] | None:
 def _require_few_pixels(source: str, width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise DamagedImageError(f"{source} states {width} x {height} pixels, more than {MAX_PIXELS:,}")
+
+
+def _require_short_text(content: bytes) -> None:
+    if len(content) > MAX_PLAIN_BYTES or content.count(b"#") > MAX_COMMENTS:
+        limits = f"{MAX_PLAIN_BYTES:,} bytes or {MAX_COMMENTS:,} comments"
+        raise DamagedImageError(f"the file is a PPM file of text with more than {limits}")
+
+
+def _require_few_scans(num_scans: int, width: int, height: int) -> None:
+    limit = min(MAX_SCANS, MAX_SCANNED_PIXELS // max(1, width * height))
+    if num_scans > limit:
+        raise DamagedImageError(f"the file has {num_scans:,} scans of {width} x {height} pixels, more than {limit:,}")
 
 
 def _require_small_blocks(image: Any) -> None:

@@ -26,6 +26,8 @@ from diffusion_lab.regular_files import is_regular, read_regular
 logger = logging.getLogger(__name__)
 
 PIXELS, LABELS, META, DAMAGED = "pixels.uint8", "labels.int64", "meta.json", "damaged.csv"
+FILES = (PIXELS, LABELS, META, DAMAGED)
+"""All files of an entry."""
 MAX_META_BYTES = 100_000_000
 """Largest size of meta.json, which contains the names of all classes."""
 
@@ -119,8 +121,8 @@ def _copy_on_node(entry: Entry, folder: Path) -> Entry:
                 return found
             shutil.rmtree(target, ignore_errors=True)
             with atomic_folder(target) as partial:
-                for file in entry.folder.iterdir():
-                    shutil.copyfile(file, partial / file.name)
+                for name in filter(lambda name: is_regular(entry.folder / name), FILES):  # a device may never end
+                    shutil.copyfile(entry.folder / name, partial / name)
     except OSError as error:
         message = "the images are read from %s, because they cannot be copied to %s (%s): %s"
         logger.warning(message, entry.folder, folder, NODE_CACHE, error.strerror or error, extra={"all_ranks": True})

@@ -159,7 +159,8 @@ class ImageStore:
         columns = [source.image_column, source.label_column]
         parts = [source.identity(split), split, columns, asdict(self.preparation), decoding.VERSION]
         parts += source.layout(split)
-        name = re.sub(r"[^A-Za-z0-9_.]+", "-", Path(str(source)).name).strip("-.")[:40]
+        name, split = (re.sub(r"[^A-Za-z0-9_.]+", "-", text) for text in (Path(str(source)).name, split))
+        name = name.strip("-.")[:40]
         digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
         return f"{name}-{split}-{self.preparation.resolution}-{digest}"
 

@@ -226,6 +226,8 @@ def labels_of(dataset: "Dataset", column: str, train: Callable[[], "Dataset | No
 
     values = dataset.data.column(column)
     names = list(getattr(dataset.features[column], "names", None) or [])
+    if any(not isinstance(name, str) for name in names):
+        raise ValueError(f"data.label_column={column} must have texts as names of its classes, got {str(names)[:100]}.")
     if values.null_count:
         raise ValueError(f"data.label_column={column} has no value for {values.null_count} images.")
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):

@@ -18,10 +18,13 @@ import yaml  # type: ignore[import-untyped]
 
 from diffusion_lab.data import arrow_checks
 from diffusion_lab.data.parquet_checks import require_small_parquet
+from diffusion_lab.image_folders import EXTENSIONS
 from diffusion_lab.regular_files import (
+    MAX_DIGITS,
     MAX_IMAGE_BYTES,
     MAX_TEXT_BYTES,
     gigabytes,
+    is_long_number,
     is_regular,
     memory_budget,
     open_regular,
@@ -43,8 +46,17 @@ COMPRESSED = (
     b"7z\xbc",
 )
 """First bytes of compressed files, which `datasets` decompresses whatever their extension is."""
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".lzma", ".zip", ".rar", ".7z", ".tar", ".tgz")
+"""Extensions of compressed files in an archive, which `datasets` decompresses when it reads them."""
+TAR_TEXTS = (".txt", ".text", ".transcript", ".cls", ".cls2", ".index", ".inx", ".id", ".json", ".jsn")
+"""Extensions of the texts and labels in a TAR archive. `datasets` also unpacks arrays and tensors, of any size."""
+EXTENDED = (
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)
+"""Types of headers in a TAR archive that are followed by a text, such as a long name."""
 MAX_HEADER = 2**20
-"""Largest size of the YAML header of README.md."""
+"""Largest size of the YAML header of README.md, and of the long name of a file in a TAR archive."""
 
 
 def require_reader(name: str) -> None:
@@ -142,8 +154,11 @@ def _configs(file: Path) -> Any:
             raise ValueError(f"{file} must have a YAML header of at most 1 MB, got {len(text):,} characters.")
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         # An alias repeats a part, so that nested aliases make a short text endless.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, loader)):
-            raise ValueError(f"{file} must not have aliases in its YAML header.")
+        for event in yaml.parse(text, loader):
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError(f"{file} must not have aliases in its YAML header.")
+            if is_long_number(getattr(event, "value", "")):
+                raise ValueError(f"{file} must not have numbers of more than {MAX_DIGITS} digits in its YAML header.")
         content = yaml.load(text, loader)
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror}.") from None
@@ -178,19 +193,53 @@ def _require_small_zip(file: Path, start: bytes) -> int:
             raise _too_large(file, member.filename, member.file_size)
         if member.flag_bits & 1:
             raise ValueError(f"{file} must not be encrypted.")
+        if any(suffix in PACKED for suffix in _suffixes(member.filename)):  # pandas decompresses a.csv.gz
+            raise _packed(file, member.filename)
     return sum(member.file_size for member in members)
 
 
 def _require_small_tar(file: Path) -> None:
     try:
         # Not "r:*", which decompresses. The size of a sparse member is not limited by the size of the archive.
-        with tarfile.open(file, "r:") as archive:
+        with tarfile.open(file, "r:", tarinfo=_SmallHeader) as archive:
             for member in archive:
                 archive.members = []  # type: ignore[attr-defined]  # tarfile keeps all of them in memory
                 if member.isfile() and member.size > MAX_IMAGE_BYTES:
                     raise _too_large(file, member.name, member.size)
-    except (tarfile.TarError, OSError, EOFError, RecursionError):
+                if member.isfile() and not _is_accepted_in_tar(member.name):
+                    raise _packed(file, member.name)
+    except (tarfile.TarError, _LargeHeaderError, OSError, EOFError, RecursionError):
         raise ValueError(f"{file} cannot be read as an uncompressed TAR archive.") from None
+
+
+class _LargeHeaderError(Exception):
+    """The name of a file in a TAR archive is too long.  No TarError, after which `tarfile` may end without an error."""
+
+
+class _SmallHeader(tarfile.TarInfo):
+    """Header of a file in a TAR archive, whose long name or extended header `tarfile` reads into the memory."""
+
+    @classmethod
+    def frombuf(cls, *arguments: Any) -> "_SmallHeader":
+        header = super().frombuf(*arguments)
+        if header.type in EXTENDED and header.size > MAX_HEADER:
+            raise _LargeHeaderError
+        return header
+
+
+def _is_accepted_in_tar(name: str) -> bool:
+    suffixes = _suffixes(name)
+    return not suffixes or suffixes[-1] in EXTENSIONS or suffixes[-1] in TAR_TEXTS
+
+
+def _suffixes(name: str) -> list[str]:
+    return [f".{part}" for part in os.path.basename(name).lower().split(".")[1:]]
+
+
+def _packed(file: Path, name: str) -> ValueError:
+    return ValueError(
+        f"{file} must contain images, labels and texts, no compressed files and no arrays, got {name[:200]!r}."
+    )
 
 
 def _too_large(file: Path, name: str, size: int) -> ValueError:

@@ -19,7 +19,7 @@ from diffusion_lab.distributed.collectives import Ranks
 from diffusion_lab.evaluation.statistics_files import names_of, read_about, read_statistics
 from diffusion_lab.features import Features
 from diffusion_lab.features.weights import verify_sha256
-from diffusion_lab.fingerprints import digest
+from diffusion_lab.fingerprints import digest, short
 from diffusion_lab.metrics.feature_set import FeatureSet
 from diffusion_lab.randomness import permutation
 from diffusion_lab.reporting.progress import Display
@@ -187,7 +187,7 @@ class FileReference(Reference):
             if origin and origin[key] != value:
                 raise ValueError(
                     f"reference={self.path} must have the same features as the samples ({key}={value}), got "
-                    f"{key}={origin[key]}."
+                    f"{key}={short(origin[key])}."
                 )
         mean, covariance = (self._arrays.get(key) for key in (("mu", "sigma") if origin else self.KEYS[output]))
         if mean is None or covariance is None:
@@ -224,10 +224,16 @@ class FileReference(Reference):
                 )
             if (rows := self._arrays.get("rows")) is not None and rows.shape[1] != len(mean):
                 raise ValueError(f"reference={self.path} must contain rows [M, {len(mean)}], got {list(rows.shape)}.")
+            if rows is not None and len(rows) < 2:
+                raise ValueError(f"reference={self.path} must contain at least 2 rows, got {len(rows)}.")
             if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
                 raise ValueError(
                     f"reference={self.path} must contain finite numbers, got NaN or infinity in {mu} or {sigma}."
                 )
+            if rows is not None and not np.isfinite(rows).all():
+                raise ValueError(f"reference={self.path} must contain finite numbers, got NaN or infinity in rows.")
+        if (count := self._arrays.get("count")) is not None and not 0 <= int(count) < 2**63:
+            raise ValueError(f"reference={self.path} must contain a count of at least 0, got {int(count)}.")
 
 
 class _Moments:
@@ -285,7 +291,8 @@ def _read_cached(file: Path, with_rows: bool) -> FeatureSet | None:
     except (ValueError, KeyError):
         return None
     rows = torch.from_numpy(arrays["rows"]) if "rows" in arrays else None
-    is_damaged = mean.ndim != 1 or covariance.shape != (len(mean), len(mean))
+    is_damaged = mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or not 0 <= count < 2**63
+    is_damaged |= not all(np.isfinite(arrays[key]).all() for key in ("mu", "sigma", "rows") if key in arrays)
     if is_damaged or (rows is None and with_rows) or (rows is not None and rows.shape[1] != len(mean)):
         return None
     return FeatureSet(count, mean, covariance, rows)

@@ -33,7 +33,9 @@ def read_statistics(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
         # The file is opened here, because a library does not close a file if reading the archive fails.
         with open_regular(path) as opened, zipfile.ZipFile(opened) as archive:
             members = {name.removesuffix(".npy"): name for name in archive.namelist()}
-            arrays = {name: _read(archive, members[name], name) for name in NUM_DIMENSIONS if name in members}
+            arrays: dict[str, np.ndarray] = {}
+            for name in (name for name in NUM_DIMENSIONS if name in members):
+                arrays[name] = _read(archive, members[name], name, sum(array.nbytes for array in arrays.values()))
     except OSError as error:
         raise ValueError(error.strerror or "the archive is damaged") from None
     except Exception as error:  # damaged archives raise errors of any type, from BadZipFile to zlib.error
@@ -65,18 +67,21 @@ def names_of(path: Path) -> set[str]:
         return set()
 
 
-def _read(archive: zipfile.ZipFile, member: str, name: str) -> np.ndarray:
+def _read(archive: zipfile.ZipFile, member: str, name: str, num_read: int) -> np.ndarray:
+    """Return an array of an archive in the byte order of this machine.  num_read: bytes of the arrays read before."""
     with archive.open(member) as file:
         shape, dtype = _header(file)  # type: ignore[arg-type]
         _require_expected(name, shape, dtype)
         num_bytes = math.prod(shape) * dtype.itemsize
         stored = archive.getinfo(member).file_size - file.tell()
-        if num_bytes > memory_budget():
-            raise ValueError(f"{name} must have at most {gigabytes(memory_budget())}, got {gigabytes(num_bytes)}")
+        if num_bytes > memory_budget() - num_read:
+            limit = gigabytes(memory_budget() - num_read)
+            raise ValueError(f"{name} must have at most {limit}, got {gigabytes(num_bytes)}")
         if num_bytes != stored:
             raise ValueError(f"{name} must have the {num_bytes:,} bytes of its shape, got {stored:,}")
     with archive.open(member) as file:
-        return np.asarray(npy.read_array(file, allow_pickle=False))
+        array = npy.read_array(file, allow_pickle=False)
+    return np.asarray(array, dtype=array.dtype.newbyteorder("="))  # torch reads no other byte order
 
 
 def _header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
@@ -90,7 +95,7 @@ def _header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
 
 def _require_expected(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     kinds = {"about": "U", "count": "iu"}.get(name, "fiu")
-    if dtype.kind not in kinds:
+    if dtype.kind not in kinds or (dtype.kind == "f" and dtype.itemsize > 8):  # torch has no longer floats
         raise ValueError(f"{name} must contain {'text' if name == 'about' else 'numbers'}, got {dtype}")
     # `FileReference` reports the dimensions of mean and covariance together
     if len(shape) > 2 or any(side < 0 for side in shape) or (name in ("count", "about", "rows") and (

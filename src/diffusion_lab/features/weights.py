@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_lab.atomic_files import atomic_file
+from diffusion_lab.checkpoint_files import require_stored
 from diffusion_lab.features.features import FeaturesUnavailableError
 
 
@@ -88,6 +89,7 @@ def download(url: str, path: Path, sha256_prefix: str) -> None:
 
 
 def _read_torch(path: Path) -> Any:
+    require_stored(path)
     return torch.load(path, map_location="cpu", weights_only=True)
 
 

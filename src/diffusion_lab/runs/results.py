@@ -11,6 +11,7 @@ from rich.table import Table
 
 from diffusion_lab import __version__
 from diffusion_lab.atomic_files import atomic_file
+from diffusion_lab.errors import UserError
 from diffusion_lab.fingerprints import flat
 from diffusion_lab.paths import IS_CHECKOUT
 from diffusion_lab.reporting.text import terminal_text
@@ -53,6 +54,8 @@ def keep_earlier(folder: Path, num_steps: int) -> None:
     """
     for name, key in ((METRICS, "step"), (SUMMARY, "steps")):
         earlier = read_json(folder / name).get(key, num_steps)
+        if not isinstance(earlier, int):  # part of a path
+            raise UserError(f"{folder / name} must have a whole number as `{key}`, got {str(earlier)[:100]!r}.")
         if earlier != num_steps:
             (folder / name).rename(folder / f"{Path(name).stem}_step_{earlier:07}.json")
 

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ SUMMARY, METRICS = "summary.json", "metrics.json"
 
 MINUTES, DURATION = "minutes", "duration"
 """Key of the duration of a run, over all its starts, and its column in tables with rounded values."""
+
+LONGEST_MINUTES = 10**9
+"""Limit of the duration of a run in minutes, 1900 years."""
 
 
 @dataclass
@@ -58,6 +61,7 @@ class Row:
         job = next((place for place in (folder, *folder.parents) if (place / ".hydra").is_dir() or place == top), top)
         values = {current_metric(name): value for name, value in read_json(folder / SUMMARY).items()}
         record = read_json(folder / METRICS)
+        _require_types(values, record)
         numbers = {current_metric(number["name"]): number for number in record.get("numbers", [])}
         values |= {name: number["value"] for name, number in numbers.items()}
         fingerprints = {name: current_fingerprint(number["fingerprint"]) for name, number in numbers.items()}
@@ -68,6 +72,28 @@ class Row:
         return cls(
             folder, _read_overrides(job), values, job, run, fingerprints, record.get("step"), record.get("evaluations")
         )
+
+
+def _require_types(summary: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    """Raise ValueError for values of other types than this package writes, with which tables and plots calculate.
+
+    summary, record: content of summary.json and of metrics.json.
+    """
+    numbers = record.get("numbers", [])
+    for name, value in [*summary.items(), *((number["name"], number["value"]) for number in numbers)]:
+        if not (value is None or isinstance(value, (int, float, str))) or (name == MINUTES and isinstance(value, str)):
+            raise ValueError(f"{name} must be a number, got {type(value).__name__}")
+    if not 0 <= (summary.get(MINUTES) or 0) < LONGEST_MINUTES:  # also NaN
+        raise ValueError(f"{MINUTES} must be in [0, {LONGEST_MINUTES}), got {summary[MINUTES]}")
+    counts = {"step": record.get("step"), "evaluations": record.get("evaluations")}
+    for fingerprint in (number["fingerprint"] for number in numbers):
+        counts |= {name: fingerprint.get(name) for name in ("num_samples", "seed")}
+        counts |= {"num_steps": (fingerprint.get("sampler") or {}).get("num_steps")}
+        for name, count in counts.items():
+            if not (count is None or (isinstance(count, int) and abs(count) < 2**63)):
+                raise ValueError(f"{name} must be a whole number, got {str(count)[:50]!r}")
+    if any("\0" in str(record.get(name)) for name in ("run", "job")):
+        raise ValueError("run and job must be paths")
 
 
 def find_rows(top: Path) -> list[Row]:
