@@ -352,6 +352,25 @@ def test_a_file_that_a_resumed_run_could_not_write_is_named(
     assert f"must contain regular files only, got {strange / name}" in done.stderr.splitlines()[-1]
 
 
+def test_a_link_of_wandb_to_its_log_is_no_reason_to_refuse_a_moved_run(strange: Path, tmp_path: Path) -> None:
+    logs = strange / "wandb" / "offline-run-20260101_000000-abc" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "debug-core.log").symlink_to(tmp_path / "cache" / "core-debug.log")
+    assert run("train.py", f"resume={strange}", "trainer.max_steps=3").returncode == 0
+
+
+@pytest.mark.parametrize("name", ["sweep.md", "multirun.yaml", "seed-1/.hydra"])
+def test_a_strange_sweep_is_not_continued_through_links(name: str, strange: Path, tmp_path: Path) -> None:
+    outside, sweep = tmp_path / "outside", tmp_path / "sweep"
+    outside.mkdir()
+    shutil.copytree(strange, sweep / "seed-1", ignore=shutil.ignore_patterns(".hydra"))
+    (sweep / name).symlink_to(outside, target_is_directory=True)
+    done = run("train.py", "-m", *TINY, "seed=1,2", f"hydra.sweep.dir={sweep}")
+    assert f"must not contain links out of it, got {sweep / name}" in done.stderr.splitlines()[-1]
+    assert not list(outside.iterdir())
+    assert not (sweep / "seed-2").exists()
+
+
 FLAGS = ["--experimental-rerun=config.pickle", "--config-dir=.", "-cd", "--cfg=job", "--multirun", "--config-name=x"]
 NOT_KEPT = [
     *FLAGS,

@@ -40,6 +40,9 @@ OF_THE_USER = (
 NAMES_OF_FILES = (".lock", ".log", ".json", ".yaml", ".csv", ".png", ".ckpt")
 """Ends of the names of files that a run writes, which no folder may have."""
 
+LINK_OF_WANDB = "*wandb/*run-*/logs/debug-core.log"
+"""Link to a log file in the user's cache that W&B puts into each run, and that no later start of the run opens."""
+
 WEIGHTS = "pretrained_model_name_or_path"
 """Key of the place of pretrained weights, which are only read; `config.accepted_targets` has the accepted places."""
 
@@ -130,6 +133,8 @@ def require_plain_folder(folder: Path) -> None:
     top = os.path.realpath(folder)
     for parent, folders, files in os.walk(top):
         for path in (os.path.join(parent, name) for name in (*folders, *files)):
+            if fnmatch.fnmatchcase(os.path.relpath(path, top), LINK_OF_WANDB):
+                continue
             if os.path.islink(path) and not os.path.realpath(path).startswith(top + os.sep):
                 raise UserError(
                     f"a run folder that was not recorded as a run of this user must not contain links out of it, got "
@@ -153,6 +158,13 @@ def require_plain_run_folder(arguments: Sequence[str]) -> None:
             folder = Path(unquote(argument.partition("=")[2]))
             if (folder / "config.yaml").is_file() and not is_recorded(folder):
                 require_plain_folder(folder)
+
+
+def require_plain_sweep_folder(folder: Path) -> None:
+    """Apply `require_plain_folder` to the folder of a sweep, if it exists with runs that this user has not written."""
+    runs = [path for path in folder.glob("[!.]*") if path.is_dir()] if folder.is_dir() else []
+    if not all(map(is_recorded, runs)):
+        require_plain_folder(folder)
 
 
 def parts_of_run(saved: Mapping[KeyPath, Any]) -> dict[KeyPath, Any]:
