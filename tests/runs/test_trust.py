@@ -412,6 +412,22 @@ def test_a_network_with_more_parts_than_its_checkpoint_is_refused_before_it_is_b
         load_module(strange)
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [{"optimizer_states": [{"state": {}, "param_groups": [{}]}]}, {"loops": {"fit_loop": "x"}},
+     {"ImageDataModule": [1]}, {"global_step": -1}, {"state_dict": None}],
+    ids=str,
+)  # fmt: skip
+def test_a_checkpoint_with_other_parts_is_refused_in_one_sentence(parts: dict[str, Any], strange: Path) -> None:
+    file = strange / "checkpoints" / "last.ckpt"
+    (strange / "checkpoints" / "previous.ckpt").unlink(missing_ok=True)
+    torch.save(torch.load(file) | parts, file)
+    done = run("train.py", f"resume={strange}", "trainer.max_steps=3")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "the run cannot be resumed" in done.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize("name", ["config.yaml", "overrides.yaml", "status.json", "class_names.json", ".slurm_job"])
 def test_a_file_of_a_run_that_never_ends_is_not_opened(name: str, strange: Path) -> None:
     (strange / name).unlink(missing_ok=True)
