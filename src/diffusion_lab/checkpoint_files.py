@@ -9,6 +9,7 @@ import io
 import logging
 import shutil
 import zipfile
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -151,13 +152,35 @@ def _damaged_record(path: Path) -> str | None:
 def read_run(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     """Read the checkpoint of a training run.
 
-    Raises the errors of `read`, and DamagedCheckpointError if the file has no state_dict or no global_step.
+    Raises the errors of `read`, and DamagedCheckpointError unless the file has a state_dict and a global_step, and its
+    other parts have the types that training writes.
     """
     checkpoint = read(path, mmap=mmap)
     for part in ("state_dict", "global_step"):
         if part not in checkpoint:
             raise DamagedCheckpointError(f"{path} is not a run checkpoint: {part} is missing.")
+    for part, kind in _TYPES.items():
+        if part in checkpoint and type(checkpoint[part]) not in (kind, OrderedDict if kind is dict else kind):
+            raise DamagedCheckpointError(
+                f"{path} is not a run checkpoint: {part} is a {type(checkpoint[part]).__name__}, not a {kind.__name__}."
+            )
+    state, step = checkpoint["state_dict"], checkpoint["global_step"]
+    others = [name for name, value in state.items() if not (isinstance(name, str) and _is_state(name, value))]
+    if others or not 0 <= step < 2**63:
+        reason = f"{str(others[0])[:80]} in state_dict is no tensor" if others else f"global_step is {step}"
+        raise DamagedCheckpointError(f"{path} is not a run checkpoint: {reason[:200]}.")
     return checkpoint
+
+
+_TYPES: dict[str, type] = {
+    **dict.fromkeys(("state_dict", "loops", "callbacks", "ImageDataModule"), dict),
+    **dict.fromkeys(("optimizer_states", "lr_schedulers"), list),
+    "global_step": int,
+}
+
+
+def _is_state(name: str, value: Any) -> bool:
+    return isinstance(value, torch.Tensor) or name.endswith("_extra_state")
 
 
 def newest(folder: Path) -> Path | None:

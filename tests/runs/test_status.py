@@ -53,6 +53,26 @@ def test_times_are_written_with_a_time_zone_and_files_of_earlier_versions_are_re
     assert (earlier.since, earlier.starts[0].began) == (1.5e9, 1.4e9)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [{"since": 1e300}, {"since": float("inf")}, {"since": 10**400}, {"since": "0001-01-01T00:00:00"},
+     {"result": 10**400}, {"starts": []}],
+    ids=str,
+)  # fmt: skip
+def test_a_status_that_no_run_writes_is_no_status(damage: dict[str, object], tmp_path: Path) -> None:
+    run_status.mark_running(tmp_path)
+    content = json.loads((tmp_path / "status.json").read_text())
+    assert run_status.read(tmp_path) is not None
+    (tmp_path / "status.json").write_text(json.dumps(content | damage))
+    assert run_status.read(tmp_path) is None
+    if "since" in damage:
+        starts = [content["starts"][0] | {"began": damage["since"]}]
+        (tmp_path / "status.json").write_text(json.dumps(content | {"starts": starts}))
+        assert run_status.read(tmp_path) is None
+    with run_status.locked(tmp_path):
+        run_status.mark_running(tmp_path)
+
+
 def test_a_result_that_is_not_finite_is_none(tmp_path: Path) -> None:
     run_status.mark_running(tmp_path)
     run_status.mark_finished(tmp_path, float("nan"))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,9 +14,10 @@ import yaml  # type: ignore[import-untyped]
 
 from diffusion_lab.config.accepted_targets import ACCEPTED, foreign_targets
 from diffusion_lab.errors import UserError
-from diffusion_lab.paths import CONF
+from diffusion_lab.paths import CONF, ROOT
 from diffusion_lab.runs import trust
 from diffusion_lab.runs.load import load_config, load_module
+from diffusion_lab.runs.unrecorded import kept_overrides
 from support.commands import TINY, run
 
 MARK = "MARK"
@@ -48,6 +50,16 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], object]] = {
     "a class of Hydra": lambda c: c.update(space={"_target_": "hydra.utils.get_method", "path": "os.system"}),
     "a target in capitals": lambda c: c.update(space={"_target_": "OS.mkdir", "path": MARK}),
     "a target that is a list": lambda c: c.update(space={"_target_": ["os.mkdir"], "path": MARK}),
+    "a logger in the sampler": lambda c: c["sampler"].update(
+        logger={"_target_": "diffusion_lab.training.WandbRun", "folder": MARK, "project": "evil"}
+    ),
+    "a trainer in the space": lambda c: c["space"].update(
+        trainer={"_target_": "lightning.Trainer", "default_root_dir": MARK}
+    ),
+    "a callback in the guard": lambda c: c["guard"].update(
+        callbacks={"x": {"_target_": "diffusion_lab.callbacks.SaveLast", "folder": MARK, "every_n_steps": 1}}
+    ),
+    "arguments without names": lambda c: c["data"]["store"].update(_args_=[None, "/etc"]),
     "an autoencoder of another account": lambda c: c.update(space={
         "_target_": "diffusion_lab.latents.Latents",
         "autoencoder": {"_target_": "diffusers.AutoencoderKL.from_pretrained",
@@ -305,7 +317,7 @@ def test_accepted_classes_exist() -> None:
                 assert callable(get_object(name)), name
 
 
-@pytest.mark.parametrize("name", ["checkpoints", "metrics.csv", "samples", "more"])
+@pytest.mark.parametrize("name", ["checkpoints", "metrics.csv", "samples", "more", "train.log", ".lock", ".hydra"])
 def test_a_strange_folder_with_a_link_out_of_it_is_not_written_to(name: str, strange: Path, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -323,6 +335,101 @@ def test_a_strange_folder_with_a_link_out_of_it_is_not_written_to(name: str, str
     assert {path: path.stat().st_mtime_ns for path in outside.rglob("*")} == before
 
 
+def test_hydra_writes_nothing_through_a_link_of_a_strange_folder(strange: Path, tmp_path: Path) -> None:
+    shutil.rmtree(strange / ".hydra")
+    (tmp_path / "outside").mkdir()
+    (strange / ".hydra").symlink_to(tmp_path / "outside")
+    assert run("train.py", *TINY, f"hydra.run.dir={strange}").returncode == 1
+    assert not list((tmp_path / "outside").iterdir())
+
+
+@pytest.mark.parametrize("name", ["train.log", ".lock"])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_file_that_a_resumed_run_could_not_write_is_named(
+    name: str, make: Callable[[Path], None], strange: Path
+) -> None:
+    (strange / name).unlink()
+    make(strange / name)
+    done = run("train.py", f"resume={strange}", "trainer.max_steps=3")
+    assert f"must contain regular files only, got {strange / name}" in done.stderr.splitlines()[-1]
+
+
+def test_a_link_of_wandb_to_its_log_is_no_reason_to_refuse_a_moved_run(strange: Path, tmp_path: Path) -> None:
+    logs = strange / "wandb" / "offline-run-20260101_000000-abc" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "debug-core.log").symlink_to(tmp_path / "cache" / "core-debug.log")
+    assert run("train.py", f"resume={strange}", "trainer.max_steps=3").returncode == 0
+
+
+@pytest.mark.parametrize("name", ["sweep.md", "multirun.yaml", "seed-1/.hydra"])
+def test_a_strange_sweep_is_not_continued_through_links(name: str, strange: Path, tmp_path: Path) -> None:
+    outside, sweep = tmp_path / "outside", tmp_path / "sweep"
+    outside.mkdir()
+    shutil.copytree(strange, sweep / "seed-1", ignore=shutil.ignore_patterns(".hydra"))
+    (sweep / name).symlink_to(outside, target_is_directory=True)
+    done = run("train.py", "-m", *TINY, "seed=1,2", f"hydra.sweep.dir={sweep}")
+    assert f"must not contain links out of it, got {sweep / name}" in done.stderr.splitlines()[-1]
+    assert not list(outside.iterdir())
+    assert not (sweep / "seed-2").exists()
+
+
+FLAGS = ["--experimental-rerun=config.pickle", "--config-dir=.", "-cd", "--cfg=job", "--multirun", "--config-name=x"]
+NOT_KEPT = [
+    *FLAGS,
+    "+logger@callbacks.x=wandb",
+    "+model.more={_target_: os.mkdir}",
+    "+trainer.model_registry=evil/x",
+    "callbacks.x._target_=diffusion_lab.training.WandbRun",
+    "+note='${${a}.env:HOME}'",
+    "callbacks.save_last.folder=x/../../y",
+    "+note=glob(*)",
+    "logger =wandb",
+    "a=b=\nc",
+]
+"""Overrides that a strange folder may not add to a command line."""
+
+
+@pytest.mark.parametrize("override", NOT_KEPT)
+def test_an_override_that_acts_is_left_out(override: str) -> None:
+    assert kept_overrides(["seed=3", override, "model.channels=8"]) == ["seed=3", "model.channels=8"]
+
+
+def test_a_pickle_that_a_saved_flag_names_is_not_loaded(strange: Path, tmp_path: Path) -> None:
+    class Call:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / MARK),)
+
+    (strange / "config.pickle").write_bytes(pickle.dumps(Call()))
+    flag = f"--experimental-rerun={os.path.relpath(strange, ROOT)}/config.pickle"
+    with (strange / "overrides.yaml").open("a") as file:
+        file.write(f"- {json.dumps(flag)}\n")
+    done = run("train.py", f"resume={strange}", "trainer.max_steps=3")
+    assert done.returncode == 0, done.stderr
+    assert "left out: --experimental-rerun;" in done.stderr
+
+
+def test_a_network_with_more_parts_than_its_checkpoint_is_refused_before_it_is_built(strange: Path) -> None:
+    change(strange, lambda config: config["model"].update(num_blocks=10**9))
+    with pytest.raises(UserError, match=r"it has more than 15,240 parts, but the checkpoint has 262 tensors"):
+        load_module(strange)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [{"optimizer_states": [{"state": {}, "param_groups": [{}]}]}, {"loops": {"fit_loop": "x"}},
+     {"ImageDataModule": [1]}, {"global_step": -1}, {"state_dict": None}],
+    ids=str,
+)  # fmt: skip
+def test_a_checkpoint_with_other_parts_is_refused_in_one_sentence(parts: dict[str, Any], strange: Path) -> None:
+    file = strange / "checkpoints" / "last.ckpt"
+    (strange / "checkpoints" / "previous.ckpt").unlink(missing_ok=True)
+    torch.save(torch.load(file) | parts, file)
+    done = run("train.py", f"resume={strange}", "trainer.max_steps=3")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "the run cannot be resumed" in done.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize("name", ["config.yaml", "overrides.yaml", "status.json", "class_names.json", ".slurm_job"])
 def test_a_file_of_a_run_that_never_ends_is_not_opened(name: str, strange: Path) -> None:
     (strange / name).unlink(missing_ok=True)
@@ -332,6 +439,7 @@ def test_a_file_of_a_run_that_never_ends_is_not_opened(name: str, strange: Path)
     assert done.returncode == (name == "config.yaml")
     resumed = run("train.py", f"resume={strange}", "trainer.max_steps=3")
     assert "Traceback" not in resumed.stderr
+    assert resumed.returncode == 1
     (strange / name).unlink(missing_ok=True)
 
 

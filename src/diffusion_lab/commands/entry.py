@@ -42,6 +42,7 @@ from diffusion_lab.runs.folder import save_overrides
 from diffusion_lab.runs.saved_progress import shared_places
 from diffusion_lab.runs.supervise import FolderInUseError, raise_if_full, supervise
 from diffusion_lab.runs.typed_paths import require_no_other_images
+from diffusion_lab.runs.unrecorded import require_plain_run_folder
 from diffusion_lab.sweeps import plan as sweep_plan
 from diffusion_lab.sweeps.plan import RunFailedError
 
@@ -149,6 +150,8 @@ def _run(task: _Task, prepare_command_line: Callable[[], None]) -> None:
     sys.argv[1:] = with_found_guides(as_hydra_arguments(task.config_name, sys.argv[1:]))
     overrides.require_single_choices(sys.argv[1:])
     prepare_command_line()
+    if slurm_job.rank() == 0:
+        require_plain_run_folder(sys.argv[1:])
     sys.argv[1:] = flags_first(sys.argv[1:])
     _prepare_process(task.config_name)
     hydra.main(version_base="1.3", config_path=str(CONF), config_name=task.config_name)(task.run)()

@@ -22,7 +22,7 @@ from diffusion_lab.errors import UserError
 from diffusion_lab.runs import load as run_loading
 from diffusion_lab.runs.find import find_place, portable_path, run_of, shell_word
 from diffusion_lab.runs.trust import is_recorded
-from diffusion_lab.runs.unrecorded import require_no_links
+from diffusion_lab.runs.unrecorded import require_plain_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +48,7 @@ def reconstruct_ema(config: DictConfig) -> float:
     folder = find_place("run", config.run, run_of("train")).folder
     trained = run_loading.load_config(folder)
     if not is_recorded(folder):
-        require_no_links(folder)
+        require_plain_folder(folder)
     profile, snapshots = _requested_profile(config, folder, trained)
 
     from diffusion_lab.ema.post_hoc import combination

@@ -103,6 +103,9 @@ ACCEPTED: dict[str, tuple[str, ...]] = {
 COLLECTIONS = ("callbacks", "decays", "logger", "metrics", "plugins")
 """Kinds of nodes that are values of a collection, so that their own key is a name."""
 
+OF_TRAINING = {"callbacks": ("callbacks",), "logger": ("logger",), "trainer": (), "plugins": ("trainer", "plugins")}
+"""Kinds of objects that act when they are built or used -> the only place of such nodes, without the key of a node."""
+
 HUB_NAMES = ("stabilityai/sd-vae-ft-ema",)
 """Names on the Hugging Face hub in conf/ from which pretrained weights are loaded."""
 
@@ -142,6 +145,8 @@ def _foreign(node: Any, path: tuple[str, ...]) -> Iterator[Target]:
         exported = re.sub(r"^(diffusion_lab\.\w+)\.(?:\w+\.)+(\w+)$", r"\1.\2", name)  # also of a module by its path
         if exported not in ACCEPTED.get(_kind(path), ()):
             yield Target(place, name)
+        elif "_args_" in node:  # arguments without a name are not checked by their name
+            yield Target(f"{place}._args_", name)
         elif name.endswith(".from_pretrained"):
             yield from _foreign_weights(node, place)
     for key, child in node.items():
@@ -157,4 +162,6 @@ def _foreign_weights(node: dict[str, Any], place: str) -> Iterator[Target]:
 
 
 def _kind(path: tuple[str, ...]) -> str:
-    return path[-2] if len(path) > 1 and path[-2] in COLLECTIONS else path[-1] if path else ""
+    kind = path[-2] if len(path) > 1 and path[-2] in COLLECTIONS else path[-1] if path else ""
+    place = OF_TRAINING.get(kind)
+    return kind if place is None or path == place or path[:-1] == place else ""

@@ -5,6 +5,8 @@ import os
 import re
 from pathlib import Path
 
+from diffusion_lab.regular_files import open_regular
+
 JOBS = ".submitit"
 """Folder in a sweep folder with the batch scripts, the pickled commands and the output files of the jobs."""
 
@@ -51,9 +53,9 @@ def last_lines(path: Path) -> str:
 def _end(path: Path) -> list[str]:
     """Return the lines at the end of a file that are not empty."""
     try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - NUM_BYTES))
-            lines = file.read().decode(errors="replace").splitlines()
+        with open_regular(path) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - NUM_BYTES))
+            lines = file.read(NUM_BYTES).decode(errors="replace").splitlines()
     except OSError:
         return []
     return [" ".join(line.split()) for line in lines if line.strip()]

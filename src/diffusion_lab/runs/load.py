@@ -111,7 +111,7 @@ def load_checkpoint(config: DictConfig, checkpoint: Path) -> tuple[Any, dict[str
 
     try:
         content = checkpoint_files.read_run(checkpoint)
-        with building_saved(checkpoint):
+        with building_saved(checkpoint, len(content["state_dict"])):
             require_similar_size(lambda: instantiate_node(config.model, "model"), content["state_dict"], checkpoint)
             module = build_untrained_module(config)
         module.load_state_dict(content["state_dict"])

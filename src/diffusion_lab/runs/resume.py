@@ -43,7 +43,7 @@ from diffusion_lab.runs.unrecorded import (
     kept_overrides,
     parts_of_run,
     print_left_out,
-    require_no_links,
+    require_plain_folder,
     with_places_of_user,
 )
 from diffusion_lab.runs.used_settings import UsedSettings
@@ -140,7 +140,7 @@ def starting_point(config: DictConfig) -> StartingPoint:
     is_other = config.resume and not exists
     source = find_place("resume", config.resume, run_of(command_name())) if is_other else Place(run_folder)
     if not is_fork and not is_recorded(run_folder):
-        require_no_links(run_folder)
+        require_plain_folder(run_folder)
     saved, wanted = _merge_changes(config, source.folder, run_folder)
     if not is_fork and (changes := changes_with_effect(saved, wanted)):
         _require_arguments(config)  # a setting that does not exist is no change
@@ -243,7 +243,7 @@ def _saved_overrides(folder: Path) -> list[str]:
 
     Of a run that this user has not started, only those are returned that define the result.
     """
-    saved = [override for override in read_overrides(folder) if not re.match(r"(resume|fork|take_over)=", override)]
+    saved = [override for override in read_overrides(folder) if not re.match(r"\+*(resume|fork|take_over)=", override)]
     return saved if is_recorded(folder) else kept_overrides(saved)
 
 

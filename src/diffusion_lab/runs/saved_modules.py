@@ -1,5 +1,6 @@
 """Checks of a module that is built from a saved config, which may be damaged or from another person."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,9 +12,26 @@ LARGE = 10**7
 """Number of parameters up to which a network is built without a comparison with its checkpoint: 40 MB."""
 
 
+MANY = 10_000
+"""Number of parts of a module up to which it is built without a comparison with its checkpoint: about a second."""
+
+
 @contextmanager
-def building_saved(checkpoint: Path) -> Iterator[None]:
-    """Raise UserError for any error of a block that builds the module of a checkpoint from the saved config."""
+def building_saved(checkpoint: Path, num_tensors: int) -> Iterator[None]:
+    """Raise UserError for any error of a block that builds the module of a checkpoint from the saved config.
+
+    Also raise it for a module with many more parts than a checkpoint with `num_tensors` tensors can have: a number of
+    layers in a damaged config could otherwise take hours.
+    """
+    from torch.nn.modules.module import register_module_module_registration_hook
+
+    most, parts = MANY + 20 * num_tensors, itertools.count(1)
+
+    def count(*_: Any) -> None:
+        if next(parts) > most:
+            raise ValueError(f"it has more than {most:,} parts, but the checkpoint has {num_tensors:,} tensors")
+
+    counting = register_module_module_registration_hook(count)
     try:
         yield
     except UserError:
@@ -23,6 +41,8 @@ def building_saved(checkpoint: Path) -> Iterator[None]:
         raise UserError(
             f"the module of the run of {checkpoint} cannot be built from its config.yaml ({reason})."
         ) from error
+    finally:
+        counting.remove()
 
 
 def require_similar_size(build: Callable[[], Any], state: Mapping[str, Any], checkpoint: Path) -> None:

@@ -17,6 +17,9 @@ SILENT = "no sign of life"
 SLURM_ID = r"\d+(_\d+)?"
 """Pattern of the ids of Slurm jobs, with the number of a task in an array."""
 
+LATEST = 250_000_000_000
+"""Largest time, in the year 9892: datetime has no dates after the year 9999."""
+
 TIMES = ("since", "began", "ended")
 """Keys of a status file whose values are times."""
 
@@ -43,12 +46,12 @@ class Attempt:
     def is_valid(self) -> bool:
         """Whether all fields have values that this package writes."""
         return (
-            isinstance(self.began, (int, float))
+            _is_time(self.began)
             and (self.slurm_id is None or re.fullmatch(SLURM_ID, str(self.slurm_id)) is not None)
             and isinstance(self.host, str)
             and isinstance(self.pid, int)
             and isinstance(self.ticks, (int, NoneType))
-            and isinstance(self.ended, (int, float, NoneType))
+            and (self.ended is None or _is_time(self.ended))
         )
 
 
@@ -78,9 +81,10 @@ class Status:
         attempts = [*self.starts, *([] if self.launcher is None else [self.launcher])]
         return (
             self.state in STATES
-            and isinstance(self.since, (int, float))
+            and _is_time(self.since)
             and isinstance(self.reason, (str, NoneType))
-            and isinstance(self.result, (int, float, NoneType))
+            and _is_result(self.result)
+            and (self.state != RUNNING or len(self.starts) > 0)
             and all(attempt.is_valid for attempt in attempts)
         )
 
@@ -112,6 +116,16 @@ class Status:
         ends.append(self.silent_since or (time.time() if self.state == RUNNING else last_activity or self.since))
         durations = [(attempt.ended or end) - attempt.began for attempt, end in zip(self.starts, ends, strict=False)]
         return sum(max(0.0, duration) for duration in durations) / 3600
+
+
+def _is_time(value: Any) -> bool:
+    """Return whether a value is a time in seconds since 1970 that has a date, which infinite and huge numbers lack."""
+    return isinstance(value, (int, float)) and 0 <= value <= LATEST
+
+
+def _is_result(value: Any) -> bool:
+    """Return whether a value is a result, which may be a whole number that fits into a float."""
+    return isinstance(value, (float, NoneType)) or (isinstance(value, int) and abs(value) < 2**63)
 
 
 def state_of_end(reason: str | None) -> str:

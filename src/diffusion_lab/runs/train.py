@@ -2,6 +2,7 @@
 
 import signal
 import time
+import traceback
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -86,6 +87,9 @@ def _fit(run: training_setup.Run, checkpoint: Path | None) -> None:
     except Exception as error:
         launch.kill_new_ranks()
         if (full := write_error(error)) is None:
+            if checkpoint is not None and _is_in_restore(error):
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                raise UserError(f"the run cannot be resumed from the state in {checkpoint} ({reason}).") from error
             raise
         has_checkpoint = (run.folder / "checkpoints" / "last.ckpt").is_file()
         kept = "its last checkpoint is complete" if has_checkpoint else "it has no checkpoint yet"
@@ -98,3 +102,10 @@ def _fit(run: training_setup.Run, checkpoint: Path | None) -> None:
             "training failed: the loss or the gradient was not finite in every step, or in every step after the first; "
             "try a lower optimizer.lr or trainer.precision=32-true."
         )
+
+
+def _is_in_restore(error: Exception) -> bool:
+    """Return whether an error was raised while Lightning restored the state of a checkpoint."""
+    codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+    names = [code.co_name for code in codes if code.co_filename.endswith("checkpoint_connector.py")]
+    return any("restore" in name or "resume" in name for name in names)

@@ -14,13 +14,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusion_lab.config.accepted_targets import ACCEPTED
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from diffusion_lab.config.accepted_targets import foreign_targets
 from diffusion_lab.config.overrides import override_key, unquote
 from diffusion_lab.config.search_path import given_folders
 from diffusion_lab.config.trusted_packages import trusted_packages
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import CONF, PACKAGE
-from diffusion_lab.runs.config_changes import KeyPath
+from diffusion_lab.runs.config_changes import KeyPath, flatten, unflatten
+from diffusion_lab.runs.trust import is_recorded
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +32,16 @@ OF_THE_USER = (
     *("logger", "logger.*", "hydra*", "logs", "sweep.*", "trust", "take_over"),
     *(f"trainer.{name}{end}" for name in ("plugins", "strategy", "profiler", "logger", "callbacks")
       for end in ("", ".*")),
-    "trainer.default_root_dir",
+    *("trainer.default_root_dir", "trainer.model_registry"),
 )  # fmt: skip
 """Glob patterns of the settings that come from the command line and conf/, and not from such a folder."""
 
+
+NAMES_OF_FILES = (".lock", ".log", ".json", ".yaml", ".csv", ".png", ".ckpt")
+"""Ends of the names of files that a run writes, which no folder may have."""
+
+LINK_OF_WANDB = "*wandb/*run-*/logs/debug-core.log"
+"""Link to a log file in the user's cache that W&B puts into each run, and that no later start of the run opens."""
 
 WEIGHTS = "pretrained_model_name_or_path"
 """Key of the place of pretrained weights, which are only read; `config.accepted_targets` has the accepted places."""
@@ -62,16 +72,35 @@ def print_left_out(folder: Path, overrides: Sequence[str]) -> None:
         )
 
 
-def _is_kept(override: str) -> bool:
-    key, value = override_key(override), unquote(override.partition("=")[2])
-    if any(fnmatch.fnmatchcase(key, pattern) for pattern in OF_THE_USER) or ":" in key:
+def _is_kept(text: str) -> bool:
+    """Return whether a saved override is one setting that defines the result.
+
+    Flags of Hydra are no overrides: --experimental-rerun would load a pickle, and --config-dir another config.
+    """
+    try:
+        override = OverridesParser.create().parse_override(text)
+        value = override.value()
+    except HydraException:
         return False
-    if key.endswith("_target_"):
-        return value.partition(".")[0] in trusted_packages() or any(value in names for names in ACCEPTED.values())
-    if key.endswith(f".{WEIGHTS}"):
-        return "${" not in value
-    paths = re.split(r"[\s,\[\]{}'\":]+", value)
-    return not ("_target_" in value or re.search(r"\$\{[^}]*:", value) or any(is_outside(path, None) for path in paths))
+    if override.package is not None or override.is_sweep_override():
+        return False
+    settings = flatten(value, tuple(str(override.key_or_group).split(".")))
+    if any(target.package not in trusted_packages() for target in foreign_targets(unflatten(settings))):
+        return False
+    return not any(_is_of_the_user(path) or _acts(path, value) for path, value in settings.items())
+
+
+def _is_of_the_user(path: KeyPath) -> bool:
+    return any(fnmatch.fnmatchcase(".".join(map(str, path)), pattern) for pattern in OF_THE_USER)
+
+
+def _acts(path: KeyPath, value: Any) -> bool:
+    """Return whether a value reads the machine, by a resolver or a path outside of the run folder."""
+    text = str(value)
+    if path[-1] == WEIGHTS:
+        return "${" in text
+    reads = "${" in text and ":" in text  # a name of a resolver may contain other interpolations
+    return reads or any(is_outside(part, None) for part in re.split(r"[\s,\[\]{}'\":]+", text))
 
 
 def _has_choices(override: str, places: Sequence[Path]) -> bool:
@@ -89,33 +118,59 @@ def _has_choices(override: str, places: Sequence[Path]) -> bool:
 
 def is_outside(value: Any, folder: Path | None) -> bool:
     """Return whether a value is a path outside of a run folder and outside of this package.  folder: the run folder."""
-    if not isinstance(value, str) or not (os.path.isabs(value) or value.startswith(("~", "..", "file:"))):
+    path = os.path.normpath(value) if isinstance(value, str) else ""
+    if not isinstance(value, str) or not (os.path.isabs(value) or path.startswith(("~", "..", "file:"))):
         return False
-    path = os.path.normpath(value)
     inside = (str(PACKAGE), *([str(folder)] if folder else []))
     return not any(path == place or path.startswith(place + os.sep) for place in inside)
 
 
-def require_no_links(folder: Path) -> None:
-    """Raise UserError if a link in a run folder leads out of it: the run would write to that place."""
+def require_plain_folder(folder: Path) -> None:
+    """Raise UserError if a run folder contains anything but its own folders and regular files.
+
+    The run would write to the place of a link that leads out of the folder, and writing to a FIFO may never end.
+    """
     top = os.path.realpath(folder)
     for parent, folders, files in os.walk(top):
         for path in (os.path.join(parent, name) for name in (*folders, *files)):
+            if fnmatch.fnmatchcase(os.path.relpath(path, top), LINK_OF_WANDB):
+                continue
             if os.path.islink(path) and not os.path.realpath(path).startswith(top + os.sep):
                 raise UserError(
                     f"a run folder that was not recorded as a run of this user must not contain links out of it, got "
                     f"{path}; replace the link by its content to continue the run."
                 )
+            is_file = os.path.isfile(path) or not os.path.exists(path)  # of a temporary file that was removed meanwhile
+            if not is_file and (not os.path.isdir(path) or path.endswith(NAMES_OF_FILES)):
+                raise UserError(
+                    "a run folder that was not recorded as a run of this user must contain regular files only, got "
+                    f"{path}; remove it to continue the run."
+                )
+
+
+def require_plain_run_folder(arguments: Sequence[str]) -> None:
+    """Apply `require_plain_folder` to the folder that hydra.run.dir names, if it is the run folder of another user.
+
+    Hydra writes to it before the command starts, so that the later check is not enough.
+    """
+    for argument in arguments:
+        if override_key(argument) == "hydra.run.dir":
+            folder = Path(unquote(argument.partition("=")[2]))
+            if (folder / "config.yaml").is_file() and not is_recorded(folder):
+                require_plain_folder(folder)
+
+
+def require_plain_sweep_folder(folder: Path) -> None:
+    """Apply `require_plain_folder` to the folder of a sweep, if it exists with runs that this user has not written."""
+    runs = [path for path in folder.glob("[!.]*") if path.is_dir()] if folder.is_dir() else []
+    if not all(map(is_recorded, runs)):
+        require_plain_folder(folder)
 
 
 def parts_of_run(saved: Mapping[KeyPath, Any]) -> dict[KeyPath, Any]:
     """Return a flattened config without the settings OF_THE_USER and the callbacks of Lightning."""
     strange = {path[:2] for path, value in saved.items() if _is_strange_callback(path, value)}
-    return {
-        path: value
-        for path, value in saved.items()
-        if path[:2] not in strange and not any(fnmatch.fnmatchcase(".".join(map(str, path)), p) for p in OF_THE_USER)
-    }
+    return {path: value for path, value in saved.items() if path[:2] not in strange and not _is_of_the_user(path)}
 
 
 def with_places_of_user(

@@ -23,6 +23,7 @@ from diffusion_lab.runs import status as run_status
 from diffusion_lab.runs.config_changes import reason_of
 from diffusion_lab.runs.find import shell_word
 from diffusion_lab.runs.status import FAILED, FINISHED, INTERRUPTED, NOT_STARTED, Status
+from diffusion_lab.runs.unrecorded import require_plain_sweep_folder
 from diffusion_lab.sweeps import table as sweep_table
 from diffusion_lab.sweeps.checks import check_settings, only_choices
 from diffusion_lab.sweeps.comparison import Comparison, compare
@@ -95,8 +96,10 @@ def announce(config: DictConfig) -> None:
 
     A folder that exists is not removed, because another process may have started the same sweep.
     config: config of the sweep, before Hydra creates the folder.
+    Raises UserError for a folder of another user with links out of it.
     """
     folder = Path(str(config.hydra.sweep.dir)).resolve()
+    require_plain_sweep_folder(folder)
     _folder[:] = [] if folder.exists() else [folder]
 
 
