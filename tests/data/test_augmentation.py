@@ -179,14 +179,14 @@ def test_parameters_are_independent_and_standard_normal_or_for_angles_uniform() 
 def test_the_augmentation_label_is_that_of_the_paper() -> None:
     numbers = (1.0, 0.0, -0.5, math.pi / 2, 2.0, math.pi / 6, 0.25, -3.0)
     transforms = GeometricTransforms(*(torch.tensor([number, 0.0], dtype=torch.float64) for number in numbers))
-    label = transforms.augmentation_label
+    label = transforms.augmentation_label()
     assert label[0].tolist() == pytest.approx([1, 0, -0.5, -1, 1, 2 * math.cos(math.pi / 6), 1, 0.25, -3])
     assert label[1].tolist() == [0] * 9
 
 
 def test_the_augmentation_label_is_returned_in_float32() -> None:
     _, label = EDMAugmentation(0.5)(noise(12, 3, 8, 6), Draws(0, 0, range(12), 12))
-    assert torch.equal(label, sample(12, 0.5).augmentation_label.float())
+    assert torch.equal(label, sample(12, 0.5).augmentation_label().float())
 
 
 def test_an_image_does_not_depend_on_the_split_of_the_global_batch() -> None:

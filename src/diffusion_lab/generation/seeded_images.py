@@ -162,10 +162,11 @@ class SeededImages:
         protocol: dict[str, Any] = {"guidance_scale": float(strength.guidance_scale)}
         if strength.guidance_scale != 1 and (strength.interval or strength.rescale):
             protocol["guidance"] = describe(strength, omit=("guidance_scale",))
-        if guidance.guide is not None:
-            protocol["guide"] = {"weights_sha256": weights_sha256(cast(torch.nn.Module, guidance.guide.network))}
+        for name, model in (("guide", guidance.guide), ("classifier", guidance.classifier)):
+            if model is not None:
+                protocol[name] = {"weights_sha256": weights_sha256(cast(nn.Module, model.network))}
+                protocol[name] |= {"conventions": own} if (own := getattr(model.network, "conventions", {})) else {}
         if guidance.classifier is not None:
-            protocol["classifier"] = {"weights_sha256": weights_sha256(guidance.classifier.network)}
             protocol["classifier_scale"] = float(guidance.classifier_scale)
         return protocol
 
