@@ -27,6 +27,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"patch_size": 2},
     {"num_blocks": (1, 3), "channel_multipliers": (0.5, 2), "sinusoids": Sinusoids("adm")},
     {"scale_shift": True, "resize": "residual", "num_heads": 4, "patch_size": 2, "checkpointing": True},
+    {"norm_eps": 1e-6, "sinusoids": Sinusoids(add_label=True)},
 ]
 every_option = pytest.mark.parametrize("options", OPTIONS, ids=lambda options: ", ".join(options) or "defaults")
 
