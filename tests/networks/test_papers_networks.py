@@ -45,21 +45,62 @@ def test_the_epsilon_of_ddpm_changes_every_group_normalization_by_1_0436_at_a_va
 
 
 @pytest.mark.parametrize(
-    ("choice", "epsilon"),
+    ("choice", "epsilon", "initialization"),
     [
-        *((name, 1e-6) for name in ("unet_cifar10", "unet_256", "unet_ddpmpp", "diffusers_unet")),
-        *((name, 1e-5) for name in ("unet_adm_64", "unet_iddpm_cifar10", "unet_quick", "half_unet_64")),
+        *((name, 1e-6, "ddpm") for name in ("unet_cifar10", "unet_256")),
+        ("unet_ddpmpp", 1e-6, "ddpmpp"),
+        *((name, 1e-5, "torch") for name in ("unet_adm_64", "unet_iddpm_cifar10", "unet_quick", "half_unet_64")),
     ],
 )
-def test_each_published_network_has_the_epsilon_of_its_authors_code(choice: str, epsilon: float) -> None:
+def test_each_published_network_has_the_epsilon_and_the_initialization_of_its_authors_code(
+    choice: str, epsilon: float, initialization: str
+) -> None:
     network = built(f"model={choice}", command="train_classifier" if choice.startswith("half") else "train")
     assert {norm.eps for norm in norms(network)} == {epsilon}
     assert network.conventions.get("norm_eps", 1e-5) == epsilon
+    assert network.blocks.initialization == initialization
+
+
+def test_the_network_of_diffusers_has_the_epsilon_of_ddpm_and_reports_it() -> None:
+    network = built("model=diffusers_unet")
+    assert {norm.eps for norm in norms(network)} == {1e-6}
+    assert network.conventions == {"norm_eps": 1e-6}
+    assert built("model=diffusers_unet", "model.network.norm_eps=1e-5").conventions == {}
 
 
 def test_an_epsilon_that_is_not_above_0_is_refused() -> None:
     with pytest.raises(ValueError, match=r"norm_eps must be above 0, got 0\.0"):
         Blocks(norm_eps=0.0)
+
+
+@pytest.mark.parametrize(("initialization", "of_attention"), [("ddpm", 1.0), ("ddpmpp", 0.1)])
+def test_initial_weights_have_the_variances_of_the_papers_code(initialization: Any, of_attention: float) -> None:
+    torch.manual_seed(0)
+    blocks = Blocks(num_groups=4, resize="projected", initialization=initialization)
+    settings = SMALL | {"channels": 32, "sinusoids": Sinusoids(add_label=True), "labels": Labels(32)}
+    network = UNet(16, 16, blocks=blocks, num_augmentation_channels=32, **settings)
+    layers = {name: m for name, m in network.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
+    assert len(layers) > 30
+    for name, layer in layers.items():
+        weight = layer.weight.detach()
+        num_outputs, fan_in, area = len(weight), weight[0].numel(), weight[0, 0].numel()
+        variance = 2 / (fan_in + num_outputs * area)  # variance scaling of mode fan_avg and scale 1
+        variance *= 1e-10 if name.endswith(("conv_out", ".out")) else 1
+        if name.endswith("qkv"):
+            variance = of_attention / fan_in
+        assert float(weight.std()) == pytest.approx(variance**0.5, rel=0.08), name
+        assert float(weight.abs().max()) <= (3 * variance) ** 0.5 * 1.001, name  # uniform
+        assert layer.bias is None or not layer.bias.any(), name
+
+
+def test_the_initial_weights_of_adm_are_those_of_pytorch_and_0() -> None:
+    torch.manual_seed(0)
+    assert Blocks().initialization == "torch"
+    network = unet()
+    assert not network.get_parameter("conv_out.weight").any()
+    assert float(network.conv_in.weight.detach().std()) == pytest.approx((3 * 9) ** -0.5, rel=0.15)
+    with pytest.raises(ValueError, match="initialization must be torch, ddpm or ddpmpp, got xavier"):
+        Blocks(initialization="xavier")  # type: ignore[arg-type]
 
 
 def filled(embed: TimeEmbedding) -> TimeEmbedding:

@@ -9,7 +9,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from diffusion_lab.fingerprints import differences
 from diffusion_lab.generation.seeded_images import SeededImages
-from diffusion_lab.guidance import Guidance
+from diffusion_lab.guidance import Guidance, Strength
 from diffusion_lab.paths import CONF
 from diffusion_lab.runs.load import build_untrained_module, load_config, resolve
 
@@ -52,9 +52,9 @@ def test_a_single_setting_is_marked(setting: str) -> None:
 
 def test_the_network_of_a_guide_has_its_conventions_in_the_fingerprint() -> None:
     of_papers, earlier = module(), module(*EARLIER)
-    guided = protocol(earlier, guidance=Guidance(2.0, of_papers))
+    guided = protocol(earlier, guidance=Guidance(Strength(2.0), of_papers))
     assert guided["guide"]["conventions"] == {"norm_eps": 1e-6, "add_label": True}
-    assert "conventions" not in protocol(of_papers, guidance=Guidance(2.0, earlier))["guide"]
+    assert "conventions" not in protocol(of_papers, guidance=Guidance(Strength(2.0), earlier))["guide"]
 
 
 def test_a_run_of_0_3_with_edms_augmentation_has_no_conventions() -> None:

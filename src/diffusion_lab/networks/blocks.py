@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from diffusion_lab.contracts import added
 
 Resize = Literal["down", "up"] | None
+Initialization = Literal["torch", "ddpm", "ddpmpp"]
 
 
 def zero(module: nn.Module) -> nn.Module:
@@ -20,6 +21,22 @@ def zero(module: nn.Module) -> nn.Module:
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
+
+
+def initialize(network: nn.Module, initialization: Initialization) -> None:
+    """Set the linear and convolution layers of a U-Net to initial values, see `Blocks`."""
+    if initialization == "torch":
+        return
+    for name, module in network.named_modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            is_last = name.rpartition(".")[2] in ("conv_out", "out")  # the layers that `zero` sets to 0
+            nn.init.xavier_uniform_(module.weight, gain=1e-5 if is_last else 1.0)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for module in network.modules():
+        if isinstance(module, Attention):
+            # A layer with three times as many outputs as inputs has variance 1 / (2 channels) without a gain.
+            nn.init.xavier_uniform_(module.qkv.weight, gain=math.sqrt(2 if initialization == "ddpm" else 0.2))
 
 
 def normalization(channels: int, num_groups: int, eps: float) -> nn.GroupNorm:
@@ -179,6 +196,11 @@ class Blocks:
     norm_eps: number that each group normalization adds to the variance of a group (Wu & He 2018, eq. 2): 1e-6 in the
         networks of Ho et al. (2020, code) and Karras et al. (2022, code of DDPM++), 1e-5 in those of Nichol & Dhariwal
         (2021, code) and Dhariwal & Nichol (2021, code).
+    initialization: initial weights of linear and convolution layers in a `UNet`. `torch` keeps the defaults of PyTorch,
+        with variance 1 / (3 fan_in) and random biases, and sets the last layer of each branch and of the network to 0
+        (Dhariwal & Nichol 2021, code). `ddpm` has variance 2 / (fan_in + fan_out), biases of 0, and 1e-5 times such
+        weights in the last layers (Ho et al. 2020, code). `ddpmpp` is `ddpm` with variance 0.1 / channels instead of
+        1 / channels in the queries, keys and values of attention (Song et al. 2021, code; Karras et al. 2022, code).
     Raises ValueError for a setting out of its range, and if both num_heads and head_channels are given.
     """
 
@@ -191,6 +213,7 @@ class Blocks:
     rescale: bool = False
     checkpointing: bool = False
     norm_eps: float = added(default=1e-5)
+    initialization: Initialization = "torch"
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
@@ -199,6 +222,8 @@ class Blocks:
             raise ValueError(f"num_groups must be at least 1, got {self.num_groups}.")
         if not self.norm_eps > 0:
             raise ValueError(f"norm_eps must be above 0, got {self.norm_eps}.")
+        if self.initialization not in ("torch", "ddpm", "ddpmpp"):
+            raise ValueError(f"initialization must be torch, ddpm or ddpmpp, got {self.initialization}.")
         if self.resize not in ("strided", "strided_symmetric", "residual", "projected"):
             raise ValueError(f"resize must be strided, strided_symmetric, residual or projected, got {self.resize}.")
         if self.num_heads is not None and self.head_channels is not None:

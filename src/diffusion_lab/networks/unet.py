@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_lab import contracts
-from diffusion_lab.networks.blocks import Blocks, Levels, Stage, middle, normalization, zero
+from diffusion_lab.networks.blocks import Blocks, Levels, Stage, initialize, middle, normalization, zero
 from diffusion_lab.networks.condition import Condition, Labels
 from diffusion_lab.networks.embeddings import Sinusoids, TimeEmbedding, require_label, with_low_resolution
 from diffusion_lab.networks.network import Network
@@ -93,6 +93,7 @@ class UNet(Network):
         self.down, self.up = nn.ModuleList(down), nn.ModuleList(up)
         self.norm_out = normalization(width, blocks.num_groups, blocks.norm_eps)
         self.conv_out = zero(nn.Conv2d(width, out_channels * patch_size**2, 3, padding=1))
+        initialize(self, blocks.initialization)
 
     @property
     def conventions(self) -> dict[str, Any]:
