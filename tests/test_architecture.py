@@ -144,7 +144,7 @@ def test_hydra_and_omegaconf_appear_in_four_folders_alone(part: str) -> None:
 
 
 def test_networks_and_averages_import_no_other_folder() -> None:
-    for part, also in (("networks", set()), ("ema", {"checkpoint_files", "contracts"})):
+    for part, also in (("networks", {"contracts"}), ("ema", {"checkpoint_files", "contracts"})):
         used = {
             part_of(n) for path in (PACKAGE / part).glob("*.py") for n, _ in imported(path) if "diffusion_lab." in n
         }

@@ -179,14 +179,82 @@ def test_parameters_are_independent_and_standard_normal_or_for_angles_uniform() 
 def test_the_augmentation_label_is_that_of_the_paper() -> None:
     numbers = (1.0, 0.0, -0.5, math.pi / 2, 2.0, math.pi / 6, 0.25, -3.0)
     transforms = GeometricTransforms(*(torch.tensor([number, 0.0], dtype=torch.float64) for number in numbers))
-    label = transforms.augmentation_label
+    label = transforms.augmentation_label()
     assert label[0].tolist() == pytest.approx([1, 0, -0.5, -1, 1, 2 * math.cos(math.pi / 6), 1, 0.25, -3])
     assert label[1].tolist() == [0] * 9
 
 
+def edm_inverse_and_label(w: dict[str, Tensor], height: int, width: int) -> tuple[Tensor, Tensor]:
+    """The matrix product and the last seven labels of the code of Karras et al. (2022), which has y downwards."""
+    zero, one = torch.zeros_like(w["scale"]), torch.ones_like(w["scale"])
+
+    def matrix(*entries: Tensor) -> Tensor:
+        return torch.stack(entries, dim=1).view(-1, 3, 3)
+
+    def rotate(theta: Tensor) -> Tensor:
+        cos, sin = theta.cos(), theta.sin()
+        return matrix(cos, -sin, zero, sin, cos, zero, zero, zero, one)
+
+    def stretch(x: Tensor, y: Tensor) -> Tensor:
+        return matrix(x, zero, zero, zero, y, zero, zero, zero, one)
+
+    size, factor, r = (2 ** (0.2 * w["scale"])), 2 ** (0.2 * w["anisotropy"]), w["r"]
+    inverse = stretch(1 / size, 1 / size) @ rotate(w["rotation"])  # rotate2d_inv(-w)
+    inverse = inverse @ rotate(-r) @ stretch(1 / factor, factor) @ rotate(r)
+    x, y = w["shift_x"] * width * 0.125, w["shift_y"] * height * 0.125
+    inverse = inverse @ matrix(one, zero, -x, zero, one, -y, zero, zero, one)
+    label = [w["scale"], w["rotation"].cos() - 1, w["rotation"].sin()]
+    label += [w["anisotropy"] * r.cos(), w["anisotropy"] * r.sin(), w["shift_x"], w["shift_y"]]
+    return inverse[:, :2], torch.stack(label, dim=1)
+
+
+def test_the_counterclockwise_label_and_its_transformation_are_those_of_edms_code() -> None:
+    ours = sample(50, 0.9)
+    w = {name: getattr(ours, name) for name in FIELDS} | {"r": -ours.direction}
+    inverse, label = edm_inverse_and_label(w, 8, 6)
+    torch.testing.assert_close(ours.inverse(8, 6), inverse)
+    torch.testing.assert_close(ours.augmentation_label("counterclockwise")[:, 2:], label)
+    sign = torch.tensor([1, 1, 1, 1, 1, 1, -1, 1, 1])
+    assert torch.equal(ours.augmentation_label(), sign * ours.augmentation_label("counterclockwise"))
+    assert float((ours.augmentation_label()[:, 6] != 0).double().mean()) > 0.2
+
+
+@pytest.mark.parametrize(("slope", "seventh"), [(1, 1), (-1, -1)], ids=["rising diagonal", "falling diagonal"])
+def test_the_label_of_edms_code_points_along_the_diagonal_in_which_an_image_is_stretched(
+    slope: int, seventh: int
+) -> None:
+    x, y = positions(32, 32)  # y downwards
+    across = (slope * x + y) / 2**0.5  # distance from a line that rises to the right for slope 1
+    center = (..., slice(12, 20), slice(12, 20))
+    for direction in (-math.pi / 4, math.pi / 4):
+        zeros = torch.zeros(1, dtype=torch.float64)
+        w = dict.fromkeys(FIELDS, zeros) | {"anisotropy": zeros + 5, "direction": zeros + direction}
+        transforms = GeometricTransforms(**w)
+        cos, sin = transforms.augmentation_label("counterclockwise")[0, 5:7].tolist()
+        assert (cos, sin) == pytest.approx((5 / 2**0.5, math.copysign(5 / 2**0.5, sin)))
+        # Stretched by 2 along the line, the line becomes half as wide; stretched across the line, twice as wide.
+        width = 2 if math.copysign(1, sin) == seventh else 8
+        transformed = transforms(torch.exp(-((across / 4) ** 2))[None, None])[0, 0]
+        torch.testing.assert_close(transformed[center], torch.exp(-((across / width) ** 2))[center], rtol=0, atol=0.02)
+
+
+def test_only_the_seventh_value_of_the_label_depends_on_the_sense_of_the_angle() -> None:
+    x_0, draws = noise(60, 3, 8, 6), Draws(0, 0, range(60), 60)
+    images, label = EDMAugmentation(0.5)(x_0, draws)
+    others, of_edm = EDMAugmentation(0.5, "counterclockwise")(x_0, draws)
+    assert torch.equal(images, others)
+    assert torch.equal((label != of_edm).any(dim=0), torch.arange(9) == 6)
+    assert torch.equal(label[:, 6], -of_edm[:, 6])
+
+
+def test_another_sense_of_the_angle_is_refused() -> None:
+    with pytest.raises(ValueError, match="anisotropy_direction must be clockwise or counterclockwise, got left"):
+        EDMAugmentation(anisotropy_direction="left")  # type: ignore[arg-type]
+
+
 def test_the_augmentation_label_is_returned_in_float32() -> None:
     _, label = EDMAugmentation(0.5)(noise(12, 3, 8, 6), Draws(0, 0, range(12), 12))
-    assert torch.equal(label, sample(12, 0.5).augmentation_label.float())
+    assert torch.equal(label, sample(12, 0.5).augmentation_label().float())
 
 
 def test_an_image_does_not_depend_on_the_split_of_the_global_batch() -> None:

@@ -44,6 +44,8 @@ LATENTS = ["data.channels=4", "data.resolution=32", "data.num_classes=1000", "co
         (["data=imagenet256", "data.resolution=512", "model=unet_adm_512", *LEARNED, *CLASSES], 558_997_638),
         (["data=imagenet256", "model=unet_adm_upsampler", *LEARNED, *CLASSES], 311_795_910),
         (["data=cifar10", "model=unet_ddpmpp", "augmentation=edm"], 55_733_891),
+        (["data=cifar10", "model=unet_ddpmpp", "augmentation=edm", *CLASSES], 55_735_299),
+        (["data=cifar10", "model=unet_ddpmpp", "augmentation=edm", "conditioning=label"], 55_735_299),
         (["model=unet_tiny"], 1_623_169),
         (["model=unet_quick", "conditioning=label"], 758_148),
     ],
@@ -51,6 +53,12 @@ LATENTS = ["data.channels=4", "data.resolution=32", "data.num_classes=1000", "co
 )
 def test_published_networks_have_as_many_parameters_as_their_authors_code(overrides: list[str], count: int) -> None:
     assert num_parameters("train", *overrides) == count
+
+
+def test_a_saved_setting_keeps_the_embedding_table_of_earlier_versions_in_ddpmpp() -> None:
+    chosen = ["data=cifar10", "model=unet_ddpmpp", "augmentation=edm", "model.sinusoids.add_label=false"]
+    assert num_parameters("train", *chosen, *CLASSES) == 55_739_011
+    assert num_parameters("train", *chosen, "conditioning=label") == 55_739_011 + 512  # a row for the null label
 
 
 @pytest.mark.parametrize(

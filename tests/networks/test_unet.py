@@ -27,6 +27,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"patch_size": 2},
     {"num_blocks": (1, 3), "channel_multipliers": (0.5, 2), "sinusoids": Sinusoids("adm")},
     {"scale_shift": True, "resize": "residual", "num_heads": 4, "patch_size": 2, "checkpointing": True},
+    {"norm_eps": 1e-6, "sinusoids": Sinusoids(add_label=True)},
 ]
 every_option = pytest.mark.parametrize("options", OPTIONS, ids=lambda options: ", ".join(options) or "defaults")
 
@@ -188,7 +189,7 @@ def test_dropout_acts_in_training_alone() -> None:
 
 @pytest.mark.parametrize("num_heads", [1, 4])
 def test_attention_is_the_softmax_of_scaled_products(num_heads: int) -> None:
-    attention = Attention(12, num_heads=num_heads, num_groups=3).double()
+    attention = Attention(12, num_heads=num_heads, num_groups=3, norm_eps=1e-5).double()
     nn.init.eye_(attention.get_parameter("out.weight").data.view(12, 12))  # zero at first
     x = torch.randn(5, 12, 8, 6).double()
     qkv = attention.qkv(attention.norm(x)).reshape(5, 3, num_heads, 12 // num_heads, 48)
@@ -212,7 +213,7 @@ def scaled_and_shifted(y: Tensor, told: Tensor) -> Tensor:
 @pytest.mark.parametrize("normalise", [shifted, scaled_and_shifted])
 def test_time_acts_on_the_second_normalisation(normalise: Callable[[Tensor, Tensor], Tensor]) -> None:
     scale_shift = normalise is scaled_and_shifted
-    block = ResidualBlock(4, 6, embedding_channels=9, dropout=0.0, num_groups=2, scale_shift=scale_shift)
+    block = ResidualBlock(4, 6, embedding_channels=9, dropout=0.0, num_groups=2, norm_eps=1e-5, scale_shift=scale_shift)
     block.conv_out = nn.Conv2d(6, 6, 1)  # zero at first
     x, embedding = torch.randn(5, 4, 8, 10), torch.randn(5, 9)
     y = block.conv_in(F.silu(block.norm_in(x)))
@@ -379,7 +380,7 @@ def test_gradients_of_each_block_are_its_slopes(name: str) -> None:
 
 @pytest.mark.parametrize("num_heads", [1, 4])
 def test_attention_runs_on_the_fused_kernel(num_heads: int) -> None:
-    attention = Attention(32, num_heads=num_heads, num_groups=4)
+    attention = Attention(32, num_heads=num_heads, num_groups=4, norm_eps=1e-5)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         attention(torch.randn(2, 32, 8, 8), torch.randn(2, 4)).sum().backward()
     kernels = {event.key for event in profile.key_averages()}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffusion_lab.callbacks.checkpoints import SaveLast
-from diffusion_lab.networks import HalfUNet
+from diffusion_lab.networks import Blocks, HalfUNet, UNet
 from diffusion_lab.objectives import Denoising
 from diffusion_lab.process import CosineSchedule, LinearSchedule, Uniform, V
 from diffusion_lab.process.gaussian import GaussianProcess
@@ -98,6 +98,18 @@ def test_a_fork_may_change_the_meaning_of_the_weights(saved: Path, tmp_path: Pat
     fork = DiffusionModule(small_module().network, CosineSchedule(20))
     trainer = fit(fork, 4, ckpt_path=tmp_path / "last.ckpt")
     assert trainer.global_step == 4
+
+
+def test_a_network_with_another_epsilon_refuses_the_weights(tmp_path: Path) -> None:
+    def network(**settings: Any) -> UNet:
+        return UNet(1, 1, resolution=8, channels=32, channel_multipliers=(1,), blocks=Blocks(**settings))
+
+    ddpm = DiffusionModule(network(norm_eps=1e-6), LINEAR)
+    fit(ddpm, 1, callbacks=[SaveLast(str(tmp_path), every_n_steps=1)])
+    settings: dict[str, Any] = {"process": GaussianProcess(LINEAR)}
+    DiffusionModule.load_from_checkpoint(tmp_path / "last.ckpt", network=network(norm_eps=1e-6), **settings)
+    with pytest.raises(ValueError, match=r"trained with conventions\.norm_eps=1e-06, but this module has"):
+        DiffusionModule.load_from_checkpoint(tmp_path / "last.ckpt", network=network(), **settings)
 
 
 def test_a_classifier_of_another_process_refuses_the_weights(tmp_path: Path) -> None:

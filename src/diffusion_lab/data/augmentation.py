@@ -6,12 +6,13 @@ Source: Karras et al. 2022, section 5.
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffusion_lab.contracts import Interface
+from diffusion_lab.contracts import Interface, added
 from diffusion_lab.randomness import Draws
 
 LOG_SCALE_STD = 0.2
@@ -64,20 +65,28 @@ class EDMAugmentation(Augmentation):
     """Flips, isotropic and anisotropic scaling, rotation and translation (Karras et al. 2022, appendix F.2, table 6).
 
     probability: probability of each transformation except the horizontal flip, which always has probability 1/2.
+    anisotropy_direction: sense in which the label measures the angle from the x-axis to the direction of anisotropic
+        scaling: `counterclockwise` as in the code of Karras et al. (2022), or `clockwise`, which gives the seventh
+        value of the label the other sign. The transformed images are the same.
     The augmentation label has 9 values. Transformed images can slightly exceed [-1, 1], because the filter overshoots.
     """
 
     probability: float = 0.12
+    anisotropy_direction: Literal["clockwise", "counterclockwise"] = added(default="clockwise")
 
     num_channels = 9
 
     def __post_init__(self) -> None:
         if not 0 <= self.probability <= 1:
             raise ValueError(f"probability must be in [0, 1], got {self.probability}.")
+        if self.anisotropy_direction not in ("clockwise", "counterclockwise"):
+            raise ValueError(
+                f"anisotropy_direction must be clockwise or counterclockwise, got {self.anisotropy_direction}."
+            )
 
     def __call__(self, x_0: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         transforms = GeometricTransforms.sample(draws, self.probability)
-        label = transforms.augmentation_label.float()
+        label = transforms.augmentation_label(self.anisotropy_direction).float()
         return transforms(x_0), label.to(x_0.device, non_blocking=x_0.is_cuda)
 
 
@@ -131,9 +140,13 @@ class GeometricTransforms:
         )
         return cls(*(parameter[draws.positions] for parameter in parameters))
 
-    @property
-    def augmentation_label(self) -> Tensor:
-        """The values on which the network is conditioned (Karras et al. 2022, table 6): [B, 9], float64."""
+    def augmentation_label(self, anisotropy_direction: str = "clockwise") -> Tensor:
+        """Return the values on which the network is conditioned (Karras et al. 2022, table 6): [B, 9], float64.
+
+        anisotropy_direction: see `EDMAugmentation`.
+        """
+        # The y-axis points downwards. The paper's code stretches along (cos, -sin), and its label has +sin.
+        sign = -1 if anisotropy_direction == "counterclockwise" else 1
         return torch.stack(
             [
                 self.flip_x,
@@ -142,7 +155,7 @@ class GeometricTransforms:
                 self.rotation.cos() - 1,
                 self.rotation.sin(),
                 self.anisotropy * self.direction.cos(),
-                self.anisotropy * self.direction.sin(),
+                sign * self.anisotropy * self.direction.sin(),
                 self.shift_x,
                 self.shift_y,
             ],

@@ -160,10 +160,11 @@ class SeededImages:
         """Return the guidance scale, and the other guidance settings that have an effect."""
         guidance = self.guidance
         protocol = guidance.strength.protocol(self.module.network.in_channels)
-        if guidance.guide is not None:
-            protocol["guide"] = {"weights_sha256": weights_sha256(cast(torch.nn.Module, guidance.guide.network))}
+        for name, model in (("guide", guidance.guide), ("classifier", guidance.classifier)):
+            if model is not None:
+                protocol[name] = {"weights_sha256": weights_sha256(cast(nn.Module, model.network))}
+                protocol[name] |= {"conventions": own} if (own := getattr(model.network, "conventions", {})) else {}
         if guidance.classifier is not None:
-            protocol["classifier"] = {"weights_sha256": weights_sha256(guidance.classifier.network)}
             protocol["classifier_scale"] = float(guidance.classifier_scale)
         return protocol
 

@@ -10,7 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from diffusion_lab.contracts import added
+
 Resize = Literal["down", "up"] | None
+Initialization = Literal["torch", "ddpm", "ddpmpp"]
 
 
 def zero(module: nn.Module) -> nn.Module:
@@ -20,13 +23,29 @@ def zero(module: nn.Module) -> nn.Module:
     return module
 
 
-def normalization(channels: int, num_groups: int) -> nn.GroupNorm:
+def initialize(network: nn.Module, initialization: Initialization) -> None:
+    """Set the linear and convolution layers of a U-Net to initial values, see `Blocks`."""
+    if initialization == "torch":
+        return
+    for name, module in network.named_modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            is_last = name.rpartition(".")[2] in ("conv_out", "out")  # the layers that `zero` sets to 0
+            nn.init.xavier_uniform_(module.weight, gain=1e-5 if is_last else 1.0)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for module in network.modules():
+        if isinstance(module, Attention):
+            # A layer with three times as many outputs as inputs has variance 1 / (2 channels) without a gain.
+            nn.init.xavier_uniform_(module.qkv.weight, gain=math.sqrt(2 if initialization == "ddpm" else 0.2))
+
+
+def normalization(channels: int, num_groups: int, eps: float) -> nn.GroupNorm:
     """Return a group normalization layer.  Raises ValueError unless num_groups divides channels."""
     if channels % num_groups:
         raise ValueError(
             f"num_groups must divide the channels of every level, got num_groups={num_groups} for {channels} channels."
         )
-    return nn.GroupNorm(num_groups, channels)
+    return nn.GroupNorm(num_groups, channels, eps)
 
 
 class Downsample(nn.Module):
@@ -74,6 +93,7 @@ class ResidualBlock(nn.Module):
         embedding_channels: int,
         dropout: float,
         num_groups: int,
+        norm_eps: float,
         scale_shift: bool,
         resize: Resize = None,
         project: bool = False,
@@ -81,10 +101,10 @@ class ResidualBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.scale_shift, self.resize, self.gain = scale_shift, resize, gain
-        self.norm_in = normalization(in_channels, num_groups)
+        self.norm_in = normalization(in_channels, num_groups, norm_eps)
         self.conv_in = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.embedding = nn.Linear(embedding_channels, out_channels * (2 if scale_shift else 1))
-        self.norm_out = normalization(out_channels, num_groups)
+        self.norm_out = normalization(out_channels, num_groups, norm_eps)
         self.dropout = nn.Dropout(dropout)
         self.conv_out = zero(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         projected = project or in_channels != out_channels
@@ -114,10 +134,10 @@ class ResidualBlock(nn.Module):
 class Attention(nn.Module):
     """Self-attention over all positions: [B, C, H, W] -> [B, C, H, W].  gain: factor on the output."""
 
-    def __init__(self, channels: int, *, num_heads: int, num_groups: int, gain: float = 1.0) -> None:
+    def __init__(self, channels: int, *, num_heads: int, num_groups: int, norm_eps: float, gain: float = 1.0) -> None:
         super().__init__()
         self.num_heads, self.gain = num_heads, gain
-        self.norm = normalization(channels, num_groups)
+        self.norm = normalization(channels, num_groups, norm_eps)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
         zero(self.out)
@@ -173,6 +193,14 @@ class Blocks:
     num_heads, head_channels: number of attention heads, or channels of each head; a single head if both are None.
     rescale: whether to divide the output of each block, the sum of both branches, by sqrt(2) (Song et al. 2021).
     checkpointing: whether to recompute activations in the backward pass, see `Stage`.
+    norm_eps: number that each group normalization adds to the variance of a group (Wu & He 2018, eq. 2): 1e-6 in the
+        networks of Ho et al. (2020, code) and Karras et al. (2022, code of DDPM++), 1e-5 in those of Nichol & Dhariwal
+        (2021, code) and Dhariwal & Nichol (2021, code).
+    initialization: initial weights of linear and convolution layers in a `UNet`. `torch` keeps the defaults of PyTorch,
+        with variance 1 / (3 fan_in) and random biases, and sets the last layer of each branch and of the network to 0
+        (Dhariwal & Nichol 2021, code). `ddpm` has variance 2 / (fan_in + fan_out), biases of 0, and 1e-5 times such
+        weights in the last layers (Ho et al. 2020, code). `ddpmpp` is `ddpm` with variance 0.1 / channels instead of
+        1 / channels in the queries, keys and values of attention (Song et al. 2021, code; Karras et al. 2022, code).
     Raises ValueError for a setting out of its range, and if both num_heads and head_channels are given.
     """
 
@@ -184,12 +212,18 @@ class Blocks:
     head_channels: int | None = None
     rescale: bool = False
     checkpointing: bool = False
+    norm_eps: float = added(default=1e-5)
+    initialization: Initialization = "torch"
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}.")
         if self.num_groups < 1:
             raise ValueError(f"num_groups must be at least 1, got {self.num_groups}.")
+        if not self.norm_eps > 0:
+            raise ValueError(f"norm_eps must be above 0, got {self.norm_eps}.")
+        if self.initialization not in ("torch", "ddpm", "ddpmpp"):
+            raise ValueError(f"initialization must be torch, ddpm or ddpmpp, got {self.initialization}.")
         if self.resize not in ("strided", "strided_symmetric", "residual", "projected"):
             raise ValueError(f"resize must be strided, strided_symmetric, residual or projected, got {self.resize}.")
         if self.num_heads is not None and self.head_channels is not None:
@@ -215,6 +249,7 @@ class Blocks:
             embedding_channels=embedding_channels,
             dropout=self.dropout,
             num_groups=self.num_groups,
+            norm_eps=self.norm_eps,
             scale_shift=self.scale_shift,
             resize=resize,
             project=resize is not None and self.resize == "projected",
@@ -223,7 +258,10 @@ class Blocks:
 
     def attention(self, channels: int) -> Attention:
         """Return an attention block.  Raises ValueError unless the heads divide the channels."""
-        return Attention(channels, num_heads=self.heads(channels), num_groups=self.num_groups, gain=self.gain)
+        num_heads = self.heads(channels)
+        return Attention(
+            channels, num_heads=num_heads, num_groups=self.num_groups, norm_eps=self.norm_eps, gain=self.gain
+        )
 
     def heads(self, channels: int) -> int:
         """Return the number of attention heads.  Raises ValueError unless the heads divide the channels."""

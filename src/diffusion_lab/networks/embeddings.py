@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusion_lab.contracts import added
 from diffusion_lab.networks.condition import Condition, Labels
 
 
@@ -20,6 +21,8 @@ class Sinusoids:
         Nichol 2021, code; Peebles & Xie 2023, code).
     time_scale: factor on the time; 1000 / T for networks of Nichol & Dhariwal (2021).
     max_period: inverse of the last frequency, in units of the scaled time.
+    add_label: whether a `UNet` adds a linear map of the one-hot label to the sinusoids, see `TimeEmbedding`. If false,
+        it adds a row of an embedding table to the embedding of the time (Nichol & Dhariwal 2021, section 2.6).
     Raises ValueError for another kind, and unless time_scale and max_period are above 0.
 
     >>> from diffusion_lab import Sinusoids
@@ -30,6 +33,7 @@ class Sinusoids:
     kind: Literal["ddpm", "adm"] = "ddpm"
     time_scale: float = 1.0
     max_period: float = 10_000.0
+    add_label: bool = added(default=False)
 
     def __post_init__(self) -> None:
         if self.kind not in ("ddpm", "adm"):
@@ -55,6 +59,8 @@ class TimeEmbedding(nn.Module):
 
     num_augmentation_channels: see `Network`. A linear map of these values, without bias, is added to the sinusoids
         (Karras et al. 2022, code), so that values of 0 have no effect.
+    labels: classes whose labels are added to the sinusoids, too, if sinusoids.add_label is true (Karras et al. 2022,
+        code of DDPM++): W sqrt(num_classes) onehot(label) + b. The null label is the zero vector and leaves b.
     """
 
     def __init__(
@@ -63,6 +69,7 @@ class TimeEmbedding(nn.Module):
         embedding_channels: int,
         num_augmentation_channels: int = 0,
         sinusoids: Sinusoids | None = None,
+        labels: Labels | None = None,
     ) -> None:
         super().__init__()
         if channels < 4 or channels % 2:
@@ -70,17 +77,26 @@ class TimeEmbedding(nn.Module):
         if num_augmentation_channels < 0:
             raise ValueError(f"num_augmentation_channels must be at least 0, got {num_augmentation_channels}.")
         self.channels, self.num_augmentation_channels = channels, num_augmentation_channels
-        self.sinusoids = sinusoids or Sinusoids()
+        self.sinusoids, self.labels = sinusoids or Sinusoids(), labels or Labels()
         self.layers = nn.Sequential(
             nn.Linear(channels, embedding_channels), nn.SiLU(), nn.Linear(embedding_channels, embedding_channels)
         )
         if num_augmentation_channels:
             self.augmentation = nn.Linear(num_augmentation_channels, channels, bias=False)
+        if self.adds_label:
+            self.label = nn.Linear(self.labels.num_classes, channels)
+            nn.init.xavier_uniform_(self.label.weight)  # Karras et al. (2022), code
+            nn.init.zeros_(self.label.bias)
+
+    @property
+    def adds_label(self) -> bool:
+        """Whether labels are added to the sinusoids."""
+        return self.sinusoids.add_label and self.labels.num_classes > 0
 
     def forward(self, time: Tensor, condition: Condition | None = None) -> Tensor:
-        """Embed the time, the augmentation and the noise level of the low-resolution image.
+        """Embed the time, the augmentation, the noise level of the low-resolution image, and labels if they are added.
 
-        time: [B].  condition: condition of the images; None means no augmentation and no low-resolution image.
+        time: [B].  condition: condition of the images; None means no augmentation, low-resolution image or label.
         Returns [B, embedding_channels].
         Raises ValueError if the condition does not have num_augmentation_channels values per image.
         """
@@ -88,8 +104,18 @@ class TimeEmbedding(nn.Module):
         numbers = None if condition is None else self._numbers(condition)
         if numbers is not None:
             embedding = embedding + self.augmentation(numbers.to(embedding.dtype))
+        if self.adds_label and condition is not None and condition.label is not None:
+            embedding = embedding + self.label(self._scaled_one_hot(condition.label).to(embedding.dtype))
         result: Tensor = self.layers(embedding)
         return result
+
+    def _scaled_one_hot(self, label: Tensor) -> Tensor:
+        """Return one-hot vectors times sqrt(num_classes), which have mean square 1, and zeros for the null label.
+
+        label: [B].  Returns [B, num_classes].
+        """
+        one_hot = F.one_hot(label, self.labels.num_rows)[:, : self.labels.num_classes]
+        return math.sqrt(self.labels.num_classes) * one_hot
 
     def _numbers(self, condition: Condition) -> Tensor | None:
         """Return the augmentation of each image and, as the last value, the noise level of its low-resolution image.

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from diffusion_lab.networks.blocks import Blocks
 from diffusion_lab.networks.condition import Condition, Labels
 from diffusion_lab.networks.embeddings import require_label, with_low_resolution
 from diffusion_lab.networks.network import Network
@@ -53,6 +54,11 @@ class FromDiffusers(Network):
                 f"`labels` must be None (conditioning=none) for {type(network).__name__}, which takes no class labels, "
                 f"got {self.labels}."
             )
+
+    @property
+    def conventions(self) -> dict[str, Any]:
+        norm_eps = getattr(self.network.config, "norm_eps", None)
+        return {} if norm_eps in (None, Blocks.norm_eps) else {"norm_eps": norm_eps}
 
     def forward(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """See `Network.forward`.

@@ -1,11 +1,13 @@
 """The ADM classifier for noisy images: the U-Net encoder and attention pooling (Dhariwal & Nichol 2021)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusion_lab import contracts
 from diffusion_lab.networks.blocks import Blocks, Levels, middle, normalization, zero
 from diffusion_lab.networks.embeddings import Sinusoids, TimeEmbedding
 from diffusion_lab.networks.network import ClassifierNetwork
@@ -73,13 +75,18 @@ class HalfUNet(ClassifierNetwork):
             patch_size=patch_size,
         )
         self.in_channels, self.num_classes, self.resolution = in_channels, num_classes, resolution
-        self.patch_size, blocks, width = patch_size, blocks or Blocks(), levels.widths[-1]
+        self.patch_size, width = patch_size, levels.widths[-1]
+        self.blocks = blocks = blocks or Blocks()
         self.time_embedding = TimeEmbedding(channels, 4 * channels, sinusoids=sinusoids)
         self.conv_in = nn.Conv2d(in_channels * patch_size**2, levels.stem, 3, padding=1)
         self.down = nn.ModuleList(levels.encoder(blocks, 4 * channels)[0])
         self.middle = middle(width, blocks, 4 * channels)
-        self.norm_out = normalization(width, blocks.num_groups)
+        self.norm_out = normalization(width, blocks.num_groups, blocks.norm_eps)
         self.pool = AttentionPooling(width, num_classes, side=levels.sides[-1], num_heads=blocks.heads(width))
+
+    @property
+    def conventions(self) -> dict[str, Any]:
+        return contracts.conventions(self.blocks)
 
     def forward(self, x_t: Tensor, time: Tensor) -> Tensor:
         """See `ClassifierNetwork.forward`.

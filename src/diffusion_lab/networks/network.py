@@ -63,11 +63,16 @@ class ClassifierNetwork(nn.Module):
     """A classifier for noisy images: (noisy image, time) -> logits.
 
     in_channels, resolution: channels, and height and width, of the image.  num_classes: number of logits.
+    conventions: see `Network`.
     """
 
     in_channels: int
     resolution: int
     num_classes: int
+
+    @property
+    def conventions(self) -> dict[str, Any]:
+        return {}
 
     def forward(self, x_t: Tensor, time: Tensor) -> Tensor:
         """Return logits, [B, num_classes].

@@ -1,12 +1,14 @@
 """The U-Net of DDPM (Ho et al. 2020), ADM (Dhariwal & Nichol 2021) and DDPM++ (Song et al. 2021)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusion_lab.networks.blocks import Blocks, Levels, Stage, middle, normalization, zero
+from diffusion_lab import contracts
+from diffusion_lab.networks.blocks import Blocks, Levels, Stage, initialize, middle, normalization, zero
 from diffusion_lab.networks.condition import Condition, Labels
 from diffusion_lab.networks.embeddings import Sinusoids, TimeEmbedding, require_label, with_low_resolution
 from diffusion_lab.networks.network import Network
@@ -24,7 +26,7 @@ class UNet(Network):
     blocks: settings that all blocks share.
     patch_size: side of the pixel squares that are folded into channels at the input and unfolded at the output; 1
         disables folding.
-    sinusoids: embedding of the time.
+    sinusoids: embedding of the time, and with add_label=True of the label.
 
     Raises ValueError if the resolution cannot be halved at every level, if num_groups does not divide the channels, or
     if no level has one of the attention_resolutions.
@@ -66,9 +68,11 @@ class UNet(Network):
         self.resolution, self.in_channels, self.out_channels = resolution, in_channels, out_channels
         self.patch_size, self.num_augmentation_channels = patch_size, num_augmentation_channels
         self.low_resolution_channels = low_resolution_channels
-        self.labels, blocks, embedded = Labels.of(labels), blocks or Blocks(), 4 * channels
-        self.time_embedding = TimeEmbedding(channels, embedded, num_augmentation_channels, sinusoids)
-        self.label_embedding = nn.Embedding(self.labels.num_rows, embedded) if self.labels.num_classes else None
+        self.blocks = blocks = blocks or Blocks()
+        self.labels, embedded = Labels.of(labels), 4 * channels
+        self.time_embedding = TimeEmbedding(channels, embedded, num_augmentation_channels, sinusoids, self.labels)
+        has_table = self.labels.num_classes and not self.time_embedding.adds_label
+        self.label_embedding = nn.Embedding(self.labels.num_rows, embedded) if has_table else None
         self.conv_in = nn.Conv2d((in_channels + low_resolution_channels) * patch_size**2, levels.stem, 3, padding=1)
 
         down, skips = levels.encoder(blocks, embedded)
@@ -87,8 +91,14 @@ class UNet(Network):
                 up[-1].append(blocks.upsample(width, embedded))
 
         self.down, self.up = nn.ModuleList(down), nn.ModuleList(up)
-        self.norm_out = normalization(width, blocks.num_groups)
+        self.norm_out = normalization(width, blocks.num_groups, blocks.norm_eps)
         self.conv_out = zero(nn.Conv2d(width, out_channels * patch_size**2, 3, padding=1))
+        initialize(self, blocks.initialization)
+
+    @property
+    def conventions(self) -> dict[str, Any]:
+        of_labels = contracts.conventions(self.time_embedding.sinusoids) if self.labels.num_classes else {}
+        return contracts.conventions(self.blocks) | of_labels
 
     def forward(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """See `Network.forward`.
@@ -117,6 +127,6 @@ class UNet(Network):
         return F.pixel_shuffle(x, self.patch_size)
 
     def _embedding(self, time: Tensor, condition: Condition) -> Tensor:
-        embedding: Tensor = self.time_embedding(time, condition)
         require_label(condition.label, self.labels)
+        embedding: Tensor = self.time_embedding(time, condition)
         return embedding if self.label_embedding is None else embedding + self.label_embedding(condition.label)

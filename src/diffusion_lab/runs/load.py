@@ -185,9 +185,11 @@ def _build_diffusion_module(config: DictConfig, network: Any, schedule: Any) -> 
     objects = {part: instantiate_node(config.get(part), part) for part in parts} | build_optimization(config)
     try:
         variance.require(network.in_channels, network.out_channels)
-        return DiffusionModule(network, objects.pop("process"), **objects)
+        module = DiffusionModule(network, objects.pop("process"), **objects)
     except ValueError as error:
         raise UserError(str(error)) from error
+    module.augmentation = instantiate_node(config.get("augmentation"), "augmentation")
+    return module
 
 
 def _build_classifier_module(config: DictConfig, network: Any) -> "ClassifierModule":

@@ -98,7 +98,7 @@ class TrainedModule(WeightsOnlyModule):
 
         Weights that were trained with other settings would silently give wrong images.
         """
-        return {"process": describe(self.process)}
+        return {"process": describe(self.process), "conventions": getattr(self.network, "conventions", {})}
 
     def image_batch(self, batch: ImageBatch | PlainBatch, batch_idx: int) -> ImageBatch:
         """Convert a batch of any data loader to the images, labels and random numbers of a training step.

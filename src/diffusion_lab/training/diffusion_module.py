@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_lab import contracts
+from diffusion_lab.data.augmentation import Augmentation
 from diffusion_lab.data.classes import LabelChoice, as_label, labels_of
 from diffusion_lab.data.image_datamodule import ImageBatch
 from diffusion_lab.denoiser import Denoiser
@@ -88,6 +89,9 @@ class DiffusionModule(TrainedModule):
 
     trained_classes: Sequence[int] = ()
     """Numbers of the classes of the training images; empty if these are all classes, or if they are not known."""
+
+    augmentation: Augmentation | None = None
+    """Augmentation of the training images, on which the network is conditioned, for `conventions`."""
 
     def __init__(
         self,
@@ -177,7 +181,8 @@ class DiffusionModule(TrainedModule):
 
     def conventions(self) -> dict[str, Any]:
         """Return the settings that later versions added, for fingerprints; see `contracts.conventions`."""
-        return contracts.conventions(self.prediction) | getattr(self.network, "conventions", {})
+        parts = contracts.conventions(self.prediction) | contracts.conventions(self.augmentation)
+        return parts | getattr(self.network, "conventions", {})
 
     def weights_protocol(self, weights: str | None = None) -> dict[str, Any]:
         """Return the fingerprint entry of the weights that `sampled_network` returns."""
