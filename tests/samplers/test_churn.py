@@ -27,6 +27,7 @@ from diffusion_lab.samplers import Churn, Euler, Heun, KarrasTimes, ListedTimes,
 from support.every_sampler import Spy, fingerprint_differences
 from support.oracles import GaussianOracle, MixtureOracle, RecordedNoise, walk
 
+EDM = GaussianProcess(EDMSchedule())
 LEVELS = [40.0, 11.0, 3.0, 0.8, 0.2, 0.05]  # below sigma_max of both schedules, so that all can be raised
 SCHEDULES: dict[str, tuple[NoiseSchedule, Callable[[float], float]]] = {
     "edm": (EDMSchedule(), lambda level: level),
@@ -136,7 +137,7 @@ def schedule_alpha(schedule: NoiseSchedule, t: float) -> float:
 @pytest.mark.parametrize(("churn", "first"), [(Churn(40.0, above_t_max=True), 113.137), (Churn(40.0), 80.0)])
 def test_the_first_of_18_steps_of_edm_is_raised_from_80_to_113_only_above_t_max(churn: Churn, first: float) -> None:
     spy = Spy()
-    Heun(EDMSchedule(), churn=churn, time_grid=KarrasTimes()).sample(spy, RecordedNoise((5, 3, 8, 6)))
+    Heun(EDM, churn=churn, time_grid=KarrasTimes()).sample(spy, RecordedNoise((5, 3, 8, 6)))
     assert float(spy.calls[0][1][0]) == pytest.approx(first, abs=1e-3)
 
 
@@ -147,8 +148,8 @@ def test_a_network_of_edm_receives_the_raised_level() -> None:
         levels.append(math.exp(4 * float(time[0])))  # c_noise = ln(sigma) / 4
         return torch.zeros_like(x)
 
-    denoiser = Denoiser(network, EDMSchedule(), EDMDenoiser())
-    sampler = Heun(EDMSchedule(), churn=Churn(40.0, above_t_max=True), time_grid=KarrasTimes())
+    denoiser = Denoiser(network, EDM, EDMDenoiser())
+    sampler = Heun(EDM, churn=Churn(40.0, above_t_max=True), time_grid=KarrasTimes())
     sampler.sample(denoiser, RecordedNoise((2, 3, 8, 6)))
     assert levels[0] == pytest.approx(80 * math.sqrt(2), rel=1e-5)
     assert len(levels) == sampler.num_evaluations == 35
@@ -156,16 +157,16 @@ def test_a_network_of_edm_receives_the_raised_level() -> None:
 
 @pytest.mark.parametrize("schedule", [EDMSchedule(), VESchedule(), VPSchedule()], ids=str)
 def test_given_times_and_training_times_above_t_max_are_refused(schedule: NoiseSchedule) -> None:
-    above = 1.1 * schedule.t_max
+    process, above = GaussianProcess(schedule), 1.1 * schedule.t_max
     with pytest.raises(ValueError, match=rf"t must be in \[0, {schedule.t_max:g}\], got"):
-        Heun(schedule, num_steps=2, churn=Churn(40.0, above_t_max=True), time_grid=ListedTimes([above, 0.5]))
+        Heun(process, num_steps=2, churn=Churn(40.0, above_t_max=True), time_grid=ListedTimes([above, 0.5]))
     with pytest.raises(ValueError, match=rf"t must be in \[0, {schedule.t_max:g}\], got"):
-        GaussianProcess(schedule).q_sample(torch.zeros(1, 3, 8, 6), torch.tensor([above]), torch.zeros(1, 3, 8, 6))
+        process.q_sample(torch.zeros(1, 3, 8, 6), torch.tensor([above]), torch.zeros(1, 3, 8, 6))
 
 
 @pytest.mark.parametrize(("amount", "expected"), [(40.0, {"churn.above_t_max": ["missing", True]}), (0.0, {})])
 def test_fingerprints_of_samplers_with_churn_contain_above_t_max(amount: float, expected: dict[str, Any]) -> None:
-    before, now = (Heun(EDMSchedule(), churn=churn) for churn in (Churn(amount), Churn(amount, above_t_max=True)))
+    before, now = (Heun(EDM, churn=churn) for churn in (Churn(amount), Churn(amount, above_t_max=True)))
     assert fingerprint_differences(before, now) == expected
 
 
@@ -204,6 +205,6 @@ def test_no_noise_is_added_at_a_time_without_signal(schedule: NoiseSchedule) -> 
         ({"sigma_min": 3.0, "sigma_max": 2.0}, r"sigma_min must be in \[0, sigma_max=2\], got 3"),
     ],
 )
-def test_negative_amounts_and_unordered_levels_are_refused(arguments: dict[str, float], message: str) -> None:
+def test_negative_amounts_and_unordered_levels_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Churn(**arguments)
