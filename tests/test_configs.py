@@ -43,6 +43,7 @@ INDEPENDENT = (  # groups of which any choices can be combined
 )
 REQUIRED = {  # overrides that a choice requires
     "schedule=custom": ["schedule.betas=[0.1,0.2,0.4]"],
+    "time_grid=sections": ["sampler.num_steps=50"],  # the sum of its counts
     "data=folder": ["data.path=somewhere"],
     "data=class_folders": ["data.path=somewhere"],
     "low_resolution=area": ["low_resolution.resolution=14"],

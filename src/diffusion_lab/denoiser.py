@@ -24,11 +24,13 @@ class Estimate:
     gradient: gradient of a classifier's log-probability with respect to x_t, times the guidance scale, in the shape of
         x_0, or None without classifier guidance. Ancestral sampling shifts the mean of its step by the gradient; all
         other samplers shift the estimate of x_0 (see `samplers.base`).
+    clip_mean: whether ancestral sampling computes the mean of a step from the clipped x_0, see `PosteriorMean`.
     """
 
     x_0: Tensor
     variance_output: Tensor | None = None
     gradient: Tensor | None = None
+    clip_mean: bool = True
 
 
 class DenoiserLike(Protocol):
@@ -108,7 +110,7 @@ class Denoiser:
         output = self.network(x_in, time, *([Condition.of(condition)] if self._takes_condition else []))
         require_output(self.network, output, x_t)
         output, variance_output = split_output(output.float(), channels=x_t.shape[1])
-        return Estimate(preconditioning.x_0(output, x_t), variance_output)
+        return Estimate(preconditioning.x_0(output, x_t), variance_output, clip_mean=self.prediction.clip_mean)
 
     @cached_property
     def _takes_condition(self) -> bool:
@@ -125,7 +127,7 @@ class Denoiser:
                 return _cached_at_one_time(self.prediction, self.process, float(t[0]))
             except TypeError:  # the user's own prediction or schedule is not hashable
                 return _at_one_time(self.prediction, self.process, float(t[0]))
-        return self.prediction.preconditioning(t, self.process.continuous)
+        return self.prediction.preconditioning(t, self.process.unbounded)
 
 
 def takes_three(function: Callable[..., Any]) -> bool:
@@ -139,7 +141,7 @@ def takes_three(function: Callable[..., Any]) -> bool:
 
 
 def _at_one_time(prediction: Prediction, process: GaussianProcess, t: float) -> Preconditioning:
-    return prediction.preconditioning(torch.tensor([t], dtype=torch.float64), process.continuous).as_floats()
+    return prediction.preconditioning(torch.tensor([t], dtype=torch.float64), process.unbounded).as_floats()
 
 
 _cached_at_one_time = lru_cache(maxsize=8192)(_at_one_time)

@@ -185,7 +185,7 @@ def test_runs_without_the_name_of_their_setting_are_refused_with_the_setting(
 def test_a_word_that_names_no_run_is_no_setting_that_names_runs() -> None:
     with pytest.raises(UserError, match=r"NAME=VALUE: seed=VALUE, got seed\."):
         as_hydra_arguments("train", ["seed"])
-    with pytest.raises(UserError, match=r"NAME=VALUE: sampler=ddim, got ddim\."):
+    with pytest.raises(UserError, match=r"NAME=VALUE: sampler=ddim or time_grid=ddim, got ddim\."):
         as_hydra_arguments("evaluate", ["ddim"])
     with pytest.raises(UserError, match=r"NAME=VALUE: allow=VALUE, got allow\."):
         as_hydra_arguments("compare", ["allow"])

@@ -1,31 +1,49 @@
 """Classifier guidance in every sampler, against exact distributions and the formulas of the paper."""
 
+import itertools
+import math
+import operator
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from diffusion_lab.denoiser import Denoiser, Estimate
+from diffusion_lab.generation.seeded_images import SeededImages
 from diffusion_lab.guidance import ClassifierGuidance, Guidance, Strength
 from diffusion_lab.guidance.noisy_classifier import NoisyClassifier
-from diffusion_lab.networks import ClassifierNetwork, Condition, Labels
+from diffusion_lab.networks import ClassifierNetwork, Condition, HalfUNet, Labels
 from diffusion_lab.process import (
     CosineSchedule,
     EDMSchedule,
     Epsilon,
     FixedLarge,
+    FixedSmall,
     GaussianProcess,
     LearnedRange,
     LinearSchedule,
     NoiseSchedule,
+    Variance,
 )
+from diffusion_lab.process.respaced import Respaced
 from diffusion_lab.randomness import ImageNoise
-from diffusion_lab.samplers import DDIM, Ancestral, NoClipping, StaticClipping
-from support.every_sampler import SAMPLERS, Case
+from diffusion_lab.samplers import (
+    DDIM,
+    Ancestral,
+    Clipping,
+    DynamicClipping,
+    NoClipping,
+    StaticClipping,
+    UniformTimes,
+)
+from support.every_sampler import SAMPLERS, Case, fingerprint_differences
 from support.networks import NetworkFunction
-from support.oracles import MixtureOracle
+from support.oracles import MixtureOracle, RecordedNoise
 from support.representatives import with_representatives
+from support.small_runs import small_module
 
 ONE_OF_EACH_KIND = (
     "ancestral, fixed large", "ddim, eta 0", "euler, churn", "heun", "dpm_solver", "dpm_solver_sde", "unipc, order 2",
@@ -112,6 +130,120 @@ def test_ddim_shifts_the_noise_by_sigma_times_gradient() -> None:
         x_0 = ((x - sigma_t * noise) / alpha_t).clamp(-1, 1)  # clipped again
         x = alpha_s * x_0 + sigma_s * (x - alpha_t * x_0) / sigma_t
     torch.testing.assert_close(found, x, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("clipping", [StaticClipping(after_guidance=False), DynamicClipping(1.0, after_guidance=False)])
+def test_ddim_of_algorithm_2_does_not_clip_again_after_the_gradient(clipping: Clipping) -> None:
+    process, label = GaussianProcess(LinearSchedule(20, 0.01, 0.3)), torch.tensor([0, 2])
+    guided = ClassifierGuidance(denoise, Cosine(), 2.0, Labels())  # type: ignore[arg-type]
+    sampler = DDIM(process, num_steps=20, clipping=clipping)
+    found = sampler.sample(guided, ImageNoise(range(2), (1, 4, 6)), Condition(label))
+
+    x = ImageNoise(range(2), (1, 4, 6)).draw()
+    alpha_bar = [1.0, *(1 - torch.linspace(0.01, 0.3, 20, dtype=torch.float64)).cumprod(0).tolist()]
+    largest = 0.0
+    for k in range(20, 0, -1):
+        before, after = alpha_bar[k], alpha_bar[k - 1]
+        x_0 = (1.5 * x).sin() * 1.2
+        limit = x_0.abs().amax((1, 2, 3), keepdim=True).clamp(min=1) if isinstance(clipping, DynamicClipping) else 1.0
+        x_0 = x_0 / limit if isinstance(clipping, DynamicClipping) else x_0.clamp(-1, 1)
+        noise = (x - before**0.5 * x_0) / (1 - before) ** 0.5
+        noise = noise - (1 - before) ** 0.5 * 2.0 * (x / 3 + label.view(-1, 1, 1, 1)).cos()
+        x_0 = (x - (1 - before) ** 0.5 * noise) / before**0.5
+        largest = max(largest, float(x_0.abs().max()))
+        x = after**0.5 * x_0 + (1 - after) ** 0.5 * noise
+    assert largest > 5
+    torch.testing.assert_close(found, x, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("clipping", [StaticClipping, DynamicClipping])
+def test_fingerprints_contain_the_clipping_after_guidance_only_if_a_classifier_shifts_estimates(
+    clipping: type[StaticClipping] | type[DynamicClipping],
+) -> None:
+    process, settings = GaussianProcess(LinearSchedule(20)), (clipping(), clipping(after_guidance=False))
+    assert settings[0] == clipping(after_guidance=True)  # the behavior of earlier versions, tested above
+    before, now = (DDIM(process, 20, clipping=each) for each in settings)
+    assert fingerprint_differences(before, now, classifier=True) == {"clipping.after_guidance": ["missing", False]}
+    assert fingerprint_differences(before, now) == {}
+    chains = [Ancestral(process, clipping=each) for each in settings]  # shift the mean
+    assert fingerprint_differences(chains[0], chains[1], classifier=True) == {}
+
+
+def respaced(num_timesteps: int, indices: list[int]) -> tuple[list[float], list[float], list[float]]:
+    """Return alpha_bar, beta and the posterior variance of each step of a chain, as in Nichol & Dhariwal (2021)."""
+    time = [k / num_timesteps for k in range(num_timesteps + 1)]
+    cosine = [math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2 for t in time]
+    beta = [min(1 - b / a, 0.999) for a, b in pairwise(cosine)]
+    every = list(itertools.accumulate((1 - b for b in beta), operator.mul))
+    alpha_bar = [every[index] for index in indices]
+    previous = [1.0, *alpha_bar[:-1]]
+    beta = [1 - a / p for a, p in zip(alpha_bar, previous, strict=True)]
+    posterior = [b * (1 - p) / (1 - a) for a, p, b in zip(alpha_bar, previous, beta, strict=True)]
+    return alpha_bar, beta, posterior
+
+
+def test_the_first_log_variance_of_a_respaced_chain_is_that_of_the_chain() -> None:
+    stride = 999 / 249
+    _, _, posterior = respaced(1000, [round(stride * k) for k in range(250)])  # "250"
+    assert math.log(posterior[1]) == pytest.approx(-10.272, abs=5e-4)
+    process, zero = GaussianProcess(CosineSchedule()), torch.zeros(1, dtype=torch.float64)
+    chain = GaussianProcess(Respaced(CosineSchedule(), UniformTimes()(CosineSchedule(), 250)))
+    last, low = torch.tensor([0.001], dtype=torch.float64), torch.full((1, 3, 8, 6), -1.0, dtype=torch.float64)
+    for variance in (FixedLarge(), LearnedRange()):
+        for each, expected in ((chain, math.log(posterior[1])), (process, -10.734)):
+            found = variance.log_variance(each, zero, last, like=low, output=low)
+            assert float(found.flatten()[0]) == pytest.approx(expected, abs=5e-4)
+
+
+@pytest.mark.parametrize("num_steps", [250, 1000, 2, 1])
+@pytest.mark.parametrize(
+    ("variance", "scale"),
+    [
+        (FixedSmall(), lambda beta, posterior: 0.0),
+        (FixedLarge(), lambda beta, posterior: posterior[1]),
+        (LearnedRange(), lambda beta, posterior: (posterior[1] * beta[0]) ** 0.5),  # of output 0
+    ],
+    ids=["small", "large", "learned"],
+)
+def test_the_last_step_scales_the_gradient_by_the_variance_of_the_papers_code(
+    variance: Variance, scale: Callable[[list[float], list[float]], float], num_steps: int
+) -> None:
+    schedule = CosineSchedule()
+    indices = [round(t * 1000) - 1 for t in reversed(UniformTimes()(schedule, num_steps))]
+    _, beta, posterior = respaced(1000, indices)
+    if num_steps == 1:  # the paper's code fails; the only step has the variance of the forward step
+        posterior = [*posterior, beta[0]]
+
+    class One:
+        num_classes = 3
+
+        def gradient(self, x_t: Tensor, t: Tensor, label: Tensor) -> Tensor:
+            return (t <= (indices[0] + 1) / 1000).double().view(-1, 1, 1, 1).expand_as(x_t)  # in the last step only
+
+    def black(x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
+        return Estimate(torch.full_like(x_t, -1.0), torch.zeros_like(x_t))
+
+    guided = ClassifierGuidance(black, One(), 5.0, Labels())  # type: ignore[arg-type]
+    sampler = Ancestral(GaussianProcess(schedule), num_steps, variance=variance, chain_variance=True)
+    images = sampler.sample(guided, RecordedNoise((2, 1, 4, 6)), Condition(torch.tensor([0, 2])))
+    torch.testing.assert_close(images + 1, torch.full_like(images, 5 * scale(beta, posterior)), rtol=1e-6, atol=1e-12)
+
+
+def test_the_variance_of_the_last_step_is_in_fingerprints_only_with_a_classifier() -> None:
+    process = GaussianProcess(CosineSchedule())
+    before, now = Ancestral(process), Ancestral(process, chain_variance=True)
+    assert before == Ancestral(process, chain_variance=False)
+    assert fingerprint_differences(before, now, classifier=True) == {"chain_variance": ["missing", True]}
+    assert fingerprint_differences(before, now) == {}
+
+
+def test_fingerprints_of_images_contain_guided_settings_if_they_are_guided_by_a_classifier() -> None:
+    module = small_module()
+    classifier = NoisyClassifier(HalfUNet(1, 3, resolution=8, channels=32, channel_multipliers=(1,)), module.process)
+    now = DDIM(module.process, 4, clipping=StaticClipping(after_guidance=False))
+    for guidance, expected in ((Guidance(classifier=classifier), {"name", "after_guidance"}), (None, {"name"})):
+        found = SeededImages(module, sampler=now, guidance=guidance).protocol()["sampler"]["clipping"]
+        assert found.keys() == expected
 
 
 def test_no_gradient_shifts_an_estimate_out_of_range() -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from diffusion_lab.process import (
+    CosineSchedule,
     EDMSchedule,
     LinearSchedule,
     NoiseSchedule,
@@ -138,6 +139,35 @@ def test_t_max_rounded_to_float32_is_in_range(schedule: NoiseSchedule) -> None:
     assert float(schedule.coefficients(rounded)[1]) == float(schedule.coefficients(at(schedule.t_max))[1])
     with pytest.raises(ValueError, match="t must be in"):
         schedule.coefficients(rounded * (1 + 1e-5))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "above", "alpha", "sigma", "network_time"),
+    [
+        (EDMSchedule(), 113.137, 1.0, 113.137, math.log(113.137) / 4),
+        (VESchedule(), 1.1, 1.0, 0.01 * 5000**1.1, math.log(0.01 * 5000**1.1 / 2)),
+        (VPSchedule(), 1.05, math.exp(-11.074875 / 2), math.sqrt(1 - math.exp(-11.074875)), 999 * 1.05),
+    ],  # 19.9 / 2 * 1.05^2 + 0.1 * 1.05 = 11.074875
+    ids=["edm", "ve", "vp"],
+)
+def test_schedules_of_karras_et_al_continue_in_closed_form_above_t_max(
+    schedule: NoiseSchedule, above: float, alpha: float, sigma: float, network_time: float
+) -> None:
+    unbounded = schedule.unbounded
+    alpha_t, sigma_t = unbounded.coefficients(at(above))
+    assert (float(alpha_t), float(sigma_t)) == pytest.approx((alpha, sigma), rel=1e-9)
+    assert float(unbounded.network_time(at(above))) == pytest.approx(network_time, rel=1e-9)
+    assert float(unbounded.at_log_snr(unbounded.log_snr(at(above)))) == pytest.approx(above, rel=1e-9)
+    t = at(0.0, schedule.t_min, 0.3, schedule.t_max)
+    assert torch.equal(torch.stack(unbounded.coefficients(t)), torch.stack(schedule.coefficients(t)))
+    assert (unbounded.t_max, unbounded.unbounded) == (schedule.t_max, unbounded)
+
+
+@pytest.mark.parametrize("schedule", [RectifiedFlowSchedule(), CosineSchedule(40)], ids=str)
+def test_other_schedules_are_limited_to_t_max(schedule: NoiseSchedule) -> None:
+    assert schedule.unbounded == schedule.continuous
+    with pytest.raises(ValueError, match=r"t must be in \[0, 1\], got 1.1"):
+        schedule.unbounded.coefficients(at(1.1))
 
 
 def test_network_times_are_those_of_the_papers() -> None:

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_lab.denoiser import DenoiserLike, Estimate
+from diffusion_lab.contracts import conventions
+from diffusion_lab.denoiser import Denoiser, DenoiserLike, Estimate
+from diffusion_lab.guidance import ClassifierFreeGuidance, Guidable, Strength
 from diffusion_lab.networks import Condition
 from diffusion_lab.process import (
     CosineSchedule,
@@ -14,10 +16,11 @@ from diffusion_lab.process import (
     LearnedDiagonal,
     LearnedRange,
     LinearSchedule,
+    PosteriorMean,
     Variance,
 )
 from diffusion_lab.randomness import ImageNoise
-from diffusion_lab.samplers import Ancestral, NoClipping
+from diffusion_lab.samplers import Ancestral, ListedTimes, NoClipping
 from support.oracles import GaussianOracle, RecordedNoise, walk
 
 SCHEDULE = LinearSchedule(20, 0.005, 0.5)
@@ -139,6 +142,70 @@ def test_a_learned_diagonal_is_the_log_variance_itself() -> None:
         sampler(LearnedDiagonal()), WithVarianceOutput(math.log(1e-30)), RecordedNoise((5, 3, 8, 6))
     )
     torch.testing.assert_close(found[0] - without_noise[0], 0.3 * noise.drawn[1], rtol=1e-9, atol=1e-9)
+
+
+def previous_x(x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    """Return an output of a network for the posterior mean, far from the range of images."""
+    assert condition.label is None or len(condition.label) == len(x)
+    scale = 1.0 if condition.label is None else 1 + condition.label.view(-1, 1, 1, 1)
+    return scale * 3 * (x + time.view(-1, 1, 1, 1)).sin()
+
+
+def clipped_mean(x: Tensor, output: Tensor, k: int, after: int) -> tuple[Tensor, Tensor]:
+    """Return the mean of Ho et al. (2020), eq. 7, from step k to `after` at the clipped x_0, and this x_0."""
+    alpha_bar = [1.0, *SCHEDULE.alpha_bar.tolist()]
+
+    def mean_weights(k: int, after: int) -> tuple[float, float]:
+        beta = 1 - alpha_bar[k] / alpha_bar[after]
+        on_x = math.sqrt(1 - beta) * (1 - alpha_bar[after]) / (1 - alpha_bar[k])
+        return math.sqrt(alpha_bar[after]) * beta / (1 - alpha_bar[k]), on_x
+
+    on_x_0, on_x = mean_weights(k, k - 1)
+    x_0 = ((output - on_x * x) / on_x_0).clamp(-1, 1)
+    on_x_0, on_x = mean_weights(k, after)
+    return on_x_0 * x_0 + on_x * x, x_0
+
+
+@pytest.mark.parametrize("clip_mean", [False, True])
+@pytest.mark.parametrize("steps", [range(20, 0, -1), [20, 19, 12, 5, 4, 1]], ids=["all", "respaced"])
+def test_the_mean_of_a_posterior_mean_prediction_is_the_output_of_the_network(
+    steps: list[int], clip_mean: bool
+) -> None:
+    denoiser, noise = Denoiser(previous_x, PROCESS, PosteriorMean(clip_mean=clip_mean)), RecordedNoise((5, 3, 8, 6))
+    grid = ListedTimes([k / 20 for k in steps])
+    visited, estimates = walk(Ancestral(PROCESS, len(steps), grid, FixedSmall()), denoiser, noise)
+    x, alpha_bar, num_clipped = noise.drawn[0], [1.0, *SCHEDULE.alpha_bar.tolist()], 0
+    for i, (k, after) in enumerate(zip(steps, [*steps[1:], 0], strict=True)):
+        output = previous_x(x, torch.full((5,), k - 1.0), Condition()).float()
+        mean, x_0 = clipped_mean(x, output, k, after)
+        num_clipped += int((x_0.abs() == 1).sum())
+        if k - after == 1 and not clip_mean:
+            mean = output  # PREVIOUS_X of Nichol & Dhariwal (2021)
+        variance = (1 - alpha_bar[after]) / (1 - alpha_bar[k]) * (1 - alpha_bar[k] / alpha_bar[after])
+        x = mean + math.sqrt(variance) * noise.drawn[i + 1] if after else mean
+        torch.testing.assert_close(visited[i], x.to(visited), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(estimates[i], x_0.to(estimates), rtol=1e-4, atol=1e-4)  # for other uses
+        x = visited[i]
+    assert num_clipped > 1000
+
+
+def test_guidance_extrapolates_the_output_for_the_mean() -> None:
+    denoiser, noise = Denoiser(previous_x, PROCESS, PosteriorMean(clip_mean=False)), RecordedNoise((5, 3, 8, 6))
+    guided = ClassifierFreeGuidance(Guidable.from_denoiser(denoiser), null_label=0, strength=Strength(2.0))
+    label = torch.full((5,), 3)
+    sampler, visited = Ancestral(PROCESS, 20, variance=FixedSmall()), list[Tensor]()
+    sampler.sample(guided, noise, label, lambda _, x_t, x_0: visited.append(x_t))
+    weak, strong = 3 * (noise.drawn[0] + 19).sin(), 4 * 3 * (noise.drawn[0] + 19).sin()
+    alpha_bar, beta = SCHEDULE.alpha_bar.tolist(), SCHEDULE.betas.tolist()
+    std = math.sqrt(beta[-1] * (1 - alpha_bar[-2]) / (1 - alpha_bar[-1]))
+    expected = weak + 2 * (strong - weak) + std * noise.drawn[1]
+    torch.testing.assert_close(visited[0], expected.to(visited[0]), rtol=1e-4, atol=1e-3)
+
+
+def test_the_mean_is_clipped_by_default_and_fingerprints_contain_the_other_convention() -> None:
+    assert PosteriorMean() == PosteriorMean(clip_mean=True)
+    assert conventions(PosteriorMean()) == {}
+    assert conventions(PosteriorMean(clip_mean=False)) == {"clip_mean": False}
 
 
 def test_a_learned_variance_of_a_denoiser_without_variance_output_is_refused() -> None:

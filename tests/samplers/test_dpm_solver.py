@@ -10,6 +10,7 @@ from torch import Tensor
 from diffusion_lab.networks import Condition
 from diffusion_lab.process import CosineSchedule, FixedSmall, GaussianProcess, JSDSchedule
 from diffusion_lab.samplers import DDIM, Ancestral, DPMSolver, DPMSolverSDE, ListedTimes, NoClipping
+from support.every_sampler import fingerprint_differences
 from support.oracles import MixtureOracle, RecordedNoise, walk
 
 SCHEDULE = CosineSchedule(40)
@@ -69,6 +70,30 @@ def test_each_step_of_the_stochastic_form_is_equation_18_of_lu_et_al() -> None:
         torch.testing.assert_close(visited[i], x, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(visited[-1], estimate(x, 1), rtol=1e-9, atol=1e-9)
     assert len(noise.drawn) == 6
+
+
+def test_each_step_of_the_solver_type_heun_is_that_of_k_diffusion() -> None:
+    noise, sigmas = RecordedNoise(SHAPE), [math.exp(-level(step)[2]) for step in STEPS]
+    sampler = DPMSolverSDE(PROCESS, num_steps=6, time_grid=GRID, clipping=NoClipping(), solver_type="heun")
+    visited, _ = walk(sampler, MixtureOracle(PROCESS), noise)
+    alphas = [level(step)[0] for step in STEPS]
+    x, before, last_h = noise.drawn[0] / alphas[0], None, 0.0  # x / alpha, the variable of sample_dpmpp_2m_sde
+    for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+        denoised, h = estimate(alphas[i] * x, STEPS[i]), math.log(sigma / sigma_next)  # eta = 1
+        x = sigma_next / sigma * math.exp(-h) * x + (1 - math.exp(-2 * h)) * denoised
+        if before is not None:
+            x = x + ((1 - math.exp(-2 * h)) / (-2 * h) + 1) * h / last_h * (denoised - before)
+        x = x + sigma_next * math.sqrt(1 - math.exp(-2 * h)) * noise.drawn[i + 1]
+        torch.testing.assert_close(visited[i], alphas[i + 1] * x, rtol=1e-9, atol=1e-9)
+        before, last_h = denoised, h
+
+
+def test_the_default_solver_type_is_midpoint_and_fingerprints_contain_the_other() -> None:
+    midpoint, heun = (DPMSolverSDE(PROCESS, 6, solver_type=name) for name in ("midpoint", "heun"))
+    assert DPMSolverSDE(PROCESS, 6) == midpoint  # test_each_step_of_the_stochastic_form_is_equation_18_of_lu_et_al
+    assert fingerprint_differences(midpoint, heun) == {"solver_type": ["missing", "heun"]}
+    with pytest.raises(ValueError, match="solver_type must be midpoint or heun, got euler"):
+        DPMSolverSDE(PROCESS, 6, solver_type="euler")
 
 
 @pytest.mark.parametrize("process", [PROCESS, GaussianProcess(JSDSchedule(40))], ids=str)

@@ -1,6 +1,7 @@
 """Predictor-corrector sampling against algorithms 1, 4 and 5 of Song et al. (2021), with norms per image."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +18,9 @@ from diffusion_lab.process import (
     LinearSchedule,
     Variance,
 )
+from diffusion_lab.randomness import ImageNoise
 from diffusion_lab.samplers import Ancestral, ListedTimes, NoClipping, PredictorCorrector
+from support.every_sampler import fingerprint_differences
 from support.oracles import GaussianOracle, MixtureOracle, RecordedNoise, walk
 
 TABLE = LinearSchedule(12, 0.01, 0.5)
@@ -77,6 +80,46 @@ def test_on_a_variance_exploding_schedule_it_is_algorithm_4(variance: Variance) 
             x = x + std * next(remaining)
         torch.testing.assert_close(visited[i], x, rtol=1e-9, atol=1e-9)
     assert not list(remaining)
+
+
+@pytest.mark.parametrize("num_corrections", [0, 1])
+def test_the_predictor_reverse_diffusion_is_equation_46(num_corrections: int) -> None:
+    oracle, noise = MixtureOracle(VP), RecordedNoise(SHAPE)
+    sampler = PredictorCorrector(VP, 12, num_corrections, predictor="reverse_diffusion", clipping=NoClipping())
+    visited, _ = walk(sampler, oracle, noise)
+    remaining = iter(noise.drawn)
+    x = next(remaining)
+    for i, k in enumerate(range(12, 0, -1)):
+        beta = float(TABLE.betas[k - 1])
+        for _ in range(num_corrections):
+            x = corrected(x, score(oracle, x, k / 12), next(remaining), 0.16, 1 - beta)
+        x = (2 - math.sqrt(1 - beta)) * x + beta * score(oracle, x, k / 12)
+        x = x + math.sqrt(beta) * next(remaining) if k > 1 else x
+        torch.testing.assert_close(visited[i], x, rtol=1e-9, atol=1e-9)
+    assert not list(remaining)
+
+
+def test_the_predictor_reverse_diffusion_recovers_a_gaussian_in_small_steps() -> None:
+    process = GaussianProcess(LinearSchedule())
+    sampler = PredictorCorrector(process, predictor="reverse_diffusion", num_corrections=0, clipping=NoClipping())
+    images = sampler.sample(GaussianOracle(process, 0.3, 0.5), ImageNoise(range(40), (3, 24, 16)))
+    assert float(images.mean()) == pytest.approx(0.3, abs=0.01)
+    assert float(images.std()) == pytest.approx(0.5, abs=0.015)
+
+
+def test_both_predictors_are_equal_on_a_variance_exploding_schedule() -> None:
+    sampler = PredictorCorrector(EDM, 4, time_grid=ListedTimes([50.0, 12.0, 3.0, 0.3]), clipping=NoClipping())
+    ancestral, _ = walk(sampler, MixtureOracle(EDM), RecordedNoise(SHAPE))
+    other, _ = walk(replace(sampler, predictor="reverse_diffusion"), MixtureOracle(EDM), RecordedNoise(SHAPE))
+    torch.testing.assert_close(other, ancestral, rtol=1e-9, atol=1e-9)
+
+
+def test_the_default_predictor_is_ancestral_and_fingerprints_contain_the_other() -> None:
+    ancestral, other = (PredictorCorrector(VP, 12, predictor=name) for name in ("ancestral", "reverse_diffusion"))
+    assert PredictorCorrector(VP, 12) == ancestral
+    assert fingerprint_differences(ancestral, other) == {"predictor": ["missing", "reverse_diffusion"]}
+    with pytest.raises(ValueError, match="predictor must be ancestral or reverse_diffusion, got euler"):
+        PredictorCorrector(VP, 12, predictor="euler")
 
 
 def test_the_step_size_of_a_correction_is_computed_for_each_image() -> None:

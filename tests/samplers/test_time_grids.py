@@ -17,6 +17,7 @@ from diffusion_lab.process import (
     VPSchedule,
 )
 from diffusion_lab.samplers import (
+    DDIMTimes,
     KarrasTimes,
     LeadingTimes,
     ListedTimes,
@@ -40,8 +41,8 @@ def indices(grid: TimeGrid, num_steps: int | None, num_timesteps: int = 1000) ->
     [
         (UniformTimes(), 250, [0, 4, 8], [991, 995, 999]),
         (UniformTimes(), 100, [0, 10, 20], [979, 989, 999]),
-        (LeadingTimes(), 50, [0, 20, 40], [940, 960, 980]),  # "ddim50"
-        (LeadingTimes(), 25, [0, 40, 80], [880, 920, 960]),  # "ddim25"
+        (DDIMTimes(), 50, [0, 20, 40], [940, 960, 980]),
+        (DDIMTimes(), 25, [0, 40, 80], [880, 920, 960]),
         (SectionTimes([10] * 5), 50, [0, 22, 44], [955, 977, 999]),  # "10,10,10,10,10"
         (TrailingTimes(), 50, [19, 39, 59], [959, 979, 999]),
     ],
@@ -66,6 +67,24 @@ def test_leading_steps_are_those_of_song_et_al(num_steps: int) -> None:
     # 30 of 1000 steps are 30: range(0, 1000, 33) would have 31 (and 22 for 21 steps).
     stride = 1000 // num_steps
     assert indices(LeadingTimes(), num_steps) == [i * stride for i in range(num_steps)]
+
+
+@pytest.mark.parametrize("num_timesteps", [2, 100, 1000])
+def test_ddim_steps_are_those_of_nichol_and_dhariwal_and_other_numbers_are_refused(num_timesteps: int) -> None:
+    for num_steps in range(2, num_timesteps + 1):
+        strides = (k for k in range(1, num_timesteps) if len(range(0, num_timesteps, k)) == num_steps)
+        stride = next(strides, None)  # their space_timesteps raises ValueError without one
+        if stride is not None:
+            assert indices(DDIMTimes(), num_steps, num_timesteps) == list(range(0, num_timesteps, stride))
+        else:
+            with pytest.raises(ValueError, match=f"time grid DDIMTimes .*got {num_steps}"):
+                DDIMTimes()(LinearSchedule(num_timesteps), num_steps)
+
+
+def test_ddim_steps_differ_from_leading_steps_if_num_steps_does_not_divide_the_schedule() -> None:
+    assert indices(DDIMTimes(), 3) == [0, 334, 668]
+    assert indices(LeadingTimes(), 3) == [0, 333, 666]
+    assert indices(DDIMTimes(), None) == list(range(1000))
 
 
 @pytest.mark.parametrize("num_steps", [10, 30, 50, 1000])
@@ -188,6 +207,8 @@ def test_listed_times_are_unchanged() -> None:
     [
         (SectionTimes([10, 10]), EDMSchedule(), 20, r"discrete steps .* time grid SectionTimes .*, got .* EDMSchedule"),
         (SectionTimes([10, 10]), LinearSchedule(1000), 25, r"num_steps must be 20 \(the sum of counts\) or a number"),
+        (DDIMTimes(), LinearSchedule(1000), 300, r"num_steps must be .* gives, such as 250 or 334 of 1000, .* got 300"),
+        (DDIMTimes(), EDMSchedule(), 20, r"discrete steps .* time grid DDIMTimes .*, got .* EDMSchedule"),
         (SectionTimes([30, 1]), LinearSchedule(20), None, r"counts, .*, must be in 1\.\.10 .* section\), got 30"),
         (SectionTimes([10, 0]), LinearSchedule(20), None, r"counts must be in 1\.\.10 .* of a section\), got 0"),
         (SectionTimes([0]), LinearSchedule(20), None, "counts must be"),

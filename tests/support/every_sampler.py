@@ -3,12 +3,14 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from diffusion_lab.denoiser import Estimate
+from diffusion_lab.fingerprints import describe, differences
 from diffusion_lab.networks import Condition
 from diffusion_lab.process import FixedLarge, FixedSmall
 from diffusion_lab.samplers import (
@@ -88,6 +90,7 @@ SAMPLERS = {
     "heun, churn": churned(partial(Heun, churn=CHURN), num_steps=125),
     "dpm_solver": Case(DPMSolver, num_steps=125),
     "dpm_solver_sde": noisy(DPMSolverSDE),
+    "dpm_solver_sde, heun": noisy(partial(DPMSolverSDE, solver_type="heun")),
     "unipc, order 1": Case(partial(UniPC, order=1), num_steps=125),
     "unipc, order 2": Case(partial(UniPC, order=2), num_steps=125),
     "unipc, order 3": Case(partial(UniPC, order=3), num_steps=125),
@@ -97,11 +100,18 @@ SAMPLERS = {
     ),
     "predictor_corrector, large": corrected(PredictorCorrector),
     "predictor_corrector, small": corrected(partial(PredictorCorrector, variance=FixedSmall())),
+    # The predictor "reverse_diffusion" is exact for small steps only: test_predictor_corrector.py.
     "rk45": Case(
         RK45, call_times=None, reason="error control chooses the steps; the list only sets the times of on_step"
     ),
 }
 every_sampler = pytest.mark.parametrize("case", SAMPLERS.values(), ids=SAMPLERS.keys())
+
+
+def fingerprint_differences(one: Sampler, other: Sampler, *, classifier: bool = False) -> dict[str, list[Any]]:
+    """Return the differences between the fingerprints of two samplers.  classifier: whether a classifier guides."""
+    samplers = (one, other)
+    return differences([describe(each, ("process", *each.without_effect(classifier=classifier))) for each in samplers])
 
 
 class Spy:

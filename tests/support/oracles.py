@@ -23,7 +23,7 @@ class GaussianOracle:
     std: float = 1.0
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
-        alpha_t, sigma_t = self.process.continuous.coefficients(t, like=x_t)
+        alpha_t, sigma_t = self.process.unbounded.coefficients(t, like=x_t)
         gain = alpha_t * self.std**2 / (alpha_t**2 * self.std**2 + sigma_t**2)
         return Estimate(self.mean + gain * (x_t - alpha_t * self.mean))
 
@@ -47,7 +47,7 @@ class MixtureOracle:
         return math.sqrt(sum(weight * (mean**2 + std**2) for weight, mean, std in parts) - self.mean**2)
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
-        alpha_t = self.process.continuous.coefficients(t, like=x_t)[0]
+        alpha_t = self.process.unbounded.coefficients(t, like=x_t)[0]
         difference, variance = self._difference_to_modes(x_t, t)
         _, means, stds = self._modes(x_t)
         expected = means + alpha_t * stds**2 / variance * difference  # of each mode: [modes, B, C, H, W]
@@ -83,7 +83,7 @@ class MixtureOracle:
 
     def _difference_to_modes(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return x_t minus the noisy mean of each mode, [modes, B, C, H, W], and the variances, [modes, B, 1, 1, 1]."""
-        alpha_t, sigma_t = self.process.continuous.coefficients(t, like=x_t)
+        alpha_t, sigma_t = self.process.unbounded.coefficients(t, like=x_t)
         _, means, stds = self._modes(x_t)
         return x_t - alpha_t * means, alpha_t**2 * stds**2 + sigma_t**2
 

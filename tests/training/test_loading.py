@@ -11,7 +11,7 @@ import torch
 from diffusion_lab.callbacks.checkpoints import SaveLast
 from diffusion_lab.networks import Blocks, HalfUNet, UNet
 from diffusion_lab.objectives import Denoising
-from diffusion_lab.process import CosineSchedule, LinearSchedule, Uniform, V
+from diffusion_lab.process import CosineSchedule, LinearSchedule, PosteriorMean, Uniform, V
 from diffusion_lab.process.gaussian import GaussianProcess
 from diffusion_lab.runs.folder import _copy_checkpoint_to_fork
 from diffusion_lab.training import ClassifierModule, DiffusionModule, OptimizerFactory
@@ -84,6 +84,15 @@ def test_a_checkpoint_without_the_record_is_loaded(saved: Path, tmp_path: Path) 
     del state[MEANING_KEY]
     torch.save(state, tmp_path / "earlier.ckpt")
     load(tmp_path / "earlier.ckpt", CosineSchedule(20))
+
+
+def test_the_meaning_of_weights_does_not_depend_on_the_clipping_of_a_predicted_mean() -> None:
+    modules = [
+        DiffusionModule(small_module().network, LINEAR, prediction=PosteriorMean(clip_mean=clip_mean))
+        for clip_mean in (True, False)
+    ]
+    assert modules[0].weights_meaning() == modules[1].weights_meaning()
+    assert [module.conventions() for module in modules] == [{}, {"clip_mean": False}]
 
 
 def test_a_setting_that_the_record_does_not_have_is_accepted(saved: Path, tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_settings_of_a_sampler_are_given_to_the_sampler(module: DiffusionModule)
         module.sample(2, eta=0.5)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"`gidance` is not an argument of sample, .* you mean guidance\."):
         module.sample(2, gidance=2.0)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"`time_grid` must be a time grid or its name \(KarrasTimes, .*, got karas"):
+    with pytest.raises(ValueError, match=r"`time_grid` must be a time grid or its name \(DDIMTimes, .*, got karas"):
         module.sample(2, time_grid="karas")
 
 

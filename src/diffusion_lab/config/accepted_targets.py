@@ -91,7 +91,8 @@ ACCEPTED: dict[str, tuple[str, ...]] = {
     "store": _exports("data", "ImageStore"),
     "time_grid": _exports(
         "samplers",
-        "KarrasTimes LeadingTimes ListedTimes LogSNRTimes QuadraticTimes SectionTimes TrailingTimes UniformTimes",
+        "DDIMTimes KarrasTimes LeadingTimes ListedTimes LogSNRTimes QuadraticTimes SectionTimes TrailingTimes "
+        "UniformTimes",
     ),
     "times": _exports("process", "LogNormalSigma LogitNormal LossSecondMoment Stratified Uniform"),
     "trainer": ("lightning.Trainer",),

@@ -104,11 +104,12 @@ class SeededImages:
     def protocol(self) -> dict[str, Any]:
         """Return the settings with which the images are generated, for fingerprints."""
         classes = self._num_classes
+        unused = self.sampler.without_effect(classifier=self.guidance.classifier is not None)
         label = self.label
         if label is None:
             label = list(self.trained) or f"seed modulo {classes}"
         return {
-            "sampler": describe(self.sampler, omit=("process",)) | {"num_steps": len(self.sampler.times)},
+            "sampler": describe(self.sampler, omit=("process", *unused)) | {"num_steps": len(self.sampler.times)},
             "schedule": describe(self.module.process.schedule),
             "weights": self.module.weights_protocol(self.weights),
             **({"conventions": added} if (added := self.module.conventions()) else {}),

@@ -56,7 +56,7 @@ class ClassifierFreeGuidance:
         # Guidance does not change the reverse variance, which is computed from the output with the label.
         variance_output = None if both.variance_output is None else both.variance_output.chunk(2)[0]
         guided = self.strength.extrapolate(strong, weak, x_t, t, self.guidable)
-        return Estimate(_where(is_active, guided, strong), variance_output)
+        return Estimate(_where(is_active, guided, strong), variance_output, clip_mean=both.clip_mean)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class NoisyClassifier:
 
     def logits(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Return logits [B, num_classes], float32.  x_t: [B, C, H, W].  t: [B]."""
-        process = self.process.continuous
+        process = self.process.unbounded
         alpha_t, sigma_t = process.coefficients(t, like=x_t)
         # The input has unit scale for every schedule. If alpha^2 + sigma^2 = 1, the input is x_t.
         scaled = x_t / torch.hypot(alpha_t, sigma_t)

@@ -87,7 +87,7 @@ class Strength:
             return torch.zeros(len(t), dtype=torch.bool)
         if self.interval is None:
             return torch.ones(len(t), dtype=torch.bool)
-        alpha_t, sigma_t = process.continuous.schedule.coefficients(t)
+        alpha_t, sigma_t = process.unbounded.schedule.coefficients(t)
         level = sigma_t / alpha_t
         return (level > self.interval[0]) & (level <= self.interval[1])
 
@@ -109,7 +109,7 @@ class Strength:
         guided = torch.lerp(weak, strong, self.guidance_scale)
         if not self.rescale:
             return guided
-        preconditioning = guidable.prediction.preconditioning(t, guidable.process.continuous)
+        preconditioning = guidable.prediction.preconditioning(t, guidable.process.unbounded)
         output, unguided_output = preconditioning.output(guided, x_t), preconditioning.output(strong, x_t)
         std = output.flatten(1).std(dim=1)  # [B]
         ratio = torch.where(std > 0, unguided_output.flatten(1).std(dim=1) / std, 1.0)

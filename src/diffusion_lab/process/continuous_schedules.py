@@ -95,6 +95,46 @@ class UnitTimeSchedule(ContinuousSchedule):
 
 
 @dataclass(frozen=True)
+class Unbounded(ContinuousSchedule):
+    """A schedule whose times have no upper limit, for samplers that add noise at t_max (Karras et al. 2022, alg. 2).
+
+    Its formulas are those of `schedule`. Also t_max is that of `schedule`, at which training ends and sampling starts.
+    schedule: schedule whose `curve`, `at_noise_to_signal` and `network_time` accept times above its t_max.
+    """
+
+    schedule: ContinuousSchedule
+
+    @property
+    def t_min(self) -> float:
+        return self.schedule.t_min
+
+    @property
+    def t_max(self) -> float:
+        return self.schedule.t_max
+
+    @property
+    def unbounded(self) -> NoiseSchedule:
+        return self
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        t = validated_times(t, math.inf)
+        alpha_t, sigma_t = self.curve(t)
+        return torch.where(t > 0, alpha_t, 1.0), torch.where(t > 0, sigma_t, 0.0)
+
+    def nearest(self, t: Tensor) -> Tensor:
+        return t.double().clamp(min=self.t_min)
+
+    def curve(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return self.schedule.curve(t)
+
+    def at_noise_to_signal(self, ratio: Tensor) -> Tensor:
+        return self.schedule.at_noise_to_signal(ratio)
+
+    def network_time(self, t: Tensor) -> Tensor:
+        return self.schedule.network_time(t)
+
+
+@dataclass(frozen=True)
 class EDMSchedule(ContinuousSchedule):
     """alpha = 1, sigma = t: the time is the noise level (Karras et al. 2022, section 3).
 
@@ -119,6 +159,10 @@ class EDMSchedule(ContinuousSchedule):
     @property
     def t_max(self) -> float:
         return self.sigma_max
+
+    @property
+    def unbounded(self) -> NoiseSchedule:
+        return Unbounded(self)
 
     def network_time(self, t: Tensor) -> Tensor:
         return t.double().log() / 4  # c_noise of Karras et al. (2022), Table 1
@@ -173,6 +217,10 @@ class VPSchedule(UnitTimeSchedule):
         _require_increasing("beta", self.beta_min, self.beta_max)
         super().__post_init__()
 
+    @property
+    def unbounded(self) -> NoiseSchedule:
+        return Unbounded(self)
+
     def network_time(self, t: Tensor) -> Tensor:
         return 999 * t.double()  # Song et al. (2021), code
 
@@ -208,8 +256,12 @@ class VESchedule(UnitTimeSchedule):
         _require_increasing("sigma", self.sigma_min, self.sigma_max)
         super().__post_init__()
 
+    @property
+    def unbounded(self) -> NoiseSchedule:
+        return Unbounded(self)
+
     def network_time(self, t: Tensor) -> Tensor:
-        return (self.coefficients(t)[1] / 2).log()  # c_noise of Karras et al. (2022), Table 1
+        return (self.curve(t.double().cpu())[1] / 2).log()  # c_noise of Karras et al. (2022), Table 1
 
     def curve(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return torch.ones_like(t), self.sigma_min * (self.sigma_max / self.sigma_min) ** t

@@ -54,6 +54,11 @@ class GaussianProcess:
         """The same process with the continuous extension of its schedule."""
         return GaussianProcess(self.schedule.continuous)
 
+    @property
+    def unbounded(self) -> "GaussianProcess":
+        """The same process with times above t_max, where its schedule is defined; see `NoiseSchedule.unbounded`."""
+        return GaussianProcess(self.schedule.unbounded)
+
     def adds_noise_of(self, other: "GaussianProcess", times: Sequence[float]) -> bool:
         """Return whether this process, or its continuous extension, adds the same noise as `other` at these times.
 

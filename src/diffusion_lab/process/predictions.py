@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion_lab.contracts import Interface
+from diffusion_lab.contracts import Interface, added
 from diffusion_lab.process.gaussian import GaussianProcess, multiplier, weighted_sum
 from diffusion_lab.process.schedule_base import NoiseSchedule
 
@@ -56,6 +56,9 @@ class Prediction(Interface):
     >>> V().to_x_0(target, x_t, t, process)  # the network outputs an estimate of the target
     tensor([[[[0.5000, 0.5000]]]])
     """
+
+    clip_mean: bool = True
+    """Whether the mean of a reverse step is computed from the clipped x_0, see `PosteriorMean`."""
 
     @abstractmethod
     def weights(self, t: Tensor, process: GaussianProcess) -> tuple[Tensor, Tensor]:
@@ -179,11 +182,16 @@ class PosteriorMean(Prediction):
     """Prediction of the mean of q(x_s | x_t, x_0) (Ho et al. 2020, Table 2, "mu tilde prediction").
 
     s is the time one step before t. The schedule must have discrete steps.
+    clip_mean: whether ancestral sampling with clipping computes the mean from the clipped x_0 instead of using the
+        output of the network unchanged. The code of Nichol & Dhariwal (2021), PREVIOUS_X, uses the output. Steps of a
+        respaced chain that do not end one step before t are always computed from the clipped x_0.
 
     >>> from diffusion_lab import CustomSchedule, GaussianProcess, PosteriorMean
     >>> PosteriorMean().weights(torch.tensor([0.5]), GaussianProcess(CustomSchedule([0.1, 0.5])))
     (tensor([1.], dtype=torch.float64), tensor([0.], dtype=torch.float64))
     """
+
+    clip_mean: bool = added(default=True)
 
     def weights(self, t: Tensor, process: GaussianProcess) -> tuple[Tensor, Tensor]:
         alpha_t, sigma_t = process.schedule.coefficients(t)

@@ -30,6 +30,14 @@ class NoiseSchedule(DataclassInterface):
     def continuous(self) -> "NoiseSchedule":
         """The extension to a continuous range of times; a schedule that is already continuous returns itself."""
 
+    @property
+    def unbounded(self) -> "NoiseSchedule":
+        """The continuous extension, also to times above t_max if the schedule and its networks are defined there.
+
+        By default, times are limited to t_max, and the result is `continuous`.
+        """
+        return self.continuous
+
     @abstractmethod
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return alpha_t and sigma_t, which are 1 and 0 for t = 0.  Raises ValueError if t is out of range."""

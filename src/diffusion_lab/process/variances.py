@@ -33,6 +33,12 @@ class Variance(DataclassInterface):
         Raises ValueError if the variance is learned and output is None.
         """
 
+    def variance(
+        self, process: GaussianProcess, s: Tensor, t: Tensor, *, like: Tensor, output: Tensor | None
+    ) -> Tensor:
+        """Return the variance in the shape of `log_variance`."""
+        return self.log_variance(process, s, t, like=like, output=output).exp()
+
     def std(self, process: GaussianProcess, s: Tensor, t: Tensor, *, like: Tensor, output: Tensor | None) -> Tensor:
         """Return the standard deviation in the shape of `log_variance`.
 
@@ -70,6 +76,11 @@ class FixedSmall(Variance):
         self, process: GaussianProcess, s: Tensor, t: Tensor, *, like: Tensor, output: Tensor | None
     ) -> Tensor:
         return process.widen(process.posterior_log_variance(s, t), like)
+
+    def variance(
+        self, process: GaussianProcess, s: Tensor, t: Tensor, *, like: Tensor, output: Tensor | None
+    ) -> Tensor:
+        return process.widen(process.posterior_coefficients(s, t)[2], like)  # 0 for s = 0, which has no logarithm
 
 
 @dataclass(frozen=True)

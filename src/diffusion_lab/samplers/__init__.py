@@ -5,6 +5,7 @@ from diffusion_lab.samplers.base import FixedStepSampler, GivenNoise, Noise, OnS
 from diffusion_lab.samplers.churn import Churn
 from diffusion_lab.samplers.clipping import Clipping, DynamicClipping, NoClipping, StaticClipping
 from diffusion_lab.samplers.ddim import DDIM
+from diffusion_lab.samplers.ddim_times import DDIMTimes
 from diffusion_lab.samplers.dpm_solver import DPMSolver
 from diffusion_lab.samplers.dpm_solver_sde import DPMSolverSDE
 from diffusion_lab.samplers.euler import Euler
@@ -32,6 +33,7 @@ __all__ = [
     "AnnealedLangevin",
     "Churn",
     "Clipping",
+    "DDIMTimes",
     "DPMSolver",
     "DPMSolverSDE",
     "DynamicClipping",

@@ -2,12 +2,15 @@
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from diffusion_lab.contracts import added
 from diffusion_lab.denoiser import Estimate
 from diffusion_lab.process import FixedLarge, GaussianProcess, Variance, weighted_sum
+from diffusion_lab.process.respaced import Respaced
 from diffusion_lab.samplers.base import FixedStepSampler, StepContext, add_noise
 from diffusion_lab.samplers.clipping import Clipping, StaticClipping
 from diffusion_lab.samplers.time_grids import TimeGrid, UniformTimes
@@ -17,9 +20,14 @@ from diffusion_lab.samplers.time_grids import TimeGrid, UniformTimes
 class Ancestral(FixedStepSampler):
     """x_s ~ N(posterior mean at the estimated x_0, variance) (Ho et al. 2020, algorithm 2), for any list of times.
 
-    The gradient of a classifier shifts the mean by variance * gradient (Dhariwal & Nichol 2021, algorithm 1).
+    The gradient of a classifier shifts the mean by variance * gradient (Dhariwal & Nichol 2021, algorithm 1). The mean
+    may be the output of the network, see `PosteriorMean`.
     process, num_steps, time_grid, clipping: see `Sampler`.
     variance: variance of a step; a learned variance requires a network that outputs it.
+    chain_variance: whether the variance of the last step, which only scales the gradient of a classifier, is that of
+        the chain of the sampler's times (Dhariwal & Nichol 2021, code). `FixedSmall` is 0 in this step, and the other
+        variances use the posterior variance of the chain's second to last step. False uses the posterior variance of
+        the schedule's second step.
 
     >>> from diffusion_lab import Ancestral, CosineSchedule, GaussianProcess
     >>> len(Ancestral(GaussianProcess(CosineSchedule())).times)  # every step of the schedule
@@ -31,29 +39,42 @@ class Ancestral(FixedStepSampler):
     time_grid: TimeGrid = field(default_factory=UniformTimes)
     variance: Variance = field(default_factory=FixedLarge)
     clipping: Clipping = field(default_factory=StaticClipping)
+    chain_variance: bool = added(default=False)
+
+    @cached_property
+    def _chain(self) -> GaussianProcess:
+        return GaussianProcess(Respaced(self.process.schedule, self.times))
+
+    def without_effect(self, *, classifier: bool) -> tuple[str, ...]:
+        # The mean is shifted instead of x_0. In the last step, there is no noise whose variance could differ.
+        return (*super().without_effect(classifier=False), *(() if classifier else ("chain_variance",)))
 
     def prepare_steps(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         on_x_0, on_x_t, _ = self.process.posterior_coefficients(s, t)
-        return t, torch.stack([s, on_x_0, on_x_t, fixed_stds(self.variance, self.process, t, s)], dim=1)
+        is_one_step = (self.process.schedule.following(s) - t).abs() < 1e-9
+        fixed_std = fixed_stds(self.variance, self.process, t, s)
+        return t, torch.stack([s, on_x_0, on_x_t, fixed_std, is_one_step.double()], dim=1)
 
     def step(self, x_t: Tensor, t: Tensor, coefficients: list[float], context: StepContext) -> tuple[Tensor, Tensor]:
-        s, on_x_0, on_x_t, fixed_std = coefficients
-        estimate = context.estimate.without_shift(x_t, t)
-        x_s = weighted_sum(on_x_0, estimate.x_0, on_x_t, x_t)
+        s, on_x_0, on_x_t, fixed_std, is_one_step = coefficients
+        estimate = context.estimate.unclipped(x_t, t)
+        x_0 = context.estimate.clipping(estimate.x_0)
+        # The mean of one step of the schedule at the unclipped x_0 is the output of a network that predicts this mean.
+        uses_output = is_one_step and not estimate.clip_mean
+        x_s = weighted_sum(on_x_0, estimate.x_0 if uses_output else x_0, on_x_t, x_t)
         if estimate.gradient is not None:
-            x_s = x_s + self._variance(t, s, estimate) * estimate.gradient
+            x_s = x_s + self._gradient_scale(t, s, estimate) * estimate.gradient
         if s > 0:
             std = learned_std(self.variance, self.process, t, s, estimate) if self.variance.learned else fixed_std
             x_s = add_noise(x_s, std, context.noise.draw())
-        return x_s, estimate.x_0
+        return x_s, x_0
 
-    def _variance(self, t: Tensor, s: float, estimate: Estimate) -> Tensor:
-        """Return the variance that scales the gradient of a classifier in the step from t to s.
-
-        It is positive in the last step (s = 0) too, although that step adds no noise.
-        """
-        ends = _expand(t, s, estimate.x_0)
-        return self.variance.log_variance(self.process, *ends, like=estimate.x_0, output=estimate.variance_output).exp()
+    def _gradient_scale(self, t: Tensor, s: float, estimate: Estimate) -> Tensor:
+        """Return the variance of the step from t to s, which scales the gradient of a classifier."""
+        ends, like, output = _expand(t, s, estimate.x_0), estimate.x_0, estimate.variance_output
+        if self.chain_variance:
+            return self.variance.variance(self._chain, *ends, like=like, output=output)
+        return self.variance.log_variance(self.process, *ends, like=like, output=output).exp()
 
 
 def fixed_stds(variance: Variance, process: GaussianProcess, t: Tensor, s: Tensor) -> Tensor:

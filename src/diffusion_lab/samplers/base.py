@@ -131,6 +131,16 @@ class Sampler(DataclassInterface):
         """
         return len(self.times)
 
+    def without_effect(self, *, classifier: bool) -> tuple[str, ...]:
+        """Return the names of the fields of later versions that do not change the images, for fingerprints.
+
+        Values that differ in such a field only are comparable.
+        classifier: whether a classifier guides the samples.
+        """
+        churn = getattr(self, "churn", None)
+        names = ("after_guidance", not classifier), ("above_t_max", churn is None or churn.amount == 0)
+        return tuple(name for name, has_no_effect in names if has_no_effect)
+
     @property
     def initial_std(self) -> float:
         """Standard deviation of the noise from which sampling starts."""

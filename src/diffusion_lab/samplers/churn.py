@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffusion_lab.contracts import added
 from diffusion_lab.process import GaussianProcess
 
 
@@ -18,6 +19,8 @@ class Churn:
     sigma_min, sigma_max: range of the noise levels at which noise is added, the paper's S_tmin and S_tmax.
     noise_scale: factor of the added noise, the paper's S_noise. A value slightly above 1 compensates for denoisers that
         remove too much noise.
+    above_t_max: whether the first times may be raised above t_max of the schedule, as in algorithm 2. False limits them
+        to t_max, and so do schedules without such times: discrete schedules, and schedules without signal at t_max.
     Raises ValueError unless amount is at least 0 and 0 <= sigma_min <= sigma_max.
 
     >>> from diffusion_lab import Churn, EDMSchedule, GaussianProcess
@@ -30,6 +33,7 @@ class Churn:
     sigma_min: float = 0.0
     sigma_max: float = math.inf
     noise_scale: float = 1.0
+    above_t_max: bool = added(default=False)
 
     def __post_init__(self) -> None:
         if self.amount < 0:
@@ -40,9 +44,9 @@ class Churn:
     def __call__(self, process: GaussianProcess, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the raised times of steps that start at t, and a, b of x_raised = a x_t + b noise.
 
-        t and all results: float64 [num_steps].  Times are raised to t_max of the schedule at most.
+        t and all results: float64 [num_steps].
         """
-        schedule = process.schedule.continuous
+        schedule = process.schedule.unbounded if self.above_t_max else process.schedule.continuous
         alpha_t, sigma_t = schedule.coefficients(t)
         level = sigma_t / alpha_t
         gamma = min(self.amount / len(t), math.sqrt(2) - 1)  # the paper's bound: added noise <= existing noise

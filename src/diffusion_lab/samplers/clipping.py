@@ -5,11 +5,17 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from diffusion_lab.contracts import DataclassInterface
+from diffusion_lab.contracts import DataclassInterface, added
 
 
 class Clipping(DataclassInterface):
-    """A rule for estimates of x_0 outside [-1, 1]."""
+    """A rule for estimates of x_0 outside [-1, 1].
+
+    Estimates are clipped before the gradient of a classifier shifts them (Dhariwal & Nichol 2021, code).
+    after_guidance: whether the shifted estimates are clipped again.
+    """
+
+    after_guidance: bool = True
 
     @abstractmethod
     def __call__(self, x_0: Tensor) -> Tensor:
@@ -33,10 +39,14 @@ class NoClipping(Clipping):
 class StaticClipping(Clipping):
     """Clipping of every pixel to [-1, 1] (Ho et al. 2020, code).
 
+    after_guidance: see `Clipping`.
+
     >>> from diffusion_lab import StaticClipping
     >>> StaticClipping()(torch.tensor([[[[-0.5, 2.0]]]]))
     tensor([[[[-0.5000,  1.0000]]]])
     """
+
+    after_guidance: bool = added(default=True)
 
     def __call__(self, x_0: Tensor) -> Tensor:
         return x_0.clamp(-1, 1)
@@ -47,6 +57,7 @@ class DynamicClipping(Clipping):
     """Clipping of each image to [-a, a] and division by a (Saharia et al. 2022, section 2.3, "dynamic thresholding").
 
     percentile: fraction of the values of an image that are in [-a, a], in (0, 1]. Images in [-1, 1] are unchanged.
+    after_guidance: see `Clipping`.
     Raises ValueError unless percentile is in (0, 1].
 
     >>> from diffusion_lab import DynamicClipping
@@ -55,6 +66,7 @@ class DynamicClipping(Clipping):
     """
 
     percentile: float = 0.995
+    after_guidance: bool = added(default=True)
 
     def __post_init__(self) -> None:
         if not 0 < self.percentile <= 1:

@@ -1,6 +1,6 @@
 """Estimator of x_0 for samplers: a denoiser with a fixed condition, clipping and the gradient of a classifier."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,18 +29,23 @@ class Estimator:
         return Estimate(x_0, estimate.variance_output)
 
     def without_shift(self, x_t: Tensor, t: Tensor) -> Estimate:
-        """Return the estimate with x_0 clipped but not shifted, for samplers that apply the gradient themselves."""
+        """Return the estimate with x_0 clipped but not shifted by the gradient."""
+        estimate = self.unclipped(x_t, t)
+        return replace(estimate, x_0=self.clipping(estimate.x_0))
+
+    def unclipped(self, x_t: Tensor, t: Tensor) -> Estimate:
+        """Return the estimate with x_0 neither clipped nor shifted, for samplers that do both themselves."""
         # Expanding copies nothing: the denoiser recognizes by the stride that all images have the same time.
-        estimate = require_estimate(self.denoiser(x_t, t.expand(len(x_t)), self.condition), self.denoiser)
-        return Estimate(self.clipping(estimate.x_0), estimate.variance_output, estimate.gradient)
+        return require_estimate(self.denoiser(x_t, t.expand(len(x_t)), self.condition), self.denoiser)
 
     def _shift(self, x_0: Tensor, gradient: Tensor, t: Tensor) -> Tensor:
         """Return x_0 with noise replaced by noise - sigma_t gradient (Dhariwal & Nichol 2021, algorithm 2).
 
         t: [B].  x_0 is unchanged at times without signal (alpha_t = 0), at which x_0 does not depend on the noise.
         """
-        alpha_t, sigma_t = self.process.continuous.schedule.coefficients(t)
+        alpha_t, sigma_t = self.process.unbounded.schedule.coefficients(t)
         scale = torch.where(alpha_t > 0, sigma_t**2 / alpha_t, 0.0)
-        # The paper's code clips x_0 before the shift only. If little signal is left, the shift is many times larger
-        # than the range of images, and a single DDIM step would apply it completely. Therefore x_0 is clipped again.
-        return self.clipping(x_0 + self.process.widen(scale, x_0) * gradient)
+        shifted = x_0 + self.process.widen(scale, x_0) * gradient
+        # The paper's code does not clip again. If little signal is left, the shift is many times larger than the range
+        # of images, and a single DDIM step applies it completely.
+        return self.clipping(shifted) if self.clipping.after_guidance else shifted

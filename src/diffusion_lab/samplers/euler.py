@@ -33,7 +33,7 @@ class Euler(FixedStepSampler):
 
     def prepare_steps(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         t, scale, std = self.churn(self.process, t)
-        alpha_t, sigma_t = self.process.continuous.schedule.coefficients(t)
+        alpha_t, sigma_t = self.process.unbounded.schedule.coefficients(t)
         alpha_s, sigma_s = self.process.schedule.coefficients(s)
         on_x_t = torch.where(sigma_t > 0, sigma_s / sigma_t, 0.0)
         return t, torch.stack([scale, std, alpha_s - on_x_t * alpha_t, on_x_t], dim=1)

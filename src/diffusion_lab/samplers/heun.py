@@ -1,5 +1,6 @@
 """Heun's method on the probability flow: the sampler of EDM."""
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -22,7 +23,8 @@ class Heun(FixedStepSampler):
     """An Euler step, then the same step with the mean of the slopes at both ends (Karras et al. 2022, algorithm 2).
 
     x and sigma are divided by alpha. A step takes two network evaluations. The last step and the steps that start from
-    nearly pure noise, at a noise level sigma / alpha above 200, take one.
+    nearly pure noise, at a noise level sigma / alpha above 200, take one. Churn that may raise times above t_max raises
+    this limit by its largest factor, sqrt(2).
     process, num_steps, time_grid, clipping: see `Sampler`.  churn: see `Churn`.
 
     >>> from diffusion_lab import EDMSchedule, GaussianProcess, Heun, KarrasTimes
@@ -40,11 +42,11 @@ class Heun(FixedStepSampler):
     @property
     def num_evaluations(self) -> int:
         *_, alpha_t, sigma_t, _, sigma_s = self.prepare_steps(*self.intervals())[1].unbind(dim=1)
-        return len(self.times) + sum(map(_has_correction, *(x.tolist() for x in (alpha_t, sigma_t, sigma_s))))
+        return len(self.times) + sum(map(self._has_correction, *(x.tolist() for x in (alpha_t, sigma_t, sigma_s))))
 
     def prepare_steps(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         t, scale, std = self.churn(self.process, t)
-        alpha_t, sigma_t = self.process.continuous.schedule.coefficients(t)
+        alpha_t, sigma_t = self.process.unbounded.schedule.coefficients(t)
         alpha_s, sigma_s = self.process.schedule.coefficients(s)
         return t, torch.stack([s, scale, std, alpha_t, sigma_t, alpha_s, sigma_s], dim=1)
 
@@ -55,13 +57,13 @@ class Heun(FixedStepSampler):
         x_0 = context.estimate(x_t, t).x_0
         slope = (x_t - alpha_t * x_0) / sigma_t if sigma_t > 0 else torch.zeros_like(x_t)
         x_s = alpha_s * x_0 + sigma_s * slope
-        if _has_correction(alpha_t, sigma_t, sigma_s):
+        if self._has_correction(alpha_t, sigma_t, sigma_s):
             x_0 = context.estimate(x_s, t.new_full((), s)).x_0
             slope = (slope + (x_s - alpha_s * x_0) / sigma_s) / 2
             x_s = alpha_s / alpha_t * x_t + (sigma_s - alpha_s * sigma_t / alpha_t) * slope
         return x_s, x_0
 
-
-def _has_correction(alpha_t: float, sigma_t: float, sigma_s: float) -> bool:
-    """Return whether a step from t to s evaluates the slope at s."""
-    return sigma_s > 0 and sigma_t <= MAX_LEVEL * alpha_t * (1 + 1e-6)  # tolerance for the rounding of time grids
+    def _has_correction(self, alpha_t: float, sigma_t: float, sigma_s: float) -> bool:
+        """Return whether a step from t, after churn, to s evaluates the slope at s."""
+        raised = math.sqrt(2) if self.churn.amount > 0 and self.churn.above_t_max else 1.0  # largest factor of churn
+        return sigma_s > 0 and sigma_t <= MAX_LEVEL * raised * alpha_t * (1 + 1e-6)  # tolerance for rounded time grids

@@ -37,7 +37,7 @@ class UniformTimes(TimeGrid):
     """
 
     def __call__(self, schedule: NoiseSchedule, num_steps: int | None) -> tuple[float, ...]:
-        num_steps = _resolve_num_steps(schedule, num_steps)
+        num_steps = resolve_num_steps(schedule, num_steps)
         times = torch.linspace(schedule.t_max, schedule.t_min, num_steps, dtype=torch.float64)
         return tuple(schedule.nearest(times).tolist())
 
@@ -52,7 +52,7 @@ class TrailingTimes(TimeGrid):
     """
 
     def __call__(self, schedule: NoiseSchedule, num_steps: int | None) -> tuple[float, ...]:
-        num_steps = _resolve_num_steps(schedule, num_steps)
+        num_steps = resolve_num_steps(schedule, num_steps)
         last = max(schedule.t_max / num_steps, schedule.t_min)
         return tuple(schedule.nearest(torch.linspace(schedule.t_max, last, num_steps, dtype=torch.float64)).tolist())
 
@@ -61,8 +61,7 @@ class TrailingTimes(TimeGrid):
 class LeadingTimes(TimeGrid):
     """Every (T // num_steps)-th step from the first step up, without the last (Song et al. 2021, code, "uniform").
 
-    This grid equals "ddimN" of Nichol & Dhariwal (2021). A continuous schedule is divided into num_steps equal parts,
-    and each part contributes its smallest time.
+    A continuous schedule is divided into num_steps equal parts, and each part contributes its smallest time.
 
     >>> from diffusion_lab import LeadingTimes, LinearSchedule
     >>> LeadingTimes()(LinearSchedule(), num_steps=4)
@@ -70,7 +69,7 @@ class LeadingTimes(TimeGrid):
     """
 
     def __call__(self, schedule: NoiseSchedule, num_steps: int | None) -> tuple[float, ...]:
-        num_steps = _resolve_num_steps(schedule, num_steps)
+        num_steps = resolve_num_steps(schedule, num_steps)
         index = torch.arange(num_steps - 1, -1, -1, dtype=torch.float64)
         if isinstance(schedule, TableSchedule):
             stride = schedule.num_timesteps // num_steps
@@ -96,7 +95,7 @@ class QuadraticTimes(TimeGrid):
             raise ValueError(f"reach must be in (0, 1], got {self.reach}.")
 
     def __call__(self, schedule: NoiseSchedule, num_steps: int | None) -> tuple[float, ...]:
-        num_steps = _resolve_num_steps(schedule, num_steps)
+        num_steps = resolve_num_steps(schedule, num_steps)
         if isinstance(schedule, TableSchedule):
             steps = schedule.num_timesteps
             index = (torch.linspace(0, (self.reach * steps) ** 0.5, num_steps, dtype=torch.float64) ** 2).floor()
@@ -127,7 +126,7 @@ class KarrasTimes(TimeGrid):
             raise ValueError(f"rho must be above 0, got {self.rho}.")
 
     def __call__(self, schedule: NoiseSchedule, num_steps: int | None) -> tuple[float, ...]:
-        num_steps = _resolve_num_steps(schedule, num_steps)
+        num_steps = resolve_num_steps(schedule, num_steps)
         low, high = (_noise_level(schedule, t) for t in (schedule.t_min, _last_time_with_signal(schedule)))
         low = low if self.sigma_min is None else self.sigma_min
         high = high if self.sigma_max is None else self.sigma_max
@@ -149,7 +148,7 @@ class LogSNRTimes(TimeGrid):
     """
 
     def __call__(self, schedule: NoiseSchedule, num_steps: int | None) -> tuple[float, ...]:
-        num_steps = _resolve_num_steps(schedule, num_steps)
+        num_steps = resolve_num_steps(schedule, num_steps)
         ends = torch.tensor([_last_time_with_signal(schedule), schedule.t_min], dtype=torch.float64)
         first, last = schedule.log_snr(ends).tolist()
         if math.isinf(last):  # the first step of the schedule adds no noise: end at the second step
@@ -173,17 +172,13 @@ class SectionTimes(TimeGrid):
     counts: Sequence[int]
 
     def __call__(self, schedule: NoiseSchedule, num_steps: int | None) -> tuple[float, ...]:
-        if not isinstance(schedule, TableSchedule):
-            raise ValueError(
-                "`schedule` must have discrete steps (linear, cosine, ...) for the time grid SectionTimes "
-                f"(time_grid=sections), got the continuous {type(schedule).__name__}."
-            )
+        schedule = require_steps(schedule, "SectionTimes (time_grid=sections)")
         if not self.counts or min(self.counts) < 1:
             size = schedule.num_timesteps // max(len(self.counts), 1)
             got = min(self.counts, default="none")
             raise ValueError(f"counts must be in 1..{size} (the number of steps of a section), got {got}.")
         total = sum(self.counts)
-        num_steps = total if num_steps is None else _resolve_num_steps(schedule, num_steps)
+        num_steps = total if num_steps is None else resolve_num_steps(schedule, num_steps)
         if any(num_steps * count % total for count in self.counts):
             raise ValueError(
                 f"num_steps must be {total} (the sum of counts) or a number that can be divided in proportion to "
@@ -223,7 +218,17 @@ class ListedTimes(TimeGrid):
         return tuple(self.times)
 
 
-def _resolve_num_steps(schedule: NoiseSchedule, num_steps: int | None) -> int:
+def require_steps(schedule: NoiseSchedule, grid: str) -> TableSchedule:
+    """Return a discrete schedule.  Raises ValueError for a continuous schedule.  grid: time grid that requires it."""
+    if not isinstance(schedule, TableSchedule):
+        raise ValueError(
+            f"`schedule` must have discrete steps (linear, cosine, ...) for the time grid {grid}, got the continuous "
+            f"{type(schedule).__name__}."
+        )
+    return schedule
+
+
+def resolve_num_steps(schedule: NoiseSchedule, num_steps: int | None) -> int:
     """Return num_steps, or the number of steps of a discrete schedule if num_steps is None.
 
     Raises the errors of `TimeGrid.__call__`.

@@ -177,7 +177,7 @@ class DiffusionModule(TrainedModule):
         note_other_decays(checkpoint.get(DECAYS_KEY), self.ema)
 
     def weights_meaning(self) -> dict[str, Any]:
-        return {"prediction": describe(self.prediction), **super().weights_meaning()}
+        return {"prediction": describe(self.prediction, omit=("clip_mean",)), **super().weights_meaning()}
 
     def conventions(self) -> dict[str, Any]:
         """Return the settings that later versions added, for fingerprints; see `contracts.conventions`."""
