@@ -11,7 +11,8 @@ from diffusion_lab.contracts import added, require_instance
 from diffusion_lab.denoiser import DenoiserLike
 from diffusion_lab.networks import Condition
 from diffusion_lab.objectives import bound_term, prior_term
-from diffusion_lab.process import CustomSchedule, GaussianProcess, TableSchedule, Variance
+from diffusion_lab.process import GaussianProcess, TableSchedule, Variance
+from diffusion_lab.process.respaced import Respaced
 from diffusion_lab.samplers import Clipping, Noise, StaticClipping, TimeGrid, UniformTimes
 from diffusion_lab.samplers.probability_flow import STAGES, FlowCoordinates, dormand_prince
 
@@ -95,12 +96,10 @@ class VariationalBound:
 
     @cached_property
     def _chain(self) -> GaussianProcess:
-        """The process of the chain, whose steps are the times k / num_steps."""
+        """The process whose steps are those of the chain."""
         if self.num_steps is None:
             return self.process
-        t = self.steps
-        _, betas = self.process.transition(torch.cat([t.new_zeros(1), t[:-1]]), t)
-        return GaussianProcess(CustomSchedule(betas.tolist()))
+        return GaussianProcess(Respaced(self.process.schedule, self.steps.flip(0).tolist()))
 
     @torch.no_grad()
     def __call__(self, denoiser: DenoiserLike, x_0: Tensor, condition: Condition, noise: Noise) -> Tensor:
@@ -109,12 +108,12 @@ class VariationalBound:
         The sum of a row is the bound for one image. L_T is exact; each other term is estimated with one noise tensor.
         x_0: images with 8-bit levels, [B, C, H, W] in [-1, 1].
         """
-        terms, chain, times = [], self._chain, self.steps
-        for k, time in enumerate(times, start=1):
-            t = torch.full((len(x_0),), k / len(times), dtype=torch.float64)
+        terms, chain = [], self._chain
+        for time in self.steps:
+            t = time.expand(len(x_0))
             s = chain.schedule.previous(t)
             x_t = chain.q_sample(x_0, t, noise.draw())
-            estimate = denoiser(x_t, time.expand(len(x_0)), condition)
+            estimate = denoiser(x_t, t, condition)
             log_variance = self.variance.log_variance(chain, s, t, like=x_0, output=estimate.variance_output)
             terms.append(bound_term(x_0, self.clipping(estimate.x_0), x_t, log_variance, s, t, chain))
         return torch.stack([*terms, prior_term(x_0, chain)], dim=1)
