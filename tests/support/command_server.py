@@ -20,9 +20,13 @@ from typing import Any, NoReturn
 
 import hydra
 import hydra._internal.hydra
+import torch
 
 import diffusion_lab
+from diffusion_lab.networks import Condition
+from diffusion_lab.runs.operations import count_operations
 from support.config_files import CONF, parse_once
+from support.small_runs import small_module
 
 LIBRARIES = ("datasets", "lightning", "PIL.Image", "rich", "torch", "torch_fidelity", "torchvision")
 
@@ -79,6 +83,8 @@ def _warm_up() -> None:
     hydra._internal.hydra.Hydra.get_mode = lambda *arguments, **options: None  # type: ignore[method-assign]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         hydra.compose("train", overrides=["run_folder=."])  # the first time is slow
+    inputs = torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.float64), Condition()
+    count_operations(small_module().network, inputs, 2)  # slow the first time, too; it runs without threads
     gc.collect()
     gc.freeze()  # commands search only their own objects for garbage
 
