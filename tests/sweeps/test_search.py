@@ -1,6 +1,6 @@
 """A search by Optuna with a launcher that computes results instead of training."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,19 @@ from diffusion_lab.errors import UserError
 from hydra_plugins.diffusion_lab_search import Search, _distribution
 
 optuna = pytest.importorskip("optuna")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _without_sync() -> Iterator[None]:
+    """Let SQLite not wait for the disk, which takes most of the time of these tests."""
+    from sqlalchemy import Engine, event
+
+    def disable_sync(connection: Any, _: object) -> None:
+        connection.execute("PRAGMA synchronous = OFF")
+
+    event.listen(Engine, "connect", disable_sync)
+    yield
+    event.remove(Engine, "connect", disable_sync)
 
 
 class Launcher:

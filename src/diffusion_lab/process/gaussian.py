@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -49,7 +50,7 @@ class GaussianProcess:
         require_instance(given, GaussianProcess, name)
         return given
 
-    @property
+    @cached_property  # samplers read it in each step, and its checks take a quarter of a millisecond
     def continuous(self) -> "GaussianProcess":
         """The same process with the continuous extension of its schedule."""
         return GaussianProcess(self.schedule.continuous)

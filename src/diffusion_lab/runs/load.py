@@ -141,10 +141,13 @@ def is_classifier_config(config: DictConfig) -> bool:
 
 def resolve(config: DictConfig) -> DictConfig:
     """Resolve all interpolations of a config.  Raises UserError for missing values and undefined references."""
+    return OmegaConf.create(resolved_values(config))
+
+
+def resolved_values(config: DictConfig) -> dict[str, Any]:
+    """Return the plain values of a resolved config.  Raises UserError as `resolve` does."""
     try:
-        return typing.cast(
-            DictConfig, OmegaConf.create(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
-        )
+        return typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
     except MissingMandatoryValue as error:
         raise UserError(f"{error.full_key} must be given, got no value.") from error
     except OmegaConfBaseException as error:
@@ -255,8 +258,7 @@ def _require_network(network: Any, *, classifier: bool) -> None:
 
 def require_launch(trainer: DictConfig) -> None:
     """Raise UserError unless devices and nodes of a trainer match the ranks that a launcher started."""
-    node = OmegaConf.to_container(trainer, resolve=True)
-    assert isinstance(node, dict)
+    node: Any = OmegaConf.to_container(trainer, resolve=True)
     try:
         launch.validate(node.get("devices", 1), node.get("num_nodes", 1), node.get("strategy"))
     except launch.LaunchError as error:

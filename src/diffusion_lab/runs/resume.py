@@ -4,7 +4,6 @@ resume=RUN continues a run in its own folder. resume=RUN fork=true starts a new 
 RUN; the settings of the new run may be different.
 """
 
-import copy
 import logging
 import os
 import re
@@ -33,7 +32,7 @@ from diffusion_lab.errors import UserError
 from diffusion_lab.runs import config_changes
 from diffusion_lab.runs.config_changes import KeyPath, by_choice, changes_with_effect, flatten, relocate, unflatten
 from diffusion_lab.runs.find import Place, find_place, portable_path, run_of, shell_word
-from diffusion_lab.runs.load import resolve
+from diffusion_lab.runs.load import resolve, resolved_values
 from diffusion_lab.runs.supervise import FolderInUseError
 from diffusion_lab.runs.tables import SUMMARY, read_json
 from diffusion_lab.runs.training_setup import Run
@@ -164,12 +163,12 @@ def _merge_changes(config: DictConfig, folder: Path, run_folder: Path) -> tuple[
     config files.
     """
     make_absolute(config)
-    now = flatten(_to_container(config))
+    now = flatten(resolved_values(config))
     saved_overrides = [override for override in _saved_overrides(folder) if override_key(override) != SEARCH_PATH]
     overrides = [*saved_overrides, *search_path_overrides(), f"run_folder={quote(str(run_folder))}"]
     composed = compose_config(command_name(), overrides)
     make_absolute(composed)
-    before = flatten(_to_container(composed))
+    before = flatten(resolved_values(composed))
     saved = flatten(_saved_config(folder, run_folder, now))
     saved |= {key: value for key, value in now.items() if is_secret(value) and saved.get(key, "") is None}
     changed = {key for key in now.keys() | before.keys() if now.get(key) != before.get(key)}
@@ -233,9 +232,12 @@ def is_open_ended(config: DictConfig) -> bool:
 
     A learning-rate schedule that ends with the run, for example, depends on the number of steps.
     """
-    longer = copy.deepcopy(config)
-    longer.trainer.max_steps = 2 * config.trainer.max_steps
-    return not changes_with_effect(flatten(_to_container(config)), flatten(_to_container(longer)))
+    current, max_steps = flatten(resolved_values(config)), config.trainer.max_steps
+    try:
+        config.trainer.max_steps = 2 * max_steps
+        return not changes_with_effect(current, flatten(resolved_values(config)))
+    finally:
+        config.trainer.max_steps = max_steps
 
 
 def _saved_overrides(folder: Path) -> list[str]:
@@ -293,7 +295,3 @@ def _starting_checkpoint(source: Place) -> tuple[Path | None, int]:
     except checkpoint_files.DamagedCheckpointError as error:
         raise UserError(f"the run cannot be resumed, because no checkpoint can be read ({error}).") from error
     return path, step
-
-
-def _to_container(config: DictConfig) -> Any:
-    return OmegaConf.to_container(resolve(config))

@@ -13,7 +13,7 @@ from diffusion_lab.config.overrides import OVERRIDES_FILE, identifying_overrides
 from diffusion_lab.config.saved_files import read_saved
 from diffusion_lab.config.search_path import KEY as SEARCH_PATH
 from diffusion_lab.runs.config_changes import KeyPath, by_choice, changes_with_effect, flatten
-from diffusion_lab.runs.load import resolve
+from diffusion_lab.runs.load import resolved_values
 
 LENGTHS = (("trainer", "max_steps"), ("trainer", "max_epochs"))
 
@@ -42,7 +42,7 @@ def compare(config: DictConfig, overrides: Sequence[str], folder: Path, master: 
         return Comparison()
     earlier = loader.load_sweep_config(master, with_plus(str(master.hydra.job.config_name), saved))
     both = [without_hydra(each, folder) for each in (earlier, config)]
-    before, now = (flatten(OmegaConf.to_container(resolve(each))) for each in both)
+    before, now = (flatten(resolved_values(each)) for each in both)
     lengths = [(key, before.pop(key, None), now.pop(key, None)) for key in LENGTHS]
     lengths = [(key, old, new) for key, old, new in lengths if old != new]
     shorter = [f"{'.'.join(key)}={new}" for key, old, new in lengths if len(lengths) == 1 and _is_shorter(old, new)]
