@@ -55,7 +55,7 @@ class GaussianProcess:
         """The same process with the continuous extension of its schedule."""
         return GaussianProcess(self.schedule.continuous)
 
-    @property
+    @cached_property
     def unbounded(self) -> "GaussianProcess":
         """The same process with times above t_max, where its schedule is defined; see `NoiseSchedule.unbounded`."""
         return GaussianProcess(self.schedule.unbounded)
