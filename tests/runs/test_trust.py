@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from diffusion_lab.paths import CONF, ROOT
 from diffusion_lab.runs import trust
 from diffusion_lab.runs.load import load_config, load_module
 from diffusion_lab.runs.unrecorded import kept_overrides
+from diffusion_lab.sweeps.comparison import saved_overrides
 from support.commands import TINY, run
 
 MARK = "MARK"
@@ -455,3 +457,18 @@ def test_ids_of_slurm_and_of_wandb_in_a_strange_folder_are_no_options(strange: P
     (strange / "wandb_id").write_text("../../*")
     assert (name := _run_id(strange / "wandb_id")).isalnum()
     assert _run_id(strange / "wandb_id") == name
+
+
+def test_the_status_of_a_strange_sweep_with_a_config_that_cannot_be_read_is_one_sentence(strange: Path) -> None:
+    status = json.loads((strange / "status.json").read_text())
+    (strange / "status.json").write_text(json.dumps({**status, "state": "running"}))
+    (strange / "config.yaml").write_text("model: !!python/name:os.system\n")
+    done = run("sweep.py", "status", str(strange.parent))
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: .*config\.yaml must contain plain values only, .*\n", done.stderr)
+
+
+def test_a_sweep_does_not_resolve_the_overrides_of_a_strange_run(strange: Path, tmp_path: Path) -> None:
+    words = ["seed=1", "+note=${oc.env:HOME}", "+more='${${a}.env:HOME}'", "--experimental-rerun=x", "a=choice(1,2)"]
+    (strange / "overrides.yaml").write_text(yaml.safe_dump(words))
+    assert saved_overrides(strange) == ["seed=1"]

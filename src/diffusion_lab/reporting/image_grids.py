@@ -75,4 +75,5 @@ def save_sheet(pictures: Mapping[str, Path], path: Path, *, width: int = 320) ->
     sheet = Image.new("RGB", (num_columns * (width + 12), -(-len(tiles) // num_columns) * height), "white")
     for number, tile in enumerate(tiles):
         sheet.paste(tile, (number % num_columns * (width + 12) + 6, number // num_columns * height))
-    sheet.save(path)
+    with atomic_file(path) as partial:
+        sheet.save(partial, format="PNG")

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 
 from diffusion_lab.atomic_files import atomic_file, overwrite, write_error
 from diffusion_lab.config.saved_files import LARGEST_JSON
+from diffusion_lab.config.secrets import hidden
 from diffusion_lab.distributed import slurm_job
 from diffusion_lab.distributed.slurm_job import SlurmQueue
 from diffusion_lab.regular_files import read_regular
@@ -159,7 +160,7 @@ def mark_failed(folder: Path, reason: str) -> None:
     """Record why the run failed or was interrupted.  Only the first reason is stored: others are its consequences."""
     status = read(folder)
     if status is None or status.state not in (FAILED, INTERRUPTED):
-        _end(folder, state_of_end(reason), reason=" ".join(reason.split())[:500])
+        _end(folder, state_of_end(reason), reason=hidden(" ".join(reason.split()))[:500])
 
 
 def mark_not_started(folder: Path, reason: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.config.earlier_versions import current_fingerprint, current_metric, current_overrides
 from diffusion_lab.config.saved_files import read_saved, read_saved_json, reading
 from diffusion_lab.reporting.csv_files import write_csv_dicts
@@ -177,7 +178,8 @@ def write_table(
     candidates = varying if len(rounded) > 1 else columns
     shown = [column for column in candidates if column not in hidden]
     lines = [shown, *([row.get(column, "") for column in shown] for row in rounded)]
-    (output / f"{name}.md").write_text(markdown(lines), encoding="utf-8")
+    with atomic_file(output / f"{name}.md") as partial:
+        partial.write_text(markdown(lines), encoding="utf-8")
     print_rows(lines, f"{len(exact)} runs in {output}", num_labels)
 
 

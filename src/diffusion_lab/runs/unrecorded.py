@@ -99,8 +99,20 @@ def _acts(path: KeyPath, value: Any) -> bool:
     text = str(value)
     if path[-1] == WEIGHTS:
         return "${" in text
-    reads = "${" in text and ":" in text  # a name of a resolver may contain other interpolations
-    return reads or any(is_outside(part, None) for part in re.split(r"[\s,\[\]{}'\":]+", text))
+    return _reads(text) or any(is_outside(part, None) for part in re.split(r"[\s,\[\]{}'\":]+", text))
+
+
+def _reads(text: str) -> bool:
+    """Return whether a text may call a resolver, whose name may contain other interpolations."""
+    return "${" in text and ":" in text
+
+
+def is_plain(text: str) -> bool:
+    """Return whether a saved override is one setting, and not a flag, that calls no resolver."""
+    try:
+        return not _reads(text) and not OverridesParser.create().parse_override(text).is_sweep_override()
+    except HydraException:
+        return False
 
 
 def _has_choices(override: str, places: Sequence[Path]) -> bool:
