@@ -13,6 +13,7 @@ from torch import Tensor
 from diffusion_lab.data.images import Images
 from diffusion_lab.distributed.collectives import Ranks
 from diffusion_lab.evaluation.batch_progress import BatchProgress
+from diffusion_lab.evaluation.likelihood import VariationalBound
 from diffusion_lab.evaluation.reference import ImageReference, Reference
 from diffusion_lab.features import Features
 from diffusion_lab.fingerprints import VERSION, describe
@@ -154,7 +155,8 @@ class Evaluator:
             "num_samples": metric.total,
             "metric": describe(metric.quantity, omit=("process",)),
             "reference": {"split": metric.split, "fingerprint": images.fingerprint, "size": len(images)},
-            **{key: protocol[key] for key in ("schedule", "weights", "batch_size", "conventions") if key in protocol},
+            **{key: protocol[key] for key in ("schedule", "weights", "batch_size")},
+            **({"conventions": added} if (added := module.conventions(_unused(metric.quantity))) else {}),
             **self._settings_protocol(),
         }
         meaning = getattr(metric.quantity, "meaning", "")
@@ -273,3 +275,8 @@ def _gather_features(parts: list[Tensor], ranks: Ranks) -> FeatureSet:
     widths = ranks.all_gather_object(max((part.shape[1] for part in parts), default=0))
     rows = ranks.all_gather(torch.cat([*parts, torch.zeros(0, max(widths))]))
     return FeatureSet.of(rows) if len(rows) > 1 else FeatureSet(len(rows), rows.sum(0).double(), rows.T @ rows, rows)
+
+
+def _unused(quantity: Any) -> tuple[str, ...]:
+    """Return the names of the conventions that do not affect a mean over images.  Only the bound has a clipped mean."""
+    return () if isinstance(quantity, VariationalBound) else ("clip_mean",)

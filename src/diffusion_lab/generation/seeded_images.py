@@ -112,7 +112,7 @@ class SeededImages:
             "sampler": describe(self.sampler, omit=("process", *unused)) | {"num_steps": len(self.sampler.times)},
             "schedule": describe(self.module.process.schedule),
             "weights": self.module.weights_protocol(self.weights),
-            **({"conventions": added} if (added := self.module.conventions()) else {}),
+            **({"conventions": added} if (added := self.module.conventions(unused)) else {}),
             **self._guidance_protocol(),
             "label": label if classes else None,
             "batch_size": self.micro_batch_size,

@@ -74,6 +74,10 @@ class GaussianProcess:
             for one, own in zip(other.schedule.coefficients(t), self.schedule.continuous.coefficients(t), strict=True)
         )
 
+    def is_one_step(self, s: Tensor, t: Tensor) -> Tensor:
+        """Return whether s is one step of the schedule before t: bool, in the shape of t."""
+        return (self.schedule.following(s) - t.double()).abs() < 1e-9
+
     def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return alpha_t and sigma_t, each [B, 1, 1, 1], with the device and dtype of `like` [B, C, H, W].  t: [B]."""
         alpha_t, sigma_t = self.schedule.coefficients(t)
