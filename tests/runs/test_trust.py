@@ -16,7 +16,7 @@ import yaml  # type: ignore[import-untyped]
 from diffusion_lab.config.accepted_targets import ACCEPTED, foreign_targets
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import CONF, ROOT
-from diffusion_lab.runs import image_job, trust
+from diffusion_lab.runs import image_job, status, trust
 from diffusion_lab.runs.load import load_config, load_module
 from diffusion_lab.runs.unrecorded import kept_overrides, require_plain_folder, require_plain_run_folder
 from diffusion_lab.sweeps.comparison import saved_overrides
@@ -456,7 +456,6 @@ def test_a_file_of_a_run_that_never_ends_is_not_opened(name: str, strange: Path)
 
 
 def test_ids_of_slurm_and_of_wandb_in_a_strange_folder_are_no_options(strange: Path) -> None:
-    from diffusion_lab.runs import status
     from diffusion_lab.training.loggers import _run_id
 
     (strange / "status.json").unlink()
@@ -522,3 +521,12 @@ def test_a_record_of_images_with_other_content_names_no_images(seeds: str | None
     else:
         file.write_text(text % seeds)
     assert image_job.read_record(tmp_path) is None
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", ".slurm_job"])
+def test_a_log_of_any_size_is_not_read_into_the_memory(name: str, strange: Path) -> None:
+    with (strange / name).open("wb") as file:
+        file.truncate(2**43)  # takes no space on the disk
+    assert status.job_id(strange) is None
+    with pytest.raises(UserError, match=rf"must have at most [\d.,]+ GB, got .*{name} with 8,796.1 GB"):
+        require_plain_folder(strange)

@@ -23,6 +23,7 @@ from diffusion_lab.config.search_path import given_folders
 from diffusion_lab.config.trusted_packages import trusted_packages
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import CONF, PACKAGE
+from diffusion_lab.regular_files import gigabytes, memory_budget
 from diffusion_lab.runs.config_changes import KeyPath, flatten, unflatten
 from diffusion_lab.runs.trust import is_recorded
 from diffusion_lab.runs.typed_paths import PATHS
@@ -40,6 +41,9 @@ OF_THE_USER = (
 
 NAMES_OF_FILES = (".lock", ".log", ".json", ".yaml", ".csv", ".png", ".ckpt")
 """Ends of the names of files that a run writes, which no folder may have."""
+
+NOT_READ_WHOLE = (".ckpt", ".pt", ".log", ".png", ".npy", ".npz")
+"""Ends of the names of files that are not read into the memory as a whole when a run continues."""
 
 LINK_OF_WANDB = "*wandb/*run-*/logs/debug-core.log"
 """Link to a log file in the user's cache that W&B puts into each run, and that no later start of the run opens."""
@@ -154,7 +158,8 @@ def is_outside(value: Any, folder: Path | None) -> bool:
 def require_plain_folder(folder: Path) -> None:
     """Raise UserError if a run folder contains anything but its own folders and regular files.
 
-    The run would write to the place of a link that leads out of the folder, and writing to a FIFO may never end.
+    The run would write to the place of a link that leads out of the folder, writing to a FIFO may never end, and logs
+    of any size would be read into the memory.
     """
     top = os.path.realpath(folder)
     for parent, folders, files in os.walk(top):
@@ -173,6 +178,16 @@ def require_plain_folder(folder: Path) -> None:
                     "a run folder that was not recorded as a run of this user must contain regular files only, got "
                     f"{path}; remove it to continue the run."
                 )
+            if is_file and not path.endswith(NOT_READ_WHOLE) and _size(path) > memory_budget():
+                raise UserError(
+                    f"the logs in a run folder that was not recorded as a run of this user must have at most "
+                    f"{gigabytes(memory_budget())}, got {path} with {gigabytes(_size(path))}; remove it to continue "
+                    "the run."
+                )
+
+
+def _size(path: str) -> int:
+    return os.stat(path).st_size if os.path.isfile(path) else 0
 
 
 def require_plain_run_folder(arguments: Sequence[str]) -> None:
