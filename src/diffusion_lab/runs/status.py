@@ -88,8 +88,10 @@ def job_id(folder: Path) -> str | None:
     status = read(folder)
     if status is not None and status.state in (RUNNING, REQUEUED) and status.starts:
         return status.starts[-1].slurm_id
-    path = folder / JOB
-    text = path.read_text(errors="replace").strip() if path.is_file() else ""
+    try:
+        text = read_regular(folder / JOB, 1000).decode(errors="replace").strip()
+    except OSError:
+        return None
     return text if re.fullmatch(SLURM_ID, text) else None
 
 
