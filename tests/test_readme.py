@@ -12,7 +12,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
-from diffusion_lab.commands.console import COMMANDS
+from diffusion_lab.commands.console import COMMANDS, module_name
 from diffusion_lab.commands.show_schedule import split_schedules
 from diffusion_lab.config.command_line import as_hydra_arguments
 from diffusion_lab.config.library_classes import with_plus
@@ -43,7 +43,7 @@ def overrides(command: str) -> tuple[str, list[str]] | None:
     scripts = [k for k, word in enumerate(words) if re.fullmatch(r"(\S*/)?src/\w+\.py", word)]
     if scripts:
         return Path(words[scripts[0]]).stem, words[scripts[0] + 1 :]
-    name = words[1].replace("-", "_") if words[0] == "diffusion-lab" else ""
+    name = module_name(words[1]) if words[0] == "diffusion-lab" else ""
     return (name, words[2:]) if name in COMMANDS else None
 
 
