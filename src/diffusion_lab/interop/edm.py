@@ -21,7 +21,6 @@ from diffusion_lab.interop.imported import Imported, Options
 from diffusion_lab.interop.openai_unet import multipliers
 from diffusion_lab.interop.run_overrides import data_overrides, label_overrides, variance_overrides, without_given
 from diffusion_lab.interop.tensors import ForeignTensors, Part, Plan, Transform, converted
-from diffusion_lab.interop.torch_files import require_dense
 from diffusion_lab.interop.unet_layout import Block, Names, UNetLayout, layer, unet_plan
 
 RESIDUAL: Names = {
@@ -58,8 +57,7 @@ def read(network: Node, file: Path, options: Options, *, only_ddpmpp: bool = Fal
         raise UserError(f"{file} must contain a network of the class {' or '.join(KINDS)}, got {kind[:60]}.")
     _refuse_others(network, model, file, only_ddpmpp=only_ddpmpp)
     layout = f"{KINDS[model.kind]} in a file of EDM"
-    dense = {name: require_dense(tensor, name, file) for name, tensor in named_tensors(model).items()}
-    tensors = ForeignTensors(_without_filters(dense, file), file, layout)
+    tensors = ForeignTensors(_without_filters(named_tensors(model), file), file, layout)
     settings = _settings(model, tensors)
     plan = _plan(model, tensors, settings)
     weights = converted(plan, tensors, settings)

@@ -28,9 +28,13 @@ MAX_DEPTH, MAX_NODES = 20, 100_000
 class Node:
     """A module in the pickle: the name of its class, and its attributes."""
 
-    def __init__(self, kind: str = "", attributes: Any = None) -> None:
-        self.kind = kind
-        self.attributes: dict[str, Any] = attributes if isinstance(attributes, dict) else {}
+    kind: str
+    attributes: dict[str, Any]
+
+    def __new__(cls, kind: str = "", attributes: Any = None) -> "Node":  # a pickle may build it without __init__
+        node = super().__new__(cls)
+        node.kind, node.attributes = str(kind), attributes if isinstance(attributes, dict) else {}
+        return node
 
     def __setstate__(self, state: Any) -> None:
         self.attributes = state if isinstance(state, dict) else {}
@@ -78,6 +82,8 @@ class _PlainDict(dict[Any, Any]):
 class _NumberType:
     """A NumPy dtype in the pickle."""
 
+    code: Any = None
+
     def __init__(self, code: Any = "", *_: Any) -> None:
         self.code = code
 
@@ -121,6 +127,8 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Store
         raise pickle.UnpicklingError("it has a tensor without a storage")
     flat = torch.tensor([], dtype=getattr(storage, "dtype", torch.uint8))
     flat.set_(getattr(storage, "_untyped_storage", storage))
+    if flat.device.type != "cpu":
+        raise pickle.UnpicklingError("it has a tensor without values")
     sizes, strides = [int(n) for n in size], [int(n) for n in stride]
     last = int(offset) + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True))
     num_values = int(np.prod(sizes, dtype=np.float64))
