@@ -13,6 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
 from diffusion_lab.commands.console import COMMANDS, module_name
+from diffusion_lab.commands.import_weights import with_source
 from diffusion_lab.commands.show_schedule import split_schedules
 from diffusion_lab.config.command_line import as_hydra_arguments
 from diffusion_lab.config.library_classes import with_plus
@@ -51,6 +52,8 @@ def composable(name: str, words: list[str]) -> list[str]:
     """Return the words as overrides of one run: the first values of a sweep, without flags and new config folders."""
     if name == "show_schedule":
         words = split_schedules(words)
+    if name == "import_weights":
+        words = with_source(words)
     arguments = as_hydra_arguments(name, words)
     is_sweep = "-m" in arguments
     kept = [word for word in arguments if not re.match(r"-|hydra", word) and "(" not in word]
