@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,12 @@ def test_an_imported_run_has_config_weights_and_provenance(
         assert torch.equal(content["state_dict"][f"{prefix}.conv_in.bias"], tensors["input_blocks.0.0.bias"])
     assert (imported / "checkpoints" / "last.ckpt").stat().st_size < 1.2 * file.stat().st_size  # each tensor once
     assert is_recorded(imported)
+    shutil.copytree(imported, imported.parent / "copy")
+    assert not is_recorded(imported.parent / "copy")
+    assert load_config(imported.parent / "copy").model == config.model  # needs no trust
 
 
-def test_an_imported_run_is_loaded_sampled_and_guided_by_its_seeds(imported: Path, tmp_path: Path) -> None:
+def test_an_imported_run_is_sampled_and_loaded_like_any_other_run(imported: Path, tmp_path: Path) -> None:
     settings = ["sampler=ddim", "sampler.num_steps=3", "num_images=2", f"output_folder={tmp_path}"]
     done = run("sample.py", f"run={imported}", *settings, f"hydra.run.dir={tmp_path}")
     assert done.returncode == 0, done.stderr

@@ -46,7 +46,7 @@ def test_each_published_network_has_the_published_number_of_parameters(name: str
     assert count in (None, found)
     assert imported.network["num_heads"] == sizes.num_heads
     assert f"data.resolution={8 * sizes.input_size}" in imported.overrides
-    assert {"space=sd_latents", "space.autoencoder.pretrained_model_name_or_path=/vae"} <= set(imported.overrides)
+    assert {"space=sd_latents", 'space.autoencoder.pretrained_model_name_or_path="/vae"'} <= set(imported.overrides)
 
 
 def test_other_positions_are_refused(tmp_path: Path) -> None:

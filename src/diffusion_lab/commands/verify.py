@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from diffusion_lab.commands import entry
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs.find import Target, find_place, find_run, run_of
-from diffusion_lab.runs.imported_run import provenance, write_provenance
+from diffusion_lab.runs.imported_run import provenance, without_autoencoder, write_provenance
 from diffusion_lab.runs.load import is_classifier_config, load_config, load_weights, resolve
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def verify(config: DictConfig) -> dict[str, float]:
         raise UserError(f"tolerance must be a number above 0, got {config.tolerance}.")
     target = find_target(config)
     trained = resolve(load_config(target.folder))
-    module = load_weights(trained, target.checkpoint)
+    module = load_weights(without_autoencoder(trained), target.checkpoint)
     is_classifier = is_classifier_config(trained)
     witness, origin = _witness(str(config.against), target.folder, module)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from diffusion_lab.config.overrides import quote
 from diffusion_lab.errors import UserError
 from diffusion_lab.interop.imported import Imported, Options
 from diffusion_lab.interop.run_overrides import data_overrides, label_overrides, variance_overrides, without_given
@@ -59,7 +60,7 @@ def read(tensors: ForeignTensors, options: Options) -> Imported:
     overrides += ["sampler=ancestral", "sampler.num_steps=250", "ema=constant", "space=sd_latents"]
     overrides += ["guidance.num_channels=3"]
     if options.autoencoder is not None:
-        overrides.append(f"space.autoencoder.pretrained_model_name_or_path={options.autoencoder}")
+        overrides.append(f"space.autoencoder.pretrained_model_name_or_path={quote(options.autoencoder)}")
     conventions = {
         "num_heads": settings["num_heads"], "null_class": num_classes, "time": "step index",
         "sinusoids": "cosines first", "norm_eps": 1e-6,

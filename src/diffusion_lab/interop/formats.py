@@ -1,7 +1,7 @@
 """The formats that `import` reads, and their detection by the content of a file.
 
-A format is a function of (file, options) that returns an `Imported`. A new format is one module, one line in FORMATS
-and, if it is to be detected, one line in `detected_format`.
+A format is a function of (file, options) that returns an `Imported`. A new format is one module and one line here: in
+OF_TENSORS for a state_dict, which `_format_of` detects, and in OF_FOLDERS for a folder.
 """
 
 from collections.abc import Callable
@@ -57,7 +57,10 @@ FORMATS: dict[str, Callable[[str, Path, Options], Imported]] = {
     "ddpmpp": _of_edm,
     "edm": _of_edm,
 }
-"""Format -> function of (format, file or folder, options)."""
+"""Format of a file -> function of (format, file, options)."""
+
+OF_FOLDERS: dict[str, tuple[Callable[[Path], bool], Callable[[Path, Options], Imported]]] = {}
+"""Formats of folders: function that returns whether a folder has this format, and the function that reads it."""
 
 
 def read_foreign(source: Path, format_name: str, options: Options) -> tuple[str, Imported]:
@@ -66,10 +69,12 @@ def read_foreign(source: Path, format_name: str, options: Options) -> tuple[str,
     format_name: key of FORMATS, or `auto` to detect it.
     Raises UserError for another format, and for a file that does not have it.
     """
-    if format_name not in (AUTO, *FORMATS):
-        raise UserError(f"format must be {', '.join(FORMATS)} or {AUTO}, got {format_name}.")
+    known = [*FORMATS, *OF_FOLDERS]
+    if format_name not in (AUTO, *known):
+        raise UserError(f"format must be {', '.join(known)} or {AUTO}, got {format_name}.")
+    if source.is_dir() or format_name in OF_FOLDERS:
+        return _read_folder(source, format_name, options)
     if format_name != AUTO:
-        _require_kind(source, format_name)
         return format_name, FORMATS[format_name](format_name, source, options)
     name, tensors = detected_format(source)
     if tensors is None:
@@ -78,15 +83,20 @@ def read_foreign(source: Path, format_name: str, options: Options) -> tuple[str,
     return name, read(ForeignTensors(tensors, source, layout), options)
 
 
-def _require_kind(source: Path, format_name: str) -> None:
-    if source.is_dir():
+def _read_folder(source: Path, format_name: str, options: Options) -> tuple[str, Imported]:
+    """Return the format of a folder and its network.  Raises UserError for a file, and for a format of files."""
+    if not source.is_dir():
+        raise UserError(f"`source` must be a folder for format={format_name}, got {source}.")
+    if format_name in FORMATS:
         raise UserError(f"`source` must be a file for format={format_name}, got the folder {source}.")
+    for name, (recognizes, read) in OF_FOLDERS.items():
+        if format_name == name or (format_name == AUTO and recognizes(source)):
+            return name, read(source, options)
+    raise UserError(f"`source` must be a checkpoint file of other code, got the folder {source}.")
 
 
 def detected_format(source: Path) -> tuple[str, dict[str, Tensor] | None]:
     """Return the format of a file, and its tensors if they were read.  Raises UserError if it has no known format."""
-    if source.is_dir():
-        raise UserError(f"`source` must be a checkpoint file of other code, got the folder {source}.")
     if not is_torch_file(source):
         return "edm", None
     tensors = state_dict_of(read_torch_file(source), source)

@@ -125,18 +125,22 @@ def _module_state(config: DictConfig, weights: Mapping[str, "Tensor"]) -> dict[s
     """
     import torch
 
-    pixels = OmegaConf.create({**config, "space": {"_target_": "diffusion_lab.latents.Pixels"}})
-    if "space" not in config:  # a classifier
-        pixels = config
     with torch.device("meta"):
         network = instantiate_node(config.model, "model")
     _require_fitting(network.state_dict(), weights)
-    state = build_module(pixels, network).state_dict()
+    state = build_module(without_autoencoder(config), network).state_dict()
     for prefix in ("network.", "ema.networks.main."):
         state |= {f"{prefix}{name}": tensor for name, tensor in weights.items() if f"{prefix}{name}" in state}
     if left := [name for name, value in state.items() if isinstance(value, torch.Tensor) and value.is_meta]:
         raise UserError(f"ema must be an average named main for an imported run, got other averages ({left[0]}).")
     return dict(state)
+
+
+def without_autoencoder(config: DictConfig) -> DictConfig:
+    """Return a config without the autoencoder of a latent network, whose weights the network does not need."""
+    if "space" not in config:  # a classifier
+        return config
+    return OmegaConf.create({**config, "space": {"_target_": "diffusion_lab.latents.Pixels"}})
 
 
 def _require_fitting(own: Mapping[str, Any], weights: Mapping[str, "Tensor"]) -> None:
