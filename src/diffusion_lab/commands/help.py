@@ -28,6 +28,9 @@ FLAGS = ("--help", "-h")
 NAME_WIDTH = 18
 """Width of the column with names of groups and defaults in the help text."""
 
+USAGES = {"sweep": "status SWEEP_FOLDER", "import_weights": "FILE_OR_FOLDER [NAME=VALUE ...] [GROUP=CHOICE ...]"}
+"""Arguments of the commands that take more than settings and choices."""
+
 WITHOUT_CONFIG = ("sweep",)
 """Commands that are not configured by Hydra."""
 
@@ -142,7 +145,7 @@ def _introduction(command: str) -> str:
     purpose, *lines = str(ast.get_docstring(ast.parse(source))).splitlines()
     examples = [f"  {as_typed(line)}" for line in lines if re.match(r"python |torchrun ", line)]
     remarks = [line for line in lines if line and f"  {as_typed(line)}" not in examples]
-    usage = "status SWEEP_FOLDER" if command in WITHOUT_CONFIG else "[NAME=VALUE ...] [GROUP=CHOICE ...]"
+    usage = USAGES.get(command, "[NAME=VALUE ...] [GROUP=CHOICE ...]")
     text = [f"Diffusion Lab: {purpose[0].lower()}{purpose[1:]}", "", f"usage: {command_line(command)} {usage}"]
     return "\n".join([*text, "", "examples:", *examples, *([""] if remarks else []), *remarks])
 

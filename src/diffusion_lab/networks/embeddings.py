@@ -105,17 +105,17 @@ class TimeEmbedding(nn.Module):
         if numbers is not None:
             embedding = embedding + self.augmentation(numbers.to(embedding.dtype))
         if self.adds_label and condition is not None and condition.label is not None:
-            embedding = embedding + self.label(self._scaled_one_hot(condition.label).to(embedding.dtype))
+            embedding = embedding + self.label(self._scaled_one_hot(condition.label, embedding.dtype))
         result: Tensor = self.layers(embedding)
         return result
 
-    def _scaled_one_hot(self, label: Tensor) -> Tensor:
+    def _scaled_one_hot(self, label: Tensor, dtype: torch.dtype) -> Tensor:
         """Return one-hot vectors times sqrt(num_classes), which have mean square 1, and zeros for the null label.
 
         label: [B].  Returns [B, num_classes].
         """
         one_hot = F.one_hot(label, self.labels.num_rows)[:, : self.labels.num_classes]
-        return math.sqrt(self.labels.num_classes) * one_hot
+        return math.sqrt(self.labels.num_classes) * one_hot.to(dtype)
 
     def _numbers(self, condition: Condition) -> Tensor | None:
         """Return the augmentation of each image and, as the last value, the noise level of its low-resolution image.

@@ -29,7 +29,7 @@ from diffusion_lab.config.search_path import gives_search_path, search_path_over
 from diffusion_lab.config.secrets import is_secret
 from diffusion_lab.config.validation import argument_problems, raise_problems
 from diffusion_lab.errors import UserError
-from diffusion_lab.runs import config_changes
+from diffusion_lab.runs import config_changes, imported_run
 from diffusion_lab.runs.config_changes import KeyPath, by_choice, changes_with_effect, flatten, relocate, unflatten
 from diffusion_lab.runs.find import Place, find_place, portable_path, run_of, shell_word
 from diffusion_lab.runs.load import resolve, resolved_values
@@ -91,7 +91,7 @@ def restore_command_line(command: str) -> None:
             f"resume=... must be used without --multirun, got a sweep with resume={resumed[-1]}; the command that "
             "started a sweep also continues it."
         )
-    folder, checkpoint = find_place("resume", unquote(resumed[-1]), run_of(command))
+    folder, checkpoint = imported_run.trained_here(find_place("resume", unquote(resumed[-1]), run_of(command)))
     given = [argument for argument in arguments if override_key(argument) != "resume"]
     given_keys = {override_key(argument) for argument in given}
     lengths = {"trainer.max_steps", "trainer.max_epochs"}
@@ -138,6 +138,7 @@ def starting_point(config: DictConfig) -> StartingPoint:
     is_fork = config.fork and not exists  # a requeued fork continues in its own folder
     is_other = config.resume and not exists
     source = find_place("resume", config.resume, run_of(command_name())) if is_other else Place(run_folder)
+    source = imported_run.trained_here(source)
     if not is_fork and not is_recorded(run_folder):
         require_plain_folder(run_folder)
     saved, wanted = _merge_changes(config, source.folder, run_folder)

@@ -1,0 +1,1 @@
+"""Checkpoints of other code: one module per format. Foreign files are data; no code in them is run."""
