@@ -94,7 +94,8 @@ def _accepted_groups(command: str, overrides: list[str]) -> dict[str, tuple[str,
     accepted = {group: _choices(group, folders) for group in [*order, *own]}
     if of_classifiers is not None:
         _keep_trained(command, accepted, of_classifiers.model._target_)
-    return {group: (str(selected[group] or ""), paths) for group, paths in accepted.items() if paths}
+    shown = {group: "" if str(choice).startswith("_") else str(choice or "") for group, choice in selected.items()}
+    return {group: (shown[group], paths) for group, paths in accepted.items() if paths}
 
 
 def _folder(source: DictConfig) -> Path:
@@ -103,8 +104,8 @@ def _folder(source: DictConfig) -> Path:
 
 
 def _choices(group: str, folders: Sequence[Path]) -> dict[str, Path]:
-    """Return the files of the choices of a group, by name."""
-    return {path.stem: path for folder in folders for path in sorted((folder / group).glob("*.yaml"))}
+    """Return the files of the choices of a group, by name, except those that commands select by default."""
+    return {path.stem: path for folder in folders for path in sorted((folder / group).glob("[!_]*.yaml"))}
 
 
 def _keep_trained(command: str, accepted: dict[str, dict[str, Path]], classifier: str) -> None:

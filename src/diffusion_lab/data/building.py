@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-from diffusion_lab.data.decoding import DamagedImageError, Preparation
-from diffusion_lab.data.image_files import UndecodedImages, read_images
+from diffusion_lab.data.decoding import DamagedImageError, Preparation, WrongSizeError
+from diffusion_lab.data.image_files import UndecodedImages, file_name, read_images
 from diffusion_lab.distributed import signals
 from diffusion_lab.reporting.console import Console, DescriptionColumn, Progress
 from diffusion_lab.reporting.text import terminal_text
@@ -67,11 +67,20 @@ class Decoder:
                     block[row] = self.preparation.decode(content)
                 except DamagedImageError as error:
                     damaged.append(Damage(numbers[row], str(error)))
+                except WrongSizeError as error:
+                    raise self._wrong_size(numbers[row], str(error)) from None
         # Not memory-mapped: on a full disk, a write raises OSError, but a memory map ends the process with a bus error.
         with self.pixels.open("r+b") as file:
             file.seek(numbers.start * block[0].nbytes)
             file.write(block.data)
         return damaged
+
+    def _wrong_size(self, number: int, size: str) -> ValueError:
+        side, name = self.preparation.resolution, file_name(self.images, number)
+        return ValueError(
+            f"all images must have {side} x {side} pixels with fit=exact, got {size} pixels in image {number}"
+            f"{f' ({terminal_text(name)})' if name else ''}; fit=resize crops and resizes images."
+        )
 
 
 def decode_split(decoder: Decoder, description: str, check_damage: Callable[[list[Damage]], None]) -> list[Damage]:
