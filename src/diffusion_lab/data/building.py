@@ -55,7 +55,7 @@ class Decoder:
     def __call__(self, numbers: range) -> list[Damage]:
         """Decode the images with the indices `numbers` and write their pixels at their positions in the file.
 
-        Returns the damaged images, which are black in the file.
+        Returns the damaged images, which are black in the file.  Raises WrongSizeError, see `Preparation`.
         """
         block = np.zeros((len(numbers), *self.preparation.shape), dtype=np.uint8)
         damaged = []
@@ -68,19 +68,14 @@ class Decoder:
                 except DamagedImageError as error:
                     damaged.append(Damage(numbers[row], str(error)))
                 except WrongSizeError as error:
-                    raise self._wrong_size(numbers[row], str(error)) from None
+                    name = file_name(self.images, numbers[row])
+                    named = f" ({terminal_text(name)})" if name else ""
+                    raise WrongSizeError(f"image {numbers[row]}{named} has {error}") from None
         # Not memory-mapped: on a full disk, a write raises OSError, but a memory map ends the process with a bus error.
         with self.pixels.open("r+b") as file:
             file.seek(numbers.start * block[0].nbytes)
             file.write(block.data)
         return damaged
-
-    def _wrong_size(self, number: int, size: str) -> ValueError:
-        side, name = self.preparation.resolution, file_name(self.images, number)
-        return ValueError(
-            f"all images must have {side} x {side} pixels with fit=exact, got {size} pixels in image {number}"
-            f"{f' ({terminal_text(name)})' if name else ''}; fit=resize crops and resizes images."
-        )
 
 
 def decode_split(decoder: Decoder, description: str, check_damage: Callable[[list[Damage]], None]) -> list[Damage]:

@@ -238,7 +238,7 @@ def _pad(image: Image.Image, side: int) -> Image.Image:
 
 
 def _refuse(image: Image.Image, side: int) -> Image.Image:
-    raise WrongSizeError(f"{image.width} x {image.height}")
+    raise WrongSizeError(f"{image.width} x {image.height} pixels")
 
 
 def _resize_as_adm(image: Image.Image, side: int) -> Image.Image:

@@ -18,7 +18,7 @@ import numpy as np
 from diffusion_lab.contracts import described
 from diffusion_lab.data import decoding
 from diffusion_lab.data.building import Damage, Decoder, decode_split, remove_damaged
-from diffusion_lab.data.decoding import Preparation
+from diffusion_lab.data.decoding import Preparation, WrongSizeError
 from diffusion_lab.data.image_cache import DAMAGED, LABELS, PIXELS, Entry, ImageCache, Meta
 from diffusion_lab.data.image_files import UndecodedImages, file_name, read_sizes
 from diffusion_lab.data.image_source import ImageSource
@@ -185,9 +185,16 @@ class ImageStore:
         rows = source.open(split, work_folder)
         size, decoder = len(rows.label), Decoder(rows.images, self.preparation, folder / PIXELS)
         require_disk(size * math.prod(self.preparation.shape), folder)
-        damaged = decode_split(
-            decoder, f"preparing {self.source} ({split})", lambda damaged: self._check_damage(damaged, rows.images)
-        )
+        try:
+            damaged = decode_split(
+                decoder, f"preparing {self.source} ({split})", lambda damaged: self._check_damage(damaged, rows.images)
+            )
+        except WrongSizeError as error:
+            side = self.preparation.resolution
+            raise ValueError(
+                f"{source} must contain only images of {side} x {side} pixels for {self._settings}.fit=exact, but "
+                f"{error}; {self._settings}.fit=resize crops and resizes images."
+            ) from None
         if 2 * len(damaged) > size:
             raise ValueError(
                 f"{len(damaged):,} of the {size:,} images in {self.source} cannot be read, which is more than half; "
@@ -213,11 +220,15 @@ class ImageStore:
         name = f", {file_name(images, damage.number)}" if isinstance(self.source, SampleSource) else ""
         return terminal_text(f"number {damage.number}{name}: {damage.reason}")
 
+    @property
+    def _settings(self) -> str:
+        """Name of the node of a config that contains the settings of the preparation."""
+        return "preparation" if isinstance(self.source, SampleSource) else "data"
+
     def _damage_message(self, first: str) -> str:
-        group = "preparation" if isinstance(self.source, SampleSource) else "data"
         return (
             f"{self.source} contains an image that cannot be read ({first}); "
-            f"set {group}.on_error=skip to leave out unreadable images."
+            f"set {self._settings}.on_error=skip to leave out unreadable images."
         )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion_lab.config.library_classes import import_target
 from diffusion_lab.config.validation import argument_problems, data_problems, raise_problems
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import CONF, expanduser
@@ -17,7 +18,7 @@ from diffusion_lab.reporting.text import terminal_text
 from diffusion_lab.runs.evaluation_setup import Measurement, build_metrics, user_errors
 from diffusion_lab.runs.image_sets import ImageSet, is_given, require_no_network
 from diffusion_lab.runs.load import instantiate_node, resolve
-from diffusion_lab.runs.reference_setup import SampleFormat, build_reference, run_store
+from diffusion_lab.runs.reference_setup import SampleFormat, build_reference, require_path, run_store
 
 if TYPE_CHECKING:
     from lightning import Fabric
@@ -109,6 +110,8 @@ def _build_shared(config: DictConfig) -> _Shared:
     if found is not None:
         value, store = "train", found[1]
         features = features if "_target_" in features else {**found[0].features, **features}
+    elif store is None and any(import_target(node._target_).needs_reference for node in config.metrics.values()):
+        require_path(value)
     if "_target_" not in features:
         features = {**OmegaConf.load(CONF / "features" / "inception.yaml"), **features}
     channels = None if store is None else store.preparation.channels

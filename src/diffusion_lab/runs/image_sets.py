@@ -28,6 +28,12 @@ OF_NETWORKS = (
 )
 """Settings of an evaluation that have an effect only if a network generates the images."""
 
+OF_RUNS = {
+    "MeanOverImages": "it is measured with a network",
+    "ClassAccuracy": "it is measured on images that a network generates for a given class",
+}
+"""Classes of metrics that images of unknown origin do not have, with the reason."""
+
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -80,11 +86,11 @@ def require_no_network(config: DictConfig, setting: str) -> None:
                 f"{override}; run=RUN evaluates a network."
             )
     for name, node in config.metrics.items():
-        if str(node.get("_target_", "")).endswith(".MeanOverImages"):
-            raise UserError(
-                f"metrics={name} must not be given for `{setting}`, because it is measured with a network; run=RUN "
-                "evaluates a network."
-            )
+        kind = str(node.get("_target_", "")).rpartition(".")[2]
+        if kind in OF_RUNS:
+            names = "bound (nll)" if name == "bound" else name
+            reason = f"because {OF_RUNS[kind]}; run=RUN names one"
+            raise UserError(f"metrics must not contain {names} for `{setting}`, {reason}.")
 
 
 def with_data_of_run(config: DictConfig) -> DictConfig:

@@ -113,12 +113,17 @@ def build_reference(value: str, store: "ImageStore | None", sample_format: Sampl
         return ImageReference(samples.load(SPLIT), _name(path), samples.cache.references)
     if (found := run_store(value)) is not None:
         return ImageReference(found[1].load("train"), "train", found[1].cache.references)
-    if store is None:
-        split = "a split of a data set that data=NAME selects"
-        raise ValueError(f"`reference` must be {split}, {FILES}, got {terminal_text(value)}.")
-    raise ValueError(
-        f"`reference` must be a split ({', '.join(store.splits())}) or a path: {FILES}, got {terminal_text(value)}."
-    )
+    split = "split of a data set" if store is None else f"split ({', '.join(store.splits())})"
+    raise ValueError(f"`reference` must be a {split} or a path: {FILES}, got {terminal_text(value)}.")
+
+
+def require_path(value: str) -> None:
+    """Raise UserError, before anything is built, if `reference` is no path and no data set is selected."""
+    if not expanduser(value).exists():
+        raise UserError(
+            f"`reference` must be a path ({FILES}) or, with data=NAME, a split of this data set, got "
+            f"{terminal_text(value)} without a data set."
+        )
 
 
 def _name(path: Path) -> str:
