@@ -1,4 +1,4 @@
-"""Evaluate trained runs: metrics of their samples, such as the FID, and bits per dimension; or images of other models.
+"""Evaluate trained runs, or images of other models: the FID and other metrics, and bits per dimension.
 
 python src/evaluate.py run=logs/train/RUN                                           # Frechet distance
 python src/evaluate.py run=logs/train/RUN 'metrics=[fid,kid,is,precision_recall,nll]' num_samples=50000

@@ -83,11 +83,13 @@ def _accepted_groups(command: str, overrides: list[str]) -> dict[str, tuple[str,
     """Return the selected choice and the files of all choices of each config group that a command accepts."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = hydra.compose(command, overrides=overrides, return_hydra_config=True)
-        of_classifiers = hydra.compose("train_classifier") if "model" in config else None
+        of_classifiers = hydra.compose("train_classifier") if config.get("model") is not None else None
     folders = [_folder(source) for source in config.hydra.runtime.config_sources if source.provider != "hydra"]
     selected = {str(group): choice for group, choice in config.hydra.runtime.choices.items()}
     for group in map(str, config):
-        if group not in selected and (CONF / group).is_dir():  # a list of choices, such as metrics: [fid]
+        if (
+            group not in selected and (CONF / group).is_dir() and config[group] is not None
+        ):  # a list of choices, such as metrics: [fid]
             selected[group] = ",".join(map(str, config[group]))
     order = [group for group in group_lines() if group in selected]
     own = sorted(group for group in selected if group not in order and not group.startswith("hydra/"))

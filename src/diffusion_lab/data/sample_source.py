@@ -60,7 +60,7 @@ class SampleSource:
     def identity(self, split: str) -> str:
         """Return a string that changes with the names, sizes and modification times of the files."""
         digest = hashlib.sha256(os.fsencode(self.path.absolute()))
-        for file in self._listed()[0]:
+        for file in self.image_files():
             status = os.stat(file)
             digest.update(json.dumps([file, status.st_size, status.st_mtime_ns]).encode())
         return digest.hexdigest()
@@ -98,7 +98,9 @@ class SampleSource:
         return width
 
     def _first_size(self) -> tuple[int, int]:
-        images: UndecodedImages = ZipImages(self.path, zip_names(self.path)) if self._is_zip else self._image_files()
+        images: UndecodedImages = (
+            ZipImages(self.path, zip_names(self.path)) if self._is_zip else ImageFiles(self.image_files())
+        )
         sizes = [*read_sizes(images, 1), *read_sizes(images, 100)] if len(images) else []
         if not sizes:
             raise ValueError("no image can be read" if len(images) else "there is no image")
@@ -112,8 +114,9 @@ class SampleSource:
     def _is_zip(self) -> bool:
         return self.files is None and self.path.is_file() and not self._is_array
 
-    def _image_files(self) -> ImageFiles:
-        return ImageFiles(self._listed()[0])
+    def image_files(self) -> list[str]:
+        """Return the paths of the image files, or of the archive, in natural order."""
+        return self._listed()[0]
 
     def _open(self, work_folder: Path) -> UndecodedImages:
         try:
@@ -124,7 +127,7 @@ class SampleSource:
                 return ZipImages(self.path, zip_names(self.path))
         except ValueError as error:
             raise ValueError(f"{self._given} cannot be read as images: {error}.") from None
-        return self._image_files()
+        return ImageFiles(self.image_files())
 
     @property
     def _given(self) -> str:

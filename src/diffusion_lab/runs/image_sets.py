@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -77,7 +77,7 @@ def require_no_network(config: DictConfig, setting: str) -> None:
 
     Raises UserError also if `run` is given.
     """
-    if not OmegaConf.is_missing(config, "run"):
+    if config.run is not None:
         raise UserError(f"`run` must not be given together with `{setting}`, got run={config.run}.")
     for override in given_overrides():
         if override_key(override).partition(".")[0] in OF_NETWORKS:
@@ -102,6 +102,16 @@ def with_data_of_run(config: DictConfig) -> DictConfig:
             "new place of moved images."
         )
     return config
+
+
+def last_change(images: Any) -> float:
+    """Return the time of the last change of the image files that the value of the setting `images` names.
+
+    Raises UserError or FileNotFoundError if there are none.
+    """
+    values = images if OmegaConf.is_list(images) else [images]
+    sources = [found.source() for value in values for found in _find(str(value))]
+    return max((os.stat(file).st_mtime for source in sources for file in source.image_files()), default=0.0)
 
 
 def is_given(setting: str) -> bool:
