@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -56,11 +57,14 @@ def require_equal(of_run: dict[str, Any], of_images: dict[str, Any]) -> None:
 
 
 def compare_run_with_its_samples(trained: Path, folder: Path, num_samples: int) -> dict[str, Any]:
-    of_run = evaluate(folder / "run", f"run={trained}", METRICS, f"num_samples={num_samples}", "num_pictures=0")
+    reference = f"reference={trained}"  # the training images of the run, as with reference=train
+    of_run = evaluate(
+        folder / "run", f"run={trained}", reference, METRICS, f"num_samples={num_samples}", "num_pictures=0"
+    )
     files = ["save_png=true", "save_npz=true", "num_pictures=0", f"hydra.run.dir={folder / 'samples'}"]
     done = run("sample.py", f"run={trained}", f"num_images={num_samples}", "batch_size=100", *files)
     assert done.returncode == 0, done.stderr
-    of_images = evaluate(folder / "images", f"images={folder / 'samples' / 'images'}", f"reference={trained}", METRICS)
+    of_images = evaluate(folder / "images", f"images={folder / 'samples' / 'images'}", reference, METRICS)
     require_equal(of_run, of_images)
     return of_images
 
@@ -146,6 +150,18 @@ def test_saved_statistics_replace_the_reference(sets: Path, tmp_path: Path) -> N
     of_data = evaluate(tmp_path / "data", images, *FEW, *settings)
     assert evaluate(tmp_path / "file", images, f"reference={file}", *settings) == of_data
     assert next(iter(of_data)) == "fd_fashion_cnn_30_train"
+
+
+def test_a_sweep_over_sets_of_images_makes_a_table_and_repeats_those_that_changed(sets: Path, tmp_path: Path) -> None:
+    shutil.copytree(sets / "a", tmp_path / "a")
+    command = ["-m", f"images={tmp_path}/a,{sets}/b.npz", f"reference={sets}/b", "features=fashion_cnn",
+               f"hydra.sweep.dir={tmp_path / 'out'}"]  # fmt: skip
+    done = run("evaluate.py", *command)
+    assert done.returncode == 0, done.stderr
+    values = [float(row["fd_fashion_cnn_30_b"]) for row in read_csv(tmp_path / "out" / "sweep.csv")]
+    assert values[0] > values[1] == 0
+    (tmp_path / "a" / "1.png").touch()
+    assert re.findall(r"(restart|skip) ", run("evaluate.py", *command).stdout) == ["restart", "skip"]
 
 
 MISTAKES: list[tuple[list[str], str]] = [

@@ -108,11 +108,12 @@ def build_reference(value: str, store: "ImageStore | None", sample_format: Sampl
         names = array_names(path) if suffix == ".npz" else set()
         if SAMPLES not in names or names & {"mu", "mu_s", "rows", "feats"}:
             return FileReference(path)
+    found = run_store(value)
+    if found is not None:
+        return ImageReference(found[1].load("train"), "train", found[1].cache.references)
     if path.is_dir() or (suffix in ARCHIVES and path.is_file()):
         samples = sample_format.store(SampleSource(path.absolute(), setting="reference"))
         return ImageReference(samples.load(SPLIT), _name(path), samples.cache.references)
-    if (found := run_store(value)) is not None:
-        return ImageReference(found[1].load("train"), "train", found[1].cache.references)
     split = "split of a data set" if store is None else f"split ({', '.join(store.splits())})"
     raise ValueError(f"`reference` must be a {split} or a path: {FILES}, got {terminal_text(value)}.")
 
