@@ -106,9 +106,10 @@ def test_the_config_files_of_own_code_can_be_composed(tmp_path: Path) -> None:
 
 
 NOT_HERE = (
-    r"trainer=(gpu|ddp)|launcher=slurm|data=cifar10(?! data\.path)|experiment=(?!quickstart)|--config-dir|--nproc"
+    r"images=|trainer=(gpu|ddp)|launcher=slurm|"
+    r"data=cifar10(?! data\.path)|experiment=(?!quickstart)|--config-dir|--nproc"
 )
-"""Commands that need a GPU, several ranks, Slurm, the internet or another package; they are composed only."""
+"""Commands that need a GPU, several ranks, Slurm, a download or another package; they are composed only."""
 
 FEW_STEPS = [
     "model=unet_quick", "model.channels=8", "trainer.max_steps=2", "data.batch_size=4", "num_samples=12",

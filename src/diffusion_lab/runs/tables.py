@@ -47,6 +47,11 @@ class Row:
     evaluations: int | None = None
     left_out: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    @property
+    def is_of_images(self) -> bool:
+        """Whether images of unknown origin were measured; `run` is then their folder or archive."""
+        return any("images" in fingerprint for fingerprint in (self.fingerprints | self.left_out).values())
+
     @classmethod
     def read(cls, folder: Path, top: Path) -> "Row":
         """Read the results in `folder`, which is `top` or a folder below `top`.
@@ -204,18 +209,19 @@ def markdown_text(text: str) -> str:
 def cells(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Return the cells of each row of a table: column name -> value.
 
-    The cells are the folder, the settings and the results of the row. The columns `trained` (the measured run) and
-    `training_step` are included only if the rows are evaluations and the values differ. `evaluations` is the number of
-    evaluations of the network for one image, which determines the cost of a sampler.
+    The cells are the folder, the settings and the results of the row. The columns `trained` (the measured run) or
+    `images` (the measured images of unknown origin) and `training_step` are included only if the rows are evaluations
+    and the values differ. `evaluations` is the number of evaluations of the network for one image, which determines the
+    cost of a sampler.
     """
     folders, runs = short_paths([row.folder for row in rows]), short_paths([row.run for row in rows])
     are_evaluations = any(row.run != row.folder for row in rows)
     steps_vary = are_evaluations and len({row.training_step for row in rows}) > 1
     return [
         {"run": folders[row.folder]}
-        | ({"trained": runs[row.run]} if are_evaluations and len(runs) > 1 else {})
+        | ({"images" if row.is_of_images else "trained": runs[row.run]} if are_evaluations and len(runs) > 1 else {})
         | ({"training_step": row.training_step} if steps_vary and row.training_step is not None else {})
-        | {key: value for key, value in row.overrides.items() if key != "run"}
+        | {key: value for key, value in row.overrides.items() if key not in ("run", "images", "images.content")}
         | ({} if row.evaluations is None else {"evaluations": row.evaluations})
         | row.values
         for row in rows
