@@ -15,6 +15,7 @@ from torch_fidelity import calculate_metrics
 
 from diffusion_lab.fingerprints import differences, flat
 from diffusion_lab.reporting.csv_files import read_csv
+from diffusion_lab.runs.reference_setup import run_store
 from support.commands import TINY, run
 from support.inception_weights import random_inception
 
@@ -74,6 +75,11 @@ def test_the_samples_of_a_run_have_the_same_values_from_the_run_and_from_their_f
 ) -> None:
     of_folder = compare_run_with_its_samples(trained, tmp_path, 130)
     assert set(of_folder) >= {"fd_fashion_cnn_130_train", "kd_fashion_cnn_130_train", "cs_fashion_cnn_130"}
+
+
+@pytest.mark.full
+def test_an_archive_of_samples_has_the_values_of_the_folder_on_two_ranks(trained: Path, tmp_path: Path) -> None:
+    of_folder = compare_run_with_its_samples(trained, tmp_path, 130)
     (archive,) = (tmp_path / "samples").glob("*.npz")
     of_ranks = evaluate(
         tmp_path / "npz", f"images={archive}", f"reference={trained}", METRICS, "trainer.accelerator=cpu",
@@ -221,3 +227,14 @@ def test_values_agree_with_torch_fidelity_on_the_same_folders_and_with_its_cache
     of_cache = evaluate(tmp_path / "cached", *settings, f"reference={statistics}")
     (number,) = of_cache.values()
     assert number["value"] == pytest.approx(expected["frechet_inception_distance"], rel=1e-3)
+
+
+def test_the_name_of_a_split_is_no_run_although_the_runs_are_in_a_folder_of_this_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(Path(__file__).parents[1] / "earlier_runs" / "v0_3" / "edm", tmp_path / "train" / "RUN")
+    monkeypatch.setenv("DIFFUSION_LAB_LOGS", str(tmp_path))
+    assert run_store("train") is None
+    found = run_store("train/RUN")
+    assert found is not None
+    assert found[0].data.store._target_ == "diffusion_lab.data.ImageStore"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.errors import UserError
+from diffusion_lab.image_folders import SPLITS
 from diffusion_lab.paths import expanduser
 from diffusion_lab.reporting.text import terminal_text
 from diffusion_lab.runs.find import find_place, run_of
@@ -78,10 +79,10 @@ class SampleFormat:
 def run_store(value: str) -> tuple[DictConfig, "ImageStore"] | None:
     """Return the config and the data set of the run that a value names; None if it names no run.
 
-    A file or folder with this name that is no run has precedence.
+    A split, or a file or folder with this name that is no run, has precedence: logs/train is no run, either.
     """
     path, kind = expanduser(value), run_of("train")
-    if path.exists() and not kind.is_one(path):
+    if value in (*SPLITS, "held_out") or (path.exists() and not kind.is_one(path)):
         return None
     with contextlib.suppress(UserError):
         folder = find_place("reference", value, kind).folder
