@@ -231,8 +231,8 @@ def test_the_last_step_scales_the_gradient_by_the_variance_of_the_papers_code(
 
 def test_the_variance_of_the_last_step_is_in_fingerprints_only_with_a_classifier() -> None:
     process = GaussianProcess(CosineSchedule())
-    before, now = Ancestral(process), Ancestral(process, chain_variance=True)
-    assert before == Ancestral(process, chain_variance=False)
+    before, now = Ancestral(process, 250), Ancestral(process, 250, chain_variance=True)
+    assert before == Ancestral(process, 250, chain_variance=False)
     assert fingerprint_differences(before, now, classifier=True) == {"chain_variance": ["missing", True]}
     assert fingerprint_differences(before, now) == {}
 

@@ -38,7 +38,7 @@ class Summary:
     distances: (step, value) of each measured Fréchet distance.  distance_name: its metric name; None if not measured.
     minutes: duration of all starts of the run.  seconds: duration of the last start.
     numbers: metric values of the last measurement, with their fingerprints.
-    measuring_seconds: duration of all measurements since the last start.
+    measuring_seconds: duration of all measurements since the last start.  is_resumed: whether it was not the first.
     accuracies: accuracies of a classifier, by name.
     unmeasured: the reason why a run of a diffusion model measured no distance; None if it measured one.
     sampler: name and number of steps of the sampler of evaluations; None for a run that generates no images.
@@ -53,6 +53,7 @@ class Summary:
     distances: tuple[tuple[int, float], ...]
     numbers: tuple[Number, ...] = ()
     measuring_seconds: float = 0.0
+    is_resumed: bool = False
     accuracies: dict[str, float] = field(default_factory=dict)
     unmeasured: str | None = None
     sampler: str | None = None
@@ -143,6 +144,7 @@ def summarize(trainer: Trainer, folder: Path, *, seconds: float, left_out: Mappi
         distances=tuple(history),
         numbers=tuple(distances.numbers) if distances else (),
         measuring_seconds=distances.seconds if distances else 0.0,
+        is_resumed=status is not None and len(status.starts) > 1,
         accuracies={name: float(value) for name, value in metrics.items() if name.startswith("accuracy_")},
         unmeasured=None if history else _why_unmeasured(trainer, distances, left_out or {}),
         sampler=_describe_sampler(trainer.lightning_module),
@@ -216,7 +218,7 @@ def print_summary(summary: Summary, folder: Path, *, is_open_ended: bool) -> Non
 
 def _measuring(summary: Summary) -> str:
     """Return the duration of the measurements since the last start, and its fraction of the duration of this start."""
-    resumed = " since the run was resumed" if 60 * summary.minutes > summary.seconds + 1 else ""
+    resumed = " since the run was resumed" if summary.is_resumed else ""
     fraction = summary.measuring_seconds / summary.seconds
     whole = format_duration(summary.seconds)
     return f"measuring took {summary.measuring_seconds:.1f} s of the {whole}{resumed} ({fraction:.0%})"
