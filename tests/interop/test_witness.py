@@ -102,6 +102,7 @@ class Model(torch.nn.Module):
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_the_script_for_ddim_writes_a_witness_with_a_trajectory(tmp_path: Path) -> None:
     """The folder has a module with the interface of the original one, whose network is that of the tests."""
     tensors = random_tensors(DDPM(16, 32, (1, 2), 1, (8,)).shapes())
