@@ -48,8 +48,13 @@ class ContinuousSchedule(NoiseSchedule):
     def continuous(self) -> NoiseSchedule:
         return self
 
+    @property
+    def largest_time(self) -> float:
+        """Largest time at which the formulas of the schedule are accepted."""
+        return self.t_max
+
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        t = validated_times(t, self.t_max)
+        t = validated_times(t, self.largest_time)
         alpha_t, sigma_t = self.curve(t)
         # Time 0 is the clean image, even if the formula leaves a little noise at 0 (VESchedule).
         return torch.where(t > 0, alpha_t, 1.0), torch.where(t > 0, sigma_t, 0.0)
@@ -116,10 +121,9 @@ class Unbounded(ContinuousSchedule):
     def unbounded(self) -> NoiseSchedule:
         return self
 
-    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        t = validated_times(t, math.inf)
-        alpha_t, sigma_t = self.curve(t)
-        return torch.where(t > 0, alpha_t, 1.0), torch.where(t > 0, sigma_t, 0.0)
+    @property
+    def largest_time(self) -> float:
+        return math.inf
 
     def nearest(self, t: Tensor) -> Tensor:
         return t.double().clamp(min=self.t_min)
