@@ -79,9 +79,7 @@ def test_an_imported_run_is_sampled_and_loaded_like_any_other_run(imported: Path
 
 
 @pytest.mark.parametrize("overrides", [["resume={}"], ["resume={}", "fork=true"], ["hydra.run.dir={}"]])
-def test_training_does_not_resume_an_imported_run_and_names_other_uses(
-    overrides: list[str], imported: Path
-) -> None:
+def test_training_does_not_resume_an_imported_run_and_names_other_uses(overrides: list[str], imported: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in imported.rglob("*") if path.suffix != ".log"}
     done = run("train.py", *(override.format(imported) for override in overrides), "model=unet_tiny")
     assert done.returncode == 1
