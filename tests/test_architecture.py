@@ -36,7 +36,7 @@ ORDER = (
     ("generation",),
     ("evaluation",),
     ("callbacks",),
-    ("runs",),
+    ("runs", "interop"),
     ("sweeps",),
     ("commands",),
 )

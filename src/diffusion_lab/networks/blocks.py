@@ -132,12 +132,24 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over all positions: [B, C, H, W] -> [B, C, H, W].  gain: factor on the output."""
+    """Self-attention over all positions: [B, C, H, W] -> [B, C, H, W].
 
-    def __init__(self, channels: int, *, num_heads: int, num_groups: int, norm_eps: float, gain: float = 1.0) -> None:
+    gain: factor on the output.  normalized: whether the input is normalized.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        num_heads: int,
+        num_groups: int,
+        norm_eps: float,
+        gain: float = 1.0,
+        normalized: bool = True,
+    ) -> None:
         super().__init__()
         self.num_heads, self.gain = num_heads, gain
-        self.norm = normalization(channels, num_groups, norm_eps)
+        self.norm = normalization(channels, num_groups, norm_eps) if normalized else nn.Identity()
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
         zero(self.out)
@@ -201,6 +213,8 @@ class Blocks:
         (Dhariwal & Nichol 2021, code). `ddpm` has variance 2 / (fan_in + fan_out), biases of 0, and 1e-5 times such
         weights in the last layers (Ho et al. 2020, code). `ddpmpp` is `ddpm` with variance 0.1 / channels instead of
         1 / channels in the queries, keys and values of attention (Song et al. 2021, code; Karras et al. 2022, code).
+    middle_norm: whether the attention in the middle block normalizes its input, as in all papers. `UNet2DModel` of
+        `diffusers` has no such normalization if resnet_time_scale_shift is scale_shift.
     Raises ValueError for a setting out of its range, and if both num_heads and head_channels are given.
     """
 
@@ -214,6 +228,7 @@ class Blocks:
     checkpointing: bool = False
     norm_eps: float = added(default=1e-5)
     initialization: Initialization = "torch"
+    middle_norm: bool = added(default=True)
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
@@ -256,11 +271,19 @@ class Blocks:
             gain=self.gain,
         )
 
-    def attention(self, channels: int) -> Attention:
-        """Return an attention block.  Raises ValueError unless the heads divide the channels."""
+    def attention(self, channels: int, *, normalized: bool = True) -> Attention:
+        """Return an attention block.  Raises ValueError unless the heads divide the channels.
+
+        normalized: whether the block normalizes its input.
+        """
         num_heads = self.heads(channels)
         return Attention(
-            channels, num_heads=num_heads, num_groups=self.num_groups, norm_eps=self.norm_eps, gain=self.gain
+            channels,
+            num_heads=num_heads,
+            num_groups=self.num_groups,
+            norm_eps=self.norm_eps,
+            gain=self.gain,
+            normalized=normalized,
         )
 
     def heads(self, channels: int) -> int:
@@ -363,7 +386,8 @@ class Levels:
 
 def middle(width: int, blocks: Blocks, embedding_channels: int) -> Stage:
     """Return the middle block of a U-Net, at the lowest resolution: attention between two residual blocks."""
-    first, attention = blocks.residual(width, width, embedding_channels), blocks.attention(width)
+    first = blocks.residual(width, width, embedding_channels)
+    attention = blocks.attention(width, normalized=blocks.middle_norm)
     return blocks.stage(first, attention, blocks.residual(width, width, embedding_channels))
 
 

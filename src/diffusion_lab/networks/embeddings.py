@@ -46,8 +46,10 @@ class Sinusoids:
         """Embed the time [B].  channels: number of channels, even and at least 4.  Returns [B, channels], float32."""
         half = channels // 2
         steps = half - 1 if self.kind == "ddpm" else half
-        exponent = torch.arange(half, dtype=torch.float32, device=time.device) / steps
-        frequency = torch.exp(-math.log(self.max_period) * exponent)
+        # In this order of operations, the frequencies are those of the code of Dhariwal & Nichol (2021) and of
+        # `diffusers` to the bit. Other roundings change the angles of late times by 1e-4.
+        exponent = -math.log(self.max_period) * torch.arange(half, dtype=torch.float32, device=time.device) / steps
+        frequency = torch.exp(exponent)
         scaled = time.float() if self.time_scale == 1 else self.time_scale * time.float()
         angle = scaled[:, None] * frequency  # [B, half]
         parts = [angle.sin(), angle.cos()] if self.kind == "ddpm" else [angle.cos(), angle.sin()]
