@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from diffusion_lab.errors import UserError
-from diffusion_lab.interop import diffusers_folder
+from diffusion_lab.interop import diffusers_folder, diffusers_unet
 from diffusion_lab.interop.own_settings import build_on_meta
 from diffusion_lab.networks import Condition, DiT, UNet
 from support.pipelines import as_array, built, drawn_by_pipeline, drawn_by_sampler, mild, saved
@@ -124,7 +124,7 @@ def test_the_configs_of_ddpm_give_networks_with_the_published_numbers_of_paramet
     options: dict[str, Any], num_parameters: int, tmp_path: Path
 ) -> None:
     content = json.loads(json.dumps(options)) | {"_class_name": "UNet2DModel"}
-    network = build_on_meta(diffusers_folder.diffusers_unet.own_settings(content, tmp_path))
+    network = build_on_meta(diffusers_unet.own_settings(content, tmp_path))
     assert isinstance(network, UNet)
     assert sum(parameter.numel() for parameter in network.parameters()) == num_parameters
 

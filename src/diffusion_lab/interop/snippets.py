@@ -90,7 +90,8 @@ from diffusers import {scheduler}, UNet2DModel
 network = UNet2DModel.from_pretrained("{name}", subfolder="unet")
 scheduler = {scheduler}.from_pretrained("{name}", subfolder="scheduler")
 scheduler.set_timesteps({steps})
-label, images = torch.tensor([0, 1, 2, 3]), torch.randn(4, {channels}, {side}, {side})
+label, generator = torch.tensor([0, 1, 2, 3]), torch.Generator().manual_seed(0)
+images = torch.randn(4, {channels}, {side}, {side}, generator=generator)
 for t in scheduler.timesteps:
     with torch.no_grad():
         output = network(images, t, class_labels=label).sample
