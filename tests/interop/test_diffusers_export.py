@@ -75,7 +75,7 @@ def trained(
     """A network with random weights, and itself.  settings: of the sampler."""
     network: Any = mild(instantiate(node, _convert_="all"))
     process = GaussianProcess(schedule or CosineSchedule())
-    built = sampler(process, **({"num_steps": 20, "time_grid": LeadingTimes()} | settings))  # type: ignore[call-arg]
+    built = sampler(process, **({"num_steps": 20, "time_grid": LeadingTimes()} | settings))
     state: dict[str, Tensor] = network.state_dict()
     return TrainedNetwork(node, state, process, prediction or V(), built, space or Pixels()), network
 

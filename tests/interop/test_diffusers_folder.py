@@ -152,7 +152,7 @@ def test_early_folders_with_all_files_in_one_place_and_old_names_of_attention_ar
 
 
 def test_the_labels_of_unet2d_model_are_those_of_its_table(tmp_path: Path) -> None:
-    network = unet(**SMALL, num_class_embeds=3)
+    network = unet(**SMALL, num_class_embeds=3, resnet_time_scale_shift="scale_shift")
     network.save_pretrained(tmp_path)
     settings, state = diffusers_folder.read(tmp_path)
     assert "schedule" not in settings

@@ -60,7 +60,7 @@ ENDS = {"patches": "pos_embed.proj", "head.modulation": "proj_out_1", "head.out"
 
 
 def is_dit(content: dict[str, Any]) -> bool:
-    """Return whether the config of a model is that of a DiT; `diffusers` before 0.28 had no class of its own for it."""
+    """Return whether the config of a model is that of a DiT; `diffusers` before 0.28 had no separate class for it."""
     name = content.get("_class_name")
     return name == "DiTTransformer2DModel" or (
         name == "Transformer2DModel" and content.get("norm_type") == "ada_norm_zero"

@@ -132,24 +132,12 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over all positions: [B, C, H, W] -> [B, C, H, W].
+    """Self-attention over all positions: [B, C, H, W] -> [B, C, H, W].  gain: factor on the output."""
 
-    gain: factor on the output.  normalized: whether the input is normalized.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        *,
-        num_heads: int,
-        num_groups: int,
-        norm_eps: float,
-        gain: float = 1.0,
-        normalized: bool = True,
-    ) -> None:
+    def __init__(self, channels: int, *, num_heads: int, num_groups: int, norm_eps: float, gain: float = 1.0) -> None:
         super().__init__()
         self.num_heads, self.gain = num_heads, gain
-        self.norm = normalization(channels, num_groups, norm_eps) if normalized else nn.Identity()
+        self.norm: nn.Module = normalization(channels, num_groups, norm_eps)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
         zero(self.out)
@@ -271,19 +259,11 @@ class Blocks:
             gain=self.gain,
         )
 
-    def attention(self, channels: int, *, normalized: bool = True) -> Attention:
-        """Return an attention block.  Raises ValueError unless the heads divide the channels.
-
-        normalized: whether the block normalizes its input.
-        """
+    def attention(self, channels: int) -> Attention:
+        """Return an attention block.  Raises ValueError unless the heads divide the channels."""
         num_heads = self.heads(channels)
         return Attention(
-            channels,
-            num_heads=num_heads,
-            num_groups=self.num_groups,
-            norm_eps=self.norm_eps,
-            gain=self.gain,
-            normalized=normalized,
+            channels, num_heads=num_heads, num_groups=self.num_groups, norm_eps=self.norm_eps, gain=self.gain
         )
 
     def heads(self, channels: int) -> int:
@@ -386,8 +366,9 @@ class Levels:
 
 def middle(width: int, blocks: Blocks, embedding_channels: int) -> Stage:
     """Return the middle block of a U-Net, at the lowest resolution: attention between two residual blocks."""
-    first = blocks.residual(width, width, embedding_channels)
-    attention = blocks.attention(width, normalized=blocks.middle_norm)
+    first, attention = blocks.residual(width, width, embedding_channels), blocks.attention(width)
+    if not blocks.middle_norm:
+        attention.norm = nn.Identity()
     return blocks.stage(first, attention, blocks.residual(width, width, embedding_channels))
 
 

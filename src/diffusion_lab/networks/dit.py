@@ -27,6 +27,11 @@ class DiTVariant:
     mlp_norm_eps: number that the normalization before an MLP adds to the variance. It is 1e-5 by default in
         `DiTTransformer2DModel` of `diffusers`.
     Raises ValueError for another kind, and unless mlp_norm_eps is above 0.
+
+    >>> from diffusion_lab import DiT, DiTVariant
+    >>> network = DiT(4, 4, resolution=8, channels=16, depth=1, num_heads=2, variant=DiTVariant("ddpm"))
+    >>> network.conventions  # settings that differ from those of the paper's code, for fingerprints
+    {'time_kind': 'ddpm'}
     """
 
     time_kind: Literal["adm", "ddpm"] = contracts.added(default="adm")
