@@ -143,7 +143,7 @@ def test_dit_pipeline_draws_the_images_of_an_exported_dit_and_its_autoencoder(
         ("unet_tiny", ["conditioning=label"]),
         *(
             pytest.param(model, ["data.resolution=64", "objective=hybrid"], marks=pytest.mark.full)
-            for model in ("unet_small", "unet_adm_64", "unet_iddpm_64")
+            for model in ("unet_small", "unet_adm_64")
         ),
     ],
 )
