@@ -4,17 +4,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import lightning  # noqa: F401  (before the peers, because torchmetrics imports all that it finds of them: 2 seconds)
 import pytest
 from hypothesis import settings
-
-import diffusion_lab.config  # noqa: F401  (resolvers, for tests that compose)
-from support.config_files import parse_once
-
-# At the end: where something is in both places, the environment's own comes first.
-sys.path.append(str(Path(sys.prefix, "peers")))
-
-parse_once()
 
 SLOW = {
     "cluster", "commands", "earlier_runs", "sweeps", "test_agreement", "test_architecture", "test_benchmarks",
@@ -31,6 +22,22 @@ SLOW = {
 # derandomize: the suite answers the same on every run. No deadline: a busy machine is not a failure.
 settings.register_profile("suite", derandomize=True, deadline=None, database=None, max_examples=40)
 settings.load_profile("suite")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Import what all tests need, except in the process that only hands the tests to the workers of pytest-xdist."""
+    is_worker = "PYTEST_XDIST_WORKER" in os.environ
+    if config.getoption("dist", "no") != "no" and not is_worker and not config.option.collectonly:
+        return
+
+    import lightning  # noqa: F401  (before the peers: torchmetrics imports all that it finds of them, in 2 seconds)
+
+    import diffusion_lab.config  # noqa: F401  (resolvers, for tests that compose)
+    from support.config_files import parse_once
+
+    # At the end: where something is in both places, the environment's own comes first.
+    sys.path.append(str(Path(sys.prefix, "peers")))
+    parse_once()
 
 
 @pytest.fixture(scope="session", autouse=True)

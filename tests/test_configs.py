@@ -22,7 +22,7 @@ from diffusion_lab.runs.load import build_optimization, resolve
 PIXELS_256 = ("afhq", "celeba_hq", "ffhq", "imagenet256", "lsun_bedroom", "lsun_cat", "lsun_church")
 CHOICES = [
     f"{path.parent.name}={path.stem}"
-    for path in sorted(CONF.glob("*/*.yaml"))
+    for path in sorted(CONF.glob("*/[!_]*.yaml"))
     if path.parent.name != "experiment"  # test_recipes.py
 ]
 INDEPENDENT = (  # groups of which any choices can be combined

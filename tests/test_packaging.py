@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 import diffusion_lab
-from diffusion_lab.commands.console import COMMANDS
+from diffusion_lab.commands.console import COMMANDS, TYPED, module_name, typed_name
+from diffusion_lab.config import program
 from diffusion_lab.config.program import PROGRAM_VARIABLE, command_line, interpreter_arguments
 from support.commands import TINY, table
 
@@ -63,8 +64,14 @@ def test_the_help_lists_each_command_on_one_line_and_loads_neither_torch_nor_hyd
     lines = done.stdout.splitlines()
     assert lines[2] == "usage: diffusion-lab COMMAND [OVERRIDES]"
     assert "  train             Train one diffusion model, or several models in a sweep." in lines
-    assert [line.split()[0].replace("-", "_") for line in lines if line.startswith("  ")] == list(COMMANDS)
+    assert [module_name(line.split()[0]) for line in lines if line.startswith("  ")] == list(COMMANDS)
     assert max(map(len, lines)) <= 120
+
+
+def test_messages_and_the_console_have_the_same_names_of_commands() -> None:
+    assert program.TYPED == TYPED
+    assert [module_name(typed_name(name)) for name in COMMANDS] == list(COMMANDS)
+    assert module_name("import-weights") == module_name("import") == "import_weights"
 
 
 def test_an_unknown_command_is_refused_with_the_closest_name(tmp_path: Path) -> None:
@@ -107,7 +114,7 @@ def test_other_processes_start_with_the_script_or_the_module_of_this_process(mon
 @pytest.mark.parametrize(
     ("line", "completions"),
     [
-        ("diffusion-lab tr", [command.replace("_", "-") for command in COMMANDS]),  # the shell selects the matches
+        ("diffusion-lab tr", [typed_name(command) for command in COMMANDS]),  # the shell selects the matches
         ("diffusion-lab show-schedule schedule=v", ["schedule=ve", "schedule=vp"]),
         ("diffusion-lab train schedule=cosine optimizer.l", ["optimizer.lr="]),
         ("diffusion-lab trian schedule=v", []),

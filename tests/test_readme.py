@@ -12,7 +12,8 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
-from diffusion_lab.commands.console import COMMANDS
+from diffusion_lab.commands.console import COMMANDS, module_name
+from diffusion_lab.commands.import_weights import with_source
 from diffusion_lab.commands.show_schedule import split_schedules
 from diffusion_lab.config.command_line import as_hydra_arguments
 from diffusion_lab.config.library_classes import with_plus
@@ -43,7 +44,7 @@ def overrides(command: str) -> tuple[str, list[str]] | None:
     scripts = [k for k, word in enumerate(words) if re.fullmatch(r"(\S*/)?src/\w+\.py", word)]
     if scripts:
         return Path(words[scripts[0]]).stem, words[scripts[0] + 1 :]
-    name = words[1].replace("-", "_") if words[0] == "diffusion-lab" else ""
+    name = module_name(words[1]) if words[0] == "diffusion-lab" else ""
     return (name, words[2:]) if name in COMMANDS else None
 
 
@@ -51,6 +52,8 @@ def composable(name: str, words: list[str]) -> list[str]:
     """Return the words as overrides of one run: the first values of a sweep, without flags and new config folders."""
     if name == "show_schedule":
         words = split_schedules(words)
+    if name == "import_weights":
+        words = with_source(words)
     arguments = as_hydra_arguments(name, words)
     is_sweep = "-m" in arguments
     kept = [word for word in arguments if not re.match(r"-|hydra", word) and "(" not in word]
@@ -103,9 +106,10 @@ def test_the_config_files_of_own_code_can_be_composed(tmp_path: Path) -> None:
 
 
 NOT_HERE = (
-    r"trainer=(gpu|ddp)|launcher=slurm|data=cifar10(?! data\.path)|experiment=(?!quickstart)|--config-dir|--nproc"
+    r"images=|trainer=(gpu|ddp)|launcher=slurm|"
+    r"data=cifar10(?! data\.path)|experiment=(?!quickstart)|--config-dir|--nproc"
 )
-"""Commands that need a GPU, several ranks, Slurm, the internet or another package; they are composed only."""
+"""Commands that need a GPU, several ranks, Slurm, a download or another package; they are composed only."""
 
 FEW_STEPS = [
     "model=unet_quick", "model.channels=8", "trainer.max_steps=2", "data.batch_size=4", "num_samples=12",

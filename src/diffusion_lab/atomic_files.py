@@ -31,6 +31,8 @@ def atomic_file(path: Path, *, durable: bool = False, concurrent: bool = False) 
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}" if concurrent else f"{path.name}{PARTIAL}")
     path.parent.mkdir(parents=True, exist_ok=True)
+    if os.path.lexists(partial):
+        partial.unlink()  # of another person: writing to a link would change another file, and to a FIFO never end
     try:
         yield partial
         if durable:

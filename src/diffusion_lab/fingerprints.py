@@ -61,7 +61,7 @@ COVERED = {
 FIELDS = (
     *("num_samples", "metric", "features", "reference", "sampler", "schedule", "weights", "label", "batch_size"),
     *("guidance_scale", "guidance", "guide", "classifier", "classifier_scale", "low_resolution", "space"),
-    *("quantization", "seed", "precision", "conventions", "version"),
+    *("quantization", "seed", "precision", "conventions", "images", "preparation", "version"),
 )
 """All fields that a fingerprint can have, without their nested fields."""
 

@@ -3,7 +3,7 @@
 Hydra searches only the package hydra_plugins for sweepers. Optuna is optional and is imported when a search begins.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import install_command
+from diffusion_lab.sweeps.search_file import SEARCH, reading_search, require_plain_search
 
 REPEATED = "cut_off"
 """User attribute of a trial that repeats an interrupted or failed trial; its value is the number of that trial."""
@@ -74,16 +76,19 @@ class Search(Sweeper):
         while (done := _num_done(study)) < self.num_trials:
             study.sampler = instantiate(self.sampler, seed=self.seed + done)
             self._round(study, space, fixed, min(self.num_at_once, self.num_trials - done), done)
-        self._write_best(study)
+        self._write_best(study, space)
 
     def _study(self) -> Any:
         import optuna
         from optuna.trial import TrialState
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        study = optuna.create_study(
-            study_name="search", storage=f"sqlite:///{self.folder / 'search.db'}", load_if_exists=True
-        )
+        require_plain_search(self.folder, self.sampler)
+        with reading_search(self.folder):
+            study = optuna.create_study(
+                study_name="search", storage=f"sqlite:///{self.folder / SEARCH}", load_if_exists=True
+            )
+            study.get_trials()
         for trial in study.get_trials(states=[TrialState.RUNNING]):
             study.tell(trial.number, state=TrialState.FAIL)
         repeated = {trial.user_attrs[REPEATED] for trial in study.trials if REPEATED in trial.user_attrs}
@@ -102,7 +107,8 @@ class Search(Sweeper):
                 f"hydra/sweeper=optuna must search the same settings as before in {self.folder}; choose another "
                 f"sweep.name for a different search: {error}"
             ) from error
-        sampled = [[*fixed, *(f"{name}={value}" for name, value in trial.params.items())] for trial in trials]
+        # A search.db of another person may contain trials with other settings, which could run code.
+        sampled = [[*fixed, *(f"{name}={trial.params[name]}" for name in space)] for trial in trials]
         unique = {tuple(overrides): overrides for overrides in sampled}  # trials may have sampled the same settings
         returned = dict(zip(unique, self.launcher.launch(list(unique.values()), done), strict=True))
         for trial, overrides in zip(trials, sampled, strict=True):
@@ -113,15 +119,17 @@ class Search(Sweeper):
             else:
                 study.tell(trial, state=TrialState.FAIL)
 
-    def _write_best(self, study: Any) -> None:
+    def _write_best(self, study: Any, space: Collection[str]) -> None:
         with_result = [trial for trial in study.trials if trial.value is not None]
         if not with_result:
             raise UserError(
                 f"none of the {_num_done(study)} runs of the search has a result; the same command runs them again."
             )
         best = min(with_result, key=lambda trial: trial.value)
-        OmegaConf.save(OmegaConf.create({"value": best.value, "params": best.params}), self.folder / "best.yaml")
-        overrides = " ".join(f"{name}={value}" for name, value in best.params.items())
+        params = {name: value for name, value in best.params.items() if name in space}
+        with atomic_file(self.folder / "best.yaml") as partial:
+            OmegaConf.save(OmegaConf.create({"value": best.value, "params": params}), partial)
+        overrides = " ".join(f"{name}={value}" for name, value in params.items())
         print(f"the best of {_num_done(study)} runs: {best.value:.6g} with {overrides}", flush=True)
 
 

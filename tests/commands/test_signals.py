@@ -178,7 +178,9 @@ def test_a_signal_to_an_evaluation_gives_one_sentence(
     verb = "interrupted" if number == signal.SIGINT else "stopped"
     assert (done.returncode, done.stderr.splitlines()[-1]) == (128 + number, f"error: {verb} by {name}.")
     assert "Traceback" not in done.stderr
-    time.sleep(2)
+    deadline = time.monotonic() + 5
+    while members(command.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert members(command.pid) == []
 
 

@@ -169,7 +169,7 @@ def test_padding_to_a_smaller_side_is_refused() -> None:
     ("arguments", "message"),
     [
         ({"channels": 2}, r"channels must be 1 \(gray\) or 3 \(RGB\), got 2\."),
-        ({"fit": "stretch"}, r"fit must be one of pad, resize, adm, got stretch\."),
+        ({"fit": "stretch"}, r"fit must be one of pad, resize, adm, exact, got stretch\."),
         ({"resolution": 0}, r"resolution must be at least 1, got 0\."),
         ({"on_error": "ignore"}, r"on_error must be one of skip, raise, got ignore\."),
     ],

@@ -261,3 +261,9 @@ def test_the_average_of_a_network_that_was_built_in_half_precision_is_float32() 
     ema.load_state_dict({k: v.bfloat16() if v.is_floating_point() else v for k, v in ema.state_dict().items()})
     ema.update(network(2.0).to(torch.bfloat16))  # a checkpoint from before, with a bfloat16 average
     assert averages(ema) == [1.5]
+
+
+def test_thousands_of_averages_are_refused_before_the_network_is_copied() -> None:
+    decays = {f"d{number}": ConstantDecay(0.9) for number in range(101)}
+    with pytest.raises(ValueError, match=r"ema\.decays must have at most 100 averages, got 101"):
+        EMA(nn.Linear(2, 2), decays)

@@ -1,6 +1,9 @@
 """Files of averages, and averages of other lengths that are computed from them."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -105,4 +108,24 @@ def test_the_error_for_a_damaged_file_contains_its_name(random_walk: tuple[EMA, 
     content = saved_averages(random_walk[1])[0].path.read_bytes()
     (tmp_path / "step_0000040.pt").write_bytes(content[:2000])
     with pytest.raises(ValueError, match=r"step_0000040\.pt is damaged"):
+        saved_averages(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [(lambda c: c.pop("averages"), "KeyError: 'averages'"), (lambda c: c.update(averages=[1]), "AttributeError"),
+     (lambda c: c.update(step=10**400), "step must be a whole number in"),
+     (lambda c: c["averages"]["main"].update(relative_width=float("nan")), "relative_width must be a number"),
+     (lambda c: c["averages"]["main"].update(parameters={}), "its tensors are not those of the other files"),
+     (lambda c: c["averages"]["main"]["buffers"].update(x=torch.zeros(1).expand(10**12)), "more values than the file")],
+)  # fmt: skip
+def test_a_snapshot_with_other_content_is_refused_in_a_sentence(
+    change: Callable[[dict[str, Any]], object], error: str, random_walk: tuple[EMA, Path], tmp_path: Path
+) -> None:
+    first, second = sorted(random_walk[1].glob("*.pt"))[:2]
+    shutil.copy(first, tmp_path)
+    content = torch.load(second, weights_only=True)
+    change(content)
+    torch.save(content, tmp_path / second.name)
+    with pytest.raises(ValueError, match=rf"{second.name} must contain averages, .*{error}"):
         saved_averages(tmp_path)

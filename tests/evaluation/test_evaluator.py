@@ -166,6 +166,7 @@ def test_no_samples_or_a_negative_seed_are_refused(tmp_path: Path) -> None:
 
 def test_images_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     job = evaluation(tmp_path)
+    assert isinstance(job.images, SeededImages)
     next(job.images.module.ema.network.parameters()).data.fill_(float("nan"))
     with pytest.raises(ValueError, match="images must be finite, got NaN or infinity"):
         job.measure([FrechetDistance(StandIn())])

@@ -22,7 +22,16 @@ from diffusion_lab.process import (
     Variance,
 )
 from diffusion_lab.randomness import ImageNoise
-from diffusion_lab.samplers import LeadingTimes, SectionTimes, TimeGrid, TrailingTimes, UniformTimes
+from diffusion_lab.samplers import (
+    Clipping,
+    LeadingTimes,
+    NoClipping,
+    SectionTimes,
+    StaticClipping,
+    TimeGrid,
+    TrailingTimes,
+    UniformTimes,
+)
 from support.oracles import GaussianOracle
 
 
@@ -149,3 +158,19 @@ def test_the_name_and_the_fingerprint_contain_the_number_of_steps_of_a_respaced_
 def test_a_respaced_chain_of_more_steps_than_the_schedule_is_refused() -> None:
     with pytest.raises(ValueError, match="num_steps must be at most the schedule's 20 steps, got 21"):
         VariationalBound(GaussianProcess(CosineSchedule(20)), FixedSmall(), num_steps=21)
+
+
+@pytest.mark.parametrize("clip_mean", [False, True])
+def test_a_predicted_mean_is_the_mean_of_each_term_unless_it_is_clipped(clip_mean: bool) -> None:
+    process, x_0 = GaussianProcess(LinearSchedule(20)), eight_bit(2)
+
+    def outside(x_t: Tensor, t: Tensor, condition: Condition) -> Estimate:
+        return Estimate(1.4 * x_t, clip_mean=clip_mean)
+
+    def bound(clipping: Clipping) -> Tensor:
+        noise = ImageNoise(range(2), (3, 8, 6))
+        return VariationalBound(process, FixedSmall(), clipping)(outside, x_0, Condition(), noise)
+
+    expected = StaticClipping() if clip_mean else NoClipping()
+    torch.testing.assert_close(bound(StaticClipping()), bound(expected), rtol=0, atol=0)
+    assert bool((bound(NoClipping()) != bound(StaticClipping())).any()) == clip_mean

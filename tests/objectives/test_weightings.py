@@ -18,7 +18,7 @@ from diffusion_lab.objectives import (
     unweighted,
 )
 from diffusion_lab.process import X0, EDMDenoiser, Epsilon, GaussianProcess, Prediction, V, VPSchedule
-from support.schedule_examples import PREDICTIONS, SCHEDULES, accepted, some_times
+from support.schedule_examples import PREDICTIONS, VARIED, accepted, some_times
 
 SNR = [0.0, 0.25, 1.0, 4.0, 16.0]
 WEIGHTINGS = [Constant(), MinSNR(), SoftMinSNR(), TruncatedSNR(), P2(), P2(0.5, 0.3), EDMWeighting(), EDMWeighting(1.0)]
@@ -77,7 +77,7 @@ def test_min_snr_weights_are_divided_by_snr_for_epsilon_1_for_x_0_and_snr_plus_1
 def test_weights_apply_to_the_x_0_error_in_value_and_gradient(prediction: Prediction, weighting: Weighting) -> None:
     x_0, noise, output = torch.randn(3, 5, 3, 8, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     output.requires_grad_()
-    for schedule in SCHEDULES:
+    for schedule in VARIED:
         if not accepted(prediction, schedule):
             continue
         process, t = GaussianProcess(schedule), some_times(schedule)
@@ -93,7 +93,7 @@ def test_weights_apply_to_the_x_0_error_in_value_and_gradient(prediction: Predic
 
 def test_edm_weights_are_1_for_the_error_of_an_edm_network() -> None:
     x_0, noise, output = torch.randn(3, 5, 3, 8, 6, dtype=torch.float64)
-    for schedule in SCHEDULES:
+    for schedule in VARIED:
         process, t = GaussianProcess(schedule), some_times(schedule)
         x_t = process.q_sample(x_0, t, noise)
         losses = [

@@ -208,6 +208,7 @@ def test_only_jsd_and_zero_terminal_snr_end_without_signal(schedule: TableSchedu
     ("build", "message"),
     [
         (lambda: LinearSchedule(0), "num_timesteps must be a whole number of at least 1, got 0"),
+        (lambda: LinearSchedule(10**9), "num_timesteps must be at most 1,000,000, got 1000000000"),
         (lambda: CosineSchedule(-3), "num_timesteps must be a whole number of at least 1, got -3"),
         (lambda: JSDSchedule(0), "num_timesteps must be a whole number of at least 1, got 0"),
         (lambda: LinearScaledSchedule(0), "num_timesteps must be a whole number of at least 1, got 0"),

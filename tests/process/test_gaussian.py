@@ -230,6 +230,7 @@ def test_two_transitions_of_a_continuous_schedule_equal_the_marginal(process: Ga
 
 def test_the_continuous_process_has_the_interpolated_schedule() -> None:
     assert PROCESS.continuous == GaussianProcess(SCHEDULE.continuous)
+    assert PROCESS.continuous is PROCESS.continuous  # built and checked once, not in each step of a sampler
     alpha_t, sigma_t = PROCESS.continuous.coefficients(times(7, 8, total=21), like=torch.zeros(2, 3, 8, 6).double())
     assert_same(alpha_t**2 + sigma_t**2, torch.ones(2, 1, 1, 1).double())
 

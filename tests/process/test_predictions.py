@@ -28,10 +28,15 @@ from diffusion_lab.process import (
     VESchedule,
     VPSchedule,
 )
-from support.schedule_examples import CONTINUOUS, PREDICTIONS, SCHEDULES, TABLES, accepted, some_times
+from support.schedule_examples import CONTINUOUS, PREDICTIONS, SCHEDULES, TABLES, VARIED, accepted, some_times
 
 PAIRS = [
-    pytest.param(prediction, GaussianProcess(schedule), id=f"{prediction}-{schedule}")
+    pytest.param(
+        prediction,
+        GaussianProcess(schedule),
+        id=f"{prediction}-{schedule}",
+        marks=[] if schedule in VARIED else [pytest.mark.full],
+    )
     for prediction in PREDICTIONS
     for schedule in SCHEDULES
     if accepted(prediction, schedule)

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_lab.reporting.image_grids import grid, save_animation, save_picture
+from diffusion_lab.reporting.image_grids import grid, save_animation, save_picture, save_sheet
 
 
 def flat(*levels: float, channels: int = 3) -> torch.Tensor:
@@ -64,3 +65,22 @@ def test_an_animation_has_all_frames_with_their_durations(tmp_path: Path) -> Non
             shown.append(float(np.asarray(animation.convert("RGB")).mean()))
     assert durations == [200, 200, 200, 200, 700]
     assert shown == pytest.approx(levels, abs=4)
+
+
+def test_a_contact_sheet_reads_png_files_only_and_bounds_the_shape_of_a_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/called\n")  # Pillow runs Ghostscript for an EPS file
+    (programs / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs), prepend=":")
+    files = {name: tmp_path / f"{name}.png" for name in ("eps", "tall", "wide", "fifo")}
+    files["eps"].write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n")
+    Image.new("RGB", (1, 40_000), "red").save(files["tall"])
+    Image.new("RGB", (40_000, 1), "red").save(files["wide"])
+    os.mkfifo(files["fifo"])
+    save_sheet(files, tmp_path / "sheet.png", width=40)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.height < 8 * 40 + 100
+    assert not (tmp_path / "called").exists()

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,9 +16,10 @@ import yaml  # type: ignore[import-untyped]
 from diffusion_lab.config.accepted_targets import ACCEPTED, foreign_targets
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import CONF, ROOT
-from diffusion_lab.runs import trust
+from diffusion_lab.runs import image_job, status, trust
 from diffusion_lab.runs.load import load_config, load_module
-from diffusion_lab.runs.unrecorded import kept_overrides
+from diffusion_lab.runs.unrecorded import kept_overrides, require_plain_folder, require_plain_run_folder
+from diffusion_lab.sweeps.comparison import saved_overrides
 from support.commands import TINY, run
 
 MARK = "MARK"
@@ -385,11 +387,21 @@ NOT_KEPT = [
     "+note=glob(*)",
     "logger =wandb",
     "a=b=\nc",
+    "run_folder=other",
+    "data.path=relative",
+    "+data.store={image_root: relative}",
+    "callbacks.save_last.folder=relative",
+    "features.weights=relative.pt",
+    "space.autoencoder.pretrained_model_name_or_path=evil/vae",
+    "+space.autoencoder.cache_dir=relative",
+    "+space.autoencoder.trust_remote_code=true",
+    "+data.store._args_=[1]",
+    f"a={'[' * 500}{']' * 500}",
 ]
 """Overrides that a strange folder may not add to a command line."""
 
 
-@pytest.mark.parametrize("override", NOT_KEPT)
+@pytest.mark.parametrize("override", NOT_KEPT, ids=lambda override: override[:60])
 def test_an_override_that_acts_is_left_out(override: str) -> None:
     assert kept_overrides(["seed=3", override, "model.channels=8"]) == ["seed=3", "model.channels=8"]
 
@@ -444,7 +456,6 @@ def test_a_file_of_a_run_that_never_ends_is_not_opened(name: str, strange: Path)
 
 
 def test_ids_of_slurm_and_of_wandb_in_a_strange_folder_are_no_options(strange: Path) -> None:
-    from diffusion_lab.runs import status
     from diffusion_lab.training.loggers import _run_id
 
     (strange / "status.json").unlink()
@@ -455,3 +466,67 @@ def test_ids_of_slurm_and_of_wandb_in_a_strange_folder_are_no_options(strange: P
     (strange / "wandb_id").write_text("../../*")
     assert (name := _run_id(strange / "wandb_id")).isalnum()
     assert _run_id(strange / "wandb_id") == name
+
+
+def test_the_status_of_a_strange_sweep_with_a_config_that_cannot_be_read_is_one_sentence(strange: Path) -> None:
+    status = json.loads((strange / "status.json").read_text())
+    (strange / "status.json").write_text(json.dumps({**status, "state": "running"}))
+    (strange / "config.yaml").write_text("model: !!python/name:os.system\n")
+    done = run("sweep.py", "status", str(strange.parent))
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: .*config\.yaml must contain plain values only, .*\n", done.stderr)
+
+
+def test_a_sweep_does_not_resolve_the_overrides_of_a_strange_run(strange: Path, tmp_path: Path) -> None:
+    words = ["seed=1", "+note=${oc.env:HOME}", "+more='${${a}.env:HOME}'", "--experimental-rerun=x", "a=choice(1,2)"]
+    (strange / "overrides.yaml").write_text(yaml.safe_dump(words))
+    assert saved_overrides(strange) == ["seed=1"]
+
+
+def test_links_to_the_output_of_slurm_in_a_moved_run_do_not_prevent_resuming(strange: Path) -> None:
+    for name in ("slurm_17.out", "slurm_17_3.err"):
+        (strange / name).symlink_to("../.submitit/17/17_0_log.out")
+    require_plain_folder(strange)
+    (strange / "train.log").unlink(missing_ok=True)
+    (strange / "train.log").symlink_to("../.submitit/17/17_0_log.out")
+    with pytest.raises(UserError, match=r"must not contain links out of it, got .*train\.log"):
+        require_plain_folder(strange)
+
+
+@pytest.mark.parametrize("key", ["hydra.run.dir", "output_folder"])
+def test_images_are_not_written_through_links_of_a_strange_folder(key: str, tmp_path: Path) -> None:
+    folder, own = tmp_path / "strange", tmp_path / "own"
+    folder.mkdir()
+    own.mkdir()
+    (folder / "images").symlink_to(own)
+    require_plain_run_folder([f"{key}={folder}"])  # a folder that no command has written
+    (folder / "images.json").write_text("{}")
+    with pytest.raises(UserError, match=r"must not contain links out of it, got .*images"):
+        require_plain_run_folder([f"{key}={folder}"])
+
+
+@pytest.mark.parametrize(
+    "seeds", ["[]", "[[0, 1000000000000], [1000000000000, 0]]", "[[-5, 0]]", "[[0.5, 2]]", "[" * 100_000, None]
+)
+def test_a_record_of_images_with_other_content_names_no_images(seeds: str | None, tmp_path: Path) -> None:
+    file = tmp_path / image_job.RECORD
+    text = '{"run": "r", "checkpoint": "c", "step": 1, "settings": "s", "seeds": %s}'
+    file.write_text(text % "[[3, 5]]")
+    record = image_job.read_record(tmp_path)
+    assert record is not None
+    assert record.all_seeds() == {3, 4}
+    file.unlink()
+    if seeds is None:
+        os.mkfifo(file)
+    else:
+        file.write_text(text % seeds)
+    assert image_job.read_record(tmp_path) is None
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", ".slurm_job"])
+def test_a_log_of_any_size_is_not_read_into_the_memory(name: str, strange: Path) -> None:
+    with (strange / name).open("wb") as file:
+        file.truncate(2**43)  # takes no space on the disk
+    assert status.job_id(strange) is None
+    with pytest.raises(UserError, match=rf"must have at most [\d.,]+ GB, got .*{name} with 8,796.1 GB"):
+        require_plain_folder(strange)

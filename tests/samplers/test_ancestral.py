@@ -20,7 +20,7 @@ from diffusion_lab.process import (
     Variance,
 )
 from diffusion_lab.randomness import ImageNoise
-from diffusion_lab.samplers import Ancestral, ListedTimes, NoClipping
+from diffusion_lab.samplers import DDIM, Ancestral, FixedStepSampler, ListedTimes, NoClipping
 from support.oracles import GaussianOracle, RecordedNoise, walk
 
 SCHEDULE = LinearSchedule(20, 0.005, 0.5)
@@ -206,6 +206,23 @@ def test_the_mean_is_clipped_by_default_and_fingerprints_contain_the_other_conve
     assert PosteriorMean() == PosteriorMean(clip_mean=True)
     assert conventions(PosteriorMean()) == {}
     assert conventions(PosteriorMean(clip_mean=False)) == {"clip_mean": False}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "unused"),
+    [
+        (Ancestral(PROCESS), ["chain_variance"]),  # the chain of all steps
+        (Ancestral(PROCESS, variance=FixedSmall()), []),
+        (Ancestral(PROCESS, num_steps=5), []),
+        (Ancestral(PROCESS, clipping=NoClipping()), ["chain_variance", "clip_mean"]),
+        (DDIM(PROCESS, num_steps=20), ["clip_mean"]),
+    ],
+)
+def test_fingerprints_contain_the_conventions_of_a_step_only_if_they_change_images(
+    chosen: FixedStepSampler, unused: list[str]
+) -> None:
+    names = ("chain_variance", "clip_mean")
+    assert [name for name in names if name in chosen.without_effect(classifier=True)] == unused
 
 
 def test_a_learned_variance_of_a_denoiser_without_variance_output_is_refused() -> None:

@@ -164,10 +164,26 @@ def test_given_times_and_training_times_above_t_max_are_refused(schedule: NoiseS
         process.q_sample(torch.zeros(1, 3, 8, 6), torch.tensor([above]), torch.zeros(1, 3, 8, 6))
 
 
-@pytest.mark.parametrize(("amount", "expected"), [(40.0, {"churn.above_t_max": ["missing", True]}), (0.0, {})])
-def test_fingerprints_of_samplers_with_churn_contain_above_t_max(amount: float, expected: dict[str, Any]) -> None:
-    before, now = (Heun(EDM, churn=churn) for churn in (Churn(amount), Churn(amount, above_t_max=True)))
+ABOVE = {"churn.above_t_max": ["missing", True]}
+
+
+@pytest.mark.parametrize(
+    ("process", "amount", "sigma_max", "expected"),
+    [
+        (EDM, 40.0, math.inf, ABOVE),
+        (EDM, 0.0, math.inf, {}),
+        (EDM, 40.0, 50.0, {}),
+        (GaussianProcess(CosineSchedule(1000)), 10.0, math.inf, {}),
+        (GaussianProcess(RectifiedFlowSchedule()), 10.0, math.inf, {}),
+    ],
+)
+def test_above_t_max_is_in_fingerprints_and_changes_evaluations_only_if_a_time_is_raised_above_t_max(
+    process: GaussianProcess, amount: float, sigma_max: float, expected: dict[str, Any]
+) -> None:
+    churns = (Churn(amount, 0.0, sigma_max), Churn(amount, 0.0, sigma_max, above_t_max=True))
+    before, now = (Heun(process, churn=churn, time_grid=KarrasTimes()) for churn in churns)
     assert fingerprint_differences(before, now) == expected
+    assert before.num_evaluations == now.num_evaluations
 
 
 @given(amount=st.floats(0, 200), steps=st.lists(st.integers(1, 40), min_size=1, max_size=8, unique=True))

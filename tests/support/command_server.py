@@ -5,35 +5,72 @@ three files: out, err and status, a named pipe that receives the process id of t
 """
 
 import atexit
-import contextlib
 import gc
 import importlib
 import json
 import os
 import pkgutil
 import runpy
+import select
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import hydra
 import hydra._internal.hydra
+import torch
 
 import diffusion_lab
+from diffusion_lab.networks import Condition
+from diffusion_lab.runs.operations import count_operations
 from support.config_files import CONF, parse_once
+from support.small_runs import small_module
 
 LIBRARIES = ("datasets", "lightning", "PIL.Image", "rich", "torch", "torch_fidelity", "torchvision")
 
 
 def serve() -> None:
     _warm_up()
-    for line in sys.stdin:
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        if not os.fork():
-            _supervise(json.loads(line))
+    statuses = dict[int, int]()  # pipes of the running commands by their process ids
+    for line in _requests(statuses):
+        request = json.loads(line)
+        command = os.fork()
+        if not command:
+            _run(request)
+        statuses[command] = os.open(request["status"], os.O_WRONLY)
+        os.write(statuses[command], f"{command}\n".encode())
+
+
+def _requests(statuses: dict[int, int]) -> Iterator[bytes]:
+    """Yield the lines of standard input; report the exit status of each command that ends in the meantime."""
+    ended, wakeup = os.pipe()
+    os.set_blocking(wakeup, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wakeup)
+    received = b""
+    while True:
+        ready, _, _ = select.select([0, ended], [], [])
+        if ended in ready:
+            os.read(ended, 4096)
+            _report_ended(statuses)
+        if 0 in ready:
+            new = os.read(0, 65536)
+            if not new:
+                return
+            *lines, received = (received + new).split(b"\n")
+            yield from lines
+
+
+def _report_ended(statuses: dict[int, int]) -> None:
+    while statuses:
+        command, code = os.waitpid(-1, os.WNOHANG)
+        if not command:
+            return
+        status = statuses.pop(command)
+        os.write(status, f"{os.waitstatus_to_exitcode(code)}\n".encode())
+        os.close(status)
 
 
 def _warm_up() -> None:
@@ -46,22 +83,15 @@ def _warm_up() -> None:
     hydra._internal.hydra.Hydra.get_mode = lambda *arguments, **options: None  # type: ignore[method-assign]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         hydra.compose("train", overrides=["run_folder=."])  # the first time is slow
+    inputs = torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.float64), Condition()
+    count_operations(small_module().network, inputs, 2)  # slow the first time, too; it runs without threads
     gc.collect()
     gc.freeze()  # commands search only their own objects for garbage
 
 
-def _supervise(request: dict[str, Any]) -> NoReturn:
-    command = os.fork()
-    if not command:
-        _run(request)
-    with open(request["status"], "w") as status:
-        print(command, file=status, flush=True)
-        _, code = os.waitpid(command, 0)
-        print(os.waitstatus_to_exitcode(code), file=status)
-    os._exit(0)
-
-
 def _run(request: dict[str, Any]) -> NoReturn:
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also if the tests were started with nohup or in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.setpgid(0, 0)  # signals to its group reach its children, but not the tests

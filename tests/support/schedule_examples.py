@@ -47,6 +47,8 @@ TABLES: list[TableSchedule] = [
 CONTINUOUS: list[NoiseSchedule] = [EDMSchedule(), RectifiedFlowSchedule(), VPSchedule(), VESchedule()]
 INTERPOLATED = [Interpolated(table) for table in TABLES]
 SCHEDULES: list[NoiseSchedule] = [*TABLES, *CONTINUOUS, *INTERPOLATED]
+VARIED: list[NoiseSchedule] = [*TABLES, *CONTINUOUS, Interpolated(CosineSchedule(40)), Interpolated(JSDSchedule(40))]
+"""Schedules without those interpolations that differ only in their table."""
 
 PREDICTIONS: list[Prediction] = [
     Epsilon(), X0(), V(), Score(), FlowVelocity(), PosteriorMean(), EDMDenoiser(), EDMDenoiser(1.3)

@@ -1,6 +1,9 @@
 """A search by Optuna with a launcher that computes results instead of training."""
 
-from collections.abc import Callable, Sequence
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +13,23 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
 from diffusion_lab.errors import UserError
+from diffusion_lab.sweeps.search_file import require_plain_search
 from hydra_plugins.diffusion_lab_search import Search, _distribution
 
 optuna = pytest.importorskip("optuna")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _without_sync() -> Iterator[None]:
+    """Let SQLite not wait for the disk, which takes most of the time of these tests."""
+    from sqlalchemy import Engine, event
+
+    def disable_sync(connection: Any, _: object) -> None:
+        connection.execute("PRAGMA synchronous = OFF")
+
+    event.listen(Engine, "connect", disable_sync)
+    yield
+    event.remove(Engine, "connect", disable_sync)
 
 
 class Launcher:
@@ -148,3 +165,53 @@ def test_a_search_without_a_search_space_is_rejected(tmp_path: Path) -> None:
     sweeper = Search(None, seed=0, num_trials=1, num_at_once=1, params=None)
     with pytest.raises(UserError, match="needs a setting to search, got none"):
         sweeper.sweep(["data=mnist"])
+
+
+def strange_search(folder: Path) -> None:
+    """Write a search.db as another person could: a waiting run with a setting that runs code."""
+    folder.mkdir()
+    evil, choice = "{_target_: os.mkdir, path: x}", optuna.distributions.CategoricalDistribution
+    study = optuna.create_study(study_name="search", storage=f"sqlite:///{folder}/search.db")
+    study.add_trial(
+        optuna.trial.create_trial(
+            state=optuna.trial.TrialState.WAITING, params={"+callbacks.x": evil},
+            distributions={"+callbacks.x": choice([evil])},
+        )
+    )  # fmt: skip
+
+
+def test_settings_that_only_a_strange_search_names_are_no_overrides(tmp_path: Path) -> None:
+    strange_search(tmp_path / "search")
+    launched = search(tmp_path / "search", Launcher(square), num_trials=3)
+    assert len(launched) == 3
+    assert all(data == "data=mnist" and lr.startswith("lr=") for data, lr in launched)
+    assert "callbacks" not in (tmp_path / "search" / "best.yaml").read_text()
+
+
+def test_a_strange_search_is_continued_only_with_samplers_that_load_no_pickles(tmp_path: Path) -> None:
+    strange_search(tmp_path / "search")
+    require_plain_search(tmp_path / "search", {"_target_": "optuna.samplers.TPESampler"})
+    with pytest.raises(UserError, match=r"load no pickle from .*search\.db, .*, got optuna\.samplers\.CmaEsSampler"):
+        require_plain_search(tmp_path / "search", {"_target_": "optuna.samplers.CmaEsSampler"})
+
+
+@pytest.mark.parametrize("content", ["text", "view", "generated column", "other tables", "link", "FIFO"])
+def test_a_strange_search_with_other_content_is_refused_in_one_sentence(content: str, tmp_path: Path) -> None:
+    file = tmp_path / "search.db"
+    sql = {
+        "view": "CREATE VIEW studies AS WITH RECURSIVE r(x) AS (SELECT 1 UNION ALL SELECT 1 FROM r) SELECT * FROM r",
+        "generated column": "CREATE TABLE studies (study_id, x GENERATED ALWAYS AS (zeroblob(1000000000)))",
+        "other tables": "CREATE TABLE studies (x)",
+    }
+    if content in sql:
+        with closing(sqlite3.connect(file)) as database:
+            database.execute(sql[content])
+    elif content == "text":
+        file.write_text("no database " * 100)
+    elif content == "link":
+        file.symlink_to(tmp_path / "other.db")
+    else:
+        os.mkfifo(file)
+    with pytest.raises(UserError, match=r"search\.db (must be|cannot be read as).*; sweep\.name=NAME starts a search"):
+        search(tmp_path, Launcher(square))
+    assert not (tmp_path / "other.db").exists()

@@ -234,3 +234,33 @@ def test_the_command_shows_a_sweep_and_rejects_other_folders(tmp_path: Path) -> 
     assert (done.returncode, done.stderr) == (0, "")
     assert "finished" in done.stdout
     assert json.loads((tmp_path / "seed-1" / "status.json").read_text())["state"] == "finished"
+
+
+def test_the_table_of_a_strange_sweep_replaces_links_and_changes_no_other_file(tmp_path: Path) -> None:
+    outside, sweep = tmp_path / "outside", tmp_path / "sweep"
+    outside.mkdir()
+    for seed in (1, 2):
+        folder = started_run(sweep, f"seed={seed}", f"optimizer.lr=0.00{seed}")
+        (folder / "samples").mkdir()
+        Image.new("RGB", (8, 8)).save(folder / "samples" / "step_8.png")
+        finish(folder, float(seed))
+    write_sweep_table(sweep)
+    written = [path.name for path in sweep.iterdir() if path.is_file()]
+    assert {"sweep.csv", "sweep.md", "contact_sheet.png", "against_optimizer.lr.png"} <= set(written)
+    for name in written:
+        for end in ("", ".partial"):
+            (outside / f"{name}{end}").write_text("mine")
+            (sweep / f"{name}{end}").unlink(missing_ok=True)
+            (sweep / f"{name}{end}").symlink_to(outside / f"{name}{end}")
+    write_sweep_table(sweep)
+    assert {path.read_text() for path in outside.iterdir()} == {"mine"}
+    assert not any((sweep / name).is_symlink() for name in written)
+
+
+def test_a_figure_has_a_limited_number_of_panels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plots, "MAX_PANELS", 2)
+    panels = [{f"m{number}": [(1.0, 2.0)] for number in range(count)} for count in (2, 50)]
+    for number, each in enumerate(panels):
+        plots.save_curves(each, tmp_path / f"{number}.png")
+    with Image.open(tmp_path / "0.png") as few, Image.open(tmp_path / "1.png") as many:
+        assert few.size == many.size

@@ -15,12 +15,15 @@ from diffusion_lab.commands.output import outlive_reader
 
 COMMANDS = (
     *("train", "train_classifier", "prepare", "sample", "evaluate", "compare", "export"),
-    *("sweep", "reconstruct_ema", "inspect_data", "show_schedule"),
+    *("sweep", "reconstruct_ema", "import_weights", "verify", "inspect_data", "show_schedule"),
 )
 """Modules in this folder that are commands, in the order of the help text.
 
 The command train_fashion_cnn writes to the package folder, so it is only a script of the repository.
 """
+
+TYPED = {"import_weights": "import"}
+"""Module of a command -> its name on the command line, as in `config.program`, whose import loads Hydra."""
 
 COMPLETION = ("-sc", "--shell-completion")
 """Flags of Hydra that install the shell completion and query it."""
@@ -36,7 +39,7 @@ def main(program: str = "diffusion-lab") -> None:
     if not sys.flags.safe_path and os.getcwd() not in sys.path:  # as with python -m, which starts the other ranks
         sys.path.insert(0, os.getcwd())
     first, *others = sys.argv[1:] or ["--help"]
-    name = first.replace("-", "_")
+    name = module_name(first)
     if name in COMMANDS:
         _run(name, others, program)
     elif first in ("-h", "--help"):
@@ -49,9 +52,19 @@ def main(program: str = "diffusion-lab") -> None:
         _refuse(first)
 
 
+def typed_name(name: str) -> str:
+    """Return the name of a command on the command line: reconstruct-ema for the module reconstruct_ema."""
+    return TYPED.get(name, name.replace("_", "-"))
+
+
+def module_name(typed: str) -> str:
+    """Return the module of a command from its name on the command line."""
+    return next((name for name, short in TYPED.items() if short == typed), typed.replace("-", "_"))
+
+
 def help_text(program: str) -> str:
     """Return a list of the commands with the first line of each module's docstring."""
-    rows = [f"  {name.replace('_', '-'):<18}{_summary(name)}" for name in COMMANDS]
+    rows = [f"  {typed_name(name):<18}{_summary(name)}" for name in COMMANDS]
     return "\n".join(
         [
             str(diffusion_lab.__doc__).splitlines()[0],
@@ -87,11 +100,11 @@ def _complete(arguments: list[str], program: str) -> None:
     """
     line = os.environ.get("COMP_LINE", "")
     found = re.match(r"\s*\S+\s+(\S+)(?=\s)", line)
-    name = found[1].replace("-", "_") if found else ""
+    name = module_name(found[1]) if found else ""
     if not any(argument.startswith("query=") for argument in arguments):
         _run("train", [COMPLETION[0], *arguments], program)
     elif not found:
-        print(" ".join(command.replace("_", "-") for command in COMMANDS))
+        print(" ".join(map(typed_name, COMMANDS)))
     elif name in COMMANDS and name != "sweep":  # not a Hydra command
         os.environ["COMP_LINE"] = "diffusion-lab" + line[found.end() :]  # Hydra removes the first word
         _run(name, [COMPLETION[0], *arguments], program)
@@ -101,5 +114,5 @@ def _refuse(name: str) -> None:
     """Exit with an error message for a command that does not exist."""
     from diffusion_lab.config.validation import suggestion
 
-    commands = [command.replace("_", "-") for command in COMMANDS]
+    commands = [typed_name(command) for command in COMMANDS]
     sys.exit(f"error: the command must be one of {', '.join(commands)}, got {name}{suggestion(name, commands)}.")

@@ -1,10 +1,13 @@
-"""Evaluate trained runs: metrics of their samples, such as the FID, and bits per dimension.
+"""Evaluate trained runs, or images of other models: the FID and other metrics, and bits per dimension.
 
 python src/evaluate.py run=logs/train/RUN                                           # Frechet distance
 python src/evaluate.py run=logs/train/RUN 'metrics=[fid,kid,is,precision_recall,nll]' num_samples=50000
 python src/evaluate.py 'run=logs/train/*' sampler=ddim sampler.num_steps=50         # a table with a row per run
 python src/evaluate.py -m run=logs/train/RUN sampler=ddim,ancestral sampler.num_steps=10,50   # a row per sampler
 torchrun --nproc-per-node 8 src/evaluate.py run=logs/train/RUN trainer=ddp          # on eight GPUs
+python src/evaluate.py images=FOLDER data=cifar10 'metrics=[fid,kid]'               # images of unknown origin
+python src/evaluate.py 'images=[A,B.npz,C.zip]' reference=FOLDER                    # a table with a row per set
+python src/evaluate.py data=cifar10 save_statistics=cifar10.npz                     # statistics of a reference
 
 Results: logs/evaluate/<date>_<time> contains metrics.json, with the settings of each value, and a grid of samples.
 Resuming: the same command generates only the batches that an interrupted command did not finish.
@@ -23,12 +26,13 @@ from diffusion_lab.config.compose import in_sweep
 from diffusion_lab.errors import UserError
 from diffusion_lab.fingerprints import allowed_fields
 from diffusion_lab.reporting.text import file_name_with, terminal_text
-from diffusion_lab.runs import evaluation_setup, sampling_setup
+from diffusion_lab.runs import evaluation_setup, image_evaluation, sampling_setup
 from diffusion_lab.runs import results as run_results
 from diffusion_lab.runs import status as run_status
 from diffusion_lab.runs.comparable import write_and_print_table
-from diffusion_lab.runs.find import find_targets
+from diffusion_lab.runs.find import Target, find_targets
 from diffusion_lab.runs.image_job import image_job
+from diffusion_lab.runs.image_sets import find_image_sets, with_data_of_run
 
 if TYPE_CHECKING:
     from diffusion_lab.evaluation.evaluator import Number
@@ -47,19 +51,33 @@ def evaluate(config: DictConfig) -> float | None:
     """
     sampling_setup.require_whole_numbers(config)
     allowed = allowed_fields(config.allow)
-    targets = find_targets(config)
+    if config.save_statistics is not None:
+        _save_statistics(config)
+        return None
+    sets = [] if config.images is None else find_image_sets(config)
+    targets = [] if sets else find_targets(with_data_of_run(config))
     sampling_setup.require_loadable(config, targets)
     fabric = sampling_setup.launch_fabric(config)
+    of_images = image_evaluation.build_each(config, sets, fabric)
+    measurements = of_images if sets else evaluation_setup.build_each(config, targets, fabric)
+    num_targets, kind = len(sets) or len(targets), "images" if sets else "run"
     output, results = Path(config.output_folder), []
-    for number, measurement in enumerate(evaluation_setup.build_each(config, targets, fabric)):
-        folder = output if len(targets) == 1 else output / file_name_with(f"{number}_", measurement.target.name)
+    for number, measurement in enumerate(measurements):
+        folder = output if num_targets == 1 else output / file_name_with(f"{number}_", measurement.target.name)
         with fabric.autocast():
             results.append(_measure(measurement, config, folder))
         if fabric.is_global_zero:
-            _write_results(results[-1], measurement, folder, is_one_of_many=in_sweep() or len(targets) > 1)
-    if len(targets) > 1 and fabric.is_global_zero:
-        write_and_print_table([output], output, "runs", swept=["run"], allowed=allowed)
+            _write_results(results[-1], measurement, folder, is_one_of_many=in_sweep() or num_targets > 1)
+    if num_targets > 1 and fabric.is_global_zero:
+        write_and_print_table([output], output, "images" if sets else "runs", swept=[kind], allowed=allowed)
     return results[0][0].objective if results[0] else None
+
+
+def _save_statistics(config: DictConfig) -> None:
+    fabric = sampling_setup.launch_fabric(config)
+    path = image_evaluation.save_statistics(config, fabric)
+    if fabric.is_global_zero:
+        print(f"the statistics of reference={config.reference} are in {terminal_text(path)}", flush=True)
 
 
 def _measure(measurement: "Measurement", config: DictConfig, folder: Path) -> list["Number"]:
@@ -67,9 +85,16 @@ def _measure(measurement: "Measurement", config: DictConfig, folder: Path) -> li
 
     Generated batches are cached on the disk until all metrics are measured.
     """
+    from diffusion_lab.generation.seeded_images import SeededImages
     from diffusion_lab.runs.measuring_cost import print_measuring_cost
 
     evaluation, images = measurement.evaluation, measurement.evaluation.images
+    if not isinstance(images, SeededImages):
+        print_measuring_cost(measurement, str(config.trainer.precision))
+        with evaluation_setup.user_errors(config):
+            return evaluation.measure(measurement.metrics)
+    assert isinstance(measurement.target, Target)
+    assert measurement.step is not None
     needs_samples = bool(measurement.metrics) or config.save_npz or config.save_png
     if config.num_pictures is None:
         config.num_pictures = NUM_PICTURES if needs_samples else 0
@@ -92,6 +117,7 @@ def _measure(measurement: "Measurement", config: DictConfig, folder: Path) -> li
 
 def _write_results(numbers: list["Number"], measurement: "Measurement", folder: Path, *, is_one_of_many: bool) -> None:
     """Write and print the results; in one line if a table with the results of all evaluations follows."""
+    from diffusion_lab.generation.seeded_images import SeededImages
     from diffusion_lab.reporting import plots
     from diffusion_lab.runs.sampling_cost import num_evaluations
 
@@ -104,9 +130,9 @@ def _write_results(numbers: list["Number"], measurement: "Measurement", folder: 
     record = {
         "job": HydraConfig.get().runtime.output_dir,
         "run": str(measurement.target.folder),
-        "checkpoint": measurement.target.checkpoint.name,
+        "checkpoint": None if measurement.target.checkpoint is None else measurement.target.checkpoint.name,
         "step": measurement.step,
-        "evaluations": num_evaluations(images) if measurement.metrics else None,
+        "evaluations": num_evaluations(images) if measurement.metrics and isinstance(images, SeededImages) else None,
         "numbers": [asdict(number) for number in numbers],
         "seconds": measurement.evaluation.seconds,
         "peak_memory_gb": peak,

@@ -28,6 +28,9 @@ FLAGS = ("--help", "-h")
 NAME_WIDTH = 18
 """Width of the column with names of groups and defaults in the help text."""
 
+USAGES = {"sweep": "status SWEEP_FOLDER", "import_weights": "FILE_OR_FOLDER [NAME=VALUE ...] [GROUP=CHOICE ...]"}
+"""Arguments of the commands that take more than settings and choices."""
+
 WITHOUT_CONFIG = ("sweep",)
 """Commands that are not configured by Hydra."""
 
@@ -83,18 +86,21 @@ def _accepted_groups(command: str, overrides: list[str]) -> dict[str, tuple[str,
     """Return the selected choice and the files of all choices of each config group that a command accepts."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = hydra.compose(command, overrides=overrides, return_hydra_config=True)
-        of_classifiers = hydra.compose("train_classifier") if "model" in config else None
+        of_classifiers = hydra.compose("train_classifier") if config.get("model") is not None else None
     folders = [_folder(source) for source in config.hydra.runtime.config_sources if source.provider != "hydra"]
     selected = {str(group): choice for group, choice in config.hydra.runtime.choices.items()}
     for group in map(str, config):
-        if group not in selected and (CONF / group).is_dir():  # a list of choices, such as metrics: [fid]
+        if (
+            group not in selected and (CONF / group).is_dir() and config[group] is not None
+        ):  # a list of choices, such as metrics: [fid]
             selected[group] = ",".join(map(str, config[group]))
     order = [group for group in group_lines() if group in selected]
     own = sorted(group for group in selected if group not in order and not group.startswith("hydra/"))
     accepted = {group: _choices(group, folders) for group in [*order, *own]}
     if of_classifiers is not None:
         _keep_trained(command, accepted, of_classifiers.model._target_)
-    return {group: (str(selected[group] or ""), paths) for group, paths in accepted.items() if paths}
+    shown = {group: "" if str(choice).startswith("_") else str(choice or "") for group, choice in selected.items()}
+    return {group: (shown[group], paths) for group, paths in accepted.items() if paths}
 
 
 def _folder(source: DictConfig) -> Path:
@@ -103,8 +109,8 @@ def _folder(source: DictConfig) -> Path:
 
 
 def _choices(group: str, folders: Sequence[Path]) -> dict[str, Path]:
-    """Return the files of the choices of a group, by name."""
-    return {path.stem: path for folder in folders for path in sorted((folder / group).glob("*.yaml"))}
+    """Return the files of the choices of a group, by name, except those that commands select by default."""
+    return {path.stem: path for folder in folders for path in sorted((folder / group).glob("[!_]*.yaml"))}
 
 
 def _keep_trained(command: str, accepted: dict[str, dict[str, Path]], classifier: str) -> None:
@@ -142,7 +148,7 @@ def _introduction(command: str) -> str:
     purpose, *lines = str(ast.get_docstring(ast.parse(source))).splitlines()
     examples = [f"  {as_typed(line)}" for line in lines if re.match(r"python |torchrun ", line)]
     remarks = [line for line in lines if line and f"  {as_typed(line)}" not in examples]
-    usage = "status SWEEP_FOLDER" if command in WITHOUT_CONFIG else "[NAME=VALUE ...] [GROUP=CHOICE ...]"
+    usage = USAGES.get(command, "[NAME=VALUE ...] [GROUP=CHOICE ...]")
     text = [f"Diffusion Lab: {purpose[0].lower()}{purpose[1:]}", "", f"usage: {command_line(command)} {usage}"]
     return "\n".join([*text, "", "examples:", *examples, *([""] if remarks else []), *remarks])
 

@@ -60,6 +60,8 @@ def _is_shown(record: logging.LogRecord) -> bool:
 def _escape(record: logging.LogRecord) -> bool:
     """Make the control characters in a message visible, see `message_text`, and replace secrets."""
     record.msg, record.args = message_text(hidden(record.getMessage())), ()
+    if record.exc_info:
+        record.exc_text = hidden(logging.Formatter().formatException(record.exc_info))
     return True
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
 from diffusion_lab.commands import entry
 from diffusion_lab.config.compose import in_sweep
@@ -25,7 +25,7 @@ from diffusion_lab.config.program import command_line
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import evaluation_setup, training_setup
 from diffusion_lab.runs import resume as run_resume
-from diffusion_lab.runs.load import resolve
+from diffusion_lab.runs.load import resolve, resolved_values
 from diffusion_lab.runs.trainer_settings import apply_trainer_settings
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def prepare(config: DictConfig) -> None:
         config.logger, config.callbacks.measure_distance = {}, None
     run = training_setup.build(config)
     _print("images", _describe(run.datamodule.train_images, "train"))
-    for name, source in _pretrained(OmegaConf.to_container(resolve(config)), ""):
+    for name, source in _pretrained(resolved_values(config), ""):
         _print("weights", f"{name}: {source} in {_folder(source)}")
     if measures:
         _prepare_metrics(config, run.datamodule)

@@ -126,8 +126,12 @@ def _save(trained: DictConfig, state: dict[str, "Tensor"], profile: "Profile", p
     from diffusion_lab import checkpoint_files
 
     module = run_loading.build_untrained_module(trained)
-    for network in (module.network, *module.ema.networks.values()):
-        network.load_state_dict(state)
+    try:
+        for network in (module.network, *module.ema.networks.values()):
+            network.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"the snapshots in checkpoints/ema must have the tensors of `model` ({reason}).") from error
     module.ema.num_updates = profile.step
     content = {"state_dict": module.state_dict(), "global_step": profile.step, "reconstructed": profile.relative_width}
     checkpoint_files.write(content, path, concurrent=True)

@@ -34,10 +34,10 @@ def main() -> None:
         logs.take_folder()
         name, allowed = _parsed(sys.argv[1:])
         folder = find_place("folder", name, SWEEP).folder
+        comparable = sweep_table.write_sweep_table(folder, allowed)
     except UserError as error:
         logger.error("%s", error)
         sys.exit(1)
-    comparable = sweep_table.write_sweep_table(folder, allowed)
     sys.exit(0 if comparable else 1)
 
 

@@ -215,7 +215,7 @@ def _override(argument: str, known: _Known, *, is_sweep: bool) -> list[str]:
 
 def _refuse_empty(name: str, value: str, known: _Known) -> None:
     """Raise UserError if `name` is a config group that must have a choice, and none of its choices is `value`."""
-    choices = [path.stem for path in sorted((CONF / name).glob("*.yaml"))]
+    choices = [path.stem for path in sorted((CONF / name).glob("[!_]*.yaml"))]
     if not choices or value in choices or known.may_be_null(name):
         return
     hint = f"; use {name}=none" if "none" in choices else ""

@@ -142,7 +142,7 @@ def _listed(group: str, choices: Sequence[str]) -> list[str]:
     registered: Any = ConfigStore.instance().repo if group.startswith("hydra/") else {}
     for part in group.split("/"):
         registered = registered.get(part, {})
-    return [choice for choice in choices if f"{choice}.yaml" not in registered]
+    return [choice for choice in choices if f"{choice}.yaml" not in registered and not choice.startswith("_")]
 
 
 def _name_here(group: str, choice: str) -> str:

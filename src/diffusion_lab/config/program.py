@@ -8,11 +8,19 @@ from pathlib import Path
 
 from diffusion_lab.paths import IS_CHECKOUT, ROOT
 
+TYPED = {"import_weights": "import"}
+"""Module of a command -> its name on the command line, where it is not the name of the module."""
+
 PROGRAM_VARIABLE = "DIFFUSION_LAB_PROGRAM"
 """Environment variable with the start of the command line (such as "diffusion-lab") if no script was used.
 
 Child processes inherit it, so that the messages of a run in a sweep contain the command line that the user knows.
 """
+
+
+def typed_name(command: str) -> str:
+    """Return the name of a command on the command line: reconstruct-ema for the module reconstruct_ema."""
+    return TYPED.get(command, command.replace("_", "-"))
 
 
 def command_line(command: str) -> str:
@@ -22,7 +30,7 @@ def command_line(command: str) -> str:
     """
     program = os.environ.get(PROGRAM_VARIABLE)
     if program:
-        return f"{program} {command.replace('_', '-')}"
+        return f"{program} {typed_name(command)}"
     script = Path("src") / f"{command}.py"
     is_elsewhere = IS_CHECKOUT and Path.cwd() != ROOT and not script.is_file()
     return f"python {shlex.quote(str(ROOT / script)) if is_elsewhere else script}"
@@ -34,7 +42,7 @@ def as_typed(example: str) -> str:
     if not program:
         return example
     example = re.sub(r"python src/(\w+)\.py", lambda found: command_line(found[1]), example)
-    return re.sub(r"src/(\w+)\.py", lambda found: f"-m diffusion_lab {found[1].replace('_', '-')}", example)
+    return re.sub(r"src/(\w+)\.py", lambda found: f"-m diffusion_lab {typed_name(found[1])}", example)
 
 
 def interpreter_arguments() -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from diffusion_lab.config import overrides
+from diffusion_lab.config.secrets import environment
 from diffusion_lab.config.trusted_packages import trusted_packages
 from diffusion_lab.distributed import launch, slurm_job
 from diffusion_lab.image_folders import num_class_folders
@@ -145,6 +146,7 @@ def _interval(num_events: int, max_steps: int) -> int:
     return max(1, max_steps // num_events) if max_steps > 0 else 5000
 
 
+OmegaConf.register_new_resolver("oc.env", environment, replace=True)
 OmegaConf.register_new_resolver("logs_folder", lambda: str(logs_folder()), replace=True)
 OmegaConf.register_new_resolver("trusted_packages", trusted_packages, replace=True)
 OmegaConf.register_new_resolver("embedded", lambda name: str(PACKAGE / "data" / "embedded" / name), replace=True)

@@ -1,6 +1,8 @@
 """Reading of the files in a run folder, which another person may have written: they contain plain values only."""
 
+import copy
 import csv
+import functools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +33,7 @@ def read_saved(path: Path, kind: type, *, interpolations: bool = False) -> Any:
         text = read_regular(path, LARGEST).decode()
         if problem := _problem(text):
             raise UserError(f"{path} must contain plain values only, as a run writes them, but it {problem}.")
-        content: Any = OmegaConf.to_container(OmegaConf.create(text)) if text.strip() else kind()
+        content: Any = copy.deepcopy(_values(text)) if text.strip() else kind()
     except (yaml.YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError, AttributeError) as error:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}.") from error
     if type(content) is not kind:
@@ -76,6 +78,13 @@ def reading(path: Path) -> Iterator[None]:
         raise UserError(f"{path} cannot be read as this package writes it ({reason}).") from error
 
 
+@functools.lru_cache(maxsize=8)
+def _values(text: str) -> Any:
+    """Return the values of a YAML text.  Cached, because a command reads the config of a run several times."""
+    return OmegaConf.to_container(OmegaConf.create(text))
+
+
+@functools.lru_cache(maxsize=8)
 def _problem(text: str) -> str | None:
     """Return what a text contains that could run code or need much memory; None if there is nothing."""
     for event in yaml.parse(text, Loader=yaml.SafeLoader):

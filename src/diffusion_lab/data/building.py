@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-from diffusion_lab.data.decoding import DamagedImageError, Preparation
-from diffusion_lab.data.image_files import UndecodedImages, read_images
+from diffusion_lab.data.decoding import DamagedImageError, Preparation, WrongSizeError
+from diffusion_lab.data.image_files import UndecodedImages, file_name, read_images
 from diffusion_lab.distributed import signals
 from diffusion_lab.reporting.console import Console, DescriptionColumn, Progress
 from diffusion_lab.reporting.text import terminal_text
@@ -55,7 +55,7 @@ class Decoder:
     def __call__(self, numbers: range) -> list[Damage]:
         """Decode the images with the indices `numbers` and write their pixels at their positions in the file.
 
-        Returns the damaged images, which are black in the file.
+        Returns the damaged images, which are black in the file.  Raises WrongSizeError, see `Preparation`.
         """
         block = np.zeros((len(numbers), *self.preparation.shape), dtype=np.uint8)
         damaged = []
@@ -67,6 +67,10 @@ class Decoder:
                     block[row] = self.preparation.decode(content)
                 except DamagedImageError as error:
                     damaged.append(Damage(numbers[row], str(error)))
+                except WrongSizeError as error:
+                    name = file_name(self.images, numbers[row])
+                    named = f" ({terminal_text(name)})" if name else ""
+                    raise WrongSizeError(f"image {numbers[row]}{named} has {error}") from None
         # Not memory-mapped: on a full disk, a write raises OSError, but a memory map ends the process with a bus error.
         with self.pixels.open("r+b") as file:
             file.seek(numbers.start * block[0].nbytes)

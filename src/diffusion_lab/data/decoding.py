@@ -18,7 +18,7 @@ VERSION = 1
 """Decoder version. Increment it whenever the decoded pixels change, so that cached sets are rebuilt."""
 
 MODES = {1: "L", 3: "RGB"}
-FITS = ("pad", "resize", "adm")
+FITS = ("pad", "resize", "adm", "exact")
 FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
@@ -62,6 +62,10 @@ ORIENTATION, ROTATED = 0x0112, (5, 6, 7, 8)
 """EXIF tag of the orientation, and its values that exchange width and height."""
 
 
+class WrongSizeError(ValueError):
+    """An image whose size is not accepted.  The message is the size."""
+
+
 class DamagedImageError(ValueError):
     """Bytes that cannot be decoded reliably.  The message is the reason, without a final period."""
 
@@ -72,13 +76,13 @@ class Preparation:
 
     fit: "pad" centers the image on black; "resize" crops the center square and resizes it with antialiasing; "adm"
         halves the image repeatedly with a box filter, resizes its shorter side bicubically and crops the center square
-        (code of Dhariwal & Nichol 2021).
+        (code of Dhariwal & Nichol 2021); "exact" raises WrongSizeError for an image of another size.
     resample: resampling filter for fit="resize", one of bicubic, lanczos, box.
     """
 
     channels: int = 3
     resolution: int = 32
-    fit: Literal["pad", "resize", "adm"] = "resize"
+    fit: Literal["pad", "resize", "adm", "exact"] = "resize"
     resample: Literal["bicubic", "lanczos", "box"] = "bicubic"
 
     def __post_init__(self) -> None:
@@ -100,7 +104,8 @@ class Preparation:
     def decode(self, content: bytes) -> np.ndarray:
         """Decode the bytes of an image file to uint8 [C, H, W].
 
-        Raises DamagedImageError if the bytes cannot be decoded, and ValueError if the image is too large to be padded.
+        Raises DamagedImageError if the bytes cannot be decoded, ValueError if the image is too large to be padded, and
+        WrongSizeError for an image of another size with fit="exact".
         """
         try:
             image = _convert(_rotate_upright(_open(content)), MODES[self.channels])
@@ -110,7 +115,8 @@ class Preparation:
             raise DamagedImageError(_reason(error, content)) from error
         side = self.resolution
         if image.size != (side, side):
-            image = {"pad": _pad, "resize": self._resize, "adm": _resize_as_adm}[self.fit](image, side)
+            fits = {"pad": _pad, "resize": self._resize, "adm": _resize_as_adm, "exact": _refuse}
+            image = fits[self.fit](image, side)
         return np.asarray(image).reshape(side, side, self.channels).transpose(2, 0, 1)
 
     def _resize(self, image: Image.Image, side: int) -> Image.Image:
@@ -229,6 +235,10 @@ def _pad(image: Image.Image, side: int) -> Image.Image:
     canvas = Image.new(image.mode, (side, side))
     canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return canvas
+
+
+def _refuse(image: Image.Image, side: int) -> Image.Image:
+    raise WrongSizeError(f"{image.width} x {image.height} pixels")
 
 
 def _resize_as_adm(image: Image.Image, side: int) -> Image.Image:

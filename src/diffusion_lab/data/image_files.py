@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import numpy as np
 
@@ -62,7 +62,16 @@ class ImageColumn:
                 yield {"bytes": content.as_py(), "path": _text(row["path"])}
 
 
-UndecodedImages = ImageFiles | ImageColumn
+class UndecodedImages(Protocol):
+    """Images that are not decoded.  places: folders below which files must lie that the items name; None: any."""
+
+    @property
+    def places(self) -> Places | None: ...
+
+    def __len__(self) -> int: ...
+
+    def items(self, start: int, stop: int) -> Iterator[dict[str, Any]]:
+        """Yield {"bytes", "path"} of each image; "bytes" is None for a file, or an error for a damaged image."""
 
 
 def read_images(images: UndecodedImages, start: int, stop: int) -> Iterator[bytes | DamagedImageError]:

@@ -18,11 +18,12 @@ import numpy as np
 from diffusion_lab.contracts import described
 from diffusion_lab.data import decoding
 from diffusion_lab.data.building import Damage, Decoder, decode_split, remove_damaged
-from diffusion_lab.data.decoding import Preparation
+from diffusion_lab.data.decoding import Preparation, WrongSizeError
 from diffusion_lab.data.image_cache import DAMAGED, LABELS, PIXELS, Entry, ImageCache, Meta
-from diffusion_lab.data.image_files import file_name, read_sizes
+from diffusion_lab.data.image_files import UndecodedImages, file_name, read_sizes
 from diffusion_lab.data.image_source import ImageSource
 from diffusion_lab.data.images import Images, content_fingerprint
+from diffusion_lab.data.sample_source import SampleSource
 from diffusion_lab.data.selection import Selection
 from diffusion_lab.data.table_checks import require_disk
 from diffusion_lab.image_folders import counted
@@ -65,7 +66,7 @@ class ImageStore:
         label_column: str | None = "label",
         channels: int = 3,
         resolution: int = 32,
-        fit: Literal["pad", "resize", "adm"] = "resize",
+        fit: Literal["pad", "resize", "adm", "exact"] = "resize",
         resample: Literal["bicubic", "lanczos", "box"] = "bicubic",
         on_error: Literal["skip", "raise"] = "skip",
         cache_folder: str | os.PathLike[str] | None = None,
@@ -75,11 +76,25 @@ class ImageStore:
             raise ValueError(f"on_error must be one of {', '.join(ON_ERROR)}, got {on_error}.")
         local = None if path is None else expanduser(path)
         root = None if image_root is None else expanduser(image_root)
-        self.source = ImageSource(hub_name, local, image_column, label_column, root)
+        self.source: ImageSource | SampleSource = ImageSource(hub_name, local, image_column, label_column, root)
         self.preparation = Preparation(channels, resolution, fit, resample)
         self.on_error, self.cache = on_error, ImageCache(None if cache_folder is None else Path(cache_folder))
         self.selection = selection or Selection()
         self._reported: set[str] = set()
+
+    @classmethod
+    def of_samples(
+        cls,
+        source: SampleSource,
+        preparation: Preparation,
+        *,
+        on_error: Literal["skip", "raise"] = "raise",
+        cache_folder: str | os.PathLike[str] | None = None,
+    ) -> "ImageStore":
+        """Return the store of a set of samples, whose only split is `sample_source.SPLIT`."""
+        store = cls(None, on_error=on_error, cache_folder=cache_folder)
+        store.source, store.preparation = source, preparation
+        return store
 
     def locate(self) -> None:
         """Raise FileNotFoundError if the set can neither be found locally nor downloaded."""
@@ -154,7 +169,7 @@ class ImageStore:
             self._reported.add(message)
             logger.log(logging.INFO if damaged is None else logging.WARNING, message)
 
-    def _cache_key(self, source: ImageSource, split: str) -> str:
+    def _cache_key(self, source: ImageSource | SampleSource, split: str) -> str:
         """Return the cache key of a split: it depends on files, columns, preparation and decoder version."""
         columns = [source.image_column, source.label_column]
         parts = [source.identity(split), split, columns, asdict(self.preparation), decoding.VERSION]
@@ -164,17 +179,26 @@ class ImageStore:
         digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
         return f"{name}-{split}-{self.preparation.resolution}-{digest}"
 
-    def _build(self, source: ImageSource, split: str, folder: Path) -> Meta:
+    def _build(self, source: ImageSource | SampleSource, split: str, folder: Path) -> Meta:
         """Decode a split into an empty folder of the cache."""
         work_folder = folder / "datasets"
         rows = source.open(split, work_folder)
         size, decoder = len(rows.label), Decoder(rows.images, self.preparation, folder / PIXELS)
         require_disk(size * math.prod(self.preparation.shape), folder)
-        damaged = decode_split(decoder, f"preparing {self.source} ({split})", self._check_damage)
+        try:
+            damaged = decode_split(
+                decoder, f"preparing {self.source} ({split})", lambda damaged: self._check_damage(damaged, rows.images)
+            )
+        except WrongSizeError as error:
+            side = self.preparation.resolution
+            raise ValueError(
+                f"{source} must contain only images of {side} x {side} pixels for {self._settings}.fit=exact, but "
+                f"{error}; {self._settings}.fit=resize crops and resizes images."
+            ) from None
         if 2 * len(damaged) > size:
             raise ValueError(
                 f"{len(damaged):,} of the {size:,} images in {self.source} cannot be read, which is more than half; "
-                f"the first is number {damaged[0].number} ({damaged[0].reason})."
+                f"the first is {self._described(damaged[0], rows.images).replace(': ', ' (', 1)})."
             )
         kept = remove_damaged(folder / PIXELS, self.preparation.shape, size, damaged)
         label = rows.label[kept].astype("<i8")
@@ -183,18 +207,28 @@ class ImageStore:
         shape = (len(kept), *self.preparation.shape)
         fingerprint = content_fingerprint(np.memmap(folder / PIXELS, np.uint8, "r", shape=shape), label)
         origin = {"source": str(self.source), "split": split, **asdict(self.preparation)}
-        first = f"number {damaged[0].number}: {damaged[0].reason}" if damaged else ""
+        first = self._described(damaged[0], rows.images) if damaged else ""
         shutil.rmtree(work_folder, ignore_errors=True)
         return Meta(shape, rows.class_names, fingerprint, len(damaged), first, origin)
 
-    def _check_damage(self, damaged: list[Damage]) -> None:
+    def _check_damage(self, damaged: list[Damage], images: UndecodedImages) -> None:
         if damaged and self.on_error == "raise":
-            raise ValueError(self._damage_message(f"number {damaged[0].number}: {damaged[0].reason}"))
+            raise ValueError(self._damage_message(self._described(damaged[0], images)))
+
+    def _described(self, damage: Damage, images: UndecodedImages) -> str:
+        """Return the number of a damaged image, for samples also its name, and the reason."""
+        name = f", {file_name(images, damage.number)}" if isinstance(self.source, SampleSource) else ""
+        return terminal_text(f"number {damage.number}{name}: {damage.reason}")
+
+    @property
+    def _settings(self) -> str:
+        """Name of the node of a config that contains the settings of the preparation."""
+        return "preparation" if isinstance(self.source, SampleSource) else "data"
 
     def _damage_message(self, first: str) -> str:
         return (
             f"{self.source} contains an image that cannot be read ({first}); "
-            "set data.on_error=skip to leave out unreadable images."
+            f"set {self._settings}.on_error=skip to leave out unreadable images."
         )
 
 

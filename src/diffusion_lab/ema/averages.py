@@ -158,7 +158,7 @@ class EMA(nn.Module):
     """
 
     def __init__(self, network: nn.Module, decays: Mapping[str, Decay]) -> None:
-        """decays: decay of each average, by the name of the average.  Raises ValueError if `decays` is empty."""
+        """decays: decay of each average, by the name of the average.  Raises ValueError for none or too many."""
         super().__init__()
         _validate_decays(decays)
         self.decays = dict(decays)
@@ -256,9 +256,15 @@ def _in_dtypes_of(averages: list[Tensor], source: list[Tensor]) -> list[Tensor]:
     return [tensor.to(average.dtype) for average, tensor in zip(averages, source, strict=True)]
 
 
+MAX_AVERAGES = 100
+"""Largest number of averages: each is a copy of the network, and a config of other people could name thousands."""
+
+
 def _validate_decays(decays: Mapping[str, Decay]) -> None:
     if not decays:
         raise ValueError(f"ema.decays must have at least one average, got {decays}.")
+    if len(decays) > MAX_AVERAGES:
+        raise ValueError(f"ema.decays must have at most {MAX_AVERAGES} averages, got {len(decays)}.")
     for name, decay in decays.items():
         if not str(name).isidentifier() or name == RAW or hasattr(nn.ModuleDict(), name):
             raise ValueError(

@@ -1,6 +1,6 @@
 """Snapshot files of the averages, which training saves for post-hoc EMA."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from diffusion_lab import checkpoint_files
-from diffusion_lab.ema.averages import EMA, PowerFunctionDecay
+from diffusion_lab.ema.averages import EMA, LARGEST_WIDTH, PowerFunctionDecay
 from diffusion_lab.ema.post_hoc import Profile
 
 
@@ -32,12 +32,24 @@ def save_averages(ema: EMA, folder: Path) -> None:
 
 
 def saved_averages(folder: Path) -> list[Snapshot]:
-    """Return the averages in the files of a folder, sorted by step.  Raises ValueError if a file cannot be read."""
-    found = []
+    """Return the averages in the files of a folder, sorted by step.
+
+    Raises ValueError if a file cannot be read, or if the tensors of two averages have other names or shapes.
+    """
+    found, expected = list[Snapshot](), None
     for path in sorted(folder.glob("step_*.pt")):
         content = _read(path)
-        for name, average in content["averages"].items():
-            found.append(Snapshot(path, name, Profile(average["relative_width"], content["step"])))
+        try:
+            for name, average in content["averages"].items():
+                shapes = {**_shapes(average["parameters"]), **_shapes(average["buffers"])}
+                if shapes != (expected := expected or shapes):
+                    raise ValueError("its tensors are not those of the other files")
+                found.append(Snapshot(path, name, Profile(_width(average["relative_width"]), _step(content["step"]))))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}"[:200]
+            raise ValueError(
+                f"{path} must contain averages, as a run with ema=power writes them ({reason})."
+            ) from error
     return sorted(found, key=lambda snapshot: snapshot.profile.step)
 
 
@@ -55,6 +67,25 @@ def combined(snapshots: Sequence[Snapshot], coefficients: Sequence[float]) -> di
             total[name] = total[name].add_(addend) if name in total else addend
     buffers = {name: buffer.clone() for name, buffer in average["buffers"].items()}
     return {name: total[name].to(parameter.dtype) for name, parameter in average["parameters"].items()} | buffers
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of tensors.  Raises ValueError for tensors with more values than their file."""
+    if any(tensor.nbytes > tensor.untyped_storage().nbytes() for tensor in tensors.values()):
+        raise ValueError("a tensor has more values than the file")
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _width(value: Any) -> float:
+    if not isinstance(value, (int, float)) or not 0 < value <= LARGEST_WIDTH:
+        raise ValueError(f"relative_width must be a number in (0, {LARGEST_WIDTH}], got {str(value)[:50]}")
+    return float(value)
+
+
+def _step(value: Any) -> int:
+    if type(value) is not int or not 0 < value < 2**53:
+        raise ValueError(f"step must be a whole number in (0, 2^53), got {str(value)[:50]}")
+    return value
 
 
 def _parameters_and_buffers(network: nn.Module) -> dict[str, dict[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""A trained network -> metric values: all metrics share one pass of sampling and one pass of feature extraction."""
+"""Images -> metric values: all metrics share one pass over the images and one pass of feature extraction."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,9 +13,11 @@ from torch import Tensor
 from diffusion_lab.data.images import Images
 from diffusion_lab.distributed.collectives import Ranks
 from diffusion_lab.evaluation.batch_progress import BatchProgress
+from diffusion_lab.evaluation.likelihood import VariationalBound
 from diffusion_lab.evaluation.reference import ImageReference, Reference
 from diffusion_lab.features import Features
 from diffusion_lab.fingerprints import VERSION, describe
+from diffusion_lab.generation.indexed_images import IndexedImages
 from diffusion_lab.generation.seeded_images import SeededImages
 from diffusion_lab.latents import Pixels
 from diffusion_lab.metrics.feature_set import FeatureSet
@@ -60,33 +62,35 @@ class Number:
 
 @dataclass
 class Evaluator:
-    """Evaluator of num_samples generated images, whose seeds are seed, seed + 1, ...
+    """Evaluator of num_samples images with the indices seed, seed + 1, ..., which are the seeds of generated images.
 
-    Each rank generates a part of the images and computes a part of the metrics; all ranks receive all values.
+    Each rank obtains a part of the images and computes a part of the metrics; all ranks receive all values.
 
-    images: generator of the images.
+    images: generator of the images, or stored images.
     reference: set that metrics compare the samples with; None if no metric needs a reference.
-    precision: precision in which the images are sampled, as in Lightning; only stored in fingerprints.
+    precision: precision in which the images are sampled, as in Lightning; only stored in fingerprints. None for stored
+        images, whose fingerprints contain no seed either.
     display: progress display.
-    seconds: seconds spent on "sampling", "features" and "statistics", and on "means over images" if `mean` was called.
+    seconds: seconds spent on "sampling" (or "reading" of stored images), "features" and "statistics", and on "means
+        over images" if `mean` was called.
+    reference_features: features of the reference that are known. Evaluators with the same feature networks share them.
     """
 
-    images: SeededImages
+    images: IndexedImages
     reference: Reference | None
     num_samples: int
     seed: int = 0
-    precision: str = "32-true"
+    precision: str | None = "32-true"
     display: Display = progress_bar
-    seconds: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("sampling", "features", "statistics"), 0.0)
-    )
+    seconds: dict[str, float] = field(default_factory=dict)
+    reference_features: FeatureSets = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {self.num_samples}.")
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, got {self.seed}.")
-        self._references: FeatureSets = {}
+        self.seconds |= dict.fromkeys((self.images.action, "features", "statistics"), 0.0)
 
     def require(self, metrics: Sequence[Metric]) -> None:
         """Raise ValueError if a metric cannot be computed from the samples. Call this before sampling."""
@@ -96,7 +100,7 @@ class Evaluator:
                     f"num_samples must be at least {metric.min_images} for {metric.title}, got {self.num_samples}."
                 )
             self._note_caution(metric)
-            metric.require_classes(self.images.guidance.num_classes(self.images.module.labels))
+            metric.require_classes(self.images.num_classes)
             if metric.needs_reference and self.reference is None:
                 raise ValueError(f"`reference` must be given for {metric.title}, got None.")
 
@@ -123,11 +127,12 @@ class Evaluator:
         ranks = Ranks.current()
         with ranks.raise_together():
             for seeds in ranks.shard(self.images.batches(range(self.seed, self.seed + num_images))):
-                on_batch(seeds, self.images.generate(seeds))
+                on_batch(seeds, self.images.pixels(seeds))
 
     def mean(self, metric: MeanOverImages, images: Images) -> Number:
         """Return the mean of a quantity over the images of a data set. Each image has its own noise generator."""
-        module, device = self.images.module, self.images.module.device
+        assert isinstance(self.images, SeededImages), "a mean over images of a data set needs a network"
+        module, device = self.images.module, self.images.device
         if module.space != Pixels():
             raise ValueError(
                 "`metrics` must not contain bound, nll, flow or reconstruction (which are computed from pixels) for a "
@@ -154,7 +159,8 @@ class Evaluator:
             "num_samples": metric.total,
             "metric": describe(metric.quantity, omit=("process",)),
             "reference": {"split": metric.split, "fingerprint": images.fingerprint, "size": len(images)},
-            **{key: protocol[key] for key in ("schedule", "weights", "batch_size", "conventions") if key in protocol},
+            **{key: protocol[key] for key in ("schedule", "weights", "batch_size")},
+            **({"conventions": added} if (added := module.conventions(_unused(metric.quantity))) else {}),
             **self._settings_protocol(),
         }
         meaning = getattr(metric.quantity, "meaning", "")
@@ -166,27 +172,27 @@ class Evaluator:
             missing = {
                 output: needs_rows
                 for output, needs_rows in outputs.items()
-                if (id(features), output) not in self._references
+                if (id(features), output) not in self.reference_features
             }
             if not missing or self.reference is None:
                 continue
-            features.to(self.images.module.device)
+            features.to(self.images.device)
             with self._timed("features"):
                 found = self.reference.feature_sets(features, missing, self.display)
-            self._references |= {(id(features), output): found[output] for output in missing}
+            self.reference_features |= {(id(features), output): found[output] for output in missing}
 
     def _extract_sample_features(self, metrics: Sequence[Metric], on_batch: OnBatch) -> FeatureSets:
-        """Generate the images of this rank, extract their features, and gather the features of all ranks."""
+        """Obtain the images of this rank, extract their features, and gather the features of all ranks."""
         ranks, required = Ranks.current(), required_outputs(metrics)
         rows: dict[tuple[int, str], list[Tensor]] = {
             (id(features), output): [] for features, outputs in required.items() for output in outputs
         }
         all_seeds = range(self.seed, self.seed + self.num_samples)
         batches, label = ranks.shard(self.images.batches(all_seeds)), self.images.labels(all_seeds)
-        with ranks.raise_together(), self.display("sampling", sum(map(len, batches))) as advance:
+        with ranks.raise_together(), self.display(self.images.action, sum(map(len, batches))) as advance:
             for seeds in batches:
-                with self._timed("sampling"):
-                    pixels = self.images.generate(seeds)
+                with self._timed(self.images.action):
+                    pixels = self.images.pixels(seeds)
                     on_batch(seeds, pixels)
                 with self._timed("features"):
                     for features, outputs in required.items():
@@ -224,7 +230,7 @@ class Evaluator:
 
     def _values(self, metric: Metric, samples: FeatureSets) -> dict[str, float]:
         key = (id(metric.features), metric.output)
-        return metric.measure(samples[key], self._references.get(key, samples[key]))
+        return metric.measure(samples[key], self.reference_features.get(key, samples[key]))
 
     def fingerprint(self, metric: Metric) -> dict[str, Any]:
         """Return all settings that must be equal for two values of this metric to be comparable."""
@@ -242,13 +248,14 @@ class Evaluator:
         }
 
     def _settings_protocol(self) -> dict[str, Any]:
-        return {"seed": self.seed, "precision": self.precision, "version": VERSION}
+        generation = {} if self.precision is None else {"seed": self.seed, "precision": self.precision}
+        return generation | {"version": VERSION}
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:
         started = time.perf_counter()
         yield
-        if self.images.module.device.type == "cuda":
+        if self.images.device.type == "cuda":
             torch.cuda.synchronize()
         self.seconds[part] += time.perf_counter() - started
 
@@ -273,3 +280,8 @@ def _gather_features(parts: list[Tensor], ranks: Ranks) -> FeatureSet:
     widths = ranks.all_gather_object(max((part.shape[1] for part in parts), default=0))
     rows = ranks.all_gather(torch.cat([*parts, torch.zeros(0, max(widths))]))
     return FeatureSet.of(rows) if len(rows) > 1 else FeatureSet(len(rows), rows.sum(0).double(), rows.T @ rows, rows)
+
+
+def _unused(quantity: Any) -> tuple[str, ...]:
+    """Return the names of the conventions that do not affect a mean over images.  Only the bound has a clipped mean."""
+    return () if isinstance(quantity, VariationalBound) else ("clip_mean",)

@@ -115,7 +115,10 @@ class VariationalBound:
             x_t = chain.q_sample(x_0, t, noise.draw())
             estimate = denoiser(x_t, t, condition)
             log_variance = self.variance.log_variance(chain, s, t, like=x_0, output=estimate.variance_output)
-            terms.append(bound_term(x_0, self.clipping(estimate.x_0), x_t, log_variance, s, t, chain))
+            # The mean of p(x_s | x_t) is the output of a network that predicts it, see `Ancestral`.
+            uses_output = not estimate.clip_mean and bool(self.process.is_one_step(s, t).all())
+            x_0_estimate = estimate.x_0 if uses_output else self.clipping(estimate.x_0)
+            terms.append(bound_term(x_0, x_0_estimate, x_t, log_variance, s, t, chain))
         return torch.stack([*terms, prior_term(x_0, chain)], dim=1)
 
 

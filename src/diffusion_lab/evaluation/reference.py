@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.data.images import Images
+from diffusion_lab.data.npz_arrays import array_names
 from diffusion_lab.distributed.collectives import Ranks
-from diffusion_lab.evaluation.statistics_files import names_of, read_about, read_statistics
+from diffusion_lab.evaluation.moments import Moments
+from diffusion_lab.evaluation.statistics_files import read_about, read_statistics
+from diffusion_lab.evaluation.torch_statistics import SUFFIXES, read_torch_statistics
 from diffusion_lab.features import Features
 from diffusion_lab.features.weights import verify_sha256
 from diffusion_lab.fingerprints import digest, short
@@ -107,7 +109,7 @@ class ImageReference(Reference):
         return np.sort(permutation(seed=0, epoch=2, size=size)[:MAX_ROWS])
 
     def _extract(self, features: Features, outputs: list[str], display: Display, ranks: Ranks) -> dict[str, FeatureSet]:
-        moments: dict[str, _Moments] = {output: _Moments() for output in outputs}
+        moments: dict[str, Moments] = {output: Moments() for output in outputs}
         stored = np.zeros(len(self.images), dtype=bool)
         stored[self._stored_rows] = True
         device = next(features.parameters()).device
@@ -123,19 +125,25 @@ class ImageReference(Reference):
                 advance(len(index))
         return {output: moments[output].feature_set(ranks) for output in outputs}
 
+    def save(self, path: Path, features: Features, needs_rows: Mapping[str, bool], display: Display) -> None:
+        """Write the statistics of the requested outputs to an `.npz` file. Collective: call on all ranks.
+
+        The file has mu and sigma of the pooled features and mu_s and sigma_s of the spatial features, as ADM's files.
+        """
+        found = self.feature_sets(features, needs_rows, display)
+        arrays: dict[str, Any] = {}
+        for output, feature_set in found.items():
+            own = self._arrays(features, "pooled", feature_set, needs_rows[output])
+            names = dict(zip(FileReference.KEYS["pooled"], FileReference.KEYS[output], strict=True))
+            arrays |= own if output == "pooled" else {names[key]: own[key] for key in names} | {"about": own["about"]}
+        if Ranks.current().rank == 0:
+            with atomic_file(path) as partial, partial.open("wb") as file:
+                np.savez(file, **arrays)
+
     def _write_to_cache(self, features: Features, output: str, feature_set: FeatureSet, with_rows: bool) -> None:
         if features.weights_sha256 is None:
             return  # an untrained network has different weights in each process
-        arrays: dict[str, Any] = {
-            "mu": feature_set.mean.numpy(),
-            "sigma": feature_set.covariance.numpy(),
-            "count": np.int64(feature_set.count),
-        }
-        if with_rows or feature_set.count <= feature_set.dimensions:
-            assert feature_set.rows is not None
-            arrays["rows"] = feature_set.rows.numpy()
-        origin = {"features": features.name, "weights_sha256": features.weights_sha256, "resize": features.resize}
-        arrays["about"] = np.array(json.dumps(self.protocol() | origin | {"output": output}))
+        arrays: dict[str, Any] = self._arrays(features, output, feature_set, with_rows)
         path = self.file(features, output)
         try:
             with atomic_file(path, concurrent=True) as partial, partial.open("wb") as file:
@@ -143,27 +151,45 @@ class ImageReference(Reference):
         except OSError as error:  # the metrics do not depend on the cache
             logger.info("the reference statistics are not cached in %s: %s.", path, error.strerror)
 
+    def _arrays(
+        self, features: Features, output: str, feature_set: FeatureSet, with_rows: bool
+    ) -> dict[str, np.ndarray]:
+        """Return the arrays of a statistics file.  output: name of the output in the file."""
+        arrays = {
+            "mu": feature_set.mean.numpy(),
+            "sigma": feature_set.covariance.numpy(),
+            "count": np.array(feature_set.count),
+        }
+        if with_rows or feature_set.count <= feature_set.dimensions:
+            assert feature_set.rows is not None
+            arrays["rows"] = feature_set.rows.numpy()
+        origin = {"features": features.name, "weights_sha256": features.weights_sha256, "resize": features.resize}
+        return arrays | {"about": np.array(json.dumps(self.protocol() | origin | {"output": output}))}
+
 
 class FileReference(Reference):
-    """Feature statistics in a `.npz` file with mu (mean) and sigma (covariance), as pytorch-fid, ADM and EDM write it.
+    """Feature statistics in a file: mu (mean) and sigma (covariance), features of single images (rows), or both.
 
-    A file from these programs does not identify its feature network; the user must choose the same features for the
-    samples. A file with mu_s and sigma_s also has statistics of spatial features. A file from the cache of
-    `ImageReference` identifies its feature network, and may also have features of single images.
+    pytorch-fid, ADM, EDM and clean-fid write such `.npz` files, and torch-fidelity such `.pt` files. A file from these
+    programs does not identify its feature network; the user must choose the same features for the samples. A file with
+    mu_s and sigma_s also has statistics of spatial features. A file of `save_statistics`, or from the cache of
+    `ImageReference`, identifies its feature network.
     """
 
     KEYS = {"pooled": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}  # noqa: RUF012
 
     def __init__(self, path: Path) -> None:
-        """Raise ValueError unless the file contains a mean and a covariance of matching shapes."""
+        """Raise ValueError unless the file contains a mean and a covariance of matching shapes, or features."""
         self.path = path
         if not path.is_file():
             raise ValueError(f"`reference` must be a split or an existing statistics file (.npz), got {path}.")
+        is_torch = path.suffix.lower() in SUFFIXES
         try:
-            self._arrays, self._names = read_statistics(path)
+            self._arrays, self._names = (read_torch_statistics if is_torch else read_statistics)(path)
             self._origin = read_about(self._arrays)
         except ValueError as error:
-            raise ValueError(f"reference={path} cannot be read as .npz: {error}.") from None
+            kind = "a cache of torch-fidelity" if is_torch else ".npz"
+            raise ValueError(f"reference={path} cannot be read as {kind}: {error}.") from None
         self._check()
         self.name = self._origin.get("split", path.stem)
 
@@ -182,14 +208,27 @@ class FileReference(Reference):
 
     def _feature_set(self, features: Features, output: str, with_rows: bool) -> FeatureSet:
         origin = self._origin
-        expected = {"features": features.name, "output": output, "weights_sha256": features.weights_sha256}
+        # The output of mu, sigma and rows. A file of `save_statistics` may also have mu_s and sigma_s.
+        own_output = output if not origin or (output == "spatial" and "mu_s" in self._arrays) else origin["output"]
+        expected = {"features": features.name, "weights_sha256": features.weights_sha256}
+        if own_output != output:
+            raise ValueError(
+                f"reference={self.path} must have the same features as the samples (output={output}), got "
+                f"output={short(own_output)}."
+            )
         for key, value in expected.items():
             if origin and origin[key] != value:
                 raise ValueError(
                     f"reference={self.path} must have the same features as the samples ({key}={value}), got "
                     f"{key}={short(origin[key])}."
                 )
-        mean, covariance = (self._arrays.get(key) for key in (("mu", "sigma") if origin else self.KEYS[output]))
+        is_own = bool(origin) and origin["output"] == output
+        mean, covariance = (self._arrays.get(key) for key in (("mu", "sigma") if is_own else self.KEYS[output]))
+        rows = self._arrays.get("rows") if is_own or output == "pooled" else None
+        count = int(self._arrays.get("count", 0))
+        if mean is None and covariance is None and rows is not None:
+            computed = FeatureSet.of(torch.from_numpy(rows.astype(np.float32)))
+            mean, covariance, count = computed.mean.numpy(), computed.covariance.numpy(), computed.count
         if mean is None or covariance is None:
             raise ValueError(
                 f"reference={self.path} must contain {' and '.join(self.KEYS[output])} for {output} features, got "
@@ -200,21 +239,24 @@ class FileReference(Reference):
                 f"reference={self.path} must have {features.num_features} features (as {features.name} has), got "
                 f"{len(mean)}."
             )
-        rows = self._arrays.get("rows")
         if with_rows and rows is None:
             raise ValueError(
                 f"reference={self.path} must contain the features of single images for metrics other than fid and "
                 "sfid, got only a mean and a covariance; set reference=train for these metrics."
             )
         mu, sigma = (torch.from_numpy(np.asarray(part, dtype=np.float64)) for part in (mean, covariance))
-        count = int(self._arrays.get("count", 0))
-        return FeatureSet(count, mu, sigma, None if rows is None else torch.from_numpy(rows))
+        return FeatureSet(count, mu, sigma, None if rows is None else torch.from_numpy(rows.astype(np.float32)))
 
     def _check(self) -> None:
         pairs = [pair for pair in self.KEYS.values() if pair[0] in self._arrays or pair[1] in self._arrays]
-        if not pairs:
+        rows = self._arrays.get("rows")
+        if not pairs and rows is None:
             names = ", ".join(self._names) or "neither"
             raise ValueError(f"reference={self.path} must contain mu and sigma, got {names}.")
+        if rows is not None and len(rows) < 2:
+            raise ValueError(f"reference={self.path} must contain at least 2 rows, got {len(rows)}.")
+        if rows is not None and not np.isfinite(rows).all():
+            raise ValueError(f"reference={self.path} must contain finite numbers, got NaN or infinity in rows.")
         for mu, sigma in pairs:
             mean, covariance = (np.asarray(self._arrays.get(key, 0.0)) for key in (mu, sigma))
             if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
@@ -222,61 +264,19 @@ class FileReference(Reference):
                     f"reference={self.path} must contain {mu} [D] and {sigma} [D, D], got {list(mean.shape)} and "
                     f"{list(covariance.shape)}."
                 )
-            if (rows := self._arrays.get("rows")) is not None and rows.shape[1] != len(mean):
+            if rows is not None and mu == "mu" and rows.shape[1] != len(mean):
                 raise ValueError(f"reference={self.path} must contain rows [M, {len(mean)}], got {list(rows.shape)}.")
-            if rows is not None and len(rows) < 2:
-                raise ValueError(f"reference={self.path} must contain at least 2 rows, got {len(rows)}.")
             if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
                 raise ValueError(
                     f"reference={self.path} must contain finite numbers, got NaN or infinity in {mu} or {sigma}."
                 )
-            if rows is not None and not np.isfinite(rows).all():
-                raise ValueError(f"reference={self.path} must contain finite numbers, got NaN or infinity in rows.")
         if (count := self._arrays.get("count")) is not None and not 0 <= int(count) < 2**63:
             raise ValueError(f"reference={self.path} must contain a count of at least 0, got {int(count)}.")
 
 
-class _Moments:
-    """Features of the part of a set that this rank reads: individual features, and sums for mean and covariance."""
-
-    def __init__(self) -> None:
-        self._rows: list[Tensor] = []
-        self._sums: tuple[Tensor, Tensor] | None = None
-        self._count = 0
-
-    def add(self, features: Tensor, stored: Tensor, needs_sums: bool) -> None:
-        """Add a batch.
-
-        features: features of images, float32 [B, D].  stored: whether to store the features of each image, bool [B].
-        needs_sums: whether sums are needed, because the features of some images are not stored.
-        """
-        self._rows.append(features[stored])
-        self._count += len(features)
-        if needs_sums:
-            exact = features.double()
-            sums = exact.sum(0), exact.T @ exact
-            self._sums = sums if self._sums is None else (self._sums[0] + sums[0], self._sums[1] + sums[1])
-
-    def feature_set(self, ranks: Ranks) -> FeatureSet:
-        """Return the feature set of all ranks' images. Collective: call on all ranks."""
-        widths = [part.shape[1] for part in self._rows]
-        dimensions = max(ranks.all_gather_object(max(widths, default=0)))
-        rows = ranks.all_gather(torch.cat([*self._rows, torch.zeros(0, dimensions)]))
-        if max(ranks.all_gather_object(self._sums is not None)) is False:
-            return FeatureSet.of(rows)
-        total, product = self._sums or (
-            torch.zeros(dimensions, dtype=torch.float64),
-            torch.zeros(dimensions, dimensions, dtype=torch.float64),
-        )
-        count = sum(ranks.all_gather_object(self._count))
-        total, product = ranks.all_reduce_sum(total), ranks.all_reduce_sum(product)
-        mean = total / count
-        return FeatureSet(count, mean, (product - count * torch.outer(mean, mean)) / (count - 1), rows)
-
-
 def _is_cached(file: Path, with_rows: bool) -> bool:
     """Return whether a cache file can be opened and contains the requested arrays, without reading them."""
-    return {"mu", "sigma", "count", *(["rows"] if with_rows else [])} <= names_of(file)
+    return {"mu", "sigma", "count", *(["rows"] if with_rows else [])} <= array_names(file)
 
 
 def _read_cached(file: Path, with_rows: bool) -> FeatureSet | None:

@@ -10,16 +10,17 @@ import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
 
+from diffusion_lab.data.npz_arrays import read_header
 from diffusion_lab.regular_files import gigabytes, memory_budget, open_regular
 from diffusion_lab.reporting.text import terminal_text
 
-NUM_DIMENSIONS = {"mu": 1, "sigma": 2, "mu_s": 1, "sigma_s": 2, "rows": 2, "count": 0, "about": 0}
-"""Arrays of a statistics file, and their numbers of dimensions."""
+NUM_DIMENSIONS = {"mu": 1, "sigma": 2, "mu_s": 1, "sigma_s": 2, "rows": 2, "feats": 2, "count": 0, "about": 0}
+"""Arrays of a statistics file, and their numbers of dimensions. clean-fid stores the features of images as feats."""
 ABOUT = {"features": str, "output": str, "weights_sha256": str, "split": str, "fingerprint": str, "size": int}
 """Keys of the JSON text `about`, which identifies the images and the feature network, with the type of each value."""
 
@@ -40,6 +41,7 @@ def read_statistics(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
         raise ValueError(error.strerror or "the archive is damaged") from None
     except Exception as error:  # damaged archives raise errors of any type, from BadZipFile to zlib.error
         raise ValueError(terminal_text(" ".join(str(error).split())[:150]) or type(error).__name__) from None
+    arrays = {"rows" if name == "feats" else name: array for name, array in arrays.items()}
     return arrays, [terminal_text(name[:50]) for name in list(members)[:20] if name != "arr_0"]
 
 
@@ -58,19 +60,10 @@ def read_about(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return about | {"rows": int(about["rows"]) if isinstance(about.get("rows"), int) else 0}
 
 
-def names_of(path: Path) -> set[str]:
-    """Return the names of the arrays in a file without reading them; an empty set for a file that cannot be read."""
-    try:
-        with open_regular(path) as opened, zipfile.ZipFile(opened) as archive:
-            return {name.removesuffix(".npy") for name in archive.namelist()}
-    except (OSError, ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile):
-        return set()
-
-
 def _read(archive: zipfile.ZipFile, member: str, name: str, num_read: int) -> np.ndarray:
     """Return an array of an archive in the byte order of this machine.  num_read: bytes of the arrays read before."""
     with archive.open(member) as file:
-        shape, dtype = _header(file)  # type: ignore[arg-type]
+        shape, dtype = read_header(file)
         _require_expected(name, shape, dtype)
         num_bytes = math.prod(shape) * dtype.itemsize
         stored = archive.getinfo(member).file_size - file.tell()
@@ -84,21 +77,12 @@ def _read(archive: zipfile.ZipFile, member: str, name: str, num_read: int) -> np
     return np.asarray(array, dtype=array.dtype.newbyteorder("="))  # torch reads no other byte order
 
 
-def _header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    version = npy.read_magic(file)
-    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-    if version not in readers:
-        raise ValueError(f"an array has the version {version} of the format .npy, which must be (1, 0) or (2, 0)")
-    shape, _, dtype = readers[version](file)
-    return shape, dtype
-
-
 def _require_expected(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     kinds = {"about": "U", "count": "iu"}.get(name, "fiu")
     if dtype.kind not in kinds or (dtype.kind == "f" and dtype.itemsize > 8):  # torch has no longer floats
         raise ValueError(f"{name} must contain {'text' if name == 'about' else 'numbers'}, got {dtype}")
     # `FileReference` reports the dimensions of mean and covariance together
-    if len(shape) > 2 or any(side < 0 for side in shape) or (name in ("count", "about", "rows") and (
+    if len(shape) > 2 or any(side < 0 for side in shape) or (name in ("count", "about", "rows", "feats") and (
         len(shape) != NUM_DIMENSIONS[name]
     )):  # fmt: skip
         raise ValueError(f"{name} must have {NUM_DIMENSIONS[name]} dimensions, got the shape {list(shape)[:10]}")

@@ -43,7 +43,7 @@ class CascadeImages(LowResolutionImages):
         return self.images.labels(seeds)
 
     def require(self, num_classes: int) -> None:
-        previous = self.images.guidance.num_classes(self.images.module.labels)
+        previous = self.images.num_classes
         if num_classes not in (0, previous):
             raise ValueError(
                 f"`cascade` must list runs without classes or with as many classes as the previous run ({previous}), "

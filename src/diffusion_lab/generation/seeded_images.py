@@ -14,6 +14,7 @@ from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.data.classes import LabelChoice, as_label, labels_of
 from diffusion_lab.distributed.collectives import Ranks
 from diffusion_lab.fingerprints import describe, digest
+from diffusion_lab.generation.indexed_images import IndexedImages
 from diffusion_lab.generation.low_resolution_images import LowResolutionImages
 from diffusion_lab.guidance import Guidance
 from diffusion_lab.latents import Latents, Pixels
@@ -23,13 +24,15 @@ from diffusion_lab.samplers import OnStep, Sampler
 from diffusion_lab.training.diffusion_module import DiffusionModule
 
 
-class SeededImages:
+class SeededImages(IndexedImages):
     """The images that a network generates, indexed by their seeds.
 
     An image is a function of the network, the sampler and the seed. Since rounding depends on the batch size, images
     are always generated in the same full batches, with the seeds k * batch_size to (k + 1) * batch_size - 1, even if
     only some of the images are requested.
     """
+
+    action = "sampling"
 
     def __init__(
         self,
@@ -64,18 +67,23 @@ class SeededImages:
         _require_low_resolution(module, low_resolution_images)
         self.trained = self.guidance.trained_classes(module.labels, module.trained_classes)
         """The classes that the network was trained on; empty if it was trained on all of them."""
-        self.label = as_label(label, self._num_classes, module.class_names, default="null", trained=self.trained)
+        self.label = as_label(label, self.num_classes, module.class_names, default="null", trained=self.trained)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Shape of one image: [C, H, W]."""
         return self.module.image_shape
 
-    def batches(self, seeds: range) -> list[range]:
-        """Split a range of seeds into full batches; the first and the last range may be a part of a full batch."""
-        first, last = seeds.start // self.batch_size, -(-seeds.stop // self.batch_size)
-        full_batches = (range(k * self.batch_size, (k + 1) * self.batch_size) for k in range(first, last))
-        return [range(max(batch.start, seeds.start), min(batch.stop, seeds.stop)) for batch in full_batches]
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.module.device)
+
+    @property
+    def num_classes(self) -> int:
+        return self.guidance.num_classes(self.module.labels)
+
+    def pixels(self, indices: range) -> Tensor:
+        return self.generate(indices)
 
     def generate(self, seeds: range, on_step: OnStep | None = None) -> Tensor:
         """Generate images, uint8 [B, C, H, W], on the device of the module.
@@ -103,7 +111,7 @@ class SeededImages:
 
     def protocol(self) -> dict[str, Any]:
         """Return the settings with which the images are generated, for fingerprints."""
-        classes = self._num_classes
+        classes = self.num_classes
         unused = self.sampler.without_effect(classifier=self.guidance.classifier is not None)
         label = self.label
         if label is None:
@@ -112,24 +120,20 @@ class SeededImages:
             "sampler": describe(self.sampler, omit=("process", *unused)) | {"num_steps": len(self.sampler.times)},
             "schedule": describe(self.module.process.schedule),
             "weights": self.module.weights_protocol(self.weights),
-            **({"conventions": added} if (added := self.module.conventions()) else {}),
+            **({"conventions": added} if (added := self.module.conventions(unused)) else {}),
             **self._guidance_protocol(),
             "label": label if classes else None,
             "batch_size": self.micro_batch_size,
             "quantization": "rounded to 256 levels",
-            **self._low_resolution_protocol(),
+            **({} if (source := self.low_resolution_images) is None else {"low_resolution": source.protocol()}),
             **({} if self.module.space == Pixels() else {"space": self._space_protocol()}),
         }
 
     def labels(self, seeds: Sequence[int]) -> Tensor | None:
         """Return the class of each seed, int64 [B], or None for a network without classes."""
-        classes, source = self._num_classes, self.low_resolution_images
+        classes, source = self.num_classes, self.low_resolution_images
         labels = source.labels(seeds) if classes and self.label is None and source is not None else None
         return labels if labels is not None or not classes else labels_of(seeds, self.label, classes, self.trained)
-
-    @property
-    def _num_classes(self) -> int:
-        return self.guidance.num_classes(self.module.labels)
 
     def condition(self, x_0: Tensor, label: Tensor | None) -> Condition:
         """Return the condition of the network for images that were not generated, such as images of the data set.
@@ -147,10 +151,6 @@ class SeededImages:
         """Return the SHA-256 of the weights, the sampling settings, the precision and the package version."""
         weights = weights_sha256(self.module.sampled_network(self.weights))
         return digest([self.protocol(), precision, __version__, weights])
-
-    def _low_resolution_protocol(self) -> dict[str, Any]:
-        source = self.low_resolution_images
-        return {} if source is None else {"low_resolution": source.protocol()}
 
     def _space_protocol(self) -> dict[str, Any]:
         space = self.module.space

@@ -1,1 +1,3 @@
-"""Checkpoints and folders of other code: what they contain, in the names and settings of this package, and back."""
+"""Checkpoints and folders of other code, read and written: one module per format. Foreign files are data, and no code
+in them is run.
+"""

@@ -46,10 +46,8 @@ class Sinusoids:
         """Embed the time [B].  channels: number of channels, even and at least 4.  Returns [B, channels], float32."""
         half = channels // 2
         steps = half - 1 if self.kind == "ddpm" else half
-        # In this order of operations, the frequencies are those of the code of Dhariwal & Nichol (2021) and of
-        # `diffusers` to the bit. Other roundings change the angles of late times by 1e-4.
-        exponent = -math.log(self.max_period) * torch.arange(half, dtype=torch.float32, device=time.device) / steps
-        frequency = torch.exp(exponent)
+        exponent = torch.arange(half, dtype=torch.float32, device=time.device) / steps
+        frequency = torch.exp(-math.log(self.max_period) * exponent)
         scaled = time.float() if self.time_scale == 1 else self.time_scale * time.float()
         angle = scaled[:, None] * frequency  # [B, half]
         parts = [angle.sin(), angle.cos()] if self.kind == "ddpm" else [angle.cos(), angle.sin()]
@@ -107,17 +105,17 @@ class TimeEmbedding(nn.Module):
         if numbers is not None:
             embedding = embedding + self.augmentation(numbers.to(embedding.dtype))
         if self.adds_label and condition is not None and condition.label is not None:
-            embedding = embedding + self.label(self._scaled_one_hot(condition.label).to(embedding.dtype))
+            embedding = embedding + self.label(self._scaled_one_hot(condition.label, embedding.dtype))
         result: Tensor = self.layers(embedding)
         return result
 
-    def _scaled_one_hot(self, label: Tensor) -> Tensor:
+    def _scaled_one_hot(self, label: Tensor, dtype: torch.dtype) -> Tensor:
         """Return one-hot vectors times sqrt(num_classes), which have mean square 1, and zeros for the null label.
 
         label: [B].  Returns [B, num_classes].
         """
         one_hot = F.one_hot(label, self.labels.num_rows)[:, : self.labels.num_classes]
-        return math.sqrt(self.labels.num_classes) * one_hot
+        return math.sqrt(self.labels.num_classes) * one_hot.to(dtype)
 
     def _numbers(self, condition: Condition) -> Tensor | None:
         """Return the augmentation of each image and, as the last value, the noise level of its low-resolution image.

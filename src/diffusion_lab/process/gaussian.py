@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -49,12 +50,12 @@ class GaussianProcess:
         require_instance(given, GaussianProcess, name)
         return given
 
-    @property
+    @cached_property  # samplers read it in each step, and its checks take a quarter of a millisecond
     def continuous(self) -> "GaussianProcess":
         """The same process with the continuous extension of its schedule."""
         return GaussianProcess(self.schedule.continuous)
 
-    @property
+    @cached_property
     def unbounded(self) -> "GaussianProcess":
         """The same process with times above t_max, where its schedule is defined; see `NoiseSchedule.unbounded`."""
         return GaussianProcess(self.schedule.unbounded)
@@ -72,6 +73,10 @@ class GaussianProcess:
             torch.allclose(one, own, rtol=1e-3, atol=1e-3)
             for one, own in zip(other.schedule.coefficients(t), self.schedule.continuous.coefficients(t), strict=True)
         )
+
+    def is_one_step(self, s: Tensor, t: Tensor) -> Tensor:
+        """Return whether s is one step of the schedule before t: bool, in the shape of t."""
+        return (self.schedule.following(s) - t.double()).abs() < 1e-9
 
     def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return alpha_t and sigma_t, each [B, 1, 1, 1], with the device and dtype of `like` [B, C, H, W].  t: [B]."""

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from diffusion_lab.process.schedule_base import NoiseSchedule, validated_times
 
+MAX_TIMESTEPS = 1_000_000
+"""Largest T, 250 times that of the papers: the tables of a config of other people must not fill the memory."""
+
 
 class TableSchedule(NoiseSchedule):
     """A discrete schedule: T variances `betas` at the times k / T, k = 1..T (Ho et al. 2020, eq. 2 to 4).
@@ -196,3 +199,5 @@ def _to_zero_terminal_snr(betas: Tensor) -> Tensor:
 def _validate_num_timesteps(num_timesteps: int) -> None:
     if not isinstance(num_timesteps, int) or num_timesteps < 1:
         raise ValueError(f"num_timesteps must be a whole number of at least 1, got {num_timesteps}.")
+    if num_timesteps > MAX_TIMESTEPS:
+        raise ValueError(f"num_timesteps must be at most {MAX_TIMESTEPS:,}, got {num_timesteps}.")

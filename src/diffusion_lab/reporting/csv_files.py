@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from diffusion_lab.atomic_files import atomic_file
+
 _FORMULA = re.compile("'*[=+\\-@\t\r\n\uff0b\uff0d\uff1d\uff20]")  # also the full-width forms of + - = @
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(inf|nan)", re.IGNORECASE | re.ASCII)
 
@@ -35,7 +37,7 @@ def from_csv_text(text: str) -> str:
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write a CSV file.  rows: values in the order of the columns; None is an empty cell."""
-    with path.open("w", **_OPTIONS) as file:
+    with atomic_file(path) as partial, partial.open("w", **_OPTIONS) as file:
         writer = csv.writer(file)
         writer.writerow(map(csv_text, columns))
         writer.writerows(map(csv_text, row) for row in rows)

@@ -16,7 +16,11 @@ from torchvision.utils import make_grid
 
 from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.pixels import to_uint8
+from diffusion_lab.regular_files import open_regular
 from diffusion_lab.reporting.text import terminal_text
+
+MAX_BYTES, MAX_PIXELS, TALLEST = 2**28, 10**8, 8
+"""Largest picture in a contact sheet, as a file and as an image, and its largest height in multiples of its width."""
 
 
 def grid(images: Tensor, num_columns: int, tile: int = 56) -> np.ndarray:
@@ -54,17 +58,16 @@ def save_animation(frames: Sequence[np.ndarray], path: Path, *, seconds: float =
 def save_sheet(pictures: Mapping[str, Path], path: Path, *, width: int = 320) -> None:
     """Write a contact sheet of image files as PNG. Each image is placed below its label.
 
-    pictures: label -> image file.  width: width in pixels to which each image is resized.
+    pictures: label -> PNG file; another or a damaged file is shown as a gray square.
+    width: width in pixels to which each image is resized; a tall image is narrower.
     """
     line_height = 18
     tiles = []
     for label, file in pictures.items():
-        try:
-            with Image.open(file) as opened:
-                picture = opened.convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # damaged
-            picture = Image.new("RGB", (width, width), "gray")
-        picture = picture.resize((width, round(width * picture.height / picture.width)), Image.Resampling.LANCZOS)
+        picture = _read_picture(file) or Image.new("RGB", (width, width), "gray")
+        scale = min(width / picture.width, TALLEST * width / picture.height)
+        size = max(1, round(scale * picture.width)), max(1, round(scale * picture.height))
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
         lines = textwrap.wrap(terminal_text(label, 400), width // 7, break_on_hyphens=False) or [""]
         tile = Image.new("RGB", (width, line_height * len(lines) + 4 + picture.height), "white")
         ImageDraw.Draw(tile).multiline_text((2, 0), "\n".join(lines), "black", ImageFont.load_default(13), spacing=4)
@@ -75,4 +78,17 @@ def save_sheet(pictures: Mapping[str, Path], path: Path, *, width: int = 320) ->
     sheet = Image.new("RGB", (num_columns * (width + 12), -(-len(tiles) // num_columns) * height), "white")
     for number, tile in enumerate(tiles):
         sheet.paste(tile, (number % num_columns * (width + 12) + 6, number // num_columns * height))
-    sheet.save(path)
+    with atomic_file(path) as partial:
+        sheet.save(partial, format="PNG")
+
+
+def _read_picture(file: Path) -> Image.Image | None:
+    """Return the image in a PNG file, which another person may have written; None for any other file.
+
+    The format is not guessed from the content, because Pillow would run Ghostscript for an EPS file.
+    """
+    try:
+        with open_regular(file, MAX_BYTES) as stream, Image.open(stream, formats=["PNG"]) as opened:
+            return opened.convert("RGB") if opened.width * opened.height <= MAX_PIXELS else None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None

@@ -1,16 +1,18 @@
 """Functions that plot numbers and arrays to PNG files."""
 
+import itertools
 import re
 import textwrap
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib
 import numpy as np
 from torch import Tensor
 
+from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.reporting.csv_files import write_csv
 from diffusion_lab.reporting.image_grids import grid
 from diffusion_lab.reporting.text import plot_text
@@ -19,6 +21,11 @@ matplotlib.use("Agg")  # writes files and needs no display
 
 from matplotlib import pyplot
 from matplotlib.ticker import MaxNLocator
+
+Panel = TypeVar("Panel")
+
+MAX_PANELS = 60
+"""Largest number of panels of a figure; the layout of thousands of metrics, for example of other people, never ends."""
 
 MARKERS = "osD^v"
 """Markers of lines with the same color."""
@@ -48,6 +55,7 @@ def save_lines(panels: dict[str, dict[str, list[tuple[float, float]]]], xlabel: 
     of 10, and the largest value exceeds 1.
     panels: metric name -> line name -> points with increasing x.
     """
+    panels = _first(panels)
     figure, axes = _grid_of_panels(len(panels))
     styles = _styles(panels.values())
     for panel, (name, lines) in zip(axes, panels.items(), strict=True):
@@ -89,6 +97,7 @@ def save_curves(panels: dict[str, list[tuple[float, float]]], path: Path) -> Non
     The x axis starts at step 0. The y axis is logarithmic if all values are positive and span more than a factor of 10.
     panels: metric name -> points (step, value) with increasing steps.
     """
+    panels = _first(panels)
     figure, axes = _grid_of_panels(len(panels))
     for panel, (name, points) in zip(axes, panels.items(), strict=True):
         panel.plot(*zip(*points, strict=True), marker="o" if len(points) < 30 else None)
@@ -114,6 +123,7 @@ def save_against(
     panels: title -> label of a line -> points (value of the setting, mean, standard deviation); 0: no error bar.
     order: all values of the setting.
     """
+    panels = _first(panels)
     figure, axes = _grid_of_panels(len(panels))
     styles = _styles(panels.values())
     positions, is_numeric = _positions(list(order)), _are_numeric(list(order))
@@ -145,6 +155,7 @@ def save_by_run(panels: dict[str, dict[str, float]], order: Sequence[str], path:
     panels: title -> name of the run -> value.  order: names of all runs.
     """
     runs = [run for run in order if any(run in values for values in panels.values())]
+    panels = _first(panels)
     figure, axes = _grid_of_panels(len(panels))
     width, height = figure.get_size_inches()
     names = list(map(plot_text, runs))
@@ -163,7 +174,8 @@ def _save(figure: Any, path: Path) -> None:
     """Write a figure to a PNG file and close it. Characters that the font lacks become boxes, without a warning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"(?s)Glyph .* missing from")
-        figure.savefig(path, dpi=130)
+        with atomic_file(path) as partial:
+            figure.savefig(partial, dpi=130, format="png")
     pyplot.close(figure)
 
 
@@ -178,6 +190,11 @@ def _add_legend(figure: Any, axes: Sequence[Any]) -> None:
     figure.set_size_inches(width, height + 0.2 * -(-len(lines) // num_columns) + 0.2)
     labels = [textwrap.fill(label, int(width / 0.085)) for label in lines]
     figure.legend(list(lines.values()), labels, loc="outside lower center", ncols=num_columns, fontsize="small")
+
+
+def _first(panels: dict[str, Panel]) -> dict[str, Panel]:
+    """Return the first MAX_PANELS panels."""
+    return dict(itertools.islice(panels.items(), MAX_PANELS))
 
 
 def _grid_of_panels(count: int) -> tuple[Any, list[Any]]:

@@ -5,6 +5,7 @@ Torch and Lightning are imported inside functions, so that invalid settings are 
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lab.config import compilation
 from diffusion_lab.config.validation import argument_problems, raise_problems
 from diffusion_lab.errors import UserError
-from diffusion_lab.paths import expanduser
 from diffusion_lab.runs.find import Target
+from diffusion_lab.runs.image_sets import ImageSet
 from diffusion_lab.runs.load import instantiate_node, load_config, require_kind, resolve
 from diffusion_lab.runs.moved_data import use_place
+from diffusion_lab.runs.reference_setup import SampleFormat, build_reference
 from diffusion_lab.runs.sampling_setup import build_images, cascade_stages, sampling_config
 
 if TYPE_CHECKING:
@@ -24,28 +26,27 @@ if TYPE_CHECKING:
 
     from diffusion_lab.data.image_store import Images, ImageStore
     from diffusion_lab.evaluation.evaluator import Evaluator
-    from diffusion_lab.evaluation.reference import Reference
     from diffusion_lab.metrics.mean_over_images import MeanOverImages
     from diffusion_lab.metrics.metric import Metric
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """The objects for the evaluation of one checkpoint.
+    """The objects for the evaluation of one checkpoint, or of one set of images.
 
-    target: the checkpoint.  step: training step of the checkpoint.
-    evaluation: evaluator of the images that the network generates.
-    metrics: metrics of the set of generated images, such as FID.
+    target: the checkpoint, or a set of images of unknown origin.  step: training step of the checkpoint.
+    evaluation: evaluator of the images that the network generates, or of the images of the set.
+    metrics: metrics of the set of images, such as FID.
     means: averages over images of the data set, such as bits per dimension, each with the images to average over.
-    store: image set of the run.
+    store: image set of the run; None if there is none.
     """
 
-    target: Target
-    step: int
+    target: Target | ImageSet
+    step: int | None
     evaluation: "Evaluator"
     metrics: list["Metric"]
     means: list[tuple["MeanOverImages", "Images"]]
-    store: "ImageStore"
+    store: "ImageStore | None"
 
 
 def build(config: DictConfig, target: Target, fabric: "Fabric") -> Measurement:
@@ -68,14 +69,14 @@ def build(config: DictConfig, target: Target, fabric: "Fabric") -> Measurement:
     store = instantiate_node(trained.data.store, "data")
 
     from diffusion_lab.evaluation.evaluator import Evaluator
-    from diffusion_lab.features import FeaturesUnavailableError
 
     images, step = build_images(config, target, fabric)
-    try:
+    with user_errors(config):
         store.locate()
         metrics, means = build_metrics(trained, store)
         needs_reference = any(metric.needs_reference for metric in metrics)
-        reference = _build_reference(config.reference, store) if needs_reference else None
+        sample_format = SampleFormat.of(config.preparation, trained.data.channels, images.shape[-1])
+        reference = build_reference(config.reference, store, sample_format) if needs_reference else None
         evaluation = Evaluator(
             images,
             reference,
@@ -84,22 +85,32 @@ def build(config: DictConfig, target: Target, fabric: "Fabric") -> Measurement:
             precision=compilation.precision_name(config.trainer),
         )
         evaluation.require(metrics)
-    except FeaturesUnavailableError as error:
-        raise UserError(str(error)) from error
-    except FileNotFoundError as error:
-        hint = "; data.path=FOLDER names the new place of moved images." if config.data.path is None else ""
-        raise UserError(f"{str(error).rstrip('.')}{hint}") from error
-    except ValueError as error:
-        raise UserError(str(error)) from error
     return Measurement(target, step, evaluation, metrics, means, store)
 
 
+@contextmanager
+def user_errors(config: DictConfig) -> Iterator[None]:
+    """Raise the errors of settings, images and feature networks as UserError."""
+    from diffusion_lab.features import FeaturesUnavailableError
+
+    try:
+        yield
+    except FeaturesUnavailableError as error:
+        raise UserError(str(error)) from error
+    except FileNotFoundError as error:
+        hint = "; data.path=FOLDER names the new place of moved images." if config.data.get("path") is None else ""
+        raise UserError(f"{str(error).rstrip('.')}{hint if config.images is None else '.'}") from error
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
 def build_metrics(
-    trained: DictConfig, store: "ImageStore"
+    trained: DictConfig, store: "ImageStore | None"
 ) -> tuple[list["Metric"], list[tuple["MeanOverImages", "Images"]]]:
     """Build the metrics of the set of generated images, and the averages over images of the data set.
 
     Metrics with equal `features` settings share one feature network.
+    trained: config with metrics and data.channels; null accepts any number.  store: None without averages over images.
     """
     from diffusion_lab.metrics.mean_over_images import MeanOverImages
     from diffusion_lab.metrics.metric import Metric
@@ -117,6 +128,7 @@ def build_metrics(
             _require_channels(networks[key], trained.data.channels)
         metric = instantiate_node(settings, f"metrics.{name}", **shared)
         if isinstance(metric, MeanOverImages):
+            assert store is not None
             metric.choice = str(name)
             metric.split = _split(metric.split, f"metrics.{name}.split", store)
             means.append((metric, store.load(metric.split)))
@@ -139,25 +151,13 @@ def _split(split: str | None, setting: str, store: "ImageStore") -> str:
     return split
 
 
-def _require_channels(features: Any, channels: int) -> None:
-    if channels not in features.channels:
+def _require_channels(features: Any, channels: int | None) -> None:
+    if channels is not None and channels not in features.channels:
         accepted = " or ".join(map(str, features.channels))
         raise UserError(
             f"`features` must accept images with data.channels={channels}, got {features.name}, which accepts "
             f"{accepted} channels; try features=inception."
         )
-
-
-def _build_reference(reference: str, store: "ImageStore") -> "Reference":
-    from diffusion_lab.evaluation.reference import FileReference, ImageReference
-
-    if reference.endswith(".npz"):
-        return FileReference(expanduser(reference))
-    if reference != "train" and reference not in store.splits():
-        raise ValueError(
-            f"`reference` must be a split ({', '.join(store.splits())}) or a statistics file (.npz), got {reference}."
-        )
-    return ImageReference(store.load(reference), reference, store.cache.references)
 
 
 def build_each(config: DictConfig, targets: list[Target], fabric: "Fabric") -> Iterator[Measurement]:

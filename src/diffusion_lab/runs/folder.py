@@ -22,7 +22,7 @@ from diffusion_lab.distributed import slurm_job
 from diffusion_lab.distributed.signals import StoppedBySignal
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import class_names
-from diffusion_lab.runs.load import resolve
+from diffusion_lab.runs.load import resolved_values
 from diffusion_lab.runs.resume import StartingPoint
 from diffusion_lab.runs.training_setup import Run
 from diffusion_lab.runs.trust import is_recorded, record
@@ -80,7 +80,7 @@ def _start_loggers(loggers: list[Any], start: StartingPoint) -> None:
         try:
             _ = each.experiment
             if hasattr(each, "describe"):
-                each.describe(without_secrets(OmegaConf.to_container(resolve(config))))
+                each.describe(without_secrets(resolved_values(config)))
         except Exception as error:
             if not type(error).__module__.startswith("wandb"):
                 raise
@@ -89,7 +89,7 @@ def _start_loggers(loggers: list[Any], start: StartingPoint) -> None:
 
 
 def _save_config(config: DictConfig, folder: Path) -> None:
-    content = OmegaConf.to_container(resolve(config))
+    content = resolved_values(config)
     if hidden := list(secret_keys(content)):
         logger.info("config.yaml has null for the value of a secret environment variable at %s.", ", ".join(hidden))
     with atomic_file(folder / "config.yaml") as partial:
@@ -98,7 +98,7 @@ def _save_config(config: DictConfig, folder: Path) -> None:
 
 def _save_environment(config: DictConfig, folder: Path) -> None:
     """Write the versions of Python and of all packages whose classes the config names, and the config folders."""
-    names = sorted({"lightning", "torch", *_packages(OmegaConf.to_container(resolve(config)))})
+    names = sorted({"lightning", "torch", *_packages(resolved_values(config))})
     packages = {name: _describe_package(name) for name in names}
     content = {"python": platform.python_version(), "packages": packages, "search_path": search_path_overrides()}
     with atomic_file(folder / "environment.json") as partial:

@@ -18,7 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.config import compilation
 from diffusion_lab.config.compose import in_sweep
+from diffusion_lab.config.saved_files import LARGEST_JSON
 from diffusion_lab.errors import UserError
+from diffusion_lab.regular_files import read_regular
 from diffusion_lab.runs import status as run_status
 from diffusion_lab.runs.find import Target
 
@@ -139,7 +141,7 @@ def _take(folder: Path, record: Record) -> None:
     Raises ValueError if the folder contains other images.
     """
     found = [path for pattern in ("images/*.png", *OF_ALL_IMAGES) for path in sorted(folder.glob(pattern))]
-    earlier = _read(folder)
+    earlier = read_record(folder)
     if found and earlier is None and not in_sweep():  # the plan of a sweep has compared the settings
         raise ValueError(
             f"hydra.run.dir (or output_folder) must be a folder without other images, got {folder}, which contains "
@@ -168,10 +170,14 @@ def _is_same_job(earlier: Record, record: Record) -> bool:
     return earlier.settings == record.settings and earlier.all_seeds() <= record.all_seeds()
 
 
-def _read(folder: Path) -> Record | None:
+def read_record(folder: Path) -> Record | None:
+    """Return the record of the images in a folder; None if there is none that a job can have written."""
     try:
-        content: dict[str, Any] = json.loads((folder / RECORD).read_text())
+        content: dict[str, Any] = json.loads(read_regular(folder / RECORD, LARGEST_JSON))
         record = Record(**content)
-        return record if sum(stop - first for first, stop in record.seeds) < LARGEST else None
-    except (OSError, ValueError, TypeError):
+        are_ranges = bool(record.seeds) and all(
+            type(first) is type(stop) is int and 0 <= first < stop for first, stop in record.seeds
+        )
+        return record if are_ranges and sum(stop - first for first, stop in record.seeds) < LARGEST else None
+    except (OSError, ValueError, TypeError, RecursionError):
         return None

@@ -23,7 +23,6 @@ from diffusion_lab.config.program import command_line
 from diffusion_lab.config.saved_files import read_saved
 from diffusion_lab.config.validation import argument_problems, raise_problems
 from diffusion_lab.contracts import require_instance
-from diffusion_lab.distributed import launch
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs.find import find_run
 from diffusion_lab.runs.lightning_messages import silence_lightning
@@ -141,10 +140,13 @@ def is_classifier_config(config: DictConfig) -> bool:
 
 def resolve(config: DictConfig) -> DictConfig:
     """Resolve all interpolations of a config.  Raises UserError for missing values and undefined references."""
+    return OmegaConf.create(resolved_values(config))
+
+
+def resolved_values(config: DictConfig) -> dict[str, Any]:
+    """Return the plain values of a resolved config.  Raises UserError as `resolve` does."""
     try:
-        return typing.cast(
-            DictConfig, OmegaConf.create(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
-        )
+        return typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
     except MissingMandatoryValue as error:
         raise UserError(f"{error.full_key} must be given, got no value.") from error
     except OmegaConfBaseException as error:
@@ -250,16 +252,6 @@ def _require_network(network: Any, *, classifier: bool) -> None:
                 f"`model` must implement diffusion_lab.networks.{required.__name__}, got {type(network).__name__}, "
                 f"which is a {other.__name__}; `{command_line(command)}` trains it."
             ) from error
-        raise UserError(str(error)) from error
-
-
-def require_launch(trainer: DictConfig) -> None:
-    """Raise UserError unless devices and nodes of a trainer match the ranks that a launcher started."""
-    node = OmegaConf.to_container(trainer, resolve=True)
-    assert isinstance(node, dict)
-    try:
-        launch.validate(node.get("devices", 1), node.get("num_nodes", 1), node.get("strategy"))
-    except launch.LaunchError as error:
         raise UserError(str(error)) from error
 
 

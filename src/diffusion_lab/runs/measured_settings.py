@@ -36,7 +36,7 @@ def measured_settings(fingerprints: Mapping[str, Mapping[str, Any]]) -> dict[str
         if field.partition(".")[0] in STATED and isinstance(value, str | int | float)  # not a list
     }
     shown = {key.removeprefix("sampler.") if key.startswith(NESTED) else key: text for key, text in texts.items()}
-    of_data = {_choice(one): str(one.get("num_samples")) for one in fingerprints.values() if "sampler" not in one}
+    of_data = {_choice(one): str(one.get("num_samples")) for one in fingerprints.values() if not _of_samples(one)}
     return shown | {f"metrics.{choice}.num_images": number for choice, number in of_data.items() if choice}
 
 
@@ -48,7 +48,7 @@ def is_used(key: str, fingerprints: Iterable[Mapping[str, Any]]) -> bool:
 def _affects(key: str, fingerprint: Mapping[str, Any]) -> bool:
     group, _, rest = key.partition(".")
     if group in OF_SAMPLES:
-        return "sampler" in fingerprint
+        return "sampler" in fingerprint or (group in ("num_samples", "reference") and _of_samples(fingerprint))
     if group == "time_grid" and _in_metric(fingerprint, "time_grid") is not None:  # of the bound of a respaced chain
         return True
     if group in ("sampler", "time_grid"):
@@ -60,6 +60,11 @@ def _affects(key: str, fingerprint: Mapping[str, Any]) -> bool:
     choice = rest.partition(".")[0]
     measured = _class_of_metric(fingerprint)
     return group != "metrics" or measured is None or _classes_of_metrics().get(choice, measured) == measured
+
+
+def _of_samples(fingerprint: Mapping[str, Any]) -> bool:
+    """Return whether a value was measured on a set of samples: generated images, or images of unknown origin."""
+    return "sampler" in fingerprint or "images" in fingerprint
 
 
 def _in_metric(fingerprint: Mapping[str, Any], name: str) -> Any:
@@ -96,8 +101,8 @@ def merged(fingerprints: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     The fingerprint of a mean over images of the data set has no sampler. Its number of images is not the setting
     num_samples, and is left out.
     """
-    of_samples = [one for one in fingerprints.values() if "sampler" in one]
-    of_data = [one for one in fingerprints.values() if "sampler" not in one]
+    of_samples = [one for one in fingerprints.values() if _of_samples(one)]
+    of_data = [one for one in fingerprints.values() if not _of_samples(one)]
     without_number = [{key: value for key, value in one.items() if key != "num_samples"} for one in of_data]
     return dict(ChainMap(*map(dict, (*of_samples, *without_number))))
 

@@ -11,6 +11,7 @@ from diffusion_lab.distributed.collectives import Ranks
 from diffusion_lab.evaluation.evaluator import required_outputs
 from diffusion_lab.evaluation.reference import BATCH_SIZE, ImageReference
 from diffusion_lab.features import FashionCNN, Features
+from diffusion_lab.generation.seeded_images import SeededImages
 from diffusion_lab.runs.cost_line import duration
 from diffusion_lab.runs.evaluation_setup import Measurement
 from diffusion_lab.runs.operations import measure_rates
@@ -66,7 +67,7 @@ def _seconds(features: Features, shape: tuple[int, int, int], size: int, device:
 
 def _features_lines(measurement: Measurement) -> Iterator[str]:
     evaluation, metrics = measurement.evaluation, measurement.metrics
-    device, shape = evaluation.images.module.device, evaluation.images.shape
+    device, shape = evaluation.images.device, evaluation.images.shape
     for features in required_outputs(metrics):
         needs_rows = required_outputs(metrics, of_reference=True).get(features)
         reference = evaluation.reference if needs_rows else None
@@ -80,7 +81,8 @@ def _features_lines(measurement: Measurement) -> Iterator[str]:
         line = f"cost of {features.name} features: about {duration(seconds)} for "
         if num_reference and isinstance(reference, ImageReference):
             line += f"all {num_reference:,} images of reference={reference.split} and "
-        line += f"{evaluation.num_samples:,} generated images"
+        generated = "generated images" if isinstance(evaluation.images, SeededImages) else "images"
+        line += f"{evaluation.num_samples:,} {generated}"
         if num_reference and isinstance(reference, ImageReference) and features.weights_sha256 is not None:
             line += f"; the reference statistics are stored for later evaluations in {reference.folder}"
         if device.type == "cpu" and seconds > MANY_SECONDS and (shorter := list(_shorter(measurement, features))):
@@ -91,22 +93,22 @@ def _features_lines(measurement: Measurement) -> Iterator[str]:
 def _shorter(measurement: Measurement, features: Features) -> Iterator[str]:
     """Yield settings with which the features take less time: other features, or a reference of fewer images."""
     store, reference = measurement.store, measurement.evaluation.reference
+    if store is None:
+        return
     if Path(str(store.source)).name in FASHION_SETS and features.name != FashionCNN.name:
         yield f"features={FashionCNN.name}"
     if isinstance(reference, ImageReference) and reference.split != "held_out":
         num_held_out = store.selection.num_held_out
         if 0 < num_held_out < len(reference.images):
             yield f"reference=held_out ({num_held_out:,} images)"
-        yield from (f"reference={split} if it has fewer images" for split in _other_splits(measurement, reference))
-
-
-def _other_splits(measurement: Measurement, reference: ImageReference) -> list[str]:
-    return [split for split in measurement.store.splits() if split not in ("train", "held_out", reference.split)]
+        others = [split for split in store.splits() if split not in ("train", "held_out", reference.split)]
+        yield from (f"reference={split} if it has fewer images" for split in others)
 
 
 def _means_lines(measurement: Measurement, precision: str) -> Iterator[str]:
     images, world_size = measurement.evaluation.images, Ranks.current().world_size
     for metric, data in measurement.means:
+        assert isinstance(images, SeededImages)
         quantity, indices = metric.quantity, range(min(metric.num_images or len(data), len(data)))
         num_evaluations = getattr(quantity, "num_evaluations", None)
         count = "an unknown number of" if num_evaluations is None else f"{num_evaluations:,}"
@@ -114,7 +116,7 @@ def _means_lines(measurement: Measurement, precision: str) -> Iterator[str]:
         work = f"{len(indices):,} images of {metric.split} ({count} evaluations of the network each)"
         seconds = None
         try:
-            rates = measure_rates(images.module.device, precision)
+            rates = measure_rates(images.device, precision)
             one_pass = pass_seconds_per_image(images, rates, is_half="16" in precision)
             num_passes = getattr(quantity, "num_passes", num_evaluations)
             num_images = min(len(indices), images.batch_size * -(-len(indices) // (images.batch_size * world_size)))
@@ -122,7 +124,7 @@ def _means_lines(measurement: Measurement, precision: str) -> Iterator[str]:
         except Exception as error:  # networks and full devices raise errors of any type, which must not end a job
             logger.debug("the cost of %s could not be estimated: %s", quantity.name, error)
         line = f"cost of {quantity.name}: {'unknown' if seconds is None else f'about {duration(seconds)}'} for {work}"
-        if seconds is not None and images.module.device.type == "cpu" and seconds > LONG_MEAN:
+        if seconds is not None and images.device.type == "cpu" and seconds > LONG_MEAN:
             fewer = _one_digit(len(indices) * LONG_MEAN / seconds)
             line += f"; shorter on a CPU: metrics.{metric.choice}.num_images={fewer}" if fewer < len(indices) else ""
         yield line

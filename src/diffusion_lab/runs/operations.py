@@ -1,6 +1,7 @@
 """Count of the operations of a network, without computing anything, and the rates of a device."""
 
 import copy
+import functools
 import itertools
 import time
 from collections.abc import Callable
@@ -63,8 +64,9 @@ def count_operations(network: nn.Module, inputs: tuple[Any, ...], batch_size: in
     return Operations(counter.count, counter.flops, counter.traffic, num_bytes)
 
 
+@functools.cache
 def measure_rates(device: torch.device, precision: str) -> Rates:
-    """Measure the rates of a device with a few short operations, in a few tens of milliseconds.
+    """Measure the rates of a device with a few short operations, in a few tens of milliseconds, once per process.
 
     A short operation often finishes before the operating system runs another program on its core. The fastest of
     several repetitions therefore depends little on what else the machine does. The matrix product runs on one thread,

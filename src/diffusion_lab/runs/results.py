@@ -28,6 +28,7 @@ PAPER_SAMPLES = 50_000
 PRINTED = (
     *("sampler.name", "sampler.num_steps", "guidance_scale", "guidance.interval", "guidance.rescale"),
     *("guidance.num_channels", "classifier_scale", "weights.name", "label", "seed", "precision"),
+    *("images.origin", "preparation.fit"),
 )
 """Fingerprint fields that an evaluation prints."""
 
@@ -91,7 +92,7 @@ def print_numbers(record: Mapping[str, Any]) -> None:
     from diffusion_lab.evaluation.evaluator import Number  # imports torch
 
     # Not as the title of the table, which rich would break at the width of the table
-    print(terminal_text(f"{record['run']}, {record['checkpoint']}, step {record['step']:,}"))
+    print(terminal_text(_measured(record, str(record["run"]))))
     table = Table("metric", "value", "meaning")
     for number in record["numbers"]:
         table.add_row(terminal_text(number["name"]), f"{number['value']:.6g}", Number(**number).description)
@@ -111,8 +112,13 @@ def print_line(record: Mapping[str, Any]) -> None:
     """Print the metric values of one evaluation in one line."""
     numbers = [number for number in record["numbers"] if "_std_" not in number["name"]]
     values = ", ".join(f"{number['name']} {number['value']:.6g}" for number in numbers) or "no metrics"
-    line = f"{Path(record['run']).name}, {record['checkpoint']}, step {record['step']:,}: {values}"
-    print(terminal_text(line), flush=True)
+    print(terminal_text(f"{_measured(record, Path(record['run']).name)}: {values}"), flush=True)
+
+
+def _measured(record: Mapping[str, Any], name: str) -> str:
+    """Return what was measured, as text: a checkpoint, or images without one.  name: name of the run or the images."""
+    is_run = record["checkpoint"] is not None
+    return f"{name}, {record['checkpoint']}, step {record['step']:,}" if is_run else f"images of {name}"
 
 
 def comparability_with_papers(numbers: Sequence[Mapping[str, Any]]) -> str | None:

@@ -4,7 +4,6 @@ resume=RUN continues a run in its own folder. resume=RUN fork=true starts a new 
 RUN; the settings of the new run may be different.
 """
 
-import copy
 import logging
 import os
 import re
@@ -30,10 +29,10 @@ from diffusion_lab.config.search_path import gives_search_path, search_path_over
 from diffusion_lab.config.secrets import is_secret
 from diffusion_lab.config.validation import argument_problems, raise_problems
 from diffusion_lab.errors import UserError
-from diffusion_lab.runs import config_changes
+from diffusion_lab.runs import config_changes, imported_run
 from diffusion_lab.runs.config_changes import KeyPath, by_choice, changes_with_effect, flatten, relocate, unflatten
 from diffusion_lab.runs.find import Place, find_place, portable_path, run_of, shell_word
-from diffusion_lab.runs.load import resolve
+from diffusion_lab.runs.load import resolve, resolved_values
 from diffusion_lab.runs.supervise import FolderInUseError
 from diffusion_lab.runs.tables import SUMMARY, read_json
 from diffusion_lab.runs.training_setup import Run
@@ -92,7 +91,7 @@ def restore_command_line(command: str) -> None:
             f"resume=... must be used without --multirun, got a sweep with resume={resumed[-1]}; the command that "
             "started a sweep also continues it."
         )
-    folder, checkpoint = find_place("resume", unquote(resumed[-1]), run_of(command))
+    folder, checkpoint = imported_run.trained_here(find_place("resume", unquote(resumed[-1]), run_of(command)))
     given = [argument for argument in arguments if override_key(argument) != "resume"]
     given_keys = {override_key(argument) for argument in given}
     lengths = {"trainer.max_steps", "trainer.max_epochs"}
@@ -139,6 +138,7 @@ def starting_point(config: DictConfig) -> StartingPoint:
     is_fork = config.fork and not exists  # a requeued fork continues in its own folder
     is_other = config.resume and not exists
     source = find_place("resume", config.resume, run_of(command_name())) if is_other else Place(run_folder)
+    source = imported_run.trained_here(source)
     if not is_fork and not is_recorded(run_folder):
         require_plain_folder(run_folder)
     saved, wanted = _merge_changes(config, source.folder, run_folder)
@@ -164,12 +164,12 @@ def _merge_changes(config: DictConfig, folder: Path, run_folder: Path) -> tuple[
     config files.
     """
     make_absolute(config)
-    now = flatten(_to_container(config))
+    now = flatten(resolved_values(config))
     saved_overrides = [override for override in _saved_overrides(folder) if override_key(override) != SEARCH_PATH]
     overrides = [*saved_overrides, *search_path_overrides(), f"run_folder={quote(str(run_folder))}"]
     composed = compose_config(command_name(), overrides)
     make_absolute(composed)
-    before = flatten(_to_container(composed))
+    before = flatten(resolved_values(composed))
     saved = flatten(_saved_config(folder, run_folder, now))
     saved |= {key: value for key, value in now.items() if is_secret(value) and saved.get(key, "") is None}
     changed = {key for key in now.keys() | before.keys() if now.get(key) != before.get(key)}
@@ -233,9 +233,12 @@ def is_open_ended(config: DictConfig) -> bool:
 
     A learning-rate schedule that ends with the run, for example, depends on the number of steps.
     """
-    longer = copy.deepcopy(config)
-    longer.trainer.max_steps = 2 * config.trainer.max_steps
-    return not changes_with_effect(flatten(_to_container(config)), flatten(_to_container(longer)))
+    current, max_steps = flatten(resolved_values(config)), config.trainer.max_steps
+    try:
+        config.trainer.max_steps = 2 * max_steps
+        return not changes_with_effect(current, flatten(resolved_values(config)))
+    finally:
+        config.trainer.max_steps = max_steps
 
 
 def _saved_overrides(folder: Path) -> list[str]:
@@ -293,7 +296,3 @@ def _starting_checkpoint(source: Place) -> tuple[Path | None, int]:
     except checkpoint_files.DamagedCheckpointError as error:
         raise UserError(f"the run cannot be resumed, because no checkpoint can be read ({error}).") from error
     return path, step
-
-
-def _to_container(config: DictConfig) -> Any:
-    return OmegaConf.to_container(resolve(config))

@@ -25,10 +25,10 @@ from diffusion_lab.runs.load import (
     load_checkpoint,
     load_config,
     load_weights,
-    require_launch,
     resolve,
 )
 from diffusion_lab.runs.moved_data import use_place
+from diffusion_lab.runs.trainer_settings import require_launch
 
 if TYPE_CHECKING:
     from lightning import Fabric

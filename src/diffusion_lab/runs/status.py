@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 
 from diffusion_lab.atomic_files import atomic_file, overwrite, write_error
 from diffusion_lab.config.saved_files import LARGEST_JSON
+from diffusion_lab.config.secrets import hidden
 from diffusion_lab.distributed import slurm_job
 from diffusion_lab.distributed.slurm_job import SlurmQueue
 from diffusion_lab.regular_files import read_regular
@@ -87,8 +88,10 @@ def job_id(folder: Path) -> str | None:
     status = read(folder)
     if status is not None and status.state in (RUNNING, REQUEUED) and status.starts:
         return status.starts[-1].slurm_id
-    path = folder / JOB
-    text = path.read_text(errors="replace").strip() if path.is_file() else ""
+    try:
+        text = read_regular(folder / JOB, 1000).decode(errors="replace").strip()
+    except OSError:
+        return None
     return text if re.fullmatch(SLURM_ID, text) else None
 
 
@@ -159,7 +162,7 @@ def mark_failed(folder: Path, reason: str) -> None:
     """Record why the run failed or was interrupted.  Only the first reason is stored: others are its consequences."""
     status = read(folder)
     if status is None or status.state not in (FAILED, INTERRUPTED):
-        _end(folder, state_of_end(reason), reason=" ".join(reason.split())[:500])
+        _end(folder, state_of_end(reason), reason=hidden(" ".join(reason.split()))[:500])
 
 
 def mark_not_started(folder: Path, reason: str) -> None:

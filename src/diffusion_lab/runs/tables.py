@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.config.earlier_versions import current_fingerprint, current_metric, current_overrides
 from diffusion_lab.config.saved_files import read_saved, read_saved_json, reading
 from diffusion_lab.reporting.csv_files import write_csv_dicts
@@ -45,6 +46,11 @@ class Row:
     training_step: int | None = None
     evaluations: int | None = None
     left_out: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def is_of_images(self) -> bool:
+        """Whether images of unknown origin were measured; `run` is then their folder or archive."""
+        return any("images" in fingerprint for fingerprint in (self.fingerprints | self.left_out).values())
 
     @classmethod
     def read(cls, folder: Path, top: Path) -> "Row":
@@ -177,7 +183,8 @@ def write_table(
     candidates = varying if len(rounded) > 1 else columns
     shown = [column for column in candidates if column not in hidden]
     lines = [shown, *([row.get(column, "") for column in shown] for row in rounded)]
-    (output / f"{name}.md").write_text(markdown(lines), encoding="utf-8")
+    with atomic_file(output / f"{name}.md") as partial:
+        partial.write_text(markdown(lines), encoding="utf-8")
     print_rows(lines, f"{len(exact)} runs in {output}", num_labels)
 
 
@@ -202,18 +209,19 @@ def markdown_text(text: str) -> str:
 def cells(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Return the cells of each row of a table: column name -> value.
 
-    The cells are the folder, the settings and the results of the row. The columns `trained` (the measured run) and
-    `training_step` are included only if the rows are evaluations and the values differ. `evaluations` is the number of
-    evaluations of the network for one image, which determines the cost of a sampler.
+    The cells are the folder, the settings and the results of the row. The columns `trained` (the measured run) or
+    `images` (the measured images of unknown origin) and `training_step` are included only if the rows are evaluations
+    and the values differ. `evaluations` is the number of evaluations of the network for one image, which determines the
+    cost of a sampler.
     """
     folders, runs = short_paths([row.folder for row in rows]), short_paths([row.run for row in rows])
     are_evaluations = any(row.run != row.folder for row in rows)
     steps_vary = are_evaluations and len({row.training_step for row in rows}) > 1
     return [
         {"run": folders[row.folder]}
-        | ({"trained": runs[row.run]} if are_evaluations and len(runs) > 1 else {})
+        | ({"images" if row.is_of_images else "trained": runs[row.run]} if are_evaluations and len(runs) > 1 else {})
         | ({"training_step": row.training_step} if steps_vary and row.training_step is not None else {})
-        | {key: value for key, value in row.overrides.items() if key != "run"}
+        | {key: value for key, value in row.overrides.items() if key not in ("run", "images", "images.content")}
         | ({} if row.evaluations is None else {"evaluations": row.evaluations})
         | row.values
         for row in rows

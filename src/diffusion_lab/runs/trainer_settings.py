@@ -8,8 +8,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
+from diffusion_lab.distributed import launch
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs.load import instantiate_node, resolve
 
@@ -101,3 +102,12 @@ def _whole_number(name: str, value: Any) -> int:
     ):
         raise UserError(f"{name} must be a whole number of at least 1, got {value}.")
     return int(value)
+
+
+def require_launch(trainer: DictConfig) -> None:
+    """Raise UserError unless devices and nodes of a trainer match the ranks that a launcher started."""
+    node: Any = OmegaConf.to_container(trainer, resolve=True)
+    try:
+        launch.validate(node.get("devices", 1), node.get("num_nodes", 1), node.get("strategy"))
+    except launch.LaunchError as error:
+        raise UserError(str(error)) from error

@@ -21,7 +21,8 @@ from diffusion_lab.errors import UserError
 from diffusion_lab.runs import class_names, network_check
 from diffusion_lab.runs.callbacks_setup import build_callbacks, build_loggers, require_later_needs
 from diffusion_lab.runs.guidance_setup import require_guidable
-from diffusion_lab.runs.load import build_module, instantiate_node, is_classifier_config, require_launch, resolve
+from diffusion_lab.runs.load import build_module, instantiate_node, is_classifier_config, resolve
+from diffusion_lab.runs.trainer_settings import require_launch
 
 if TYPE_CHECKING:
     from lightning import Trainer

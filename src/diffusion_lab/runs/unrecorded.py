@@ -17,19 +17,21 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from diffusion_lab.config.accepted_targets import foreign_targets
+from diffusion_lab.config.accepted_targets import FROM_PRETRAINED, HUB_NAMES, foreign_targets
 from diffusion_lab.config.overrides import override_key, unquote
 from diffusion_lab.config.search_path import given_folders
 from diffusion_lab.config.trusted_packages import trusted_packages
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import CONF, PACKAGE
+from diffusion_lab.regular_files import gigabytes, memory_budget
 from diffusion_lab.runs.config_changes import KeyPath, flatten, unflatten
 from diffusion_lab.runs.trust import is_recorded
+from diffusion_lab.runs.typed_paths import PATHS
 
 logger = logging.getLogger(__name__)
 
 OF_THE_USER = (
-    *("logger", "logger.*", "hydra*", "logs", "sweep.*", "trust", "take_over"),
+    *("logger", "logger.*", "hydra*", "logs", "run_folder", "sweep.*", "trust", "take_over"),
     *(f"trainer.{name}{end}" for name in ("plugins", "strategy", "profiler", "logger", "callbacks")
       for end in ("", ".*")),
     *("trainer.default_root_dir", "trainer.model_registry"),
@@ -40,11 +42,23 @@ OF_THE_USER = (
 NAMES_OF_FILES = (".lock", ".log", ".json", ".yaml", ".csv", ".png", ".ckpt")
 """Ends of the names of files that a run writes, which no folder may have."""
 
+NOT_READ_WHOLE = (".ckpt", ".pt", ".log", ".png", ".npy", ".npz")
+"""Ends of the names of files that are not read into the memory as a whole when a run continues."""
+
 LINK_OF_WANDB = "*wandb/*run-*/logs/debug-core.log"
 """Link to a log file in the user's cache that W&B puts into each run, and that no later start of the run opens."""
 
+LINK_OF_SLURM = r"slurm_[\w.]+\.(out|err)"
+"""Regular expression of the links to the output of a job of a sweep, which no later start of the run opens."""
+
+PLACE = r"(^|_)(folder|path|dir|file|root)$"
+"""Regular expression of the last key of settings that are places."""
+
 WEIGHTS = "pretrained_model_name_or_path"
 """Key of the place of pretrained weights, which are only read; `config.accepted_targets` has the accepted places."""
+
+OF_OUTPUT = ("config.yaml", "images.json", "status.json", ".hydra")
+"""Names in the folder of a run or of generated images, which another person may have written."""
 
 
 def kept_overrides(overrides: Sequence[str]) -> list[str]:
@@ -80,7 +94,7 @@ def _is_kept(text: str) -> bool:
     try:
         override = OverridesParser.create().parse_override(text)
         value = override.value()
-    except HydraException:
+    except (HydraException, RecursionError):
         return False
     if override.package is not None or override.is_sweep_override():
         return False
@@ -95,12 +109,28 @@ def _is_of_the_user(path: KeyPath) -> bool:
 
 
 def _acts(path: KeyPath, value: Any) -> bool:
-    """Return whether a value reads the machine, by a resolver or a path outside of the run folder."""
+    """Return whether a value is a place, reads the machine by a resolver, or is an argument that a library acts on."""
     text = str(value)
     if path[-1] == WEIGHTS:
-        return "${" in text
-    reads = "${" in text and ":" in text  # a name of a resolver may contain other interpolations
-    return reads or any(is_outside(part, None) for part in re.split(r"[\s,\[\]{}'\":]+", text))
+        return text not in (*HUB_NAMES, *trusted_packages())
+    if "_args_" in path or ("autoencoder" in path[:-1] and path[-1] not in FROM_PRETRAINED):
+        return True
+    if value is not None and (re.search(PLACE, str(path[-1])) or ".".join(map(str, path)) in PATHS):
+        return True  # a relative path would be one in the folder in which the command was typed
+    return _reads(text) or any(is_outside(part, None) for part in re.split(r"[\s,\[\]{}'\":]+", text))
+
+
+def _reads(text: str) -> bool:
+    """Return whether a text may call a resolver, whose name may contain other interpolations."""
+    return "${" in text and ":" in text
+
+
+def is_plain(text: str) -> bool:
+    """Return whether a saved override is one setting, and not a flag, that calls no resolver."""
+    try:
+        return not _reads(text) and not OverridesParser.create().parse_override(text).is_sweep_override()
+    except (HydraException, RecursionError):
+        return False
 
 
 def _has_choices(override: str, places: Sequence[Path]) -> bool:
@@ -128,12 +158,14 @@ def is_outside(value: Any, folder: Path | None) -> bool:
 def require_plain_folder(folder: Path) -> None:
     """Raise UserError if a run folder contains anything but its own folders and regular files.
 
-    The run would write to the place of a link that leads out of the folder, and writing to a FIFO may never end.
+    The run would write to the place of a link that leads out of the folder, writing to a FIFO may never end, and logs
+    of any size would be read into the memory.
     """
     top = os.path.realpath(folder)
     for parent, folders, files in os.walk(top):
         for path in (os.path.join(parent, name) for name in (*folders, *files)):
-            if fnmatch.fnmatchcase(os.path.relpath(path, top), LINK_OF_WANDB):
+            name = os.path.relpath(path, top)
+            if os.path.islink(path) and (fnmatch.fnmatchcase(name, LINK_OF_WANDB) or re.fullmatch(LINK_OF_SLURM, name)):
                 continue
             if os.path.islink(path) and not os.path.realpath(path).startswith(top + os.sep):
                 raise UserError(
@@ -146,17 +178,27 @@ def require_plain_folder(folder: Path) -> None:
                     "a run folder that was not recorded as a run of this user must contain regular files only, got "
                     f"{path}; remove it to continue the run."
                 )
+            if is_file and not path.endswith(NOT_READ_WHOLE) and _size(path) > memory_budget():
+                raise UserError(
+                    f"the logs in a run folder that was not recorded as a run of this user must have at most "
+                    f"{gigabytes(memory_budget())}, got {path} with {gigabytes(_size(path))}; remove it to continue "
+                    "the run."
+                )
+
+
+def _size(path: str) -> int:
+    return os.stat(path).st_size if os.path.isfile(path) else 0
 
 
 def require_plain_run_folder(arguments: Sequence[str]) -> None:
-    """Apply `require_plain_folder` to the folder that hydra.run.dir names, if it is the run folder of another user.
+    """Apply `require_plain_folder` to hydra.run.dir and output_folder if another user may have written them.
 
-    Hydra writes to it before the command starts, so that the later check is not enough.
+    Hydra writes to the first one before the command starts, so that the later check is not enough.
     """
     for argument in arguments:
-        if override_key(argument) == "hydra.run.dir":
+        if override_key(argument) in ("hydra.run.dir", "output_folder"):
             folder = Path(unquote(argument.partition("=")[2]))
-            if (folder / "config.yaml").is_file() and not is_recorded(folder):
+            if any(os.path.lexists(folder / name) for name in OF_OUTPUT) and not is_recorded(folder):
                 require_plain_folder(folder)
 
 
@@ -199,7 +241,7 @@ def _is_place(path: KeyPath, value: Any, folder: Path) -> bool:
     name = str(path[-1]) if path else ""
     if name == WEIGHTS:
         return False
-    if re.search(r"(^|_)(folder|path|dir|file|root)$", name):
+    if re.search(PLACE, name):
         is_inside = isinstance(value, str) and os.path.isabs(value) and not is_outside(value, folder)
         return value is not None and not is_inside
     return _names_outside(value, folder)

@@ -44,6 +44,7 @@ class UsedSettings:
     def _read(cls, folder: Path) -> "UsedSettings":
         hydra = _read(folder / ".hydra" / "hydra.yaml")
         choices = hydra["hydra"]["runtime"]["choices"] if hydra else {}
+        choices = {group: choice for group, choice in choices.items() if not str(choice).startswith("_")}  # of the run
         choices = {group: current_choice(group, str(choice)) or choice for group, choice in choices.items()}
         given = _flat(current_config(_read(folder / ".hydra" / "config.yaml")))
         return cls(choices, given, _flat(current_config(_read(folder / "config.yaml"))) or given)

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from diffusion_lab.contracts import added
 from diffusion_lab.denoiser import Estimate
-from diffusion_lab.process import FixedLarge, GaussianProcess, Variance, weighted_sum
+from diffusion_lab.process import FixedLarge, FixedSmall, GaussianProcess, Variance, weighted_sum
 from diffusion_lab.process.respaced import Respaced
 from diffusion_lab.samplers.base import FixedStepSampler, StepContext, add_noise
-from diffusion_lab.samplers.clipping import Clipping, StaticClipping
+from diffusion_lab.samplers.clipping import Clipping, NoClipping, StaticClipping
 from diffusion_lab.samplers.time_grids import TimeGrid, UniformTimes
 
 
@@ -46,13 +46,18 @@ class Ancestral(FixedStepSampler):
         return GaussianProcess(Respaced(self.process.schedule, self.times))
 
     def without_effect(self, *, classifier: bool) -> tuple[str, ...]:
-        # The mean is shifted instead of x_0. In the last step, there is no noise whose variance could differ.
-        return (*super().without_effect(classifier=False), *(() if classifier else ("chain_variance",)))
+        t, s = self.intervals()
+        last = [process.posterior_log_variance(s[-1:], t[-1:]) for process in (self.process, self._chain)]
+        differs = isinstance(self.variance, FixedSmall) or not torch.equal(*last)
+        clips_output = not isinstance(self.clipping, NoClipping) and bool(self.process.is_one_step(s, t).any())
+        used = {"chain_variance": classifier and differs, "clip_mean": clips_output}
+        # The mean is shifted instead of x_0, so that no x_0 is clipped after the shift.
+        others = [name for name in super().without_effect(classifier=False) if name not in used]
+        return (*others, *(name for name, has_effect in used.items() if not has_effect))
 
     def prepare_steps(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         on_x_0, on_x_t, _ = self.process.posterior_coefficients(s, t)
-        is_one_step = (self.process.schedule.following(s) - t).abs() < 1e-9
-        fixed_std = fixed_stds(self.variance, self.process, t, s)
+        fixed_std, is_one_step = fixed_stds(self.variance, self.process, t, s), self.process.is_one_step(s, t)
         return t, torch.stack([s, on_x_0, on_x_t, fixed_std, is_one_step.double()], dim=1)
 
     def step(self, x_t: Tensor, t: Tensor, coefficients: list[float], context: StepContext) -> tuple[Tensor, Tensor]:

@@ -134,12 +134,14 @@ class Sampler(DataclassInterface):
     def without_effect(self, *, classifier: bool) -> tuple[str, ...]:
         """Return the names of the fields of later versions that do not change the images, for fingerprints.
 
-        Values that differ in such a field only are comparable.
+        Values that differ in such a field only are comparable. The fields are those of the sampler, of its parts, and
+        of the prediction.
         classifier: whether a classifier guides the samples.
         """
-        churn = getattr(self, "churn", None)
-        names = ("after_guidance", not classifier), ("above_t_max", churn is None or churn.amount == 0)
-        return tuple(name for name, has_no_effect in names if has_no_effect)
+        churn, t = getattr(self, "churn", None), torch.tensor(self.times, dtype=torch.float64)
+        exceeds = churn is not None and churn.exceeds(self.process, t)
+        names = ("after_guidance", classifier), ("above_t_max", exceeds), ("clip_mean", False)
+        return tuple(name for name, has_effect in names if not has_effect)
 
     @property
     def initial_std(self) -> float:

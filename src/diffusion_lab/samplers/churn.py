@@ -41,6 +41,10 @@ class Churn:
         if not 0 <= self.sigma_min <= self.sigma_max:
             raise ValueError(f"sigma_min must be in [0, sigma_max={self.sigma_max:g}], got {self.sigma_min:g}.")
 
+    def exceeds(self, process: GaussianProcess, t: Tensor) -> bool:
+        """Return whether above_t_max has an effect: whether a step that starts at a time of t is raised above t_max."""
+        return self.above_t_max and bool((self(process, t)[0] > process.schedule.t_max).any())
+
     def __call__(self, process: GaussianProcess, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the raised times of steps that start at t, and a, b of x_raised = a x_t + b noise.
 

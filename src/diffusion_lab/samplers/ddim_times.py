@@ -22,12 +22,13 @@ class DDIMTimes(TimeGrid):
     def __call__(self, schedule: NoiseSchedule, num_steps: int | None) -> tuple[float, ...]:
         total = require_steps(schedule, "DDIMTimes (time_grid=ddim)").num_timesteps
         num_steps = resolve_num_steps(schedule, num_steps)
-        stride = _ceil(total, num_steps)  # a smaller stride gives more steps
+        # The stride is at most T - 1, as in the papers' code: one step, at index 0, would not start from noise.
+        stride = min(_ceil(total, num_steps), max(total - 1, 1))
         if _ceil(total, stride) != num_steps:
+            near = " or ".join(map(str, sorted({_ceil(total, stride), _ceil(total, max(stride - 1, 1))})))
             raise ValueError(
                 "num_steps must be a number of steps that a whole stride through all steps gives, such as "
-                f"{_ceil(total, stride)} or {_ceil(total, stride - 1)} of {total}, for the time grid DDIMTimes "
-                f"(time_grid=ddim), got {num_steps}."
+                f"{near} of {total}, for the time grid DDIMTimes (time_grid=ddim), got {num_steps}."
             )
         return tuple((index + 1) / total for index in reversed(range(0, total, stride)))
 

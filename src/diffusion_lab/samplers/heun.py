@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ class Heun(FixedStepSampler):
     """An Euler step, then the same step with the mean of the slopes at both ends (Karras et al. 2022, algorithm 2).
 
     x and sigma are divided by alpha. A step takes two network evaluations. The last step and the steps that start from
-    nearly pure noise, at a noise level sigma / alpha above 200, take one. Churn that may raise times above t_max raises
+    nearly pure noise, at a noise level sigma / alpha above 200, take one. Churn that raises times above t_max raises
     this limit by its largest factor, sqrt(2).
     process, num_steps, time_grid, clipping: see `Sampler`.  churn: see `Churn`.
 
@@ -65,5 +66,9 @@ class Heun(FixedStepSampler):
 
     def _has_correction(self, alpha_t: float, sigma_t: float, sigma_s: float) -> bool:
         """Return whether a step from t, after churn, to s evaluates the slope at s."""
-        raised = math.sqrt(2) if self.churn.amount > 0 and self.churn.above_t_max else 1.0  # largest factor of churn
-        return sigma_s > 0 and sigma_t <= MAX_LEVEL * raised * alpha_t * (1 + 1e-6)  # tolerance for rounded time grids
+        return sigma_s > 0 and sigma_t <= self._max_level * alpha_t * (1 + 1e-6)  # tolerance for rounded time grids
+
+    @cached_property
+    def _max_level(self) -> float:
+        exceeds = self.churn.exceeds(self.process, torch.tensor(self.times, dtype=torch.float64))
+        return MAX_LEVEL * math.sqrt(2) if exceeds else MAX_LEVEL  # the largest factor of churn

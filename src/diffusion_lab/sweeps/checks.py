@@ -28,7 +28,7 @@ def check_settings(config: DictConfig, overrides: Sequence[str], defaults: DictC
     defaults: config without overrides of single settings. Only if the type of a setting differs from its default, the
         types of all arguments are checked, because this check imports torch and Lightning.
     """
-    is_training = "model" in config and "trainer" in config
+    is_training = "run" not in config and "model" in config and "trainer" in config
     if is_training:
         training_setup.check_numbers(config)
     elif "run" in config:
@@ -41,7 +41,7 @@ def check_settings(config: DictConfig, overrides: Sequence[str], defaults: DictC
         resolved = resolve(plain)
         resolved.trainer = compilation.without_acceleration(resolved.trainer)
         training_setup.check_arguments(resolved, [])
-    elif "run" in config and "sampler" in config:
+    elif "sampler" in config and config.get("run") is not None:
         for target in find_targets(config):
             sampling_setup.checked_config(config, target)
 

@@ -13,7 +13,9 @@ from diffusion_lab.config.overrides import OVERRIDES_FILE, identifying_overrides
 from diffusion_lab.config.saved_files import read_saved
 from diffusion_lab.config.search_path import KEY as SEARCH_PATH
 from diffusion_lab.runs.config_changes import KeyPath, by_choice, changes_with_effect, flatten
-from diffusion_lab.runs.load import resolve
+from diffusion_lab.runs.load import resolved_values
+from diffusion_lab.runs.trust import is_recorded
+from diffusion_lab.runs.unrecorded import is_plain
 
 LENGTHS = (("trainer", "max_steps"), ("trainer", "max_epochs"))
 
@@ -37,12 +39,12 @@ def compare(config: DictConfig, overrides: Sequence[str], folder: Path, master: 
 
     overrides: overrides of the planned run.  master: config of the sweep.  loader: Hydra's config loader.
     """
-    saved = _saved_overrides(folder)
+    saved = saved_overrides(folder)
     if saved is None or identifying_overrides(overrides) == identifying_overrides(saved):
         return Comparison()
     earlier = loader.load_sweep_config(master, with_plus(str(master.hydra.job.config_name), saved))
     both = [without_hydra(each, folder) for each in (earlier, config)]
-    before, now = (flatten(OmegaConf.to_container(resolve(each))) for each in both)
+    before, now = (flatten(resolved_values(each)) for each in both)
     lengths = [(key, before.pop(key, None), now.pop(key, None)) for key in LENGTHS]
     lengths = [(key, old, new) for key, old, new in lengths if old != new]
     shorter = [f"{'.'.join(key)}={new}" for key, old, new in lengths if len(lengths) == 1 and _is_shorter(old, new)]
@@ -58,9 +60,12 @@ def _is_shorter(old: Any, new: Any) -> bool:
     return all(isinstance(value, (int, float)) for value in (old, new)) and 0 < new < old
 
 
-def _saved_overrides(folder: Path) -> list[str] | None:
+def saved_overrides(folder: Path) -> list[str] | None:
+    """Return the overrides of the run in a folder; only plain ones if this user has not written it."""
     paths = [path for path in (folder / OVERRIDES_FILE, folder / ".hydra" / OVERRIDES_FILE) if path.is_file()]
     overrides = current_overrides(list(map(str, read_saved(paths[0], list, interpolations=True)))) if paths else None
+    if overrides and not is_recorded(folder):  # what another person wrote must not read this machine
+        overrides = [override for override in overrides if is_plain(override)]
     return overrides and [override for override in overrides if override_key(override) != SEARCH_PATH]
 
 

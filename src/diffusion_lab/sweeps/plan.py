@@ -203,15 +203,19 @@ def _without_result(reasons: Mapping[str, Mapping[str, str]], num_runs: int) -> 
 def _is_current(config: DictConfig, status: Status) -> bool:
     """Return whether the result of a finished run is valid.
 
-    An evaluation is valid for the checkpoint that it read: a newer checkpoint makes the evaluation out of date, also
-    one that was written while the evaluation ran.
+    An evaluation is valid for the checkpoint or the images that it read: a newer checkpoint makes the evaluation out of
+    date, also one that was written while the evaluation ran.
     """
-    if "checkpoint" not in config or OmegaConf.is_missing(config, "run"):
+    images, run = config.get("images"), None if OmegaConf.is_missing(config, "run") else config.get("run")
+    if "checkpoint" not in config or (run is None and images is None):
         return True
     from diffusion_lab.runs.find import find_targets
+    from diffusion_lab.runs.image_sets import last_change
 
     try:
         began = status.starts[-1].began if status.starts else status.since
+        if images is not None:
+            return last_change(images) < began
         return all(target.checkpoint.stat().st_mtime < began for target in find_targets(config))
     except (UserError, FileNotFoundError):
         return False  # the run itself reports the error

@@ -16,7 +16,7 @@ from diffusion_lab.data.image_datamodule import ImageBatch
 from diffusion_lab.distributed.collectives import Ranks
 from diffusion_lab.fingerprints import MISSING, VERSION, describe, differences, version_of
 from diffusion_lab.process import GaussianProcess
-from diffusion_lab.training import loop_progress
+from diffusion_lab.training import loop_progress, optimizer_states
 from diffusion_lab.training.loading import WeightsOnlyModule
 from diffusion_lab.training.lr_schedules import (
     ConstantWithWarmup,
@@ -173,9 +173,9 @@ class TrainedModule(WeightsOnlyModule):
         self.write_metrics(is_last=True)
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self.network)
-        scheduler = build_scheduler(self.lr_schedule, optimizer)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        optimizer = optimizer_states.check_loaded_states(self.optimizer(self.network))
+        scheduler = {"scheduler": build_scheduler(self.lr_schedule, optimizer), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         # The only hook that runs once per optimizer step, however many batches are accumulated.

@@ -1,7 +1,7 @@
 """LightningModule of a diffusion model: the training flow, image to loss, and the sampling flow, noise to image."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Never, cast
@@ -179,10 +179,14 @@ class DiffusionModule(TrainedModule):
     def weights_meaning(self) -> dict[str, Any]:
         return {"prediction": describe(self.prediction, omit=("clip_mean",)), **super().weights_meaning()}
 
-    def conventions(self) -> dict[str, Any]:
-        """Return the settings that later versions added, for fingerprints; see `contracts.conventions`."""
+    def conventions(self, unused: Collection[str] = ()) -> dict[str, Any]:
+        """Return the settings that later versions added, for fingerprints; see `contracts.conventions`.
+
+        unused: names of settings that are left out, because they have no effect on the value that is measured.
+        """
         parts = contracts.conventions(self.prediction) | contracts.conventions(self.augmentation)
-        return parts | getattr(self.network, "conventions", {})
+        parts |= getattr(self.network, "conventions", {})
+        return {name: value for name, value in parts.items() if name not in unused}
 
     def weights_protocol(self, weights: str | None = None) -> dict[str, Any]:
         """Return the fingerprint entry of the weights that `sampled_network` returns."""
