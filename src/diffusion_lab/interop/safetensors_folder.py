@@ -17,11 +17,14 @@ FORMAT = "diffusion_lab"
 
 CONFIG, WEIGHTS, AUTOENCODER = "config.json", "model.safetensors", "vae"
 
-NODES = (
+CONFIG_NODES = (
     *("model", "schedule", "prediction", "process", "variance", "sampler", "time_grid", "clipping"),
-    *("space", "conditioning", "guidance_scale", "data", "class_names", "step", "weights"),
+    *("space", "conditioning", "low_resolution", "guidance_scale"),
 )
-"""Keys of the config. All but the last four are config nodes with plain values, as in config.yaml of a run."""
+"""Keys of the config that are config nodes with plain values, as in config.yaml of a run."""
+
+NODES = (*CONFIG_NODES, "data", "class_names", "step", "weights")
+"""Keys of the config."""
 
 REQUIRED = ("model", "schedule", "prediction", "process", "variance", "sampler", "space")
 
