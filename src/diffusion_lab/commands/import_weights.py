@@ -1,4 +1,4 @@
-"""Import a checkpoint or a folder of other code as a run folder, which is sampled and evaluated like any other.
+"""Import weights of other code as a run folder, which is sampled and evaluated like any other.
 
 python src/import_weights.py 64x64_diffusion.pt output=logs/train/adm_64      # a published file needs no settings
 python src/import_weights.py model.pt format=adm schedule=cosine resolution=64 head_channels=64 data=imagenet64
