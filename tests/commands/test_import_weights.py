@@ -95,7 +95,10 @@ def test_training_does_not_resume_an_imported_run_and_names_other_uses(overrides
     ("overrides", "message"),
     [
         ([], "schedule must be given (schedule=linear or schedule=cosine)"),
-        (["format=adn", *TYPED], "format must be adm, improved_ddpm, ddpm, dit, ddpmpp, edm or auto, got adn."),
+        (
+            ["format=adn", *TYPED],
+            "format must be adm, improved_ddpm, ddpm, dit, ddpmpp, edm, safetensors, diffusers or auto, got adn.",
+        ),
         ([*TYPED, "model.channels=64"], "model.channels must not be given, because the imported file determines"),
         ([*TYPED, "num_heads=2", "head_channels=16"], "num_heads must be null if head_channels is given"),
         ([*TYPED, "resolution=0"], "resolution must be a whole number of at least 1 or null, got 0."),

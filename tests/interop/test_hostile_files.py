@@ -161,7 +161,9 @@ def test_the_format_of_another_network_is_refused(form: str) -> None:
 def test_a_folder_is_no_file_of_weights() -> None:
     Path("model").mkdir()
     assert "must be a file for format=adm, got the folder model" in refusal(Path("model"), "adm", TYPED)
-    assert "must be a checkpoint file of other code, got the folder model" in refusal(Path("model"), "auto", TYPED)
+    assert "must be a checkpoint file of other code, or a folder of safetensors or diffusers, got model" in refusal(
+        Path("model"), "auto", TYPED
+    )
 
 
 def test_a_device_and_a_pipe_are_refused_without_waiting() -> None:

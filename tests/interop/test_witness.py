@@ -14,8 +14,8 @@ from torch import Tensor
 
 from diffusion_lab.errors import UserError
 from diffusion_lab.interop import ddpm, openai_unet
+from diffusion_lab.interop.computed_witness import Original, computed_witness
 from diffusion_lab.interop.imported import Options, build_network
-from diffusion_lab.interop.originals import computed_witness
 from diffusion_lab.interop.tensors import ForeignTensors
 from diffusion_lab.interop.witness import Witness, differences, relative_difference
 from diffusion_lab.interop.witness_scripts import SCRIPTS, script
@@ -50,7 +50,7 @@ def test_a_witness_of_another_network_differs(tmp_path: Path) -> None:
 def test_an_original_in_this_process_is_a_witness_without_a_trajectory() -> None:
     network, tensors = small_network()
     module = SimpleNamespace(network=network, process=PROCESS)
-    computed = computed_witness(lambda x, time, label: unet(FLAGS, tensors, x, time, label), module)
+    computed = computed_witness(Original(lambda x, time, label: unet(FLAGS, tensors, x, time, label)), module)
     assert computed.time.tolist() == [0, 33, 66, 99]
     found = differences(network, computed, PROCESS, Epsilon())
     assert set(found) == {"output_float64", "output_float32"}

@@ -31,6 +31,25 @@ def test_each_step_is_equation_12_of_song_et_al(eta: float) -> None:
         torch.testing.assert_close(visited[i], x_t, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("after_clipping", [True, False])
+def test_the_noise_of_a_step_is_that_before_or_after_the_clipping_of_x_0(after_clipping: bool) -> None:
+    denoiser, noise = GaussianOracle(PROCESS, 0.3, 2.0), RecordedNoise((5, 3, 8, 6))
+    sampler = DDIM(PROCESS, num_steps=4, time_grid=GRID, noise_after_clipping=after_clipping)
+    visited, _ = walk(sampler, denoiser, noise)
+    x_t, level = noise.drawn[0], [1.0, *SCHEDULE.alpha_bar.tolist()]
+    for i, (t, s) in enumerate([(36, 28), (28, 16), (16, 4), (4, 0)]):
+        x_0 = denoiser(x_t, torch.full((5,), t / 40, dtype=torch.float64), Condition()).x_0
+        clipped = x_0.clamp(-1, 1)
+        assert not torch.equal(clipped, x_0)
+        source = clipped if after_clipping else x_0
+        epsilon = (x_t - math.sqrt(level[t]) * source) / math.sqrt(1 - level[t])
+        x_t = math.sqrt(level[s]) * clipped + math.sqrt(1 - level[s]) * epsilon
+        torch.testing.assert_close(visited[i], x_t, rtol=1e-9, atol=1e-9)
+    assert "noise_after_clipping" not in sampler.without_effect(classifier=False)
+    unclipped = DDIM(PROCESS, clipping=NoClipping(), num_steps=4, noise_after_clipping=after_clipping)
+    assert "noise_after_clipping" in unclipped.without_effect(classifier=False)
+
+
 @pytest.mark.parametrize("process", [PROCESS, GaussianProcess(LinearSchedule(50, 0.0, 0.98))], ids=str)
 @pytest.mark.parametrize("num_steps", [1, 7, 40])
 def test_eta_1_is_ancestral_sampling_with_the_small_variance(process: GaussianProcess, num_steps: int) -> None:

@@ -69,6 +69,17 @@ def test_leading_steps_are_those_of_song_et_al(num_steps: int) -> None:
     assert indices(LeadingTimes(), num_steps) == [i * stride for i in range(num_steps)]
 
 
+def test_leading_steps_are_shifted_by_their_offset_which_must_leave_them_in_the_schedule() -> None:
+    assert indices(LeadingTimes(offset=1), 4) == [1, 251, 501, 751]
+    assert indices(LeadingTimes(offset=249), 4) == [249, 499, 749, 999]
+    with pytest.raises(ValueError, match=r"offset must be at most 249 for num_steps=4, got 250"):
+        indices(LeadingTimes(offset=250), 4)
+    with pytest.raises(ValueError, match=r"offset must be at least 0, got -1"):
+        LeadingTimes(offset=-1)
+    with pytest.raises(ValueError, match=r"offset must be 0 for a continuous schedule, got 2"):
+        LeadingTimes(offset=2)(EDMSchedule(), 4)
+
+
 @pytest.mark.parametrize("num_timesteps", [2, 100, 1000])
 def test_ddim_steps_are_those_of_nichol_and_dhariwal_and_other_numbers_are_refused(num_timesteps: int) -> None:
     for num_steps in range(1, num_timesteps + 1):

@@ -1,9 +1,10 @@
-"""Import a checkpoint of other code as a run folder, which is sampled and evaluated like any other.
+"""Import weights of other code as a run folder, which is sampled and evaluated like any other.
 
 python src/import_weights.py 64x64_diffusion.pt output=logs/train/adm_64      # a published file needs no settings
 python src/import_weights.py model.pt format=adm schedule=cosine resolution=64 head_channels=64 data=imagenet64
 python src/import_weights.py edm-cifar10-32x32-cond-vp.pkl output=logs/train/edm
 python src/import_weights.py DiT-XL-2-256x256.pt autoencoder=VAE_FOLDER
+python src/import_weights.py FOLDER output=logs/train/ddpm     # of `diffusers`, or of export format=safetensors
 python src/import_weights.py --help schedule
 
 All settings of train describe how the network was trained and is sampled: schedule, data, sampler, variance.
@@ -55,7 +56,10 @@ def import_weights(config: DictConfig) -> Path:
     folder = _folder(config, source, imported.command)
     overrides = [*imported.overrides, *imported.network_overrides(), *given]
     described = describe_source(source) | _provenance(name, imported, overrides)
-    write_run(folder, imported.command, overrides, imported.weights, step=imported.step, described=described)
+    write_run(
+        folder, imported.command, overrides, imported.weights, step=imported.step, described=described,
+        nodes=imported.nodes, names=imported.class_names,
+    )  # fmt: skip
     _report(name, imported, folder)
     return folder
 
@@ -110,7 +114,9 @@ def _report(name: str, imported: "Imported", folder: Path) -> None:
     run = f"run={shell_word(portable_path(folder))}"
     if imported.command == "train":
         print(f"  {command_line('sample')} {run}")
-    print(f"  {command_line('verify')} {run} against=FILE.npz", flush=True)
+    against = "diffusers" if name == "diffusers" else "FILE.npz"
+    if name != "safetensors":
+        print(f"  {command_line('verify')} {run} against={against}", flush=True)
 
 
 def with_source(arguments: list[str]) -> list[str]:

@@ -3,6 +3,7 @@
 python src/verify.py print_script=adm > witness.py             # run it where the original code can be imported
 python src/verify.py run=logs/train/RUN against=witness.npz
 python src/verify.py run=logs/train/RUN against=witness.npz tolerance=1e-5
+python src/verify.py run=logs/train/RUN against=diffusers       # a folder of `diffusers` needs no script
 
 The script writes random inputs, the outputs of the original network, and a DDIM trajectory to an .npz file.
 Results: the largest relative differences are printed, and added to provenance.json in the folder of the run.
@@ -74,7 +75,8 @@ def _witness(against: str, folder: Path, module: Any) -> tuple["Witness", dict[s
 
     Raises UserError for a name of no file and of no library whose networks can be loaded in this process.
     """
-    from diffusion_lab.interop.originals import ORIGINALS, computed_witness
+    from diffusion_lab.interop.computed_witness import computed_witness
+    from diffusion_lab.interop.originals import ORIGINALS
     from diffusion_lab.interop.witness import Witness
 
     if against in ORIGINALS:

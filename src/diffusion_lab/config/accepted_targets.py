@@ -97,6 +97,7 @@ ACCEPTED: dict[str, tuple[str, ...]] = {
     "times": _exports("process", "LogNormalSigma LogitNormal LossSecondMoment Stratified Uniform"),
     "trainer": ("lightning.Trainer",),
     "variance": _exports("process", "FixedLarge FixedSmall LearnedDiagonal LearnedRange"),
+    "variant": _exports("networks", "DiTVariant"),
     "weighting": _exports("objectives", "Constant EDMWeighting MinSNR P2 SoftMinSNR TruncatedSNR unweighted"),
 }
 """Kind of a node -> accepted targets. The kind is the key of the node, or of the collection that contains it."""

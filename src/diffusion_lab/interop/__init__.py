@@ -1,1 +1,3 @@
-"""Checkpoints of other code: one module per format. Foreign files are data; no code in them is run."""
+"""Checkpoints and folders of other code, read and written: one module per format. Foreign files are data, and no code
+in them is run.
+"""

@@ -10,7 +10,16 @@ from pathlib import Path
 from torch import Tensor
 
 from diffusion_lab.errors import UserError
-from diffusion_lab.interop import ddpm, dit, edm, openai_classifier, openai_unet
+from diffusion_lab.interop import (
+    ddpm,
+    diffusers_folder,
+    dit,
+    edm,
+    folder_runs,
+    openai_classifier,
+    openai_unet,
+    safetensors_folder,
+)
 from diffusion_lab.interop.edm_pickle import read_pickle
 from diffusion_lab.interop.imported import Imported, Options
 from diffusion_lab.interop.tensors import ForeignTensors
@@ -59,7 +68,10 @@ FORMATS: dict[str, Callable[[str, Path, Options], Imported]] = {
 }
 """Format of a file -> function of (format, file, options)."""
 
-OF_FOLDERS: dict[str, tuple[Callable[[Path], bool], Callable[[Path, Options], Imported]]] = {}
+OF_FOLDERS: dict[str, tuple[Callable[[Path], bool], Callable[[Path, Options], Imported]]] = {
+    "safetensors": (safetensors_folder.recognizes, folder_runs.read_export),
+    "diffusers": (diffusers_folder.recognizes, folder_runs.read_diffusers),
+}
 """Formats of folders: function that returns whether a folder has this format, and the function that reads it."""
 
 
@@ -92,7 +104,9 @@ def _read_folder(source: Path, format_name: str, options: Options) -> tuple[str,
     for name, (recognizes, read) in OF_FOLDERS.items():
         if format_name == name or (format_name == AUTO and recognizes(source)):
             return name, read(source, options)
-    raise UserError(f"`source` must be a checkpoint file of other code, got the folder {source}.")
+    raise UserError(
+        f"`source` must be a checkpoint file of other code, or a folder of {' or '.join(OF_FOLDERS)}, got {source}."
+    )
 
 
 def detected_format(source: Path) -> tuple[str, dict[str, Tensor] | None]:

@@ -59,6 +59,8 @@ class Imported:
     overrides: overrides of the command that describe everything but the network, such as schedule=cosine.
     conventions: what the mapping of the names and the layouts depended on, for the provenance.
     step: number of training steps, 0 if it is not known.
+    nodes: config nodes with plain values that replace those which the overrides compose.
+    class_names: names of all classes; () if they are not known.
     """
 
     command: Literal["train", "train_classifier"]
@@ -67,12 +69,16 @@ class Imported:
     overrides: tuple[str, ...]
     conventions: dict[str, Any] = field(default_factory=dict)
     step: int = 0
+    nodes: dict[str, Any] = field(default_factory=dict)
+    class_names: tuple[str, ...] = ()
 
     def network_overrides(self) -> list[str]:
         """Return the overrides that give the config group `model` the settings of the network.
 
-        The labels are left out, because they are the config group `conditioning`.
+        The labels are left out, because they are the config group `conditioning`. A node `model` needs no overrides.
         """
+        if "model" in self.nodes:
+            return []
         kind = self.network["_target_"].rpartition(".")[2]
         values = _flat({key: value for key, value in self.network.items() if key != "labels"})
         return [f"model={MODELS[kind]}", *(f"model.{key}={_text(value)}" for key, value in values.items())]

@@ -2,7 +2,7 @@
 
 from diffusion_lab.networks.blocks import Blocks
 from diffusion_lab.networks.condition import Condition, Labels
-from diffusion_lab.networks.dit import DiT
+from diffusion_lab.networks.dit import DiT, DiTVariant
 from diffusion_lab.networks.embeddings import Sinusoids
 from diffusion_lab.networks.from_diffusers import FromDiffusers
 from diffusion_lab.networks.half_unet import HalfUNet
@@ -21,6 +21,7 @@ __all__ = [
     "ClassifierNetwork",
     "Condition",
     "DiT",
+    "DiTVariant",
     "FromDiffusers",
     "HalfUNet",
     "Labels",

@@ -137,7 +137,7 @@ class Attention(nn.Module):
     def __init__(self, channels: int, *, num_heads: int, num_groups: int, norm_eps: float, gain: float = 1.0) -> None:
         super().__init__()
         self.num_heads, self.gain = num_heads, gain
-        self.norm = normalization(channels, num_groups, norm_eps)
+        self.norm: nn.Module = normalization(channels, num_groups, norm_eps)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
         zero(self.out)
@@ -201,6 +201,8 @@ class Blocks:
         (Dhariwal & Nichol 2021, code). `ddpm` has variance 2 / (fan_in + fan_out), biases of 0, and 1e-5 times such
         weights in the last layers (Ho et al. 2020, code). `ddpmpp` is `ddpm` with variance 0.1 / channels instead of
         1 / channels in the queries, keys and values of attention (Song et al. 2021, code; Karras et al. 2022, code).
+    middle_norm: whether the attention in the middle block normalizes its input, as in all papers. `UNet2DModel` of
+        `diffusers` has no such normalization if resnet_time_scale_shift is scale_shift.
     Raises ValueError for a setting out of its range, and if both num_heads and head_channels are given.
     """
 
@@ -214,6 +216,7 @@ class Blocks:
     checkpointing: bool = False
     norm_eps: float = added(default=1e-5)
     initialization: Initialization = "torch"
+    middle_norm: bool = added(default=True)
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
@@ -364,6 +367,8 @@ class Levels:
 def middle(width: int, blocks: Blocks, embedding_channels: int) -> Stage:
     """Return the middle block of a U-Net, at the lowest resolution: attention between two residual blocks."""
     first, attention = blocks.residual(width, width, embedding_channels), blocks.attention(width)
+    if not blocks.middle_norm:
+        attention.norm = nn.Identity()
     return blocks.stage(first, attention, blocks.residual(width, width, embedding_channels))
 
 

@@ -1,10 +1,14 @@
 """The diffusion transformer with adaLN-Zero blocks (Peebles & Xie 2023, section 3.2)."""
 
+from dataclasses import dataclass
+from typing import Any, Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from diffusion_lab import contracts
 from diffusion_lab.networks.blocks import zero
 from diffusion_lab.networks.condition import Condition, Labels
 from diffusion_lab.networks.embeddings import Sinusoids, TimeEmbedding, require_label, with_low_resolution
@@ -12,6 +16,32 @@ from diffusion_lab.networks.network import Network
 
 TIME_CHANNELS = 256
 """Channels of the sinusoidal time embedding (Peebles & Xie 2023, code)."""
+
+
+@dataclass(frozen=True)
+class DiTVariant:
+    """Constants in which implementations of `DiT` differ. The defaults are those of Peebles & Xie (2023, code).
+
+    time_kind: kind of the sinusoids of the time, see `Sinusoids`. `DiTTransformer2DModel` of `diffusers` has the
+        frequencies of ddpm.
+    mlp_norm_eps: number that the normalization before an MLP adds to the variance. It is 1e-5 by default in
+        `DiTTransformer2DModel` of `diffusers`.
+    Raises ValueError for another kind, and unless mlp_norm_eps is above 0.
+
+    >>> from diffusion_lab import DiT, DiTVariant
+    >>> network = DiT(4, 4, resolution=8, channels=16, depth=1, num_heads=2, variant=DiTVariant("ddpm"))
+    >>> network.conventions  # settings that differ from those of the paper's code, for fingerprints
+    {'time_kind': 'ddpm'}
+    """
+
+    time_kind: Literal["adm", "ddpm"] = contracts.added(default="adm")
+    mlp_norm_eps: float = contracts.added(default=1e-6)
+
+    def __post_init__(self) -> None:
+        if self.time_kind not in ("adm", "ddpm"):
+            raise ValueError(f"time_kind must be adm or ddpm, got {self.time_kind}.")
+        if not self.mlp_norm_eps > 0:
+            raise ValueError(f"mlp_norm_eps must be above 0, got {self.mlp_norm_eps}.")
 
 
 def grid_positions(side: int, channels: int) -> Tensor:
@@ -51,12 +81,14 @@ class SelfAttention(nn.Module):
 class DiTBlock(nn.Module):
     """Attention and an MLP, whose shifts, scales and gates depend on the embedding and are initially 0 (adaLN-Zero)."""
 
-    def __init__(self, channels: int, num_heads: int, *, mlp_ratio: float, dropout: float) -> None:
+    def __init__(
+        self, channels: int, num_heads: int, *, mlp_ratio: float, dropout: float, mlp_norm_eps: float = 1e-6
+    ) -> None:
         super().__init__()
         hidden = int(channels * mlp_ratio)
         self.norm_attention = nn.LayerNorm(channels, eps=1e-6, elementwise_affine=False)
         self.attention = SelfAttention(channels, num_heads)
-        self.norm_mlp = nn.LayerNorm(channels, eps=1e-6, elementwise_affine=False)
+        self.norm_mlp = nn.LayerNorm(channels, eps=mlp_norm_eps, elementwise_affine=False)
         self.mlp = nn.Sequential(
             nn.Linear(channels, hidden), nn.GELU(approximate="tanh"), nn.Dropout(dropout), nn.Linear(hidden, channels)
         )
@@ -100,6 +132,7 @@ class DiT(Network):
     num_heads: number of attention heads.  mlp_ratio: ratio of hidden channels to channels in an MLP.
     dropout: dropout probability inside the MLPs.
     checkpointing: whether to recompute activations in the backward pass, as in `Stage`.
+    variant: constants in which implementations differ; by default those of the paper's code.
 
     Raises ValueError unless patch_size divides resolution, and num_heads and 4 divide channels.
 
@@ -125,6 +158,7 @@ class DiT(Network):
         num_augmentation_channels: int = 0,
         low_resolution_channels: int = 0,
         checkpointing: bool = False,
+        variant: DiTVariant | None = None,
     ) -> None:
         super().__init__()
         require_tokens(resolution, patch_size, channels, num_heads)
@@ -134,16 +168,23 @@ class DiT(Network):
         self.num_augmentation_channels = num_augmentation_channels
         self.low_resolution_channels = low_resolution_channels
         self.labels = Labels.of(labels)
+        self.variant = variant = variant or DiTVariant()
         self.patches = nn.Linear((in_channels + low_resolution_channels) * patch_size**2, channels)
         self.register_buffer("positions", grid_positions(resolution // patch_size, channels), persistent=False)
-        self.time_embedding = TimeEmbedding(TIME_CHANNELS, channels, num_augmentation_channels, Sinusoids("adm"))
+        sinusoids = Sinusoids(variant.time_kind)
+        self.time_embedding = TimeEmbedding(TIME_CHANNELS, channels, num_augmentation_channels, sinusoids)
         self.label_embedding = nn.Embedding(self.labels.num_rows, channels) if self.labels.num_classes else None
         self.blocks = nn.ModuleList(
-            DiTBlock(channels, num_heads, mlp_ratio=mlp_ratio, dropout=dropout) for _ in range(depth)
+            DiTBlock(channels, num_heads, mlp_ratio=mlp_ratio, dropout=dropout, mlp_norm_eps=variant.mlp_norm_eps)
+            for _ in range(depth)
         )
         norm = nn.LayerNorm(channels, eps=1e-6, elementwise_affine=False)
         self.head = PatchHead(norm, channels, out_channels, patch_size)
         self._initialize()
+
+    @property
+    def conventions(self) -> dict[str, Any]:
+        return contracts.conventions(self.variant)
 
     def _initialize(self) -> None:
         """Initialize the weights as in the code of Peebles & Xie (2023). Weights that are 0 stay 0."""

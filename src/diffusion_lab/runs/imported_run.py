@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.config.compose import compose_config
@@ -19,9 +19,10 @@ from diffusion_lab.config.overrides import quote
 from diffusion_lab.config.program import command_line
 from diffusion_lab.config.saved_files import read_saved_json
 from diffusion_lab.errors import UserError
+from diffusion_lab.runs import class_names
 from diffusion_lab.runs.find import Place
 from diffusion_lab.runs.load import build_module, instantiate_node, resolve
-from diffusion_lab.runs.trust import record
+from diffusion_lab.runs.trust import record, require_trusted
 from diffusion_lab.runs.typed_paths import make_absolute, write_overrides
 
 if TYPE_CHECKING:
@@ -79,20 +80,29 @@ def write_run(
     *,
     step: int,
     described: Mapping[str, Any],
+    nodes: Mapping[str, Any] | None = None,
+    names: Sequence[str] = (),
 ) -> DictConfig:
     """Write the folder of an imported run, and return its config.
 
     command: command whose config describes the run.  overrides: its overrides.  weights: state_dict of the network,
     which the checkpoint contains as the trained and as the averaged weights.  described: content of the provenance.
-    Raises UserError if the overrides do not describe a network with these weights. No folder is left then.
+    nodes: config nodes that replace those which the overrides compose.  names: names of all classes.
+    Raises UserError if the config does not describe a network with these weights, and if the nodes name code of others
+    that the user has not trusted. No folder is left then.
     """
     require_new(folder)
+    require_trusted(dict(nodes or {}), folder)
     config = compose_config(command, [*overrides, f"run_folder={quote(str(folder))}"])
     make_absolute(config)
+    with open_dict(config):
+        config.update(nodes or {})
     config = resolve(config)
     content = {"state_dict": _module_state(config, weights), "global_step": step}
     try:
         _write(folder, config, overrides, content, described)
+        if names:
+            class_names.save(names, folder)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise

@@ -22,16 +22,15 @@ class Estimator:
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Estimate:
         """Return the estimate at t, after the shift.  x_t: [B, C, H, W].  t: [] or [B]."""
-        estimate = self.without_shift(x_t, t)
+        return self.finished(self.unclipped(x_t, t), t)
+
+    def finished(self, estimate: Estimate, t: Tensor) -> Estimate:
+        """Return an estimate of `unclipped` after clipping and after the shift.  t: [] or [B]."""
+        estimate = replace(estimate, x_0=self.clipping(estimate.x_0))
         if estimate.gradient is None:
             return estimate
-        x_0 = self._shift(estimate.x_0, estimate.gradient, t.expand(len(x_t)))
+        x_0 = self._shift(estimate.x_0, estimate.gradient, t.expand(len(estimate.x_0)))
         return Estimate(x_0, estimate.variance_output)
-
-    def without_shift(self, x_t: Tensor, t: Tensor) -> Estimate:
-        """Return the estimate with x_0 clipped but not shifted by the gradient."""
-        estimate = self.unclipped(x_t, t)
-        return replace(estimate, x_0=self.clipping(estimate.x_0))
 
     def unclipped(self, x_t: Tensor, t: Tensor) -> Estimate:
         """Return the estimate with x_0 neither clipped nor shifted, for samplers that do both themselves."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion_lab.contracts import DataclassInterface
+from diffusion_lab.contracts import DataclassInterface, added
 from diffusion_lab.process import NoiseSchedule, TableSchedule
 
 
@@ -62,18 +62,31 @@ class LeadingTimes(TimeGrid):
     """Every (T // num_steps)-th step from the first step up, without the last (Song et al. 2021, code, "uniform").
 
     A continuous schedule is divided into num_steps equal parts, and each part contributes its smallest time.
+    offset: number of steps by which each time of a discrete schedule is later (steps_offset in `diffusers`).
+    Raises ValueError unless offset is at least 0. Calls raise ValueError if a time is after the last step.
 
     >>> from diffusion_lab import LeadingTimes, LinearSchedule
     >>> LeadingTimes()(LinearSchedule(), num_steps=4)
     (0.751, 0.501, 0.251, 0.001)
     """
 
+    offset: int = added(default=0)
+
+    def __post_init__(self) -> None:
+        if self.offset < 0:
+            raise ValueError(f"offset must be at least 0, got {self.offset}.")
+
     def __call__(self, schedule: NoiseSchedule, num_steps: int | None) -> tuple[float, ...]:
         num_steps = resolve_num_steps(schedule, num_steps)
         index = torch.arange(num_steps - 1, -1, -1, dtype=torch.float64)
         if isinstance(schedule, TableSchedule):
             stride = schedule.num_timesteps // num_steps
-            return tuple(((index * stride + 1) / schedule.num_timesteps).tolist())
+            limit = schedule.num_timesteps - 1 - (num_steps - 1) * stride
+            if self.offset > limit:
+                raise ValueError(f"offset must be at most {limit} for num_steps={num_steps}, got {self.offset}.")
+            return tuple(((index * stride + 1 + self.offset) / schedule.num_timesteps).tolist())
+        if self.offset:
+            raise ValueError(f"offset must be 0 for a continuous schedule, got {self.offset}.")
         return tuple((schedule.t_min + (schedule.t_max - schedule.t_min) * index / num_steps).tolist())
 
 
