@@ -36,7 +36,7 @@ def done(script: str, *arguments: str, cwd: Path) -> str:
 @pytest.fixture(scope="module")
 def conditional(tmp_path_factory: pytest.TempPathFactory) -> Path:
     overrides = ("model=unet_tiny", *TINY, "conditioning=label", "guidance_scale=2", "clipping=none")
-    others = ("objective=hybrid", "sampler.num_steps=3")
+    others = ("objective=hybrid", "sampler.num_steps=3", "guidance.interval=[0.3,5.0]", "guidance.rescale=0.5")
     folder = write_run(tmp_path_factory.mktemp("runs") / "conditional", *overrides, *others)
     class_names.save([f"class {number}" for number in range(10)], folder)
     return folder
@@ -66,7 +66,7 @@ def test_a_run_that_is_exported_and_imported_again_has_the_same_weights_settings
     assert before.keys() == after.keys()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     configs = [load_config(folder) for folder in (conditional, imported)]
-    for name in (*NODES, "guidance_scale", "space", "low_resolution"):
+    for name in (*NODES, "guidance_scale", "guidance", "space", "low_resolution"):
         assert configs[0][name] == configs[1][name], name
     images = [module.eval().sample(2, label=9) for module in modules]
     assert torch.equal(*images)
@@ -184,6 +184,8 @@ for _ in range(100):
         ({"guidance_scale": NESTED}, r"must have at most 20 levels, got more"),
         ({"data": {"resolution": "8 model=x", "channels": 1}}, r"`resolution` must be a whole number of at least 1"),
         ({"step": -1}, r"`step` must be a whole number of at least 0 .*, got -1"),
+        ({"guidance": {"guide": "RUN"}}, r"`guidance` must have the settings interval, rescale, num_channels in"),
+        ({"guidance": {"rescale": "0 x=1"}}, r"guidance.rescale must be a number, numbers or null in .*, got 0 x=1"),
         ({"class_names": [1]}, r"`class_names` must be a list of texts in .*, got \[1\]"),
     ],
 )

@@ -128,10 +128,16 @@ class Run:
         """Write the files of the format and the sample grid to a folder.  Returns the card."""
         writers = {"diffusers": self._write_diffusers, "safetensors": self._write_plain, "onnx": self._write_onnx}
         usage, notes = writers[self.config.format](folder)
-        scale = self.trained.guidance_scale
-        if scale != 1:
+        return self._card(usage, [*notes, *self._guidance_notes()], has_grid=self._write_grid(folder))
+
+    def _guidance_notes(self) -> list[str]:
+        """Return what the export does not contain of the guidance of the run, one sentence each."""
+        scale, notes = self.trained.guidance_scale, list[str]()
+        if scale != 1 and self.config.format != "safetensors":
             notes.append(f"The run samples with guidance_scale={scale}, which the exported network does not contain.")
-        return self._card(usage, notes, has_grid=self._write_grid(folder))
+        others = [name for name in ("guide", "classifier") if self.trained.get(name) not in (None, "none")]
+        notes += [f"The run samples with the network of another run as `{name}`, which is left out." for name in others]
+        return notes
 
     def _write_diffusers(self, folder: Path) -> tuple[list["Usage"], list[str]]:
         from diffusion_lab.interop import snippets
@@ -199,6 +205,9 @@ class Run:
         if isinstance(space, Latents) and Path(str(source)).is_dir():
             save_autoencoder(space, folder / safetensors_folder.AUTOENCODER)
             settings["space"] = safetensors_folder.with_autoencoder(plain["space"], safetensors_folder.AUTOENCODER)
+        if plain.get("guide") not in (None, "none"):  # the network has no unconditional part of its own
+            settings["guidance_scale"] = 1.0
+        settings["guidance"] = {name: (plain.get("guidance") or {}).get(name) for name in safetensors_folder.GUIDANCE}
         settings["data"] = {key: plain["data"][key] for key in ("channels", "resolution", "num_classes")}
         return settings | {
             "class_names": list(self.module.class_names),

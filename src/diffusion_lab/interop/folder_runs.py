@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from diffusion_lab.errors import UserError
@@ -10,7 +11,7 @@ from diffusion_lab.interop import diffusers_folder, safetensors_folder
 from diffusion_lab.interop.foreign_config import ForeignConfig, read_json
 from diffusion_lab.interop.imported import Imported, Options
 from diffusion_lab.interop.run_overrides import data_overrides, label_overrides, variance_overrides, without_given
-from diffusion_lab.interop.settings_overrides import CHOICES, train_overrides
+from diffusion_lab.interop.settings_overrides import CHOICES, text, train_overrides
 
 OF_FILES = ("num_heads", "head_channels", "attention_order", "resolution", "autoencoder")
 """Options for files, which do not contain these settings. Folders contain them."""
@@ -61,12 +62,13 @@ def read_export(folder: Path, options: Options) -> Imported:
     nodes = {name: settings[name] for name in safetensors_folder.CONFIG_NODES if name in settings}
     if typed := sorted({key.partition(".")[0] for key in options.given} & {*nodes}):
         raise UserError(f"{typed[0]} must not be given, because {file} contains it.")
-    _require_plain({**nodes, "weights": settings.get("weights")}, file)
+    _require_plain({**nodes, **{name: settings.get(name) for name in ("weights", "guidance")}}, file)
     sizes = _sizes(settings, file)
     overrides = data_overrides(None, **sizes)
     overrides += variance_overrides(learned=".Learned" in str(nodes["variance"]["_target_"]))[:1]
     schedule = str(nodes["schedule"]["_target_"]).rpartition(".")[2]
     overrides += [*([CHOICES[schedule]] if schedule in CHOICES else []), "ema=constant"]
+    overrides += _guidance_overrides(settings, file)
     return Imported(
         "train", nodes["model"], weights, without_given(overrides, options.given),
         {"weights": settings.get("weights")}, ForeignConfig(settings, {"step": 0}, file).whole("step", least=0),
@@ -108,6 +110,18 @@ def _sizes(settings: Mapping[str, Any], file: Path) -> dict[str, int]:
         "channels": config.whole("channels"),
         "num_classes": classes.whole("num_classes", least=0),
     }
+
+
+def _guidance_overrides(settings: Mapping[str, Any], file: Path) -> list[str]:
+    """Return the overrides of the guidance of an export.  Raises UserError unless its settings are numbers."""
+    given = settings.get("guidance") or {}
+    names = safetensors_folder.GUIDANCE
+    if not isinstance(given, dict) or set(given) - set(names):
+        raise UserError(f"`guidance` must have the settings {', '.join(names)} in {file}, got {str(given)[:100]}.")
+    for name, value in given.items():
+        if any(type(each) not in (int, float, NoneType) for each in (value if isinstance(value, list) else [value])):
+            raise UserError(f"guidance.{name} must be a number, numbers or null in {file}, got {str(value)[:100]}.")
+    return [f"guidance.{name}={text(value)}" for name, value in given.items()]
 
 
 def _names(settings: Mapping[str, Any], file: Path) -> tuple[str, ...]:

@@ -23,7 +23,10 @@ CONFIG_NODES = (
 )
 """Keys of the config that are config nodes with plain values, as in config.yaml of a run."""
 
-NODES = (*CONFIG_NODES, "data", "class_names", "step", "weights")
+GUIDANCE = ("interval", "rescale", "num_channels")
+"""Keys of `guidance` in the config: the settings of the guidance that are not other networks."""
+
+NODES = (*CONFIG_NODES, "guidance", "data", "class_names", "step", "weights")
 """Keys of the config."""
 
 REQUIRED = ("model", "schedule", "prediction", "process", "variance", "sampler", "space")

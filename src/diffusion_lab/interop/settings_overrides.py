@@ -56,7 +56,7 @@ def train_overrides(settings: Mapping[str, Any]) -> list[str]:
         node = settings[group]
         overrides.append(CHOICES[node["_target_"].rpartition(".")[2]])
         values = {key: value for key, value in node.items() if key not in ("_target_", *NESTED)}
-        overrides += [f"{group}.{key}={_text(value)}" for key, value in _flat(values).items()]
+        overrides += [f"{group}.{key}={text(value)}" for key, value in _flat(values).items()]
         if group == "variance":
             learned = node["_target_"].endswith("LearnedRange")
             overrides.insert(0, "objective=hybrid" if learned else "objective=simple")
@@ -73,7 +73,7 @@ def _flat(node: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     return values
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
     """Return a plain value in Hydra's override grammar."""
     if isinstance(value, str):
         return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
