@@ -14,8 +14,10 @@ import runpy
 import select
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
@@ -24,9 +26,17 @@ import torch
 
 import diffusion_lab
 from diffusion_lab.networks import Condition
-from diffusion_lab.runs.operations import count_operations
+from diffusion_lab.reporting import plots
+from diffusion_lab.runs.operations import count_operations, measure_rates
+from support.commands import SMALL, TINY
 from support.config_files import CONF, parse_once
 from support.small_runs import small_module
+
+COMPOSED: tuple[tuple[str, list[str]], ...] = (
+    ("train", ["run_folder=."]), ("train", TINY), ("train", [*TINY, "conditioning=label"]), ("train", SMALL),
+    ("sample", []), ("evaluate", []), ("compare", []),
+)  # fmt: skip
+"""Commands and overrides whose config files most tests use."""
 
 LIBRARIES = ("datasets", "lightning", "PIL.Image", "rich", "torch", "torch_fidelity", "torchvision")
 
@@ -81,10 +91,14 @@ def _warm_up() -> None:
     parse_once()
     # Hydra would compose each config twice, the first time only to read hydra.mode, which no test sets.
     hydra._internal.hydra.Hydra.get_mode = lambda *arguments, **options: None  # type: ignore[method-assign]
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        hydra.compose("train", overrides=["run_folder=."])  # the first time is slow
+    for command, overrides in COMPOSED:  # the first time is slow
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            hydra.compose(command, overrides=overrides)
     inputs = torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.float64), Condition()
     count_operations(small_module().network, inputs, 2)  # slow the first time, too; it runs without threads
+    measure_rates(torch.device("cpu"), "32-true")  # the rates are those of this machine, not of a command
+    with tempfile.TemporaryDirectory() as folder:
+        plots.save_curves({"loss": [(1, 0.5), (2, 0.25)]}, Path(folder, "curves.png"))  # loads fonts
     gc.collect()
     gc.freeze()  # commands search only their own objects for garbage
 
