@@ -8,8 +8,8 @@ from diffusion_lab.callbacks.every import Every
 from diffusion_lab.callbacks.periodic_action import PeriodicAction
 from diffusion_lab.callbacks.progress import long_task
 from diffusion_lab.distributed.collectives import Ranks
+from diffusion_lab.generation.conditions_of_images import training_condition_images
 from diffusion_lab.generation.grid_columns import num_columns
-from diffusion_lab.generation.low_resolution_images import training_low_resolution_images
 from diffusion_lab.generation.seeded_images import SeededImages, generate_with_frames
 from diffusion_lab.guidance import Guidance
 from diffusion_lab.reporting.image_grids import grid, save_animation, save_picture
@@ -51,7 +51,7 @@ class SampleImages(PeriodicAction):
             pl_module,
             guidance=self.guidance,
             batch_size=BATCH_SIZE,
-            low_resolution_images=training_low_resolution_images(trainer.datamodule),
+            condition_images=training_condition_images(trainer.datamodule),
         )
         batches = Ranks.current().shard(images.batches(range(self.num_images)))
         num_steps = len(pl_module.sampler.times)

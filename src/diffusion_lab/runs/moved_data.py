@@ -46,7 +46,7 @@ def _require_trained_on(place: str, target: Target) -> None:
     config = resolve(load_config(target.folder))
     _set_path(config, place)
     try:
-        found = instantiate_node(config.data.datamodule, "data").train_images.fingerprint
+        found = instantiate_node(config.data.datamodule, "data").fingerprint
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
     trained_on = _fingerprint(target)
