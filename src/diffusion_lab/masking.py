@@ -116,8 +116,8 @@ class Strokes(Masking):
     max_strokes: int = 4
     num_segments: int = 4
     max_step: float = 0.3
-    min_width: float = 0.05
-    max_width: float = 0.2
+    min_width: float = 0.1
+    max_width: float = 0.25
 
     def __post_init__(self) -> None:
         _require_count("max_strokes", self.max_strokes)

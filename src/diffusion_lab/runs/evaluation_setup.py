@@ -59,7 +59,7 @@ def build(config: DictConfig, target: Target, fabric: "Fabric") -> Measurement:
     """
     if config.cascade:
         trained = load_config((stage := cascade_stages(config)[-1]).folder)
-        use_place(trained, config.data.path, stage)
+        use_place(trained, config.data, stage)
     else:
         trained = sampling_config(config, target)
     trained.metrics, trained.num_samples = config.metrics, config.num_samples

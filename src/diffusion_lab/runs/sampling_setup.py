@@ -129,7 +129,7 @@ def sampling_config(config: DictConfig, target: Target) -> DictConfig:
     with reading(target.folder / "config.yaml"):
         _replace_sampling_settings(trained, config)
     if not config.cascade or condition_setup.has_condition_images(trained):  # otherwise its images are not read
-        use_place(trained, config.data.path, target)
+        use_place(trained, config.data, target)
     return trained
 
 
