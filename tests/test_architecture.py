@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLAT = {  # modules directly under the package; everything else is in a folder
     *("__init__", "__main__", "atomic_files", "checkpoint_files", "contracts", "denoiser", "errors", "fingerprints"),
-    *("image_folders", "latents", "low_resolution", "paths", "pixels", "randomness", "regular_files"),
+    *("image_folders", "latents", "low_resolution", "masking", "paths", "pixels", "randomness", "regular_files"),
 }
 
 # A folder or flat module imports only from lines above its own, and from its own folder.
@@ -25,7 +25,7 @@ ORDER = (
     ("image_folders",),
     ("fingerprints", "checkpoint_files", "randomness"),
     ("pixels", "process", "networks"),
-    ("ema", "objectives", "denoiser", "low_resolution"),
+    ("ema", "objectives", "denoiser", "low_resolution", "masking"),
     ("guidance",),
     ("samplers",),
     ("inverse_problems",),

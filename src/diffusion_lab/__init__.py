@@ -34,6 +34,7 @@ _MODULES = {
     "denoiser": ("Denoiser", "DenoiserLike", "Estimate"),
     "latents": ("Latents", "Pixels", "Space"),
     "low_resolution": ("LowResolution",),
+    "masking": ("Halves", "Masking", "RandomRectangles", "Strokes", "masked_condition"),
     "pixels": ("from_uint8", "to_uint8"),
     "randomness": ("Draws", "ImageNoise"),
     "runs": ("load_module",),
@@ -73,6 +74,11 @@ if TYPE_CHECKING:
     from diffusion_lab.latents import Pixels as Pixels
     from diffusion_lab.latents import Space as Space
     from diffusion_lab.low_resolution import LowResolution as LowResolution
+    from diffusion_lab.masking import Halves as Halves
+    from diffusion_lab.masking import Masking as Masking
+    from diffusion_lab.masking import RandomRectangles as RandomRectangles
+    from diffusion_lab.masking import Strokes as Strokes
+    from diffusion_lab.masking import masked_condition as masked_condition
     from diffusion_lab.metrics import *
     from diffusion_lab.networks import *
     from diffusion_lab.objectives import *

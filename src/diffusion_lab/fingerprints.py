@@ -44,13 +44,14 @@ COVERED = {
     "clipping": ("sampler",),
     "variance": ("sampler",),
     "metrics": ("metric",),
-    "data": ("reference", "features", "label"),
+    "data": ("reference", "features", "label", "condition"),
     "conditioning": ("label",),
     "guidance_scale": ("guidance",),
     "guide": ("guidance_scale", "guidance"),
     "cascade": ("low_resolution", "sampler", "weights", "schedule", "guidance_scale", "space"),
     "cascade_steps": ("sampler", "low_resolution"),
     "low_resolution_noise": ("low_resolution",),
+    "masking": ("condition",),
     "classifier": ("classifier_scale", "label"),
     "trainer": ("precision",),
     "callbacks": ("sampler", "batch_size", "guidance_scale"),
@@ -60,7 +61,7 @@ COVERED = {
 
 FIELDS = (
     *("num_samples", "metric", "features", "reference", "sampler", "schedule", "weights", "label", "batch_size"),
-    *("guidance_scale", "guidance", "guide", "classifier", "classifier_scale", "low_resolution", "space"),
+    *("guidance_scale", "guidance", "guide", "classifier", "classifier_scale", "low_resolution", "condition", "space"),
     *("quantization", "seed", "precision", "conventions", "images", "preparation", "version"),
 )
 """All fields that a fingerprint can have, without their nested fields."""

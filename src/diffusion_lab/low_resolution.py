@@ -8,6 +8,7 @@ from torch import Tensor
 
 from diffusion_lab.networks import Condition
 from diffusion_lab.process import widen
+from diffusion_lab.randomness import Draws, Purpose
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,19 @@ class LowResolution:
         """Number of values per image that describe its noise level: 1 if max_noise is above 0, else 0."""
         return int(self.max_noise > 0)
 
+    def condition_channels(self, channels: int) -> int:
+        """Return the number of channels of the condition image.  channels: number of channels of an image."""
+        return channels
+
+    def training_condition(self, x_0: Tensor, draws: Draws) -> Condition:
+        """Return the condition, without labels, for the images x_0 [B, C, H, W] of a training step.
+
+        The noise is zero unless the network is trained on noisy low-resolution images.
+        """
+        small = self.downsample(x_0)
+        noise = draws.noise(small, Purpose.CONDITION_NOISE) if self.max_noise else torch.zeros_like(small)
+        return self.condition(None, small, self.max_noise * draws.condition_levels(), noise)
+
     def downsample(self, images: Tensor) -> Tensor:
         """Downsample images: [B, C, H, W] -> [B, C, resolution, resolution].
 
@@ -57,9 +71,7 @@ class LowResolution:
         if bool((level < 0).any()) or bool((level > self.max_noise).any()):
             raise ValueError(f"level must be in [0, max_noise={self.max_noise}], got {float(level.max()):g}.")
         if not self.max_noise:
-            return Condition(label, low_resolution=small)
+            return Condition(label, image=small)
         level = level.to(small.device, small.dtype, non_blocking=small.is_cuda)
         wide = widen(level, small, name="level")
-        return Condition(
-            label, low_resolution=torch.sqrt(1 - wide**2) * small + wide * noise, low_resolution_noise=level
-        )
+        return Condition(label, image=torch.sqrt(1 - wide**2) * small + wide * noise, low_resolution_noise=level)

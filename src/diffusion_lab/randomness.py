@@ -37,6 +37,7 @@ class Purpose(IntEnum):
     LATENT = 14
     MEASUREMENT = 15
     OPERATOR = 16
+    MASK = 17
 
 
 def stream(seed: int, purpose: Purpose, step: int = 0, position: int = 0) -> np.random.Generator:
@@ -124,6 +125,11 @@ class Draws:
     def condition_levels(self) -> Tensor:
         """Return one uniform number in [0, 1) per low-resolution image, for its noise level: [B], float64."""
         return self._uniform(Purpose.CONDITION_LEVEL)
+
+    def masks(self, num_uniform: int) -> Tensor:
+        """Return uniform numbers in [0, 1) for the mask of each image: [B, num_uniform], float64."""
+        numbers = stream(self.seed, Purpose.MASK, self.step).random((max(self.positions) + 1, num_uniform))
+        return torch.from_numpy(numbers[self.positions])
 
     def noise(self, like: Tensor, purpose: Purpose = Purpose.NOISE, shape: Sequence[int] | None = None) -> Tensor:
         """Return standard normal noise, float32, on the device of `like` [B, C, H, W].

@@ -225,7 +225,7 @@ def test_a_run_of_version_0_1_is_rejected(runs: dict[str, Path], tmp_path: Path)
             "`model` must take images with data.channels=1 and data.resolution=28",
         ),
         ("train_classifier.py", ["data.label_column=null"], "data.label_column must be the name of the label column"),
-        ("train.py", [*TINY, "model.low_resolution_channels=1"], "model.low_resolution_channels must be 0"),
+        ("train.py", [*TINY, "model.condition_channels=1"], "model.condition_channels must be 0"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )

@@ -28,7 +28,7 @@ def load(path: Path, *, channels: int = 3, resolution: int = SIDE, fit: str = "e
          files: tuple[str, ...] | None = None) -> Images:  # fmt: skip
     source = SampleSource(path, files)
     preparation = Preparation(channels, resolution, fit)  # type: ignore[arg-type]
-    return ImageStore.of_samples(source, preparation, on_error=on_error).load(SPLIT)  # type: ignore[arg-type]
+    return ImageStore.of_source(source, preparation, on_error=on_error).load(SPLIT)  # type: ignore[arg-type]
 
 
 def write_files(folder: Path, images: np.ndarray, name: str = "{}.png") -> Path:

@@ -17,7 +17,7 @@ from diffusion_lab.training.diffusion_module import DiffusionModule
 from support.small_runs import FewImages, fit, small_module
 
 LOW = LowResolution(4, max_noise=0.5)
-CHANNELS: dict[str, Any] = {"low_resolution_channels": 1, "num_augmentation_channels": 1}
+CHANNELS: dict[str, Any] = {"condition_channels": 1, "num_augmentation_channels": 1}
 
 
 def base(side: int = 4, labels: Labels | None = None) -> DiffusionModule:
@@ -42,7 +42,7 @@ def upsampler(labels: Labels | None = None) -> DiffusionModule:
 def cascade(noise: float = 0.0, batch_size: int = 4, labels: Labels | None = None, **settings: int) -> SeededImages:
     first = SeededImages(base(labels=labels), batch_size=batch_size, **settings)  # type: ignore[arg-type]
     source = CascadeImages(first, LOW, noise)
-    return SeededImages(upsampler(labels), batch_size=batch_size, low_resolution_images=source)
+    return SeededImages(upsampler(labels), batch_size=batch_size, condition_images=source)
 
 
 @pytest.mark.full
@@ -77,8 +77,8 @@ def test_the_noise_of_the_low_resolution_images_is_a_function_of_the_seed() -> N
     plain, noisy = cascade(), cascade(noise=0.4)
     assert not torch.equal(plain.generate(range(4)), noisy.generate(range(4)))
     assert torch.equal(noisy.generate(range(4)), cascade(noise=0.4).generate(range(4)))
-    assert noisy.low_resolution_images is not None
-    condition = noisy.low_resolution_images.condition(range(4), None, torch.device("cpu"))
+    assert noisy.condition_images is not None
+    condition = noisy.condition_images.condition(range(4), None, torch.device("cpu"))
     assert condition.low_resolution_noise is not None
     assert condition.low_resolution_noise.flatten().tolist() == pytest.approx([0.4] * 4)
 
@@ -92,7 +92,7 @@ def test_all_stages_are_conditioned_on_the_same_class() -> None:
 def test_images_of_a_data_set_are_upsampled_in_random_order_with_their_classes() -> None:
     data = FewImages().load()
     source = DownsampledImages(data, "train", LOW)
-    images = SeededImages(upsampler(Labels(3, 0.2)), batch_size=4, low_resolution_images=source)
+    images = SeededImages(upsampler(Labels(3, 0.2)), batch_size=4, condition_images=source)
     order = permutation(seed=0, epoch=0, size=50)[[48, 49, 0, 1]]
     means: Tensor = data.gather(order).float().view(4, 1, 4, 2, 4, 2).mean(dim=(3, 5))
     torch.testing.assert_close(source.pixels(range(48, 52)).float(), means, rtol=0, atol=0.51)
@@ -102,7 +102,7 @@ def test_images_of_a_data_set_are_upsampled_in_random_order_with_their_classes()
 def test_protocol_and_identity_depend_on_the_low_resolution_images() -> None:
     generated = cascade()
     source = DownsampledImages(FewImages().load(), "train", LOW, 0.1)
-    data = SeededImages(upsampler(), batch_size=4, low_resolution_images=source)
+    data = SeededImages(upsampler(), batch_size=4, condition_images=source)
     assert generated.protocol()["low_resolution"]["from"]["sampler"]["name"] == "DDIM"
     assert data.protocol()["low_resolution"]["from"] == "images of train"
     assert data.protocol()["low_resolution"]["noise"] == 0.1
@@ -110,7 +110,7 @@ def test_protocol_and_identity_depend_on_the_low_resolution_images() -> None:
     assert len(identities) == 3
     other = SeededImages(base(), batch_size=4)
     other.module.ema.network.get_parameter("conv_in.bias").data += 0.1
-    changed = SeededImages(upsampler(), batch_size=4, low_resolution_images=CascadeImages(other, LOW))
+    changed = SeededImages(upsampler(), batch_size=4, condition_images=CascadeImages(other, LOW))
     assert changed.identity("32-true") not in identities
 
 
@@ -120,10 +120,10 @@ def test_stages_that_do_not_fit_together_are_refused() -> None:
         CascadeImages(plain, LOW)
     with pytest.raises(ValueError, match=r"low_resolution_noise must be in \[0, 0.5\] .* got 0.6"):
         cascade(noise=0.6)
-    with pytest.raises(ValueError, match="`low_resolution_images` must be given for a super-resolution"):
+    with pytest.raises(ValueError, match="`condition_images` must be given for a network that is conditioned"):
         SeededImages(upsampler(), batch_size=4)
     source = CascadeImages(SeededImages(base(), batch_size=4), LOW)
-    with pytest.raises(ValueError, match=r"`low_resolution_images` .* must be None .*, got images with 1 channels"):
-        SeededImages(small_module(), batch_size=4, low_resolution_images=source)
+    with pytest.raises(ValueError, match=r"`condition_images` .* must be None .*, got images with 1 channels"):
+        SeededImages(small_module(), batch_size=4, condition_images=source)
     with pytest.raises(ValueError, match=r"`cascade` must list .* the previous run \(0\), got a run with 3 classes"):
-        SeededImages(upsampler(Labels(3)), batch_size=4, low_resolution_images=source)
+        SeededImages(upsampler(Labels(3)), batch_size=4, condition_images=source)

@@ -198,7 +198,7 @@ def sinusoids(**changes: Any) -> dict[str, Any]:
         (UNET | {"num_blocks": [1, 2]}, {}, r"model.num_blocks must be the same at all levels .*got \[1, 2\]"),
         (UNET | {"channel_multipliers": [2, 1]}, {}, r"first number of model.channel_multipliers must be 1 .*got 2.0"),
         (UNET | {"attend_once_on_way_up": True}, {}, r"model.attend_once_on_way_up must be false .*got true"),
-        (UNET | {"low_resolution_channels": 1}, {}, r"low_resolution must be none .*got 1 channels"),
+        (UNET | {"condition_channels": 1}, {}, r"model.condition_channels must be 0 .*got 1 channels"),
         (UNET, {"space": "latents"}, r"space must be pixels for a U-Net .*got Latents"),
         (DIT | {"variant": None}, {}, r"model.variant.time_kind must be ddpm .*got adm"),
         (DIT | {"mlp_ratio": 2.0}, {}, r"model.mlp_ratio must be 4.0 .*got 2.0"),

@@ -30,8 +30,8 @@ def test_onnxruntime_has_the_outputs_of_torch_for_another_batch_size(number: int
 
 
 def test_a_super_resolution_network_is_refused() -> None:
-    network: Network = UNet(1, 1, resolution=8, channels=32, channel_multipliers=(1,), low_resolution_channels=1)
-    with pytest.raises(UserError, match=r"low_resolution must be none for format=onnx, got 1 channels"):
+    network: Network = UNet(1, 1, resolution=8, channels=32, channel_multipliers=(1,), condition_channels=1)
+    with pytest.raises(UserError, match=r"model.condition_channels must be 0 for format=onnx, got 1 channels"):
         onnx_file.require_exportable(network)
 
 

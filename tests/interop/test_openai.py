@@ -81,7 +81,7 @@ def test_an_imported_upsampler_takes_the_low_resolution_image_after_the_noisy_im
     upsampled = torch.nn.functional.interpolate(low, (16, 16), mode="bilinear")
     weights = {k: v.double() for k, v in tensors.items()}
     expected = unet(flags, weights, torch.cat([noisy, upsampled], dim=1), time, label)
-    output = loaded(imported)(noisy, time, Condition(label, low_resolution=low))
+    output = loaded(imported)(noisy, time, Condition(label, image=low))
     assert (output - expected).abs().max() < 1e-12 * expected.abs().max()
     with pytest.raises(UserError, match="low_resolution must be given"):
         read_foreign(saved(tmp_path, tensors), "adm", typed(flags))

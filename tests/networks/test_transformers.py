@@ -90,13 +90,13 @@ def test_an_augmentation_changes_the_answer_of_its_image_and_0_is_none(kind: typ
 @both
 def test_a_low_resolution_image_is_told_beside_the_noisy_one(kind: type[Network]) -> None:
     network = trained(small(kind)).eval().requires_grad_(False)
-    upsampler = small(kind, low_resolution_channels=2).eval().requires_grad_(False)
+    upsampler = small(kind, condition_channels=2).eval().requires_grad_(False)
     nn.init.normal_(upsampler.head.out.weight)
     x_t, time, condition = batch()
-    answers = [upsampler(x_t, time, replace(condition, low_resolution=torch.randn(3, 2, 8, 8))) for _ in range(2)]
+    answers = [upsampler(x_t, time, replace(condition, image=torch.randn(3, 2, 8, 8))) for _ in range(2)]
     assert float((answers[0] - answers[1]).abs().amax(dim=(1, 2, 3)).min()) > 1e-4
-    with pytest.raises(ValueError, match="`low_resolution` must be None for this network"):
-        network(x_t, time, replace(condition, low_resolution=torch.randn(3, 2, 8, 8)))
+    with pytest.raises(ValueError, match="`image` must be None for this network"):
+        network(x_t, time, replace(condition, image=torch.randn(3, 2, 8, 8)))
 
 
 @both

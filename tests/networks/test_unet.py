@@ -334,23 +334,23 @@ def test_checkpointing_keeps_less_than_half_of_the_activations() -> None:
 
 
 def test_an_enlarged_low_resolution_image_stands_beside_the_noisy_one() -> None:
-    network = small(low_resolution_channels=3)
+    network = small(condition_channels=3)
     assert network.conv_in.in_channels == 5 + 3
     torch.nn.init.normal_(network.conv_out.weight)  # type: ignore[arg-type]
     x_t, time, condition = batch()
     low = torch.randn(3, 3, 8, 8)
     large = F.interpolate(low, size=(16, 16), mode="bilinear")
-    told = network(x_t, time, replace(condition, low_resolution=low))
-    assert not torch.equal(told, network(x_t, time, replace(condition, low_resolution=-low)))
-    torch.testing.assert_close(told, network(x_t, time, replace(condition, low_resolution=large)))
+    told = network(x_t, time, replace(condition, image=low))
+    assert not torch.equal(told, network(x_t, time, replace(condition, image=-low)))
+    torch.testing.assert_close(told, network(x_t, time, replace(condition, image=large)))
 
 
 @pytest.mark.parametrize(("known", "low"), [(3, None), (0, torch.zeros(3, 3, 8, 8)), (3, torch.zeros(3, 1, 8, 8))])
 def test_a_low_resolution_image_that_is_missing_or_of_no_use_is_refused(known: int, low: Tensor | None) -> None:
     x_t, time, condition = batch()
     wanted = rf"\[B, {known}, h, w\]" if known else "None"
-    with pytest.raises(ValueError, match=f"`low_resolution` must be {wanted} for this network, got"):
-        small(low_resolution_channels=known)(x_t, time, replace(condition, low_resolution=low))
+    with pytest.raises(ValueError, match=f"`image` must be {wanted} for this network, got"):
+        small(condition_channels=known)(x_t, time, replace(condition, image=low))
 
 
 BLOCKS: dict[str, Callable[[], nn.Module]] = {

@@ -58,7 +58,7 @@ class ReadsValues(nn.Module):
     """A network whose control flow depends on values, so that its operations cannot be counted."""
 
     in_channels = out_channels = 1
-    resolution, labels, num_augmentation_channels, low_resolution_channels = 8, Labels(), 0, 0
+    resolution, labels, num_augmentation_channels, condition_channels = 8, Labels(), 0, 0
 
     def __init__(self) -> None:
         super().__init__()

@@ -77,8 +77,8 @@ def test_a_network_receives_images_the_last_time_and_the_parts_of_its_condition(
     assert time.tolist() == [19, 19]
     assert condition.label is not None
     assert condition.label.tolist() == [0, 2]  # the smallest and the largest
-    assert condition.low_resolution is not None
-    assert condition.low_resolution.shape == (2, 1, 4, 4)
+    assert condition.image is not None
+    assert condition.image.shape == (2, 1, 4, 4)
     assert network.training
     assert torch.equal(torch.random.get_rng_state(), torch.Generator().manual_seed(0).get_state())  # as before
 

@@ -74,6 +74,7 @@ def fit(module: TrainedModule, max_steps: int, *, callbacks: Sequence[Callback] 
         batch_size=12,
         seed=settings.pop("seed", 3),
         low_resolution=settings.pop("low_resolution", None),
+        masking=settings.pop("masking", None),
     )
     ckpt_path: Path | None = settings.pop("ckpt_path", None)
     options: dict[str, Any] = {

@@ -107,13 +107,13 @@ def test_images_need_no_labels_and_labels_of_an_unconditional_network_have_no_ef
 
 def test_a_network_is_conditioned_on_all_parts_of_a_condition() -> None:
     def module() -> DiffusionModule:
-        return small_module(low_resolution_channels=1)
+        return small_module(condition_channels=1)
 
-    with pytest.raises(ValueError, match="`low_resolution` must be"):
+    with pytest.raises(ValueError, match="`image` must be"):
         train(module(), given([PIXELS[:6]]))
     small = from_uint8(PIXELS[:6])[:, :, ::2, ::2]
     by_condition = [
-        trained(given([(PIXELS[:6], Condition(low_resolution=low))] * 4), module()) for low in (small, small, -small)
+        trained(given([(PIXELS[:6], Condition(image=low))] * 4), module()) for low in (small, small, -small)
     ]
     assert torch.equal(by_condition[0], by_condition[1])
     assert not torch.equal(by_condition[0], by_condition[2])

@@ -16,7 +16,7 @@ from diffusion_lab.callbacks.progress import long_task
 from diffusion_lab.contracts import described
 from diffusion_lab.evaluation.evaluator import Evaluator, Number
 from diffusion_lab.evaluation.reference import ImageReference
-from diffusion_lab.generation.low_resolution_images import training_low_resolution_images
+from diffusion_lab.generation.conditions_of_images import training_condition_images
 from diffusion_lab.generation.seeded_images import SeededImages
 from diffusion_lab.guidance import Guidance
 from diffusion_lab.metrics.metric import Metric
@@ -121,7 +121,7 @@ class MeasureDistance(PeriodicAction):
             sampler=self.sampler,
             guidance=self.guidance,
             batch_size=self.batch_size,
-            low_resolution_images=training_low_resolution_images(datamodule),
+            condition_images=training_condition_images(datamodule),
         )
         reference = ImageReference(datamodule.train_images, "train", datamodule.store.cache.references)
         display = partial(long_task, trainer)

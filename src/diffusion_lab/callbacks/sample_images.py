@@ -2,17 +2,20 @@
 
 from pathlib import Path
 
+import numpy as np
+import torch
 from lightning import Trainer
+from torch import Tensor
 
 from diffusion_lab.callbacks.every import Every
 from diffusion_lab.callbacks.periodic_action import PeriodicAction
 from diffusion_lab.callbacks.progress import long_task
 from diffusion_lab.distributed.collectives import Ranks
+from diffusion_lab.generation.conditions_of_images import training_condition_images
 from diffusion_lab.generation.grid_columns import num_columns
-from diffusion_lab.generation.low_resolution_images import training_low_resolution_images
 from diffusion_lab.generation.seeded_images import SeededImages, generate_with_frames
 from diffusion_lab.guidance import Guidance
-from diffusion_lab.reporting.image_grids import grid, save_animation, save_picture
+from diffusion_lab.reporting.image_grids import grid, save_animation, save_picture, side_by_side
 from diffusion_lab.training.diffusion_module import DiffusionModule
 
 BATCH_SIZE = 16
@@ -21,6 +24,7 @@ BATCH_SIZE = 16
 class SampleImages(PeriodicAction):
     """Callback that saves a grid of samples, and an animation of the sampling, every n steps and at the end.
 
+    A sample of a network that is conditioned on images is to the right of its condition image.
     Image k always has seed k, so the image in a given cell starts from the same noise tensor in all grids. The images
     are divided among the ranks.
     """
@@ -51,7 +55,7 @@ class SampleImages(PeriodicAction):
             pl_module,
             guidance=self.guidance,
             batch_size=BATCH_SIZE,
-            low_resolution_images=training_low_resolution_images(trainer.datamodule),
+            condition_images=training_condition_images(trainer.datamodule),
         )
         batches = Ranks.current().shard(images.batches(range(self.num_images)))
         num_steps = len(pl_module.sampler.times)
@@ -60,7 +64,7 @@ class SampleImages(PeriodicAction):
         if not trainer.is_global_zero:
             return
         columns = self.num_columns or num_columns(images)
-        picture = grid(samples, columns)
+        picture = _picture(images, samples, columns)
         name = f"step_{trainer.global_step:07}"
         save_picture(picture, self.folder / f"{name}.png")
         if frames:
@@ -70,3 +74,12 @@ class SampleImages(PeriodicAction):
                 logger.log_image("samples", [picture], step=trainer.global_step)
             elif hasattr(logger.experiment, "add_image"):
                 logger.experiment.add_image("samples", picture, trainer.global_step, dataformats="HWC")
+
+
+def _picture(images: SeededImages, samples: Tensor, num_columns: int) -> np.ndarray:
+    """Return a grid of the samples with the seeds 0, 1, ..., next to their condition images if there are any."""
+    source = images.condition_images
+    if source is None:
+        return grid(samples, num_columns)
+    conditions = torch.cat([source.pictures(seeds) for seeds in images.batches(range(len(samples)))])
+    return grid(side_by_side(conditions, samples), num_columns, tile=112)

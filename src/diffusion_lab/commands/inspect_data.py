@@ -30,7 +30,10 @@ def inspect_data(config: DictConfig) -> None:
     _check(config)
     node = run_loading.resolve(
         OmegaConf.create(
-            {key: config[key] for key in ("data", "augmentation", "low_resolution", "near_duplicates", "seed")}
+            {
+                key: config[key]
+                for key in ("data", "augmentation", "low_resolution", "masking", "near_duplicates", "seed")
+            }
         )
     )
     raise_problems([*data_problems(node.data), *argument_problems(node.near_duplicates, "near_duplicates")])

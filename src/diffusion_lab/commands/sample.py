@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-FILES = ("samples.png", "samples.webp", "samples.gif", "samples_*.npz", "images")
+FILES = ("samples.png", "conditions.png", "samples.webp", "samples.gif", "samples_*.npz", "images")
 """Glob patterns of the files and of the folder with images that the command writes, in the order of its last line."""
 
 
@@ -95,6 +95,22 @@ def _generate(config: DictConfig, images: "SeededImages", target: Target, step: 
         except ValueError as error:
             raise UserError(str(error)) from error
         files.finish(images.shape)
+        if images.condition_images is not None and not config.cascade and config.num_pictures and ranks.rank == 0:
+            _save_conditions(images, batches, folder / "conditions.png", config)
+
+
+def _save_conditions(images: "SeededImages", batches: list[range], path: Path, config: DictConfig) -> None:
+    """Write a grid of the condition images, in the order of the grid of the samples."""
+    import torch
+
+    from diffusion_lab.generation.grid_columns import num_columns
+    from diffusion_lab.reporting.image_grids import grid, save_picture
+
+    source = images.condition_images
+    assert source is not None
+    shown = batches[: config.num_pictures]  # at least one image each
+    pictures = torch.cat([source.pictures(batch) for batch in shown])[: config.num_pictures]
+    save_picture(grid(pictures, config.num_columns or num_columns(images)), path)
 
 
 def _animation_format(config: DictConfig) -> str:

@@ -37,7 +37,7 @@ DISABLED_BY_NULL = ("callbacks", "logger")
 
 REQUIRED_FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
 
-PATHS = ("data.path", "data.image_root", "data.cache_folder", "features.weights")
+PATHS = ("data.path", "data.image_root", "data.condition_path", "data.cache_folder", "features.weights")
 """Settings whose values are paths."""
 
 EMPTY = ("null", "none", "false", "~", "")

@@ -37,6 +37,10 @@ _CLASSES = {"layout.environment": "cluster_environment", "step_guard.StepGuard":
 """Classes and functions that were renamed after version 0.3."""
 
 _KEYS = {  # (current _target_, key in version 0.3) -> current key
+    **{
+        (f"{_LAB}.networks.{network}", "low_resolution_channels"): "condition_channels"
+        for network in ("UNet", "DiT", "PixelTransformer", "FromDiffusers")
+    },
     (f"{_LAB}.process.LogNormalSigma", "deviation"): "std",
     (f"{_LAB}.process.LogitNormal", "deviation"): "std",
     (f"{_LAB}.metrics.PrecisionRecall", "num_neighbours"): "num_neighbors",
@@ -47,6 +51,7 @@ _SELECTION = ("num_held_out", "classes", "max_images")
 """Arguments of ImageStore in version 0.3 that are now arguments of Selection."""
 
 _OVERRIDES = {  # override key in version 0.3 -> current key
+    "model.low_resolution_channels": "model.condition_channels",
     "optimizer.course.num_warmup_steps": "lr_schedule.num_warmup_steps",
     "optimizer.course.num_decay_steps": "lr_schedule.num_decay_steps",
     "times.deviation": "times.std",

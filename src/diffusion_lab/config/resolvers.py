@@ -5,6 +5,7 @@ import re
 import subprocess
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -65,6 +66,18 @@ def _output_channels(channels: int, variance: DictConfig) -> int:
     """Return the number of output channels of a network: twice the image channels if the variance is learned."""
     is_learned = str(variance["_target_"]).rpartition(".")[2].startswith("Learned")
     return 2 * channels if is_learned and _are_sizes(channels) else channels
+
+
+def _masked_channels(channels: int) -> int:
+    """Return the number of channels of an image and its mask."""
+    return channels + 1 if _are_sizes(channels) else channels
+
+
+def _condition_channels(*, _root_: DictConfig) -> int:
+    """Return the number of channels of the paired images of the data set; 0 without them."""
+    data: Any = _root_.get("data") or {}
+    has_pairs = data.get("condition_column") is not None or data.get("condition_path") is not None
+    return data.condition_channels if has_pairs else 0
 
 
 def _eighth(resolution: int) -> int:
@@ -161,6 +174,8 @@ OmegaConf.register_new_resolver("at_most", min, replace=True)
 OmegaConf.register_new_resolver("first", lambda group: next(iter(group.values())), replace=True)
 OmegaConf.register_new_resolver("num_schedule_steps", _num_schedule_steps, replace=True)
 OmegaConf.register_new_resolver("output_channels", _output_channels, replace=True)
+OmegaConf.register_new_resolver("masked_channels", _masked_channels, replace=True)
+OmegaConf.register_new_resolver("condition_channels", _condition_channels, replace=True)
 OmegaConf.register_new_resolver("eighth", _eighth, replace=True)
 OmegaConf.register_new_resolver("label_rows", _label_rows, replace=True)
 OmegaConf.register_new_resolver("if_labels", lambda labels, yes, no: yes if labels.num_classes else no, replace=True)

@@ -16,12 +16,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from diffusion_lab.atomic_files import atomic_folder
 from diffusion_lab.data.images import Images
 from diffusion_lab.paths import NODE_CACHE, default_cache_folder, expanduser
 from diffusion_lab.regular_files import is_regular, read_regular
+from diffusion_lab.reporting.csv_files import read_csv
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +55,14 @@ class Entry:
 
     folder: Path
     meta: Meta
+
+    def numbers(self) -> np.ndarray:
+        """Return the index of each image in its split, int64 [N]; damaged images of the split are left out."""
+        all_numbers = np.arange(self.meta.shape[0] + self.meta.num_damaged)
+        if not self.meta.num_damaged:
+            return all_numbers
+        damaged = [int(row["number"]) for row in read_csv(self.folder / DAMAGED)]
+        return np.setdiff1d(all_numbers, damaged)
 
     def images(self) -> Images:
         return Images.open(

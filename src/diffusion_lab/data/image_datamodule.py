@@ -14,38 +14,42 @@ from torch.utils.data import DataLoader, Dataset
 from diffusion_lab.data.augmentation import Augmentation
 from diffusion_lab.data.image_store import ImageStore, require_images, require_store
 from diffusion_lab.data.images import Images
+from diffusion_lab.data.pairs import Pairs
 from diffusion_lab.data.step_sampler import MicroBatch, StepSampler
 from diffusion_lab.data.worker_memory import received, sent
 from diffusion_lab.distributed import signals
 from diffusion_lab.errors import UserError
+from diffusion_lab.fingerprints import digest
 from diffusion_lab.low_resolution import LowResolution
+from diffusion_lab.masking import Masking
 from diffusion_lab.networks import Condition
 from diffusion_lab.pixels import from_uint8
-from diffusion_lab.randomness import Draws, Purpose
+from diffusion_lab.randomness import Draws
 
 
 @dataclass
 class ImageBatch:
     """Images of one micro-batch of this rank.
 
-    x_0: images [B, C, H, W]: uint8 when loaded; float32 in [-1, 1], flipped or augmented, on the device.
+    x_0: images [B, C, H, W]: uint8 when loaded, with the channels of the paired images, if there are any, after those
+        of the images; float32 in [-1, 1], flipped or augmented, on the device.
     label: labels, int64 [B].
     draws: all random numbers of the step for these images.
-    augmentation, low_resolution, low_resolution_noise: conditions that are added on the device if the network takes
-        them; see `Condition`.
+    augmentation, image, low_resolution_noise: conditions that are added on the device if the network takes them; see
+        `Condition`.
     """
 
     x_0: Tensor
     label: Tensor
     draws: Draws
     augmentation: Tensor | None = None
-    low_resolution: Tensor | None = None
+    image: Tensor | None = None
     low_resolution_noise: Tensor | None = None
 
     @property
     def condition(self) -> Condition:
         """Everything that a network can be conditioned on."""
-        return Condition(self.label, self.augmentation, self.low_resolution, self.low_resolution_noise)
+        return Condition(self.label, self.augmentation, self.image, self.low_resolution_noise)
 
     def __len__(self) -> int:
         return len(self.label)
@@ -67,7 +71,10 @@ class ImageDataModule(LightningDataModule):
     num_workers: number of data loading workers; 0 loads batches in the training process.
     augmentation: transformation on which the network is conditioned; the transformation includes horizontal flips.
     low_resolution: settings of the low-resolution images on which a super-resolution network is conditioned.
+    masking: distribution of the holes in the images on which an inpainting network is conditioned.
+    pairs: place of the images on which an image-to-image network is conditioned.
     max_batches: number of batches of images to train on, the first images of the set; None uses all images.
+    Raises ValueError if a number is out of range, or if more than one kind of condition image is given.
     """
 
     def __init__(
@@ -80,6 +87,8 @@ class ImageDataModule(LightningDataModule):
         num_workers: int = 0,
         augmentation: Augmentation | None = None,
         low_resolution: LowResolution | None = None,
+        masking: Masking | None = None,
+        pairs: Pairs | None = None,
         max_batches: int | None = None,
     ) -> None:
         super().__init__()
@@ -94,9 +103,12 @@ class ImageDataModule(LightningDataModule):
             raise ValueError(
                 "horizontal_flip must be false with an augmentation (which flips images itself), got true."
             )
+        self.pairs = pairs if pairs is not None and pairs.is_given else None
+        _require_one_kind(low_resolution, masking, self.pairs)
         self.store, self.batch_size, self.seed = store, batch_size, seed
         self.horizontal_flip, self.num_workers = horizontal_flip, num_workers
-        self.augmentation, self.low_resolution, self.max_batches = augmentation, low_resolution, max_batches
+        self.augmentation, self.max_batches = augmentation, max_batches
+        self.low_resolution, self.masking = low_resolution, masking
         self._train: Images | None = None
         self.seconds_waited = 0.0
         """Time in seconds that training has waited for batches."""
@@ -105,14 +117,31 @@ class ImageDataModule(LightningDataModule):
     def train_images(self) -> Images:
         """Training set.  It is opened, and decoded if it is not in the cache, on first access."""
         if self._train is None:
-            images = require_images(self.store.load("train"), self.store, "train")
+            images = self.store.load("train") if self.pairs is None else self.pairs.load(self.store, "train")
+            images = require_images(images, self.store, "train")
             num_images = len(images) if self.max_batches is None else self.max_batches * self.batch_size
             self._train = images if num_images >= len(images) else images.select(np.arange(num_images))
         return self._train
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the training images and, if there are any, of their paired images."""
+        images, condition = self.train_images, self.train_images.condition
+        return images.fingerprint if condition is None else digest([images.fingerprint, condition.fingerprint])
+
+    def condition_channels(self, channels: int) -> int:
+        """Return the number of channels of the condition image; 0 without one.
+
+        channels: number of channels of the images.
+        """
+        source = self.low_resolution or self.masking
+        if source is not None:
+            return source.condition_channels(channels)
+        return 0 if self.pairs is None else self.pairs.channels
+
     def state_dict(self) -> dict[str, str]:
         """Return the fingerprint of the training images, which Lightning stores in checkpoints."""
-        return {"fingerprint": self.train_images.fingerprint}
+        return {"fingerprint": self.fingerprint}
 
     def train_dataloader(self) -> "_Batches":
         trainer = self.trainer
@@ -135,15 +164,30 @@ class ImageDataModule(LightningDataModule):
         if self.augmentation is not None:
             x_0, augmentation_label = self.augmentation(batch.x_0, batch.draws)
             batch = replace(batch, x_0=x_0, augmentation=augmentation_label)
-        return batch if self.low_resolution is None else _with_low_resolution(batch, self.low_resolution)
+        return self._with_condition_image(batch)
+
+    def _with_condition_image(self, batch: ImageBatch) -> ImageBatch:
+        """Add the condition images to a batch.  Paired images have been flipped and augmented like the images."""
+        source = self.low_resolution or self.masking
+        if source is not None:
+            condition = source.training_condition(batch.x_0, batch.draws)
+            return replace(batch, image=condition.image, low_resolution_noise=condition.low_resolution_noise)
+        channels = self.train_images.channels
+        if batch.x_0.shape[1] == channels:
+            return batch
+        return replace(batch, x_0=batch.x_0[:, :channels].contiguous(), image=batch.x_0[:, channels:].contiguous())
 
 
-def _with_low_resolution(batch: ImageBatch, low: LowResolution) -> ImageBatch:
-    """Add the low-resolution images to a batch, with noise if the network is trained on noisy low-resolution images."""
-    small = low.downsample(batch.x_0)
-    noise = batch.draws.noise(small, Purpose.CONDITION_NOISE) if low.max_noise else torch.zeros_like(small)
-    condition = low.condition(None, small, low.max_noise * batch.draws.condition_levels(), noise)
-    return replace(batch, low_resolution=condition.low_resolution, low_resolution_noise=condition.low_resolution_noise)
+def _require_one_kind(low_resolution: LowResolution | None, masking: Masking | None, pairs: Pairs | None) -> None:
+    """Raise ValueError if more than one kind of condition image is given."""
+    kinds = {"low_resolution": low_resolution, "masking": masking, "data.condition_column": pairs}
+    given = [name for name, kind in kinds.items() if kind is not None]
+    if len(given) > 1:
+        names = [pairs.setting if kinds[name] is pairs and pairs is not None else name for name in given]
+        raise ValueError(
+            "only one of low_resolution, masking and data.condition_column (or data.condition_path) can be given, "
+            f"because a network is conditioned on one image, got {' and '.join(names)}."
+        )
 
 
 def horizontal_flip_(images: Tensor, mask: Tensor) -> None:
@@ -203,7 +247,10 @@ class _MicroBatches(Dataset[ImageBatch]):
 
     def __getitem__(self, item: MicroBatch) -> ImageBatch:
         draws = Draws(self.seed, item.step, item.positions, self.batch_size)
-        return ImageBatch(self.images.gather(item.index), self.images.label[torch.from_numpy(item.index)], draws)
+        pixels, condition = self.images.gather(item.index), self.images.condition
+        if condition is not None:
+            pixels = torch.cat([pixels, condition.gather(item.index)], dim=1)
+        return ImageBatch(pixels, self.images.label[torch.from_numpy(item.index)], draws)
 
 
 def _init_worker(worker: int) -> None:

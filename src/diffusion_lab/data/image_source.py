@@ -35,8 +35,7 @@ COLUMNAR = (".parquet", ".arrow", ".tar")
 class Rows:
     """An opened split.
 
-    images: undecoded images.  label: labels, int64 [N].
-    class_names: names of the classes; empty for a set without class names.
+    images: undecoded images.  label: labels, int64 [N].  class_names: names of the classes; empty without names.
     """
 
     images: UndecodedImages
@@ -51,6 +50,7 @@ class ImageSource:
     hub_name: NAME or NAME:CONFIG on the Hugging Face hub, used if `path` is None.  path: local folder.
     image_column, label_column: names of the columns; if label_column is None, all images get label 0.
     image_root: folder below which image files may lie that a table names, in addition to the folder of the set.
+    image_key: setting that names the image column, for error messages.
     """
 
     hub_name: str | None
@@ -58,6 +58,7 @@ class ImageSource:
     image_column: str
     label_column: str | None
     image_root: Path | None = None
+    image_key: str = "data.image_column"
 
     def __str__(self) -> str:
         return str(self.hub_name if self.path is None else self.path)
@@ -220,7 +221,7 @@ class ImageSource:
         return image_tables.result_of(lambda: self._rows(dataset, split, work_folder), self.setting, split)
 
     def _rows(self, dataset: "Dataset", split: str, work_folder: Path) -> Rows:
-        image_tables.require_columns(dataset, str(self), self.image_column, self.label_column, split)
+        image_tables.require_columns(dataset, str(self), self.image_column, self.label_column, split, self.image_key)
         images = image_tables.undecoded(dataset, self.image_column, self._folders_of_paths(), self._places(work_folder))
         image_tables.require_files(images, str(self), self.image_column)
         if self.label_column is None:
@@ -259,8 +260,7 @@ class ImageSource:
     def _load(self, split: str, work_folder: Path | None) -> "Dataset":
         self.locate()
         if self.path is not None:
-            saved = image_tables.saved_splits(self.path) if image_tables.is_saved(self.path) else {}
-            accepted = saved or self._path_tables()
+            accepted = image_tables.saved_splits(self.path) if image_tables.is_saved(self.path) else self._path_tables()
             if accepted and split not in accepted:
                 raise self._no_split(split, accepted)
         dataset, failure = image_tables.load(lambda: self._read(split, work_folder))

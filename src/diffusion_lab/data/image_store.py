@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -30,6 +30,9 @@ from diffusion_lab.image_folders import counted
 from diffusion_lab.paths import expanduser
 from diffusion_lab.reporting.csv_files import write_csv
 from diffusion_lab.reporting.text import terminal_text
+
+if TYPE_CHECKING:
+    from diffusion_lab.data.pairs import PairedFolder
 
 logger = logging.getLogger(__name__)
 
@@ -76,22 +79,24 @@ class ImageStore:
             raise ValueError(f"on_error must be one of {', '.join(ON_ERROR)}, got {on_error}.")
         local = None if path is None else expanduser(path)
         root = None if image_root is None else expanduser(image_root)
-        self.source: ImageSource | SampleSource = ImageSource(hub_name, local, image_column, label_column, root)
+        self.source: ImageSource | SampleSource | PairedFolder = ImageSource(
+            hub_name, local, image_column, label_column, root
+        )
         self.preparation = Preparation(channels, resolution, fit, resample)
         self.on_error, self.cache = on_error, ImageCache(None if cache_folder is None else Path(cache_folder))
         self.selection = selection or Selection()
         self._reported: set[str] = set()
 
     @classmethod
-    def of_samples(
+    def of_source(
         cls,
-        source: SampleSource,
+        source: "SampleSource | PairedFolder | ImageSource",
         preparation: Preparation,
         *,
         on_error: Literal["skip", "raise"] = "raise",
         cache_folder: str | os.PathLike[str] | None = None,
     ) -> "ImageStore":
-        """Return the store of a set of samples, whose only split is `sample_source.SPLIT`."""
+        """Return the store of another source, such as a set of samples, whose only split is `sample_source.SPLIT`."""
         store = cls(None, on_error=on_error, cache_folder=cache_folder)
         store.source, store.preparation = source, preparation
         return store
@@ -132,6 +137,14 @@ class ImageStore:
         self._report(images, split, left_out, level, entry.folder / DAMAGED if entry.meta.num_damaged else None)
         return images
 
+    def load_numbered(self, split: str) -> tuple[Images, np.ndarray]:
+        """Load all images of a split of the source that are not damaged, whatever the selection.
+
+        Returns the images, and the index of each of them in the split, int64 [N].
+        """
+        entry = self._load_source(split)[0]
+        return entry.images(), entry.numbers()
+
     def _load_source(self, split: str) -> tuple[Entry, Counter[str], str]:
         """Load all images of a split that are not damaged, through the cache.
 
@@ -169,7 +182,7 @@ class ImageStore:
             self._reported.add(message)
             logger.log(logging.INFO if damaged is None else logging.WARNING, message)
 
-    def _cache_key(self, source: ImageSource | SampleSource, split: str) -> str:
+    def _cache_key(self, source: "ImageSource | SampleSource | PairedFolder", split: str) -> str:
         """Return the cache key of a split: it depends on files, columns, preparation and decoder version."""
         columns = [source.image_column, source.label_column]
         parts = [source.identity(split), split, columns, asdict(self.preparation), decoding.VERSION]
@@ -179,7 +192,7 @@ class ImageStore:
         digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
         return f"{name}-{split}-{self.preparation.resolution}-{digest}"
 
-    def _build(self, source: ImageSource | SampleSource, split: str, folder: Path) -> Meta:
+    def _build(self, source: "ImageSource | SampleSource | PairedFolder", split: str, folder: Path) -> Meta:
         """Decode a split into an empty folder of the cache."""
         work_folder = folder / "datasets"
         rows = source.open(split, work_folder)

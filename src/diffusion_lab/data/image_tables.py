@@ -153,8 +153,13 @@ def _folder_of(paths: Sequence[str], folders: Sequence[Path], places: Places) ->
     return folders[0]
 
 
-def require_columns(dataset: "Dataset", source: str, image_column: str, label_column: str | None, split: str) -> None:
-    """Raise ValueError unless a data set has rows and the columns of images and labels."""
+def require_columns(
+    dataset: "Dataset", source: str, image_column: str, label_column: str | None, split: str, image_key: str
+) -> None:
+    """Raise ValueError unless a data set has rows and the columns of images and labels.
+
+    image_key: setting that names the image column.
+    """
     columns = dataset.column_names
     candidates = [name for name in columns if _may_contain_images(dataset, name)]
     found = ", ".join(f"{name} ({_kind(dataset.features[name])})" for name in columns)
@@ -164,7 +169,7 @@ def require_columns(dataset: "Dataset", source: str, image_column: str, label_co
             "files (such as PNG or JPEG) or paths of image files."
         )
     if image_column not in columns or (image_column not in candidates and candidates):
-        raise ValueError(f"data.image_column must be one of {', '.join(candidates)} for {source}, got {image_column}.")
+        raise ValueError(f"{image_key} must be one of {', '.join(candidates)} for {source}, got {image_column}.")
     if label_column is not None and label_column not in columns:
         accepted = [name for name in columns if name not in candidates or is_text(dataset.features[name])]
         accepted = [name for name in accepted if name != image_column]

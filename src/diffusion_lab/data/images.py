@@ -18,23 +18,30 @@ class Images:
     """A set of decoded images, uint8 [N, C, H, W].  If it is memory-mapped, only requested batches are in memory.
 
     label: labels, int64 [N].  class_names: names of the classes; empty for a set without classes.
+    condition: the N images on which an image-to-image network is conditioned, in the same order; None without them.
     """
 
     def __init__(
         self, pixels: np.ndarray | Tensor, label: np.ndarray | Tensor, class_names: Sequence[str] = (), *,
-        index: np.ndarray | None = None, fingerprint: str | None = None,
+        index: np.ndarray | None = None, fingerprint: str | None = None, condition: "Images | None" = None,
     ) -> None:  # fmt: skip
         """pixels: images, uint8 [M, C, H, W].  label: labels, integers [M].
 
         index: indices of the N images that belong to the set, [N]; None selects all M images.
         fingerprint: fingerprint of all M images; None computes it on first access.
+        Raises ValueError if an array has another type or shape, or if there is not one condition image per image.
         """
         self._pixels = pixels.numpy() if isinstance(pixels, Tensor) else pixels
         labels = label.numpy() if isinstance(label, Tensor) else label
         self._labels = labels.astype(np.int64) if getattr(labels, "dtype", None) in SMALL_INTEGERS else labels
         _require_arrays(self._pixels, self._labels)
         self._index, self._base_fingerprint = index, fingerprint
-        self.class_names = tuple(class_names)
+        self.class_names, self.condition = tuple(class_names), condition
+        if condition is not None and (len(condition), condition.resolution) != (len(self), self.resolution):
+            raise ValueError(
+                f"`condition` must have one image of {self.resolution} x {self.resolution} pixels for each of the "
+                f"{len(self):,} images, got {len(condition):,} of {condition.resolution} x {condition.resolution}."
+            )
 
     @classmethod
     def open(cls, pixels: Path, label: Path, shape: Sequence[int], **options: Any) -> "Images":
@@ -48,6 +55,11 @@ class Images:
 
     def __len__(self) -> int:
         return len(self._pixels) if self._index is None else len(self._index)
+
+    @property
+    def index(self) -> np.ndarray:
+        """Index of each image among all M images: int64 [N]."""
+        return np.arange(len(self)) if self._index is None else self._index
 
     @property
     def channels(self) -> int:
@@ -80,7 +92,15 @@ class Images:
         """Return the set of the images with the indices `index` [M], in the order of `index`.  Copies no pixels."""
         rows = index.numpy() if isinstance(index, Tensor) else index
         rows = rows if self._index is None else self._index[rows]
-        return Images(self._pixels, self._labels, self.class_names, index=rows, fingerprint=self._base_fingerprint)
+        condition = None if self.condition is None else self.condition.select(index)
+        return self._replaced(index=rows, condition=condition)
+
+    def with_condition(self, condition: "Images | None") -> "Images":
+        """Return the same images with the condition images `condition`, one per image and in the same order."""
+        return self._replaced(index=self._index, condition=condition)
+
+    def _replaced(self, **parts: Any) -> "Images":
+        return Images(self._pixels, self._labels, self.class_names, fingerprint=self._base_fingerprint, **parts)
 
     def batches(self, size: int) -> Iterator[Tensor]:
         """Yield all images in order, in batches of `size`, of which the last may be smaller: uint8 [B, C, H, W]."""
@@ -89,7 +109,10 @@ class Images:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the pixels and labels and, for a set from `select`, of the selected indices."""
+        """SHA-256 of the pixels and labels and, for a set from `select`, of the selected indices.
+
+        The condition images have their own fingerprint.
+        """
         base = self._base_fingerprint or content_fingerprint(self._pixels, self._labels)
         if self._index is None:
             return base

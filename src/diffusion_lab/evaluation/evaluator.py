@@ -149,7 +149,9 @@ class Evaluator:
                 x_0 = from_uint8(images.gather(np.array(batch)).to(device))
                 label = images.label[np.array(batch)].to(device) if module.labels.num_classes else None
                 noise = ImageNoise.of_images(self.seed, batch, x_0.shape[1:], device)
-                condition = self.images.condition(x_0, label)
+                paired = None if images.condition is None else images.condition.gather(np.array(batch))
+                paired = None if paired is None else from_uint8(paired.to(device))
+                condition = self.images.condition(x_0, label, paired, batch)
                 batch_progress = BatchProgress(len(batch), getattr(metric.quantity, "num_evaluations", None), advance)
                 metric.update(metric.quantity(batch_progress.counts(denoiser), x_0, condition, noise))
                 batch_progress.finish()
@@ -159,7 +161,7 @@ class Evaluator:
             "num_samples": metric.total,
             "metric": describe(metric.quantity, omit=("process",)),
             "reference": {"split": metric.split, "fingerprint": images.fingerprint, "size": len(images)},
-            **{key: protocol[key] for key in ("schedule", "weights", "batch_size")},
+            **{key: protocol[key] for key in ("schedule", "weights", "batch_size", "condition") if key in protocol},
             **({"conventions": added} if (added := module.conventions(_unused(metric.quantity))) else {}),
             **self._settings_protocol(),
         }

@@ -30,7 +30,7 @@ class CascadeImages(LowResolutionImages):
                 f"resolution of the images of the previous run), got a run with {low_resolution.resolution}."
             )
         self.images, self.low_resolution, self.noise = images, low_resolution, noise
-        self.stage = 1 if images.low_resolution_images is None else images.low_resolution_images.stage + 1
+        self.stage = 1 if images.condition_images is None else images.condition_images.stage + 1
 
     @property
     def channels(self) -> int:

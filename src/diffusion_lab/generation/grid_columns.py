@@ -13,7 +13,7 @@ def num_columns(images: SeededImages) -> int:
 
     The number is 8 unless 2 to 20 classes are in turn.
     """
-    seeds, source = range(2 * MOST), images.low_resolution_images
+    seeds, source = range(2 * MOST), images.condition_images
     label = images.labels(seeds)
     label = source.labels(seeds) if label is None and source is not None else label
     if label is None:

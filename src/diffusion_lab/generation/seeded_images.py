@@ -14,8 +14,8 @@ from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.data.classes import LabelChoice, as_label, labels_of
 from diffusion_lab.distributed.collectives import Ranks
 from diffusion_lab.fingerprints import describe, digest
+from diffusion_lab.generation.condition_images import ConditionImages
 from diffusion_lab.generation.indexed_images import IndexedImages
-from diffusion_lab.generation.low_resolution_images import LowResolutionImages
 from diffusion_lab.guidance import Guidance
 from diffusion_lab.latents import Latents, Pixels
 from diffusion_lab.networks import Condition
@@ -44,17 +44,17 @@ class SeededImages(IndexedImages):
         weights: str | None = None,
         batch_size: int = 100,
         folder: Path | None = None,
-        low_resolution_images: LowResolutionImages | None = None,
+        condition_images: ConditionImages | None = None,
     ) -> None:
         """Raise ValueError if an argument does not fit the network, or if batch_size is below 1.
 
         sampler: sampler that generates the images; None selects the sampler of the module.
-        label: see `LabelChoice`. If the label is None, each image has the class of its low-resolution image; if there
-            are no low-resolution images, or if they have no classes, the images have the trained classes in turn:
-            the class of seed k is k modulo the number of classes if the network was trained on all of them.
+        label: see `LabelChoice`. If the label is None, each image has the class of its condition image; if there are
+            no condition images, or if they have no classes, the images have the trained classes in turn: the class of
+            seed k is k modulo the number of classes if the network was trained on all of them.
         weights: name of the weights, see `DiffusionModule.sampled_network`.  batch_size: number of images per batch.
         folder: folder in which finished batches are cached, so that an interrupted job can be resumed.
-        low_resolution_images: source of the low-resolution images for a super-resolution network.
+        condition_images: source of the condition images, such as low-resolution images for a super-resolution network.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
@@ -62,9 +62,9 @@ class SeededImages(IndexedImages):
         self.guidance, self.weights = guidance or Guidance(), weights
         self.micro_batch_size = batch_size
         """Number of images in a forward pass: smaller than batch_size if a full batch did not fit into memory."""
-        self.low_resolution_images = low_resolution_images
+        self.condition_images = condition_images
         self.guidance(module.denoiser(weights), module.labels)
-        _require_low_resolution(module, low_resolution_images)
+        _require_condition_images(module, condition_images)
         self.trained = self.guidance.trained_classes(module.labels, module.trained_classes)
         """The classes that the network was trained on; empty if it was trained on all of them."""
         self.label = as_label(label, self.num_classes, module.class_names, default="null", trained=self.trained)
@@ -125,27 +125,20 @@ class SeededImages(IndexedImages):
             "label": label if classes else None,
             "batch_size": self.micro_batch_size,
             "quantization": "rounded to 256 levels",
-            **({} if (source := self.low_resolution_images) is None else {"low_resolution": source.protocol()}),
+            **({} if (source := self.condition_images) is None else {source.field: source.protocol()}),
             **({} if self.module.space == Pixels() else {"space": self._space_protocol()}),
         }
 
     def labels(self, seeds: Sequence[int]) -> Tensor | None:
         """Return the class of each seed, int64 [B], or None for a network without classes."""
-        classes, source = self.num_classes, self.low_resolution_images
+        classes, source = self.num_classes, self.condition_images
         labels = source.labels(seeds) if classes and self.label is None and source is not None else None
         return labels if labels is not None or not classes else labels_of(seeds, self.label, classes, self.trained)
 
-    def condition(self, x_0: Tensor, label: Tensor | None) -> Condition:
-        """Return the condition of the network for images that were not generated, such as images of the data set.
-
-        The condition of a super-resolution network includes the downsampled images.
-        x_0: images, [B, C, H, W] in [-1, 1].  label: their classes, int64 [B].
-        """
-        if self.low_resolution_images is None:
-            return Condition(label)
-        low_resolution = self.low_resolution_images.low_resolution
-        small = low_resolution.downsample(x_0)
-        return low_resolution.condition(label, small, torch.zeros(len(x_0)), torch.zeros_like(small))
+    def condition(self, x_0: Tensor, label: Tensor | None, paired: Tensor | None, indices: Sequence[int]) -> Condition:
+        """Return the condition for images that were not generated, see `ConditionImages.condition_of`."""
+        source = self.condition_images
+        return Condition(label) if source is None else source.condition_of(x_0, label, paired, indices)
 
     def identity(self, precision: str) -> str:
         """Return the SHA-256 of the weights, the sampling settings, the precision and the package version."""
@@ -175,7 +168,7 @@ class SeededImages(IndexedImages):
         return range(start, start + self.batch_size)
 
     def _generate_batch(self, seeds: range, on_step: OnStep | None) -> Tensor:
-        label, source = self.labels(seeds), self.low_resolution_images
+        label, source = self.labels(seeds), self.condition_images
         condition = Condition(label) if source is None else source.condition(seeds, label, self.module.device)
         while True:
             try:
@@ -198,7 +191,7 @@ class SeededImages(IndexedImages):
             sampler=self.sampler,
             guidance=self.guidance,
             weights=self.weights,
-            stage=0 if self.low_resolution_images is None else self.low_resolution_images.stage,
+            stage=0 if self.condition_images is None else self.condition_images.stage,
             on_step=on_step,
         )
         return to_uint8(images).cpu()
@@ -229,14 +222,14 @@ def _file_name(full_batch: range) -> str:
     return f"seeds_{full_batch.start:09}.npy"
 
 
-def _require_low_resolution(module: DiffusionModule, source: LowResolutionImages | None) -> None:
-    channels = module.network.low_resolution_channels
+def _require_condition_images(module: DiffusionModule, source: ConditionImages | None) -> None:
+    channels = module.network.condition_channels
     if channels and source is None:
-        raise ValueError("`low_resolution_images` must be given for a super-resolution network, got None.")
+        raise ValueError("`condition_images` must be given for a network that is conditioned on images, got None.")
     if source is not None and channels != source.channels:
         accepted = f"have {channels} channels" if channels else "be None"
         raise ValueError(
-            f"`low_resolution_images` (in a cascade, the images of the previous run) must {accepted} for this network, "
+            f"`condition_images` (in a cascade, the images of the previous run) must {accepted} for this network, "
             f"got images with {source.channels} channels."
         )
     if source is not None:

@@ -130,7 +130,7 @@ def _network_of(denoiser: Denoiser) -> Network:
 def _require_same_condition(guide: Network, network: Network) -> None:
     """Raise ValueError unless the guide takes the low-resolution images and augmentations of the guided network."""
     for name, found, expected in (
-        ("low_resolution_channels", guide.low_resolution_channels, network.low_resolution_channels),
+        ("condition_channels", guide.condition_channels, network.condition_channels),
         ("num_augmentation_channels", guide.num_augmentation_channels, network.num_augmentation_channels),
     ):
         if found != expected:

@@ -96,7 +96,7 @@ def own_settings(content: dict[str, Any], path: Path) -> dict[str, Any]:
         # The table always has a row for the null label, which is the last one.
         "labels": labels_node(config.whole("num_embeds_ada_norm"), dropout=0.1),
         "num_augmentation_channels": 0,
-        "low_resolution_channels": 0,
+        "condition_channels": 0,
         "checkpointing": False,
         "variant": {
             "_target_": "diffusion_lab.networks.DiTVariant",
@@ -113,9 +113,9 @@ def diffusers_settings(node: Mapping[str, Any]) -> dict[str, Any]:
     """
     labels, variant = built(node.get("labels"), Labels), built(node.get("variant"), DiTVariant)
     require(variant.time_kind == "ddpm", "model.variant.time_kind", "ddpm", variant.time_kind)
-    ratio, low = node.get("mlp_ratio", MLP_RATIO), node.get("low_resolution_channels", 0)
+    ratio, extra = node.get("mlp_ratio", MLP_RATIO), node.get("condition_channels", 0)
     require(ratio == MLP_RATIO, "model.mlp_ratio", str(MLP_RATIO), ratio)
-    require(low == 0, "low_resolution", "none", f"{low} channels of a low-resolution image")
+    require(extra == 0, "model.condition_channels", "0", f"{extra} channels of a condition image")
     require(
         labels.num_classes == PIPELINE_CLASSES, "data.num_classes", "1000 with conditioning=label", labels.num_classes
     )

@@ -78,7 +78,7 @@ def own_settings(content: dict[str, Any], path: Path) -> dict[str, Any]:
         "labels": labels_node(0 if config["num_class_embeds"] is None else config.whole("num_class_embeds")),
         "patch_size": 1,
         "num_augmentation_channels": 0,
-        "low_resolution_channels": 0,
+        "condition_channels": 0,
         "sinusoids": {
             "_target_": "diffusion_lab.networks.Sinusoids",
             "kind": "ddpm" if config["freq_shift"] == 1 else "adm",

@@ -42,10 +42,10 @@ def require_packages() -> None:
 
 def require_exportable(network: Network) -> None:
     """Raise UserError for a network that needs other inputs than an image, a time and a label."""
-    if network.low_resolution_channels:
+    if network.condition_channels:
         raise UserError(
-            f"low_resolution must be none for format=onnx, got {network.low_resolution_channels} channels of a "
-            "low-resolution image; format=safetensors exports every network."
+            f"model.condition_channels must be 0 for format=onnx, got {network.condition_channels} channels of a "
+            "condition image; format=safetensors exports every network."
         )
 
 

@@ -152,7 +152,7 @@ def _settings(tensors: ForeignTensors, levels: _Levels, channels: _Channels, rec
         "attention_resolutions": [side for side, attends in zip(sides, levels.attends, strict=True) if attends],
         "blocks": blocks(tensors, recipe, "residual" if levels.resizes_by_block else "strided_symmetric"),
         "labels": {"_target_": "diffusion_lab.networks.Labels", "num_classes": num_classes, "dropout": 0.0},
-        "low_resolution_channels": channels.low_resolution,
+        "condition_channels": channels.low_resolution,
         "sinusoids": sinusoids(recipe),
     }
 

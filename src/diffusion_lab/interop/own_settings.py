@@ -62,7 +62,7 @@ class OwnUNet:
     channels: int
     patch_size: int
     attend_once_on_way_up: bool
-    low_resolution_channels: int
+    condition_channels: int
     blocks: Blocks
     labels: Labels
     sinusoids: Sinusoids
@@ -87,7 +87,7 @@ class OwnUNet:
             channels=channels,
             patch_size=patch_size,
             attend_once_on_way_up=node.get("attend_once_on_way_up", False),
-            low_resolution_channels=node.get("low_resolution_channels", 0),
+            condition_channels=node.get("condition_channels", 0),
             blocks=built(node.get("blocks"), Blocks),
             labels=built(node.get("labels"), Labels),
             sinusoids=built(node.get("sinusoids"), Sinusoids),
@@ -109,8 +109,8 @@ class OwnUNet:
         require(len(set(depths)) == 1, "model.num_blocks", "the same at all levels", list(depths))
         once = self.attend_once_on_way_up and any(self.attends)
         require(not once, "model.attend_once_on_way_up", "false", "true")
-        channels = self.low_resolution_channels
-        require(channels == 0, "low_resolution", "none", f"{channels} channels of a low-resolution image")
+        channels = self.condition_channels
+        require(channels == 0, "model.condition_channels", "0", f"{channels} channels of a condition image")
         require(not blocks.rescale, "model.blocks.rescale", "false", "true")
         resizes = ("strided", "strided_symmetric", "residual")
         require(blocks.resize in resizes, "model.blocks.resize", " or ".join(resizes), blocks.resize)

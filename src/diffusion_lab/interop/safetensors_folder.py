@@ -19,7 +19,7 @@ CONFIG, WEIGHTS, AUTOENCODER = "config.json", "model.safetensors", "vae"
 
 CONFIG_NODES = (
     *("model", "schedule", "prediction", "process", "variance", "sampler", "time_grid", "clipping"),
-    *("space", "conditioning", "low_resolution", "guidance_scale"),
+    *("space", "conditioning", "low_resolution", "masking", "guidance_scale"),
 )
 """Keys of the config that are config nodes with plain values, as in config.yaml of a run."""
 

@@ -102,7 +102,7 @@ def relative_difference(ours: Tensor, original: Tensor) -> float:
 def _output(network: nn.Module, witness: Witness, dtype: torch.dtype) -> Tensor:
     """Return the output of the imported network in a precision."""
     low = None if witness.low_resolution is None else witness.low_resolution.to(dtype)
-    condition = [Condition(witness.label, low_resolution=low)] if hasattr(network, "labels") else []
+    condition = [Condition(witness.label, image=low)] if hasattr(network, "labels") else []
     try:
         output: Tensor = network(witness.x.to(dtype), witness.time.double(), *condition)
     except (ValueError, IndexError, RuntimeError) as error:
@@ -121,7 +121,7 @@ def _samples(network: nn.Module, witness: Witness, process: GaussianProcess, pre
     try:
         grid = GivenTimes(tuple(times.tolist()))
         sampler = DDIM(process, num_steps=None, time_grid=grid, clipping=clipping)
-        condition = Condition(witness.label, low_resolution=witness.low_resolution)
+        condition = Condition(witness.label, image=witness.low_resolution)
         return sampler.sample(Denoiser(network, process, prediction), witness.noise.float(), condition)
     except ValueError as error:
         raise UserError(f"`against` must have a trajectory of this run: {error}") from error

@@ -13,8 +13,9 @@ class Condition:
 
     label: class, int64 [B].
     augmentation: values that describe the augmentation of the images, float [B, n]; None and 0 mean no augmentation.
-    low_resolution: the images at a lower resolution, float [B, C, h, w] in [-1, 1], for a super-resolution network.
-    low_resolution_noise: standard deviation of the noise in `low_resolution`, float [B].
+    image: condition images, float [B, C, h, w]: low-resolution images for a super-resolution network (see
+        `LowResolution`), images with holes and their masks for an inpainting network (see `Masking`), or paired images.
+    low_resolution_noise: standard deviation of the noise in low-resolution images, float [B].
 
     >>> from diffusion_lab import Condition
     >>> Condition(label=torch.tensor([3, 7, 9])).select(torch.tensor([0, 2])).label
@@ -23,7 +24,7 @@ class Condition:
 
     label: Tensor | None = None
     augmentation: Tensor | None = None
-    low_resolution: Tensor | None = None
+    image: Tensor | None = None
     low_resolution_noise: Tensor | None = None
 
     def select(self, rows: Tensor) -> "Condition":

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from diffusion_lab import contracts
 from diffusion_lab.networks.blocks import zero
 from diffusion_lab.networks.condition import Condition, Labels
-from diffusion_lab.networks.embeddings import Sinusoids, TimeEmbedding, require_label, with_low_resolution
+from diffusion_lab.networks.embeddings import Sinusoids, TimeEmbedding, require_label, with_condition_image
 from diffusion_lab.networks.network import Network
 
 TIME_CHANNELS = 256
@@ -127,7 +127,7 @@ class PatchHead(nn.Module):
 class DiT(Network):
     """A transformer over square patches of an image or of its latents (Peebles & Xie 2023, section 3.2).
 
-    in_channels, out_channels, resolution, labels, num_augmentation_channels, low_resolution_channels: see `Network`.
+    in_channels, out_channels, resolution, labels, num_augmentation_channels, condition_channels: see `Network`.
     patch_size: side of a patch in pixels.  channels: number of channels of a token.  depth: number of blocks.
     num_heads: number of attention heads.  mlp_ratio: ratio of hidden channels to channels in an MLP.
     dropout: dropout probability inside the MLPs.
@@ -156,7 +156,7 @@ class DiT(Network):
         dropout: float = 0.0,
         labels: Labels | None = None,
         num_augmentation_channels: int = 0,
-        low_resolution_channels: int = 0,
+        condition_channels: int = 0,
         checkpointing: bool = False,
         variant: DiTVariant | None = None,
     ) -> None:
@@ -166,10 +166,10 @@ class DiT(Network):
         self.resolution, self.in_channels, self.out_channels = resolution, in_channels, out_channels
         self.patch_size, self.checkpointing = patch_size, checkpointing
         self.num_augmentation_channels = num_augmentation_channels
-        self.low_resolution_channels = low_resolution_channels
+        self.condition_channels = condition_channels
         self.labels = Labels.of(labels)
         self.variant = variant = variant or DiTVariant()
-        self.patches = nn.Linear((in_channels + low_resolution_channels) * patch_size**2, channels)
+        self.patches = nn.Linear((in_channels + condition_channels) * patch_size**2, channels)
         self.register_buffer("positions", grid_positions(resolution // patch_size, channels), persistent=False)
         sinusoids = Sinusoids(variant.time_kind)
         self.time_embedding = TimeEmbedding(TIME_CHANNELS, channels, num_augmentation_channels, sinusoids)
@@ -212,7 +212,7 @@ class DiT(Network):
         require_label(condition.label, self.labels)
         if self.label_embedding is not None:
             embedding = embedding + self.label_embedding(condition.label)
-        x = with_low_resolution(x_t, condition, self.low_resolution_channels).to(self.patches.weight.dtype)
+        x = with_condition_image(x_t, condition, self.condition_channels).to(self.patches.weight.dtype)
         x = self.patches(F.pixel_unshuffle(x, self.patch_size).flatten(2).mT) + self.positions  # [B, tokens, channels]
         for block in self.blocks:
             if self.checkpointing and torch.is_grad_enabled():

@@ -1,4 +1,4 @@
-"""Network inputs: embeddings of time and augmentation, label checks, and the low-resolution image."""
+"""Network inputs: embeddings of time and augmentation, label checks, and the condition image."""
 
 import math
 from dataclasses import dataclass
@@ -146,19 +146,19 @@ def require_label(label: Tensor | None, labels: Labels) -> None:
         raise ValueError(f"`label` must be {wanted} for this network, got {label}.")
 
 
-def with_low_resolution(x_t: Tensor, condition: Condition, channels: int) -> Tensor:
-    """Concatenate the noisy image and the upsampled low-resolution image (Saharia et al. 2021; Dhariwal & Nichol 2021).
+def with_condition_image(x_t: Tensor, condition: Condition, channels: int) -> Tensor:
+    """Concatenate the noisy image and the condition image, upsampled if it is smaller (Saharia et al. 2021).
 
-    x_t: [B, C, H, W].  channels: channels of the low-resolution image, 0 if there is none.
+    x_t: [B, C, H, W].  channels: channels of the condition image, 0 if there is none.
     Returns [B, C + channels, H, W].
-    Raises ValueError unless the condition has a low-resolution image of exactly these channels.
+    Raises ValueError unless the condition has an image of exactly these channels.
     """
-    low = condition.low_resolution
-    if (0 if low is None else low.shape[1]) != channels:
+    image = condition.image
+    if (0 if image is None else image.shape[1]) != channels:
         wanted = f"[B, {channels}, h, w]" if channels else "None"
-        got = None if low is None else list(low.shape)
-        raise ValueError(f"`low_resolution` must be {wanted} for this network, got {got}.")
-    if low is None:
+        got = None if image is None else list(image.shape)
+        raise ValueError(f"`image` must be {wanted} for this network, got {got}.")
+    if image is None:
         return x_t
-    upsampled = F.interpolate(low, size=x_t.shape[-2:], mode="bilinear", antialias=False).to(x_t.dtype)
+    upsampled = F.interpolate(image, size=x_t.shape[-2:], mode="bilinear", antialias=False).to(x_t.dtype)
     return torch.cat([x_t, upsampled], dim=1)

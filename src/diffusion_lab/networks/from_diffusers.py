@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from diffusion_lab.networks.blocks import Blocks
 from diffusion_lab.networks.condition import Condition, Labels
-from diffusion_lab.networks.embeddings import require_label, with_low_resolution
+from diffusion_lab.networks.embeddings import require_label, with_condition_image
 from diffusion_lab.networks.network import Network
 
 
@@ -17,7 +17,7 @@ class FromDiffusers(Network):
     network: the model; its config contains the channels and the resolution of the images (sample_size).
     labels: classes that the model is conditioned on. The label embedding of the model must have a row for each class
         and for the null label.
-    low_resolution_channels: number of input channels of the model that belong to the low-resolution image.
+    condition_channels: number of input channels of the model that belong to the condition image.
 
     Raises ValueError if the images of the model are not square, if its downsampling does not divide their resolution,
     or if it takes no labels although `labels` has classes.
@@ -25,10 +25,10 @@ class FromDiffusers(Network):
         network = FromDiffusers(diffusers.UNet2DModel(sample_size=32, in_channels=3, out_channels=3))
     """
 
-    def __init__(self, network: nn.Module, *, labels: Labels | None = None, low_resolution_channels: int = 0) -> None:
+    def __init__(self, network: nn.Module, *, labels: Labels | None = None, condition_channels: int = 0) -> None:
         super().__init__()
         config: Any = network.config
-        self.network, self.labels, self.low_resolution_channels = network, Labels.of(labels), low_resolution_channels
+        self.network, self.labels, self.condition_channels = network, Labels.of(labels), condition_channels
         side = config.sample_size
         if not isinstance(side, int) and (side is None or len(set(side)) != 1):
             raise ValueError(f"network.sample_size must be one number (the resolution of square images), got {side}.")
@@ -41,10 +41,10 @@ class FromDiffusers(Network):
                 f"{type(network).__name__}), got {self.resolution}; try sample_size="
                 f"{-(-self.resolution // factor) * factor} (data.resolution sets it)."
             )
-        self.in_channels = int(config.in_channels) - low_resolution_channels
+        self.in_channels = int(config.in_channels) - condition_channels
         if self.in_channels < 1:
             raise ValueError(
-                f"network.in_channels must be greater than {low_resolution_channels} (low_resolution_channels), "
+                f"network.in_channels must be greater than {condition_channels} (condition_channels), "
                 f"because it also counts the channels of the noisy image, got {config.in_channels}."
             )
         self.out_channels = int(config.out_channels or config.in_channels)
@@ -71,7 +71,7 @@ class FromDiffusers(Network):
             raise ValueError(
                 "augmentation and low_resolution_noise must be None for a `diffusers` network, which takes neither."
             )
-        x = with_low_resolution(x_t, condition, self.low_resolution_channels)
+        x = with_condition_image(x_t, condition, self.condition_channels)
         options = {"class_labels": condition.label, "encoder_hidden_states": None, "return_dict": False}
         output: Tensor = self.network(x, time, **{k: v for k, v in options.items() if k in self._arguments})[0]
         return output.to(next(self.network.parameters()).dtype)  # also under autocast, as in `UNet`

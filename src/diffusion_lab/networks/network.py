@@ -28,7 +28,8 @@ class Network(nn.Module):
     labels: classes that the network is conditioned on; none by default.
     num_augmentation_channels: number of values per image that describe its augmentation and, as the last value, the
         noise level of its low-resolution image; 0 for a network that takes neither.
-    low_resolution_channels: channels of the low-resolution image; 0 for a network that takes no such image.
+    condition_channels: channels of the condition image, such as a low-resolution image, see `Condition`; 0 for a
+        network that takes none.
     conventions: settings that later versions added and that differ from the behavior of earlier versions: name ->
         value. Fingerprints of metric values contain them.
 
@@ -40,7 +41,7 @@ class Network(nn.Module):
     resolution: int
     labels: Labels = Labels()
     num_augmentation_channels: int = 0
-    low_resolution_channels: int = 0
+    condition_channels: int = 0
 
     @property
     def conventions(self) -> dict[str, Any]:
@@ -139,6 +140,8 @@ def _network_problem(network: Any, required: type[Network | ClassifierNetwork]) 
         lacking = [f"no {name}" for name in missing]
         return f"which has {' and '.join(filter(None, [', '.join(lacking[:-1]), lacking[-1]]))}"
     for name in required.__annotations__:
+        if name == "condition_channels" and hasattr(network, "low_resolution_channels"):
+            return "whose attribute low_resolution_channels must have its new name condition_channels"
         value = getattr(network, name, getattr(required, name, None))
         if name == "labels" and not isinstance(value, Labels):
             return f"whose labels must be Labels (Labels() without classes), not {value!r}"

@@ -20,7 +20,7 @@ from diffusion_lab.networks.dit import (
     require_image,
     require_tokens,
 )
-from diffusion_lab.networks.embeddings import Sinusoids, TimeEmbedding, require_label, with_low_resolution
+from diffusion_lab.networks.embeddings import Sinusoids, TimeEmbedding, require_label, with_condition_image
 from diffusion_lab.networks.network import Network
 
 
@@ -108,7 +108,7 @@ class PixelTransformer(Network):
         dropout: float = 0.0,
         labels: Labels | None = None,
         num_augmentation_channels: int = 0,
-        low_resolution_channels: int = 0,
+        condition_channels: int = 0,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -124,10 +124,10 @@ class PixelTransformer(Network):
         self.resolution, self.in_channels, self.out_channels = resolution, in_channels, out_channels
         self.patch_size, self.checkpointing = patch_size, checkpointing
         self.num_augmentation_channels = num_augmentation_channels
-        self.low_resolution_channels = low_resolution_channels
+        self.condition_channels = condition_channels
         self.labels = Labels.of(labels)
         self.patches = nn.Sequential(
-            nn.Linear((in_channels + low_resolution_channels) * patch_size**2, bottleneck, bias=False),
+            nn.Linear((in_channels + condition_channels) * patch_size**2, bottleneck, bias=False),
             nn.Linear(bottleneck, channels),
         )
         self.head_channels = channels // num_heads
@@ -149,7 +149,7 @@ class PixelTransformer(Network):
         require_label(condition.label, self.labels)
         if self.label_embedding is not None:
             embedding = embedding + self.label_embedding(condition.label)
-        x = with_low_resolution(x_t, condition, self.low_resolution_channels).to(self.head.out.weight.dtype)
+        x = with_condition_image(x_t, condition, self.condition_channels).to(self.head.out.weight.dtype)
         x = self.patches(F.pixel_unshuffle(x, self.patch_size).flatten(2).mT)  # [B, tokens, channels]
         x = x.to(self.head.out.weight.dtype)  # the residual stream keeps its precision under autocast
         places = rotation(self.resolution // self.patch_size, self.head_channels, x.device)

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from diffusion_lab import contracts
 from diffusion_lab.networks.blocks import Blocks, Levels, Stage, initialize, middle, normalization, zero
 from diffusion_lab.networks.condition import Condition, Labels
-from diffusion_lab.networks.embeddings import Sinusoids, TimeEmbedding, require_label, with_low_resolution
+from diffusion_lab.networks.embeddings import Sinusoids, TimeEmbedding, require_label, with_condition_image
 from diffusion_lab.networks.network import Network
 
 
 class UNet(Network):
     """An encoder and a decoder of residual blocks, with skip connections between their levels.
 
-    in_channels, out_channels, resolution, labels, num_augmentation_channels, low_resolution_channels: see `Network`.
+    in_channels, out_channels, resolution, labels, num_augmentation_channels, condition_channels: see `Network`.
     channels: base width; level i has channels * channel_multipliers[i] and half the resolution of the previous level.
     num_blocks: number of residual blocks per level (one more in the decoder); a list has one number per level.
     attention_resolutions: feature-map resolutions (in patches) of the levels whose blocks are followed by attention; by
@@ -52,7 +52,7 @@ class UNet(Network):
         labels: Labels | None = None,
         patch_size: int = 1,
         num_augmentation_channels: int = 0,
-        low_resolution_channels: int = 0,
+        condition_channels: int = 0,
         sinusoids: Sinusoids | None = None,
     ) -> None:
         super().__init__()
@@ -67,13 +67,13 @@ class UNet(Network):
         )
         self.resolution, self.in_channels, self.out_channels = resolution, in_channels, out_channels
         self.patch_size, self.num_augmentation_channels = patch_size, num_augmentation_channels
-        self.low_resolution_channels = low_resolution_channels
+        self.condition_channels = condition_channels
         self.blocks = blocks = blocks or Blocks()
         self.labels, embedded = Labels.of(labels), 4 * channels
         self.time_embedding = TimeEmbedding(channels, embedded, num_augmentation_channels, sinusoids, self.labels)
         has_table = self.labels.num_classes and not self.time_embedding.adds_label
         self.label_embedding = nn.Embedding(self.labels.num_rows, embedded) if has_table else None
-        self.conv_in = nn.Conv2d((in_channels + low_resolution_channels) * patch_size**2, levels.stem, 3, padding=1)
+        self.conv_in = nn.Conv2d((in_channels + condition_channels) * patch_size**2, levels.stem, 3, padding=1)
 
         down, skips = levels.encoder(blocks, embedded)
         width = levels.widths[-1]
@@ -111,7 +111,7 @@ class UNet(Network):
                 f"x_t must be [B, {self.in_channels}, {self.resolution}, {self.resolution}], got {list(x_t.shape)}."
             )
         embedding = self._embedding(time, condition)
-        x = with_low_resolution(x_t, condition, self.low_resolution_channels).to(self.conv_in.weight.dtype)
+        x = with_condition_image(x_t, condition, self.condition_channels).to(self.conv_in.weight.dtype)
         x = self.conv_in(F.pixel_unshuffle(x, self.patch_size))
         skips = [x]
         for stage in self.down:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.utils import make_grid
@@ -33,6 +34,16 @@ def grid(images: Tensor, num_columns: int, tile: int = 56) -> np.ndarray:
     pixels = pixels.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
     picture: np.ndarray = make_grid(pixels, nrow=num_columns, padding=2).permute(1, 2, 0).numpy()
     return picture
+
+
+def side_by_side(left: Tensor, right: Tensor) -> Tensor:
+    """Return each image of `left` next to that of `right`, both with the channels and the height of the larger ones.
+
+    left, right: uint8 [B, C, H, W] with 1 or 3 channels and any square size each.  Returns uint8 [B, C, H, 2 H].
+    """
+    side, channels = max(left.shape[2], right.shape[2]), max(left.shape[1], right.shape[1])
+    fitted = [F.interpolate(images.cpu(), side, mode="nearest") for images in (left, right)]
+    return torch.cat([images.expand(-1, channels, -1, -1) for images in fitted], dim=3)
 
 
 def save_picture(picture: np.ndarray, path: Path) -> None:

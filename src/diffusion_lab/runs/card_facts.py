@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 RECIPE = (
     *("schedule", "prediction", "objective", "weighting", "times", "variance", "conditioning", "low_resolution"),
+    "masking",
     *("augmentation", "ema", "optimizer", "lr_schedule", "space"),
 )
 """Config nodes that describe the training."""

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lab.config import compilation
 from diffusion_lab.config.validation import argument_problems, raise_problems
 from diffusion_lab.errors import UserError
+from diffusion_lab.runs.condition_setup import load_images
 from diffusion_lab.runs.find import Target
 from diffusion_lab.runs.image_sets import ImageSet
 from diffusion_lab.runs.load import instantiate_node, load_config, require_kind, resolve
@@ -58,7 +59,7 @@ def build(config: DictConfig, target: Target, fabric: "Fabric") -> Measurement:
     """
     if config.cascade:
         trained = load_config((stage := cascade_stages(config)[-1]).folder)
-        use_place(trained, config.data.path, stage)
+        use_place(trained, config.data, stage)
     else:
         trained = sampling_config(config, target)
     trained.metrics, trained.num_samples = config.metrics, config.num_samples
@@ -131,7 +132,7 @@ def build_metrics(
             assert store is not None
             metric.choice = str(name)
             metric.split = _split(metric.split, f"metrics.{name}.split", store)
-            means.append((metric, store.load(metric.split)))
+            means.append((metric, load_images(trained, store, metric.split)))
         else:
             require_kind(metric, Metric, f"metrics.{name}")
             metrics.append(metric)

@@ -155,7 +155,8 @@ def _take(folder: Path, record: Record) -> None:
     seeds = record.all_seeds() if earlier is None else earlier.all_seeds()
     own = {f"{seed:06}.png" for seed in seeds}
     if earlier is not None:
-        (folder / "samples.png").unlink(missing_ok=True)
+        for name in ("samples.png", "conditions.png"):
+            (folder / name).unlink(missing_ok=True)
     for path in found:
         if path.is_dir():
             shutil.rmtree(path)

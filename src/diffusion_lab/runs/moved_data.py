@@ -1,4 +1,4 @@
-"""Images of a run that are in another place than in training: the setting `data.path` of sample and evaluate.
+"""Images of a run that are in another place than in training: data.path and data.condition_path of sample and evaluate.
 
 Torch is imported inside functions, so that invalid settings are rejected without its import time.
 """
@@ -16,45 +16,55 @@ from diffusion_lab.runs.load import instantiate_node, load_config, resolve
 
 logger = logging.getLogger(__name__)
 
-NODES = ("data", "data.store", "data.datamodule.store")
-"""Nodes of a saved config that contain the path of the images."""
+Places = tuple[tuple[str, str], ...]
+"""Pairs of a setting below `data` and its new value."""
+
+KEYS = {
+    "path": ("data.path", "data.store.path", "data.datamodule.store.path"),
+    "condition_path": ("data.condition_path", "data.pairs.path", "data.datamodule.pairs.path"),
+}
+"""Setting below `data` -> keys of a saved config that contain its path."""
 
 
-def use_place(trained: DictConfig, path: str | None, target: Target) -> None:
-    """Replace the path of the images in the config `trained` of the run of `target`, in place.
+def use_place(trained: DictConfig, data: DictConfig, target: Target) -> None:
+    """Replace the paths of the images in the config `trained` of the run of `target`, in place.
 
-    path: new place of the images; None keeps the place.
+    data: node with the new places of the images; None keeps a place.
     Raises UserError if the images cannot be loaded, or if they are not those that the run was trained on.
     """
-    if path is None:
-        return
-    place = os.path.abspath(os.path.expanduser(str(path)))
-    _require_trained_on(place, target)
-    _set_path(trained, place)
+    given = {setting: path for setting in KEYS if (path := data.get(setting)) is not None}
+    places = tuple((setting, os.path.abspath(os.path.expanduser(str(path)))) for setting, path in given.items())
+    if places:
+        _require_trained_on(places, target)
+        _set_paths(trained, places)
 
 
-def _set_path(config: DictConfig, place: str) -> None:
-    nodes = [node for name in NODES if (node := OmegaConf.select(config, name)) is not None and "path" in node]
-    if not nodes:
-        raise UserError(f"data.path must not be given for a data set without a path, got {place}.")
-    for node in nodes:
-        node.path = place
+def _set_paths(config: DictConfig, places: Places) -> None:
+    for setting, place in places:
+        keys = [key for key in KEYS[setting] if OmegaConf.select(config, key) is not None]
+        if not keys:
+            kind = "paired images in a folder" if setting == "condition_path" else "a path"
+            raise UserError(f"data.{setting} must not be given for a data set without {kind}, got {place}.")
+        for key in keys:
+            OmegaConf.update(config, key, place)
 
 
 @cache  # evaluations build each measurement twice
-def _require_trained_on(place: str, target: Target) -> None:
+def _require_trained_on(places: Places, target: Target) -> None:
     config = resolve(load_config(target.folder))
-    _set_path(config, place)
+    _set_paths(config, places)
+    names = " and ".join(f"data.{setting}" for setting, _ in places)
+    shown = " and ".join(place for _, place in places)
     try:
-        found = instantiate_node(config.data.datamodule, "data").train_images.fingerprint
+        found = instantiate_node(config.data.datamodule, "data").fingerprint
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
     trained_on = _fingerprint(target)
     if trained_on is None:
-        logger.warning("%s has no fingerprint of its images, so the images in %s are not checked.", target.name, place)
+        logger.warning("%s has no fingerprint of its images, so the images in %s are not checked.", target.name, shown)
     elif trained_on != found:
         raise UserError(
-            f"data.path must have the images that {target.folder.name} was trained on, got {place}, whose decoded "
+            f"{names} must have the images that {target.folder.name} was trained on, got {shown}, whose decoded "
             "content differs."
         )
 

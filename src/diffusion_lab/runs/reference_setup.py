@@ -68,7 +68,7 @@ class SampleFormat:
             preparation = Preparation(self.channels, resolution, self.fit, self.resample)
         except ValueError as error:
             raise UserError(f"preparation.{error}") from error
-        return ImageStore.of_samples(source, preparation, on_error=self.on_error)
+        return ImageStore.of_source(source, preparation, on_error=self.on_error)
 
     def protocol(self, resolution: int) -> dict[str, Any]:
         """Return the settings that determine the decoded images, for fingerprints."""

@@ -204,7 +204,7 @@ def require_matching_checkpoint(start: StartingPoint, run: Run) -> None:
         return
     checkpoint = checkpoint_files.read_run(start.checkpoint, mmap=True)
     data, trained_on = start.config.data, checkpoint.get("ImageDataModule", {}).get("fingerprint")
-    if start.continues and trained_on != run.datamodule.train_images.fingerprint:
+    if start.continues and trained_on != run.datamodule.fingerprint:
         source = data.get("path") or data.get("hub_name") or data.store._target_
         raise UserError(
             f"`data` must have the images that the run was trained on, got {source}, whose decoded "

@@ -87,7 +87,7 @@ def seconds_per_image(images: SeededImages, rates: Rates, *, is_half: bool) -> f
 
     Raises any error of a network whose operations cannot be counted, see `count_operations`.
     """
-    previous = getattr(images.low_resolution_images, "images", None)
+    previous = getattr(images.condition_images, "images", None)
     earlier = seconds_per_image(previous, rates, is_half=is_half) if isinstance(previous, SeededImages) else 0.0
     return num_evaluations(images) * pass_seconds_per_image(images, rates, is_half=is_half) + earlier
 
@@ -106,4 +106,5 @@ def _example_inputs(images: SeededImages) -> tuple[Any, ...]:
     """Return the arguments of the network for two black images at the last time of the schedule."""
     x_t, time = black_images(images.module)
     label = torch.zeros(2, dtype=torch.int64) if images.module.network.labels.num_classes else None
-    return x_t, time, images.condition(x_t, label)
+    paired = x_t.new_zeros(2, images.module.network.condition_channels, *x_t.shape[2:])
+    return x_t, time, images.condition(x_t, label, paired, range(2))

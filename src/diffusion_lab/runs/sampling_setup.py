@@ -14,7 +14,7 @@ from diffusion_lab.config.saved_files import reading
 from diffusion_lab.config.validation import argument_problems, raise_problems
 from diffusion_lab.distributed.launch import cluster_environment, describe_device, protect_new_ranks
 from diffusion_lab.errors import UserError
-from diffusion_lab.runs import class_names
+from diffusion_lab.runs import class_names, condition_setup
 from diffusion_lab.runs.chosen_sampler import note_default_settings
 from diffusion_lab.runs.find import Target, find_run
 from diffusion_lab.runs.guidance_setup import require_guidable
@@ -33,7 +33,6 @@ from diffusion_lab.runs.trainer_settings import require_launch
 if TYPE_CHECKING:
     from lightning import Fabric
 
-    from diffusion_lab.generation.low_resolution_images import LowResolutionImages
     from diffusion_lab.generation.seeded_images import SeededImages
     from diffusion_lab.training.diffusion_module import DiffusionModule
 
@@ -129,8 +128,8 @@ def sampling_config(config: DictConfig, target: Target) -> DictConfig:
         )
     with reading(target.folder / "config.yaml"):
         _replace_sampling_settings(trained, config)
-    if not config.cascade or trained.low_resolution is not None:  # otherwise its images are not read
-        use_place(trained, config.data.path, target)
+    if not config.cascade or condition_setup.has_condition_images(trained):  # otherwise its images are not read
+        use_place(trained, config.data, target)
     return trained
 
 
@@ -179,11 +178,11 @@ def build_images(config: DictConfig, target: Target, fabric: "Fabric") -> tuple[
     module.trained_classes = class_names.load_trained(target.folder, trained, module.num_classes)
     settings = {"label": config.label, "weights": config.weights, "batch_size": config.batch_size}
     try:
-        source = _downsampled_images(config, trained) if trained.low_resolution is not None else None
+        source = condition_setup.condition_images(config, trained)
         guidance = instantiate_node(trained.guidance, "guidance")
         require_guidable(guidance, module)
         _accelerate(config, module.to(fabric.device))
-        images = SeededImages(module, guidance=guidance, low_resolution_images=source, **settings)
+        images = SeededImages(module, guidance=guidance, condition_images=source, **settings)
         for number, (stage, stage_config) in enumerate(stages, 1):
             noise = config.low_resolution_noise if number == len(stages) else 0.0
             images = _upsampled_images(config, images, stage, stage_config, noise, fabric)
@@ -211,7 +210,7 @@ def _upsampled_images(
     module = load_weights(stage_config, stage.checkpoint).eval().to(fabric.device)
     _accelerate(config, module)
     guidance = instantiate_node(stage_config.guidance, "guidance")
-    return SeededImages(module, guidance=guidance, low_resolution_images=source, batch_size=config.batch_size)
+    return SeededImages(module, guidance=guidance, condition_images=source, batch_size=config.batch_size)
 
 
 def _require_effect(config: DictConfig, trained: DictConfig) -> None:
@@ -255,25 +254,6 @@ def _stage_config(config: DictConfig, stage: Target) -> DictConfig:
     if config.cascade_steps is not None:
         trained.sampler.num_steps = config.cascade_steps
     return trained
-
-
-def _downsampled_images(config: DictConfig, trained: DictConfig) -> "LowResolutionImages":
-    """Return the low-resolution images for the super-resolution run `run`: downsampled images of its data set.
-
-    Raises UserError if a label is given.
-    """
-    from diffusion_lab.generation.low_resolution_images import DownsampledImages
-
-    store = instantiate_node(trained.data.store, "data")
-    split = "test" if "test" in store.splits() else "train"
-    low_resolution = instantiate_node(trained.low_resolution, "low_resolution")
-    if config.label is not None:
-        raise UserError(
-            f"`label` must be null for a super-resolution run (the labels are those of the images in the split "
-            f"{split}), got {config.label}."
-        )
-    noise = 0.0 if config.cascade else config.low_resolution_noise
-    return DownsampledImages(store.load(split), split, low_resolution, noise)
 
 
 def _replace_sampling_settings(trained: DictConfig, config: DictConfig) -> None:

@@ -18,7 +18,7 @@ from diffusion_lab.config.finite_numbers import require_finite
 from diffusion_lab.config.library_classes import import_target, settings_of
 from diffusion_lab.config.validation import argument_problems, data_problems, missing_targets, raise_problems
 from diffusion_lab.errors import UserError
-from diffusion_lab.runs import class_names, network_check
+from diffusion_lab.runs import class_names, condition_setup, network_check
 from diffusion_lab.runs.callbacks_setup import build_callbacks, build_loggers, require_later_needs
 from diffusion_lab.runs.guidance_setup import require_guidable
 from diffusion_lab.runs.load import build_module, instantiate_node, is_classifier_config, resolve
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from lightning import Trainer
 
     from diffusion_lab.data.image_datamodule import ImageDataModule
-    from diffusion_lab.networks import Network
     from diffusion_lab.training.classifier_module import ClassifierModule
     from diffusion_lab.training.diffusion_module import DiffusionModule
 
@@ -37,7 +36,8 @@ LIGHTNING_KEYS = ("callbacks", "logger", "trainer", "metrics", "features")
 
 CONDITION_SETTINGS = {
     "augmentation": ("num_augmentation_channels",),
-    "low_resolution": ("low_resolution_channels", "num_augmentation_channels"),
+    "low_resolution": ("condition_channels", "num_augmentation_channels"),
+    "masking": ("condition_channels",),
 }
 """Config group -> settings of the network that its choices set."""
 
@@ -86,7 +86,7 @@ def build(config: DictConfig) -> Run:
         network_check.require_labels(network, config.conditioning)
         require_guidable(instantiate_node(config.guidance, "guidance"), typing.cast("DiffusionModule", module))
         _require_shape(config, typing.cast("DiffusionModule", module))
-        _require_condition(network, datamodule)
+        condition_setup.require_condition(network, datamodule)
     else:
         _require_classified(config, network, datamodule)
     network_check.require_forward(module, datamodule)
@@ -220,6 +220,8 @@ def _require_classified(config: DictConfig, network: Any, datamodule: "ImageData
             f"`model` must take images with data.channels={wanted[0]} and data.resolution={wanted[1]}, got a network "
             f"for {accepted[0]} channels and resolution {accepted[1]}."
         )
+    if datamodule.pairs is not None:
+        raise UserError(f"a classifier has no condition images: {datamodule.pairs.setting} must not be given.")
     if config.data.get("label_column", "label") is None:
         raise UserError("data.label_column must be the name of the label column, got null.")
     try:
@@ -247,33 +249,7 @@ def _require_shape(config: DictConfig, module: "DiffusionModule") -> None:
     if not isinstance(module.sampler.clipping, NoClipping):
         clipping = type(module.sampler.clipping).__name__
         raise UserError(f"`clipping` must be none for latents (whose range is unbounded), got {clipping}.")
-    if config.low_resolution is not None:
-        raise UserError(
-            "`low_resolution` must be none for space=sd_latents (super-resolution networks work in pixels), got "
-            f"low_resolution.resolution={config.low_resolution.resolution}."
-        )
-
-
-def _require_condition(network: "Network", datamodule: "ImageDataModule") -> None:
-    """Raise UserError unless the network accepts the augmentation values and low-resolution images of the data."""
-    augmentation, low_resolution = datamodule.augmentation, datamodule.low_resolution
-    wanted = sum(part.num_channels for part in (augmentation, low_resolution) if part is not None)
-    if wanted and network.num_augmentation_channels != wanted:  # if the data provides no values, any number is accepted
-        raise UserError(
-            f"model.num_augmentation_channels must be {wanted} (the number of values that `augmentation` and "
-            f"`low_resolution` pass to the network), got {network.num_augmentation_channels}."
-        )
-    channels = 0 if low_resolution is None else network.in_channels
-    if network.low_resolution_channels != channels:
-        choice = "low_resolution=none" if low_resolution is None else "the given low_resolution"
-        raise UserError(
-            f"model.low_resolution_channels must be {channels} with {choice}, got {network.low_resolution_channels}."
-        )
-    if low_resolution is not None and low_resolution.resolution >= network.resolution:
-        raise UserError(
-            f"low_resolution.resolution must be below data.resolution={network.resolution}, got "
-            f"{low_resolution.resolution}."
-        )
+    condition_setup.require_none(config)
 
 
 def _load_classes(datamodule: "ImageDataModule", num_classes: int) -> tuple[int, ...]:

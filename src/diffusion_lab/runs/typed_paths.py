@@ -26,7 +26,7 @@ from diffusion_lab.runs.find import find_place, run_of
 
 PATHS = (
     *(f"data{part}.{name}" for part in ("", ".store") for name in ("path", "image_root", "cache_folder")),
-    "features.weights",
+    *("data.condition_path", "data.pairs.path", "features.weights"),
 )
 """Settings whose values are paths."""
 

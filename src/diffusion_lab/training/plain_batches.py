@@ -22,7 +22,7 @@ PlainBatch = Tensor | Sequence[Any] | Mapping[str, Any]
 
 The keys IMAGE_KEYS and LABEL_KEYS are accepted. Labels are optional for an unconditional network, which ignores them.
 images: uint8 or float in [-1, 1], [B, C, H, W].
-labels: integers [B], or a `Condition` if the network is also conditioned on an augmentation or low-resolution image.
+labels: integers [B], or a `Condition` if the network is also conditioned on an augmentation or an image.
 """
 
 IMAGE_KEYS = ("image", "images", "pixel_values")
@@ -76,7 +76,7 @@ class PlainBatches:
         x_0 = _as_float(images, check_values=not self.has_converted)
         draws = Draws(self.seed, step, self._positions(size, part), size * num_parts * Ranks.current().world_size)
         self.has_converted = True
-        others = condition.augmentation, condition.low_resolution, condition.low_resolution_noise
+        others = condition.augmentation, condition.image, condition.low_resolution_noise
         return ImageBatch(x_0, label, draws, *others)
 
     def _positions(self, size: int, part: int) -> range:
