@@ -1,4 +1,4 @@
-"""Check of a network of another package before training: one forward pass on two black images."""
+"""Checks of a network before training: its inputs, and of another package also one pass on two black images."""
 
 import contextlib
 import re
@@ -12,6 +12,7 @@ from diffusion_lab.errors import UserError
 
 if TYPE_CHECKING:
     from diffusion_lab.data.image_datamodule import ImageDataModule
+    from diffusion_lab.networks import Network
     from diffusion_lab.training.classifier_module import ClassifierModule
     from diffusion_lab.training.diffusion_module import DiffusionModule
 
@@ -34,6 +35,28 @@ def require_input_channels(network: Any, config: DictConfig) -> None:
         raise UserError(
             f"`model` must take images with data.channels={channels}, got {type(network).__name__} with "
             f"in_channels={given}; in the file of the model, in_channels: ${{data.channels}} follows the images."
+        )
+
+
+def require_condition(network: "Network", datamodule: "ImageDataModule") -> None:
+    """Raise UserError unless the network accepts the augmentation values and low-resolution images of the data."""
+    augmentation, low_resolution = datamodule.augmentation, datamodule.low_resolution
+    wanted = sum(part.num_channels for part in (augmentation, low_resolution) if part is not None)
+    if wanted and network.num_augmentation_channels != wanted:  # if the data provides no values, any number is accepted
+        raise UserError(
+            f"model.num_augmentation_channels must be {wanted} (the number of values that `augmentation` and "
+            f"`low_resolution` pass to the network), got {network.num_augmentation_channels}."
+        )
+    channels = 0 if low_resolution is None else network.in_channels
+    if network.low_resolution_channels != channels:
+        choice = "low_resolution=none" if low_resolution is None else "the given low_resolution"
+        raise UserError(
+            f"model.low_resolution_channels must be {channels} with {choice}, got {network.low_resolution_channels}."
+        )
+    if low_resolution is not None and low_resolution.resolution >= network.resolution:
+        raise UserError(
+            f"low_resolution.resolution must be below data.resolution={network.resolution}, got "
+            f"{low_resolution.resolution}."
         )
 
 

@@ -4,6 +4,7 @@ Torch and Lightning are imported inside functions, so that invalid settings are 
 """
 
 import contextlib
+import functools
 import re
 import typing
 from dataclasses import dataclass, field
@@ -18,8 +19,9 @@ from diffusion_lab.config.finite_numbers import require_finite
 from diffusion_lab.config.library_classes import import_target, settings_of
 from diffusion_lab.config.validation import argument_problems, data_problems, missing_targets, raise_problems
 from diffusion_lab.errors import UserError
-from diffusion_lab.runs import class_names, network_check
+from diffusion_lab.runs import class_names, fine_tuning, network_check
 from diffusion_lab.runs.callbacks_setup import build_callbacks, build_loggers, require_later_needs
+from diffusion_lab.runs.fine_tuning import Initialization
 from diffusion_lab.runs.guidance_setup import require_guidable
 from diffusion_lab.runs.load import build_module, instantiate_node, is_classifier_config, resolve
 from diffusion_lab.runs.trainer_settings import require_launch
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     from lightning import Trainer
 
     from diffusion_lab.data.image_datamodule import ImageDataModule
-    from diffusion_lab.networks import Network
     from diffusion_lab.training.classifier_module import ClassifierModule
     from diffusion_lab.training.diffusion_module import DiffusionModule
 
@@ -47,6 +48,7 @@ class Run:
     """The objects of one training run, and its folder.
 
     left_out: the reason for each callback that the config names but the run does not have.
+    initialization: the weights of another run from which this run starts; None for other weights.
     """
 
     module: "DiffusionModule | ClassifierModule"
@@ -54,11 +56,13 @@ class Run:
     trainer: "Trainer"
     folder: Path
     left_out: dict[str, str] = field(default_factory=dict)
+    initialization: Initialization | None = None
 
 
-def build(config: DictConfig) -> Run:
+def build(config: DictConfig, *, is_new: bool = True) -> Run:
     """Build the objects of the run that a config describes.  Raises UserError for invalid settings.
 
+    is_new: whether the run starts without a checkpoint.
     The checks are ordered by their cost: data files, then the network (imports torch), then all other objects
     (imports Lightning).
     """
@@ -79,14 +83,17 @@ def build(config: DictConfig) -> Run:
     network = _build_network(config)
     network_check.require_input_channels(network, config)
     raise_problems(list(argument_problems({key: config[key] for key in deferred}, "")))
-    module = build_module(config, network)
-    _require_optimizable(module, config.trainer.max_steps)
     datamodule = instantiate_node(config.data.datamodule, "data")
+    names = functools.partial(_class_names, datamodule)
+    initialization = fine_tuning.prepare_network(network, config, names, is_new=is_new)
+    module = build_module(config, network)
+    module.adapters = fine_tuning.lora_of(config)
+    _require_optimizable(module, config.trainer.max_steps)
     if not is_classifier_config(config):
         network_check.require_labels(network, config.conditioning)
         require_guidable(instantiate_node(config.guidance, "guidance"), typing.cast("DiffusionModule", module))
         _require_shape(config, typing.cast("DiffusionModule", module))
-        _require_condition(network, datamodule)
+        network_check.require_condition(network, datamodule)
     else:
         _require_classified(config, network, datamodule)
     network_check.require_forward(module, datamodule)
@@ -98,7 +105,7 @@ def build(config: DictConfig) -> Run:
     accelerate(module.network)
     accelerate.apply_memory_format(module)  # on the complete module: the averages need the memory format, too
     _require_divisible_batch_size(datamodule, trainer)
-    return Run(module, datamodule, trainer, Path(config.run_folder), left_out)
+    return Run(module, datamodule, trainer, Path(config.run_folder), left_out, initialization)
 
 
 def require_classes(config: DictConfig) -> None:
@@ -254,26 +261,11 @@ def _require_shape(config: DictConfig, module: "DiffusionModule") -> None:
         )
 
 
-def _require_condition(network: "Network", datamodule: "ImageDataModule") -> None:
-    """Raise UserError unless the network accepts the augmentation values and low-resolution images of the data."""
-    augmentation, low_resolution = datamodule.augmentation, datamodule.low_resolution
-    wanted = sum(part.num_channels for part in (augmentation, low_resolution) if part is not None)
-    if wanted and network.num_augmentation_channels != wanted:  # if the data provides no values, any number is accepted
-        raise UserError(
-            f"model.num_augmentation_channels must be {wanted} (the number of values that `augmentation` and "
-            f"`low_resolution` pass to the network), got {network.num_augmentation_channels}."
-        )
-    channels = 0 if low_resolution is None else network.in_channels
-    if network.low_resolution_channels != channels:
-        choice = "low_resolution=none" if low_resolution is None else "the given low_resolution"
-        raise UserError(
-            f"model.low_resolution_channels must be {channels} with {choice}, got {network.low_resolution_channels}."
-        )
-    if low_resolution is not None and low_resolution.resolution >= network.resolution:
-        raise UserError(
-            f"low_resolution.resolution must be below data.resolution={network.resolution}, got "
-            f"{low_resolution.resolution}."
-        )
+def _class_names(datamodule: "ImageDataModule") -> tuple[str, ...]:
+    try:
+        return tuple(datamodule.train_images.class_names)
+    except (ValueError, OSError) as error:
+        raise UserError(str(error)) from error
 
 
 def _load_classes(datamodule: "ImageDataModule", num_classes: int) -> tuple[int, ...]:
