@@ -101,7 +101,7 @@ def read(path: Path, *, map_location: Any = "cpu", mmap: bool = False) -> dict[s
         raise FileNotFoundError(f"{path} is missing.")
     try:
         # Verification takes as long as loading, so both run in parallel.
-        with _same_file(path) as opened, ThreadPoolExecutor(max_workers=1) as executor:
+        with same_file(path) as opened, ThreadPoolExecutor(max_workers=1) as executor:
             require_stored(opened)
             damaged_record = executor.submit(_damaged_record, opened)
             try:
@@ -132,7 +132,7 @@ def require_stored(path: Path) -> None:
 
 
 @contextmanager
-def _same_file(path: Path) -> Iterator[Path]:
+def same_file(path: Path) -> Iterator[Path]:
     """Yield a path that names the current file at `path`, even after another file has replaced it (on Linux)."""
     with path.open("rb") as file:
         opened = Path(f"/proc/self/fd/{file.fileno()}")

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from diffusion_lab.networks import Condition, Labels, Network
+from diffusion_lab.networks import Blocks, Condition, Labels, Network, UNet
 
 
 class NetworkFunction(Network):
@@ -17,3 +17,11 @@ class NetworkFunction(Network):
 
     def forward(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
         return self.function(x_t, time, condition)
+
+
+def small_unet(channels: int = 1, labels: Labels | None = None, *, out_channels: int | None = None) -> UNet:
+    """Return a U-Net of a few thousand weights for images of side 8, with attention at side 4."""
+    return UNet(
+        channels, out_channels or channels, resolution=8, channels=8, channel_multipliers=(1, 2), num_blocks=1,
+        attention_resolutions=(4,), blocks=Blocks(num_groups=4), labels=labels,
+    )  # fmt: skip

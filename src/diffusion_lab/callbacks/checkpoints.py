@@ -13,6 +13,7 @@ from diffusion_lab.callbacks.every import Every
 from diffusion_lab.callbacks.periodic_action import run_after_training
 from diffusion_lab.distributed import signals
 from diffusion_lab.distributed.signals import StoppedBySignal
+from diffusion_lab.training import lora
 from diffusion_lab.training.diffusion_module import DiffusionModule
 
 
@@ -95,6 +96,8 @@ class SaveLast(Checkpoint):
             if trainer.is_global_zero:
                 checkpoint_files.keep_previous(self.folder)
             trainer.save_checkpoint(self.folder / checkpoint_files.LAST)
+            if trainer.is_global_zero and (module := trainer.lightning_module).adapters is not None:
+                module.adapters.save(module.sampled, self.folder / lora.FOLDER)
         self.last_saved = trainer.global_step
         self.every.start_at(trainer.global_step)  # an error after the last save must not save the same step again
         if trainer.is_global_zero and self._is_permanent(trainer.global_step):

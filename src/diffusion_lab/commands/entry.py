@@ -147,7 +147,7 @@ def _run(task: _Task, prepare_command_line: Callable[[], None]) -> None:
     take_packages()
     if print_help(task.config_name, sys.argv[1:]):
         return
-    sys.argv[1:] = with_found_guides(as_hydra_arguments(task.config_name, sys.argv[1:]))
+    sys.argv[1:] = with_found_guides(as_hydra_arguments(task.config_name, sys.argv[1:]), task.config_name)
     overrides.require_single_choices(sys.argv[1:])
     prepare_command_line()
     if slurm_job.rank() == 0:

@@ -57,7 +57,7 @@ def reconstruct_ema(config: DictConfig) -> float:
     result = combination([snapshot.profile for snapshot in snapshots], profile)
     _check_residual(result.residual, profile, snapshots)
     path = folder / "checkpoints" / _file_name(profile, is_last=config.step is None)
-    _save(trained, combined(snapshots, result.coefficients), profile, path)
+    _save(trained, _merged(combined(snapshots, result.coefficients), trained), profile, path)
     print(
         f"EMA length {profile.relative_width} at step {profile.step}, from {len(snapshots)} snapshots; "
         f"{result.residual:.2%} of the averaging profile is not reproduced"
@@ -114,6 +114,15 @@ def _check_residual(residual: float, profile: "Profile", snapshots: list["Snapsh
         raise UserError(message)
     if residual > WARNING_RESIDUAL:
         logger.warning(message)
+
+
+def _merged(state: dict[str, "Tensor"], trained: DictConfig) -> dict[str, "Tensor"]:
+    """Return the state_dict of a network with its adapters, if the run has any, added to its weights."""
+    from diffusion_lab.runs.fine_tuning import lora_of
+    from diffusion_lab.training import lora
+
+    adapters = lora_of(trained)
+    return state if adapters is None else lora.merged(state, adapters.scale)
 
 
 def _file_name(profile: "Profile", *, is_last: bool) -> str:

@@ -153,9 +153,12 @@ class Attention(nn.Module):
         return result if self.gain == 1 else self.gain * result
 
 
-def _linear(convolution: nn.Conv2d, x: Tensor) -> Tensor:
+def _linear(convolution: nn.Module, x: Tensor) -> Tensor:
     """Apply a 1 x 1 convolution to a tensor whose last dimension is the channels."""
-    return F.linear(x, convolution.weight.flatten(1), convolution.bias)
+    if isinstance(convolution, nn.Conv2d):
+        return F.linear(x, convolution.weight.flatten(1), convolution.bias)
+    y: Tensor = convolution(x.mT[..., None])  # a layer that adds something to the convolution, such as `training.LoRA`
+    return y[..., 0].mT
 
 
 class Stage(nn.ModuleList):

@@ -265,9 +265,9 @@ def _closest(path: Path, kind: Kind) -> str:
     return f"; perhaps you mean {portable_path(existing[close[0]])}" if close else ""
 
 
-def with_found_guides(arguments: Sequence[str]) -> list[str]:
-    """Return command-line arguments in which guide=last and classifier=last name the run, which resuming then keeps."""
-    kinds = {"guide": run_of("train"), "classifier": run_of("train_classifier")}
+def with_found_guides(arguments: Sequence[str], command: str = "train") -> list[str]:
+    """Return the arguments of a command in which guide, classifier and init name a run and not `last`."""
+    kinds = {"guide": run_of("train"), "classifier": run_of("train_classifier"), "init": run_of(command)}
     result = []
     for argument in arguments:
         name, _, value = argument.lstrip("+").partition("=")

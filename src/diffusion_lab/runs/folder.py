@@ -43,6 +43,8 @@ def prepare(run: Run, start: StartingPoint) -> StartingPoint:
     if run.trainer.is_global_zero:
         _start_loggers(run.trainer.loggers, start)
         _save_config(start.config, run.folder)
+        if run.initialization is not None:
+            run.initialization.write(run.folder)
         class_names.save(run.datamodule.train_images.class_names, run.folder)
         class_names.save_trained(sorted(set(run.datamodule.train_images.label.tolist())), run.folder)
         save_overrides(run.folder)

@@ -37,7 +37,7 @@ def trained_here(place: Place) -> Place:
     if ((folder := place.folder) / PROVENANCE).exists():
         raise UserError(
             f"`resume` must be a run that `{command_line('train')}` has trained, got {folder}, which was imported "
-            f"without the state of its training; sample, evaluate, guide and cascade accept it."
+            f"without the state of its training; init={folder} starts a new run from its weights."
         )
     return place
 

@@ -107,9 +107,10 @@ def load_checkpoint(config: DictConfig, checkpoint: Path) -> tuple[Any, dict[str
     The file is read once, because training may replace it at any time: the step in the content is that of the weights.
     """
     from diffusion_lab import checkpoint_files
+    from diffusion_lab.training.lora import merged_checkpoint
 
     try:
-        content = checkpoint_files.read_run(checkpoint)
+        content = merged_checkpoint(checkpoint_files.read_run(checkpoint), checkpoint)
         with building_saved(checkpoint, len(content["state_dict"])):
             require_similar_size(lambda: instantiate_node(config.model, "model"), content["state_dict"], checkpoint)
             module = build_untrained_module(config)

@@ -29,7 +29,7 @@ from diffusion_lab.config.search_path import gives_search_path, search_path_over
 from diffusion_lab.config.secrets import is_secret
 from diffusion_lab.config.validation import argument_problems, raise_problems
 from diffusion_lab.errors import UserError
-from diffusion_lab.runs import config_changes, imported_run
+from diffusion_lab.runs import config_changes, fine_tuning, imported_run
 from diffusion_lab.runs.config_changes import KeyPath, by_choice, changes_with_effect, flatten, relocate, unflatten
 from diffusion_lab.runs.find import Place, find_place, portable_path, run_of, shell_word
 from diffusion_lab.runs.load import resolve, resolved_values
@@ -93,6 +93,7 @@ def restore_command_line(command: str) -> None:
         )
     folder, checkpoint = imported_run.trained_here(find_place("resume", unquote(resumed[-1]), run_of(command)))
     given = [argument for argument in arguments if override_key(argument) != "resume"]
+    fine_tuning.require_no_init(given)
     given_keys = {override_key(argument) for argument in given}
     lengths = {"trainer.max_steps", "trainer.max_epochs"}
     replaced = given_keys | (lengths if given_keys & lengths else set())
@@ -173,6 +174,7 @@ def _merge_changes(config: DictConfig, folder: Path, run_folder: Path) -> tuple[
     saved = flatten(_saved_config(folder, run_folder, now))
     saved |= {key: value for key, value in now.items() if is_secret(value) and saved.get(key, "") is None}
     changed = {key for key in now.keys() | before.keys() if now.get(key) != before.get(key)}
+    changed -= {("init",)}  # its weights were loaded when the run started: init=last may name another run since then
     wanted = {key: value for key, value in saved.items() if key not in changed or key in now}
     return saved, wanted | {key: now[key] for key in changed if key in now}
 
@@ -222,7 +224,7 @@ def require_matching_checkpoint(start: StartingPoint, run: Run) -> None:
                 "network has changed."
             )
         raise UserError(
-            f"fork=true must keep the settings of all parts with a state (model, conditioning, ema, times), but "
+            f"fork=true must keep the settings of all parts with a state (model, conditioning, ema, times, lora), but "
             f"{len(differing)} tensors differ from {start.checkpoint}; {first} has shape {saved.get(first)} in the "
             f"checkpoint and {expected.get(first)} in this run."
         )

@@ -40,7 +40,7 @@ def train(config: DictConfig) -> float | None:
         if not start.continues:
             training_setup.require_classes(start.config)
             require_default_callbacks(start.config, HydraConfig.get().runtime.choices.get("callbacks"))
-        run = training_setup.build(start.config)
+        run = training_setup.build(start.config, is_new=start.checkpoint is None)
         run_resume.require_matching_checkpoint(start, run)
         if not start.continues:
             require_more_steps(start.config, start.step)

@@ -4,6 +4,7 @@ Torch and Lightning are imported inside functions, so that invalid settings are 
 """
 
 import contextlib
+import functools
 import re
 import typing
 from dataclasses import dataclass, field
@@ -18,8 +19,9 @@ from diffusion_lab.config.finite_numbers import require_finite
 from diffusion_lab.config.library_classes import import_target, settings_of
 from diffusion_lab.config.validation import argument_problems, data_problems, missing_targets, raise_problems
 from diffusion_lab.errors import UserError
-from diffusion_lab.runs import class_names, condition_setup, network_check
+from diffusion_lab.runs import class_names, condition_setup, fine_tuning, network_check
 from diffusion_lab.runs.callbacks_setup import build_callbacks, build_loggers, require_later_needs
+from diffusion_lab.runs.fine_tuning import Initialization
 from diffusion_lab.runs.guidance_setup import require_guidable
 from diffusion_lab.runs.load import build_module, instantiate_node, is_classifier_config, resolve
 from diffusion_lab.runs.trainer_settings import require_launch
@@ -47,6 +49,7 @@ class Run:
     """The objects of one training run, and its folder.
 
     left_out: the reason for each callback that the config names but the run does not have.
+    initialization: the weights of another run from which this run starts; None for other weights.
     """
 
     module: "DiffusionModule | ClassifierModule"
@@ -54,11 +57,13 @@ class Run:
     trainer: "Trainer"
     folder: Path
     left_out: dict[str, str] = field(default_factory=dict)
+    initialization: Initialization | None = None
 
 
-def build(config: DictConfig) -> Run:
+def build(config: DictConfig, *, is_new: bool = True) -> Run:
     """Build the objects of the run that a config describes.  Raises UserError for invalid settings.
 
+    is_new: whether the run starts without a checkpoint.
     The checks are ordered by their cost: data files, then the network (imports torch), then all other objects
     (imports Lightning).
     """
@@ -79,9 +84,12 @@ def build(config: DictConfig) -> Run:
     network = _build_network(config)
     network_check.require_input_channels(network, config)
     raise_problems(list(argument_problems({key: config[key] for key in deferred}, "")))
-    module = build_module(config, network)
-    _require_optimizable(module, config.trainer.max_steps)
     datamodule = instantiate_node(config.data.datamodule, "data")
+    names = functools.partial(_class_names, datamodule)
+    initialization = fine_tuning.prepare_network(network, config, names, is_new=is_new)
+    module = build_module(config, network)
+    module.adapters = fine_tuning.lora_of(config)
+    _require_optimizable(module, config.trainer.max_steps)
     if not is_classifier_config(config):
         network_check.require_labels(network, config.conditioning)
         require_guidable(instantiate_node(config.guidance, "guidance"), typing.cast("DiffusionModule", module))
@@ -98,7 +106,7 @@ def build(config: DictConfig) -> Run:
     accelerate(module.network)
     accelerate.apply_memory_format(module)  # on the complete module: the averages need the memory format, too
     _require_divisible_batch_size(datamodule, trainer)
-    return Run(module, datamodule, trainer, Path(config.run_folder), left_out)
+    return Run(module, datamodule, trainer, Path(config.run_folder), left_out, initialization)
 
 
 def require_classes(config: DictConfig) -> None:
@@ -250,6 +258,13 @@ def _require_shape(config: DictConfig, module: "DiffusionModule") -> None:
         clipping = type(module.sampler.clipping).__name__
         raise UserError(f"`clipping` must be none for latents (whose range is unbounded), got {clipping}.")
     condition_setup.require_none(config)
+
+
+def _class_names(datamodule: "ImageDataModule") -> tuple[str, ...]:
+    try:
+        return tuple(datamodule.train_images.class_names)
+    except (ValueError, OSError) as error:
+        raise UserError(str(error)) from error
 
 
 def _load_classes(datamodule: "ImageDataModule", num_classes: int) -> tuple[int, ...]:

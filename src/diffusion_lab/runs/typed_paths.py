@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_lab.atomic_files import atomic_file
+from diffusion_lab.config.compose import command_name
 from diffusion_lab.config.earlier_versions import current_overrides
 from diffusion_lab.config.overrides import OVERRIDES_FILE, given_overrides, override_key, quote, unquote
 from diffusion_lab.config.saved_files import read_saved
@@ -33,8 +34,8 @@ PATHS = (
 PATHS_OR_NAMES = ("space.autoencoder.pretrained_model_name_or_path",)
 """Settings whose values are paths, or names on the Hugging Face hub if no such folder exists."""
 
-RUNS = {"guide": run_of("train"), "classifier": run_of("train_classifier")}
-"""Settings that name a run."""
+RUNS = {"guide": "train", "classifier": "train_classifier", "init": None}
+"""Settings that name a run -> the command of the run; None is the command that runs."""
 
 _TYPED_IN = "# typed in "
 
@@ -83,7 +84,7 @@ def _absolute(key: str, value: str, folder: Path) -> str | None:
         return path
     if key in RUNS and folder == Path.cwd():
         with contextlib.suppress(UserError):  # the run reports the error
-            place = find_place(key, value, RUNS[key])
+            place = find_place(key, value, run_of(RUNS[key] or command_name()))
             return str(place.checkpoint or place.folder)
     return path if key in RUNS and os.path.exists(path) else None
 

@@ -16,7 +16,7 @@ from diffusion_lab.data.image_datamodule import ImageBatch
 from diffusion_lab.distributed.collectives import Ranks
 from diffusion_lab.fingerprints import MISSING, VERSION, describe, differences, version_of
 from diffusion_lab.process import GaussianProcess
-from diffusion_lab.training import loop_progress, optimizer_states
+from diffusion_lab.training import loop_progress, lora, optimizer_states
 from diffusion_lab.training.loading import WeightsOnlyModule
 from diffusion_lab.training.lr_schedules import (
     ConstantWithWarmup,
@@ -26,6 +26,7 @@ from diffusion_lab.training.lr_schedules import (
     require_lr_schedule,
 )
 from diffusion_lab.training.nonfinite_guard import NonFiniteGuard
+from diffusion_lab.training.optimizer_states import OPTIMIZER_KEY
 from diffusion_lab.training.optimizers import OptimizerFactory, match_memory_format
 from diffusion_lab.training.plain_batches import PlainBatch, PlainBatches, with_float_images
 from diffusion_lab.training.step_checks import as_scalar, require_gradient
@@ -34,11 +35,6 @@ logger = logging.getLogger(__name__)
 
 VERSION_KEY = "diffusion_lab"
 """Key of a checkpoint under which the version of the package that wrote the checkpoint is stored."""
-
-OPTIMIZER_OF_VERSION_0_3 = "torch.optim.adamw.AdamW"
-
-OPTIMIZER_KEY = "optimizer_settings"
-"""Key of a checkpoint under which the settings of the optimizer and of its learning-rate schedule are stored."""
 
 MEANING_KEY = "weights_meaning"
 """Key of a checkpoint under which `TrainedModule.weights_meaning` is stored. Version 0.3 did not store it."""
@@ -56,6 +52,9 @@ class TrainedModule(WeightsOnlyModule):
     """
 
     process: GaussianProcess
+
+    adapters: lora.LoRA | None = None
+    """Adapters that the network has; None if it has none."""
 
     def __init__(
         self,
@@ -87,6 +86,12 @@ class TrainedModule(WeightsOnlyModule):
     def image_shape(self) -> tuple[int, int, int]:
         """Shape of one image: [C, H, W]."""
         raise NotImplementedError
+
+    @property
+    def sampled(self) -> nn.Module:
+        """The network that samples: the first average, or the trained network if there are no averages."""
+        network: nn.Module = getattr(getattr(self, "ema", None), "network", self.network)
+        return network
 
     @property
     def num_classes(self) -> int:
@@ -190,11 +195,15 @@ class TrainedModule(WeightsOnlyModule):
         checkpoint[VERSION_KEY] = __version__
         checkpoint[OPTIMIZER_KEY] = self._optimizer_settings()
         checkpoint[MEANING_KEY] = self.weights_meaning()
+        if self.adapters is not None:
+            checkpoint[lora.KEY] = self.adapters.scale
         if self._plain_batches.has_converted:
             checkpoint[PLAIN_BATCHES_KEY] = True
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._require_same_meaning(checkpoint)
+        if not lora.has_adapters(self.network):
+            checkpoint |= lora.merged_checkpoint(checkpoint, "the checkpoint")
         if self._trainer is None:  # load_from_checkpoint loads the weights only
             return
         version = str(checkpoint.get(VERSION_KEY, "before 0.3.0"))
@@ -209,8 +218,10 @@ class TrainedModule(WeightsOnlyModule):
         elif step:
             loop_progress.set_step(step, self.trainer.accumulate_grad_batches, fit_loop)
         checkpoint["callbacks"].pop("Timer", None)  # trainer.max_time limits one job, not the run
-        if checkpoint.get(OPTIMIZER_KEY) != self._optimizer_settings():
-            self._change_optimizer_settings(checkpoint, step)
+        is_fork = not checkpoint.get(MEANING_KEY)  # the copy that a fork starts from has no record of the meaning
+        frozen_others = is_fork and not optimizer_states.has_size_of(checkpoint, self.network)
+        if checkpoint.get(OPTIMIZER_KEY) != self._optimizer_settings() or frozen_others:
+            optimizer_states.change_settings(checkpoint, self.optimizer, self.lr_schedule, self.network, step)
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -247,29 +258,6 @@ class TrainedModule(WeightsOnlyModule):
 
     def _optimizer_settings(self) -> dict[str, str]:
         return {"optimizer": self.optimizer.name, "settings": f"{self.optimizer.settings}, {self.lr_schedule}"}
-
-    def _change_optimizer_settings(self, checkpoint: dict[str, Any], step: int) -> None:
-        """Give the optimizer and scheduler states in a checkpoint the settings of this run, for a fork with others.
-
-        The moments are kept if the optimizers of both runs have the same kind of state and the same parameter groups;
-        if they differ, the optimizer starts with a new state.
-        step: number of steps that the checkpoint has completed.
-        """
-        optimizer = self.optimizer(self.network)
-        keys = {*optimizer.param_groups[0]}
-        scheduler = build_scheduler(self.lr_schedule, optimizer, step)
-        new, (saved,) = optimizer.state_dict(), checkpoint["optimizer_states"]
-        saved_name = str(checkpoint.get(OPTIMIZER_KEY, {}).get("optimizer", OPTIMIZER_OF_VERSION_0_3))
-        same_groups = [g["params"] for g in new["param_groups"]] == [g["params"] for g in saved["param_groups"]]
-        if self.optimizer.can_continue(saved_name) and same_groups:
-            set_by_scheduler = {*optimizer.param_groups[0]} - keys
-            names = {*self.optimizer.argument_names, *set_by_scheduler, "lr"}
-            for group, wanted in zip(saved["param_groups"], new["param_groups"], strict=True):
-                group |= {name: wanted[name] for name in names & wanted.keys()}
-        else:
-            logger.info("the state of the optimizer in the checkpoint (%s) is not used.", saved_name)
-            checkpoint["optimizer_states"] = [new]
-        checkpoint["lr_schedulers"] = [scheduler.state_dict()]
 
     def _log_optimizer_step(self) -> None:
         """Log the loss, averaged over all ranks and accumulated batches, the gradient norm and the learning rate."""

@@ -1,14 +1,59 @@
-"""Checks of the state that an optimizer loads from a checkpoint, which another person may have written."""
+"""Optimizer states in checkpoints: checks, because another person may have written them, and changes of settings."""
 
+import logging
 import math
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from diffusion_lab.training.optimizers import match_memory_format
+from diffusion_lab.training.lr_schedules import LRSchedule, TorchLRSchedule, build_scheduler
+from diffusion_lab.training.optimizers import OptimizerFactory, match_memory_format
+
+logger = logging.getLogger(__name__)
 
 OF_ADAM = ("step", "exp_avg", "exp_avg_sq")
+
+OPTIMIZER_KEY = "optimizer_settings"
+"""Key of a checkpoint under which the settings of the optimizer and of its learning-rate schedule are stored."""
+
+OPTIMIZER_OF_VERSION_0_3 = "torch.optim.adamw.AdamW"
+
+
+def has_size_of(checkpoint: dict[str, Any], network: nn.Module) -> bool:
+    """Return whether the optimizer in a checkpoint has as many parameters as that of a network."""
+    groups = [group for state in checkpoint["optimizer_states"] for group in state["param_groups"]]
+    return sum(len(group["params"]) for group in groups) == sum(p.requires_grad for p in network.parameters())
+
+
+def change_settings(
+    checkpoint: dict[str, Any],
+    factory: OptimizerFactory,
+    lr_schedule: LRSchedule | TorchLRSchedule,
+    network: nn.Module,
+    step: int,
+) -> None:
+    """Give the optimizer and scheduler states in a checkpoint the settings of this run, for a fork with others.
+
+    The moments are kept if the optimizers of both runs have the same kind of state and the same parameter groups;
+    if they differ, the optimizer starts with a new state.
+    step: number of steps that the checkpoint has completed.
+    """
+    optimizer = factory(network)
+    keys = {*optimizer.param_groups[0]}
+    scheduler = build_scheduler(lr_schedule, optimizer, step)
+    new, (saved,) = optimizer.state_dict(), checkpoint["optimizer_states"]
+    saved_name = str(checkpoint.get(OPTIMIZER_KEY, {}).get("optimizer", OPTIMIZER_OF_VERSION_0_3))
+    same_groups = [g["params"] for g in new["param_groups"]] == [g["params"] for g in saved["param_groups"]]
+    if factory.can_continue(saved_name) and same_groups:
+        set_by_scheduler = {*optimizer.param_groups[0]} - keys
+        names = {*factory.argument_names, *set_by_scheduler, "lr"}
+        for group, wanted in zip(saved["param_groups"], new["param_groups"], strict=True):
+            group |= {name: wanted[name] for name in names & wanted.keys()}
+    else:
+        logger.info("the state of the optimizer in the checkpoint (%s) is not used.", saved_name)
+        checkpoint["optimizer_states"] = [new]
+    checkpoint["lr_schedulers"] = [scheduler.state_dict()]
 
 
 def check_loaded_states(optimizer: Optimizer) -> Optimizer:

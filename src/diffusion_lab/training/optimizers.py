@@ -45,8 +45,8 @@ class OptimizerFactory:
         self._validate()
 
     def __call__(self, network: nn.Module) -> Optimizer:
-        """Return the optimizer of a network."""
-        groups = getattr(self.optimizer_class, "parameter_groups", _one_group)(network)
+        """Return the optimizer of the parameters of a network that require gradients."""
+        groups = _trained(getattr(self.optimizer_class, "parameter_groups", _one_group)(network))
         if self.decay_matrices_only:
             decayed = _decayed_parameters(network)
             groups = [part for group in groups for part in _split_by_decay(group, decayed)]
@@ -135,6 +135,12 @@ def match_memory_format(optimizer: Optimizer) -> None:
 
 def _one_group(network: nn.Module) -> list[dict[str, Any]]:
     return [{"params": list(network.parameters())}]
+
+
+def _trained(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return parameter groups without frozen parameters, and without groups in which all are frozen."""
+    parts = [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
+    return [part for part in parts if part["params"]]
 
 
 def _decayed_parameters(network: nn.Module) -> set[int]:
