@@ -28,6 +28,7 @@ ORDER = (
     ("ema", "objectives", "denoiser", "low_resolution"),
     ("guidance",),
     ("samplers",),
+    ("inverse_problems",),
     ("distributed",),
     ("config", "reporting", "latents"),
     ("data", "features"),
@@ -42,7 +43,7 @@ ORDER = (
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 
-MATHEMATICS = ("process", "objectives", "samplers", "guidance", "networks", "ema", "denoiser")
+MATHEMATICS = ("process", "objectives", "samplers", "inverse_problems", "guidance", "networks", "ema", "denoiser")
 """Folders that import torch alone."""
 
 KNOW_HYDRA = ("config", "runs", "sweeps", "commands")

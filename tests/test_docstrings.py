@@ -12,12 +12,26 @@ from typing import Any
 import pytest
 import torch
 
-PACKAGES = ("process", "networks", "objectives", "samplers", "guidance", "ema", "metrics", "training")
+PACKAGES = (
+    "process",
+    "networks",
+    "objectives",
+    "samplers",
+    "inverse_problems",
+    "guidance",
+    "ema",
+    "metrics",
+    "training",
+)
 
 MODULES = (*PACKAGES, "randomness", "denoiser", "pixels", "runs.load")
 
 WITHOUT_EXAMPLE = {
     "Interfaces": ("ClassifierNetwork", "Network", "Noise", "TrainedModule"),
+    "Bases of operators and posterior samplers": (
+        *("ConditionalDenoiser", "ConditionalPosterior", "LinearOperator", "PosteriorSampler", "SeparableOperator"),
+        "SpectralOperator",
+    ),
     "Values that other classes build": ("Interpolated", "Preconditioning", "StepContext", "GivenNoise", "Blocks"),
     "Shown by the base class Variance": ("FixedLarge", "FixedSmall", "LearnedDiagonal", "LearnedRange"),
     "Shown by ClassifierFreeGuidance and Guidance": ("Autoguidance", "ClassifierGuidance", "Guidable"),

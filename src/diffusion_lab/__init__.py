@@ -13,7 +13,19 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.4.0"
 
 _PACKAGES = (
-    *("process", "networks", "objectives", "guidance", "samplers", "ema", "data", "features", "metrics", "training"),
+    *(
+        "process",
+        "networks",
+        "objectives",
+        "guidance",
+        "samplers",
+        "ema",
+        "inverse_problems",
+        "data",
+        "features",
+        "metrics",
+        "training",
+    ),
     *("generation", "evaluation", "callbacks"),
 )
 """Packages whose public names, the names in their `__all__`, are exported."""
@@ -56,6 +68,7 @@ if TYPE_CHECKING:
     from diffusion_lab.features import *
     from diffusion_lab.generation import *
     from diffusion_lab.guidance import *
+    from diffusion_lab.inverse_problems import *
     from diffusion_lab.latents import Latents as Latents
     from diffusion_lab.latents import Pixels as Pixels
     from diffusion_lab.latents import Space as Space

@@ -35,6 +35,8 @@ class Purpose(IntEnum):
     CONDITION_NOISE = 12
     SAMPLED_CONDITION = 13
     LATENT = 14
+    MEASUREMENT = 15
+    OPERATOR = 16
 
 
 def stream(seed: int, purpose: Purpose, step: int = 0, position: int = 0) -> np.random.Generator:

@@ -24,6 +24,15 @@ class Estimator:
         """Return the estimate at t, after the shift.  x_t: [B, C, H, W].  t: [] or [B]."""
         return self.finished(self.unclipped(x_t, t), t)
 
+    def select(self, rows: Tensor) -> "Estimator":
+        """Return the estimator for a part of the batch.  rows: indices of the images, int64 [b].
+
+        A denoiser with data of each image, such as measurements, has a method `select` with the same argument.
+        """
+        select = getattr(self.denoiser, "select", None)
+        denoiser = self.denoiser if select is None else select(rows)
+        return replace(self, denoiser=denoiser, condition=self.condition.select(rows))
+
     def finished(self, estimate: Estimate, t: Tensor) -> Estimate:
         """Return an estimate of `unclipped` after clipping and after the shift.  t: [] or [B]."""
         estimate = replace(estimate, x_0=self.clipping(estimate.x_0))

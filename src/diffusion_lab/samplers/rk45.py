@@ -1,7 +1,7 @@
 """Adaptive Runge-Kutta on the probability flow."""
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -60,7 +60,6 @@ class RK45(Sampler):
         condition: Condition | Tensor | None = None,
         on_step: OnStep | None = None,
     ) -> Tensor:
-        condition = Condition.of(condition)
         estimate, flow = self.estimator(denoiser, condition), FlowCoordinates(self.process)
         t = torch.tensor(self.times, dtype=torch.float64)
         if flow.angle(t[-1]) == 0:  # the first step adds no noise, so that the slope would be 0 / 0
@@ -72,7 +71,7 @@ class RK45(Sampler):
         def slope(state: Tensor, angle: Tensor, rows: Tensor) -> Tensor:
             time, z = flow.time(angle), state.view(len(state), *shape)
             x_t = z * self.process.widen(flow.radius(time), z)
-            x_0 = replace(estimate, condition=condition.select(rows))(x_t, time).x_0
+            x_0 = estimate.select(rows)(x_t, time).x_0
             last_x_0[rows.to(z.device)] = x_0
             return flow.velocity(z, x_0, angle).flatten(1)
 
