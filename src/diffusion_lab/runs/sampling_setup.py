@@ -46,16 +46,9 @@ GUIDANCE_SETTINGS = ("guidance_scale", "guide", "classifier", "classifier_scale"
 SINCE_VERSION_0_2 = ("guidance", "space", "low_resolution")
 """Keys that are missing in configs from version 0.1. Network settings also differ in that version."""
 
-WHOLE_NUMBERS = {
-    "seed": 0,
-    "num_images": 1,
-    "num_samples": 1,
-    "num_results": 1,
-    "batch_size": 1,
-    "num_pictures": 0,
-    "num_columns": 1,
-    "num_frames": 1,
-}
+WHOLE_NUMBERS = {"seed": 0, "num_pictures": 0} | dict.fromkeys(
+    ("num_images", "num_samples", "num_results", "batch_size", "num_columns", "num_frames"), 1
+)
 """Settings of sample, evaluate and edit that are whole numbers, with the smallest accepted value."""
 
 NULL_WITH = {"num_columns": "run", "num_pictures": "num_samples", "num_images": "task"}
