@@ -28,16 +28,25 @@ have the shape of images, `decode` is differentiable, and only posterior sampler
 
 from diffusion_lab.inverse_problems.blurs import GaussianBlur, MotionBlur
 from diffusion_lab.inverse_problems.compressed_sensing import CompressedSensing
+from diffusion_lab.inverse_problems.ddnm import DDNM
+from diffusion_lab.inverse_problems.ddrm import DDRM
+from diffusion_lab.inverse_problems.dps import DPS
 from diffusion_lab.inverse_problems.measurement import Measurement
+from diffusion_lab.inverse_problems.mmps import MMPS
 from diffusion_lab.inverse_problems.operators import LinearOperator, SpectralOperator
 from diffusion_lab.inverse_problems.pigdm import PiGDM
 from diffusion_lab.inverse_problems.pixel_operators import Grayscale, IdentityOperator, Inpainting
 from diffusion_lab.inverse_problems.posterior import ConditionalDenoiser, ConditionalPosterior, PosteriorSampler
+from diffusion_lab.inverse_problems.repaint import RePaint
 from diffusion_lab.inverse_problems.replace import Replace
 from diffusion_lab.inverse_problems.resizing import AreaDownsampling, BicubicDownsampling
 from diffusion_lab.inverse_problems.separable import SeparableOperator
 
 __all__ = [
+    "DDNM",
+    "DDRM",
+    "DPS",
+    "MMPS",
     "AreaDownsampling",
     "BicubicDownsampling",
     "CompressedSensing",
@@ -52,6 +61,7 @@ __all__ = [
     "MotionBlur",
     "PiGDM",
     "PosteriorSampler",
+    "RePaint",
     "Replace",
     "SeparableOperator",
     "SpectralOperator",

@@ -15,12 +15,14 @@ def conjugate_gradients(apply: Apply, right_side: Tensor, num_iterations: int) -
     Hestenes & Stiefel (1952), started from v = 0, with a fixed number of iterations. The iterations of an image stop
     when its residual has reached the rounding error, and if its matrix is not positive along the search direction, as
     for the Jacobian of a network. Both are decided for each image alone, so that the solution for an image does not
-    depend on the other images of its batch.
+    depend on the other images of its batch. No product is computed after the iterations of all images have stopped.
     """
     solution, residual = torch.zeros_like(right_side), right_side
     direction, squared = residual, _inner(residual, residual)
     smallest = squared * (10 * torch.finfo(squared.dtype).eps) ** 2
     for _ in range(num_iterations):
+        if not bool((squared > smallest).any()):
+            break
         product = apply(direction)
         curvature = _inner(direction, product)
         active = (curvature > 0) & (squared > smallest)

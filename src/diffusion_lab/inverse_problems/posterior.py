@@ -136,7 +136,9 @@ class Steps:
         self.times = torch.cat([starts, ends[-1:]])
         """The time of each state, float64 [N + 1]."""
         alphas, sigmas = sampler.process.schedule.coefficients(self.times)
-        self.alphas, self.sigmas = alphas.tolist(), sigmas.tolist()
+        self.alphas: list[float] = alphas.tolist()
+        self.sigmas: list[float] = sigmas.tolist()
+        self.scales: list[float] = torch.hypot(alphas, sigmas).tolist()
         self._step_times, table = sampler.prepare_steps(starts, ends)
         self._coefficients = table.tolist()
 
@@ -150,6 +152,10 @@ class Steps:
     def step(self, x_t: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Return state k + 1 and the estimate of x_0, [B, C, H, W] each.  x_t: state k."""
         return self.sampler.step(x_t, self._step_times[k], self._coefficients[k], self._context)
+
+    def estimate(self, x_t: Tensor, k: int) -> Tensor:
+        """Return the estimate of x_0 at state k, after clipping, [B, C, H, W].  x_t: state k."""
+        return self._context.estimate(x_t, self.times[k]).x_0
 
     def jump_back(self, x_s: Tensor, k: int, target: int) -> Tensor:
         """Return a sample of state `target` < k given state k, by the forward process (Lugmayr et al. 2022, eq. 1)."""
@@ -174,11 +180,15 @@ def require_spectral(posterior: PosteriorSampler, measurement: Measurement) -> S
     return operator
 
 
-def require_sampler(posterior: PosteriorSampler, sampler: Sampler, accepted: tuple[type[Sampler], ...]) -> None:
-    """Raise UserError unless the sampler is one of the accepted samplers of a method."""
+def require_sampler(
+    posterior: PosteriorSampler, sampler: Sampler, accepted: tuple[type[Sampler], ...], case: str = ""
+) -> None:
+    """Raise UserError unless the sampler is one of the accepted samplers of a method.
+
+    case: case in which the method takes these samplers only, such as "with measurement noise".
+    """
     if not isinstance(sampler, accepted):
-        names = [kind.__name__ for kind in accepted]
         raise UserError(
-            f"`sampler` must be {' or '.join(filter(None, [', '.join(names[:-1]), names[-1]]))} for "
-            f"posterior={posterior.name}, got {type(sampler).__name__}."
+            f"`sampler` must be {' or '.join(kind.__name__ for kind in accepted)} for posterior={posterior.name}"
+            f"{case and ' '}{case}, got {type(sampler).__name__}."
         )

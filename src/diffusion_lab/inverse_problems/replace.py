@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffusion_lab.denoiser import DenoiserLike
 from diffusion_lab.errors import UserError
+from diffusion_lab.inverse_problems.measured_spectrum import MeasuredSpectrum
 from diffusion_lab.inverse_problems.measurement import Measurement
 from diffusion_lab.inverse_problems.posterior import PosteriorSampler, Steps, require_spectral
 from diffusion_lab.networks import Condition
@@ -65,31 +66,19 @@ def sample_along(states: Sequence[int], steps: Steps, measurement: Measurement, 
         is a jump back.
     """
     x_t, num_done = steps.start(), 0
-    x_t = replaced(x_t, x_t / steps.sampler.initial_std, steps, 0, measurement)
+    measured = MeasuredSpectrum.of(measurement, require_spectral(Replace(), measurement), like=x_t)
+    x_t = measured.insert(x_t, x_t / steps.sampler.initial_std, steps.alphas[0], steps.sigmas[0])
     for k, following in pairwise(states):
         if following < k:
             x_t = steps.jump_back(x_t, k, following)
             continue
         x_s, x_0 = steps.step(x_t, k)
         noise = steps.noise.draw() if steps.sigmas[following] > 0 else torch.zeros_like(x_s)
-        x_t, num_done = replaced(x_s, noise, steps, following, measurement), num_done + 1
+        x_t = measured.insert(x_s, noise, steps.alphas[following], steps.sigmas[following])
+        num_done += 1
         if on_step is not None:
             on_step(num_done, x_t, x_0)
     return x_t
-
-
-def replaced(x: Tensor, noise: Tensor, steps: Steps, k: int, measurement: Measurement) -> Tensor:
-    """Return state k with its measured coefficients sampled from their distribution given y.
-
-    x, noise and the result: [B, C, H, W].
-    """
-    operator, alpha, sigma = require_spectral(Replace(), measurement), steps.alphas[k], steps.sigmas[k]
-    inverse = operator.inverse_singular_values(x)
-    variance = sigma**2 - (alpha * measurement.noise_std * inverse) ** 2
-    known = alpha * inverse * operator.measurement_to_spectrum(measurement.y.to(x.device, x.dtype))
-    known = known + variance.clamp(min=0).sqrt() * operator.to_spectrum(noise)
-    is_replaced = operator.is_measured(x) & (variance >= 0)
-    return operator.from_spectrum(torch.where(is_replaced, known, operator.to_spectrum(x)))
 
 
 def require_single_states(posterior: PosteriorSampler, sampler: Sampler) -> None:
