@@ -67,4 +67,4 @@ clean: ## remove .venv and all caches
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 clean-logs: ## remove all runs under logs/
-	rm -rf logs/train logs/train_classifier logs/prepare logs/evaluate logs/sample logs/images logs/compare logs/export logs/show_schedule logs/reconstruct_ema logs/import_weights logs/verify logs/inspect_data
+	rm -rf logs/train logs/train_classifier logs/prepare logs/evaluate logs/sample logs/edit logs/images logs/compare logs/export logs/show_schedule logs/reconstruct_ema logs/import_weights logs/verify logs/inspect_data

@@ -29,6 +29,7 @@ ORDER = (
     ("guidance",),
     ("samplers",),
     ("inverse_problems",),
+    ("edits",),
     ("distributed",),
     ("config", "reporting", "latents"),
     ("data", "features"),
@@ -43,7 +44,17 @@ ORDER = (
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 
-MATHEMATICS = ("process", "objectives", "samplers", "inverse_problems", "guidance", "networks", "ema", "denoiser")
+MATHEMATICS = (
+    "process",
+    "objectives",
+    "samplers",
+    "inverse_problems",
+    "edits",
+    "guidance",
+    "networks",
+    "ema",
+    "denoiser",
+)
 """Folders that import torch alone."""
 
 KNOW_HYDRA = ("config", "runs", "sweeps", "commands")

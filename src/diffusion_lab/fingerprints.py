@@ -54,6 +54,9 @@ COVERED = {
     "masking": ("condition",),
     "classifier": ("classifier_scale", "label"),
     "trainer": ("precision",),
+    "posterior": ("task",),
+    "mask": ("task", "sources"),
+    "num_images": ("sources", "num_samples"),
     "callbacks": ("sampler", "batch_size", "guidance_scale"),
 }
 """Setting -> fingerprint fields that the setting determines, in addition to the field with the same name."""
@@ -63,6 +66,7 @@ FIELDS = (
     *("num_samples", "metric", "features", "reference", "sampler", "schedule", "weights", "label", "batch_size"),
     *("guidance_scale", "guidance", "guide", "classifier", "classifier_scale", "low_resolution", "condition", "space"),
     *("quantization", "seed", "precision", "conventions", "images", "preparation", "version"),
+    *("task", "sources", "num_results"),
 )
 """All fields that a fingerprint can have, without their nested fields."""
 

@@ -69,9 +69,11 @@ class Latents:
         latents = posterior.mean if noise is None else posterior.mean + posterior.std * noise.to(posterior.mean.dtype)
         return ((latents - self.shift) * self.scale).to(images.dtype)  # type: ignore[no-any-return]
 
-    @torch.no_grad()
     def decode(self, x_0: Tensor) -> Tensor:
-        """Decode latents to images [B, C, H, W], in [-1, 1] up to the errors of the autoencoder."""
+        """Decode latents to images [B, C, H, W], in [-1, 1] up to the errors of the autoencoder.
+
+        The images are a differentiable function of x_0.
+        """
         latents = x_0 / self.scale + self.shift
         with torch.autocast(x_0.device.type, enabled=False):
             images: Tensor = self._autoencoder_on_device_of(x_0).decode(latents.to(self.autoencoder.dtype)).sample

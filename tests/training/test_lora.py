@@ -3,6 +3,7 @@
 The tests that add adapters are `full`, because peft takes seconds to import.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from support.small_runs import fit, small_module, weights
 
 ADAPTERS = LoRA(2, alpha=3, also_train=("conv_in.*",))
 
-NETWORKS = {
+NETWORKS: dict[str, Callable[[], Network]] = {
     "unet": small_unet,
     "dit": lambda: DiT(1, 1, resolution=8, channels=16, depth=1, num_heads=2),
     "pixel_transformer": lambda: PixelTransformer(1, 1, resolution=8, channels=16, depth=1, num_heads=2),
@@ -90,7 +91,7 @@ def test_an_adapter_of_a_3_x_3_convolution_is_merged() -> None:
     plain = nn.Conv2d(1, 8, 3, padding=1)
     state = merged(network.state_dict(), 1.0)
     plain.load_state_dict({"weight": state["conv_in.weight"], "bias": state["conv_in.bias"]})
-    torch.testing.assert_close(plain(x), network.conv_in(x))
+    torch.testing.assert_close(plain(x), network.get_submodule("conv_in")(x))
 
 
 def adapted_module() -> DiffusionModule:

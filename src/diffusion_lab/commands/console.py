@@ -14,7 +14,7 @@ import diffusion_lab
 from diffusion_lab.commands.output import outlive_reader
 
 COMMANDS = (
-    *("train", "train_classifier", "prepare", "sample", "evaluate", "compare", "export"),
+    *("train", "train_classifier", "prepare", "sample", "edit", "evaluate", "compare", "export"),
     *("sweep", "reconstruct_ema", "import_weights", "verify", "inspect_data", "show_schedule"),
 )
 """Modules in this folder that are commands, in the order of the help text.

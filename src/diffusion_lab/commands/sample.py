@@ -21,8 +21,10 @@ from diffusion_lab.commands import entry
 from diffusion_lab.errors import UserError
 from diffusion_lab.reporting.text import terminal_text
 from diffusion_lab.runs import class_names, sampling_setup
-from diffusion_lab.runs.find import Target, find_targets, portable_path
+from diffusion_lab.runs.animations import require_pictures, save_animation
+from diffusion_lab.runs.find import Target
 from diffusion_lab.runs.image_job import image_job
+from diffusion_lab.runs.one_target import find_one_target
 
 if TYPE_CHECKING:
     from diffusion_lab.generation.seeded_images import SeededImages
@@ -36,11 +38,7 @@ FILES = ("samples.png", "conditions.png", "samples.webp", "samples.gif", "sample
 
 def sample(config: DictConfig) -> None:
     """Generate the images of the requested seeds with the network of a run; write a grid and image files."""
-    target, *others = find_targets(config)
-    if others:
-        found = ", ".join(portable_path(each.checkpoint) for each in (target, *others)[:4])
-        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-        raise UserError(f"`run` and `checkpoint` must select one checkpoint, got {found}{more}.")
+    target = find_one_target(config)
     seeds = _seeds(config)
     sampling_setup.require_loadable(config, [target])
     fabric = sampling_setup.launch_fabric(config)
@@ -62,9 +60,7 @@ def sample(config: DictConfig) -> None:
 def _seeds(config: DictConfig) -> list[range]:
     """Return the requested seeds as contiguous ranges.  Raises UserError if a setting is out of range."""
     sampling_setup.require_whole_numbers(config)
-    _animation_format(config)
-    if config.animation and not config.num_pictures:
-        raise UserError(f"num_pictures must be at least 1 for animation={str(config.animation).lower()}, got 0.")
+    require_pictures(config)
     if config.image is None:
         return [range(config.seed, config.seed + config.num_images)]
     numbers = list(config.image) if OmegaConf.is_list(config.image) else [config.image]
@@ -76,6 +72,7 @@ def _seeds(config: DictConfig) -> list[range]:
 def _generate(config: DictConfig, images: "SeededImages", target: Target, step: int, seeds: list[range]) -> None:
     """Generate the batches of this rank and write all files.  Finished batches are stored until the job is complete."""
     from diffusion_lab.distributed.collectives import Ranks
+    from diffusion_lab.generation.grid_columns import num_columns
     from diffusion_lab.reporting.progress import progress_bar
 
     batches = [batch for contiguous in seeds for batch in images.batches(contiguous)]
@@ -87,7 +84,7 @@ def _generate(config: DictConfig, images: "SeededImages", target: Target, step: 
             logger.info("%s images were generated before an interruption and are reused.", f"{num_cached:,}")
         try:
             if config.animation:
-                _save_animation(images, batches, folder / f"samples.{_animation_format(config)}", config)
+                save_animation(images, batches, folder, config, config.num_columns or num_columns(images))
             with ranks.raise_together(), progress_bar("sampling", sum(map(len, own_batches))) as advance:
                 for batch in own_batches:
                     files.add(batch, images.generate(batch))
@@ -111,32 +108,6 @@ def _save_conditions(images: "SeededImages", batches: list[range], path: Path, c
     shown = batches[: config.num_pictures]  # at least one image each
     pictures = torch.cat([source.pictures(batch) for batch in shown])[: config.num_pictures]
     save_picture(grid(pictures, config.num_columns or num_columns(images)), path)
-
-
-def _animation_format(config: DictConfig) -> str:
-    """Return the file format of the animation.  Raises UserError if `animation` has another value."""
-    if config.animation not in (True, False, "webp", "gif"):
-        raise UserError(f"`animation` must be false, true, webp or gif, got {config.animation}.")
-    return "gif" if config.animation == "gif" else "webp"
-
-
-def _save_animation(images: "SeededImages", batches: list[range], path: Path, config: DictConfig) -> None:
-    """Write an animation of the sampling steps of the first images."""
-    from diffusion_lab.distributed.collectives import Ranks
-    from diffusion_lab.generation.grid_columns import num_columns
-    from diffusion_lab.generation.seeded_images import generate_with_frames
-    from diffusion_lab.reporting.image_grids import grid, save_animation
-    from diffusion_lab.reporting.progress import progress_bar
-
-    ranks = Ranks.current()
-    num_batches = -(-config.num_pictures // images.batch_size) + 1
-    own_batches = ranks.shard(batches[:num_batches])
-    with progress_bar("animation", len(images.sampler.times) * len(own_batches), "steps") as advance:
-        _, frames = generate_with_frames(images, own_batches, config.num_frames, advance)
-    if ranks.rank == 0:
-        columns = config.num_columns or num_columns(images)
-        pictures = [grid(frame[: config.num_pictures], columns) for frame in frames]
-        save_animation(pictures, path)
 
 
 def main() -> None:

@@ -114,10 +114,25 @@ class Preparation:
         except Exception as error:  # Pillow raises a dozen types of errors for damaged files
             raise DamagedImageError(_reason(error, content)) from error
         side = self.resolution
-        if image.size != (side, side):
-            fits = {"pad": _pad, "resize": self._resize, "adm": _resize_as_adm, "exact": _refuse}
-            image = fits[self.fit](image, side)
-        return np.asarray(image).reshape(side, side, self.channels).transpose(2, 0, 1)
+        return np.asarray(self._fitted(image)).reshape(side, side, self.channels).transpose(2, 0, 1)
+
+    def transparency(self, content: bytes) -> np.ndarray:
+        """Return 255 minus the opacity of each pixel of an image file: uint8 [1, H, W], 0 in an opaque image.
+
+        Raises DamagedImageError, ValueError and WrongSizeError as `decode`.
+        """
+        self.decode(content)
+        image = _rotate_upright(_open(content))
+        if not image.has_transparency_data:
+            return np.zeros((1, self.resolution, self.resolution), dtype=np.uint8)
+        opacity = image.convert("RGBA").getchannel("A")
+        return np.asarray(self._fitted(ImageOps.invert(opacity)))[None]
+
+    def _fitted(self, image: Image.Image) -> Image.Image:
+        """Return an image in the size `resolution` x `resolution`."""
+        side = self.resolution
+        fits = {"pad": _pad, "resize": self._resize, "adm": _resize_as_adm, "exact": _refuse}
+        return image if image.size == (side, side) else fits[self.fit](image, side)
 
     def _resize(self, image: Image.Image, side: int) -> Image.Image:
         # The image is cropped first: resizing with a box would blend pixels from outside the box into the edges.

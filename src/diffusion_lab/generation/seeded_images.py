@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_lab import __version__
-from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.data.classes import LabelChoice, as_label, labels_of
 from diffusion_lab.distributed.collectives import Ranks
 from diffusion_lab.fingerprints import describe, digest
+from diffusion_lab.generation.batched_images import BatchedImages, Draw
 from diffusion_lab.generation.condition_images import ConditionImages
-from diffusion_lab.generation.indexed_images import IndexedImages
 from diffusion_lab.guidance import Guidance
 from diffusion_lab.latents import Latents, Pixels
 from diffusion_lab.networks import Condition
@@ -24,15 +23,11 @@ from diffusion_lab.samplers import OnStep, Sampler
 from diffusion_lab.training.diffusion_module import DiffusionModule
 
 
-class SeededImages(IndexedImages):
+class SeededImages(BatchedImages):
     """The images that a network generates, indexed by their seeds.
 
-    An image is a function of the network, the sampler and the seed. Since rounding depends on the batch size, images
-    are always generated in the same full batches, with the seeds k * batch_size to (k + 1) * batch_size - 1, even if
-    only some of the images are requested.
+    An image is a function of the network, the sampler and the seed.
     """
-
-    action = "sampling"
 
     def __init__(
         self,
@@ -56,13 +51,10 @@ class SeededImages(IndexedImages):
         folder: folder in which finished batches are cached, so that an interrupted job can be resumed.
         condition_images: source of the condition images, such as low-resolution images for a super-resolution network.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-        self.module, self.sampler, self.batch_size, self.folder = module, sampler or module.sampler, batch_size, folder
-        self.guidance, self.weights = guidance or Guidance(), weights
-        self.micro_batch_size = batch_size
-        """Number of images in a forward pass: smaller than batch_size if a full batch did not fit into memory."""
-        self.condition_images = condition_images
+        super().__init__(
+            module, sampler or module.sampler, guidance or Guidance(), batch_size=batch_size, folder=folder
+        )
+        self.weights, self.condition_images = weights, condition_images
         self.guidance(module.denoiser(weights), module.labels)
         _require_condition_images(module, condition_images)
         self.trained = self.guidance.trained_classes(module.labels, module.trained_classes)
@@ -70,44 +62,16 @@ class SeededImages(IndexedImages):
         self.label = as_label(label, self.num_classes, module.class_names, default="null", trained=self.trained)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Shape of one image: [C, H, W]."""
-        return self.module.image_shape
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device(self.module.device)
-
-    @property
     def num_classes(self) -> int:
         return self.guidance.num_classes(self.module.labels)
 
-    def pixels(self, indices: range) -> Tensor:
-        return self.generate(indices)
+    @property
+    def num_steps(self) -> int:
+        return len(self.sampler.times)
 
-    def generate(self, seeds: range, on_step: OnStep | None = None) -> Tensor:
-        """Generate images, uint8 [B, C, H, W], on the device of the module.
-
-        seeds: consecutive seeds in one full batch.
-        on_step: callback after each sampler step, see `samplers.OnStep`. The callback receives the full batch. With a
-            callback, the batch is generated even if it is cached.
-        Raises ValueError if the images are not finite.
-        """
-        full_batch = self._full_batch(seeds)
-        cached = self._load_cached(full_batch) if on_step is None else None
-        pixels = self._generate_batch(full_batch, on_step) if cached is None else cached
-        if cached is None:
-            self._save_to_cache(full_batch, pixels)
-        return pixels[seeds.start - full_batch.start : seeds.stop - full_batch.start].to(self.module.device)
-
-    def is_cached(self, seeds: range) -> bool:
-        """Return whether the batch that contains `seeds` is cached."""
-        return self._load_cached(self._full_batch(seeds)) is not None
-
-    def batch_files(self, seeds: Sequence[range]) -> list[str]:
-        """Return the names of the files in which the batches with these seeds are cached."""
-        batches = [self._full_batch(batch) for part in seeds for batch in self.batches(part)]
-        return [_file_name(batch) for batch in batches]
+    @property
+    def num_evaluations(self) -> int:
+        return self.sampler.num_evaluations
 
     def protocol(self) -> dict[str, Any]:
         """Return the settings with which the images are generated, for fingerprints."""
@@ -141,7 +105,6 @@ class SeededImages(IndexedImages):
         return Condition(label) if source is None else source.condition_of(x_0, label, paired, indices)
 
     def identity(self, precision: str) -> str:
-        """Return the SHA-256 of the weights, the sampling settings, the precision and the package version."""
         weights = weights_sha256(self.module.sampled_network(self.weights))
         return digest([self.protocol(), precision, __version__, weights])
 
@@ -162,27 +125,15 @@ class SeededImages(IndexedImages):
             protocol["classifier_scale"] = float(guidance.classifier_scale)
         return protocol
 
-    def _full_batch(self, seeds: range) -> range:
-        """Return all seeds of the batch that contains `seeds`."""
-        start = seeds.start // self.batch_size * self.batch_size
-        return range(start, start + self.batch_size)
+    def _draw(self, full_batch: range) -> Draw:
+        label, source = self.labels(full_batch), self.condition_images
+        condition = Condition(label) if source is None else source.condition(full_batch, label, self.module.device)
 
-    def _generate_batch(self, seeds: range, on_step: OnStep | None) -> Tensor:
-        label, source = self.labels(seeds), self.condition_images
-        condition = Condition(label) if source is None else source.condition(seeds, label, self.module.device)
-        while True:
-            try:
-                rows = [torch.tensor(part) for part in _split(range(len(seeds)), self.micro_batch_size)]
-                conditions = [condition.select(part) for part in rows]
-                micro_batches = zip(_split(seeds, self.micro_batch_size), conditions, strict=True)
-                return torch.cat([self._generate_micro_batch(part, given, on_step) for part, given in micro_batches])
-            except torch.OutOfMemoryError:
-                if self.micro_batch_size == 1:
-                    raise
-            # The retry is outside of the exception handler, because the exception keeps the tensors of the failed pass
-            # alive. The images change by rounding only, since each seed has its own noise.
-            torch.cuda.empty_cache()
-            self.micro_batch_size = -(-self.micro_batch_size // 2)
+        def draw(seeds: range, on_step: OnStep | None) -> Tensor:
+            rows = torch.arange(seeds.start - full_batch.start, seeds.stop - full_batch.start)
+            return self._generate_micro_batch(seeds, condition.select(rows), on_step)
+
+        return draw
 
     def _generate_micro_batch(self, seeds: range, condition: Condition, on_step: OnStep | None) -> Tensor:
         images = self.module.sample(
@@ -195,31 +146,6 @@ class SeededImages(IndexedImages):
             on_step=on_step,
         )
         return to_uint8(images).cpu()
-
-    def _load_cached(self, seeds: range) -> Tensor | None:
-        """Return the cached images of a full batch, uint8 [B, C, H, W], or None if its file is missing or damaged."""
-        if self.folder is None:
-            return None
-        try:
-            pixels = np.load(self._file(seeds), allow_pickle=False)
-        except (OSError, ValueError, EOFError):
-            return None
-        intact = pixels.shape == (len(seeds), *self.shape) and pixels.dtype == np.uint8
-        return torch.from_numpy(pixels) if intact else None
-
-    def _save_to_cache(self, seeds: range, pixels: Tensor) -> None:
-        if self.folder is None:
-            return
-        with atomic_file(self._file(seeds), concurrent=True) as partial, partial.open("wb") as file:
-            np.save(file, pixels.numpy())
-
-    def _file(self, seeds: range) -> Path:
-        assert self.folder is not None
-        return self.folder / _file_name(seeds)
-
-
-def _file_name(full_batch: range) -> str:
-    return f"seeds_{full_batch.start:09}.npy"
 
 
 def _require_condition_images(module: DiffusionModule, source: ConditionImages | None) -> None:
@@ -244,12 +170,8 @@ def weights_sha256(network: nn.Module) -> str:
     return content.hexdigest()
 
 
-def _split(seeds: range, size: int) -> list[range]:
-    return [seeds[k : k + size] for k in range(0, len(seeds), size)]
-
-
 def generate_with_frames(
-    images: SeededImages, batches: Sequence[range], num_frames: int, advance: Callable[[int], None]
+    images: BatchedImages, batches: Sequence[range], num_frames: int, advance: Callable[[int], None]
 ) -> tuple[Tensor, list[Tensor]]:
     """Generate images, and frames for an animation of the sampling process.
 
@@ -261,7 +183,7 @@ def generate_with_frames(
     Returns the images, uint8 [N, C, H, W], and a list of frames. Each frame consists of the noisy images x_t after one
     of these steps, uint8 [N, C, H, W]. There are fewer than num_frames frames if the sampler has fewer steps.
     """
-    num_steps = len(images.sampler.times)
+    num_steps = images.num_steps
     frame_steps = sorted({round(step) for step in np.linspace(1, num_steps, min(num_frames, num_steps))})  # can be []
     pixels, frames = [torch.zeros(0, *images.shape, dtype=torch.uint8)], list[Tensor]()
 

@@ -2,6 +2,7 @@
 
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,8 @@ class ImageFiles:
             folder, num_pictures, num_columns, png, npz,
         )  # fmt: skip
         self._first: list[Tensor] = []
+        self.arrange: Callable[[Tensor], Tensor] = lambda images: images
+        """Function of the first images, uint8 [N, C, H, W], that returns the images of the grid."""
 
     def prepare(self) -> None:
         """Remove partial files that an interrupted job left in the folder. Collective: call on all ranks."""
@@ -58,6 +61,7 @@ class ImageFiles:
             own = torch.cat([*self._first, torch.zeros(0, *shape, dtype=torch.uint8)])
             images = ranks.all_gather(own)[: self.num_pictures]
             if ranks.rank == 0:
+                images = self.arrange(images)
                 save_picture(grid(images, min(self.num_columns, max(len(images), 1))), self.folder / "samples.png")
         if self.npz:
             ranks.all_gather_object(None)  # barrier: all ranks have written their parts

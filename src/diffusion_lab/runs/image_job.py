@@ -1,4 +1,4 @@
-"""The files that a job of sample or evaluate writes: the images in its output folder, and its finished batches.
+"""The files that a job of sample, evaluate or edit writes: the images in its output folder, and its finished batches.
 
 A record in the output folder names the images that the folder contains, so that images of different runs, seeds or
 settings are never mixed in one folder.
@@ -25,6 +25,7 @@ from diffusion_lab.runs import status as run_status
 from diffusion_lab.runs.find import Target
 
 if TYPE_CHECKING:
+    from diffusion_lab.generation.edited_images import EditedImages
     from diffusion_lab.generation.seeded_images import SeededImages
     from diffusion_lab.reporting.image_files import ImageFiles
 
@@ -64,9 +65,16 @@ class Record:
 
 @contextmanager
 def image_job(
-    config: DictConfig, images: "SeededImages", target: Target, step: int, seeds: Sequence[range], folder: Path
+    config: DictConfig,
+    images: "SeededImages | EditedImages",
+    target: Target,
+    step: int,
+    seeds: Sequence[range],
+    folder: Path,
 ) -> Iterator["ImageFiles"]:
     """Yield the files of the images of `seeds` in `folder`, while `images` uses its finished batches.
+
+    seeds: seeds of the images, or indices of the results of an edit.
 
     The finished batches remain if the block raises, so that the same command can continue. Collective: enter the
     context on all ranks.

@@ -72,6 +72,23 @@ def find_image_sets(config: DictConfig) -> list[ImageSet]:
     return sets
 
 
+def find_one_set(value: Any) -> ImageSet:
+    """Return the set of images that a value of `images` names, which may be a single image file.
+
+    Raises UserError if it names none or several.
+    """
+    accepted = "an image file, a folder of images, an .npz or .zip file of images, or a glob pattern of image files"
+    path = os.path.abspath(os.path.expanduser(str(value)))
+    if os.path.isfile(path) and _suffix(path) in EXTENSIONS:
+        return ImageSet(Path(path), (path,))
+    if OmegaConf.is_list(value) or not str(value):
+        raise UserError(f"`images` must be {accepted}, got {'a list' if str(value) else 'no value'}.")
+    first, *others = _find(str(value))
+    if others:
+        raise UserError(f"`images` must be {accepted}, got {terminal_text(str(value))}, which matches several sets.")
+    return first
+
+
 def require_no_network(config: DictConfig, setting: str) -> None:
     """Raise UserError for a setting that needs the network of a run.  setting: setting that is used instead of `run`.
 

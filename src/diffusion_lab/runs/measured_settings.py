@@ -115,7 +115,7 @@ def shown_name(field: str) -> str:
 def shown_text(field: str, value: Any) -> str:
     """Return the value of a fingerprint field in the form in which the command line accepts it."""
     group = shown_name(field).rpartition(".")[2]
-    if group not in ("sampler", *IN_SAMPLER):
+    if group not in ("sampler", "task", "mask", "posterior", *IN_SAMPLER):
         return short(as_text(value))
     targets = {
         path.stem: str(OmegaConf.select(OmegaConf.load(path), "_target_")) for path in (CONF / group).glob("*.yaml")

@@ -114,7 +114,7 @@ def build_reference(value: str, store: "ImageStore | None", sample_format: Sampl
         return ImageReference(found[1].load("train"), "train", found[1].cache.references)
     if path.is_dir() or (suffix in ARCHIVES and path.is_file()):
         samples = sample_format.store(SampleSource(path.absolute(), setting="reference"))
-        return ImageReference(samples.load(SPLIT), _name(path), samples.cache.references)
+        return ImageReference(samples.load(SPLIT), set_name(path), samples.cache.references)
     split = "split of a data set" if store is None else f"split ({', '.join(store.splits())})"
     raise ValueError(f"`reference` must be a {split} or a path: {FILES}, got {terminal_text(value)}.")
 
@@ -128,7 +128,7 @@ def require_path(value: str) -> None:
         )
 
 
-def _name(path: Path) -> str:
+def set_name(path: Path) -> str:
     """Return the name of a set of images in the names of metric values."""
     stem = path.stem if path.suffix.lower() in ARCHIVES else path.name
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip("-.")[:50] or "images"

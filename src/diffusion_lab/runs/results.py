@@ -28,7 +28,8 @@ PAPER_SAMPLES = 50_000
 PRINTED = (
     *("sampler.name", "sampler.num_steps", "guidance_scale", "guidance.interval", "guidance.rescale"),
     *("guidance.num_channels", "classifier_scale", "weights.name", "label", "seed", "precision"),
-    *("images.origin", "preparation.fit"),
+    *("images.origin", "preparation.fit", "num_results", "task.name", "task.noise", "task.strength"),
+    *("task.mask.name", "task.posterior.name", "task.pasted"),
 )
 """Fingerprint fields that an evaluation prints."""
 

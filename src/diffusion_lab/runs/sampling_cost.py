@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from diffusion_lab.distributed.collectives import Ranks
+from diffusion_lab.generation.edited_images import EditedImages
 from diffusion_lab.generation.seeded_images import SeededImages
 from diffusion_lab.runs.cost import pass_seconds
 from diffusion_lab.runs.cost_line import duration
@@ -17,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def print_sampling_cost(
-    images: SeededImages, seeds: Sequence[range], precision: str, *, measures: bool = False
+    images: SeededImages | EditedImages, seeds: Sequence[range], precision: str, *, measures: bool = False
 ) -> None:
     """Print how long the images of `seeds` take without cached batches, unless the operations cannot be counted.
 
@@ -45,7 +46,7 @@ def print_sampling_cost(
         return
     evaluations = f"{num_evaluations(images)} evaluations of the network each"
     if is_doubled(images):
-        evaluations += f": {images.sampler.num_evaluations} times 2 for guidance"
+        evaluations += f": {images.num_evaluations} times 2 for guidance"
     num_left = sum(map(len, left))
     batched = f" in complete batches of {images.batch_size:,}" if len(left) * images.batch_size > num_left else ""
     metrics = ", plus the time of the metrics" if measures else ""
@@ -69,20 +70,20 @@ def idle_ranks(seeds: Sequence[range], batch_size: int, world_size: int) -> str 
     return f"{idle} no images to process, because of {given} on {world_size:,} ranks; {remedy}."
 
 
-def is_doubled(images: SeededImages) -> bool:
+def is_doubled(images: SeededImages | EditedImages) -> bool:
     """Return whether guidance evaluates the network twice at each time."""
     return images.guidance.strength.guidance_scale != 1
 
 
-def num_evaluations(images: SeededImages) -> int:
+def num_evaluations(images: SeededImages | EditedImages) -> int:
     """Return the number of evaluations of the network for one image; guidance doubles it.
 
     In a cascade, only the network of the last stage is counted.
     """
-    return images.sampler.num_evaluations * (2 if is_doubled(images) else 1)
+    return images.num_evaluations * (2 if is_doubled(images) else 1)
 
 
-def seconds_per_image(images: SeededImages, rates: Rates, *, is_half: bool) -> float:
+def seconds_per_image(images: SeededImages | EditedImages, rates: Rates, *, is_half: bool) -> float:
     """Return the duration of one image on one rank, with all stages of a cascade but without classifier guidance.
 
     Raises any error of a network whose operations cannot be counted, see `count_operations`.
@@ -92,7 +93,7 @@ def seconds_per_image(images: SeededImages, rates: Rates, *, is_half: bool) -> f
     return num_evaluations(images) * pass_seconds_per_image(images, rates, is_half=is_half) + earlier
 
 
-def pass_seconds_per_image(images: SeededImages, rates: Rates, *, is_half: bool) -> float:
+def pass_seconds_per_image(images: SeededImages | EditedImages, rates: Rates, *, is_half: bool) -> float:
     """Return the duration of a forward pass of the network for a batch, divided by the batch size.
 
     Raises any error of a network whose operations cannot be counted, see `count_operations`.
@@ -102,7 +103,7 @@ def pass_seconds_per_image(images: SeededImages, rates: Rates, *, is_half: bool)
     return pass_seconds(operations, rates, is_half=is_half, on_cpu=on_cpu) / images.batch_size
 
 
-def _example_inputs(images: SeededImages) -> tuple[Any, ...]:
+def _example_inputs(images: SeededImages | EditedImages) -> tuple[Any, ...]:
     """Return the arguments of the network for two black images at the last time of the schedule."""
     x_t, time = black_images(images.module)
     label = torch.zeros(2, dtype=torch.int64) if images.module.network.labels.num_classes else None

@@ -45,24 +45,20 @@ GUIDANCE_SETTINGS = ("guidance_scale", "guide", "classifier", "classifier_scale"
 SINCE_VERSION_0_2 = ("guidance", "space", "low_resolution")
 """Keys that are missing in configs from version 0.1. Network settings also differ in that version."""
 
-WHOLE_NUMBERS = {
-    "seed": 0,
-    "num_images": 1,
-    "num_samples": 1,
-    "batch_size": 1,
-    "num_pictures": 0,
-    "num_columns": 1,
-    "num_frames": 1,
-}
-"""Settings of sample and evaluate that are whole numbers, with the smallest accepted value."""
+WHOLE_NUMBERS = {"seed": 0, "num_pictures": 0} | dict.fromkeys(
+    ("num_images", "num_samples", "num_results", "batch_size", "num_columns", "num_frames"), 1
+)
+"""Settings of sample, evaluate and edit that are whole numbers, with the smallest accepted value."""
+
+NULL_WITH = {"num_columns": "run", "num_pictures": "num_samples", "num_images": "task"}
+"""Settings that may be null (computed from other settings) -> setting of the commands that accept null."""
 
 
 def require_whole_numbers(config: DictConfig) -> None:
     """Raise UserError for a value of a setting in WHOLE_NUMBERS that is not accepted."""
     for name, least in WHOLE_NUMBERS.items():
-        is_computed = name == "num_columns" or (name == "num_pictures" and "metrics" in config)
-        if is_computed and config.get(name) is None:
-            continue  # computed from the number of classes, or from the metrics of an evaluation
+        if config.get(name) is None and NULL_WITH.get(name, "") in config:
+            continue
         if name in config and (type(config[name]) is not int or config[name] < least):
             raise UserError(f"{name} must be a whole number of at least {least}, got {config[name]}.")
 

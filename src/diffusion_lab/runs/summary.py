@@ -98,9 +98,9 @@ def print_start(
         num_trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
         frozen = f"{num_trained:,} of " if num_trained < num_parameters else ""
         print(
-            f"training {frozen}{num_parameters:,} parameters of {_network(module)} on {len(datamodule.train_images):,} images "
-            f"for {trainer.max_steps:,} steps of {datamodule.batch_size} images "
-            f"({trainer.max_steps * datamodule.batch_size / len(datamodule.train_images):,.1f} epochs), "
+            f"training {frozen}{num_parameters:,} parameters of {_network(module)} on "
+            f"{len(datamodule.train_images):,} images for {trainer.max_steps:,} steps of {datamodule.batch_size} "
+            f"images ({trainer.max_steps * datamodule.batch_size / len(datamodule.train_images):,.1f} epochs), "
             f"{trainer.precision} on {_ranks(trainer)}{type(trainer.accelerator).__name__}; "
             + (f"resuming after step {first_step:,}; " if first_step else "")
             + f"run folder: {terminal_text(portable_path(folder))}",

@@ -1,0 +1,68 @@
+"""Base class of the tasks that restore an image from a measurement: linear inverse problems."""
+
+import math
+from abc import abstractmethod
+from dataclasses import replace
+
+from torch import Tensor
+
+from diffusion_lab.contracts import require_instance
+from diffusion_lab.edits.sources import Sources
+from diffusion_lab.edits.task import Generator, Task
+from diffusion_lab.inverse_problems import LinearOperator, Measurement, PosteriorSampler
+from diffusion_lab.randomness import ImageNoise, Purpose
+from diffusion_lab.samplers import Sampler
+
+
+class Restoration(Task):
+    """A sample of the posterior of the image given a measurement of the source image.
+
+    Subclasses are frozen dataclasses with the fields
+    posterior: posterior sampler.
+    noise: standard deviation of the noise in the measurement, for images in [-1, 1].
+    """
+
+    posterior: PosteriorSampler
+    noise: float
+
+    def __post_init__(self) -> None:
+        require_instance(self.posterior, PosteriorSampler, "posterior")
+        if not (math.isfinite(self.noise) and self.noise >= 0):
+            raise ValueError(f"noise must be a finite number of at least 0, got {self.noise}.")
+
+    @abstractmethod
+    def operator(self, sources: Sources) -> LinearOperator:
+        """Return the operator that measures the source images."""
+
+    def measurement(self, sources: Sources) -> Measurement:
+        operator = self.operator(sources)
+        noise = ImageNoise(sources.numbers, operator.measurement_shape, purpose=Purpose.MEASUREMENT)
+        return Measurement.of(operator, sources.images, self.noise, noise)
+
+    def require(self, sampler: Sampler, sources: Sources, *, in_latents: bool) -> None:
+        measurement = self.measurement(sources)
+        # `require` reads only whether there is a map from latents to images.
+        self.posterior.require(sampler, replace(measurement, decode=_unused) if in_latents else measurement)
+
+    def edit(self, sources: Sources, generator: Generator) -> Tensor:
+        measurement = replace(self.measurement(sources), decode=generator.decode)
+        x_0 = self.posterior.sample(
+            generator.sampler, generator.denoiser, measurement, generator.noise, generator.condition, generator.on_step
+        )
+        return generator.to_images(x_0)
+
+    def picture(self, sources: Sources) -> Tensor:
+        """Return the measurements as images: y if it has the shape of images, else A^+ y."""
+        measurement = self.measurement(sources)
+        y = measurement.y
+        return y if y.shape == sources.images.shape else measurement.operator.pseudo_inverse(y)
+
+    def num_steps(self, sampler: Sampler) -> int:
+        return self.posterior.num_steps(sampler)
+
+    def num_evaluations(self, sampler: Sampler) -> int:
+        return self.posterior.num_evaluations(sampler)
+
+
+def _unused(x_0: Tensor) -> Tensor:
+    raise NotImplementedError

@@ -1,0 +1,176 @@
+"""Results of an edit: images that a network generates from source images."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion_lab import __version__
+from diffusion_lab.edits import Generator, Sources, Task
+from diffusion_lab.fingerprints import describe, digest
+from diffusion_lab.generation.batched_images import BatchedImages, Draw
+from diffusion_lab.generation.edit_sources import EditSources
+from diffusion_lab.generation.seeded_images import SeededImages, weights_sha256
+from diffusion_lab.latents import Pixels
+from diffusion_lab.networks import Condition
+from diffusion_lab.pixels import to_uint8
+from diffusion_lab.randomness import ImageNoise
+from diffusion_lab.samplers import OnStep
+
+CHECKED_AT_ONCE = 256
+"""Number of sources whose masks are checked in one batch."""
+
+
+class EditedImages(BatchedImages):
+    """The results of an edit. Source k has the results k * num_results to (k + 1) * num_results - 1.
+
+    A result is a function of the network, the sampler, the task, its source image and its seed, which is `seed` plus
+    its index. Random masks and the noise of measurements depend on the number of the source only.
+    """
+
+    condition_images = None
+
+    def __init__(
+        self, seeded: SeededImages, sources: EditSources, task: Task, *, num_results: int = 1, seed: int = 0
+    ) -> None:
+        """Raise UserError or ValueError if the task does not fit the network, the sampler or a source image.
+
+        seeded: images that the network generates without sources, with the sampler, label, guidance and batch size.
+        """
+        if num_results < 1:
+            raise ValueError(f"num_results must be a whole number of at least 1, got {num_results}.")
+        if seeded.condition_images is not None:
+            raise ValueError("`seeded` must be images of a network that is not conditioned on other images.")
+        super().__init__(
+            seeded.module, seeded.sampler, seeded.guidance, batch_size=seeded.batch_size, folder=seeded.folder
+        )
+        self.seeded, self.sources, self.task = seeded, sources, task
+        self.num_results, self.seed, self.weights = num_results, seed, seeded.weights
+        self._require_label()
+        self._require_sources()
+
+    @property
+    def num_images(self) -> int:
+        """Number of results of all sources."""
+        return len(self.sources) * self.num_results
+
+    @property
+    def num_classes(self) -> int:
+        return self.seeded.num_classes if self._has_labels else 0
+
+    @property
+    def num_steps(self) -> int:
+        return self.task.num_steps(self.sampler)
+
+    @property
+    def num_evaluations(self) -> int:
+        return self.task.num_evaluations(self.sampler)
+
+    def source_of(self, index: int) -> int:
+        """Return the number of the source of a result; the last one for indices that fill the last batch."""
+        return min(index // self.num_results, len(self.sources) - 1)
+
+    def results(self, source: int) -> Tensor:
+        """Return all results of a source, uint8 [num_results, C, H, W]."""
+        indices = range(source * self.num_results, (source + 1) * self.num_results)
+        return torch.cat([self.generate(batch) for batch in self.batches(indices)])
+
+    def labels(self, indices: Sequence[int]) -> Tensor | None:
+        if not self._has_labels:
+            return None
+        if self.seeded.label is not None:
+            return self.seeded.labels(indices)
+        return self.sources.labels([self.source_of(index) for index in indices])
+
+    def condition(self, x_0: Tensor, label: Tensor | None, paired: Tensor | None, indices: Sequence[int]) -> Condition:
+        """Return the condition of the network for images, see `SeededImages.condition`."""
+        return self.seeded.condition(x_0, label, paired, indices)
+
+    def noises(self, indices: range) -> Tensor:
+        """Return the noise to which task=invert encodes the sources of some results, [B, C, H, W], on the CPU."""
+        noise: Tensor = self.task.noise(self._sources(indices), self._generator(indices, None))  # type: ignore[attr-defined]
+        return noise.cpu()
+
+    def protocol(self) -> dict[str, Any]:
+        of_sources = "class of the source" if self._has_labels else None
+        return self.seeded.protocol() | {
+            "label": of_sources if self.seeded.label is None else self.seeded.label,
+            "task": describe(self.task, omit=("path",)) | {"pasted": self.task.pastes},
+            "sources": self.sources.protocol(),
+            "num_results": self.num_results,
+            "seed": self.seed,
+            "batch_size": self.micro_batch_size,
+        }
+
+    def identity(self, precision: str) -> str:
+        weights = weights_sha256(self.module.sampled_network(self.weights))
+        return digest([self.protocol(), precision, __version__, weights])
+
+    def _draw(self, full_batch: range) -> Draw:
+        def draw(indices: range, on_step: OnStep | None) -> Tensor:
+            return to_uint8(self.task.edit(self._sources(indices), self._generator(indices, on_step))).cpu()
+
+        return draw
+
+    def _sources(self, indices: range) -> Sources:
+        return self.sources.batch([self.source_of(index) for index in indices], self.device)
+
+    def _generator(self, indices: range, on_step: OnStep | None) -> Generator:
+        module, space = self.module, self.module.space
+        shape = (module.network.in_channels, module.network.resolution, module.network.resolution)
+        is_latent = space != Pixels()
+        return Generator(
+            self.sampler,
+            self.guidance.to(self.device)(module.denoiser(self.weights), module.labels),
+            Condition(self._label(indices)).to(self.device),
+            ImageNoise([self.seed + index for index in indices], shape, self.device),
+            space.encode if is_latent else None,
+            space.decode if is_latent else None,
+            on_step,
+        )
+
+    @property
+    def _has_labels(self) -> bool:
+        """Whether the network receives a class for each result."""
+        return self.seeded.num_classes > 0 and (self.seeded.label is not None or self.sources.has_labels)
+
+    def _label(self, indices: range) -> Tensor | None:
+        """Return the label of each result: its class, or the null label of a network with classes."""
+        labels = self.module.labels
+        if self._has_labels or not labels.num_classes:
+            return self.labels(indices)
+        return torch.full((len(indices),), labels.null)
+
+    def _require_label(self) -> None:
+        labels, guidance = self.module.labels, self.guidance
+        if self.task.needs_label and not self.seeded.num_classes:
+            raise ValueError(
+                f"`run` must be trained with conditioning=label, or `classifier` must be given, for task="
+                f"{self.task.name}, which guides the results to a class; got a network without classes."
+            )
+        if self.task.needs_label and self.seeded.label is None:
+            raise ValueError(f"`label` must be given for task={self.task.name}, such as label=3, got none.")
+        if self._has_labels or not self.seeded.num_classes:
+            return
+        if guidance.classifier is not None:
+            raise ValueError("`label` must be given to guide results with a classifier, got none.")
+        if not labels.dropout:
+            raise ValueError(
+                "`label` must be given for source images without a known class, because the network was trained "
+                "without dropped labels, got none."
+            )
+        if guidance.guide is None and guidance.strength.guidance_scale != 1:
+            raise ValueError(
+                "`label` must be given for source images without a known class if guidance_scale is not 1, got none "
+                f"with guidance_scale={guidance.strength.guidance_scale}."
+            )
+
+    def _require_sources(self) -> None:
+        """Raise UserError if the task cannot edit a source image, before anything is generated."""
+        mask = getattr(self.task, "mask", None)
+        size = len(self.sources) if getattr(mask, "of_each_source", False) else 1
+        for start in range(0, size, CHECKED_AT_ONCE):
+            numbers = range(start, min(start + CHECKED_AT_ONCE, size))
+            sources = self.sources.batch(numbers, self.device)
+            self.task.require(self.sampler, sources, in_latents=self.module.space != Pixels())

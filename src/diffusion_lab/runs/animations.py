@@ -1,0 +1,51 @@
+"""Animations of the sampling steps of the first images of a job.
+
+Torch is imported inside functions, so that invalid settings are rejected without its import time.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from diffusion_lab.errors import UserError
+
+if TYPE_CHECKING:
+    from diffusion_lab.generation.batched_images import BatchedImages
+
+
+def animation_format(config: DictConfig) -> str:
+    """Return the file format of the animation.  Raises UserError if `animation` has another value."""
+    if config.animation not in (True, False, "webp", "gif"):
+        raise UserError(f"`animation` must be false, true, webp or gif, got {config.animation}.")
+    return "gif" if config.animation == "gif" else "webp"
+
+
+def require_pictures(config: DictConfig) -> None:
+    """Raise UserError for an animation without images, or in another format."""
+    animation_format(config)
+    if config.animation and not config.num_pictures:
+        raise UserError(f"num_pictures must be at least 1 for animation={str(config.animation).lower()}, got 0.")
+
+
+def save_animation(
+    images: "BatchedImages", batches: Sequence[range], folder: Path, config: DictConfig, num_columns: int
+) -> None:
+    """Write an animation of the sampling steps of the first num_pictures images. Collective: call on all ranks.
+
+    batches: indices of all batches of the job.
+    """
+    from diffusion_lab.distributed.collectives import Ranks
+    from diffusion_lab.generation.seeded_images import generate_with_frames
+    from diffusion_lab.reporting import image_grids
+    from diffusion_lab.reporting.progress import progress_bar
+
+    ranks = Ranks.current()
+    num_batches = -(-config.num_pictures // images.batch_size) + 1
+    own_batches = ranks.shard(batches[:num_batches])
+    with progress_bar("animation", images.num_steps * len(own_batches), "steps") as advance:
+        _, frames = generate_with_frames(images, own_batches, config.num_frames, advance)
+    if ranks.rank == 0:
+        pictures = [image_grids.grid(frame[: config.num_pictures], num_columns) for frame in frames]
+        image_grids.save_animation(pictures, folder / f"samples.{animation_format(config)}")
