@@ -11,6 +11,7 @@ from diffusion_lab.metrics.frechet import FrechetDistance, SpatialFrechetDistanc
 from diffusion_lab.metrics.inception_score import InceptionScore
 from diffusion_lab.metrics.kid import KernelDistance
 from diffusion_lab.metrics.mean_over_images import MeanOverImages
+from diffusion_lab.metrics.memorization import Memorization
 from diffusion_lab.metrics.metric import Metric
 from diffusion_lab.metrics.precision_recall import PrecisionRecall
 
@@ -23,6 +24,7 @@ __all__ = [
     "InceptionScore",
     "KernelDistance",
     "MeanOverImages",
+    "Memorization",
     "Metric",
     "PrecisionRecall",
     "SpatialFrechetDistance",
