@@ -6,7 +6,8 @@ from torch import Tensor
 
 from diffusion_lab.randomness import Purpose, stream
 
-MAX_ITERATIONS = 100
+MAX_ITERATIONS = 25
+"""Largest number of iterations of k-means. The time grows with images times cells."""
 
 BATCH_SIZE = 4096
 """Number of images whose distances to all centers are in memory at a time."""
