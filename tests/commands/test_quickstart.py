@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from diffusion_lab.data import ImageStore, Selection
-from diffusion_lab.features import FashionCNN
+from diffusion_lab.features import FashionCNN, RawPixels
 from diffusion_lab.guidance import Guidance, Strength
-from diffusion_lab.metrics.copies import nearest_distances
+from diffusion_lab.metrics.nearest import nearest
 from diffusion_lab.pixels import to_uint8
 from diffusion_lab.runs.load import load_module
 
@@ -63,7 +63,9 @@ def test_samples_are_not_copies_of_training_images(folder: Path, samples: torch.
         None, data.path, channels=1, resolution=28, fit="pad", selection=Selection(data.selection.num_held_out)
     )
     train, held_out = (torch.cat(list(store.load(split).batches(500))) for split in ("train", "held_out"))
-    from_samples, from_held_out = nearest_distances(samples, train), nearest_distances(held_out, train)
+    pixels = RawPixels()
+    training = pixels(train)["pooled"]
+    (from_samples, _), (from_held_out, _) = (nearest(pixels(each)["pooled"], training) for each in (samples, held_out))
     # Samples should be as far from the training images as new images of the same distribution; a copy is at 0.
     assert from_samples.median() > 0.7 * from_held_out.median()
     assert from_samples.quantile(0.01) > 0.7 * from_held_out.quantile(0.01)

@@ -10,9 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_lab.evaluation.evaluator import Evaluator, Number
+from diffusion_lab.data.images import Images
+from diffusion_lab.evaluation.evaluator import Evaluator
 from diffusion_lab.evaluation.likelihood import VariationalBound
+from diffusion_lab.evaluation.number import Number
 from diffusion_lab.evaluation.reference import ImageReference
+from diffusion_lab.evaluation.training_reference import TrainingReference
 from diffusion_lab.fingerprints import FIELDS
 from diffusion_lab.generation.seeded_images import SeededImages
 from diffusion_lab.metrics.density_coverage import DensityCoverage
@@ -21,6 +24,7 @@ from diffusion_lab.metrics.frechet import FrechetDistance, SpatialFrechetDistanc
 from diffusion_lab.metrics.inception_score import InceptionScore
 from diffusion_lab.metrics.kid import KernelDistance
 from diffusion_lab.metrics.mean_over_images import MeanOverImages
+from diffusion_lab.metrics.memorization import Memorization
 from diffusion_lab.metrics.metric import Metric
 from diffusion_lab.metrics.precision_recall import PrecisionRecall
 from diffusion_lab.process import FixedSmall
@@ -37,13 +41,17 @@ def evaluation(folder: Path, num_samples: int = NUM_SAMPLES, **settings: Any) ->
     for parameter in module.ema.network.parameters():
         parameter.data.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     images = SeededImages(module, batch_size=settings.pop("batch_size", 5))
-    return Evaluator(images, ImageReference(FewImages().load(), "train", folder), num_samples, **settings)
+    reference = ImageReference(FewImages().load(), "train", folder)
+    held_out = torch.randint(0, 256, (60, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    training = TrainingReference(reference, ImageReference(Images(held_out, torch.zeros(60).long()), "test", folder))
+    return Evaluator(images, reference, num_samples, training=training, **settings)
 
 
 def every_metric(features: StandIn) -> list[Metric]:
     return [
         FrechetDistance(features), KernelDistance(features, 10, 20), InceptionScore(features, 3),
         PrecisionRecall(features), DensityCoverage(features), SpatialFrechetDistance(features),
+        Memorization(features),
     ]  # fmt: skip
 
 
@@ -60,7 +68,7 @@ def test_numbers_and_images_are_the_same_on_1_2_and_3_ranks(tmp_path: Path) -> N
     results = {n: run_on_ranks(n, measure, tmp_path / str(n), tmp_path / f"cache{n}", batch_size) for n in (1, 2, 3)}
     ((expected_numbers, expected_images),) = results[1]
     assert sorted(expected_images) == list(range(NUM_SAMPLES))
-    assert len(expected_numbers) == 11
+    assert len(expected_numbers) == 20
     for world_size in (2, 3):
         seeds = [seed for _, images in results[world_size] for seed in images]
         assert sorted(seeds) == list(range(NUM_SAMPLES))  # each seed on one rank
@@ -93,9 +101,9 @@ def test_all_metrics_share_one_pass_of_feature_extraction(tmp_path: Path, monkey
     monkeypatch.setattr(features, "extract", counting)
     job = evaluation(tmp_path)
     job.measure(every_metric(features))
-    assert sizes == [50, 5, 5, 5, 5, 3]  # the reference, then the samples
+    assert sizes == [50, 60, 5, 5, 5, 5, 3]  # the reference, the held-out images, then the samples
     job.measure([FrechetDistance(features)])
-    assert sizes[6:] == [5, 5, 5, 5, 3]  # the reference is not extracted again
+    assert sizes[7:] == [5, 5, 5, 5, 3]  # the reference is not extracted again
 
 
 def test_the_time_of_each_part_of_an_evaluation_is_recorded(tmp_path: Path) -> None:

@@ -14,8 +14,10 @@ from diffusion_lab.callbacks.every import Every
 from diffusion_lab.callbacks.periodic_action import PeriodicAction, log_metrics
 from diffusion_lab.callbacks.progress import long_task
 from diffusion_lab.contracts import described
-from diffusion_lab.evaluation.evaluator import Evaluator, Number
+from diffusion_lab.evaluation.evaluator import Evaluator
+from diffusion_lab.evaluation.number import Number
 from diffusion_lab.evaluation.reference import ImageReference
+from diffusion_lab.evaluation.training_reference import TrainingReference
 from diffusion_lab.generation.conditions_of_images import training_condition_images
 from diffusion_lab.generation.seeded_images import SeededImages
 from diffusion_lab.guidance import Guidance
@@ -124,5 +126,12 @@ class MeasureDistance(PeriodicAction):
             condition_images=training_condition_images(datamodule),
         )
         reference = ImageReference(datamodule.train_images, "train", datamodule.store.cache.references)
-        display = partial(long_task, trainer)
-        return Evaluator(images, reference, self.num_samples, precision=str(trainer.precision), display=display)
+        held_out = self.metric.needs_held_out
+        return Evaluator(
+            images,
+            reference,
+            self.num_samples,
+            training=TrainingReference.of(datamodule.store, datamodule.train_images) if held_out else None,
+            precision=str(trainer.precision),
+            display=partial(long_task, trainer),
+        )

@@ -35,7 +35,7 @@ from diffusion_lab.runs.image_job import image_job
 from diffusion_lab.runs.image_sets import find_image_sets, with_data_of_run
 
 if TYPE_CHECKING:
-    from diffusion_lab.evaluation.evaluator import Number
+    from diffusion_lab.evaluation.number import Number
     from diffusion_lab.runs.evaluation_setup import Measurement
 
 
@@ -87,12 +87,15 @@ def _measure(measurement: "Measurement", config: DictConfig, folder: Path) -> li
     """
     from diffusion_lab.generation.seeded_images import SeededImages
     from diffusion_lab.runs.measuring_cost import print_measuring_cost
+    from diffusion_lab.runs.near_pairs import write_near_pairs
 
     evaluation, images = measurement.evaluation, measurement.evaluation.images
     if not isinstance(images, SeededImages):
         print_measuring_cost(measurement, str(config.trainer.precision))
         with evaluation_setup.user_errors(config):
-            return evaluation.measure(measurement.metrics)
+            numbers = evaluation.measure(measurement.metrics)
+        write_near_pairs(evaluation, folder)
+        return numbers
     assert isinstance(measurement.target, Target)
     assert measurement.step is not None
     needs_samples = bool(measurement.metrics) or config.save_npz or config.save_png
@@ -111,6 +114,7 @@ def _measure(measurement: "Measurement", config: DictConfig, folder: Path) -> li
             numbers += [evaluation.mean(metric, data) for metric, data in measurement.means]
         except ValueError as error:
             raise UserError(str(error)) from error
+        write_near_pairs(evaluation, folder)
         files.finish(images.shape)
     return numbers
 

@@ -76,6 +76,8 @@ def _prepare_metrics(config: DictConfig, datamodule: "ImageDataModule") -> None:
         _print("features", f"{features.name}: {features.weights_file}")
     for features, needs_rows in required_outputs(metrics, of_reference=True).items():
         _prepare_reference(features, needs_rows, datamodule)
+    for features, needs_rows in required_outputs([metric for metric in metrics if metric.needs_held_out]).items():
+        _prepare_training(features, needs_rows, datamodule)
     for metric, images in means:
         _print("images", f"for {metric.quantity.name}: {_describe(images, str(metric.split))}")
 
@@ -91,6 +93,23 @@ def _prepare_reference(features: "Features", needs_rows: dict[str, bool], datamo
     reference.feature_sets(features, needs_rows, progress_bar)
     for output in needs_rows:
         _print("reference", f"{features.name}, {output} features of train: {reference.file(features, output)}")
+
+
+def _prepare_training(features: "Features", needs_rows: dict[str, bool], datamodule: "ImageDataModule") -> None:
+    import torch
+
+    from diffusion_lab.evaluation.training_reference import TrainingReference
+    from diffusion_lab.reporting.progress import progress_bar
+
+    features.to("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        training = TrainingReference.of(datamodule.store, datamodule.train_images)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    training.feature_sets(features, needs_rows, progress_bar)
+    for part in (training.training, training.held_out):
+        for output in needs_rows:
+            _print("reference", f"{features.name}, {output} features of {part.split}: {part.file(features, output)}")
 
 
 def _describe(images: "Images", split: str) -> str:

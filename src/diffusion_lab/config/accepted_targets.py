@@ -20,8 +20,8 @@ def _torch(package: str, names: str) -> tuple[str, ...]:
 
 _METRICS = _exports(
     "metrics",
-    "ClassAccuracy CMMD DensityCoverage FrechetDistance InceptionScore KernelDistance MeanOverImages PrecisionRecall "
-    "SpatialFrechetDistance",
+    "ClassAccuracy CMMD DensityCoverage FrechetDistance InceptionScore KernelDistance MeanOverImages Memorization "
+    "PrecisionRecall SpatialFrechetDistance",
 )
 
 OPTIMIZERS = _torch(
@@ -51,7 +51,7 @@ ACCEPTED: dict[str, tuple[str, ...]] = {
     "datamodule": _exports("data", "ImageDataModule"),
     "decays": _exports("ema", "ConstantDecay HalfLifeDecay PowerFunctionDecay RampedDecay"),
     "ema": _exports("ema", "EMA"),
-    "features": _exports("features", "CLIP DINOv2 EfficientNet FashionCNN Inception"),
+    "features": _exports("features", "CLIP DINOv2 EfficientNet FashionCNN Inception RawPixels"),
     "guard": _exports("training", "NonFiniteGuard"),
     "guidance": _exports("runs", "guidance"),
     "labels": _exports("networks", "Labels"),

@@ -1,6 +1,5 @@
 """Statistics of an image set: shape, classes, pixel values, constant images and duplicates."""
 
-import hashlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,7 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion_lab.data.duplicates import NearDuplicates, Pair, downsample, same_bytes, same_bytes_between
+from diffusion_lab.data.duplicates import (
+    NearDuplicates,
+    Pair,
+    downsample,
+    image_digests,
+    same_bytes,
+    same_bytes_between,
+)
 from diffusion_lab.data.images import Images
 
 
@@ -133,7 +139,7 @@ def scan(images: Images, search: NearDuplicates, batch_size: int = 256) -> Scan:
     histogram, downsampled, start = None, None, 0
     for pixels in images.batches(batch_size):
         part = slice(start, start + len(pixels))
-        digests[part] = _digests(pixels)
+        digests[part] = image_digests(pixels)
         constant[part] = (pixels.flatten(2).amin(2) == pixels.flatten(2).amax(2)).all(1).numpy()
         histogram = _histogram(pixels) + (0 if histogram is None else histogram)
         chosen = np.flatnonzero(rows[part] >= 0)
@@ -211,15 +217,6 @@ def _with_numbers(pair: Pair, numbers: np.ndarray, others: np.ndarray) -> Pair:
     if numbers is others and first > second:
         first, second = second, first
     return replace(pair, first=first, second=second)
-
-
-def _digests(pixels: Tensor) -> np.ndarray:
-    """Return a 64-bit digest of each image: uint64 [B].
-
-    The probability that a million different images have two equal digests is 3e-8.
-    """
-    rows = np.ascontiguousarray(pixels.flatten(1).numpy())
-    return np.frombuffer(b"".join(hashlib.blake2b(row, digest_size=8).digest() for row in rows), dtype=np.uint64)
 
 
 def _histogram(pixels: Tensor) -> Tensor:

@@ -1,9 +1,11 @@
 """Evaluation of trained networks: metric values, each with the settings with which it was measured."""
 
-from diffusion_lab.evaluation.evaluator import Evaluator, Number
+from diffusion_lab.evaluation.evaluator import Evaluator
 from diffusion_lab.evaluation.likelihood import FlowLikelihood, VariationalBound
+from diffusion_lab.evaluation.number import Number
 from diffusion_lab.evaluation.reconstruction import Reconstruction
 from diffusion_lab.evaluation.reference import FileReference, ImageReference, Reference
+from diffusion_lab.evaluation.training_reference import TrainingReference
 
 __all__ = [
     "Evaluator",
@@ -13,5 +15,6 @@ __all__ = [
     "Number",
     "Reconstruction",
     "Reference",
+    "TrainingReference",
     "VariationalBound",
 ]

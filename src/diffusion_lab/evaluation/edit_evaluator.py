@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from diffusion_lab.distributed.collectives import Ranks
-from diffusion_lab.evaluation.evaluator import Number
+from diffusion_lab.evaluation.number import Number
 from diffusion_lab.fingerprints import VERSION, describe
 from diffusion_lab.generation.edited_images import EditedImages
 from diffusion_lab.metrics.edit_metric import EditMetric

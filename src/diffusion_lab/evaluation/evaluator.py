@@ -14,7 +14,9 @@ from diffusion_lab.data.images import Images
 from diffusion_lab.distributed.collectives import Ranks
 from diffusion_lab.evaluation.batch_progress import BatchProgress
 from diffusion_lab.evaluation.likelihood import VariationalBound
+from diffusion_lab.evaluation.number import Number
 from diffusion_lab.evaluation.reference import ImageReference, Reference
+from diffusion_lab.evaluation.training_reference import TrainingReference
 from diffusion_lab.features import Features
 from diffusion_lab.fingerprints import VERSION, describe
 from diffusion_lab.generation.indexed_images import IndexedImages
@@ -22,7 +24,7 @@ from diffusion_lab.generation.seeded_images import SeededImages
 from diffusion_lab.latents import Pixels
 from diffusion_lab.metrics.feature_set import FeatureSet
 from diffusion_lab.metrics.mean_over_images import MeanOverImages
-from diffusion_lab.metrics.metric import Metric, full_name
+from diffusion_lab.metrics.metric import Metric, NearPair, full_name
 from diffusion_lab.pixels import from_uint8
 from diffusion_lab.randomness import ImageNoise
 from diffusion_lab.reporting.progress import Display, progress_bar
@@ -33,31 +35,11 @@ OnBatch = Callable[[range, Tensor], None]
 FeatureSets = dict[tuple[int, str], FeatureSet]
 """Feature sets by the id() of the feature network and the name of its output."""
 
+RequiredOutputs = dict[Features, dict[str, bool]]
+"""Names of outputs by feature network, each with whether the features of single images are needed."""
 
-@dataclass(frozen=True)
-class Number:
-    """A metric value. The fingerprint contains all settings that must be equal for two values to be comparable.
-
-    meaning: what the value is, in a few words.
-    higher_is_better: whether a higher value is better; None for a value without a direction, a standard deviation.
-    """
-
-    name: str
-    value: float
-    fingerprint: dict[str, Any]
-    meaning: str = ""
-    higher_is_better: bool | None = False
-
-    @property
-    def description(self) -> str:
-        """What the value is, and its direction: "Fréchet distance of the features; lower is better"."""
-        direction = {True: "higher is better", False: "lower is better", None: ""}[self.higher_is_better]
-        return "; ".join(filter(None, [self.meaning, direction]))
-
-    @property
-    def objective(self) -> float:
-        """The value that a search minimizes."""
-        return -self.value if self.higher_is_better else self.value
+ReferenceFeatures = dict[bool, FeatureSets]
+"""Feature sets of a reference: of the training and held-out images (True), or of the reference of most metrics."""
 
 
 @dataclass
@@ -68,22 +50,26 @@ class Evaluator:
 
     images: generator of the images, or stored images.
     reference: set that metrics compare the samples with; None if no metric needs a reference.
+    training: training images and held-out images; None if no metric needs held-out images.
     precision: precision in which the images are sampled, as in Lightning; only stored in fingerprints. None for stored
         images, whose fingerprints contain no seed either.
     display: progress display.
     seconds: seconds spent on "sampling" (or "reading" of stored images), "features" and "statistics", and on "means
         over images" if `mean` was called.
-    reference_features: features of the reference that are known. Evaluators with the same feature networks share them.
+    reference_features: features of the references that are known. Evaluators with the same feature networks share them.
+    near_pairs: pairs of samples and training images to show, after `measure`.
     """
 
     images: IndexedImages
     reference: Reference | None
     num_samples: int
     seed: int = 0
+    training: TrainingReference | None = None
     precision: str | None = "32-true"
     display: Display = progress_bar
     seconds: dict[str, float] = field(default_factory=dict)
-    reference_features: FeatureSets = field(default_factory=dict)
+    reference_features: ReferenceFeatures = field(default_factory=dict)
+    near_pairs: tuple[NearPair, ...] = ()
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:
@@ -103,11 +89,16 @@ class Evaluator:
             metric.require_classes(self.images.num_classes)
             if metric.needs_reference and self.reference is None:
                 raise ValueError(f"`reference` must be given for {metric.title}, got None.")
+            if metric.needs_held_out:
+                if self.training is None:
+                    raise ValueError(f"`training` must be given for {metric.title}, got None.")
+                self.training.require(metric)
 
     def _note_caution(self, metric: Metric) -> None:
         """Log once if the sets are too small for a meaningful or unbiased value."""
-        reference = self.reference if metric.needs_reference else None
-        size = len(reference.images) if isinstance(reference, ImageReference) else None
+        reference = self._reference_of(metric)
+        images = reference.held_out if isinstance(reference, TrainingReference) else reference
+        size = len(images.images) if isinstance(images, ImageReference) else None
         metric.note_caution(self.num_samples, size)
 
     def measure(self, metrics: Sequence[Metric], on_batch: OnBatch = lambda seeds, pixels: None) -> list[Number]:
@@ -170,18 +161,22 @@ class Evaluator:
 
     def _extract_reference_features(self, metrics: Sequence[Metric]) -> None:
         """Extract the features of the reference, unless an earlier measurement extracted them."""
-        for features, outputs in required_outputs(metrics, of_reference=True).items():
-            missing = {
-                output: needs_rows
-                for output, needs_rows in outputs.items()
-                if (id(features), output) not in self.reference_features
-            }
-            if not missing or self.reference is None:
+        self._extract_missing(self.reference, False, required_outputs(metrics, of_reference=True))
+        needing = [metric for metric in metrics if metric.needs_held_out]
+        self._extract_missing(self.training, True, required_outputs(needing))
+
+    def _extract_missing(
+        self, reference: Reference | TrainingReference | None, is_training: bool, required: RequiredOutputs
+    ) -> None:
+        known = self.reference_features.setdefault(is_training, {})
+        for features, outputs in required.items():
+            missing = {output: rows for output, rows in outputs.items() if (id(features), output) not in known}
+            if not missing or reference is None:
                 continue
             features.to(self.images.device)
             with self._timed("features"):
-                found = self.reference.feature_sets(features, missing, self.display)
-            self.reference_features |= {(id(features), output): found[output] for output in missing}
+                found = reference.feature_sets(features, missing, self.display)
+            known |= {(id(features), output): found[output] for output in missing}
 
     def _extract_sample_features(self, metrics: Sequence[Metric], on_batch: OnBatch) -> FeatureSets:
         """Obtain the images of this rank, extract their features, and gather the features of all ranks."""
@@ -208,21 +203,21 @@ class Evaluator:
     def _numbers(self, metrics: Sequence[Metric], samples: FeatureSets) -> Iterator[Number]:
         """Divide the metrics among the ranks, and yield the values of all metrics, in order, on all ranks."""
         ranks = Ranks.current()
-        own_values: dict[int, dict[str, float]] = {}
+        own_values: dict[int, tuple[dict[str, float], tuple[NearPair, ...]]] = {}
         with ranks.raise_together():
             for j in filter(lambda j: self._computes(j, len(metrics)), range(len(metrics))):
                 own_values[j] = self._values(metrics[j], samples)
         gathered = ranks.all_gather_object(own_values)
         for j, metric in enumerate(metrics):
-            values = next(values_of_rank[j] for values_of_rank in gathered if j in values_of_rank)
-            reference = self.reference.name if metric.needs_reference and self.reference is not None else None
+            values, pairs = next(values_of_rank[j] for values_of_rank in gathered if j in values_of_rank)
+            self.near_pairs = pairs or self.near_pairs
+            reference = self._reference_of(metric)
             for kind, value in values.items():
-                name = full_name(kind, metric.features.name, self.num_samples, reference)
+                name = full_name(kind, metric.features.name, self.num_samples, reference.name if reference else None)
                 is_std = kind.endswith("_std")
                 meaning = metric.meanings.get(kind, metric.meaning)
                 meaning += ": standard deviation over random subsets" if is_std and kind not in metric.meanings else ""
-                better = None if is_std else metric.higher_is_better
-                yield Number(name, value, self.fingerprint(metric), meaning, better)
+                yield Number(name, value, self.fingerprint(metric), meaning, metric.direction(kind))
 
     def _computes(self, j: int, num_metrics: int) -> bool:
         """Return whether this rank computes the metric with index j."""
@@ -230,15 +225,22 @@ class Evaluator:
         num_groups = min(ranks.world_size, num_metrics)
         return j % num_groups == ranks.rank % num_groups
 
-    def _values(self, metric: Metric, samples: FeatureSets) -> dict[str, float]:
+    def _values(self, metric: Metric, samples: FeatureSets) -> tuple[dict[str, float], tuple[NearPair, ...]]:
         key = (id(metric.features), metric.output)
-        return metric.measure(samples[key], self.reference_features.get(key, samples[key]))
+        reference = self.reference_features[metric.needs_held_out].get(key, samples[key])
+        return metric.measure_with_pairs(samples[key], reference)
+
+    def _reference_of(self, metric: Metric) -> Reference | TrainingReference | None:
+        if metric.needs_held_out:
+            return self.training
+        return self.reference if metric.needs_reference else None
 
     def fingerprint(self, metric: Metric) -> dict[str, Any]:
         """Return all settings that must be equal for two values of this metric to be comparable."""
         features = metric.features
-        reference = self.reference.protocol() if metric.needs_reference and self.reference else None
-        num_reference = reference["rows"] if reference else self.num_samples
+        source = self._reference_of(metric)
+        reference = None if source is None else source.protocol()
+        num_reference = reference.get("held_out", reference)["rows"] if reference else self.num_samples
         return {
             "num_samples": self.num_samples,
             "metric": describe(metric.for_sizes(self.num_samples, num_reference), omit=("features",)),
@@ -262,14 +264,14 @@ class Evaluator:
         self.seconds[part] += time.perf_counter() - started
 
 
-def required_outputs(metrics: Sequence[Metric], of_reference: bool = False) -> dict[Features, dict[str, bool]]:
+def required_outputs(metrics: Sequence[Metric], of_reference: bool = False) -> RequiredOutputs:
     """Return the outputs of each feature network that `metrics` use.
 
     of_reference: whether to consider only metrics that need a reference.
     Returns, for each feature network, a dict from the name of an output to whether any metric that uses this output
     needs the features of single images.
     """
-    required: dict[Features, dict[str, bool]] = {}
+    required: RequiredOutputs = {}
     for metric in metrics:
         if metric.needs_reference or not of_reference:
             outputs = required.setdefault(metric.features, {})

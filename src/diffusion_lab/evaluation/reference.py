@@ -103,7 +103,7 @@ class ImageReference(Reference):
         return self.folder / f"{self.split}-{features.name}-{output}-{key[:16]}.npz"
 
     @cached_property
-    def _stored_rows(self) -> np.ndarray:
+    def stored_rows(self) -> np.ndarray:
         """Indices of the images whose individual features are stored, in ascending order: [M]."""
         size = len(self.images)
         return np.sort(permutation(seed=0, epoch=2, size=size)[:MAX_ROWS])
@@ -111,14 +111,13 @@ class ImageReference(Reference):
     def _extract(self, features: Features, outputs: list[str], display: Display, ranks: Ranks) -> dict[str, FeatureSet]:
         moments: dict[str, Moments] = {output: Moments() for output in outputs}
         stored = np.zeros(len(self.images), dtype=bool)
-        stored[self._stored_rows] = True
-        device = next(features.parameters()).device
+        stored[self.stored_rows] = True
         starts = ranks.shard(range(0, len(self.images), BATCH_SIZE))
         num_images = sum(min(BATCH_SIZE, len(self.images) - start) for start in starts)
         with display(f"{features.name} features of {self.split}", num_images) as advance:
             for start in starts:
                 index = np.arange(start, min(start + BATCH_SIZE, len(self.images)))
-                extracted = features(self.images.gather(index).to(device))
+                extracted = features(self.images.gather(index).to(features.device))
                 mask, needs_sums = torch.from_numpy(stored[index]), len(self.images) > MAX_ROWS
                 for output in outputs:
                     moments[output].add(extracted[output].cpu(), mask, needs_sums)
@@ -234,7 +233,7 @@ class FileReference(Reference):
                 f"reference={self.path} must contain {' and '.join(self.KEYS[output])} for {output} features, got "
                 f"{', '.join(self._names)}."
             )
-        if output == "pooled" and len(mean) != features.num_features:
+        if output == "pooled" and features.num_features not in (None, len(mean)):
             raise ValueError(
                 f"reference={self.path} must have {features.num_features} features (as {features.name} has), got "
                 f"{len(mean)}."

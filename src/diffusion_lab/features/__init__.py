@@ -4,6 +4,7 @@ from diffusion_lab.features.efficient_net import EfficientNet
 from diffusion_lab.features.fashion_cnn import FASHION_CNN_WEIGHTS, FashionCNN
 from diffusion_lab.features.features import Features, FeaturesUnavailableError
 from diffusion_lab.features.inception import Inception
+from diffusion_lab.features.raw_pixels import RawPixels
 from diffusion_lab.features.vision_transformers import CLIP, DINOv2
 
 __all__ = [
@@ -15,4 +16,5 @@ __all__ = [
     "Features",
     "FeaturesUnavailableError",
     "Inception",
+    "RawPixels",
 ]

@@ -1,6 +1,7 @@
 """Base class of feature networks: uint8 images -> named float32 outputs."""
 
 from abc import ABC, abstractmethod
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ class Outputs(dict[str, Tensor]):
 class Features(nn.Module, ABC):
     """Frozen network in evaluation mode: uint8 images [B, C, H, W] -> named float32 outputs.
 
+    num_features: number of pooled features; None if it depends on the images.
     outputs: names of the outputs, among "pooled" [B, num_features], which most metrics compare; "logits"
         [B, number of classes]; and "spatial" [B, S], features that preserve spatial positions.
     channels: accepted numbers of image channels.  resize: description of how images are resized for the network.
@@ -29,13 +31,17 @@ class Features(nn.Module, ABC):
     """
 
     name: str
-    num_features: int
+    num_features: int | None
     channels: tuple[int, ...]
     outputs: tuple[str, ...] = ("pooled",)
     resize: str
     weights_file: Path | None = None
     weights_sha256: str | None = None
     num_classes: int | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return next(chain(self.parameters(), self.buffers())).device
 
     @abstractmethod
     def extract(self, pixels: Tensor) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from diffusion_lab.metrics.image_distances import PSNR, RMSE, SSIM, Consistency,
 from diffusion_lab.metrics.inception_score import InceptionScore
 from diffusion_lab.metrics.kid import KernelDistance
 from diffusion_lab.metrics.mean_over_images import MeanOverImages
+from diffusion_lab.metrics.memorization import Memorization
 from diffusion_lab.metrics.metric import Metric
 from diffusion_lab.metrics.perceptual_distance import LPIPS, FeatureDistance
 from diffusion_lab.metrics.precision_recall import PrecisionRecall
@@ -34,6 +35,7 @@ __all__ = [
     "InceptionScore",
     "KernelDistance",
     "MeanOverImages",
+    "Memorization",
     "Metric",
     "PrecisionRecall",
     "SpatialFrechetDistance",

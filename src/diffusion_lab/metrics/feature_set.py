@@ -17,6 +17,7 @@ class FeatureSet:
     covariance: unbiased covariance of the features, float64 [D, D].
     rows: features of single images, float32 [M, D], in the order of the images. They are the features of all images or,
         if the set is too large to store them all, of a random subset; None if only mean and covariance are known.
+    held_out: features of images of the same distribution that are not in the set, float32 [H, D]; None if unknown.
     label: classes on which the generation of the images was conditioned, int64 [M]; None without classes.
 
     >>> from diffusion_lab import FeatureSet
@@ -30,6 +31,7 @@ class FeatureSet:
     covariance: Tensor
     rows: Tensor | None = None
     label: Tensor | None = None
+    held_out: Tensor | None = None
 
     @classmethod
     def of(cls, rows: Tensor) -> "FeatureSet":

@@ -66,11 +66,12 @@ class FrechetDistance(Metric):
     needs_rows: ClassVar[bool] = False
 
     def caution(self, num_images: int) -> str | None:
-        if num_images >= RECOMMENDED_IMAGES * self.features.num_features / 2048:
+        num_features = self.features.num_features
+        if num_features is None or num_images >= RECOMMENDED_IMAGES * num_features / 2048:
             return None
         return (
             "is biased upwards, because so few images do not determine the covariance of "
-            f"{self.features.num_features:,} features; compare it only with values for the same number of images"
+            f"{num_features:,} features; compare it only with values for the same number of images"
         )
 
     def measure(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:

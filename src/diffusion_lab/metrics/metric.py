@@ -19,6 +19,20 @@ WITH_INCEPTION = {"fd": "fid", "sfd": "sfid", "kd": "kid", "cs": "is"}
 
 
 @dataclass(frozen=True)
+class NearPair:
+    """A sample and its nearest training image.
+
+    sample, training: index of the sample, and row of the training image in the reference set.
+    distance: distance between their features.  threshold: distance below which a sample counts as a copy.
+    """
+
+    sample: int
+    training: int
+    distance: float
+    threshold: float
+
+
+@dataclass(frozen=True)
 class Metric(DataclassInterface):
     """Metric of generated images (samples), computed from their features, such as the FID.
 
@@ -29,7 +43,11 @@ class Metric(DataclassInterface):
     meaning: what the values are, in a few words.  meanings: first part of a metric name -> what this value is, for a
         metric with several values.
     higher_is_better: whether a higher value means better samples.
+    directions: first part of a metric name -> whether a higher value is better, None for a value without a direction;
+        for a metric whose values differ in this.
     needs_reference: whether the metric compares the samples with a reference set.
+    needs_held_out: whether the metric compares the samples with all training images and with held-out images, whatever
+        the reference set is.
     needs_rows: whether the metric needs the features of single images, not only their mean and covariance.
     Raises ValueError if the features do not have this output.
     """
@@ -41,7 +59,9 @@ class Metric(DataclassInterface):
     meaning: ClassVar[str] = ""
     meanings: ClassVar[Mapping[str, str]] = {}
     higher_is_better: ClassVar[bool] = False
+    directions: ClassVar[Mapping[str, bool | None]] = {}
     needs_reference: ClassVar[bool] = True
+    needs_held_out: ClassVar[bool] = False
     needs_rows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -63,6 +83,11 @@ class Metric(DataclassInterface):
     def min_images(self) -> int:
         """Smallest number of images in a set for which the metric is defined."""
         return 2
+
+    @property
+    def min_held_out(self) -> int:
+        """Smallest number of held-out images for which the metric is defined."""
+        return 0
 
     def caution(self, num_images: int) -> str | None:
         """Return what is wrong with a value for so few images, after "METRIC for NUMBER images ", or None.
@@ -104,9 +129,19 @@ class Metric(DataclassInterface):
         """Return the metric values by the first part of their names, for example "precision" and "recall".
 
         samples: features of the generated images.
-        reference: features of the reference set; ignored if needs_reference is false.
+        reference: features of the reference set; ignored if the metric needs no reference and no held-out images.
         Raises ValueError if a set is too small.
         """
+
+    def measure_with_pairs(
+        self, samples: FeatureSet, reference: FeatureSet
+    ) -> tuple[dict[str, float], tuple[NearPair, ...]]:
+        """Return the result of `measure`, and pairs of images to show, nearest first; most metrics have none."""
+        return self.measure(samples, reference), ()
+
+    def direction(self, kind: str) -> bool | None:
+        """Return whether a higher value is better; None for a value without a direction.  kind: see `measure`."""
+        return None if kind.endswith("_std") else self.directions.get(kind, self.higher_is_better)
 
 
 def full_name(kind: str, features: str, num_samples: int, reference: str | None) -> str:

@@ -118,6 +118,7 @@ def require_later_needs(
 
 
 def _require_measurable(callback: Any, module: Any, datamodule: "ImageDataModule") -> None:
+    from diffusion_lab.evaluation.training_reference import TrainingReference
     from diffusion_lab.guidance import Guidance
 
     metric, num_images = callback.metric, len(datamodule.train_images)
@@ -127,9 +128,12 @@ def _require_measurable(callback: Any, module: Any, datamodule: "ImageDataModule
             "metrics=fid, or callbacks.measure_distance=null."
         )
     try:
+        if metric.needs_held_out:
+            TrainingReference.of(datamodule.store, datamodule.train_images).require(metric)
         metric.require_classes((callback.guidance or Guidance()).num_classes(module.labels))
     except ValueError as error:
-        raise UserError(f"`metrics`: {error}") from error
+        text = str(error)
+        raise UserError(text if text.startswith("`metrics`") else f"`metrics`: {text}") from error
 
 
 def _require_writable(folder: Path, name: str) -> None:

@@ -26,7 +26,8 @@ from diffusion_lab.runs.sampling_setup import sampling_config
 
 if TYPE_CHECKING:
     from diffusion_lab.evaluation.edit_evaluator import EditEvaluator
-    from diffusion_lab.evaluation.evaluator import Evaluator, Number
+    from diffusion_lab.evaluation.evaluator import Evaluator
+    from diffusion_lab.evaluation.number import Number
     from diffusion_lab.generation.edited_images import EditedImages
     from diffusion_lab.metrics import EditMetric, Metric
 

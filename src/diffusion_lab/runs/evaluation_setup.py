@@ -19,7 +19,7 @@ from diffusion_lab.runs.find import Target
 from diffusion_lab.runs.image_sets import ImageSet
 from diffusion_lab.runs.load import instantiate_node, load_config, require_kind, resolve
 from diffusion_lab.runs.moved_data import use_place
-from diffusion_lab.runs.reference_setup import SampleFormat, build_reference
+from diffusion_lab.runs.reference_setup import SampleFormat, build_reference, build_training
 from diffusion_lab.runs.sampling_setup import build_images, cascade_stages, sampling_config
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ def build(config: DictConfig, target: Target, fabric: "Fabric") -> Measurement:
             reference,
             config.num_samples,
             seed=config.seed,
+            training=build_training(metrics, store),
             precision=compilation.precision_name(config.trainer),
         )
         evaluation.require(metrics)

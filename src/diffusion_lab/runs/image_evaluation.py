@@ -18,13 +18,20 @@ from diffusion_lab.reporting.text import terminal_text
 from diffusion_lab.runs.evaluation_setup import Measurement, build_metrics, user_errors
 from diffusion_lab.runs.image_sets import ImageSet, is_given, require_no_network
 from diffusion_lab.runs.load import instantiate_node, resolve
-from diffusion_lab.runs.reference_setup import SampleFormat, build_reference, require_path, run_store
+from diffusion_lab.runs.reference_setup import (
+    SampleFormat,
+    build_reference,
+    build_training,
+    require_path,
+    run_store,
+)
 
 if TYPE_CHECKING:
     from lightning import Fabric
 
     from diffusion_lab.data.image_store import ImageStore
     from diffusion_lab.evaluation.reference import Reference
+    from diffusion_lab.evaluation.training_reference import TrainingReference
     from diffusion_lab.metrics.metric import Metric
 
 
@@ -32,12 +39,13 @@ if TYPE_CHECKING:
 class _Shared:
     """What all sets of images are measured with.
 
-    reference: None if no metric needs it.  store: data set of the reference; None if it is a path.
+    reference, training: None if no metric needs them.  store: data set of the reference; None if it is a path.
     sample_format: format of the images.
     """
 
     metrics: "list[Metric]"
     reference: "Reference | None"
+    training: "TrainingReference | None"
     store: "ImageStore | None"
     sample_format: SampleFormat
 
@@ -67,6 +75,7 @@ def build_each(config: DictConfig, sets: Sequence[ImageSet], fabric: "Fabric") -
                 stored,
                 shared.reference,
                 _num_samples(config, len(images), image_set),
+                training=shared.training,
                 precision=None,
                 reference_features=reference_features,
             )
@@ -110,8 +119,15 @@ def _build_shared(config: DictConfig) -> _Shared:
     if found is not None:
         value, store = "train", found[1]
         features = features if "_target_" in features else {**found[0].features, **features}
-    elif store is None and any(import_target(node._target_).needs_reference for node in config.metrics.values()):
+    kinds = {name: import_target(node._target_) for name, node in config.metrics.items()}
+    if store is None and any(kind.needs_reference for kind in kinds.values()):
         require_path(value)
+    if store is None and (names := [str(name) for name, kind in kinds.items() if kind.needs_held_out]):
+        raise UserError(
+            f"`metrics` must not contain {names[0]} for {'no data set' if value == 'train' else f'reference={value}'}, "
+            "because it compares images with training images and held-out images; data=NAME or reference=RUN names a "
+            "data set that has both."
+        )
     if "_target_" not in features:
         features = {**OmegaConf.load(CONF / "features" / "inception.yaml"), **features}
     channels = None if store is None else store.preparation.channels
@@ -128,7 +144,8 @@ def _build_shared(config: DictConfig) -> _Shared:
         reference = build_reference(value, store, sample_format)
         images = getattr(reference, "images", None)
         sample_format = SampleFormat.of(config.preparation, channels, images.resolution if images else None)
-    return _Shared(metrics, reference, store, sample_format)
+    training = None if store is None else build_training(metrics, store)
+    return _Shared(metrics, reference, training, store, sample_format)
 
 
 def _data_store(config: DictConfig) -> "ImageStore | None":

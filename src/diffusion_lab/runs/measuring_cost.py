@@ -72,7 +72,10 @@ def _features_lines(measurement: Measurement) -> Iterator[str]:
         needs_rows = required_outputs(metrics, of_reference=True).get(features)
         reference = evaluation.reference if needs_rows else None
         num_reference = reference.num_to_extract(features, needs_rows) if reference and needs_rows else 0
-        num_images = num_reference + evaluation.num_samples
+        training = evaluation.training
+        needs_held_out = required_outputs([metric for metric in metrics if metric.needs_held_out]).get(features)
+        num_training = training.num_to_extract(features, needs_held_out) if training and needs_held_out else 0
+        num_images = num_reference + num_training + evaluation.num_samples
         try:
             seconds = num_images * seconds_per_image(features, shape, device) / Ranks.current().world_size
         except Exception as error:  # full devices raise errors of any type, which must not end a job
@@ -81,6 +84,7 @@ def _features_lines(measurement: Measurement) -> Iterator[str]:
         line = f"cost of {features.name} features: about {duration(seconds)} for "
         if num_reference and isinstance(reference, ImageReference):
             line += f"all {num_reference:,} images of reference={reference.split} and "
+        line += f"{num_training:,} training and held-out images and " if num_training else ""
         generated = "generated images" if isinstance(evaluation.images, SeededImages) else "images"
         line += f"{evaluation.num_samples:,} {generated}"
         if num_reference and isinstance(reference, ImageReference) and features.weights_sha256 is not None:

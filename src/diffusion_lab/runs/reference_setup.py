@@ -5,6 +5,7 @@ Torch is imported inside functions, so that invalid settings are rejected withou
 
 import contextlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from diffusion_lab.data.image_store import ImageStore
     from diffusion_lab.data.sample_source import SampleSource
     from diffusion_lab.evaluation.reference import Reference
+    from diffusion_lab.evaluation.training_reference import TrainingReference
+    from diffusion_lab.metrics.metric import Metric
 
 STATISTICS = (".npz", ".pt", ".pth")
 """Suffixes of files that may contain statistics."""
@@ -117,6 +120,18 @@ def build_reference(value: str, store: "ImageStore | None", sample_format: Sampl
         return ImageReference(samples.load(SPLIT), set_name(path), samples.cache.references)
     split = "split of a data set" if store is None else f"split ({', '.join(store.splits())})"
     raise ValueError(f"`reference` must be a {split} or a path: {FILES}, got {terminal_text(value)}.")
+
+
+def build_training(metrics: "Sequence[Metric]", store: "ImageStore") -> "TrainingReference | None":
+    """Return the training and held-out images of a data set; None if no metric needs them.
+
+    Raises ValueError if the set has no held-out images, or too few.
+    """
+    from diffusion_lab.evaluation.training_reference import TrainingReference
+
+    if not any(metric.needs_held_out for metric in metrics):
+        return None
+    return TrainingReference.of(store)
 
 
 def require_path(value: str) -> None:

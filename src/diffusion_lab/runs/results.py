@@ -90,7 +90,7 @@ def _finite_or_none(value: Any) -> Any:
 
 def print_numbers(record: Mapping[str, Any]) -> None:
     """Print a table of the metric values, their main settings, the durations and the peak memory of one evaluation."""
-    from diffusion_lab.evaluation.evaluator import Number  # imports torch
+    from diffusion_lab.evaluation.number import Number  # imports torch
 
     # Not as the title of the table, which rich would break at the width of the table
     print(terminal_text(_measured(record, str(record["run"]))))
