@@ -98,7 +98,8 @@ def print_start(
         num_trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
         frozen = f"{num_trained:,} of " if num_trained < num_parameters else ""
         print(
-            f"training {frozen}{num_parameters:,} parameters of {_network(module)} on {len(datamodule.train_images):,} images "
+            f"training {frozen}{num_parameters:,} parameters of {_network(module)} on "
+            f"{len(datamodule.train_images):,} images "
             f"for {trainer.max_steps:,} steps of {datamodule.batch_size} images "
             f"({trainer.max_steps * datamodule.batch_size / len(datamodule.train_images):,.1f} epochs), "
             f"{trainer.precision} on {_ranks(trainer)}{type(trainer.accelerator).__name__}; "
