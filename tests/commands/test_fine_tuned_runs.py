@@ -109,7 +109,7 @@ def test_adapters_of_an_imported_run_are_trained_resumed_sampled_and_exported(so
             command("export.py", "run=adapted", "format=safetensors", "output=merged", "num_images=0")
             shutil.move(tmp_path / "adapted", tmp_path / "moved")
             command("import_weights.py", "merged", "output=adapted")
-    pictures = [(tmp_path / f"of_{images}" / "images" / "0.png").read_bytes() for images in ("adapted", "again")]
+    pictures = [(tmp_path / f"of_{images}" / "images" / "000000.png").read_bytes() for images in ("adapted", "again")]
     assert pictures[0] == pictures[1]
     merged: Any = load_module(tmp_path / "adapted").network.state_dict()
     assert all(torch.equal(merged[name], tensor) for name, tensor in module.ema.network.state_dict().items())

@@ -194,8 +194,10 @@ def _load_source(network: "nn.Module", config: DictConfig, names: Names) -> Init
         fit = initial_weights.take(network, weights, _classes(config, names), _classes_of_run(source.folder, other))
     except ValueError as error:
         raise UserError(str(error)) from error
-    _require_fit(fit.taken, weights, config, other, source)
-    record = described | {"step": content["global_step"], "weights": chosen, **asdict(fit)}
+    before, now = (flatten({"model": resolved_values(node)["model"]}) for node in (other, config))
+    changes = changes_with_effect(before, now)
+    _require_fit(fit.taken, weights, changes, source)
+    record = described | {"step": content["global_step"], "weights": chosen, **asdict(fit), "settings": changes}
     _log(record, network)
     _note_other_meaning(config, other)
     return Initialization(dict(network.state_dict()), record)
@@ -224,14 +226,13 @@ def _require_kind(config: DictConfig, other: DictConfig, source: Target) -> None
         )
 
 
-def _require_fit(
-    taken: Sequence[str], weights: Mapping[str, "Tensor"], config: DictConfig, other: DictConfig, source: Target
-) -> None:
-    """Raise UserError if no matrix and no kernel was taken: single biases fit by chance."""
+def _require_fit(taken: Sequence[str], weights: Mapping[str, "Tensor"], changes: Sequence[str], source: Target) -> None:
+    """Raise UserError if no matrix and no kernel was taken: single biases fit by chance.
+
+    changes: descriptions of the settings of the network that differ.
+    """
     if any(weights[name].ndim > 1 for name in taken):
         return
-    before, now = (flatten({"model": resolved_values(node)["model"]}) for node in (other, config))
-    changes = changes_with_effect(before, now)
     differing = f"; its settings of the network differ: {', '.join(changes[:6])}" if changes else ""
     raise UserError(
         f"`init` must be a run whose weights fit the network of this run, got {terminal_text(source.checkpoint)}, of "
@@ -273,6 +274,8 @@ def _log(record: Mapping[str, Any], network: "nn.Module") -> None:
     text += f"{terminal_text(record['source'])} (weights {record['weights']}, step {record['step']:,})"
     if anew:
         text += f"; made anew: {', '.join(anew[:4])}" + (f" and {len(anew) - 4:,} more" if len(anew) > 4 else "")
+    if anew and record["settings"]:
+        text += f" (because of {terminal_text(', '.join(record['settings'][:4]), 300)})"
     if rows:
         taken = next(iter(rows.values()))
         text += f", with the rows of {', '.join(map(terminal_text, taken[:5]))}" if taken else ", by the class names"

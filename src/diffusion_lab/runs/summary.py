@@ -16,7 +16,7 @@ from diffusion_lab.config.program import command_line
 from diffusion_lab.data.classes import numbering
 from diffusion_lab.data.image_datamodule import ImageDataModule
 from diffusion_lab.distributed.launch import describe_device
-from diffusion_lab.evaluation.number import Number
+from diffusion_lab.evaluation.evaluator import Number
 from diffusion_lab.paths import CONF
 from diffusion_lab.reporting.text import terminal_text
 from diffusion_lab.reporting.text_tables import format_duration
@@ -99,8 +99,9 @@ def print_start(
         frozen = f"{num_trained:,} of " if num_trained < num_parameters else ""
         print(
             f"training {frozen}{num_parameters:,} parameters of {_network(module)} on "
-            f"{len(datamodule.train_images):,} images for {trainer.max_steps:,} steps of {datamodule.batch_size} "
-            f"images ({trainer.max_steps * datamodule.batch_size / len(datamodule.train_images):,.1f} epochs), "
+            f"{len(datamodule.train_images):,} images "
+            f"for {trainer.max_steps:,} steps of {datamodule.batch_size} images "
+            f"({trainer.max_steps * datamodule.batch_size / len(datamodule.train_images):,.1f} epochs), "
             f"{trainer.precision} on {_ranks(trainer)}{type(trainer.accelerator).__name__}; "
             + (f"resuming after step {first_step:,}; " if first_step else "")
             + f"run folder: {terminal_text(portable_path(folder))}",
