@@ -72,6 +72,10 @@ class Latents:
     @torch.no_grad()
     def decode(self, x_0: Tensor) -> Tensor:
         """Decode latents to images [B, C, H, W], in [-1, 1] up to the errors of the autoencoder."""
+        return self.decode_with_gradient(x_0)
+
+    def decode_with_gradient(self, x_0: Tensor) -> Tensor:
+        """Decode latents to images as `decode`, with gradients unless they are disabled."""
         latents = x_0 / self.scale + self.shift
         with torch.autocast(x_0.device.type, enabled=False):
             images: Tensor = self._autoencoder_on_device_of(x_0).decode(latents.to(self.autoencoder.dtype)).sample
