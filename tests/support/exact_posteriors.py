@@ -36,13 +36,25 @@ class MixtureOfGaussians:
 
     @staticmethod
     def correlated(image_shape: tuple[int, int, int]) -> "MixtureOfGaussians":
-        """Return a Gaussian with a mean of 0.3, standard deviations of 0.4 to 0.6, and correlated neighbors."""
-        return MixtureOfGaussians(image_shape, *_modes(image_shape, weights=(1.0,), levels=(0.3,)))
+        """Return a Gaussian with means around 0.3, standard deviations of 0.4 to 0.6, and correlated neighbors."""
+        generator, size = torch.Generator().manual_seed(0), torch.Size(image_shape).numel()
+        mean = 0.3 + 0.2 * torch.randn(size, dtype=torch.float64, generator=generator)
+        std = 0.4 + 0.2 * torch.rand(size, dtype=torch.float64, generator=generator)
+        covariance = std[:, None] * correlation(image_shape) * std
+        return MixtureOfGaussians(image_shape, torch.ones(1).double(), mean[None], covariance[None])
 
     @staticmethod
     def mixture(image_shape: tuple[int, int, int]) -> "MixtureOfGaussians":
-        """Return a mixture of three Gaussians with correlated neighbors, of which two overlap."""
-        return MixtureOfGaussians(image_shape, *_modes(image_shape, weights=(0.5, 0.3, 0.2), levels=(-0.8, 0.1, 0.7)))
+        """Return a mixture of three Gaussians with correlated neighbors, whose means differ most in the last column.
+
+        Measurements of a few values do not determine the mode of an image.
+        """
+        width = image_shape[2]
+        profile = (torch.arange(width, dtype=torch.float64) / (width - 1)).expand(image_shape).flatten()
+        means = torch.tensor([-0.8, 0.1, 0.7], dtype=torch.float64)[:, None] * profile
+        scales = torch.tensor([0.4, 0.36, 0.44], dtype=torch.float64).square().view(3, 1, 1)
+        weights = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+        return MixtureOfGaussians(image_shape, weights, means, scales * correlation(image_shape))
 
     @property
     def mean(self) -> Tensor:
@@ -109,22 +121,11 @@ class MixtureOfGaussians:
         return log_density + self.weights.to(x_t).log(), expected
 
 
-def _modes(
-    image_shape: tuple[int, int, int], weights: tuple[float, ...], levels: tuple[float, ...]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return weights, means around the levels, and covariances exp(-distance / 2 pixels) with different variances."""
-    _, height, width = image_shape
-    generator = torch.Generator().manual_seed(0)
-    size = torch.Size(image_shape).numel()
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    positions = torch.stack([rows, columns], dim=-1).view(-1, 2).double().repeat(image_shape[0], 1)
-    correlation = torch.exp(-torch.cdist(positions, positions) / 2)
-    means = torch.tensor(levels, dtype=torch.float64)[:, None] + 0.2 * torch.randn(
-        len(levels), size, dtype=torch.float64, generator=generator
-    )
-    stds = 0.4 + 0.2 * torch.rand(len(levels), size, dtype=torch.float64, generator=generator)
-    covariances = stds[:, :, None] * correlation * stds[:, None]
-    return torch.tensor(weights, dtype=torch.float64), means, covariances / len(levels)
+def correlation(image_shape: tuple[int, int, int]) -> Tensor:
+    """Return the correlations of the N values of an image, exp(-distance in pixels / 2), float64 [N, N]."""
+    axes = [torch.arange(size, dtype=torch.float64) for size in image_shape]
+    positions = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).view(-1, 3)
+    return torch.exp(-torch.cdist(positions, positions) / 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,10 +186,12 @@ class Errors:
 
 
 def measured(
-    data: MixtureOfGaussians, operator: LinearOperator, noise_std: float, batch_size: int, seed: int = 1
+    data: MixtureOfGaussians, operator: LinearOperator, noise_std: float, batch_size: int, seed: int = 2
 ) -> Measurement:
     """Return the measurement of one image of the data, repeated for all images of a batch, float64."""
     image = data.sample(1, seed)
-    noise = torch.randn(1, *operator.measurement_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    noise = torch.randn(
+        1, *operator.measurement_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
     y = operator.forward(image) + noise_std * noise
     return Measurement(operator, y.expand(batch_size, *y.shape[1:]), noise_std)

@@ -22,8 +22,8 @@ evaluations of the denoiser. Each image depends on its own measurement and noise
 returns a part of the batch, and `Measurement.inconsistency` the distance of images to y. Operators and posterior
 samplers are dataclasses, which `fingerprints.describe` turns into plain data.
 
-In a latent space, `Measurement(operator, y, noise_std, decode=decode)` measures decoded latents: the operator and y
-have the shape of images, `decode` is differentiable, and only posterior samplers that use gradients are accepted.
+In a latent space, `Measurement(operator, y, noise_std, decode=space.decode)` measures decoded latents:
+the operator and y have the shape of images, and only posterior samplers that use gradients are accepted.
 """
 
 from diffusion_lab.inverse_problems.blurs import GaussianBlur, MotionBlur

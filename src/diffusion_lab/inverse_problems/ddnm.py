@@ -24,7 +24,7 @@ class DDNM(ConditionalPosterior):
     x_s = a x_0 + b x_t + std * noise has, for each coefficient with the singular value S, a correction of x_0 that is
     scaled by min(1, std S / (a noise_std)), and noise that is reduced by the noise in the correction. It takes DDIM
     with eta above 0, and Ancestral with a fixed variance. The noise of y is the same in all steps, so that samples of
-    many short steps follow it. Time travel, the paper's jumps, is that of `RePaint`, and it
+    many short steps follow it; the paper's code has the steps of `DDRM` in this case. Time travel, the paper's jumps,
     is not part of this method. The operator has known singular values.
 
     >>> from diffusion_lab import DDIM, DDNM, AreaDownsampling, Estimate, ImageNoise, Measurement, VPSchedule

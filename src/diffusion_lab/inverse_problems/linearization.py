@@ -1,11 +1,12 @@
 """The estimate of x_0 and its measurement as functions of x_t, with products of their Jacobians."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffusion_lab.denoiser import DenoiserLike, Estimate, require_estimate
 from diffusion_lab.inverse_problems.measurement import Measurement
@@ -46,7 +47,7 @@ class Linearization:
                     "that uses its gradient, got an x_0 without gradient."
                 )
             x_0 = estimate.x_0.detach().clone().requires_grad_(measurement.decode is not None)
-            images = x_0 if measurement.decode is None else measurement.decode(x_0)
+            images = x_0 if measurement.decode is None else _decoded(measurement.decode, x_0)
         return Linearization(x_t, estimate, x_0, images, measurement)
 
     @property
@@ -104,3 +105,9 @@ def _copied(condition: Condition) -> Condition:
     """Return a condition whose parts can be used in a backward pass, also if they were created in inference mode."""
     parts = (getattr(condition, field.name) for field in fields(condition))
     return Condition(*(part.clone() if part is not None and part.is_inference() else part for part in parts))
+
+
+def _decoded(decode: Callable[[Tensor], Tensor], x_0: Tensor) -> Tensor:
+    """Return decode(x_0), of which second derivatives exist: fused attention kernels have only first derivatives."""
+    with sdpa_kernel(SDPBackend.MATH):
+        return decode(x_0)

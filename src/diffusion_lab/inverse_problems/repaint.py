@@ -84,4 +84,5 @@ class RePaint(PosteriorSampler):
         return sum(following > k for k, following in pairwise(states))
 
     def num_evaluations(self, sampler: Sampler) -> int:
+        """Return the number of evaluations of the denoiser, for a sampler whose steps all have the same number."""
         return round(sampler.num_evaluations * self.num_steps(sampler) / len(sampler.times))
