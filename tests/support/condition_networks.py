@@ -46,9 +46,10 @@ def trained(store: ImageStore, num_steps: int, condition_channels: int = 0, **co
     for step, batch in zip(range(num_steps), data.train_dataloader(), strict=False):
         loss = module.training_step(data.on_after_batch_transfer(batch, 0), step)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    return module.eval()
+    module.eval()
+    return module
 
 
 def error_at(module: DiffusionModule, x_0: Tensor, condition: Condition, t: float) -> Tensor:
