@@ -52,6 +52,18 @@ def test_a_course_of_the_learning_rate_becomes_a_schedule(course: dict[str, obje
     assert current_config(current) == current
 
 
+def test_channels_of_low_resolution_images_are_channels_of_condition_images() -> None:
+    model = {"_target_": "diffusion_lab.networks.UNet", "low_resolution_channels": 3, "num_augmentation_channels": 1}
+    current = current_config({"model": model})
+    assert current["model"] == {
+        "_target_": "diffusion_lab.networks.UNet", "condition_channels": 3, "num_augmentation_channels": 1,
+    }  # fmt: skip
+    assert current_config(current) == current
+    other = {"model": {"_target_": "mine.Network", "low_resolution_channels": 3}}
+    assert current_config(other) == other  # a network of another package has its own names
+    assert current_overrides(["model.low_resolution_channels=3"]) == ["model.condition_channels=3"]
+
+
 def test_a_config_is_renamed_at_any_depth_and_in_lists() -> None:
     times = {"_target_": "diffusion_lab.process.LogNormalSigma", "mean": -1.2, "deviation": 1.2}
     plugins = [{"_target_": "diffusion_lab.layout.environment"}]

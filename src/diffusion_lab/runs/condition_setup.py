@@ -21,8 +21,10 @@ GROUPS = ("low_resolution", "masking")
 """Config groups whose choices, except for `none`, compute condition images from the images."""
 
 
-def require_none(config: DictConfig) -> None:
+def require_pixels(config: DictConfig) -> None:
     """Raise UserError for condition images, which are pixels, in the config of a network for latents."""
+    if str((config.get("space") or {}).get("_target_", ".Pixels")).endswith(".Pixels"):
+        return
     for group in GROUPS:
         if config.get(group) is not None:
             raise UserError(

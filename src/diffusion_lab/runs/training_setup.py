@@ -74,6 +74,7 @@ def build(config: DictConfig, *, is_new: bool = True) -> Run:
     config.trainer = compilation.without_acceleration(config.trainer)
     _check_cuda_graphs(accelerate, config.trainer)
     deferred = [key for key in (*LIGHTNING_KEYS, "data") if key in config]
+    condition_setup.require_pixels(config)
     _require_condition_settings(config)
     check_arguments(config, deferred)
     _locate_data(config)
@@ -257,7 +258,6 @@ def _require_shape(config: DictConfig, module: "DiffusionModule") -> None:
     if not isinstance(module.sampler.clipping, NoClipping):
         clipping = type(module.sampler.clipping).__name__
         raise UserError(f"`clipping` must be none for latents (whose range is unbounded), got {clipping}.")
-    condition_setup.require_none(config)
 
 
 def _class_names(datamodule: "ImageDataModule") -> tuple[str, ...]:

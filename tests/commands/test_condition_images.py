@@ -1,0 +1,172 @@
+"""Inpainting networks and image-to-image networks from the command line."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
+
+from diffusion_lab.errors import UserError
+from diffusion_lab.generation.condition_images import MaskedImages, PairedImages
+from diffusion_lab.generation.seeded_images import SeededImages
+from diffusion_lab.paths import CONF
+from diffusion_lab.runs import sampling_setup, training_setup
+from diffusion_lab.runs.find import find_targets
+from support.commands import TINY, run
+
+FOLDER = ["data=folder", "data.path={photos}"]
+METRICS = "callbacks.measure_distance=null"
+SAMPLES = ["callbacks.sample_images={num_images: 3, num_columns: 3, num_frames: 0}", "sampler.num_steps=2"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with 24 random color images in `photos`, 4 of them in a test split, and grayscale `edges`."""
+    root, generator = tmp_path_factory.mktemp("pairs"), np.random.default_rng(0)
+    for k in range(24):
+        pixels = generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        for name, image in (("photos", pixels), ("edges", 255 - pixels[:, :, 0])):
+            path = root / name / ("test" if k < 4 else "train") / f"{k:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    return root
+
+
+def train(folder: Path, *settings: str) -> Path:
+    done = run("train.py", *TINY[:-3], TINY[-1], *settings, *SAMPLES, METRICS, f"hydra.run.dir={folder}")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def paired(tmp_path_factory: pytest.TempPathFactory, folders: Path) -> Path:
+    """Return a run folder after two steps of a network that colors the edges."""
+    places = [f"data.path={folders / 'photos'}", f"data.condition_path={folders / 'edges'}"]
+    settings = ["data=folder", "data.resolution=16", "data.condition_channels=1", "data.horizontal_flip=true"]
+    return train(tmp_path_factory.mktemp("paired") / "run", *settings, *places)
+
+
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run folder after two steps of an inpainting network on 100 images."""
+    settings = ["masking=halves", "data.max_images=100", "data.num_held_out=20", "conditioning=label"]
+    return train(tmp_path_factory.mktemp("masked") / "run", *settings)
+
+
+@pytest.fixture
+def initialized_hydra() -> Iterator[None]:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def images(*overrides: str) -> SeededImages:
+    config = compose("sample", overrides=["trainer=cpu", "output_folder=somewhere", *overrides])
+    (target,) = find_targets(config)
+    fabric = sampling_setup.launch_fabric(config)
+    return sampling_setup.build_images(config, target, fabric)[0]
+
+
+def size_of_grid(folder: Path) -> tuple[int, int]:
+    with Image.open(folder / "samples" / "step_0000002.png") as grid:
+        return grid.size
+
+
+@pytest.mark.usefixtures("initialized_hydra")
+def test_paired_runs_are_sampled_with_the_condition_images_of_the_test_split(paired: Path, folders: Path) -> None:
+    source = images(f"run={paired}").condition_images
+    assert isinstance(source, PairedImages)
+    assert (source.data.split, len(source.data.images), source.channels) == ("test", 4, 1)
+    shown = {tuple(image.flatten().tolist()) for image in source.pictures(range(4))}
+    files = sorted((folders / "edges" / "test").glob("*.png"))
+    assert shown == {tuple(np.asarray(Image.open(file)).flatten().tolist()) for file in files}
+    # Each cell is a condition image and a sample, of 16 x 16 pixels that are shown at 4 times their size.
+    assert size_of_grid(paired) == (3 * (2 * 64 + 2) + 2, 64 + 4)
+
+
+@pytest.mark.usefixtures("initialized_hydra")
+def test_moved_images_are_found_and_others_are_refused(paired: Path, folders: Path, tmp_path: Path) -> None:
+    for name in ("photos", "edges"):
+        shutil.copytree(folders / name, tmp_path / name)
+    places = [f"data.path={tmp_path / 'photos'}", f"data.condition_path={tmp_path / 'edges'}"]
+    assert isinstance(images(f"run={paired}", *places).condition_images, PairedImages)
+    with pytest.raises(UserError, match=r"data.condition_path must have the images that .* trained on, got .*photos"):
+        images(f"run={paired}", f"data.condition_path={folders / 'photos'}")
+
+
+@pytest.mark.full
+@pytest.mark.usefixtures("initialized_hydra")
+def test_masked_runs_are_sampled_with_holes_in_held_out_images(masked: Path) -> None:
+    source = images(f"run={masked}").condition_images
+    assert isinstance(source, MaskedImages)
+    assert (source.data.split, len(source.data.images)) == ("held_out", 20)
+    assert size_of_grid(masked) == (3 * (2 * 56 + 2) + 2, 56 + 4)
+    with pytest.raises(UserError, match=r"`label` must be null .*\(the labels .* in the split held_out\), got 3"):
+        images(f"run={masked}", "label=3")
+    with pytest.raises(UserError, match=r"data.condition_path must not be given for a data set without paired images"):
+        images(f"run={masked}", "data.condition_path=somewhere")
+
+
+@pytest.mark.usefixtures("initialized_hydra")
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["masking=strokes", "model.condition_channels=1"],
+            "model.condition_channels must be 2 with the given mas",
+        ),
+        (["masking=halves", "low_resolution=area", "low_resolution.resolution=14"], "got low_resolution and masking"),
+        (
+            ["masking=halves", "data.condition_column=image"],
+            "got masking and data.condition_column=image",
+        ),
+        (["masking=halves", "space=sd_latents"], "`masking` must be none for space=sd_latents .*, got Halves"),
+        (["data.condition_column=image", "space=sd_latents"], "data.condition_column must be null for .*, got image"),
+        (["masking=random_rectangles", "masking.max_side=0.1"], "min_side and max_side must .*, got 0.2 and 0.1"),
+        (["data.condition_column=edges"], "data.condition_column must be one of image for .*, got edges"),
+        (["data.condition_path=nowhere"], "data.condition_path must be a folder of images, got .*, which does not"),
+        (["data.condition_path={photos}"], "data.condition_path must be null unless the images are a folder of"),
+        ([*FOLDER, "data.condition_path={edges}/train"], "has none for 20 of 20 images: train/04.png, train/05"),
+        ([*FOLDER, "data.condition_column=edges"], "data.condition_column must be null for a folder of image files"),
+        (
+            [*FOLDER, "data.condition_path={edges}", "data.condition_channels=2"],
+            "channels must be 1 .* got 2",
+        ),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_condition_images_that_do_not_fit_are_refused_before_training(
+    folders: Path, overrides: list[str], message: str
+) -> None:
+    places = {name: str(folders / name) for name in ("photos", "edges")}
+    settings = [override.format(**places) for override in overrides]
+    config = compose("train", overrides=["run_folder=somewhere", *TINY, *settings])
+    with pytest.raises(UserError, match=message):
+        training_setup.build(config)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["masked", "paired"])
+def test_runs_are_resumed_sampled_and_evaluated(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    folder, work = request.getfixturevalue(name), f"work_folder={tmp_path / 'work'}"
+    done = run("train.py", f"resume={folder}", "trainer.max_steps=4")
+    assert done.returncode == 0, done.stderr
+    for name_of_job, which in (("all", "num_images=6"), ("one", "image=5")):
+        settings = [which, "sampler.num_steps=2", work, f"hydra.run.dir={tmp_path / name_of_job}"]
+        done = run("sample.py", f"run={folder}", *settings)
+        assert done.returncode == 0, done.stderr
+        assert "conditions.png" in done.stdout
+    files = [tmp_path / job / "images" / "000005.png" for job in ("all", "one")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    settings = ["metrics=[fid,nll]", "metrics.nll.num_images=2", "num_samples=20", "features=efficientnet"]
+    settings += ["sampler.num_steps=2", work, f"hydra.run.dir={tmp_path / 'eval'}"]
+    done = run("evaluate.py", f"run={folder}", *settings)
+    assert done.returncode == 0, done.stderr
+    split = {"masked": "held_out", "paired": "test"}[name]
+    for number in json.loads((tmp_path / "eval" / "metrics.json").read_text())["numbers"]:
+        assert number["fingerprint"]["condition"]["from"] == f"images of {split}"
