@@ -126,7 +126,7 @@ def test_a_network_is_conditioned_on_all_parts_of_a_condition() -> None:
     assert not torch.equal(by_condition[0], by_condition[2])
 
 
-UNUSABLE = {
+UNUSABLE: dict[str, Any] = {
     r"images must be \[B, 1, 8, 8\] .*got \[6, 8, 8\]; add the channels with images\.unsqueeze\(1\)": PIXELS[:6, 0],
     r"images must be \[B, 1, 8, 8\] .*\[6, 8, 8, 1\]; move the channels with .*\(0, 3, 1, 2\)": PIXELS[
         :6, 0, :, :, None
@@ -148,7 +148,7 @@ def test_a_batch_that_the_network_cannot_use_is_refused(message: str) -> None:
         small_module().training_step(UNUSABLE[message], 0)
 
 
-UNUSABLE_LABELS = {
+UNUSABLE_LABELS: dict[str, Any] = {
     r"must be \(images, labels\) for this network, which is conditioned on 3 classes, got no labels": PIXELS[:6],
     r"labels must be integers \[6\], one class per image, got torch\.int64 \[6, 3\]": (
         PIXELS[:6], torch.zeros(6, 3, dtype=torch.int64)
