@@ -35,6 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
     import diffusion_lab.config  # noqa: F401  (resolvers, for tests that compose)
     from support.config_files import parse_once
 
+    gc.disable()  # until all tests are collected, which makes thousands of objects that stay
     # At the end: where something is in both places, the environment's own comes first.
     sys.path.append(str(Path(sys.prefix, "peers")))
     parse_once()
@@ -55,6 +56,7 @@ def image_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def pytest_collection_finish() -> None:
+    gc.enable()
     gc.collect()
     gc.freeze()  # otherwise Python searches thousands of collected tests for garbage, which takes a tenth of the time
 

@@ -37,8 +37,8 @@ SHORT, LONG = 20, 300
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
-    done = run("train.py", *TINY, "conditioning=label", "data.max_images=300", f"hydra.run.dir={folder}/run",
-               "trainer.log_every_n_steps=1")  # fmt: skip
+    done = run("train.py", *TINY, "model.channel_multipliers=[1]", "conditioning=label", "data.max_images=300",
+               "trainer.log_every_n_steps=1", f"hydra.run.dir={folder}/run")  # fmt: skip
     assert done.returncode == 0, done.stderr
     return folder / "run"
 

@@ -119,9 +119,11 @@ def prose_of(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def odd_phrases(path: Path) -> list[str]:
-    found = []
-    for first, text in prose_of(path):
-        for pattern, instead in PHRASES.items():
+    found, prose = [], list(prose_of(path))
+    whole = "\n".join(text for _, text in prose)
+    present = {pattern: PHRASES[pattern] for pattern in PHRASES if re.search(pattern, whole, re.IGNORECASE)}
+    for first, text in prose:
+        for pattern, instead in present.items():
             for match in re.finditer(pattern, text, re.IGNORECASE):
                 line = first + text[: match.start()].count("\n")
                 found.append(f"{path.relative_to(ROOT)}:{line}: {match[0]!r}: write {instead}")

@@ -22,6 +22,7 @@ from diffusion_lab.data import image_files, parquet_checks, table_checks
 from diffusion_lab.data.decoding import MAX_PIXELS, DamagedImageError, Preparation
 from diffusion_lab.data.image_cache import ImageCache
 from diffusion_lab.data.image_store import ImageStore
+from support.representatives import with_representatives
 from support.time_limit import time_limit
 
 
@@ -135,11 +136,11 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "png of many pixels": (lambda: png_header(60_000, 60_000), r"3600000000 pixels\) exceeds limit"),
     "png of one very long line": (lambda: png_header(2**31 - 1, 1), r"2147483647 pixels\) exceeds limit"),
     "compressed text in png": (
-        lambda: png_with(b"zTXt", b"a\0\0" + zlib.compress(bytes(100_000_000))),
+        lambda: png_with(b"zTXt", b"a\0\0" + zlib.compress(bytes(100_000_000), 1)),
         "[Dd]ecompressed data too large",
     ),
     "compressed profile in png": (
-        lambda: png_with(b"iCCP", b"a\0\0" + zlib.compress(bytes(300_000_000))),
+        lambda: png_with(b"iCCP", b"a\0\0" + zlib.compress(bytes(300_000_000), 1)),
         "[Dd]ecompressed data too large",
     ),
     "large tile in tiff": (lambda: tiff_with_tiles(10**5), "a tile states 100000 x 100000 pixels"),
@@ -177,7 +178,10 @@ def png_header(width: int, height: int) -> bytes:
     )
 
 
-@pytest.mark.parametrize("name", BOMBS)
+SLOW_TWIN = "runs in bmp"  # is refused like the empty chunks, after a million reads
+
+
+@pytest.mark.parametrize("name", with_representatives({name: name for name in BOMBS}, BOMBS.keys() - {SLOW_TWIN}))
 def test_a_bomb_is_a_damaged_image(name: str) -> None:
     create, message = BOMBS[name]
     content, before = create(), memory()
@@ -195,7 +199,7 @@ def test_only_the_first_frame_of_an_animation_is_decoded() -> None:
 
 def write_zip(folder: Path) -> str:
     with (
-        zipfile.ZipFile(folder / "train.zip", "w", zipfile.ZIP_DEFLATED) as archive,
+        zipfile.ZipFile(folder / "train.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
         archive.open("0.png", "w") as file,
     ):
         for _ in range(40):

@@ -11,7 +11,7 @@ from torch import nn
 
 from diffusion_lab.ema.averages import EMA, ConstantDecay, PowerFunctionDecay
 from diffusion_lab.ema.post_hoc import Profile, combination
-from diffusion_lab.ema.snapshots import combined, save_averages, saved_averages
+from diffusion_lab.ema.snapshots import Snapshot, combined, save_averages, saved_averages
 
 TRACKED = {"shorter": 0.03, "between": 0.07, "longer": 0.15, "longest": 0.2}
 
@@ -55,12 +55,17 @@ def random_walk(tmp_path_factory: pytest.TempPathFactory) -> tuple[EMA, Path]:
     return ema, folder
 
 
+@pytest.fixture(scope="module")
+def snapshots(random_walk: tuple[EMA, Path]) -> list[Snapshot]:
+    return saved_averages(random_walk[1])
+
+
 @pytest.mark.parametrize("name", TRACKED)
 def test_the_reconstructed_average_is_the_tracked_average_up_to_a_thousandth(
-    name: str, random_walk: tuple[EMA, Path]
+    name: str, random_walk: tuple[EMA, Path], snapshots: list[Snapshot]
 ) -> None:
-    ema, folder = random_walk
-    saved = [snapshot for snapshot in saved_averages(folder) if snapshot.name in ("main", "narrow")]
+    ema, _ = random_walk
+    saved = [snapshot for snapshot in snapshots if snapshot.name in ("main", "narrow")]
     assert len(saved) == 100
     found = combination([snapshot.profile for snapshot in saved], Profile(TRACKED[name], 2000))
     tracked = ema.networks[name]
@@ -86,8 +91,8 @@ def test_a_file_has_the_width_of_each_power_function_average_and_loads_with_weig
     assert all(torch.equal(state[name], value) for name, value in ema.networks["narrow"].state_dict().items())
 
 
-def test_buffers_are_those_of_the_last_snapshot_not_a_sum(random_walk: tuple[EMA, Path]) -> None:
-    saved = saved_averages(random_walk[1])[:18]  # the first three files
+def test_buffers_are_those_of_the_last_snapshot_not_a_sum(snapshots: list[Snapshot]) -> None:
+    saved = snapshots[:18]  # the first three files
     state = combined(saved, [1 / 18] * 18)
     assert int(state["1.num_batches_tracked"]) == 3 * 40
     last = torch.load(saved[-1].path, weights_only=True)["averages"]["main"]["buffers"]

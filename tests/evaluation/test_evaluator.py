@@ -63,21 +63,23 @@ def measure(folder: Path, batch_size: int) -> tuple[list[Number], dict[int, Tens
     return [*numbers, job.mean(MeanOverImages(Brightness(), "train"), FewImages().load())], images
 
 
-def test_numbers_and_images_are_the_same_on_1_2_and_3_ranks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_ranks", [3, pytest.param(2, marks=pytest.mark.full)])
+def test_numbers_and_images_are_the_same_on_1_rank_and_on_several(num_ranks: int, tmp_path: Path) -> None:
     batch_size = 10  # three batches, the last one padded
-    results = {n: run_on_ranks(n, measure, tmp_path / str(n), tmp_path / f"cache{n}", batch_size) for n in (1, 2, 3)}
+    results = {
+        n: run_on_ranks(n, measure, tmp_path / str(n), tmp_path / f"cache{n}", batch_size) for n in (1, num_ranks)
+    }
     ((expected_numbers, expected_images),) = results[1]
     assert sorted(expected_images) == list(range(NUM_SAMPLES))
     assert len(expected_numbers) == 20
-    for world_size in (2, 3):
-        seeds = [seed for _, images in results[world_size] for seed in images]
-        assert sorted(seeds) == list(range(NUM_SAMPLES))  # each seed on one rank
-        for numbers, images in results[world_size]:
-            assert all(torch.equal(image, expected_images[seed]) for seed, image in images.items())
-            for expected, number in zip(expected_numbers, numbers, strict=True):
-                assert number.name == expected.name
-                assert number.value == pytest.approx(expected.value, rel=1e-9)
-                assert number.fingerprint == expected.fingerprint
+    seeds = [seed for _, images in results[num_ranks] for seed in images]
+    assert sorted(seeds) == list(range(NUM_SAMPLES))  # each seed on one rank
+    for numbers, images in results[num_ranks]:
+        assert all(torch.equal(image, expected_images[seed]) for seed, image in images.items())
+        for expected, number in zip(expected_numbers, numbers, strict=True):
+            assert number.name == expected.name
+            assert number.value == pytest.approx(expected.value, rel=1e-9)
+            assert number.fingerprint == expected.fingerprint
 
 
 def test_numbers_are_computed_from_the_features_of_the_generated_images(tmp_path: Path) -> None:

@@ -50,9 +50,9 @@ def test_padding_to_32_pixels_does_not_change_the_features(network: FashionCNN, 
 
 
 def test_images_of_other_sizes_are_resized(network: FashionCNN, clothes: Clothes) -> None:
-    doubled = clothes.pixels.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    doubled = clothes.pixels[:300].repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
     logits = network(doubled)["logits"]
-    assert float((logits.argmax(1) == clothes.label).double().mean()) >= 0.85
+    assert float((logits.argmax(1) == clothes.label[:300]).double().mean()) >= 0.85
 
 
 def test_features_stay_in_evaluation_mode_and_ignore_autocast(network: FashionCNN, clothes: Clothes) -> None:

@@ -5,6 +5,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,11 @@ SMALL: dict[str, tuple[Callable[[], dict[str, Tensor]], str]] = {
     ),
 }  # fmt: skip
 """Format -> function that returns the tensors of a small network, and the name of one of them."""
+
+
+@cache
+def tensors_of(form: str) -> dict[str, Tensor]:
+    return SMALL[form][0]()
 
 
 def saved(content: Any, **options: Any) -> bytes:
@@ -125,15 +131,15 @@ def damages() -> Iterator[Any]:
 
 @pytest.mark.parametrize(("form", "damage"), list(damages()))
 def test_a_damaged_or_hostile_file_of_tensors_is_refused_in_one_error_message(form: str, damage: str) -> None:
-    make, name = SMALL[form]
+    name = SMALL[form][1]
     write, message = OF_TENSORS[damage]
-    Path("model.pt").write_bytes(write(make(), name))
+    Path("model.pt").write_bytes(write(tensors_of(form), name))
     assert message in refusal(Path("model.pt"), form, TYPED)
 
 
 @pytest.mark.parametrize("form", SMALL)
 def test_the_undamaged_files_of_these_tests_are_read(form: str) -> None:
-    torch.save(SMALL[form][0](), "model.pt")
+    torch.save(tensors_of(form), "model.pt")
     assert read_foreign(Path("model.pt"), form, TYPED)[1].weights
 
 
@@ -148,13 +154,13 @@ def test_the_undamaged_files_of_these_tests_are_read(form: str) -> None:
     ],
 )
 def test_a_tensor_of_a_layer_that_no_network_has_is_refused_quickly(form: str, name: str) -> None:
-    torch.save(SMALL[form][0]() | {name: torch.ones(32, 32, 3, 3)}, "model.pt")
+    torch.save(tensors_of(form) | {name: torch.ones(32, 32, 3, 3)}, "model.pt")
     refusal(Path("model.pt"), form, TYPED)
 
 
 @pytest.mark.parametrize("form", SMALL)
 def test_the_format_of_another_network_is_refused(form: str) -> None:
-    torch.save(SMALL["dit" if form != "dit" else "ddpm"][0](), "model.pt")
+    torch.save(tensors_of("dit" if form != "dit" else "ddpm"), "model.pt")
     refusal(Path("model.pt"), form, TYPED)
 
 
@@ -175,9 +181,14 @@ def test_a_device_and_a_pipe_are_refused_without_waiting() -> None:
 NET = EDM(8, 128, (1,), 1, ())
 
 
+@cache
+def tensors_of_net() -> dict[str, Tensor]:
+    return with_filters(random_tensors(NET.shapes()))
+
+
 def edm(change: Callable[[Any], object] = lambda model: None, tensors: dict[str, Tensor] | None = None) -> bytes:
     """A file of EDM whose modules a function has changed.  tensors: tensors that replace those of these names."""
-    model = tree(NET, with_filters(random_tensors(NET.shapes())) | (tensors or {}))
+    model = tree(NET, tensors_of_net() | (tensors or {}))
     change(model)
     return pickled(preconditioned(NET, model))
 

@@ -40,11 +40,13 @@ LATENTS = ["data.channels=4", "data.resolution=32", "data.num_classes=1000", "co
         (["data=imagenet64", "model=unet_adm_64", *LEARNED, *CLASSES], 295_904_454),
         (["data=imagenet128", "model=unet_adm_128", *LEARNED, *CLASSES], 421_529_606),
         (["data=imagenet256", "model=unet_adm_256", *LEARNED, *CLASSES], 553_838_086),
-        (["data=lsun_bedroom", "model=unet_adm_256", *LEARNED], 552_814_086),
+        pytest.param(["data=lsun_bedroom", "model=unet_adm_256", *LEARNED], 552_814_086, marks=pytest.mark.full),
         (["data=imagenet256", "data.resolution=512", "model=unet_adm_512", *LEARNED, *CLASSES], 558_997_638),
         (["data=imagenet256", "model=unet_adm_upsampler", *LEARNED, *CLASSES], 311_795_910),
         (["data=cifar10", "model=unet_ddpmpp", "augmentation=edm"], 55_733_891),
-        (["data=cifar10", "model=unet_ddpmpp", "augmentation=edm", *CLASSES], 55_735_299),
+        pytest.param(
+            ["data=cifar10", "model=unet_ddpmpp", "augmentation=edm", *CLASSES], 55_735_299, marks=pytest.mark.full
+        ),
         (["data=cifar10", "model=unet_ddpmpp", "augmentation=edm", "conditioning=label"], 55_735_299),
         (["model=unet_tiny"], 1_623_169),
         (["model=unet_quick", "conditioning=label"], 758_148),

@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
@@ -54,6 +55,17 @@ def trained(network: UNet, num_steps: int = 2) -> UNet:
     return network
 
 
+def trained_with(options: dict[str, Any]) -> UNet:
+    """A copy of the trained network with these options, which is trained once."""
+    key = repr(options)
+    if key not in TRAINED:
+        TRAINED[key] = trained(small(**options))
+    return copy.deepcopy(TRAINED[key])
+
+
+TRAINED: dict[str, UNet] = {}
+
+
 @every_option
 def test_an_untrained_network_answers_exactly_0(options: dict[str, Any]) -> None:
     answer = small(**options)(*batch())
@@ -72,7 +84,7 @@ def test_every_residual_branch_starts_as_nothing(options: dict[str, Any]) -> Non
 
 @every_option
 def test_gradients_reach_every_parameter_after_two_steps(options: dict[str, Any]) -> None:
-    network = trained(small(**options))
+    network = trained_with(options)
     network.zero_grad()
     network(*batch(2)).square().mean().backward()
     unreached = [name for name, p in network.named_parameters() if p.grad is None or not bool(p.grad.any())]
@@ -81,7 +93,7 @@ def test_gradients_reach_every_parameter_after_two_steps(options: dict[str, Any]
 
 @every_option
 def test_time_label_and_image_each_change_the_answer(options: dict[str, Any]) -> None:
-    network = trained(small(**options)).eval().requires_grad_(False)
+    network = trained_with(options).eval().requires_grad_(False)
     x_t, time, condition = batch()
     answer = network(x_t, time, condition)
     changed = [
@@ -94,7 +106,7 @@ def test_time_label_and_image_each_change_the_answer(options: dict[str, Any]) ->
 
 @every_option
 def test_an_answer_does_not_depend_on_the_rest_of_the_batch(options: dict[str, Any]) -> None:
-    network = trained(small(**options)).eval()
+    network = trained_with(options).eval()
     x_t, time, condition = batch()
     assert condition.label is not None
     together = network(x_t, time, condition)
@@ -171,7 +183,7 @@ def test_settings_that_do_not_fit_together_are_refused(options: dict[str, Any], 
 
 
 def test_answers_leave_autocast_in_float32() -> None:
-    network = trained(small()).eval().requires_grad_(False)
+    network = trained_with({}).eval().requires_grad_(False)
     exact = network(*batch())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         answer = network(*batch())
@@ -291,7 +303,7 @@ def test_depths_and_half_widths_are_those_of_each_level() -> None:
     ids=lambda options: ", ".join(options) or "defaults",
 )
 def test_checkpointing_changes_neither_answers_nor_gradients(options: dict[str, Any]) -> None:
-    plain, checkpointed = (trained(small(**options | {"checkpointing": on})) for on in (False, True))
+    plain, checkpointed = (trained_with(options | {"checkpointing": on}) for on in (False, True))
     for network in (plain, checkpointed):
         network.zero_grad()
         network(*batch(2)).square().mean().backward()

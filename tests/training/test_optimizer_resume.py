@@ -45,7 +45,7 @@ SCHEDULES: dict[str, Any] = {
     "warm restarts": TorchLRSchedule(lr_scheduler.CosineAnnealingWarmRestarts, T_0=3),
 }
 
-SOME = [("sgd", "wsd"), ("muon", "cosine"), ("radam", "linear"), ("nadam", "exponential"), ("adam", "one cycle")]
+SOME = [("sgd", "wsd"), ("muon", "cosine"), ("adam", "one cycle")]
 PAIRS = [
     *SOME,
     *(

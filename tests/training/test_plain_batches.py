@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -64,6 +65,12 @@ def trained(batches: DataLoader[Any], module: DiffusionModule | None = None, **s
     return weights(module.network)
 
 
+@cache
+def expected_weights(labels: Labels | None = None) -> Tensor:
+    """Return the weights after training on (images, labels) from a data loader."""
+    return trained(loader(PIXELS, LABELS), small_module(labels))
+
+
 def test_a_plain_batch_is_trained_like_the_image_batch_with_the_same_positions() -> None:
     batches = [
         ImageBatch(from_uint8(PIXELS[k : k + 6]), LABELS[k : k + 6], Draws(0, k // 6, range(6), 6))
@@ -74,7 +81,7 @@ def test_a_plain_batch_is_trained_like_the_image_batch_with_the_same_positions()
 
 
 def test_uint8_images_and_float_images_train_the_same_weights() -> None:
-    expected = trained(loader(PIXELS))
+    expected = expected_weights()
     assert torch.equal(trained(loader(from_uint8(PIXELS))), expected)
     assert torch.equal(trained(loader(from_uint8(PIXELS).double())), expected)
     assert not torch.equal(expected, weights(small_module().network))
@@ -92,7 +99,7 @@ def test_uint8_images_and_float_images_train_the_same_weights() -> None:
     ],
 )
 def test_images_and_labels_can_be_a_tuple_or_a_dict(arrange: Callable[[Tensor, Tensor], Any]) -> None:
-    expected = trained(loader(PIXELS, LABELS), small_module(Labels(3)))
+    expected = expected_weights(Labels(3))
     batches = [arrange(PIXELS[k : k + 6], LABELS[k : k + 6]) for k in range(0, 24, 6)]
     assert torch.equal(trained(given(batches), small_module(Labels(3))), expected)
 
@@ -102,7 +109,7 @@ def test_images_need_no_labels_and_labels_of_an_unconditional_network_have_no_ef
     arrange: Callable[[Tensor], Any],
 ) -> None:
     batches = [arrange(batch) for batch in torch.split(PIXELS, 6)]
-    assert torch.equal(trained(given(batches)), trained(loader(PIXELS, LABELS)))
+    assert torch.equal(trained(given(batches)), expected_weights())
 
 
 def test_a_network_is_conditioned_on_all_parts_of_a_condition() -> None:
@@ -119,7 +126,7 @@ def test_a_network_is_conditioned_on_all_parts_of_a_condition() -> None:
     assert not torch.equal(by_condition[0], by_condition[2])
 
 
-UNUSABLE = {
+UNUSABLE: dict[str, Any] = {
     r"images must be \[B, 1, 8, 8\] .*got \[6, 8, 8\]; add the channels with images\.unsqueeze\(1\)": PIXELS[:6, 0],
     r"images must be \[B, 1, 8, 8\] .*\[6, 8, 8, 1\]; move the channels with .*\(0, 3, 1, 2\)": PIXELS[
         :6, 0, :, :, None
@@ -138,10 +145,10 @@ UNUSABLE = {
 @pytest.mark.parametrize("message", UNUSABLE)
 def test_a_batch_that_the_network_cannot_use_is_refused(message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        train(small_module(), given([UNUSABLE[message]]))
+        small_module().training_step(UNUSABLE[message], 0)
 
 
-UNUSABLE_LABELS = {
+UNUSABLE_LABELS: dict[str, Any] = {
     r"must be \(images, labels\) for this network, which is conditioned on 3 classes, got no labels": PIXELS[:6],
     r"labels must be integers \[6\], one class per image, got torch\.int64 \[6, 3\]": (
         PIXELS[:6], torch.zeros(6, 3, dtype=torch.int64)
@@ -154,7 +161,7 @@ UNUSABLE_LABELS = {
 @pytest.mark.parametrize("message", UNUSABLE_LABELS)
 def test_labels_that_the_network_cannot_use_are_refused(message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        train(small_module(Labels(3)), given([UNUSABLE_LABELS[message]]))
+        small_module(Labels(3)).training_step(UNUSABLE_LABELS[message], 0)
 
 
 def test_values_are_read_only_in_the_first_batch() -> None:
@@ -249,7 +256,7 @@ def test_a_checkpoint_can_be_loaded_without_a_trainer(
 
 
 def test_a_loop_without_a_trainer_trains_with_the_same_random_numbers() -> None:
-    expected = trained(loader(PIXELS), max_steps=4)
+    expected = expected_weights()
     module = small_module()
     optimizer = module.optimizer(module.network)
     for step, batch in enumerate(loader(PIXELS)):

@@ -10,7 +10,8 @@ from diffusion_lab.networks import Labels
 from support.killed_runs import Layout, Recipe, outcome, run
 from support.small_runs import small_module
 
-LAYOUTS = [Layout(accumulate=2), Layout(num_processes=2), Layout(accumulate=2, num_processes=2)]
+RANKS = [Layout(num_processes=2), Layout(accumulate=2, num_processes=2)]
+LAYOUTS = [Layout(accumulate=2), *RANKS]
 
 
 def losses(folder: Path) -> list[float]:
@@ -27,17 +28,21 @@ def changes(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("precision", "tolerance", "num_steps"),
-    [("64-true", 1e-10, 10), pytest.param("32-true", 1e-5, 30, marks=pytest.mark.full)],
+    ("precision", "tolerance", "num_steps", "layouts"),
+    [
+        ("64-true", 1e-10, 5, RANKS),
+        pytest.param("64-true", 1e-10, 10, LAYOUTS, marks=pytest.mark.full),
+        pytest.param("32-true", 1e-5, 30, LAYOUTS, marks=pytest.mark.full),
+    ],
 )
 def test_losses_and_weights_are_the_same_up_to_the_rounding_of_sums(
-    precision: str, tolerance: float, num_steps: int, tmp_path: Path
+    precision: str, tolerance: float, num_steps: int, layouts: list[Layout], tmp_path: Path
 ) -> None:
     recipe = Recipe(num_steps=num_steps, dropout=0.0, precision=precision, lr=1e-3)
     assert run(tmp_path / "undivided", Layout(), recipe=recipe)
     expected = changes(tmp_path / "undivided")
     assert len(expected) > 100
-    for number, layout in enumerate(LAYOUTS):
+    for number, layout in enumerate(layouts):
         folder = tmp_path / str(number)
         assert run(folder, layout, recipe=recipe)
         assert losses(folder) == pytest.approx(losses(tmp_path / "undivided"), rel=tolerance)
