@@ -16,7 +16,7 @@ from diffusion_lab.config.program import command_line
 from diffusion_lab.data.classes import numbering
 from diffusion_lab.data.image_datamodule import ImageDataModule
 from diffusion_lab.distributed.launch import describe_device
-from diffusion_lab.evaluation.evaluator import Number
+from diffusion_lab.evaluation.number import Number
 from diffusion_lab.paths import CONF
 from diffusion_lab.reporting.text import terminal_text
 from diffusion_lab.reporting.text_tables import format_duration
