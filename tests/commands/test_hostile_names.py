@@ -73,7 +73,9 @@ def test_a_run_with_a_hostile_name_is_evaluated(name: str, runs: dict[str, Path]
     assert f"{RUNS[name]}, last.ckpt, step 2\n" in require_success(done).stdout
 
 
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == MAIN[2] else pytest.mark.full, id=RUNS[name]) for name in RUNS]
+)
 def test_a_run_with_a_hostile_name_is_sampled(name: str, runs: dict[str, Path], tmp_path: Path) -> None:
     overrides = [*SETTINGS, "num_images=2", f"label={quote('r[bold red]q')}", f"hydra.run.dir={tmp_path}"]
     done = require_success(run("sample.py", f"run={quote(str(runs[name]))}", *overrides))

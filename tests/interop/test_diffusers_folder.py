@@ -99,7 +99,7 @@ SCHEDULERS: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("number", [0, 2, 7, 8, *(pytest.param(k, marks=pytest.mark.full) for k in (1, 3, 4, 5, 6, 9))])
+@pytest.mark.parametrize("number", [0, 2, 7, *(pytest.param(k, marks=pytest.mark.full) for k in (1, 3, 4, 5, 6, 8, 9))])
 def test_the_settings_of_schedulers_draw_the_images_of_their_pipeline(number: int, tmp_path: Path) -> None:
     options = dict(SCHEDULERS[number])
     name = options.pop("_class_name")

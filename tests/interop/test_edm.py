@@ -1,5 +1,6 @@
 """Files of EDM: DDPM++ and ADM, random and of published sizes."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,11 @@ NETS = {
 }
 
 
+@cache
+def random_weights(net: EDM) -> dict[str, torch.Tensor]:
+    return with_filters(random_tensors(net.shapes()))
+
+
 def loaded(imported: Imported) -> Any:
     network = build_network(imported.network)
     network.load_state_dict(imported.weights)
@@ -43,7 +49,7 @@ def loaded(imported: Imported) -> Any:
 )
 def test_an_imported_network_has_the_outputs_of_the_original(name: str, protocol: int, tmp_path: Path) -> None:
     net = NETS[name]
-    tensors = with_filters(random_tensors(net.shapes()))
+    tensors = random_weights(net)
     file = write(net, tensors, tmp_path / "network.pkl", protocol=protocol)
     form, imported = read_foreign(file, "auto", Options())
     assert form == "edm"
@@ -54,16 +60,17 @@ def test_an_imported_network_has_the_outputs_of_the_original(name: str, protocol
     weights = {key: tensor.double() for key, tensor in tensors.items()}
     expected = output(net, weights, x, time, label, augment)
     condition = Condition(label, augmentation=augment if net.augment_dim else None)
-    ours = loaded(imported)(x, time, condition)
+    network = loaded(imported)
+    ours = network(x, time, condition)
     assert (ours - expected).abs().max() < 1e-6 * expected.abs().max()  # both round the frequencies to float32
     exact = torch.zeros(3)  # at time 0, the sinusoids are exact
     expected = output(net, weights, x, exact, label, augment)
-    assert (loaded(imported)(x, exact, condition) - expected).abs().max() < 1e-12 * expected.abs().max()
+    assert (network(x, exact, condition) - expected).abs().max() < 1e-12 * expected.abs().max()
 
 
 def test_the_null_class_of_an_embedding_table_is_the_zero_vector(tmp_path: Path) -> None:
     net = NETS["adm with label dropout"]
-    file = write(net, with_filters(random_tensors(net.shapes())), tmp_path / "network.pkl")
+    file = write(net, random_weights(net), tmp_path / "network.pkl")
     imported = read_foreign(file, "edm", Options())[1]
     assert imported.weights["label_embedding.weight"].shape == (6, 512)
     assert imported.weights["label_embedding.weight"][5].abs().max() == 0
@@ -109,7 +116,7 @@ def as_node(module: Any) -> Node:
 
 @pytest.mark.parametrize("sign", ["Fourier features", "larger filters", "a residual encoder"])
 def test_ncsnpp_is_refused_by_name(sign: str, tmp_path: Path) -> None:
-    tensors = with_filters(random_tensors(PLAIN.shapes()))
+    tensors = dict(random_weights(PLAIN))
     if sign == "larger filters":
         tensors = {k: torch.full((1, 1, 4, 4), 1 / 16) if k.endswith("filter") else v for k, v in tensors.items()}
     if sign == "a residual encoder":
@@ -124,14 +131,14 @@ def test_ncsnpp_is_refused_by_name(sign: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["VEPrecond", "iDDPMPrecond"])
 def test_other_preconditionings_are_refused_by_name(kind: str, tmp_path: Path) -> None:
-    file = write(PLAIN, with_filters(random_tensors(PLAIN.shapes())), tmp_path / "network.pkl", kind)
+    file = write(PLAIN, random_weights(PLAIN), tmp_path / "network.pkl", kind)
     with pytest.raises(UserError, match=f"EDMPrecond or VPPrecond, got {kind}"):
         read_foreign(file, "edm", Options())
 
 
 def test_format_ddpmpp_refuses_adm(tmp_path: Path) -> None:
     net = NETS["adm with label dropout"]
-    file = write(net, with_filters(random_tensors(net.shapes())), tmp_path / "network.pkl")
+    file = write(net, random_weights(net), tmp_path / "network.pkl")
     with pytest.raises(UserError, match="format=ddpmpp, got ADM; use format=edm"):
         read_foreign(file, "ddpmpp", Options())
 
@@ -144,5 +151,5 @@ def test_format_ddpmpp_refuses_adm(tmp_path: Path) -> None:
     ],
 )
 def test_the_preconditioning_selects_the_schedule(kind: str, overrides: set[str], tmp_path: Path) -> None:
-    file = write(PLAIN, with_filters(random_tensors(PLAIN.shapes())), tmp_path / "network.pkl", kind)
+    file = write(PLAIN, random_weights(PLAIN), tmp_path / "network.pkl", kind)
     assert overrides <= set(read_foreign(file, "ddpmpp", Options())[1].overrides)

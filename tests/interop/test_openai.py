@@ -23,6 +23,7 @@ from support.foreign_openai import (
     small_unets,
     unet,
 )
+from support.representatives import with_representatives
 
 SMALL = dict(small_unets())
 
@@ -119,7 +120,10 @@ def test_weights_in_float16_are_read_as_float32(tmp_path: Path) -> None:
     assert torch.equal(imported.weights["conv_in.weight"], tensors["input_blocks.0.0.weight"].float())
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+SOME_PUBLISHED = ("64x64_diffusion.pt", "512x512_diffusion.pt", "64_256_upsampler.pt", "cifar10_uncond_50M_500K.pt")
+
+
+@pytest.mark.parametrize("name", with_representatives({name: name for name in PUBLISHED}, SOME_PUBLISHED))
 def test_each_published_unet_needs_no_settings_and_has_the_published_number_of_parameters(name: str) -> None:
     flags, count = PUBLISHED[name]
     tensors = ForeignTensors(meta_tensors(flags.shapes()), Path(name), "adm")

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +28,7 @@ from support.foreign_witness import FLAGS, witness
 PROCESS: Any = GaussianProcess(CosineSchedule(100))
 
 
+@cache
 def small_network() -> tuple[Any, dict[str, Tensor]]:
     """The imported network of FLAGS, and the tensors of its file."""
     tensors = random_tensors(FLAGS.shapes())

@@ -21,6 +21,7 @@ from diffusion_lab.runs.load import load_config, load_module
 from diffusion_lab.runs.unrecorded import kept_overrides, require_plain_folder, require_plain_run_folder
 from diffusion_lab.sweeps.comparison import saved_overrides
 from support.commands import TINY, run
+from support.representatives import with_representatives
 
 MARK = "MARK"
 """Stands for a folder that a hostile config tries to create."""
@@ -442,7 +443,10 @@ def test_a_checkpoint_with_other_parts_is_refused_in_one_sentence(parts: dict[st
     assert "the run cannot be resumed" in done.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "overrides.yaml", "status.json", "class_names.json", ".slurm_job"])
+NEVER_ENDING = ("config.yaml", "overrides.yaml", "status.json", "class_names.json", ".slurm_job")
+
+
+@pytest.mark.parametrize("name", with_representatives({name: name for name in NEVER_ENDING}, NEVER_ENDING[:3]))
 def test_a_file_of_a_run_that_never_ends_is_not_opened(name: str, strange: Path) -> None:
     (strange / name).unlink(missing_ok=True)
     os.mkfifo(strange / name)

@@ -141,7 +141,7 @@ def rebuilt(module: DiffusionModule, **changed: Any) -> DiffusionModule:
 
 def test_training_learns_a_single_image() -> None:
     module = small_module()
-    fit(module, 150)
+    fit(module, 40)
     data = batch()
     data.x_0 = FewImages().load().gather(torch.arange(6)).float() / 127.5 - 1
     assert module.training_step(data, 0).item() < 0.75  # 1.0 before
