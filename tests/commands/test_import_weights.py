@@ -83,10 +83,8 @@ def test_training_does_not_resume_an_imported_run_and_names_other_uses(overrides
     before = {path: path.stat().st_mtime_ns for path in imported.rglob("*") if path.suffix != ".log"}
     done = run("train.py", *(override.format(imported) for override in overrides), "model=unet_tiny")
     assert done.returncode == 1
-    assert (
-        "which was imported without the state of its training; sample, evaluate, guide and cascade accept it."
-        in done.stderr
-    )
+    remedy = f"init={imported} starts a new run from its weights."
+    assert f"which was imported without the state of its training; {remedy}" in done.stderr
     assert done.stderr.count("\n") == 1
     assert {path: path.stat().st_mtime_ns for path in before} == before
 

@@ -256,6 +256,8 @@ def test_the_newest_run_as_guide_is_named_by_its_path(tmp_path: Path, monkeypatc
     guide, classifier = make_run(tmp_path / "train" / "A"), make_run(tmp_path / "train_classifier" / "B", CLASSIFIER)
     found = with_found_guides(["seed=1", "guide=last", "classifier='last'", "guide=null"])
     assert found == ["seed=1", f'guide="{guide}"', f'classifier="{classifier}"', "guide=null"]
+    assert with_found_guides(["init=last"], "train") == [f'init="{guide}"']
+    assert with_found_guides(["init=last"], "train_classifier") == [f'init="{classifier}"']
 
 
 def test_the_default_logs_are_searched_for_the_newest_run_only_if_the_moved_logs_have_none(

@@ -30,7 +30,7 @@ NETWORKS: dict[str, Callable[[], Network]] = {
 
 def random_network(name: str) -> Network:
     torch.manual_seed(0)
-    network: Network = NETWORKS[name]()
+    network = NETWORKS[name]()
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.2)
     return network
@@ -86,7 +86,7 @@ def test_queries_keys_values_and_all_linear_layers_have_adapters_by_default() ->
 
 @pytest.mark.full
 def test_an_adapter_of_a_3_x_3_convolution_is_merged() -> None:
-    network = with_random_adapters(small_unet(), LoRA(2, layers=("conv_in",)))
+    network: Any = with_random_adapters(small_unet(), LoRA(2, layers=("conv_in",)))
     x = torch.randn(2, 1, 8, 8)
     plain = nn.Conv2d(1, 8, 3, padding=1)
     state = merged(network.state_dict(), 1.0)
