@@ -42,7 +42,7 @@ ORDER = (
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 
-MATHEMATICS = ("process", "objectives", "samplers", "guidance", "networks", "ema", "denoiser")
+MATHEMATICS = ("process", "objectives", "samplers", "guidance", "networks", "ema", "denoiser", "masking")
 """Folders that import torch alone."""
 
 KNOW_HYDRA = ("config", "runs", "sweeps", "commands")
