@@ -54,6 +54,7 @@ MATHEMATICS = (
     "networks",
     "ema",
     "denoiser",
+    "masking",
 )
 """Folders that import torch alone."""
 

@@ -110,6 +110,8 @@ def test_masked_runs_are_sampled_with_holes_in_held_out_images(masked: Path) -> 
         images(f"run={masked}", "label=3")
     with pytest.raises(UserError, match=r"data.condition_path must not be given for a data set without paired images"):
         images(f"run={masked}", "data.condition_path=somewhere")
+    done = run("export.py", f"run={masked}", "format=safetensors", "num_images=4", f"output={masked}_exported")
+    assert "error: num_images must be null or 0 for a network that is conditioned on images, got 4" in done.stderr
 
 
 @pytest.mark.usefixtures("initialized_hydra")

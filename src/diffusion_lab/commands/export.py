@@ -118,6 +118,11 @@ class Run:
             self.network: Network = module.sampled_network(config.weights)
         except ValueError as error:
             raise UserError(str(error)) from error
+        if config.num_images and self.network.condition_channels:
+            raise UserError(
+                f"num_images must be null or 0 for a network that is conditioned on images, got {config.num_images}; "
+                "without it, the card shows the newest grid of the run."
+            )
 
     @property
     def name(self) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+from diffusion_lab.config.earlier_versions import current_config
 from diffusion_lab.errors import UserError
 from diffusion_lab.interop import diffusers_folder, safetensors_folder
 from diffusion_lab.interop.foreign_config import ForeignConfig, read_json
@@ -59,7 +60,7 @@ def read_export(folder: Path, options: Options) -> Imported:
     _require_no_options(options, folder)
     settings, weights = safetensors_folder.read(folder)
     file = folder / safetensors_folder.CONFIG
-    nodes = {name: settings[name] for name in safetensors_folder.CONFIG_NODES if name in settings}
+    nodes = current_config({name: settings[name] for name in safetensors_folder.CONFIG_NODES if name in settings})
     if typed := sorted({key.partition(".")[0] for key in options.given} & {*nodes}):
         raise UserError(f"{typed[0]} must not be given, because {file} contains it.")
     _require_plain({**nodes, **{name: settings.get(name) for name in ("weights", "guidance")}}, file)

@@ -11,6 +11,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.errors import UserError
+from diffusion_lab.runs import condition_setup
 from diffusion_lab.runs.find import Target
 from diffusion_lab.runs.load import instantiate_node, load_config, resolve
 
@@ -41,12 +42,20 @@ def use_place(trained: DictConfig, data: DictConfig, target: Target) -> None:
 
 def _set_paths(config: DictConfig, places: Places) -> None:
     for setting, place in places:
-        keys = [key for key in KEYS[setting] if OmegaConf.select(config, key) is not None]
-        if not keys:
+        keys = [key for key in KEYS[setting] if _has_key(config, key)]
+        paired = condition_setup.paired_setting(config) or ""
+        if not keys or (setting == "condition_path" and not paired.startswith("data.condition_path=")):
             kind = "paired images in a folder" if setting == "condition_path" else "a path"
             raise UserError(f"data.{setting} must not be given for a data set without {kind}, got {place}.")
         for key in keys:
             OmegaConf.update(config, key, place)
+
+
+def _has_key(config: DictConfig, key: str) -> bool:
+    """Return whether a config has a key, whose value may be null."""
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(config, parent)
+    return node is not None and name in node
 
 
 @cache  # evaluations build each measurement twice
