@@ -16,6 +16,7 @@ from diffusion_lab.metrics.mean_over_images import MeanOverImages
 from diffusion_lab.metrics.metric import Metric
 from diffusion_lab.metrics.perceptual_distance import LPIPS, FeatureDistance
 from diffusion_lab.metrics.precision_recall import PrecisionRecall
+from diffusion_lab.metrics.smoothness import Smoothness
 
 __all__ = [
     "CMMD",
@@ -36,5 +37,6 @@ __all__ = [
     "MeanOverImages",
     "Metric",
     "PrecisionRecall",
+    "Smoothness",
     "SpatialFrechetDistance",
 ]
