@@ -7,6 +7,10 @@ python src/edit.py run=logs/train/RUN images=test task=super_resolution task.fac
 python src/edit.py run=logs/train/RUN images=FOLDER task=deblur task.noise=0.05 posterior=pigdm
 python src/edit.py run=logs/train/RUN images=FOLDER task=variation task.strength=0.5
 python src/edit.py run=logs/train/RUN images=FOLDER task=style label=7 guidance_scale=3
+python src/edit.py run=logs/train/RUN task=walk label=7 captions=true                # a loop of 64 frames, animated
+python src/edit.py run=logs/train/RUN images=test num_images=2 task=interpolate      # frames from image to image
+python src/edit.py run=logs/train/RUN task=morph 'label=[boot,bag]' animation=mp4    # from class to class
+python src/edit.py run=logs/train/RUN task=sweep 'task.guidance_scales=[0,8]'        # increasing guidance
 python src/edit.py run=logs/train/RUN images=test task=invert guidance_scale=1 sampler=ddim sampler.num_steps=100
 torchrun --nproc-per-node 8 src/edit.py run=logs/train/RUN images=test mask=half trainer=ddp num_images=1000
 
@@ -23,7 +27,7 @@ from omegaconf import DictConfig
 from diffusion_lab.commands import entry
 from diffusion_lab.errors import UserError
 from diffusion_lab.reporting.text import terminal_text
-from diffusion_lab.runs import edit_metrics, edit_setup, sampling_setup
+from diffusion_lab.runs import edit_metrics, edit_setup, frame_job, sampling_setup
 from diffusion_lab.runs.animations import require_pictures, save_animation
 from diffusion_lab.runs.find import Target
 from diffusion_lab.runs.image_job import image_job
@@ -35,7 +39,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FILES = ("samples.png", "samples.webp", "samples.gif", "samples_*.npz", "noises.npz", "images", "measurements")
+FILES = (
+    "samples.png",
+    "samples.webp",
+    "samples.gif",
+    "samples.mp4",
+    "samples_*.npz",
+    "noises.npz",
+    "images",
+    "measurements",
+)
 """Glob patterns of the files and folders that the command writes, in the order of its last line."""
 
 
@@ -46,6 +59,8 @@ def edit(config: DictConfig) -> float | None:
     better, or None if no metric is measured.
     """
     sampling_setup.require_whole_numbers(config)
+    if frame_job.is_sequence(config):
+        return frame_job.generate_sequence(config)
     require_pictures(config)
     edit_setup.complete(config)
     target = find_one_target(config)
@@ -58,7 +73,7 @@ def edit(config: DictConfig) -> float | None:
         numbers = _generate(config, images, measurement, target, step)
     if fabric.is_global_zero:
         if numbers:
-            edit_metrics.write_results(numbers, measurement, target, step, folder)
+            edit_metrics.write_results(numbers, images, measurement.seconds, target, step, folder)
         files = ", ".join(path.name for name in FILES for path in sorted(folder.glob(name)))
         text = f"{images.num_images:,} results of {target.folder} at step {step:,} are in {folder}: {files}"
         print(terminal_text(text), flush=True)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-FILES = ("samples.png", "conditions.png", "samples.webp", "samples.gif", "samples_*.npz", "images")
+FILES = ("samples.png", "conditions.png", "samples.webp", "samples.gif", "samples.mp4", "samples_*.npz", "images")
 """Glob patterns of the files and of the folder with images that the command writes, in the order of its last line."""
 
 

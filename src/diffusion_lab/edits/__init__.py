@@ -2,8 +2,11 @@
 
 A task generates a result from each source image with a sampler and a denoiser. `Restoration` combines a linear operator
 with a posterior sampler; `Inpaint` also has a `Mask`, a rule that chooses the pixels that are filled.
+
+Other tasks are a `FrameSequence`: images along a path through noise tensors, classes or guidance scales.
 """
 
+from diffusion_lab.edits.frame_sequence import FrameSequence, Place
 from diffusion_lab.edits.inpaint import Inpaint
 from diffusion_lab.edits.invert import Invert
 from diffusion_lab.edits.masks import (
@@ -17,6 +20,8 @@ from diffusion_lab.edits.masks import (
     Rectangle,
     TransparentPixels,
 )
+from diffusion_lab.edits.morph import Morph
+from diffusion_lab.edits.noise_path import Interpolate, NoisePath, Walk
 from diffusion_lab.edits.restoration import Restoration
 from diffusion_lab.edits.restorations import (
     Colorize,
@@ -26,9 +31,11 @@ from diffusion_lab.edits.restorations import (
     Denoise,
     SuperResolution,
 )
+from diffusion_lab.edits.slerp import slerp
 from diffusion_lab.edits.sources import Sources
+from diffusion_lab.edits.sweep import Sweep
 from diffusion_lab.edits.task import Generator, Task
-from diffusion_lab.edits.variation import Style, Variation
+from diffusion_lab.edits.variation import StartingFrom, Style, Variation
 
 __all__ = [
     "Color",
@@ -37,21 +44,30 @@ __all__ = [
     "Deblur",
     "DeblurMotion",
     "Denoise",
+    "FrameSequence",
     "Generator",
     "Half",
     "Inpaint",
+    "Interpolate",
     "Invert",
     "Mask",
     "MaskFile",
+    "Morph",
+    "NoisePath",
     "Outside",
+    "Place",
     "RandomPixels",
     "RandomRectangle",
     "Rectangle",
     "Restoration",
     "Sources",
+    "StartingFrom",
     "Style",
     "SuperResolution",
+    "Sweep",
     "Task",
     "TransparentPixels",
     "Variation",
+    "Walk",
+    "slerp",
 ]

@@ -34,7 +34,7 @@ class FromNoisySource(Task):
         x_0 = generator.to_x_0(sources.images)
         t = torch.full((len(x_0),), sampler.times[0], dtype=torch.float64)
         x_t = sampler.process.q_sample(x_0, t, noise.draw())
-        start = _StartingFrom(x_t / sampler.initial_std, noise)
+        start = StartingFrom(x_t / sampler.initial_std, noise)
         return generator.to_images(sampler.sample(generator.denoiser, start, generator.condition, generator.on_step))
 
     def last_steps(self, sampler: Sampler) -> Sampler:
@@ -69,7 +69,7 @@ class Style(FromNoisySource):
     strength: float = 0.7
 
 
-class _StartingFrom(Noise):
+class StartingFrom(Noise):
     """A noise source whose first draw is given.  first: first draw, [B, C, H, W].  following: source of the others."""
 
     def __init__(self, first: Tensor, following: Noise) -> None:

@@ -3,13 +3,14 @@
 import torch
 
 from diffusion_lab.generation.edited_images import EditedImages
+from diffusion_lab.generation.frame_images import FrameImages
 from diffusion_lab.generation.seeded_images import SeededImages
 
 DEFAULT, MOST = 8, 20
 """Number of columns of a grid without classes, and largest number of classes that are shown in columns."""
 
 
-def num_columns(images: SeededImages | EditedImages) -> int:
+def num_columns(images: SeededImages | EditedImages | FrameImages) -> int:
     """Return the smallest number of classes after which the classes of the images repeat, or a multiple up to 10.
 
     The number is 8 unless 2 to 20 classes are in turn.

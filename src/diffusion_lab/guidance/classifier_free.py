@@ -48,7 +48,7 @@ class ClassifierFreeGuidance:
             return self.guidable(x_t, t, condition)
         if condition.label is None:
             raise ValueError("`label` must be given if guidance_scale is not 1, got None.")
-        unconditional = replace(condition, label=torch.full_like(condition.label, self.null_label))
+        unconditional = condition.with_label(self.null_label)
         # Both halves are evaluated as one batch: the same arithmetic with half the number of calls.
         t_twice = t[:1].expand(2 * len(t)) if t.stride() == (0,) else torch.cat([t, t])
         both = self.guidable(torch.cat([x_t, x_t]), t_twice, Condition.cat(condition, unconditional))

@@ -46,9 +46,17 @@ class NoisyClassifier:
         return logits.float()
 
     def gradient(self, x_t: Tensor, t: Tensor, label: Tensor) -> Tensor:
-        """Return the gradient of log p(label | x_t) with respect to x_t, [B, C, H, W].  label: int64 [B]."""
+        """Return the gradient of log p(label | x_t) with respect to x_t, [B, C, H, W].
+
+        label: int64 [B]. For weights of labels, float [B, at least num_classes], the logarithm is that of the weighted
+            geometric mean of the probabilities of the classes.
+        """
         with torch.enable_grad():
             x_t = x_t.detach().requires_grad_()
-            log_probabilities = self.logits(x_t, t).log_softmax(dim=1).gather(1, label[:, None])
-            gradient: Tensor = torch.autograd.grad(log_probabilities.sum(), x_t)[0]
+            log_probabilities = self.logits(x_t, t).log_softmax(dim=1)
+            if label.dim() == 1:
+                chosen = log_probabilities.gather(1, label[:, None])
+            else:
+                chosen = log_probabilities * label[:, : self.num_classes]
+            gradient: Tensor = torch.autograd.grad(chosen.sum(), x_t)[0]
         return gradient

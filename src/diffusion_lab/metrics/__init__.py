@@ -17,6 +17,7 @@ from diffusion_lab.metrics.memorization import Memorization
 from diffusion_lab.metrics.metric import Metric
 from diffusion_lab.metrics.perceptual_distance import LPIPS, FeatureDistance
 from diffusion_lab.metrics.precision_recall import PrecisionRecall
+from diffusion_lab.metrics.smoothness import Smoothness
 
 __all__ = [
     "CMMD",
@@ -38,5 +39,6 @@ __all__ = [
     "Memorization",
     "Metric",
     "PrecisionRecall",
+    "Smoothness",
     "SpatialFrechetDistance",
 ]

@@ -1,6 +1,6 @@
 """Inputs that a network is conditioned on, in addition to the noisy image and the time."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor
 class Condition:
     """Condition of a batch of images. Each part is None for a network that does not take this part.
 
-    label: class, int64 [B].
+    label: class, int64 [B], or the weights of all labels in a mixture of classes, float [B, num_rows of `Labels`], for
+        a network with `mixes_labels`.
     augmentation: values that describe the augmentation of the images, float [B, n]; None and 0 mean no augmentation.
     image: condition images, float [B, C, h, w]: low-resolution images for a super-resolution network (see
         `LowResolution`), images with holes and their masks for an inpainting network (see `Masking`), or paired images.
@@ -30,6 +31,15 @@ class Condition:
     def select(self, rows: Tensor) -> "Condition":
         """Return the condition of a part of the batch.  rows: indices of the images, int64 [b]."""
         return Condition(*(_rows(getattr(self, field.name), rows) for field in fields(self)))
+
+    def with_label(self, label: int) -> "Condition":
+        """Return the condition with one label for all images, which have labels, in the form of their labels."""
+        assert self.label is not None
+        if self.label.dim() == 1:
+            return replace(self, label=torch.full_like(self.label, label))
+        weights = torch.zeros_like(self.label)
+        weights[:, label] = 1
+        return replace(self, label=weights)
 
     def to(self, device: torch.device) -> "Condition":
         """Return the condition with all parts on a device."""

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from diffusion_lab import contracts
 from diffusion_lab.networks.blocks import zero
 from diffusion_lab.networks.condition import Condition, Labels
-from diffusion_lab.networks.embeddings import Sinusoids, TimeEmbedding, require_label, with_condition_image
+from diffusion_lab.networks.embeddings import Sinusoids, TimeEmbedding, embed_label, require_label, with_condition_image
 from diffusion_lab.networks.network import Network
 
 TIME_CHANNELS = 256
@@ -142,6 +142,8 @@ class DiT(Network):
     torch.Size([2, 4, 16, 16])
     """
 
+    mixes_labels = True
+
     def __init__(
         self,
         in_channels: int,
@@ -211,7 +213,7 @@ class DiT(Network):
         embedding = self.time_embedding(time, condition)  # [B, channels]
         require_label(condition.label, self.labels)
         if self.label_embedding is not None:
-            embedding = embedding + self.label_embedding(condition.label)
+            embedding = embedding + embed_label(self.label_embedding, condition.label)
         x = with_condition_image(x_t, condition, self.condition_channels).to(self.patches.weight.dtype)
         x = self.patches(F.pixel_unshuffle(x, self.patch_size).flatten(2).mT) + self.positions  # [B, tokens, channels]
         for block in self.blocks:

@@ -105,17 +105,17 @@ class TimeEmbedding(nn.Module):
         if numbers is not None:
             embedding = embedding + self.augmentation(numbers.to(embedding.dtype))
         if self.adds_label and condition is not None and condition.label is not None:
-            embedding = embedding + self.label(self._scaled_one_hot(condition.label, embedding.dtype))
+            embedding = embedding + self.label(self._scaled_weights(condition.label, embedding.dtype))
         result: Tensor = self.layers(embedding)
         return result
 
-    def _scaled_one_hot(self, label: Tensor, dtype: torch.dtype) -> Tensor:
+    def _scaled_weights(self, label: Tensor, dtype: torch.dtype) -> Tensor:
         """Return one-hot vectors times sqrt(num_classes), which have mean square 1, and zeros for the null label.
 
-        label: [B].  Returns [B, num_classes].
+        label: [B], or the weights of all labels, see `Condition`.  Returns [B, num_classes].
         """
-        one_hot = F.one_hot(label, self.labels.num_rows)[:, : self.labels.num_classes]
-        return math.sqrt(self.labels.num_classes) * one_hot.to(dtype)
+        weights = F.one_hot(label, self.labels.num_rows) if label.dim() == 1 else label
+        return math.sqrt(self.labels.num_classes) * weights[:, : self.labels.num_classes].to(dtype)
 
     def _numbers(self, condition: Condition) -> Tensor | None:
         """Return the augmentation of each image and, as the last value, the noise level of its low-resolution image.
@@ -144,6 +144,19 @@ def require_label(label: Tensor | None, labels: Labels) -> None:
     if (label is None) == bool(labels.num_classes):
         wanted = f"a tensor of labels in 0..{labels.num_rows - 1}" if labels.num_classes else "None"
         raise ValueError(f"`label` must be {wanted} for this network, got {label}.")
+
+
+def embed_label(embedding: nn.Embedding, label: Tensor | None) -> Tensor:
+    """Return the embedding of each label, or the weighted mean of the embeddings of all labels: [B, channels].
+
+    label: int64 [B], or weights of all labels, float [B, num_embeddings], see `Condition`.
+    """
+    assert label is not None  # see require_label
+    if label.dim() == 1:
+        return embedding(label)  # type: ignore[no-any-return]
+    table: Tensor = embedding(torch.arange(embedding.num_embeddings, device=label.device))
+    with torch.autocast(label.device.type, enabled=False):  # a weight of 1 selects exactly the embedding of a label
+        return label.to(table.dtype) @ table
 
 
 def with_condition_image(x_t: Tensor, condition: Condition, channels: int) -> Tensor:

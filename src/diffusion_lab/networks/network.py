@@ -30,6 +30,7 @@ class Network(nn.Module):
         noise level of its low-resolution image; 0 for a network that takes neither.
     condition_channels: channels of the condition image, such as a low-resolution image, see `Condition`; 0 for a
         network that takes none.
+    mixes_labels: whether the network accepts the weights of all labels as label, see `Condition`; False by default.
     conventions: settings that later versions added and that differ from the behavior of earlier versions: name ->
         value. Fingerprints of metric values contain them.
 
@@ -42,6 +43,7 @@ class Network(nn.Module):
     labels: Labels = Labels()
     num_augmentation_channels: int = 0
     condition_channels: int = 0
+    mixes_labels = False  # not annotated: networks that do not inherit from this class need not have it
 
     @property
     def conventions(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from diffusion_lab.networks.dit import (
     require_image,
     require_tokens,
 )
-from diffusion_lab.networks.embeddings import Sinusoids, TimeEmbedding, require_label, with_condition_image
+from diffusion_lab.networks.embeddings import Sinusoids, TimeEmbedding, embed_label, require_label, with_condition_image
 from diffusion_lab.networks.network import Network
 
 
@@ -93,6 +93,8 @@ class PixelTransformer(Network):
     torch.Size([2, 3, 32, 32])
     """
 
+    mixes_labels = True
+
     def __init__(
         self,
         in_channels: int,
@@ -148,7 +150,7 @@ class PixelTransformer(Network):
         embedding = self.time_embedding(time, condition)  # [B, channels]
         require_label(condition.label, self.labels)
         if self.label_embedding is not None:
-            embedding = embedding + self.label_embedding(condition.label)
+            embedding = embedding + embed_label(self.label_embedding, condition.label)
         x = with_condition_image(x_t, condition, self.condition_channels).to(self.head.out.weight.dtype)
         x = self.patches(F.pixel_unshuffle(x, self.patch_size).flatten(2).mT)  # [B, tokens, channels]
         x = x.to(self.head.out.weight.dtype)  # the residual stream keeps its precision under autocast

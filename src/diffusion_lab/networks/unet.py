@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from diffusion_lab import contracts
 from diffusion_lab.networks.blocks import Blocks, Levels, Stage, initialize, middle, normalization, zero
 from diffusion_lab.networks.condition import Condition, Labels
-from diffusion_lab.networks.embeddings import Sinusoids, TimeEmbedding, require_label, with_condition_image
+from diffusion_lab.networks.embeddings import Sinusoids, TimeEmbedding, embed_label, require_label, with_condition_image
 from diffusion_lab.networks.network import Network
 
 
@@ -36,6 +36,8 @@ class UNet(Network):
     >>> network(torch.randn(2, 3, 32, 32), torch.tensor([0.0, 999.0]), Condition()).shape
     torch.Size([2, 3, 32, 32])
     """
+
+    mixes_labels = True
 
     def __init__(
         self,
@@ -129,4 +131,8 @@ class UNet(Network):
     def _embedding(self, time: Tensor, condition: Condition) -> Tensor:
         require_label(condition.label, self.labels)
         embedding: Tensor = self.time_embedding(time, condition)
-        return embedding if self.label_embedding is None else embedding + self.label_embedding(condition.label)
+        return (
+            embedding
+            if self.label_embedding is None
+            else embedding + embed_label(self.label_embedding, condition.label)
+        )

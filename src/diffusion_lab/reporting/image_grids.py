@@ -19,6 +19,7 @@ from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.pixels import to_uint8
 from diffusion_lab.regular_files import open_regular
 from diffusion_lab.reporting.text import terminal_text
+from diffusion_lab.reporting.videos import save_video
 
 MAX_BYTES, MAX_PIXELS, TALLEST = 2**28, 10**8, 8
 """Largest picture in a contact sheet, as a file and as an image, and its largest height in multiples of its width."""
@@ -52,15 +53,22 @@ def save_picture(picture: np.ndarray, path: Path) -> None:
         Image.fromarray(picture).save(partial, format="PNG")
 
 
-def save_animation(frames: Sequence[np.ndarray], path: Path, *, seconds: float = 2.0, rest: float = 1.5) -> None:
-    """Write frames as a repeating animation in the format of the suffix of `path`, .webp or .gif.
+def save_animation(
+    frames: Sequence[np.ndarray], path: Path, *, fps: float | None = None, seconds: float = 2.0, rest: float = 1.5
+) -> None:
+    """Write frames as a repeating animation in the format of the suffix of `path`, .webp, .gif or .mp4.
 
     frames: images, uint8 [height, width, 3].
-    seconds: approximate total duration of all frames before the last frame, in seconds.
-    rest: duration of the last frame, in seconds.
+    fps: frames per second; None divides `seconds`, the approximate duration of all frames before the last frame.
+    rest: duration of the last frame, in seconds; at least that of the others.
     """
+    duration = seconds / len(frames) if fps is None else 1 / fps
+    rest = max(rest, duration)
+    if path.suffix == ".mp4":
+        save_video([*frames, *[frames[-1]] * (round(rest / duration) - 1)], path, fps=1 / duration)
+        return
     pictures = [Image.fromarray(frame) for frame in frames]
-    durations = [round(1000 * seconds / len(frames))] * (len(frames) - 1) + [round(1000 * rest)]
+    durations = [round(1000 * duration)] * (len(frames) - 1) + [round(1000 * rest)]
     options = {"append_images": pictures[1:], "duration": durations, "loop": 0, "quality": 80}
     with atomic_file(path) as partial:
         pictures[0].save(partial, format=path.suffix[1:], save_all=True, **options)

@@ -3,23 +3,42 @@
 Torch is imported inside functions, so that invalid settings are rejected without its import time.
 """
 
+import math
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from diffusion_lab.errors import UserError
+from diffusion_lab.paths import install_command
 
 if TYPE_CHECKING:
     from diffusion_lab.generation.batched_images import BatchedImages
 
+FORMATS = ("webp", "gif", "mp4")
+"""File formats of animations; the first is the default."""
+
 
 def animation_format(config: DictConfig) -> str:
-    """Return the file format of the animation.  Raises UserError if `animation` has another value."""
-    if config.animation not in (True, False, "webp", "gif"):
-        raise UserError(f"`animation` must be false, true, webp or gif, got {config.animation}.")
-    return "gif" if config.animation == "gif" else "webp"
+    """Return the file format of the animation.
+
+    Raises UserError if `animation` has another value, if the format requires a package that is missing, or if `fps` is
+    not a rate.
+    """
+    if config.animation not in (True, False, *FORMATS):
+        raise UserError(f"`animation` must be false, true, {', '.join(FORMATS[:-1])} or mp4, got {config.animation}.")
+    if config.animation == "mp4" and find_spec("imageio_ffmpeg") is None:
+        raise UserError(
+            "`animation` must be webp or gif without the package imageio-ffmpeg, got mp4; "
+            f"{install_command('video')} installs it."
+        )
+    fps = config.fps
+    is_rate = isinstance(fps, int | float) and not isinstance(fps, bool) and math.isfinite(fps) and fps > 0
+    if not (fps is None or is_rate):
+        raise UserError(f"fps must be a number of frames per second above 0, got {fps}.")
+    return config.animation if config.animation in FORMATS else FORMATS[0]
 
 
 def require_pictures(config: DictConfig) -> None:
@@ -48,4 +67,4 @@ def save_animation(
         _, frames = generate_with_frames(images, own_batches, config.num_frames, advance)
     if ranks.rank == 0:
         pictures = [image_grids.grid(frame[: config.num_pictures], num_columns) for frame in frames]
-        image_grids.save_animation(pictures, folder / f"samples.{animation_format(config)}")
+        image_grids.save_animation(pictures, folder / f"samples.{animation_format(config)}", fps=config.fps)

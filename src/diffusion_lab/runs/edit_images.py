@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from diffusion_lab.data.decoding import Preparation
     from diffusion_lab.data.image_store import ImageStore
-    from diffusion_lab.edits import Task
+    from diffusion_lab.edits import FrameSequence, Task
     from diffusion_lab.generation.edit_sources import EditSources
 
 NUM_IMAGES = 64
@@ -39,7 +39,7 @@ OF_SAMPLES = "images"
 """Name of the only split of a set of files, see `data.sample_source`, whose import is slow."""
 
 
-def build_sources(config: DictConfig, trained: DictConfig, task: "Task") -> "EditSources":
+def build_sources(config: DictConfig, trained: DictConfig, task: "Task | FrameSequence") -> "EditSources":
     """Return the source images that the settings `images` and `num_images` select, and their masks.
 
     trained: resolved config of the run.
@@ -108,7 +108,7 @@ def _samples(found: ImageSet, preparation: "Preparation", config: DictConfig) ->
     return ImageStore.of_source(found.source(), preparation, on_error=settings.on_error)
 
 
-def _masks(task: "Task", store: "ImageStore", split: str, size: int) -> "Tensor | None":
+def _masks(task: "Task | FrameSequence", store: "ImageStore", split: str, size: int) -> "Tensor | None":
     """Return the masks of the first `size` images, see `EditSources`; None for tasks without masks from files."""
     from diffusion_lab.edits import MaskFile, TransparentPixels
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from diffusion_lab.evaluation.evaluator import Evaluator
     from diffusion_lab.evaluation.number import Number
     from diffusion_lab.generation.edited_images import EditedImages
+    from diffusion_lab.generation.frame_images import FrameImages
     from diffusion_lab.metrics import EditMetric, Metric
 
 
@@ -110,20 +111,25 @@ def _edit_metrics(trained: DictConfig, names: list[str]) -> list["EditMetric"]:
 
 
 def write_results(
-    numbers: list["Number"], measurement: EditMeasurement, target: Target, step: int, folder: Path
+    numbers: list["Number"],
+    images: "EditedImages | FrameImages",
+    seconds: dict[str, float],
+    target: Target,
+    step: int,
+    folder: Path,
 ) -> None:
-    """Write and print the metric values of an edit."""
+    """Write and print the metric values of an edit.  seconds: seconds by part of the evaluation."""
     record = {
         "job": HydraConfig.get().runtime.output_dir,
         "run": str(target.folder),
         "checkpoint": target.checkpoint.name,
         "step": step,
-        "evaluations": num_evaluations(measurement.evaluator.images),
+        "evaluations": num_evaluations(images),
         "numbers": [asdict(number) for number in numbers],
-        "seconds": measurement.seconds,
+        "seconds": seconds,
         "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }
     run_results.write_metrics(folder, record)
-    minutes = run_status.total_minutes(folder) or sum(measurement.seconds.values()) / 60
+    minutes = run_status.total_minutes(folder) or sum(seconds.values()) / 60
     run_results.write_summary(folder, {number.name: number.value for number in numbers} | {"minutes": minutes})
     run_results.print_numbers(record)

@@ -26,6 +26,7 @@ from diffusion_lab.runs.find import Target
 
 if TYPE_CHECKING:
     from diffusion_lab.generation.edited_images import EditedImages
+    from diffusion_lab.generation.frame_images import FrameImages
     from diffusion_lab.generation.seeded_images import SeededImages
     from diffusion_lab.reporting.image_files import ImageFiles
 
@@ -34,7 +35,7 @@ RECORD = "images.json"
 LARGEST = 10**8
 """Number of images above which a record is considered damaged."""
 
-OF_ALL_IMAGES = ("samples.webp", "samples.gif", "samples_*.npz", "npz_parts")
+OF_ALL_IMAGES = ("samples.webp", "samples.gif", "samples.mp4", "samples_*.npz", "npz_parts")
 """Glob patterns of files that contain several images, except the grid, which every job writes again."""
 
 OUTPUT_SETTINGS = ("output_folder", "work_folder", "keep_images")
@@ -66,7 +67,7 @@ class Record:
 @contextmanager
 def image_job(
     config: DictConfig,
-    images: "SeededImages | EditedImages",
+    images: "SeededImages | EditedImages | FrameImages",
     target: Target,
     step: int,
     seeds: Sequence[range],
@@ -74,7 +75,7 @@ def image_job(
 ) -> Iterator["ImageFiles"]:
     """Yield the files of the images of `seeds` in `folder`, while `images` uses its finished batches.
 
-    seeds: seeds of the images, or indices of the results of an edit.
+    seeds: seeds of the images, or indices of the results of an edit or of frames.
 
     The finished batches remain if the block raises, so that the same command can continue. Collective: enter the
     context on all ranks.

@@ -8,6 +8,7 @@ import torch
 
 from diffusion_lab.distributed.collectives import Ranks
 from diffusion_lab.generation.edited_images import EditedImages
+from diffusion_lab.generation.frame_images import FrameImages
 from diffusion_lab.generation.seeded_images import SeededImages
 from diffusion_lab.runs.cost import pass_seconds
 from diffusion_lab.runs.cost_line import duration
@@ -16,9 +17,11 @@ from diffusion_lab.runs.operations import Rates, count_operations, measure_rates
 
 logger = logging.getLogger(__name__)
 
+SampledImages = SeededImages | EditedImages | FrameImages
+
 
 def print_sampling_cost(
-    images: SeededImages | EditedImages, seeds: Sequence[range], precision: str, *, measures: bool = False
+    images: SampledImages, seeds: Sequence[range], precision: str, *, measures: bool = False
 ) -> None:
     """Print how long the images of `seeds` take without cached batches, unless the operations cannot be counted.
 
@@ -70,12 +73,12 @@ def idle_ranks(seeds: Sequence[range], batch_size: int, world_size: int) -> str 
     return f"{idle} no images to process, because of {given} on {world_size:,} ranks; {remedy}."
 
 
-def is_doubled(images: SeededImages | EditedImages) -> bool:
+def is_doubled(images: SampledImages) -> bool:
     """Return whether guidance evaluates the network twice at each time."""
     return images.guidance.strength.guidance_scale != 1
 
 
-def num_evaluations(images: SeededImages | EditedImages) -> int:
+def num_evaluations(images: SampledImages) -> int:
     """Return the number of evaluations of the network for one image; guidance doubles it.
 
     In a cascade, only the network of the last stage is counted.
@@ -83,7 +86,7 @@ def num_evaluations(images: SeededImages | EditedImages) -> int:
     return images.num_evaluations * (2 if is_doubled(images) else 1)
 
 
-def seconds_per_image(images: SeededImages | EditedImages, rates: Rates, *, is_half: bool) -> float:
+def seconds_per_image(images: SampledImages, rates: Rates, *, is_half: bool) -> float:
     """Return the duration of one image on one rank, with all stages of a cascade but without classifier guidance.
 
     Raises any error of a network whose operations cannot be counted, see `count_operations`.
@@ -93,7 +96,7 @@ def seconds_per_image(images: SeededImages | EditedImages, rates: Rates, *, is_h
     return num_evaluations(images) * pass_seconds_per_image(images, rates, is_half=is_half) + earlier
 
 
-def pass_seconds_per_image(images: SeededImages | EditedImages, rates: Rates, *, is_half: bool) -> float:
+def pass_seconds_per_image(images: SampledImages, rates: Rates, *, is_half: bool) -> float:
     """Return the duration of a forward pass of the network for a batch, divided by the batch size.
 
     Raises any error of a network whose operations cannot be counted, see `count_operations`.
@@ -103,7 +106,7 @@ def pass_seconds_per_image(images: SeededImages | EditedImages, rates: Rates, *,
     return pass_seconds(operations, rates, is_half=is_half, on_cpu=on_cpu) / images.batch_size
 
 
-def _example_inputs(images: SeededImages | EditedImages) -> tuple[Any, ...]:
+def _example_inputs(images: SampledImages) -> tuple[Any, ...]:
     """Return the arguments of the network for two black images at the last time of the schedule."""
     x_t, time = black_images(images.module)
     label = torch.zeros(2, dtype=torch.int64) if images.module.network.labels.num_classes else None

@@ -1,0 +1,262 @@
+"""Frames of a sequence: images that a network generates along a path."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion_lab import __version__
+from diffusion_lab.data.classes import RANDOM
+from diffusion_lab.edits import FrameSequence, Invert, Place, StartingFrom, slerp
+from diffusion_lab.errors import UserError
+from diffusion_lab.fingerprints import describe, digest
+from diffusion_lab.generation.batched_images import BatchedImages, Draw
+from diffusion_lab.generation.edit_sources import EditSources
+from diffusion_lab.generation.edited_images import EditedImages
+from diffusion_lab.generation.seeded_images import SeededImages, weights_sha256
+from diffusion_lab.guidance import Guidance
+from diffusion_lab.networks import Condition
+from diffusion_lab.pixels import to_uint8
+from diffusion_lab.randomness import ImageNoise
+from diffusion_lab.samplers import DDIM, OnStep
+
+
+class FrameImages(BatchedImages):
+    """The frames of a sequence, indexed from 0.
+
+    A stop of the path has the noise and the class of a sample of the network, or of a source image. Samplers that add
+    noise in their steps add the same noise to all frames, so that frames change continuously with every sampler.
+    """
+
+    condition_images = None
+
+    def __init__(
+        self, seeded: SeededImages, sequence: FrameSequence, *, sources: EditSources | None = None, seed: int = 0
+    ) -> None:
+        """Raise UserError or ValueError if the sequence does not fit the network, the sampler or the sources.
+
+        seeded: images that the network generates without a path, with the sampler, label, guidance and batch size.
+        sources: source images, which are the stops; None for samples as stops.  seed: seed of the sequence.
+        """
+        if seeded.condition_images is not None:
+            raise ValueError("`seeded` must be images of a network that is not conditioned on other images.")
+        super().__init__(
+            seeded.module, seeded.sampler, seeded.guidance, batch_size=seeded.batch_size, folder=seeded.folder
+        )
+        self.seeded, self.sequence, self.seed, self.weights = seeded, sequence, seed, seeded.weights
+        self.inverted = None if sources is None else self._inverted(sources)
+        self.num_stops = sequence.num_stops(self._num_chosen_classes) if sources is None else len(sources)
+        self._require_stops()
+        self.stop_labels = self._stop_labels()
+        """Label of each stop; None for a network without classes."""
+        self._require_mixtures()
+        self._require_scales()
+        self._noises: dict[int, Tensor] = {}
+
+    @property
+    def num_images(self) -> int:
+        """Number of frames."""
+        return self.sequence.num_frames
+
+    @property
+    def num_classes(self) -> int:
+        return 0 if self.stop_labels is None else self.seeded.num_classes
+
+    @property
+    def num_steps(self) -> int:
+        return self.seeded.num_steps
+
+    @property
+    def num_evaluations(self) -> int:
+        return self.seeded.num_evaluations
+
+    def place(self, frame: int) -> Place:
+        """Return the place of a frame on the path."""
+        return self.sequence.place(frame, self.num_stops)
+
+    def noise(self, frame: int) -> Tensor:
+        """Return the initial noise of a frame, [C, H, W], on the CPU."""
+        place = self.place(frame)
+        return slerp(self._stop_noise(place.first), self._stop_noise(place.second), place.fraction)
+
+    def classes(self, frame: int) -> dict[int, float]:
+        """Return the label of each class of a frame with its weight; empty without classes."""
+        if self.stop_labels is None:
+            return {}
+        place = self.place(frame)
+        first, second = (self.stop_labels[stop] for stop in (place.first, place.second))
+        if first == second or not place.fraction:
+            return {first: 1.0}
+        return {first: 1 - place.fraction, second: place.fraction}
+
+    def labels(self, indices: Sequence[int]) -> Tensor | None:
+        """Return the class with the largest weight of each frame, int64 [B], or None without classes."""
+        if self.stop_labels is None:
+            return None
+        weights = [self.classes(min(k, self.num_images - 1)) for k in indices]
+        return torch.tensor([max(each, key=lambda label: each[label]) for each in weights])
+
+    def condition(self, x_0: Tensor, label: Tensor | None, paired: Tensor | None, indices: Sequence[int]) -> Condition:
+        """Return the condition of the network for images, see `SeededImages.condition`."""
+        return self.seeded.condition(x_0, label, paired, indices)
+
+    def protocol(self) -> dict[str, Any]:
+        sources = None if self.inverted is None else self.inverted.sources
+        return self.seeded.protocol() | {
+            "label": describe(self.stop_labels),
+            "task": describe(self.sequence, omit=() if sources is None else ("seeds",)),
+            "seed": self.seed,
+            "batch_size": self.micro_batch_size,
+            **({} if sources is None else {"sources": sources.protocol()}),
+            **({"guidance_scale": "of each frame"} if self._scale(0) is not None else {}),
+        }
+
+    def identity(self, precision: str) -> str:
+        weights = weights_sha256(self.module.sampled_network(self.weights))
+        return digest([self.protocol(), precision, __version__, weights])
+
+    def _draw(self, full_batch: range) -> Draw:
+        def draw(indices: range, on_step: OnStep | None) -> Tensor:
+            frames = [index for index in indices if index < self.num_images]  # others only fill the last batch
+            parts = [self._frames(list(group), scale, on_step) for scale, group in groupby(frames, self._scale)]
+            empty = torch.zeros(len(indices) - len(frames), *self.shape, dtype=torch.uint8)
+            return torch.cat([*parts, empty])
+
+        return draw
+
+    def _frames(self, frames: list[int], scale: float | None, on_step: OnStep | None) -> Tensor:
+        """Return frames with the same guidance scale, uint8 [B, C, H, W], on the CPU."""
+        module = self.module
+        denoiser = self._guidance(scale).to(self.device)(module.denoiser(self.weights), module.labels)
+        noise = torch.stack([self.noise(frame) for frame in frames]).to(self.device)
+        start = StartingFrom(noise, _SameNoise(self._seed_of_steps, noise))
+        condition = Condition(self._label(frames)).to(self.device)
+        x_0 = self.sampler.sample(denoiser, start, condition, on_step)
+        return to_uint8(module.space.decode(x_0)).cpu()
+
+    def _label(self, frames: list[int]) -> Tensor | None:
+        """Return the labels of frames, int64 [B], or the weights of all labels if classes are mixed, float [B, n]."""
+        if self.stop_labels is None:
+            return None
+        if len(set(self.stop_labels)) == 1:
+            return torch.full((len(frames),), self.stop_labels[0])
+        weights = torch.zeros(len(frames), max(self.module.labels.num_rows, self.seeded.num_classes))
+        for row, frame in zip(weights, frames, strict=True):
+            for label, weight in self.classes(frame).items():
+                row[label] = weight
+        return weights
+
+    def _scale(self, frame: int) -> float | None:
+        return self.sequence.guidance_scale(self.place(frame))
+
+    def _guidance(self, scale: float | None) -> Guidance:
+        """Return the guidance of frames.  scale: their guidance scale; None for that of all frames."""
+        if scale is None:
+            return self.guidance
+        guide = None if scale == 1 else self.guidance.guide  # a guide has no effect at this scale, and is refused
+        return replace(self.guidance, strength=replace(self.guidance.strength, guidance_scale=scale), guide=guide)
+
+    def _stop_noise(self, stop: int) -> Tensor:
+        if stop not in self._noises:
+            if self.inverted is None:
+                shape = (self.module.network.in_channels, *[self.module.network.resolution] * 2)
+                noise = ImageNoise([self.seed + self.sequence.noise_number(stop)], shape).draw()
+            else:  # alone, so that the noise does not depend on the batches
+                noise = self.inverted.noises(range(stop, stop + 1))
+            self._noises[stop] = noise[0]
+        return self._noises[stop]
+
+    @property
+    def _seed_of_steps(self) -> int:
+        """Seed of the noise that samplers add in their steps: that of the first stop."""
+        return self.seed + (self.sequence.noise_number(0) if self.inverted is None else 0)
+
+    @property
+    def _num_chosen_classes(self) -> int:
+        """Number of classes that the setting `label` gives."""
+        label = self.seeded.label
+        if label is None:
+            return len(self.seeded.trained) or self.seeded.num_classes
+        return len(label) if isinstance(label, list) else 1
+
+    def _inverted(self, sources: EditSources) -> EditedImages:
+        name, sampler = self.sequence.name, self.sampler
+        if not self.sequence.takes_images:
+            raise UserError(f"`images` must not be given for task={name}, which starts from the noise of `seed`.")
+        if len(sources) < 2:
+            raise UserError(f"`images` must contain at least two source images for task={name}, got {len(sources)}.")
+        if not isinstance(sampler, DDIM) or sampler.eta > 0:
+            got = f"sampler.eta={sampler.eta}" if isinstance(sampler, DDIM) else type(sampler).__name__
+            raise UserError(
+                f"`sampler` must be ddim with sampler.eta=0 for task={name} with source images, whose noise DDIM finds "
+                f"by inversion, got {got}."
+            )
+        return EditedImages(self.seeded, sources, Invert(), seed=self.seed)
+
+    def _stop_labels(self) -> list[int] | None:
+        stops, null = range(self.num_stops), self.module.labels.num_classes
+        if self.inverted is None:
+            labels = self.seeded.labels([self.sequence.label_seed(stop, self.seed) for stop in stops])
+        else:
+            labels = self.inverted.labels(stops)
+        if labels is None:
+            return [null] * self.num_stops if null else None
+        return [int(label) for label in labels]
+
+    def _require_stops(self) -> None:
+        name, label = self.sequence.name, self.seeded.label
+        if name == "morph":
+            if not self.seeded.num_classes:
+                raise ValueError(
+                    "`run` must be trained with conditioning=label, or `classifier` must be given, for task=morph, got "
+                    "a network without classes."
+                )
+            if self.num_stops < 2 or label == RANDOM:
+                raise ValueError(f"`label` must be a list of at least two classes for task=morph, got {label}.")
+        if self.num_images < self.num_stops:
+            remedy = "; num_images=2 selects two images" if self.inverted is not None else ""
+            raise ValueError(
+                f"task.num_frames must be at least {self.num_stops} (the number of classes, seeds, images or scales "
+                f"on the path), got {self.num_images}{remedy}."
+            )
+
+    def _require_mixtures(self) -> None:
+        """Raise ValueError for a path between different classes if the network does not accept their mixtures."""
+        if len(set(self.stop_labels or ())) < 2:
+            return
+        guide = self.guidance.guide
+        networks: list[Any] = [self.module.network] if self.module.labels.num_classes else []
+        networks += [] if guide is None else [guide.network]
+        for network in networks:
+            if not getattr(network, "mixes_labels", False):
+                remedy = "" if self.sequence.name == "morph" else "; label=CLASS selects one class for all frames"
+                raise ValueError(
+                    "`run` must have a network that accepts mixtures of classes, such as UNet and DiT, for frames "
+                    f"between different classes, got {type(network).__name__}{remedy}."
+                )
+
+    def _require_scales(self) -> None:
+        if self._scale(0) is None or self.guidance.guide is not None:
+            return
+        if not self.module.labels.dropout:
+            raise ValueError(
+                f"`run` must be trained with conditioning=label and conditioning.dropout above 0, or `guide` must be "
+                f"given, for task={self.sequence.name}, got a network that has no null label."
+            )
+
+
+class _SameNoise:
+    """A noise source whose draws are the same for all images of a batch, without its first draw.
+
+    seed: seed of the stream.  like: a tensor with the shape and on the device of the draws, [B, C, H, W].
+    """
+
+    def __init__(self, seed: int, like: Tensor) -> None:
+        self._noise, self._like = ImageNoise([seed], like.shape[1:], like.device), like
+        self._noise.draw()  # the initial noise
+
+    def draw(self) -> Tensor:
+        return self._noise.draw().expand_as(self._like)
