@@ -2,7 +2,7 @@
 
 import torch
 
-from diffusion_lab.evaluation.evaluator import Number
+from diffusion_lab.evaluation.number import Number
 from diffusion_lab.fingerprints import VERSION
 from diffusion_lab.generation.frame_images import FrameImages
 from diffusion_lab.metrics import Smoothness

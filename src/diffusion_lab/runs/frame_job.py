@@ -22,7 +22,7 @@ from diffusion_lab.runs.image_job import image_job
 from diffusion_lab.runs.one_target import find_one_target
 
 if TYPE_CHECKING:
-    from diffusion_lab.evaluation.evaluator import Number
+    from diffusion_lab.evaluation.number import Number
     from diffusion_lab.generation.frame_images import FrameImages
     from diffusion_lab.metrics import Smoothness
 
