@@ -25,6 +25,7 @@ from diffusion_lab.inverse_problems import (
     RePaint,
     Replace,
 )
+from diffusion_lab.inverse_problems.posterior import Steps
 from diffusion_lab.networks import Blocks, Condition, Labels, UNet
 from diffusion_lab.process import (
     CosineSchedule,
@@ -347,6 +348,15 @@ def test_the_states_of_repaint_are_those_of_its_paper() -> None:
     assert states[-12:] == [239, 240, 241, 242, 243, 244, 245, 246, 247, 248, 249, 250]
     assert states[:22] == [*range(20), 9, 10]
     assert RePaint(jump_length=10, num_resamples=1).states(250) == list(range(251))
+
+
+def test_a_multistep_sampler_does_not_extrapolate_over_a_jump() -> None:
+    steps = Steps(DPMSolver(COSINE, 6), GaussianOracle(COSINE), ImageNoise(2, SHAPE), None)
+    x_1, _ = steps.step(steps.start(), 0)
+    x_2, _ = steps.step(x_1, 1)
+    x_1 = steps.jump_back(x_2, 2, 1)
+    first_order = Steps(DPMSolver(COSINE, 6), GaussianOracle(COSINE), ImageNoise(2, SHAPE), None)
+    assert torch.equal(steps.step(x_1, 1)[0], first_order.step(x_1, 1)[0])
 
 
 def test_replace_is_repaint_without_jumps() -> None:

@@ -26,7 +26,8 @@ class PiGDM(ConditionalPosterior):
 
     x_0 is the estimate at x_t, the gradient is taken with respect to x_t, and r_t^2 = sigma_t^2 / (alpha_t^2 +
     sigma_t^2) is the variance of x_0 given x_t for N(0, I) data, for which the estimate is exact. At times without
-    signal (alpha_t = 0), x_0 is unchanged. The method takes every sampler.
+    signal (alpha_t = 0), x_0 is unchanged. The method takes every sampler. Natural images have directions with a
+    variance far above 1. There the estimate overshoots at high noise levels, so that samplers must clip x_0.
     step_weights: "exact" for this estimate; "paper" for a step of DDIM without the measurement, then x_s + alpha_t
         r_t^2 grad log N (ibid., algorithm 1), which takes DDIM only. The weight of the gradient in a step does not
         depend on the length of the step, so that it is too large by a factor that grows with the number of steps.
