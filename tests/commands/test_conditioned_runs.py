@@ -172,3 +172,16 @@ def test_runs_are_resumed_sampled_and_evaluated(name: str, request: pytest.Fixtu
     split = {"masked": "held_out", "paired": "test"}[name]
     for number in json.loads((tmp_path / "eval" / "metrics.json").read_text())["numbers"]:
         assert number["fingerprint"]["condition"]["from"] == f"images of {split}"
+
+
+def test_an_edit_fills_holes_with_the_network_that_was_trained_for_it(masked: Path, tmp_path: Path) -> None:
+    settings = ["images=held_out", "num_images=4", "mask=half", "sampler.num_steps=2", "num_pictures=0"]
+    done = run("edit.py", f"run={masked}", *settings, f"hydra.run.dir={tmp_path / 'edit'}")
+    assert done.returncode == 0, done.stderr
+    (number,) = json.loads((tmp_path / "edit" / "metrics.json").read_text())["numbers"]
+    assert number["fingerprint"]["task"]["posterior"] == {"name": "InpaintingNetwork"}
+    assert len(list((tmp_path / "edit" / "images").glob("*.png"))) == 4
+    for choice in ("posterior=ddrm", "task=variation"):
+        refused = run("edit.py", f"run={masked}", *settings[:2], choice)
+        assert refused.returncode == 1
+        assert "`task` must be inpaint with posterior=network for" in refused.stderr

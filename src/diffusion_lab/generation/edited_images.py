@@ -10,6 +10,7 @@ from diffusion_lab import __version__
 from diffusion_lab.edits import Generator, Invert, Sources, Task
 from diffusion_lab.fingerprints import describe, digest
 from diffusion_lab.generation.batched_images import BatchedImages, Draw
+from diffusion_lab.generation.condition_images import MaskedSources
 from diffusion_lab.generation.edit_sources import EditSources
 from diffusion_lab.generation.seeded_images import SeededImages, weights_sha256
 from diffusion_lab.latents import Pixels
@@ -40,7 +41,7 @@ class EditedImages(BatchedImages):
         """
         if num_results < 1:
             raise ValueError(f"num_results must be a whole number of at least 1, got {num_results}.")
-        if seeded.condition_images is not None:
+        if not isinstance(seeded.condition_images, MaskedSources | None):
             raise ValueError("`seeded` must be images of a network that is not conditioned on other images.")
         super().__init__(
             seeded.module, seeded.sampler, seeded.guidance, batch_size=seeded.batch_size, folder=seeded.folder

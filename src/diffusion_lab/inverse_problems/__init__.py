@@ -31,6 +31,7 @@ from diffusion_lab.inverse_problems.compressed_sensing import CompressedSensing
 from diffusion_lab.inverse_problems.ddnm import DDNM
 from diffusion_lab.inverse_problems.ddrm import DDRM
 from diffusion_lab.inverse_problems.dps import DPS
+from diffusion_lab.inverse_problems.inpainting_network import InpaintingNetwork
 from diffusion_lab.inverse_problems.measurement import Measurement
 from diffusion_lab.inverse_problems.mmps import MMPS
 from diffusion_lab.inverse_problems.operators import LinearOperator, SpectralOperator
@@ -56,6 +57,7 @@ __all__ = [
     "Grayscale",
     "IdentityOperator",
     "Inpainting",
+    "InpaintingNetwork",
     "LinearOperator",
     "Measurement",
     "MotionBlur",

@@ -13,6 +13,7 @@ from diffusion_lab.config.overrides import given_overrides, override_key
 from diffusion_lab.config.validation import argument_problems, raise_problems
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import CONF
+from diffusion_lab.runs import condition_setup
 from diffusion_lab.runs.edit_images import build_sources
 from diffusion_lab.runs.find import Target
 from diffusion_lab.runs.image_sets import SOURCES
@@ -61,24 +62,48 @@ def build_edit(config: DictConfig, target: Target, fabric: "Fabric") -> tuple["E
 
     Raises UserError if a setting does not fit the run or the source images, or if a file is missing or damaged.
     """
+    from diffusion_lab.generation.condition_images import MaskedSources
     from diffusion_lab.generation.edited_images import EditedImages
 
     trained = checked_config(config, target)
-    if trained.low_resolution is not None:
+    fills_holes = trained.get("masking") is not None
+    if condition_setup.has_condition_images(trained) and not fills_holes:
         raise UserError(
-            "`run` must be a run whose network receives no images in addition to the noisy images, got "
-            f"{target.folder}, a super-resolution run."
+            "`run` must be a run whose network receives no images in addition to the noisy images, or masked images, "
+            f"got {target.folder}, whose network receives low-resolution or paired images."
         )
     _use_defaults_of_restorations(config, trained)
     task = build_task(config)
+    _require_posterior_of_network(task, target, fills_holes=fills_holes)
     sources = build_sources(config, trained, task)
     if config.label is None and not sources.has_labels and config.guidance_scale is None:
         config.guidance_scale = 1.0 if trained.guidance.get("guide") in (None, "none") else None
-    seeded, step = build_images(config, target, fabric)
+    conditions = MaskedSources(sources.images.channels) if fills_holes else None
+    seeded, step = build_images(config, target, fabric, conditions)
     try:
         return EditedImages(seeded, sources, task, num_results=config.num_results, seed=config.seed), step
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def _require_posterior_of_network(task: "Task", target: Target, *, fills_holes: bool) -> None:
+    """Raise UserError unless a network that fills holes, and no other network, is used for this.
+
+    fills_holes: whether the network of the run was trained with masking.
+    """
+    from diffusion_lab.inverse_problems import InpaintingNetwork
+
+    posterior = getattr(task, "posterior", None)
+    if fills_holes and not isinstance(posterior, InpaintingNetwork):
+        chosen = f"task={task.name}" + ("" if posterior is None else f" with posterior={posterior.name}")
+        raise UserError(
+            f"`task` must be inpaint with posterior=network for {target.folder}, whose network was trained with "
+            f"masking, got {chosen}."
+        )
+    if not fills_holes and isinstance(posterior, InpaintingNetwork):
+        raise UserError(
+            f"`posterior` must be another choice than network for {target.folder}, which was not trained with masking."
+        )
 
 
 def build_task(config: DictConfig) -> "Task":
@@ -107,6 +132,10 @@ def _use_defaults_of_restorations(config: DictConfig, trained: DictConfig) -> No
     signal, because posterior samplers approximate the covariance of x_0. Latents have no fixed range.
     """
     if "posterior" not in _parts(config):
+        return
+    if trained.get("masking") is not None:
+        with open_dict(config):
+            config.posterior = config.get("posterior") or _choice("posterior", "network")
         return
     in_pixels = trained.space._target_.endswith(".Pixels")
     with open_dict(config):
