@@ -136,9 +136,8 @@ def document(results: dict[str, dict[str, dict[str, float]]], count: int) -> str
             if rows:
                 lines += ["", f"## Posteriors of {name}, {size} dimensions", ""]
                 lines += table(rows, weights="mixture" in name)
-    return (
-        "\n".join(lines) + f"\n\n*{count:,} samples, {NUM_STEPS} steps, torch {torch.__version__.partition('+')[0]}.*\n"
-    )
+    version = torch.__version__.partition("+")[0]
+    return "\n".join(lines) + f"\n\n*{count:,} samples, {NUM_STEPS} steps, torch {version}.*\n"
 
 
 def main() -> None:

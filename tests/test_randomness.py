@@ -49,7 +49,7 @@ def test_a_stream_is_philox_with_the_documented_key_and_counter() -> None:
     # Runs must have identical random numbers in all versions, so that key and counter must not change.
     philox = np.random.Philox(key=[5, 3], counter=[0, 0, 7, 2])
     assert stream(5, Purpose.NOISE, step=2, position=7).random() == np.random.Generator(philox).random()
-    assert [purpose.value for purpose in Purpose] == list(range(16))
+    assert [purpose.value for purpose in Purpose] == list(range(18))
 
 
 def test_numbers_for_different_uses_in_one_step_are_independent() -> None:
