@@ -15,7 +15,7 @@ from diffusion_lab.generation.edit_sources import EditSources
 from diffusion_lab.generation.edited_images import EditedImages
 from diffusion_lab.generation.frame_images import FrameImages
 from diffusion_lab.generation.seeded_images import SeededImages
-from diffusion_lab.guidance import Guidance
+from diffusion_lab.guidance import Guidance, Strength
 from diffusion_lab.metrics import Smoothness
 from diffusion_lab.networks import Condition, Labels, Network
 from diffusion_lab.samplers import DDIM, Ancestral
@@ -30,8 +30,10 @@ def seeded(num_classes: int = 3, dropout: float = 0.2, batch_size: int = 4, **se
         for parameter in module.ema.network.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
         if num_classes:
-            nn.init.normal_(module.ema.network.label_embedding.weight, generator=torch.Generator().manual_seed(2))
-    return SeededImages(module, **{"batch_size": batch_size, "sampler": DDIM(module.process, num_steps=4)} | settings)
+            table: Any = module.ema.network.label_embedding
+            nn.init.normal_(table.weight, generator=torch.Generator().manual_seed(2))
+    given: dict[str, Any] = {"batch_size": batch_size, "sampler": DDIM(module.process, num_steps=4)} | settings
+    return SeededImages(module, **given)
 
 
 def sources(size: int = 2) -> EditSources:
@@ -100,7 +102,7 @@ def test_a_morph_has_one_noise_and_mixes_neighboring_classes() -> None:
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_weights_of_one_class_give_the_images_of_this_class_with_and_without_guidance(guidance_scale: float) -> None:
-    source = seeded(guidance=Guidance(guidance_scale))
+    source = seeded(guidance=Guidance(Strength(guidance_scale)))
     module = source.module
     denoiser = source.guidance(module.denoiser(), module.labels)
     x_t = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -115,7 +117,7 @@ def test_weights_of_one_class_give_the_images_of_this_class_with_and_without_gui
 def test_each_frame_of_a_sweep_is_the_sample_with_its_guidance_scale() -> None:
     frames = generate(FrameImages(seeded(label=1), Sweep(num_frames=3, guidance_scales=[1, 5]), seed=4))
     for frame, scale in enumerate((1, 3, 5)):
-        expected = seeded(label=1, guidance=Guidance(float(scale)), batch_size=1).generate(range(4, 5))[0]
+        expected = seeded(label=1, guidance=Guidance(Strength(scale)), batch_size=1).generate(range(4, 5))[0]
         assert torch.equal(frames[frame], expected)
 
 
