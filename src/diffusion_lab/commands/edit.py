@@ -2,9 +2,9 @@
 
 python src/edit.py run=logs/train/RUN images=test mask=half                          # fill the middle of 64 test images
 python src/edit.py run=logs/train/RUN images=photo.png mask=file mask.path=mask.png num_results=8
-python src/edit.py run=logs/train/RUN images=FOLDER mask=rectangle 'mask.box=[8,8,12,12]' posterior=replace
+python src/edit.py run=logs/train/RUN images=FOLDER mask=rectangle 'mask.box=[8,8,12,12]' posterior=repaint
 python src/edit.py run=logs/train/RUN images=test task=super_resolution task.factor=4 'metrics=[psnr,ssim,fid]'
-python src/edit.py run=logs/train/RUN images=FOLDER task=deblur task.noise=0.05 posterior=pigdm
+python src/edit.py run=logs/train/RUN images=FOLDER task=deblur task.noise=0.05 posterior=dps sampler=ancestral
 python src/edit.py run=logs/train/RUN images=FOLDER task=variation task.strength=0.5
 python src/edit.py run=logs/train/RUN images=FOLDER task=style label=7 guidance_scale=3
 python src/edit.py run=logs/train/RUN task=walk label=7 captions=true                # a loop of 64 frames, animated
@@ -19,6 +19,7 @@ Resuming: the same command generates only the batches that an interrupted comman
 """
 
 import logging
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,8 +67,7 @@ def edit(config: DictConfig) -> float | None:
     target = find_one_target(config)
     sampling_setup.require_loadable(config, [target])
     fabric = sampling_setup.launch_fabric(config)
-    task = edit_setup.build_task(config)
-    images, step = edit_setup.build_edit(config, target, task, fabric)
+    images, step = edit_setup.build_edit(config, target, fabric)
     measurement, folder = edit_metrics.build_measurement(config, target, images), Path(config.output_folder)
     with fabric.autocast():
         numbers = _generate(config, images, measurement, target, step)
@@ -100,16 +100,20 @@ def _generate(
         try:
             if config.animation:
                 save_animation(images, batches, folder, config, pictures.num_columns)
-            own_batches = ranks.shard(batches)
+            own_batches, started = ranks.shard(batches), time.perf_counter()
             with ranks.raise_together(), progress_bar(images.action, sum(map(len, own_batches))) as advance:
                 for batch in own_batches:
                     files.add(batch, images.generate(batch))
                     advance(len(batch))
+            seconds = {images.action: time.perf_counter() - started}
             numbers = measurement.measure()
+            measurement.evaluator.seconds |= seconds
         except ValueError as error:
             raise UserError(str(error)) from error
         if config.save_png:
             pictures.save(folder)
+        if config.save_noises:
+            pictures.save_noises(batches, folder)
         files.finish(images.shape)
     return numbers
 

@@ -31,6 +31,9 @@ NAME_WIDTH = 18
 USAGES = {"sweep": "status SWEEP_FOLDER", "import_weights": "FILE_OR_FOLDER [NAME=VALUE ...] [GROUP=CHOICE ...]"}
 """Arguments of the commands that take more than settings and choices."""
 
+COMPUTED = {"posterior": "ddrm with sampler=ddim, else pigdm"}
+"""Config groups whose default choice depends on other settings, and this choice."""
+
 WITHOUT_CONFIG = ("sweep",)
 """Commands that are not configured by Hydra."""
 
@@ -133,7 +136,7 @@ def _command_help(command: str, own: Mapping[str, Setting], groups: Mapping[str,
         lines += ["", "config groups (GROUP=CHOICE) and the default choice:"]
         descriptions = group_lines()
         for group, (selected, choices) in groups.items():
-            default = selected or ("as in the run" if "run" in own else "none")
+            default = selected or COMPUTED.get(group) or ("as in the run" if "run" in own else "none")
             text = f"{descriptions.get(group, '')} [{default}]".strip()
             lines += [*_wrapped(f"  {group:<{NAME_WIDTH}}", text), *_columns(list(choices))]
         lines += ["", *_wrapped("", f"{command_line(command)} --help GROUP describes the choices of a group, --help "

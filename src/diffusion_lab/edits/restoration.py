@@ -9,7 +9,7 @@ from torch import Tensor
 from diffusion_lab.contracts import require_instance
 from diffusion_lab.edits.sources import Sources
 from diffusion_lab.edits.task import Generator, Task
-from diffusion_lab.inverse_problems import LinearOperator, Measurement, PosteriorSampler
+from diffusion_lab.inverse_problems import DPS, MMPS, LinearOperator, Measurement, PiGDM, PosteriorSampler
 from diffusion_lab.randomness import ImageNoise, Purpose
 from diffusion_lab.samplers import Sampler
 
@@ -62,6 +62,12 @@ class Restoration(Task):
 
     def num_evaluations(self, sampler: Sampler) -> int:
         return self.posterior.num_evaluations(sampler)
+
+    def num_passes(self, sampler: Sampler) -> int:
+        # A backward pass takes as long as two forward passes.
+        has_gradients = isinstance(self.posterior, DPS | MMPS | PiGDM)
+        num_gradients = self.posterior.num_iterations if isinstance(self.posterior, MMPS) else int(has_gradients)
+        return self.num_evaluations(sampler) * (1 + 2 * num_gradients)
 
 
 def _unused(x_0: Tensor) -> Tensor:

@@ -84,3 +84,7 @@ class Task(DataclassInterface):
     def num_evaluations(self, sampler: Sampler) -> int:
         """Return the number of evaluations of the denoiser for one result."""
         return sampler.num_evaluations
+
+    def num_passes(self, sampler: Sampler) -> int:
+        """Return the number of forward passes that take as long as the evaluations and gradients of one result."""
+        return self.num_evaluations(sampler)

@@ -56,6 +56,11 @@ class BatchedImages(IndexedImages):
     def num_evaluations(self) -> int:
         """Number of evaluations of the denoiser for one image."""
 
+    @property
+    def num_passes(self) -> int:
+        """Number of forward passes that take as long as all evaluations for one image, with their gradients."""
+        return self.num_evaluations
+
     @abstractmethod
     def _draw(self, full_batch: range) -> Draw:
         """Return the function that generates the images of a full batch, in one or several forward passes."""

@@ -1,10 +1,13 @@
 """Pictures of an edit: a grid of sources, measurements and results, and the image files of sources and measurements."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.distributed.collectives import Ranks
 from diffusion_lab.generation.edited_images import EditedImages
 from diffusion_lab.pixels import to_uint8
@@ -54,3 +57,17 @@ class EditPictures:
             for name, image in zip(("sources", "measurements"), self.of_source(number), strict=False):
                 (folder / name).mkdir(parents=True, exist_ok=True)
                 save_image(image, folder / name / f"{number:06}.png")
+
+    def save_noises(self, batches: Sequence[range], folder: Path) -> None:
+        """Write noises.npz with the noise of each result as `arr_0`, float32 [N, C, H, W]. Call on all ranks.
+
+        batches: indices of all results.
+        """
+        ranks = Ranks.current()
+        own = [self.images.noises(batch) for batch in ranks.shard(batches)]
+        network = self.images.module.network
+        empty = torch.zeros(0, network.in_channels, network.resolution, network.resolution)
+        noises = ranks.all_gather(torch.cat([empty, *own]))
+        if ranks.rank == 0:
+            with atomic_file(folder / "noises.npz") as partial, partial.open("wb") as file:
+                np.savez(file, arr_0=noises.numpy())

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab import __version__
-from diffusion_lab.edits import Generator, Sources, Task
+from diffusion_lab.edits import Generator, Invert, Sources, Task
 from diffusion_lab.fingerprints import describe, digest
 from diffusion_lab.generation.batched_images import BatchedImages, Draw
 from diffusion_lab.generation.edit_sources import EditSources
@@ -67,6 +67,10 @@ class EditedImages(BatchedImages):
     def num_evaluations(self) -> int:
         return self.task.num_evaluations(self.sampler)
 
+    @property
+    def num_passes(self) -> int:
+        return self.task.num_passes(self.sampler)
+
     def source_of(self, index: int) -> int:
         """Return the number of the source of a result; the last one for indices that fill the last batch."""
         return min(index // self.num_results, len(self.sources) - 1)
@@ -88,9 +92,14 @@ class EditedImages(BatchedImages):
         return self.seeded.condition(x_0, label, paired, indices)
 
     def noises(self, indices: range) -> Tensor:
-        """Return the noise to which task=invert encodes the sources of some results, [B, C, H, W], on the CPU."""
-        noise: Tensor = self.task.noise(self._sources(indices), self._generator(indices, None))  # type: ignore[attr-defined]
-        return noise.cpu()
+        """Return the noise to which task=invert encodes the sources of some results, [B, C, H, W], on the CPU.
+
+        indices: indices of the results in one full batch.
+        """
+        assert isinstance(self.task, Invert)
+        full_batch = self._full_batch(indices)
+        noise = self.task.noise(self._sources(full_batch), self._generator(full_batch, None)).cpu()
+        return noise[indices.start - full_batch.start : indices.stop - full_batch.start]
 
     def protocol(self) -> dict[str, Any]:
         of_sources = "class of the source" if self._has_labels else None

@@ -57,7 +57,7 @@ class EditMeasurement:
     @property
     def seconds(self) -> dict[str, float]:
         """Seconds by part of the evaluation."""
-        return self.evaluator.seconds | ({} if self.of_set is None else self.of_set.seconds)
+        return ({} if self.of_set is None else self.of_set.seconds) | self.evaluator.seconds
 
 
 def build_measurement(config: DictConfig, target: Target, images: "EditedImages") -> EditMeasurement:

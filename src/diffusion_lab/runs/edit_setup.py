@@ -3,6 +3,7 @@
 Torch and Lightning are imported inside functions, so that invalid settings are rejected without their import time.
 """
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -11,8 +12,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from diffusion_lab.config.overrides import given_overrides, override_key
 from diffusion_lab.config.validation import argument_problems, raise_problems
 from diffusion_lab.errors import UserError
+from diffusion_lab.paths import CONF
 from diffusion_lab.runs.edit_images import build_sources
 from diffusion_lab.runs.find import Target
+from diffusion_lab.runs.image_sets import SOURCES
 from diffusion_lab.runs.load import instantiate_node, require_kind, resolve
 from diffusion_lab.runs.sampling_setup import build_images, checked_config
 
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 
     from diffusion_lab.edits import Task
     from diffusion_lab.generation.edited_images import EditedImages
+
+logger = logging.getLogger(__name__)
 
 PARTS = {"mask": "which fills no pixels of a mask", "posterior": "which has no measurement"}
 """Config groups whose objects are arguments of some tasks, and what the other tasks lack."""
@@ -32,13 +37,17 @@ OF_CASCADES: dict[str, Any] = {"cascade": [], "cascade_steps": None, "low_resolu
 def complete(config: DictConfig) -> None:
     """Add the settings of cascades, which an edit does not have, in place.
 
-    Raises UserError for a mask or a posterior sampler that is given for a task without one.
+    Raises UserError without `images`, and for a mask or a posterior sampler that is given for a task without one.
     """
     with open_dict(config):
         config.update(OF_CASCADES)
+    if OmegaConf.is_missing(config, "images") or config.images is None:
+        raise UserError(f"`images` must be a split of the run's data set, or {SOURCES}, got no value.")
+    if not isinstance(config.save_noises, bool) or (config.save_noises and chosen_task() != "invert"):
+        raise UserError(f"save_noises must be false for task={chosen_task()}, got {config.save_noises}.")
     for part, reason in PARTS.items():
         given = [text for text in given_overrides() if override_key(text).partition(".")[0] == part]
-        if given and part not in config.task:
+        if given and part not in _parts(config):
             raise UserError(f"`{part}` must not be given for task={chosen_task()}, {reason}, got {given[0]}.")
 
 
@@ -47,21 +56,7 @@ def chosen_task() -> str:
     return str(HydraConfig.get().runtime.choices["task"])
 
 
-def build_task(config: DictConfig) -> "Task":
-    """Return the task of a config, with its mask and its posterior sampler.  Raises UserError for invalid settings."""
-    from diffusion_lab.edits import Task
-
-    used = [part for part in PARTS if part in config.task]
-    nodes = resolve(OmegaConf.masked_copy(config, ["task", *used]))
-    raise_problems([problem for part in (*used, "task") for problem in argument_problems(nodes[part], part)])
-    for part in used:  # errors of these objects name their own settings
-        instantiate_node(nodes[part], part)
-    task = instantiate_node(nodes.task, "task")
-    require_kind(task, Task, "task")
-    return task  # type: ignore[no-any-return]
-
-
-def build_edit(config: DictConfig, target: Target, task: "Task", fabric: "Fabric") -> tuple["EditedImages", int]:
+def build_edit(config: DictConfig, target: Target, fabric: "Fabric") -> tuple["EditedImages", int]:
     """Return the results of an edit with a checkpoint, and the training step of the checkpoint.
 
     Raises UserError if a setting does not fit the run or the source images, or if a file is missing or damaged.
@@ -74,6 +69,8 @@ def build_edit(config: DictConfig, target: Target, task: "Task", fabric: "Fabric
             "`run` must be a run whose network receives no images in addition to the noisy images, got "
             f"{target.folder}, a super-resolution run."
         )
+    _use_defaults_of_restorations(config, trained)
+    task = build_task(config)
     sources = build_sources(config, trained, task)
     if config.label is None and not sources.has_labels and config.guidance_scale is None:
         config.guidance_scale = 1.0 if trained.guidance.get("guide") in (None, "none") else None
@@ -82,3 +79,44 @@ def build_edit(config: DictConfig, target: Target, task: "Task", fabric: "Fabric
         return EditedImages(seeded, sources, task, num_results=config.num_results, seed=config.seed), step
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def build_task(config: DictConfig) -> "Task":
+    """Return the task of a config, with its mask and its posterior sampler.  Raises UserError for invalid settings."""
+    from diffusion_lab.edits import Task
+
+    used = _parts(config)
+    nodes = resolve(OmegaConf.masked_copy(config, ["task", *used]))
+    raise_problems([problem for part in (*used, "task") for problem in argument_problems(nodes[part], part)])
+    for part in used:  # errors of these objects name their own settings
+        instantiate_node(nodes[part], part)
+    task = instantiate_node(nodes.task, "task")
+    require_kind(task, Task, "task")
+    return task  # type: ignore[no-any-return]
+
+
+def _parts(config: DictConfig) -> list[str]:
+    """Return the groups of PARTS that the task of a config uses."""
+    return [part for part in PARTS if part in list(config.task.keys())]
+
+
+def _use_defaults_of_restorations(config: DictConfig, trained: DictConfig) -> None:
+    """Select the posterior sampler and the clipping of a restoration, if they are not given, in place.
+
+    Without clipping, an estimate of x_0 given a measurement can be far outside the range of images at times with little
+    signal, because posterior samplers approximate the covariance of x_0. Latents have no fixed range.
+    """
+    if "posterior" not in _parts(config):
+        return
+    in_pixels = trained.space._target_.endswith(".Pixels")
+    with open_dict(config):
+        if config.get("posterior") is None:
+            is_ddim = trained.sampler._target_.endswith(".DDIM") and not trained.sampler.get("eta")
+            config.posterior = _choice("posterior", "ddrm" if is_ddim and in_pixels else "pigdm")
+        if config.get("clipping") is None and in_pixels and trained.clipping._target_.endswith(".NoClipping"):
+            config.clipping = _choice("clipping", "static")
+            logger.info("clipping=static is used for task=%s; clipping=none uses that of the run.", chosen_task())
+
+
+def _choice(group: str, name: str) -> Any:
+    return OmegaConf.load(CONF / group / f"{name}.yaml")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.config import compilation
+from diffusion_lab.config.program import command_line
 from diffusion_lab.config.validation import argument_problems, raise_problems
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs.condition_setup import load_images
@@ -113,6 +114,7 @@ def build_metrics(
     Metrics with equal `features` settings share one feature network.
     trained: config with metrics and data.channels; null accepts any number.  store: None without averages over images.
     """
+    from diffusion_lab.metrics.edit_metric import EditMetric
     from diffusion_lab.metrics.mean_over_images import MeanOverImages
     from diffusion_lab.metrics.metric import Metric
 
@@ -128,6 +130,11 @@ def build_metrics(
             shared["features"] = networks[key]
             _require_channels(networks[key], trained.data.channels)
         metric = instantiate_node(settings, f"metrics.{name}", **shared)
+        if isinstance(metric, EditMetric):
+            raise UserError(
+                f"metrics must not contain {name}, which compares the results of an edit with their sources; "
+                f"`{command_line('edit')}` measures it."
+            )
         if isinstance(metric, MeanOverImages):
             assert store is not None
             metric.choice = str(name)

@@ -82,8 +82,8 @@ def run_of(command: str) -> Kind:
     return Kind("run folder", ("config.yaml",), (command,), others=("hydra.yaml",), has_checkpoints=True)
 
 
-MEASURED = Kind("folder with a metrics.json", ("**/metrics.json", "**/summary.json"), ("evaluate", "train"))
-SWEEP = Kind("sweep folder", ("*/status.json",), ("train", "train_classifier", "evaluate", "sample"), "run")
+MEASURED = Kind("folder with a metrics.json", ("**/metrics.json", "**/summary.json"), ("evaluate", "train", "edit"))
+SWEEP = Kind("sweep folder", ("*/status.json",), ("train", "train_classifier", "evaluate", "sample", "edit"), "run")
 
 
 class Place(NamedTuple):

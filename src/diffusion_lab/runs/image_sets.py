@@ -21,6 +21,9 @@ ARCHIVES = (".npz", ".zip")
 
 ACCEPTED = "a folder of images, an .npz or .zip file of images, a glob pattern, or a list of these"
 
+SOURCES = "an image file, a folder of images, an .npz or .zip file of images, or a glob pattern of image files"
+"""Accepted values of `images` for source images that are edited."""
+
 OF_NETWORKS = (
     *("sampler", "time_grid", "clipping", "variance", "weights", "guidance_scale", "guidance", "guide", "classifier"),
     *("classifier_scale", "cascade", "cascade_steps", "low_resolution_noise", "label", "checkpoint", "seed"),
@@ -77,15 +80,14 @@ def find_one_set(value: Any) -> ImageSet:
 
     Raises UserError if it names none or several.
     """
-    accepted = "an image file, a folder of images, an .npz or .zip file of images, or a glob pattern of image files"
     path = os.path.abspath(os.path.expanduser(str(value)))
     if os.path.isfile(path) and _suffix(path) in EXTENSIONS:
         return ImageSet(Path(path), (path,))
-    if OmegaConf.is_list(value) or not str(value):
-        raise UserError(f"`images` must be {accepted}, got {'a list' if str(value) else 'no value'}.")
+    if OmegaConf.is_list(value):
+        raise UserError(f"`images` must be {SOURCES}, got a list.")
     first, *others = _find(str(value))
     if others:
-        raise UserError(f"`images` must be {accepted}, got {terminal_text(str(value))}, which matches several sets.")
+        raise UserError(f"`images` must be {SOURCES}, got {terminal_text(str(value))}, which matches several sets.")
     return first
 
 

@@ -93,7 +93,8 @@ def seconds_per_image(images: SampledImages, rates: Rates, *, is_half: bool) -> 
     """
     previous = getattr(images.condition_images, "images", None)
     earlier = seconds_per_image(previous, rates, is_half=is_half) if isinstance(previous, SeededImages) else 0.0
-    return num_evaluations(images) * pass_seconds_per_image(images, rates, is_half=is_half) + earlier
+    num_passes = images.num_passes * (2 if is_doubled(images) else 1)
+    return num_passes * pass_seconds_per_image(images, rates, is_half=is_half) + earlier
 
 
 def pass_seconds_per_image(images: SampledImages, rates: Rates, *, is_half: bool) -> float:
