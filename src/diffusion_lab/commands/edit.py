@@ -9,7 +9,7 @@ python src/edit.py run=logs/train/RUN images=FOLDER task=variation task.strength
 python src/edit.py run=logs/train/RUN images=FOLDER task=style label=7 guidance_scale=3
 python src/edit.py run=logs/train/RUN task=walk label=7 captions=true                # a loop of 64 frames, animated
 python src/edit.py run=logs/train/RUN images=test num_images=2 task=interpolate      # frames from image to image
-python src/edit.py run=logs/train/RUN task=morph 'label=[boot,bag]' animation=mp4    # from class to class
+python src/edit.py run=logs/train/RUN task=morph 'label=[sneaker,bag]' animation=mp4    # from class to class
 python src/edit.py run=logs/train/RUN task=sweep 'task.guidance_scales=[0,8]'        # increasing guidance
 python src/edit.py run=logs/train/RUN images=test task=invert guidance_scale=1 sampler=ddim sampler.num_steps=100
 torchrun --nproc-per-node 8 src/edit.py run=logs/train/RUN images=test mask=half trainer=ddp num_images=1000

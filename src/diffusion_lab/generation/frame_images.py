@@ -106,7 +106,7 @@ class FrameImages(BatchedImages):
     def protocol(self) -> dict[str, Any]:
         sources = None if self.inverted is None else self.inverted.sources
         return self.seeded.protocol() | {
-            "label": describe(self.stop_labels),
+            "label": describe(self.stop_labels if self._mixes_classes or not self.stop_labels else self.stop_labels[0]),
             "task": describe(self.sequence, omit=() if sources is None else ("seeds",)),
             "seed": self.seed,
             "batch_size": self.micro_batch_size,
@@ -141,13 +141,17 @@ class FrameImages(BatchedImages):
         """Return the labels of frames, int64 [B], or the weights of all labels if classes are mixed, float [B, n]."""
         if self.stop_labels is None:
             return None
-        if len(set(self.stop_labels)) == 1:
+        if not self._mixes_classes:
             return torch.full((len(frames),), self.stop_labels[0])
         weights = torch.zeros(len(frames), max(self.module.labels.num_rows, self.seeded.num_classes))
         for row, frame in zip(weights, frames, strict=True):
             for label, weight in self.classes(frame).items():
                 row[label] = weight
         return weights
+
+    @property
+    def _mixes_classes(self) -> bool:
+        return len(set(self.stop_labels or ())) > 1
 
     def _scale(self, frame: int) -> float | None:
         return self.sequence.guidance_scale(self.place(frame))
@@ -225,7 +229,7 @@ class FrameImages(BatchedImages):
 
     def _require_mixtures(self) -> None:
         """Raise ValueError for a path between different classes if the network does not accept their mixtures."""
-        if len(set(self.stop_labels or ())) < 2:
+        if not self._mixes_classes:
             return
         guide = self.guidance.guide
         networks: list[Any] = [self.module.network] if self.module.labels.num_classes else []

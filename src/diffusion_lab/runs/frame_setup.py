@@ -66,9 +66,10 @@ def complete(config: DictConfig) -> None:
         config.animation = True
     if "num_pictures" not in given and isinstance(config.task.num_frames, int):
         config.num_pictures = min(max(config.task.num_frames, 0), MOST_PICTURES)
-    if not any(name.partition(".")[0] == "metrics" for name in given):
-        with open_dict(config):
+    with open_dict(config):
+        if not any(name.partition(".")[0] == "metrics" for name in given):
             config.metrics = {"smoothness": OmegaConf.load(CONF / "metrics" / "smoothness.yaml")}
+        config.metrics = config.get("metrics") or {}  # metrics=[] selects no group
     if others := [str(name) for name in config.metrics if name != "smoothness"]:
         raise UserError(f"metrics must be smoothness or [] for task={task}, got {others[0]}.")
 
