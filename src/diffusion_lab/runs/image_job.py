@@ -5,6 +5,7 @@ settings are never mixed in one folder.
 """
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from diffusion_lab.generation.frame_images import FrameImages
     from diffusion_lab.generation.seeded_images import SeededImages
     from diffusion_lab.reporting.image_files import ImageFiles
+
+logger = logging.getLogger(__name__)
 
 RECORD = "images.json"
 
@@ -114,6 +117,15 @@ def image_job(
         ranks.all_gather_object(None)  # wait until no rank reads the batches any more
         if claim is not None:
             claim.release(keep=config.keep_images)
+
+
+def note_reused(images: "SeededImages | EditedImages", own_batches: Sequence[range]) -> None:
+    """Log the number of images that are reused. Collective: call on all ranks.  own_batches: batches of this rank."""
+    from diffusion_lab.distributed.collectives import Ranks
+
+    num_own = sum(len(batch) for batch in own_batches if images.is_cached(batch))
+    if num_cached := sum(Ranks.current().all_gather_object(num_own)):
+        logger.info("%s images were generated before an interruption and are reused.", f"{num_cached:,}")
 
 
 def _job(config: DictConfig, record: Record) -> str:
