@@ -1,15 +1,18 @@
 """Sequences of frames with `src/edit.py`, in separate processes."""
 
 import json
+import os
 import re
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from support.commands import run
+from support.commands import run, start
 from support.written_runs import TINY, write_run
 
 
@@ -67,6 +70,27 @@ def test_frames_are_the_same_files_on_two_ranks(written: Path, tmp_path: Path) -
     assert pngs(tmp_path / "two") == pngs(tmp_path / "one")
     films = [(tmp_path / name / "samples.webp").read_bytes() for name in ("one", "two")]
     assert films[0] == films[1]
+
+
+@pytest.mark.full
+def test_a_killed_job_resumes_with_the_same_files(written: Path, tmp_path: Path) -> None:
+    settings = ["task=walk", "task.num_frames=96", "batch_size=4", "metrics=[]"]
+    assert edit(written, tmp_path / "complete", *settings).returncode == 0
+    work, folder = tmp_path / "work", tmp_path / "out"
+    arguments = [f"run={written}", "sampler=ddim", "sampler.num_steps=3", f"work_folder={work}", *settings]
+    job = start("edit.py", *arguments, f"hydra.run.dir={folder}")
+    until = time.monotonic() + 120
+    while len(list(work.glob("*/*.npy"))) < 3 and time.monotonic() < until:
+        time.sleep(0.005)
+    os.kill(job.pid, signal.SIGKILL)
+    assert job.wait().returncode == -signal.SIGKILL
+    finished = {path: path.stat().st_mtime_ns for path in work.glob("*/*.npy")}
+    assert 3 <= len(finished) < 24
+    again = run("edit.py", *arguments, f"hydra.run.dir={folder}", "keep_images=true")
+    assert again.returncode == 0, again.stderr
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    assert pngs(folder) == pngs(tmp_path / "complete")
+    assert (folder / "samples.webp").read_bytes() == (tmp_path / "complete" / "samples.webp").read_bytes()
 
 
 @pytest.mark.full
