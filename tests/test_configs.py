@@ -20,10 +20,13 @@ from diffusion_lab.paths import CONF
 from diffusion_lab.runs.load import build_optimization, resolve
 
 PIXELS_256 = ("afhq", "celeba_hq", "ffhq", "imagenet256", "lsun_bedroom", "lsun_cat", "lsun_church")
+OF_EDITS = ("task", "posterior", "mask")
+"""Groups of the command edit."""
+
 CHOICES = [
     f"{path.parent.name}={path.stem}"
     for path in sorted(CONF.glob("*/[!_]*.yaml"))
-    if path.parent.name != "experiment"  # test_recipes.py
+    if path.parent.name not in ("experiment", *OF_EDITS)  # experiment: test_recipes.py
 ]
 INDEPENDENT = (  # groups of which any choices can be combined
     *(
@@ -121,6 +124,21 @@ def test_each_choice_composes_matches_the_signatures_and_builds_its_objects(choi
     for part in ("process", "prediction", "objective", "times", "sampler", "ema", "guard", "variance"):
         assert once(build, config[part]) is not None
     assert build_optimization(config)["optimizer"].lr > 0
+
+
+@pytest.mark.parametrize(
+    "choice", [f"{path.parent.name}={path.stem}" for name in OF_EDITS for path in sorted(CONF.glob(f"{name}/*.yaml"))]
+)
+def test_each_choice_of_an_edit_composes_matches_the_signatures_and_builds_its_objects(choice: str) -> None:
+    group, name = choice.split("=")
+    required = {"mask=file": ["mask.path=mask.png"], "mask=color": ["mask.color=255"]}.get(choice, [])
+    posterior = [] if group == "posterior" else ["posterior=pigdm"]
+    config = compose("edit", overrides=["run=somewhere", "images=test", choice, *posterior, *required])
+    node = resolve(OmegaConf.masked_copy(config, ["task", "mask", "posterior"]))[group]
+    assert problems(node) == []
+    assert build(node) is not None
+    if group != "mask":
+        assert import_target(str(node._target_)).name == name
 
 
 @pytest.mark.parametrize(

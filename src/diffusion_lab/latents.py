@@ -1,10 +1,12 @@
 """The space of a diffusion model: pixels, or the latents of an autoencoder (Rombach et al. 2022)."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,12 @@ class Latents:
     def decode(self, x_0: Tensor) -> Tensor:
         """Decode latents to images [B, C, H, W], in [-1, 1] up to the errors of the autoencoder.
 
-        The images are a differentiable function of x_0.
+        The images are a twice differentiable function of x_0.
         """
         latents = x_0 / self.scale + self.shift
-        with torch.autocast(x_0.device.type, enabled=False):
+        # The faster implementations of attention have no second derivatives.
+        attention = sdpa_kernel(SDPBackend.MATH) if latents.requires_grad else nullcontext()
+        with torch.autocast(x_0.device.type, enabled=False), attention:
             images: Tensor = self._autoencoder_on_device_of(x_0).decode(latents.to(self.autoencoder.dtype)).sample
         return images.to(x_0.dtype)
 

@@ -169,3 +169,14 @@ def test_unused_and_unknown_filters_are_refused() -> None:
         Preparation(fit="adm", resample="box")
     with pytest.raises(ValueError, match="resample must be one of bicubic, lanczos, box, got nearest"):
         Preparation(resample="nearest")  # type: ignore[arg-type]
+
+
+def test_transparent_pixels_are_found_in_the_size_of_the_prepared_image() -> None:
+    image = Image.new("RGBA", (8, 8), (10, 20, 30, 255))
+    image.paste((0, 0, 0, 0), (0, 0, 4, 8))
+    found = Preparation(3, 4).transparency(encode(image))
+    assert (found >= 128).tolist() == [[[True, True, False, False]] * 4]
+    padded = Preparation(3, 10, "pad").transparency(encode(image))  # the border is opaque
+    assert int((padded > 0).sum()) == 4 * 8
+    opaque = Preparation(1, 4).transparency(encode(image.convert("RGB")))
+    assert (opaque.shape, int(opaque.max())) == ((1, 4, 4), 0)

@@ -6,9 +6,13 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from omegaconf import DictConfig, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_lab.commands.edit import edit
+from diffusion_lab.config.compose import error_message
+from diffusion_lab.errors import UserError
 from diffusion_lab.paths import CONF
 
 
@@ -30,3 +34,12 @@ def composed(output: Path, *overrides: str) -> DictConfig:
 def run_edit(output: Path, *overrides: str) -> Any:
     """Execute `python src/edit.py OVERRIDES` with the output folder `output`, and return its result."""
     return edit(composed(output, *overrides))
+
+
+def edit_error(output: Path, *overrides: str) -> str:
+    """Return the error message with which `python src/edit.py OVERRIDES` ends; "" if it succeeds."""
+    try:
+        run_edit(output, *overrides)
+    except (UserError, OmegaConfBaseException, HydraException) as error:
+        return error_message(error, "edit")
+    return ""

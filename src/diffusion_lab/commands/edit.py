@@ -18,7 +18,6 @@ Results: logs/edit/<date>_<time> contains the grid samples.png, images/, measure
 Resuming: the same command generates only the batches that an interrupted command did not finish.
 """
 
-import logging
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,27 +28,16 @@ from diffusion_lab.commands import entry
 from diffusion_lab.errors import UserError
 from diffusion_lab.reporting.text import terminal_text
 from diffusion_lab.runs import edit_metrics, edit_setup, frame_job, sampling_setup
-from diffusion_lab.runs.animations import require_pictures, save_animation
+from diffusion_lab.runs.animations import ANIMATIONS, require_pictures, save_animation
 from diffusion_lab.runs.find import Target
-from diffusion_lab.runs.image_job import image_job
+from diffusion_lab.runs.image_job import image_job, note_reused
 from diffusion_lab.runs.one_target import find_one_target
 
 if TYPE_CHECKING:
     from diffusion_lab.evaluation.evaluator import Number
     from diffusion_lab.generation.edited_images import EditedImages
 
-logger = logging.getLogger(__name__)
-
-FILES = (
-    "samples.png",
-    "samples.webp",
-    "samples.gif",
-    "samples.mp4",
-    "samples_*.npz",
-    "noises.npz",
-    "images",
-    "measurements",
-)
+FILES = ("samples.png", *ANIMATIONS, "samples_*.npz", "noises.npz", "images", "measurements")
 """Glob patterns of the files and folders that the command writes, in the order of its last line."""
 
 
@@ -101,6 +89,7 @@ def _generate(
             if config.animation:
                 save_animation(images, batches, folder, config, pictures.num_columns)
             own_batches, started = ranks.shard(batches), time.perf_counter()
+            note_reused(images, own_batches)
             with ranks.raise_together(), progress_bar(images.action, sum(map(len, own_batches))) as advance:
                 for batch in own_batches:
                     files.add(batch, images.generate(batch))

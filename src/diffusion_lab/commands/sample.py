@@ -11,7 +11,6 @@ Results: logs/sample/<date>_<time> contains the grid samples.png and images/.
 Resuming: the same command generates only the batches that an interrupted command did not finish.
 """
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,18 +20,15 @@ from diffusion_lab.commands import entry
 from diffusion_lab.errors import UserError
 from diffusion_lab.reporting.text import terminal_text
 from diffusion_lab.runs import class_names, sampling_setup
-from diffusion_lab.runs.animations import require_pictures, save_animation
+from diffusion_lab.runs.animations import ANIMATIONS, require_pictures, save_animation
 from diffusion_lab.runs.find import Target
-from diffusion_lab.runs.image_job import image_job
+from diffusion_lab.runs.image_job import image_job, note_reused
 from diffusion_lab.runs.one_target import find_one_target
 
 if TYPE_CHECKING:
     from diffusion_lab.generation.seeded_images import SeededImages
 
-logger = logging.getLogger(__name__)
-
-
-FILES = ("samples.png", "conditions.png", "samples.webp", "samples.gif", "samples.mp4", "samples_*.npz", "images")
+FILES = ("samples.png", "conditions.png", *ANIMATIONS, "samples_*.npz", "images")
 """Glob patterns of the files and of the folder with images that the command writes, in the order of its last line."""
 
 
@@ -79,9 +75,7 @@ def _generate(config: DictConfig, images: "SeededImages", target: Target, step: 
     ranks, folder = Ranks.current(), Path(config.output_folder)
     own_batches = ranks.shard(batches)
     with image_job(config, images, target, step, seeds, folder) as files:
-        num_cached = sum(ranks.all_gather_object(sum(len(batch) for batch in own_batches if images.is_cached(batch))))
-        if num_cached:
-            logger.info("%s images were generated before an interruption and are reused.", f"{num_cached:,}")
+        note_reused(images, own_batches)
         try:
             if config.animation:
                 save_animation(images, batches, folder, config, config.num_columns or num_columns(images))

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 NUM_IMAGES = 64
 """Default number of source images of a split."""
 
-MAX_SIZES = 10_000
+MAX_SIZES = 1000
 """Largest number of source images whose sizes are compared with that of a mask file."""
 
 OF_SAMPLES = "images"
@@ -135,9 +135,9 @@ def _mask_from_file(path: Path, store: "ImageStore", split: str) -> "Tensor":
     except OSError as error:
         raise UserError(f"mask.path must be an image file, got {shown} ({error.strerror}).") from error
     size = header_size(io.BytesIO(content))
-    sizes = {(side, side), *map(tuple, store.original_sizes(split, MAX_SIZES).tolist())}
-    if size is not None and size != (side, side) and len(sizes - {(side, side)} - {size}):
-        other = next(iter(sizes - {(side, side)} - {size}))
+    sizes = set(map(tuple, store.original_sizes(split, MAX_SIZES).tolist()))
+    if size not in (None, (side, side)) and (others := sizes - {size}):
+        other = min(others)
         raise UserError(
             f"mask.path must be an image with the size of the source images, or with {side} x {side} pixels as the "
             f"images of the run, got {shown} with {size[0]} x {size[1]} pixels for a source image with {other[0]} x "

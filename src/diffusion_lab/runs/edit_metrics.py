@@ -69,16 +69,16 @@ def build_measurement(config: DictConfig, target: Target, images: "EditedImages"
     from diffusion_lab.evaluation.evaluator import Evaluator
     from diffusion_lab.metrics import EditMetric, MeanOverImages
 
+    targets = {str(name): import_target(str(node._target_)) for name, node in config.metrics.items()}
+    if means := [name for name, kind in targets.items() if kind is MeanOverImages]:
+        raise UserError(f"metrics must measure images for an edit, as psnr and fid do, got {means[0]}.")
     trained = sampling_config(config, target)
     features = {key: value for key, value in config.features.items() if value is not None}
     trained.features = features if "_target_" in features else {**trained.features, **features}
     trained.metrics = config.metrics
     trained = resolve(OmegaConf.masked_copy(trained, ["metrics", "features", "data"]))
     raise_problems(list(argument_problems(trained.metrics, "metrics")))
-    targets = {str(name): import_target(str(node._target_)) for name, node in trained.metrics.items()}
-    if means := [name for name, target in targets.items() if target is MeanOverImages]:
-        raise UserError(f"metrics must measure images for an edit, as psnr and fid do, got {means[0]}.")
-    of_set = [name for name, target in targets.items() if not issubclass(target, EditMetric)]
+    of_set = [name for name, kind in targets.items() if not issubclass(kind, EditMetric)]
     precision = compilation.precision_name(config.trainer)
     evaluator, set_evaluator = EditEvaluator(images, precision), None
     with user_errors(config):

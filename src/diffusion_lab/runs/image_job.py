@@ -5,6 +5,7 @@ settings are never mixed in one folder.
 """
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,6 +23,7 @@ from diffusion_lab.config.saved_files import LARGEST_JSON
 from diffusion_lab.errors import UserError
 from diffusion_lab.regular_files import read_regular
 from diffusion_lab.runs import status as run_status
+from diffusion_lab.runs.animations import ANIMATIONS
 from diffusion_lab.runs.find import Target
 
 if TYPE_CHECKING:
@@ -30,12 +32,14 @@ if TYPE_CHECKING:
     from diffusion_lab.generation.seeded_images import SeededImages
     from diffusion_lab.reporting.image_files import ImageFiles
 
+logger = logging.getLogger(__name__)
+
 RECORD = "images.json"
 
 LARGEST = 10**8
 """Number of images above which a record is considered damaged."""
 
-OF_ALL_IMAGES = ("samples.webp", "samples.gif", "samples.mp4", "samples_*.npz", "npz_parts")
+OF_ALL_IMAGES = (*ANIMATIONS, "samples_*.npz", "npz_parts")
 """Glob patterns of files that contain several images, except the grid, which every job writes again."""
 
 OUTPUT_SETTINGS = ("output_folder", "work_folder", "keep_images")
@@ -114,6 +118,15 @@ def image_job(
         ranks.all_gather_object(None)  # wait until no rank reads the batches any more
         if claim is not None:
             claim.release(keep=config.keep_images)
+
+
+def note_reused(images: "SeededImages | EditedImages | FrameImages", own_batches: Sequence[range]) -> None:
+    """Log the number of images that are reused. Collective: call on all ranks.  own_batches: batches of this rank."""
+    from diffusion_lab.distributed.collectives import Ranks
+
+    num_own = sum(len(batch) for batch in own_batches if images.is_cached(batch))
+    if num_cached := sum(Ranks.current().all_gather_object(num_own)):
+        logger.info("%s images were generated before an interruption and are reused.", f"{num_cached:,}")
 
 
 def _job(config: DictConfig, record: Record) -> str:
