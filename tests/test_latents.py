@@ -3,6 +3,8 @@ import pytest
 import torch
 
 from diffusion_lab.data.image_datamodule import ImageBatch
+from diffusion_lab.edits import Walk
+from diffusion_lab.generation.frame_images import FrameImages
 from diffusion_lab.generation.seeded_images import SeededImages, generate_with_frames
 from diffusion_lab.latents import Latents, Pixels
 from diffusion_lab.networks import DiT
@@ -80,3 +82,12 @@ def test_samples_and_animation_frames_are_decoded() -> None:
 def test_a_scale_of_0_is_rejected() -> None:
     with pytest.raises(ValueError, match="scale must be above 0, got 0"):
         latents(scale=0)
+
+
+def test_frames_of_a_walk_in_latent_space_are_decoded_and_start_with_a_sample() -> None:
+    seeded = SeededImages(module(), batch_size=3)
+    frames = FrameImages(seeded, Walk(num_frames=3, seeds=[2, 5]))
+    assert frames.noise(0).shape == (4, 8, 8)
+    images = frames.generate(range(3))
+    assert images.shape == (3, 3, 16, 16)
+    assert int((images[0].int() - seeded.generate(range(2, 3))[0].int()).abs().max()) <= 1

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_lab.edits import FrameSequence, Interpolate, Invert, Morph, Sweep, Walk
+from diffusion_lab.ema.averages import RAW
 from diffusion_lab.errors import UserError
 from diffusion_lab.evaluation.frame_evaluator import measure_smoothness
 from diffusion_lab.generation.edit_sources import EditSources
@@ -19,6 +20,7 @@ from diffusion_lab.guidance import Guidance, Strength
 from diffusion_lab.metrics import Smoothness
 from diffusion_lab.networks import Condition, Labels, Network
 from diffusion_lab.samplers import DDIM, Ancestral
+from support.every_sampler import Case, every_sampler
 from support.fake_features import StandIn
 from support.small_runs import FewImages, small_module
 
@@ -57,19 +59,23 @@ def test_the_frame_after_the_last_of_a_walk_is_its_first_to_the_bit() -> None:
     assert not torch.equal(images.noise(9), images.noise(0))
 
 
-@pytest.mark.parametrize("sampler", [DDIM, Ancestral])
-def test_stops_are_the_samples_of_their_seeds_and_frames_do_not_depend_on_the_batch(sampler: Any) -> None:
+@every_sampler
+def test_the_first_stop_is_a_sample_with_every_sampler_and_the_last_with_samplers_without_noise(case: Case) -> None:
     source = seeded()
-    source.sampler = sampler(source.module.process, num_steps=4)
+    source.sampler = case.build(source.module.process, num_steps=3)
     samples = torch.cat([source.generate(range(k, k + 1)) for k in (3, 7)])
-    frames = generate(FrameImages(source, Interpolate(num_frames=6, seeds=[3, 7])))
+    frames = generate(FrameImages(source, Interpolate(num_frames=2, seeds=[3, 7])))
     assert levels(frames[0], samples[0]) <= 1
-    if sampler is DDIM:  # the steps of other samplers add the noise of the first stop
-        assert levels(frames[5], samples[1]) <= 1
-    assert levels(frames[0], frames[5]) > 50
-    other = seeded(batch_size=5)
-    other.sampler = source.sampler
-    assert levels(generate(FrameImages(other, Interpolate(num_frames=6, seeds=[3, 7]))), frames) <= 1
+    if case.num_draws(3) == 1:  # the steps of other samplers add the noise of the first stop
+        assert levels(frames[1], samples[1]) <= 1
+    assert levels(frames[0], frames[1]) > 20
+
+
+def test_frames_do_not_depend_on_the_batch() -> None:
+    by_size = [
+        generate(FrameImages(seeded(batch_size=size), Interpolate(num_frames=6, seeds=[3, 7]))) for size in (4, 5, 8)
+    ]
+    assert max(levels(other, by_size[0]) for other in by_size) <= 1
 
 
 def test_frames_of_a_stochastic_sampler_change_gradually_because_their_steps_add_the_same_noise() -> None:
@@ -118,6 +124,15 @@ def test_each_frame_of_a_sweep_is_the_sample_with_its_guidance_scale() -> None:
     frames = generate(FrameImages(seeded(label=1), Sweep(num_frames=3, guidance_scales=[1, 5]), seed=4))
     for frame, scale in enumerate((1, 3, 5)):
         expected = seeded(label=1, guidance=Guidance(Strength(scale)), batch_size=1).generate(range(4, 5))[0]
+        assert torch.equal(frames[frame], expected)
+
+
+def test_a_sweep_with_a_guide_includes_the_scale_without_guidance() -> None:
+    guide = seeded().module.denoiser(RAW)
+    with_guide = seeded(label=1, guidance=Guidance(Strength(2.0), guide=guide))
+    frames = generate(FrameImages(with_guide, Sweep(num_frames=2, guidance_scales=[1, 3]), seed=4))
+    for frame, guidance in enumerate((Guidance(), Guidance(Strength(3.0), guide=guide))):
+        expected = seeded(label=1, guidance=guidance, batch_size=1).generate(range(4, 5))[0]
         assert torch.equal(frames[frame], expected)
 
 

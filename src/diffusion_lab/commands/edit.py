@@ -28,7 +28,7 @@ from diffusion_lab.commands import entry
 from diffusion_lab.errors import UserError
 from diffusion_lab.reporting.text import terminal_text
 from diffusion_lab.runs import edit_metrics, edit_setup, frame_job, sampling_setup
-from diffusion_lab.runs.animations import require_pictures, save_animation
+from diffusion_lab.runs.animations import ANIMATIONS, require_pictures, save_animation
 from diffusion_lab.runs.find import Target
 from diffusion_lab.runs.image_job import image_job, note_reused
 from diffusion_lab.runs.one_target import find_one_target
@@ -37,16 +37,7 @@ if TYPE_CHECKING:
     from diffusion_lab.evaluation.number import Number
     from diffusion_lab.generation.edited_images import EditedImages
 
-FILES = (
-    "samples.png",
-    "samples.webp",
-    "samples.gif",
-    "samples.mp4",
-    "samples_*.npz",
-    "noises.npz",
-    "images",
-    "measurements",
-)
+FILES = ("samples.png", *ANIMATIONS, "samples_*.npz", "noises.npz", "images", "measurements")
 """Glob patterns of the files and folders that the command writes, in the order of its last line."""
 
 

@@ -20,7 +20,7 @@ from diffusion_lab.commands import entry
 from diffusion_lab.errors import UserError
 from diffusion_lab.reporting.text import terminal_text
 from diffusion_lab.runs import class_names, sampling_setup
-from diffusion_lab.runs.animations import require_pictures, save_animation
+from diffusion_lab.runs.animations import ANIMATIONS, require_pictures, save_animation
 from diffusion_lab.runs.find import Target
 from diffusion_lab.runs.image_job import image_job, note_reused
 from diffusion_lab.runs.one_target import find_one_target
@@ -28,7 +28,7 @@ from diffusion_lab.runs.one_target import find_one_target
 if TYPE_CHECKING:
     from diffusion_lab.generation.seeded_images import SeededImages
 
-FILES = ("samples.png", "conditions.png", "samples.webp", "samples.gif", "samples.mp4", "samples_*.npz", "images")
+FILES = ("samples.png", "conditions.png", *ANIMATIONS, "samples_*.npz", "images")
 """Glob patterns of the files and of the folder with images that the command writes, in the order of its last line."""
 
 

@@ -21,7 +21,7 @@ from diffusion_lab.edits.masks import (
     TransparentPixels,
 )
 from diffusion_lab.edits.morph import Morph
-from diffusion_lab.edits.noise_path import Interpolate, NoisePath, Walk
+from diffusion_lab.edits.noise_path import Interpolate, Walk
 from diffusion_lab.edits.restoration import Restoration
 from diffusion_lab.edits.restorations import (
     Colorize,
@@ -35,7 +35,7 @@ from diffusion_lab.edits.slerp import slerp
 from diffusion_lab.edits.sources import Sources
 from diffusion_lab.edits.sweep import Sweep
 from diffusion_lab.edits.task import Generator, Task
-from diffusion_lab.edits.variation import StartingFrom, Style, Variation
+from diffusion_lab.edits.variation import Style, Variation
 
 __all__ = [
     "Color",
@@ -53,7 +53,6 @@ __all__ = [
     "Mask",
     "MaskFile",
     "Morph",
-    "NoisePath",
     "Outside",
     "Place",
     "RandomPixels",
@@ -61,7 +60,6 @@ __all__ = [
     "Rectangle",
     "Restoration",
     "Sources",
-    "StartingFrom",
     "Style",
     "SuperResolution",
     "Sweep",

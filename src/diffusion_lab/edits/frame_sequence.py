@@ -13,6 +13,10 @@ class Place:
 
     first, second: numbers of two neighboring stops of the path; equal at the end of an open path.
     fraction: fraction of the way from the first to the second, in [0, 1).
+
+    >>> from diffusion_lab.edits import Interpolate
+    >>> Interpolate(num_frames=3).place(2, num_stops=2)  # the last frame
+    Place(first=1, second=1, fraction=0.0)
     """
 
     first: int

@@ -11,6 +11,10 @@ class Morph(FrameSequence):
     """Frames from class to class with the same noise: the embeddings of neighboring classes are mixed.
 
     num_frames: see `FrameSequence`.
+
+    >>> from diffusion_lab.edits import Morph
+    >>> Morph(num_frames=9).place(2, num_stops=3)  # three classes
+    Place(first=0, second=1, fraction=0.5)
     """
 
     name: ClassVar[str] = "morph"

@@ -41,7 +41,12 @@ class NoisePath(FrameSequence):
 
 @dataclass(frozen=True)
 class Interpolate(NoisePath):
-    """Frames from the first stop to the last.  num_frames, seeds: see `NoisePath`."""
+    """Frames from the first stop to the last.  num_frames, seeds: see `NoisePath`.
+
+    >>> from diffusion_lab.edits import Interpolate
+    >>> Interpolate(num_frames=5, seeds=[0, 57]).place(1, num_stops=2)
+    Place(first=0, second=1, fraction=0.25)
+    """
 
     name: ClassVar[str] = "interpolate"
 
@@ -54,6 +59,13 @@ class Walk(NoisePath):
     """Frames that return to the first stop, so that an animation repeats without a jump.
 
     num_frames, seeds: see `NoisePath`.
+
+    >>> from diffusion_lab.edits import Walk
+    >>> walk = Walk(num_frames=6, seeds=[3, 8])
+    >>> walk.place(5, num_stops=2)
+    Place(first=1, second=0, fraction=0.6666666666666666)
+    >>> walk.place(6, num_stops=2) == walk.place(0, num_stops=2)
+    True
     """
 
     name: ClassVar[str] = "walk"

@@ -15,6 +15,11 @@ class Sweep(FrameSequence):
     num_frames: see `FrameSequence`.
     guidance_scales: guidance scales of the stops.
     Raises ValueError unless there are at least two finite scales of at least 0.
+
+    >>> from diffusion_lab.edits import Sweep
+    >>> sweep = Sweep(num_frames=5, guidance_scales=[1, 3])
+    >>> [sweep.guidance_scale(sweep.place(frame, num_stops=2)) for frame in range(5)]
+    [1.0, 1.5, 2.0, 2.5, 3.0]
     """
 
     name: ClassVar[str] = "sweep"

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from diffusion_lab import __version__
 from diffusion_lab.data.classes import RANDOM
-from diffusion_lab.edits import FrameSequence, Invert, Place, StartingFrom, slerp
+from diffusion_lab.edits import FrameSequence, Invert, Place, slerp
+from diffusion_lab.edits.variation import StartingFrom
 from diffusion_lab.errors import UserError
 from diffusion_lab.fingerprints import describe, digest
 from diffusion_lab.generation.batched_images import BatchedImages, Draw

@@ -18,6 +18,11 @@ class Smoothness:
 
     The ratio is 1 for frames that change evenly. A large ratio is a jump.
     features: feature network, whose pooled features are compared.
+
+    >>> from diffusion_lab import FashionCNN, Smoothness
+    >>> still = torch.zeros(3, 1, 28, 28, dtype=torch.uint8)
+    >>> Smoothness(FashionCNN()).distances(still, is_closed=False)
+    tensor([0., 0.], dtype=torch.float64)
     """
 
     features: Features

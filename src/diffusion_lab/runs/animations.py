@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 FORMATS = ("webp", "gif", "mp4")
 """File formats of animations; the first is the default."""
 
+ANIMATIONS = tuple(f"samples.{suffix}" for suffix in FORMATS)
+"""Names of animations in output folders."""
+
 
 def animation_format(config: DictConfig) -> str:
     """Return the file format of the animation.
@@ -28,7 +31,9 @@ def animation_format(config: DictConfig) -> str:
     not a rate.
     """
     if config.animation not in (True, False, *FORMATS):
-        raise UserError(f"`animation` must be false, true, {', '.join(FORMATS[:-1])} or mp4, got {config.animation}.")
+        raise UserError(
+            f"`animation` must be false, true, {', '.join(FORMATS[:-1])} or {FORMATS[-1]}, got {config.animation}."
+        )
     if config.animation == "mp4" and find_spec("imageio_ffmpeg") is None:
         raise UserError(
             "`animation` must be webp or gif without the package imageio-ffmpeg, got mp4; "

@@ -38,11 +38,13 @@ OF_CASCADES: dict[str, Any] = {"cascade": [], "cascade_steps": None, "low_resolu
 def complete(config: DictConfig) -> None:
     """Add the settings of cascades, which an edit does not have, in place.
 
-    Raises UserError without `images`, and for a mask or a posterior sampler that is given for a task without one.
+    Raises UserError without `images` if the task needs them, and for a mask or a posterior sampler that is given for a
+    task without one.
     """
     with open_dict(config):
         config.update(OF_CASCADES)
-    if OmegaConf.is_missing(config, "images") or config.images is None:
+    has_images = not OmegaConf.is_missing(config, "images") and config.images is not None
+    if not has_images and "num_frames" not in config.task:  # sequences of frames need none
         raise UserError(f"`images` must be a split of the run's data set, or {SOURCES}, got no value.")
     if not isinstance(config.save_noises, bool) or (config.save_noises and chosen_task() != "invert"):
         raise UserError(f"save_noises must be false for task={chosen_task()}, got {config.save_noises}.")

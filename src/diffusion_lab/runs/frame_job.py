@@ -15,10 +15,10 @@ from diffusion_lab.config import compilation
 from diffusion_lab.errors import UserError
 from diffusion_lab.reporting.text import terminal_text
 from diffusion_lab.runs import class_names, edit_metrics, sampling_setup
-from diffusion_lab.runs.animations import animation_format
+from diffusion_lab.runs.animations import ANIMATIONS, animation_format
 from diffusion_lab.runs.find import Target
 from diffusion_lab.runs.frame_setup import build_frames, build_smoothness, complete, is_sequence
-from diffusion_lab.runs.image_job import image_job
+from diffusion_lab.runs.image_job import image_job, note_reused
 from diffusion_lab.runs.one_target import find_one_target
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["generate_sequence", "is_sequence"]
 
-FILES = ("samples.png", "samples.webp", "samples.gif", "samples.mp4", "samples_*.npz", "images")
+FILES = ("samples.png", *ANIMATIONS, "samples_*.npz", "images")
 """Glob patterns of the files and of the folder with images that are written, in the order of the last line."""
 
 TILE = 224
@@ -80,6 +80,7 @@ def _generate(
     own_batches, numbers, started = ranks.shard(images.batches(indices)), list["Number"](), time.perf_counter()
     with image_job(config, images, target, step, [indices], folder) as files:
         files.num_pictures = 0  # the grid is written with the captions
+        note_reused(images, own_batches)
         try:
             with ranks.raise_together(), progress_bar(images.action, sum(map(len, own_batches))) as advance:
                 for batch in own_batches:

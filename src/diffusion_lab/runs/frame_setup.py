@@ -126,7 +126,7 @@ def _sources(config: DictConfig, trained: DictConfig, sequence: "FrameSequence")
 def build_smoothness(config: DictConfig, target: Target) -> "Smoothness | None":
     """Return the metric of the frames, or None if it is not measured.
 
-    If the metric is not requested and the weights of its features are missing, a warning says so.
+    If the metric is not requested and the weights of its features are missing, a warning names them.
     Raises UserError for invalid features.
     """
     from diffusion_lab.features import FeaturesUnavailableError

@@ -23,6 +23,7 @@ from diffusion_lab.config.saved_files import LARGEST_JSON
 from diffusion_lab.errors import UserError
 from diffusion_lab.regular_files import read_regular
 from diffusion_lab.runs import status as run_status
+from diffusion_lab.runs.animations import ANIMATIONS
 from diffusion_lab.runs.find import Target
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ RECORD = "images.json"
 LARGEST = 10**8
 """Number of images above which a record is considered damaged."""
 
-OF_ALL_IMAGES = ("samples.webp", "samples.gif", "samples.mp4", "samples_*.npz", "npz_parts")
+OF_ALL_IMAGES = (*ANIMATIONS, "samples_*.npz", "npz_parts")
 """Glob patterns of files that contain several images, except the grid, which every job writes again."""
 
 OUTPUT_SETTINGS = ("output_folder", "work_folder", "keep_images")
@@ -119,7 +120,7 @@ def image_job(
             claim.release(keep=config.keep_images)
 
 
-def note_reused(images: "SeededImages | EditedImages", own_batches: Sequence[range]) -> None:
+def note_reused(images: "SeededImages | EditedImages | FrameImages", own_batches: Sequence[range]) -> None:
     """Log the number of images that are reused. Collective: call on all ranks.  own_batches: batches of this rank."""
     from diffusion_lab.distributed.collectives import Ranks
 
