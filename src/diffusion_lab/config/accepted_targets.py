@@ -64,9 +64,7 @@ ACCEPTED: dict[str, tuple[str, ...]] = {
         ),
         *LR_SCHEDULERS,
     ),
-    "mask": _exports(
-        "edits", "Color Half MaskFile Outside RandomPixels RandomRectangle Rectangle TransparentPixels"
-    ),
+    "mask": _exports("edits", "Color Half MaskFile Outside RandomPixels RandomRectangle Rectangle TransparentPixels"),
     "metric": _METRICS,
     "metrics": _METRICS,
     "model": _exports("networks", "DiT FromDiffusers HalfUNet PixelTransformer UNet"),
