@@ -36,6 +36,7 @@ WITHOUT_EXAMPLE = {
     "Shown by the base class Variance": ("FixedLarge", "FixedSmall", "LearnedDiagonal", "LearnedRange"),
     "Shown by ClassifierFreeGuidance and Guidance": ("Autoguidance", "ClassifierGuidance", "Guidable"),
     "Need other packages, weights or a service": ("CMMD", "FromDiffusers", "InceptionScore", "WandbRun"),
+    "Shown by PSNR": ("Consistency", "Diversity", "EditMetric", "FeatureDistance", "LPIPS", "RMSE", "SSIM"),
     "Write files": ("MetricsFile", "TensorBoardEvents"),
     "Used like FrechetDistance": ("ClassAccuracy", "MeanOverImages", "SpatialFrechetDistance"),
 }

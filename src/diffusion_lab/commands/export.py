@@ -210,7 +210,7 @@ class Run:
         if isinstance(space, Latents) and Path(str(source)).is_dir():
             save_autoencoder(space, folder / safetensors_folder.AUTOENCODER)
             settings["space"] = safetensors_folder.with_autoencoder(plain["space"], safetensors_folder.AUTOENCODER)
-        if plain.get("guide") not in (None, "none"):  # without the guide, the network has no unconditional part
+        if plain.get("guide") not in (None, "none"):  # the network has no unconditional part
             settings["guidance_scale"] = 1.0
         settings["guidance"] = {name: (plain.get("guidance") or {}).get(name) for name in safetensors_folder.GUIDANCE}
         settings["data"] = {key: plain["data"][key] for key in ("channels", "resolution", "num_classes")}

@@ -20,8 +20,8 @@ def _torch(package: str, names: str) -> tuple[str, ...]:
 
 _METRICS = _exports(
     "metrics",
-    "ClassAccuracy CMMD DensityCoverage FrechetDistance InceptionScore KernelDistance MeanOverImages Memorization "
-    "PrecisionRecall SpatialFrechetDistance",
+    "ClassAccuracy CMMD Consistency DensityCoverage Diversity FrechetDistance InceptionScore KernelDistance LPIPS "
+    "MeanOverImages Memorization PrecisionRecall PSNR RMSE SpatialFrechetDistance SSIM",
 )
 
 OPTIMIZERS = _torch(
@@ -64,6 +64,7 @@ ACCEPTED: dict[str, tuple[str, ...]] = {
         ),
         *LR_SCHEDULERS,
     ),
+    "mask": _exports("edits", "Color Half MaskFile Outside RandomPixels RandomRectangle Rectangle TransparentPixels"),
     "masking": _exports("masking", "Halves RandomRectangles Strokes"),
     "metric": _METRICS,
     "metrics": _METRICS,
@@ -73,6 +74,7 @@ ACCEPTED: dict[str, tuple[str, ...]] = {
     "optimizer": (*_exports("training", "Muon"), *OPTIMIZERS),
     "pairs": _exports("data", "Pairs"),
     "plugins": (*_exports("callbacks", "WholeCheckpoints"), *_exports("distributed", "cluster_environment")),
+    "posterior": _exports("inverse_problems", "DDNM DDRM DPS MMPS PiGDM RePaint Replace"),
     "prediction": _exports("process", "EDMDenoiser Epsilon FlowVelocity PosteriorMean Score V X0"),
     "process": _exports("process", "GaussianProcess"),
     "quantity": _exports("evaluation", "FlowLikelihood Reconstruction VariationalBound"),
@@ -91,6 +93,10 @@ ACCEPTED: dict[str, tuple[str, ...]] = {
     "sinusoids": _exports("networks", "Sinusoids"),
     "space": _exports("latents", "Latents Pixels"),
     "store": _exports("data", "ImageStore"),
+    "task": _exports(
+        "edits",
+        "Colorize CompressedSense Deblur DeblurMotion Denoise Inpaint Invert Style SuperResolution Variation",
+    ),
     "time_grid": _exports(
         "samplers",
         "DDIMTimes KarrasTimes LeadingTimes ListedTimes LogSNRTimes QuadraticTimes SectionTimes TrailingTimes "

@@ -29,6 +29,11 @@ class PSNR(EditMetric):
     """Peak signal-to-noise ratio to the source, 10 log10(255^2 / mean square difference), in decibels.
 
     An image that equals its source has the PSNR of an image with one value that differs by one gray level.
+
+    >>> from diffusion_lab import PSNR
+    >>> source = torch.full((1, 3, 8, 8), 100, dtype=torch.uint8)
+    >>> round(PSNR().measure(source + 10, source, None), 2)
+    28.13
     """
 
     choice: ClassVar[str] = "psnr"
