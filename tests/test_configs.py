@@ -216,7 +216,7 @@ def test_samplers_take_at_most_the_steps_of_a_short_schedule_by_default() -> Non
 def test_names_of_other_libraries_refer_to_choices_that_exist(group: str) -> None:
     choices = {choice.partition("=")[2] for choice in CHOICES if choice.startswith(f"{group}=")}
     for name, text in NAMES_ELSEWHERE[group].items():
-        if group == "absent":
+        if group in ("absent", "edit"):
             assert name not in composed()
         elif group == "settings":
             assert name not in composed()
@@ -226,6 +226,11 @@ def test_names_of_other_libraries_refer_to_choices_that_exist(group: str) -> Non
         else:
             assert name not in choices
             assert text.split()[0] in choices
+
+
+def test_the_settings_of_edit_for_names_of_other_libraries_are_accepted() -> None:
+    for text in NAMES_ELSEWHERE["edit"].values():
+        compose("edit", overrides=text.split())
 
 
 def test_training_measures_the_first_metric() -> None:

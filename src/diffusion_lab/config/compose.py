@@ -171,6 +171,9 @@ def _unknown_key(key: str, config_name: str) -> str:
         return f"{key} was renamed to {renamed}."
     if absent := _elsewhere("absent", key):
         return f"{key} is not a setting; {absent} is not part of this version."
+    if edit := _elsewhere("edit", key):
+        command = "" if config_name == "edit" else f"{command_line('edit')} run=RUN "
+        return f"{key} is not a setting; use `{command}{edit}`."
     composed = node = composed_without(key, config_name)
     group, dot, _ = key.partition(".")
     if group in BY_SCHEDULE and "schedule" in composed and group not in composed:
