@@ -7,7 +7,8 @@
     python benchmarks/inpainting.py logs/train/plain logs/train/masked logs/inpainting
 
 The last argument is a new folder for the results, or one with results of an earlier call, which are not repeated. The
-table is printed, with the seconds that sampling took for each result. All methods fill the same images.
+table is printed, with the seconds that sampling took for each result. All methods fill the same 200 held-out images,
+whose classes they do not receive.
 """
 
 import json
@@ -27,7 +28,7 @@ from diffusion_lab.metrics import PSNR, SSIM
 ROOT = Path(__file__).parents[1]
 NUM_IMAGES = 200
 COMMON = (
-    *("images=held_out", f"num_images={NUM_IMAGES}", "task=inpaint", "mask=half", "metrics=[psnr,ssim]"),
+    *("task=inpaint", "mask=half", "metrics=[psnr,ssim]"),
     *("sampler=ddim", "sampler.num_steps=50", "batch_size=100", "num_pictures=16"),
 )
 METHODS: dict[str, tuple[int, tuple[str, ...]]] = {
@@ -43,15 +44,19 @@ METHODS: dict[str, tuple[int, tuple[str, ...]]] = {
 """Choice of `posterior` -> number of results of each image, and other settings."""
 
 
-def edit(run: Path, posterior: str, folder: Path) -> dict[str, float]:
-    """Return the metric values of an edit by their names, and its duration."""
-    count, settings = METHODS[posterior]
+def run_edit(run: Path, folder: Path, *settings: str) -> None:
+    """Execute an edit whose results are in a folder, unless they exist."""
     if not (folder / "metrics.json").is_file():
-        arguments = [f"run={run}", *COMMON, f"posterior={posterior}", f"num_results={count}", *settings]
-        command = [sys.executable, str(ROOT / "src" / "edit.py"), *arguments, f"hydra.run.dir={folder}"]
+        command = [sys.executable, str(ROOT / "src" / "edit.py"), f"run={run}", *settings, f"hydra.run.dir={folder}"]
         subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT / "src")})
+
+
+def edit(run: Path, posterior: str, sources: Path, folder: Path) -> dict[str, float]:
+    """Return the metric values of an edit by their names, and its duration.  sources: folder of images."""
+    count, settings = METHODS[posterior]
+    run_edit(run, folder, f"images={sources}", *COMMON, f"posterior={posterior}", f"num_results={count}", *settings)
     record = json.loads((folder / "metrics.json").read_text())
-    values = {number["name"].rpartition("_held_out")[0]: number["value"] for number in record["numbers"]}
+    values = {number["name"].rpartition("_sources")[0]: number["value"] for number in record["numbers"]}
     return values | {"seconds": record["seconds"]["sampling"] / (NUM_IMAGES * count)}
 
 
@@ -79,11 +84,15 @@ def line(name: str, values: Mapping[str, float]) -> str:
 
 
 def main(plain: Path, masked: Path, output: Path) -> None:
+    plain, masked, output = plain.absolute(), masked.absolute(), output.absolute()
+    held_out = ("images=held_out", f"num_images={NUM_IMAGES}", "mask=half", "posterior=replace", "sampler.num_steps=1")
+    run_edit(plain, output / "held_out", *held_out)  # files have no classes
+    sources = output / "held_out" / "sources"
     print("| method | PSNR | SSIM | PSNR, mean of 8 | SSIM, mean of 8 | seconds |\n|---|---|---|---|---|---|")
     for posterior in METHODS:
         run = masked if posterior == "network" else plain
-        print(line(f"`{posterior}`", edit(run.absolute(), posterior, output.absolute() / posterior)), flush=True)
-    print(line("biharmonic", biharmonic(output / "ddrm" / "sources")), flush=True)
+        print(line(f"`{posterior}`", edit(run, posterior, sources, output / posterior)), flush=True)
+    print(line("biharmonic", biharmonic(sources)), flush=True)
 
 
 if __name__ == "__main__":
