@@ -133,10 +133,16 @@ def require_stored(path: Path) -> None:
 
 @contextmanager
 def same_file(path: Path) -> Iterator[Path]:
-    """Yield a path that names the current file at `path`, even after another file has replaced it (on Linux)."""
+    """Yield a path that names the current file at `path`, even after another file has replaced it (on Linux).
+
+    The message of a DamagedCheckpointError that the block raises names `path` instead of the yielded path.
+    """
     with path.open("rb") as file:
         opened = Path(f"/proc/self/fd/{file.fileno()}")
-        yield opened if opened.exists() else path
+        try:
+            yield opened if opened.exists() else path
+        except DamagedCheckpointError as error:
+            raise DamagedCheckpointError(str(error).replace(str(opened), str(path))) from error
 
 
 def _require_undamaged(path: Path, damaged_record: str | None) -> None:

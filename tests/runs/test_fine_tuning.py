@@ -133,6 +133,7 @@ REFUSED = {
     "no pattern": (("freeze=3",), "`freeze` must be a glob pattern of names or a list of patterns, got 3."),
     "both": (("freeze=down.*", "lora.rank=2"), "`freeze` must be null with lora.rank, which freezes all parameters"),
     "no rank": (("lora.alpha=2",), "lora.alpha must be null without lora.rank, got 2; try lora.rank=8."),
+    "no group": (("lora=8",), "lora must be a group of settings, got 8; lora.rank=8 adds adapters of rank 8."),
     "rank": (("lora.rank=-2",), "lora.rank must be a whole number of at least 1, or null, got -2."),
     "lora anew": (("data.channels=3", "lora.rank=2"), "lora.also_train must match the parameters that `init` does not "
                   "have and that start from random values, got [], which leaves conv_in.weight, conv_out.weight, "),
@@ -182,6 +183,9 @@ def test_a_damaged_source_is_refused_and_runs_no_code(damage: str, source: Path,
         UserError, match=r"^(`init` must be a complete checkpoint, got |the weights of `init` must be fin)"
     ):
         prepared(tmp_path / "run", f"init={folder}")
+    if damage == "bytes":
+        with pytest.raises(UserError, match=re.escape(f"got {file} ({file} is damaged: ")):
+            prepared(tmp_path / "run", f"init={folder}")
     assert not (tmp_path / "executed").exists()
 
 

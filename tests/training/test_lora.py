@@ -154,6 +154,19 @@ def test_patterns_without_a_match_are_refused() -> None:
 
 
 @pytest.mark.full
+def test_a_rank_above_that_of_all_weights_and_a_selection_without_layers_are_refused() -> None:
+    network = nn.Sequential(nn.Linear(6, 40), nn.Conv2d(12, 9, 1))
+    with pytest.raises(ValueError, match=r"lora.rank must be at most 9, the largest rank of a weight .*, got 10\."):
+        LoRA(10).inject(network)
+    for adapters in (LoRA(2, layers=()), LoRA(2, also_train=("*",))):
+        with pytest.raises(ValueError, match=r"lora\.layers must match layers that lora.also_train does not, got none"):
+            adapters.inject(network)
+    assert not has_adapters(network)
+    LoRA(9).inject(network)
+    assert has_adapters(network)
+
+
+@pytest.mark.full
 def test_a_classifier_is_adapted() -> None:
     network = HalfUNet(1, 3, resolution=8, channels=32, channel_multipliers=(1,), attention_resolutions=(8,))
     LoRA(2, layers=("pool.*",)).inject(network)

@@ -92,8 +92,10 @@ def prepare_network(network: "nn.Module", config: DictConfig, names: Names, *, i
 
 def lora_of(config: DictConfig) -> "LoRA | None":
     """Return the adapters that a config requests; None for none.  Raises UserError for invalid settings."""
-    node = config.get("lora") or {}
-    if node.get("rank") is None:
+    node = config.get("lora")
+    if node is not None and not OmegaConf.is_dict(node):
+        raise UserError(f"lora must be a group of settings, got {node}; lora.rank=8 adds adapters of rank 8.")
+    if node is None or node.get("rank") is None:
         return None
     from diffusion_lab.training.lora import LoRA
 
@@ -212,7 +214,8 @@ def _read(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             content = checkpoint_files.read_run(file)
             size, digest = file.stat().st_size, hashlib.file_digest(opened, "sha256").hexdigest()
     except (checkpoint_files.DamagedCheckpointError, OSError) as error:
-        raise UserError(f"`init` must be a complete checkpoint, got {checkpoint} ({error}).") from error
+        reason = str(error).removesuffix(".")
+        raise UserError(f"`init` must be a complete checkpoint, got {checkpoint} ({reason}).") from error
     return content, {"source": str(checkpoint), "size_bytes": size, "sha256": digest}
 
 

@@ -64,7 +64,8 @@ class LoRA:
         """Add adapters to the layers of a network, and freeze all other parameters except `also_train`.
 
         The names of modules do not change, but the weight of a layer with an adapter is named base_layer.weight.
-        Raises ValueError if peft is not installed, and if a glob pattern matches no layer or no parameter.
+        Raises ValueError if peft is not installed, if a glob pattern matches no layer or no parameter, if no layer
+        remains, and if the rank is above that of all weights.
         """
         require_peft()
         from peft import LoraConfig, inject_adapter_in_model
@@ -72,11 +73,25 @@ class LoRA:
         trained = set(matching([name for name, _ in network.named_parameters()], self.also_train, "lora.also_train"))
         layers = [name for name in self._layers(network) if f"{name}.weight" not in trained]
         if not layers:
-            raise ValueError(f"`lora` must have layers to adapt, got none in {type(network).__name__}.")
+            given = f"lora.layers={_shown(self.layers)} and lora.also_train={_shown(self.also_train)}"
+            raise ValueError(
+                f"lora.layers must match layers that lora.also_train does not, got none in {type(network).__name__} "
+                f"for {given}."
+            )
+        self._require_rank(network, layers)
         config = LoraConfig(r=self.rank, lora_alpha=self.scale * self.rank, target_modules=_either(layers))
         inject_adapter_in_model(config, network)
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(name in trained or name.endswith((DOWN, UP)))
+
+    def _require_rank(self, network: nn.Module, layers: Sequence[str]) -> None:
+        """Raise ValueError if the rank is above the largest one that the weight of any of the layers can have."""
+        weights = [network.get_parameter(f"{name}.weight") for name in layers]
+        largest = max(min(len(weight), weight.numel() // len(weight)) for weight in weights)
+        if self.rank > largest:
+            raise ValueError(
+                f"lora.rank must be at most {largest}, the largest rank of a weight with an adapter, got {self.rank}."
+            )
 
     def _layers(self, network: nn.Module) -> list[str]:
         found = {n: m for n, m in network.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d)) and _is_plain(m)}
@@ -158,6 +173,10 @@ def _merged_weight(name: str, weight: Tensor, down: Tensor, up: Tensor, scale: f
 def _is_plain(layer: nn.Module) -> bool:
     """Return whether peft can adapt a layer without restrictions on its rank."""
     return not isinstance(layer, nn.Conv2d) or layer.groups == 1
+
+
+def _shown(globs: Sequence[str] | None) -> str:
+    return "null" if globs is None else f"[{','.join(globs)}]"
 
 
 def _either(names: Sequence[str]) -> str:
