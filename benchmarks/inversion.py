@@ -24,8 +24,8 @@ from diffusion_lab.denoiser import DenoiserLike
 from diffusion_lab.networks import Condition
 from diffusion_lab.pixels import from_uint8
 from diffusion_lab.process import EDMSchedule, GaussianProcess
-from diffusion_lab.samplers import DDIM, GivenNoise, Heun, InvertibleSampler, KarrasTimes, NoClipping
 from diffusion_lab.runs.load import instantiate_node, load_config
+from diffusion_lab.samplers import DDIM, GivenNoise, Heun, InvertibleSampler, KarrasTimes, NoClipping
 from support.oracles import MixtureOracle
 
 SAMPLERS: dict[str, Callable[..., InvertibleSampler]] = {"ddim": DDIM, "heun": Heun}

@@ -14,8 +14,8 @@ from support.oracles import MixtureOracle, RecordedNoise
 
 PROCESS = GaussianProcess(EDMSchedule())
 ORACLE = MixtureOracle(PROCESS)
-NOISE = RecordedNoise((3, 1, 8, 6)).draw()
-STEPS = (32, 64, 128)
+NOISE = RecordedNoise((2, 1, 4, 3)).draw()
+STEPS = (32, 64)
 
 
 def exact_images() -> Tensor:
