@@ -28,7 +28,7 @@ from diffusion_lab.inverse_problems import DDRM, DPS, MMPS, PiGDM
 from diffusion_lab.networks import Condition
 from diffusion_lab.process import GaussianProcess, VPSchedule
 from diffusion_lab.randomness import ImageNoise
-from diffusion_lab.samplers import DDIM, Ancestral, LogSNRTimes, NoClipping, Sampler
+from diffusion_lab.samplers import DDIM, Ancestral, Churn, Heun, LogSNRTimes, NoClipping, Sampler
 from support.oracles import GaussianOracle
 
 PROCESS = GaussianProcess(VPSchedule())
@@ -79,9 +79,16 @@ def test_the_noise_of_an_inversion_is_standard_normal() -> None:
     assert float(noise.std()) == pytest.approx(1, abs=0.05)
 
 
-@pytest.mark.parametrize("sampler", [DDIM(PROCESS, num_steps=4, eta=0.5), Ancestral(PROCESS, num_steps=4)])
-def test_other_samplers_than_deterministic_ddim_cannot_invert(sampler: Sampler) -> None:
-    with pytest.raises(UserError, match=r"`sampler` must be ddim with sampler\.eta=0 for task=invert"):
+@pytest.mark.parametrize(
+    ("sampler", "got"),
+    [
+        (DDIM(PROCESS, num_steps=4, eta=0.5), "sampler.eta=0.5"),
+        (Heun(PROCESS, num_steps=4, churn=Churn(1.0)), "sampler.churn.amount=1.0"),
+        (Ancestral(PROCESS, num_steps=4), "Ancestral"),
+    ],
+)
+def test_samplers_that_add_noise_cannot_invert(sampler: Sampler, got: str) -> None:
+    with pytest.raises(UserError, match=rf"`sampler` must be ddim with sampler\.eta=0 or heun .*, got {got}"):
         Invert().require(sampler, sources(1), in_latents=False)
 
 

@@ -22,7 +22,7 @@ from diffusion_lab.guidance import Guidance
 from diffusion_lab.networks import Condition
 from diffusion_lab.pixels import to_uint8
 from diffusion_lab.randomness import ImageNoise
-from diffusion_lab.samplers import DDIM, OnStep
+from diffusion_lab.samplers import OnStep, obstacle_to_inversion
 
 
 class FrameImages(BatchedImages):
@@ -193,11 +193,10 @@ class FrameImages(BatchedImages):
             raise UserError(f"`images` must not be given for task={name}, which starts from the noise of `seed`.")
         if len(sources) < 2:
             raise UserError(f"`images` must contain at least two source images for task={name}, got {len(sources)}.")
-        if not isinstance(sampler, DDIM) or sampler.eta > 0:
-            got = f"sampler.eta={sampler.eta}" if isinstance(sampler, DDIM) else type(sampler).__name__
+        if got := obstacle_to_inversion(sampler):
             raise UserError(
-                f"`sampler` must be ddim with sampler.eta=0 for task={name} with source images, whose noise DDIM finds "
-                f"by inversion, got {got}."
+                f"`sampler` must be ddim with sampler.eta=0 or heun with sampler.churn.amount=0 for task={name} with "
+                f"source images, whose noise is found by inversion, got {got}."
             )
         return EditedImages(self.seeded, sources, Invert(), seed=self.seed)
 

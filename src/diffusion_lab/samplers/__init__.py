@@ -10,6 +10,7 @@ from diffusion_lab.samplers.dpm_solver import DPMSolver
 from diffusion_lab.samplers.dpm_solver_sde import DPMSolverSDE
 from diffusion_lab.samplers.euler import Euler
 from diffusion_lab.samplers.heun import Heun
+from diffusion_lab.samplers.inversion import InvertibleSampler, obstacle_to_inversion
 from diffusion_lab.samplers.langevin import AnnealedLangevin
 from diffusion_lab.samplers.predictor_corrector import PredictorCorrector
 from diffusion_lab.samplers.rk45 import RK45
@@ -41,6 +42,7 @@ __all__ = [
     "FixedStepSampler",
     "GivenNoise",
     "Heun",
+    "InvertibleSampler",
     "KarrasTimes",
     "LeadingTimes",
     "ListedTimes",
@@ -58,4 +60,5 @@ __all__ = [
     "TrailingTimes",
     "UniPC",
     "UniformTimes",
+    "obstacle_to_inversion",
 ]

@@ -6,16 +6,15 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.contracts import added
-from diffusion_lab.denoiser import DenoiserLike
-from diffusion_lab.networks import Condition
 from diffusion_lab.process import GaussianProcess, weighted_sum
-from diffusion_lab.samplers.base import FixedStepSampler, StepContext, add_noise
+from diffusion_lab.samplers.base import StepContext, add_noise
 from diffusion_lab.samplers.clipping import Clipping, NoClipping, StaticClipping
+from diffusion_lab.samplers.inversion import InvertibleSampler
 from diffusion_lab.samplers.time_grids import TimeGrid, UniformTimes
 
 
 @dataclass(frozen=True)
-class DDIM(FixedStepSampler):
+class DDIM(InvertibleSampler):
     """x_s = alpha_s x_0 + sqrt(sigma_s^2 - std^2) noise_t + std * fresh noise (Song et al. 2021, eq. 12).
 
     x_0 and noise_t are the estimates at x_t, and std is eta times the standard deviation of q(x_s | x_t, x_0).
@@ -46,6 +45,10 @@ class DDIM(FixedStepSampler):
         names = super().without_effect(classifier=classifier)
         return (*names, "noise_after_clipping") if isinstance(self.clipping, NoClipping) else names
 
+    @property
+    def added_noise(self) -> str | None:
+        return f"eta={self.eta}" if self.eta else None
+
     def prepare_steps(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         alpha_t, sigma_t = self.process.schedule.coefficients(t)
         alpha_s, sigma_s = self.process.schedule.coefficients(s)
@@ -66,27 +69,3 @@ class DDIM(FixedStepSampler):
         if std > 0:
             x_s = add_noise(x_s, std, context.noise.draw())
         return x_s, x_0
-
-    @torch.no_grad()
-    def encode(self, denoiser: DenoiserLike, images: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
-        """Invert the steps of `sample`: return the noise that generates these images (Song et al. 2021, eq. 13).
-
-        images: [B, C, H, W] in [-1, 1].  Returns initial noise [B, C, H, W], approximately standard normal.
-        The inversion is approximate, because an inverted step from s to t evaluates the denoiser at s instead of t. The
-        error falls with the number of steps.
-        Raises ValueError if eta is above 0.
-        """
-        if self.eta:
-            raise ValueError(f"eta must be 0 to encode images (random steps have no inverse), got {self.eta}.")
-        estimate = self.estimator(denoiser, condition)
-        x_s = images
-        for t, s in zip(*(times.flip(0) for times in self.intervals()), strict=True):
-            (alpha_s, sigma_s), (alpha_t, sigma_t) = (
-                map(float, self.process.schedule.coefficients(time)) for time in (s, t)
-            )
-            # The noise is estimated at s. If s = 0, the clean image contains no noise, and the noise is estimated at t.
-            x, time, alpha, sigma = (x_s, s, alpha_s, sigma_s) if s > 0 else (alpha_t * x_s, t, alpha_t, sigma_t)
-            x_0 = estimate(x, time).x_0
-            noise = (x - alpha * x_0) / sigma if sigma > 0 else torch.zeros_like(x)
-            x_s = alpha_t * (x_s - sigma_s * noise) / alpha_s + sigma_t * noise
-        return x_s / self.initial_std

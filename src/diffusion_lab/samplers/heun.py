@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.process import GaussianProcess
-from diffusion_lab.samplers.base import FixedStepSampler, StepContext
+from diffusion_lab.samplers.base import StepContext
 from diffusion_lab.samplers.churn import Churn
 from diffusion_lab.samplers.clipping import Clipping, StaticClipping
+from diffusion_lab.samplers.inversion import InvertibleSampler
 from diffusion_lab.samplers.time_grids import TimeGrid, UniformTimes
 
 # Above sigma_max of Karras et al. (2022): 80 for EDM, 113 after the churn of its first step, 152 for the VP sampler.
@@ -20,7 +21,7 @@ MAX_LEVEL = 200.0
 
 
 @dataclass(frozen=True)
-class Heun(FixedStepSampler):
+class Heun(InvertibleSampler):
     """An Euler step, then the same step with the mean of the slopes at both ends (Karras et al. 2022, algorithm 2).
 
     x and sigma are divided by alpha. A step takes two network evaluations. The last step and the steps that start from
@@ -43,7 +44,11 @@ class Heun(FixedStepSampler):
     @property
     def num_evaluations(self) -> int:
         *_, alpha_t, sigma_t, _, sigma_s = self.prepare_steps(*self.intervals())[1].unbind(dim=1)
-        return len(self.times) + sum(map(self._has_correction, *(x.tolist() for x in (alpha_t, sigma_t, sigma_s))))
+        return len(self.times) + sum(map(self.has_correction, *(x.tolist() for x in (alpha_t, sigma_t, sigma_s))))
+
+    @property
+    def added_noise(self) -> str | None:
+        return f"churn.amount={self.churn.amount}" if self.churn.amount else None
 
     def prepare_steps(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         t, scale, std = self.churn(self.process, t)
@@ -58,13 +63,13 @@ class Heun(FixedStepSampler):
         x_0 = context.estimate(x_t, t).x_0
         slope = (x_t - alpha_t * x_0) / sigma_t if sigma_t > 0 else torch.zeros_like(x_t)
         x_s = alpha_s * x_0 + sigma_s * slope
-        if self._has_correction(alpha_t, sigma_t, sigma_s):
+        if self.has_correction(alpha_t, sigma_t, sigma_s):
             x_0 = context.estimate(x_s, t.new_full((), s)).x_0
             slope = (slope + (x_s - alpha_s * x_0) / sigma_s) / 2
             x_s = alpha_s / alpha_t * x_t + (sigma_s - alpha_s * sigma_t / alpha_t) * slope
         return x_s, x_0
 
-    def _has_correction(self, alpha_t: float, sigma_t: float, sigma_s: float) -> bool:
+    def has_correction(self, alpha_t: float, sigma_t: float, sigma_s: float) -> bool:
         """Return whether a step from t, after churn, to s evaluates the slope at s."""
         return sigma_s > 0 and sigma_t <= self._max_level * alpha_t * (1 + 1e-6)  # tolerance for rounded time grids
 
