@@ -146,7 +146,7 @@ def test_known_pixels_are_pasted_after_the_decoder_of_a_latent_space(runs: Path,
 
 
 HALF = ["images=train", "mask=half"]
-BY_DEFAULT = 24
+BY_DEFAULT = 25
 """Number of mistakes that are made by default; the others are of the same kinds, for `make test-full`."""
 
 MISTAKES: list[tuple[list[str], str]] = [
@@ -173,6 +173,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     ),
     (["images=train", "task=colorize"], "task=colorize: colorization requires images of 3 channels .* got 1."),
     ([*HALF, "captions=true"], "captions must be false for task=inpaint, .* got True."),
+    (["images={TMP}/gray.png", "mask=half", "preparation.fit=crop"], "preparation: fit must be one of .* got crop."),
     ([*HALF, "metrics=[diversity]"], "num_results must be at least 2 for metrics=diversity, got 1."),
     (["images=train", "task=variation", "metrics=[consistency]"], "must not contain consistency for task=variation"),
     ([*HALF, "run={RUNS}/upsampler"], "got .*upsampler, whose network receives low-resolution or paired images."),

@@ -99,11 +99,13 @@ def _require_posterior_of_network(task: "Task", target: Target, *, fills_holes: 
 
     fills_holes: whether the network of the run was trained with masking.
     """
+    from diffusion_lab.edits import Inpaint
     from diffusion_lab.inverse_problems import InpaintingNetwork
 
     posterior = getattr(task, "posterior", None)
-    if fills_holes and not isinstance(posterior, InpaintingNetwork):
-        chosen = f"task={task.name}" + ("" if posterior is None else f" with posterior={posterior.name}")
+    if fills_holes and not (isinstance(task, Inpaint) and isinstance(posterior, InpaintingNetwork)):
+        is_inpaint = isinstance(task, Inpaint) and posterior is not None
+        chosen = f"task={task.name}" + (f" with posterior={posterior.name}" if is_inpaint else "")
         raise UserError(
             f"`task` must be inpaint with posterior=network for {target.folder}, whose network was trained with "
             f"masking, got {chosen}."
