@@ -104,8 +104,7 @@ def _require_posterior_of_network(task: "Task", target: Target, *, fills_holes: 
 
     posterior = getattr(task, "posterior", None)
     if fills_holes and not (isinstance(task, Inpaint) and isinstance(posterior, InpaintingNetwork)):
-        is_inpaint = isinstance(task, Inpaint) and posterior is not None
-        chosen = f"task={task.name}" + (f" with posterior={posterior.name}" if is_inpaint else "")
+        chosen = f"task={task.name}" + (f" with posterior={task.posterior.name}" if isinstance(task, Inpaint) else "")
         raise UserError(
             f"`task` must be inpaint with posterior=network for {target.folder}, whose network was trained with "
             f"masking, got {chosen}."
