@@ -181,7 +181,7 @@ def test_an_edit_fills_holes_with_the_network_that_was_trained_for_it(masked: Pa
     (number,) = json.loads((tmp_path / "edit" / "metrics.json").read_text())["numbers"]
     assert number["fingerprint"]["task"]["posterior"] == {"name": "InpaintingNetwork"}
     assert len(list((tmp_path / "edit" / "images").glob("*.png"))) == 4
-    for choice in ("posterior=ddrm", "task=variation"):
+    for choice in ("posterior=ddrm", "task=variation", "task=deblur"):
         refused = run("edit.py", f"run={masked}", *settings[:2], choice)
         assert refused.returncode == 1
         assert "`task` must be inpaint with posterior=network for" in refused.stderr

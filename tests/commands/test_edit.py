@@ -122,6 +122,18 @@ def test_an_inversion_saves_its_noises_and_measures_its_error(runs: Path, tmp_pa
     assert record["evaluations"] == 8  # four steps to noise, and four back
 
 
+def test_an_edit_without_metrics_writes_its_animation_and_reports_no_images_of_an_interrupted_job(
+    runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = ["images=train", "num_images=2", "mask=half", "sampler.num_steps=3", "num_frames=3", "metrics=[]"]
+    with caplog.at_level("INFO"):
+        assert run_edit(tmp_path, f"run={runs}/plain", *settings, "animation=gif") is None
+    assert not (tmp_path / "metrics.json").exists()
+    with Image.open(tmp_path / "samples.gif") as animation:
+        assert getattr(animation, "n_frames", 1) > 1
+    assert not [text for text in caplog.messages if "are reused" in text]
+
+
 def test_known_pixels_are_pasted_after_the_decoder_of_a_latent_space(runs: Path, tmp_path: Path) -> None:
     settings = ["images=train", "num_images=2", "batch_size=2", "mask=half", "sampler.num_steps=2"]
     run_edit(tmp_path, f"run={runs}/latent", *settings, "posterior=pigdm", "posterior.num_iterations=2")
@@ -134,12 +146,15 @@ def test_known_pixels_are_pasted_after_the_decoder_of_a_latent_space(runs: Path,
 
 
 HALF = ["images=train", "mask=half"]
-BY_DEFAULT = 23
+BY_DEFAULT = 25
 """Number of mistakes that are made by default; the others are of the same kinds, for `make test-full`."""
 
 MISTAKES: list[tuple[list[str], str]] = [
     (["mask=half"], "`images` must be a split of the run's data set, or an image file, a folder"),
-    (["images=nowhere", "mask=half"], "`images` must be .* got nowhere, which does not exist."),
+    (
+        ["images=nowhere", "mask=half"],
+        "`images` must be a split .* an image file, .* got nowhere, which does not exist.",
+    ),
     (["images={TMP}/broken.png", "mask=half"], "cannot be read"),
     (["images=train"], "`mask` must be given for task=inpaint if the source images have no transparent pixels"),
     (["images={TMP}/gray.png", "mask=half"], "must be at least 60 .* for preparation.fit=pad, got 28"),
@@ -156,17 +171,22 @@ MISTAKES: list[tuple[list[str], str]] = [
         ["images=train", "task=variation", "posterior=dps"],
         "`posterior` must not be given for task=variation",
     ),
-    (["images=train", "task=colorize"], "colorization requires images of 3 channels .* got 1."),
+    (["images=train", "task=colorize"], "task=colorize: colorization requires images of 3 channels .* got 1."),
+    ([*HALF, "captions=true"], "captions must be false for task=inpaint, .* got True."),
+    (["images={TMP}/gray.png", "mask=half", "preparation.fit=crop"], "preparation: fit must be one of .* got crop."),
     ([*HALF, "metrics=[diversity]"], "num_results must be at least 2 for metrics=diversity, got 1."),
     (["images=train", "task=variation", "metrics=[consistency]"], "must not contain consistency for task=variation"),
-    ([*HALF, "run={RUNS}/upsampler"], "got .*upsampler, a super-resolution run."),
+    ([*HALF, "run={RUNS}/upsampler"], "got .*upsampler, whose network receives low-resolution or paired images."),
     ([*HALF, "run={RUNS}/class_conditional", "images={TMP}/black.png", "guidance_scale=2"], "`label` must be given"),
     (["images={TMP}/empty", "mask=half"], "images={TMP}/empty must contain images, got none."),
     (["images=[train,test]", "mask=half"], "`images` must be .* got a list."),
     (["images={TMP}/gray.png", "preparation.fit=resize"], "`mask` must be given for task=inpaint"),
     ([*HALF, "num_images=0"], "num_images must be a whole number of at least 1, got 0."),
     ([*HALF, "task.noise=much"], "task.noise must be a number, got much."),
-    ([*HALF, "posterior=magic"], "posterior must be one of ddnm, ddrm, dps, mmps, pigdm, repaint, replace, got magic"),
+    (
+        [*HALF, "posterior=magic"],
+        "posterior must be one of ddnm, ddrm, dps, mmps, network, pigdm, repaint, replace, got magic",
+    ),
     ([*HALF, "mask.side=center"], "mask.side must be left or right or top or bottom or middle, got center."),
     (["images=train", "mask=rectangle", "mask.box=[20,0,20,9]"], "mask.box must be a rectangle inside the images"),
     (["images=train", "mask=color", "mask.color=[1,2,3]"], "mask.color must be one gray level"),
@@ -178,11 +198,14 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["images=train", "task=style", "label=3"], "`label` must be null for a network that was trained without classes"),
     (["images=train", "task=style"], "`run` must be trained with conditioning=label"),
     ([*HALF, "label=3"], "`label` must be null for a network that was trained without classes, got 3."),
-    (["images=train", "task=super_resolution", "task.factor=3"], "factor must be at least 1 and divide the height"),
+    (
+        ["images=train", "task=super_resolution", "task.factor=3"],
+        "task=super_resolution: factor must be at least 1 and divide the height",
+    ),
     (["images=train", "task=invert", "sampler=ancestral"], "`sampler` must be ddim with sampler.eta=0"),
     ([*HALF, "metrics=[reconstruction]"], "metrics must measure images for an edit, .* got reconstruction."),
     ([*HALF, "save_noises=true"], "save_noises must be false for task=inpaint, got True."),
-    ([*HALF, "animation=mp4"], "`animation` must be false, true, webp or gif, got mp4."),
+    ([*HALF, "animation=webm"], "`animation` must be false, true, webp, gif or mp4, got webm."),
 ]
 
 

@@ -48,7 +48,7 @@ def test_the_network_receives_the_known_pixels_the_masks_and_the_labels() -> Non
         (Measurement.of(GaussianBlur(SHAPE, std=1.0), IMAGES), "must be another choice for GaussianBlur, got network"),
         (
             Measurement.of(Inpainting(SHAPE, torch.eye(4).bool()), IMAGES, 0.1, torch.zeros_like(IMAGES)),
-            "noise must be 0, and images must be pixels, for posterior=network, got noise=0.1",
+            "task.noise must be 0 for posterior=network, got 0.1",
         ),
     ],
 )

@@ -219,7 +219,7 @@ LATENTS = Measurement(DENSE, torch.zeros(2, 9), decode=lambda x_0: x_0)
         (DDNM(), DDIM(COSINE), 0.1, r"`sampler.eta` must be above 0 for posterior=ddnm with measurement noise"),
         (DDNM(), UniPC(COSINE), 0.1, r"Ancestral for posterior=ddnm with measurement noise, got UniPC\."),
         (DDNM(), Ancestral(COSINE, variance=LearnedRange()), 0.1, r"must be fixed for .*, got LearnedRange\."),
-        (RePaint(), DDIM(COSINE), 0.1, r"noise of the measurement must be 0 for posterior=repaint, got 0.1"),
+        (RePaint(), DDIM(COSINE), 0.1, r"task.noise must be 0 for posterior=repaint, got 0.1"),
         (Replace(), UniPC(COSINE), None, r"fixed steps other than unipc for posterior=replace, .*, got UniPC\."),
         (Replace(), RK45(COSINE), None, r"fixed steps other than unipc for posterior=replace, .*, got RK45\."),
         (PiGDM(step_weights="paper"), UniPC(COSINE), None, r"DDIM for posterior=pigdm with step_weights=paper"),

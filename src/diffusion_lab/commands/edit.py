@@ -85,11 +85,12 @@ def _generate(
     config.num_pictures, config.num_columns = pictures.num_results, pictures.num_columns
     with image_job(config, images, target, step, [indices], folder) as files:
         files.arrange = pictures.arrange
+        own_batches = ranks.shard(batches)
+        note_reused(images, own_batches)  # before the animation, which stores the batches that it shows
         try:
+            started = time.perf_counter()
             if config.animation:
                 save_animation(images, batches, folder, config, pictures.num_columns)
-            own_batches, started = ranks.shard(batches), time.perf_counter()
-            note_reused(images, own_batches)
             with ranks.raise_together(), progress_bar(images.action, sum(map(len, own_batches))) as advance:
                 for batch in own_batches:
                     files.add(batch, images.generate(batch))

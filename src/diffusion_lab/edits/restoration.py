@@ -40,7 +40,10 @@ class Restoration(Task):
         return Measurement.of(operator, sources.images, self.noise, noise)
 
     def require(self, sampler: Sampler, sources: Sources, *, in_latents: bool) -> None:
-        measurement = self.measurement(sources)
+        try:
+            measurement = self.measurement(sources)
+        except ValueError as error:  # operators do not know the names of settings
+            raise ValueError(f"task={self.name}: {error}") from error
         # `require` reads only whether there is a map from latents to images.
         self.posterior.require(sampler, replace(measurement, decode=_unused) if in_latents else measurement)
 

@@ -39,11 +39,10 @@ class InpaintingNetwork(PosteriorSampler):
             raise UserError(
                 f"`posterior` must be another choice for {type(operator).__name__}, got {self.name}, which fills holes."
             )
-        if measurement.noise_std or measurement.decode is not None:
-            raise UserError(
-                f"noise must be 0, and images must be pixels, for posterior={self.name}, got noise="
-                f"{measurement.noise_std}{'' if measurement.decode is None else ' and latents'}."
-            )
+        if measurement.noise_std:
+            raise UserError(f"task.noise must be 0 for posterior={self.name}, got {measurement.noise_std}.")
+        if measurement.decode is not None:
+            raise UserError(f"`posterior` must be another choice for a network of latents, got {self.name}.")
 
     def sample(
         self,

@@ -47,7 +47,7 @@ class RePaint(PosteriorSampler):
         require_spectral(self, measurement)
         if measurement.noise_std > 0:
             raise UserError(
-                f"the noise of the measurement must be 0 for posterior=repaint, got {measurement.noise_std}; "
+                f"task.noise must be 0 for posterior=repaint, got {measurement.noise_std}; "
                 "posterior=replace takes noise."
             )
 

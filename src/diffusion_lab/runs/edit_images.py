@@ -101,10 +101,13 @@ def _samples(found: ImageSet, preparation: "Preparation", config: DictConfig) ->
     settings = config.preparation
     if settings.on_error not in ON_ERROR:
         raise UserError(f"preparation.on_error must be {' or '.join(ON_ERROR)}, got {settings.on_error}.")
-    if settings.fit is not None:  # the filter of the run may not be accepted with another fit
-        preparation = replace(preparation, fit=settings.fit, resample="bicubic")
-    if settings.resample is not None:
-        preparation = replace(preparation, resample=settings.resample)
+    try:
+        if settings.fit is not None:  # the filter of the run may not be accepted with another fit
+            preparation = replace(preparation, fit=settings.fit, resample="bicubic")
+        if settings.resample is not None:
+            preparation = replace(preparation, resample=settings.resample)
+    except ValueError as error:
+        raise UserError(f"preparation: {error}") from error
     return ImageStore.of_source(found.source(), preparation, on_error=settings.on_error)
 
 

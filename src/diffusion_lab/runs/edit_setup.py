@@ -36,18 +36,24 @@ OF_CASCADES: dict[str, Any] = {"cascade": [], "cascade_steps": None, "low_resolu
 
 
 def complete(config: DictConfig) -> None:
-    """Add the settings of cascades, which an edit does not have, in place.
+    """Add the settings of cascades, which an edit does not have, and no metrics for metrics=[], in place.
 
     Raises UserError without `images` if the task needs them, and for a mask or a posterior sampler that is given for a
     task without one.
     """
     with open_dict(config):
         config.update(OF_CASCADES)
+        config.metrics = config.get("metrics") or {}  # metrics=[] selects no group
     has_images = not OmegaConf.is_missing(config, "images") and config.images is not None
     if not has_images and "num_frames" not in config.task:  # sequences of frames need none
-        raise UserError(f"`images` must be a split of the run's data set, or {SOURCES}, got no value.")
+        raise UserError(f"`images` must be {SOURCES}, got no value.")
     if not isinstance(config.save_noises, bool) or (config.save_noises and chosen_task() != "invert"):
         raise UserError(f"save_noises must be false for task={chosen_task()}, got {config.save_noises}.")
+    if config.captions is not False and "num_frames" not in config.task:
+        raise UserError(
+            f"captions must be false for task={chosen_task()}, whose results are no frames of a sequence, got "
+            f"{config.captions}."
+        )
     for part, reason in PARTS.items():
         given = [text for text in given_overrides() if override_key(text).partition(".")[0] == part]
         if given and part not in _parts(config):
@@ -93,11 +99,12 @@ def _require_posterior_of_network(task: "Task", target: Target, *, fills_holes: 
 
     fills_holes: whether the network of the run was trained with masking.
     """
+    from diffusion_lab.edits import Inpaint
     from diffusion_lab.inverse_problems import InpaintingNetwork
 
     posterior = getattr(task, "posterior", None)
-    if fills_holes and not isinstance(posterior, InpaintingNetwork):
-        chosen = f"task={task.name}" + ("" if posterior is None else f" with posterior={posterior.name}")
+    if fills_holes and not (isinstance(task, Inpaint) and isinstance(posterior, InpaintingNetwork)):
+        chosen = f"task={task.name}" + (f" with posterior={task.posterior.name}" if isinstance(task, Inpaint) else "")
         raise UserError(
             f"`task` must be inpaint with posterior=network for {target.folder}, whose network was trained with "
             f"masking, got {chosen}."

@@ -69,7 +69,6 @@ def complete(config: DictConfig) -> None:
     with open_dict(config):
         if not any(name.partition(".")[0] == "metrics" for name in given):
             config.metrics = {"smoothness": OmegaConf.load(CONF / "metrics" / "smoothness.yaml")}
-        config.metrics = config.get("metrics") or {}  # metrics=[] selects no group
     if others := [str(name) for name in config.metrics if name != "smoothness"]:
         raise UserError(f"metrics must be smoothness or [] for task={task}, got {others[0]}.")
 

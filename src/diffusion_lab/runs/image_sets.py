@@ -21,7 +21,10 @@ ARCHIVES = (".npz", ".zip")
 
 ACCEPTED = "a folder of images, an .npz or .zip file of images, a glob pattern, or a list of these"
 
-SOURCES = "an image file, a folder of images, an .npz or .zip file of images, or a glob pattern of image files"
+SOURCES = (
+    "a split of the run's data set, or an image file, a folder of images, an .npz or .zip file of images, or a glob "
+    "pattern of image files"
+)
 """Accepted values of `images` for source images that are edited."""
 
 OF_NETWORKS = (
@@ -85,7 +88,7 @@ def find_one_set(value: Any) -> ImageSet:
         return ImageSet(Path(path), (path,))
     if OmegaConf.is_list(value):
         raise UserError(f"`images` must be {SOURCES}, got a list.")
-    first, *others = _find(str(value))
+    first, *others = _find(str(value), SOURCES)
     if others:
         raise UserError(f"`images` must be {SOURCES}, got {terminal_text(str(value))}, which matches several sets.")
     return first
@@ -138,35 +141,36 @@ def is_given(setting: str) -> bool:
     return any(override_key(override) == setting for override in given_overrides())
 
 
-def _find(value: str) -> Iterator[ImageSet]:
+def _find(value: str, accepted: str = ACCEPTED) -> Iterator[ImageSet]:
+    """Yield the sets that a value of `images` names.  accepted: accepted values, for error messages."""
     path = os.path.abspath(os.path.expanduser(value))
     if os.path.lexists(path):
-        yield _set_at(path, value)
+        yield _set_at(path, value, accepted)
         return
     matches = [match for match in sorted(glob.glob(path)) if not os.path.basename(match).startswith(".")]
     files = [match for match in matches if os.path.isfile(match) and _suffix(match) in EXTENSIONS]
     if not matches:
         found = "matches nothing" if glob.has_magic(value) else "does not exist"
-        raise UserError(f"`images` must be {ACCEPTED}, got {terminal_text(value)}, which {found}.")
+        raise UserError(f"`images` must be {accepted}, got {terminal_text(value)}, which {found}.")
     if files and len(files) < len(matches):
         other = next(match for match in matches if match not in files)
         raise UserError(
-            f"`images` must be {ACCEPTED}, got {terminal_text(value)}, which matches both image files and "
+            f"`images` must be {accepted}, got {terminal_text(value)}, which matches both image files and "
             f"{terminal_text(other)}."
         )
     if files:
         yield ImageSet(Path(path), tuple(files))
         return
-    yield from (_set_at(match, value) for match in matches)
+    yield from (_set_at(match, value, accepted) for match in matches)
 
 
-def _set_at(path: str, value: str) -> ImageSet:
+def _set_at(path: str, value: str, accepted: str) -> ImageSet:
     if os.path.isdir(path) or (os.path.isfile(path) and _suffix(path) in ARCHIVES):
         return ImageSet(Path(path))
     if os.path.isfile(path) and _suffix(path) in EXTENSIONS:
-        raise UserError(f"`images` must be {ACCEPTED}, got the single image {terminal_text(value)}.")
+        raise UserError(f"`images` must be {accepted}, got the single image {terminal_text(value)}.")
     kind = "a file of another format" if os.path.isfile(path) else "not a folder or a regular file"
-    raise UserError(f"`images` must be {ACCEPTED}, got {terminal_text(path)}, which is {kind}.")
+    raise UserError(f"`images` must be {accepted}, got {terminal_text(path)}, which is {kind}.")
 
 
 def _suffix(path: str) -> str:
