@@ -1,79 +1,157 @@
-"""Edit held-out images with a run of the quick start, and draw docs/editing.png.
+"""Inpainting with each posterior sampler, compared with plain DDIM and with diffusers' RePaintPipeline.
 
-    python src/train.py experiment=quickstart hydra.run.dir=logs/train/plain
-    python benchmarks/editing.py logs/train/plain logs/editing
+    python benchmarks/editing.py
 
-The last argument is a new folder for the results, or one with results of an earlier call, which are not repeated. The
-first images are used, so that no edit is selected by its result; the shirts were selected because they have prints.
+All methods fill the middle half of the same images on one thread, in float32, with networks of the size unet_tiny with
+random weights. Seconds are processor time, which other jobs of the machine change less than elapsed time. Rows without
+a peer state the cost of a method in multiples of plain DDIM with the same steps. The comparison with diffusers has the
+same steps, jumps, and fraction of fresh noise (eta = 1), with the network of each library and with the same network,
+which leaves only the difference between the samplers.
 """
 
-import sys
-from pathlib import Path
+import argparse
+import statistics
+import time
+from collections.abc import Callable
 
-import numpy as np
-from inpainting import run_edit
-from matplotlib import pyplot
-from PIL import Image
+import torch
+from measuring import Row, interleave, main
+from network import SHAPES, ours, theirs, without_zeros
+from torch import Tensor, nn
 
-from diffusion_lab.runs.load import instantiate_node, load_config
+from diffusion_lab.denoiser import Denoiser
+from diffusion_lab.inverse_problems import (
+    DDNM,
+    DDRM,
+    DPS,
+    MMPS,
+    Inpainting,
+    InpaintingNetwork,
+    Measurement,
+    PiGDM,
+    PosteriorSampler,
+    RePaint,
+    Replace,
+)
+from diffusion_lab.networks import Blocks, Condition, FromDiffusers, Network, UNet
+from diffusion_lab.process import Epsilon, GaussianProcess, LinearSchedule
+from diffusion_lab.randomness import ImageNoise
+from diffusion_lab.samplers import DDIM, LeadingTimes
 
-COMMON = ("num_results=4", "sampler.num_steps=50", "guidance_scale=1", "clipping=static", "metrics=[psnr]")
-STRENGTHS = (0.3, 0.6, 0.9)
-SHIRTS = (9, 39, 84, 85)
-"""Numbers of held-out images with a print, which is in PRINT."""
-PRINT = (slice(3, 20), slice(7, 21))
-
-
-def write_shirts(run: Path, folder: Path) -> None:
-    """Write the shirts, and a mask of their prints, to a folder."""
-    (folder / "shirts").mkdir(parents=True, exist_ok=True)
-    pixels = instantiate_node(load_config(run).data.store, "data").load("held_out").gather(np.array(SHIRTS))
-    for number, shirt in zip(SHIRTS, pixels.numpy(), strict=True):
-        Image.fromarray(shirt[0]).save(folder / "shirts" / f"{number}.png")
-    mask = np.zeros(pixels.shape[2:], dtype=np.uint8)
-    mask[PRINT] = 255
-    Image.fromarray(mask).save(folder / "mask.png")
-
-
-def row(folder: Path, first: int = 0, step: int = 1) -> np.ndarray:
-    """Return every `step`-th of the images of a folder from `first` on, side by side: [H, 4 W]."""
-    files = sorted(folder.glob("*.png"))[first : first + 4 * step : step]
-    return np.concatenate([np.asarray(Image.open(file).convert("L")) for file in files], axis=1)
-
-
-def restored(folder: Path) -> dict[str, np.ndarray]:
-    """Return the rows of a restoration of four images by their labels."""
-    rows = {"source": row(folder / "sources"), "measured": row(folder / "measurements")}
-    return rows | {f"result {k + 1}": row(folder / "images", k, 4) for k in range(4)}
+SIZE, BATCH_SIZE, NUM_STEPS = "unet_tiny", 8, 20
+SHAPE = SHAPES[SIZE][1:]
+PROCESS = GaussianProcess(LinearSchedule())
+REPAINT = RePaint(jump_length=5, num_resamples=3)
+POSTERIORS: tuple[PosteriorSampler, ...] = (
+    InpaintingNetwork(), Replace(), DDNM(), DDRM(), REPAINT, DPS(), PiGDM(), MMPS(),
+)  # fmt: skip
 
 
-def main() -> None:
-    run, folder = Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve()
-    write_shirts(run, folder)
-    held_out = ("images=held_out", "num_images=4")
-    panels: dict[str, dict[str, np.ndarray]] = {}
-    for posterior in ("ddrm", "pigdm"):
-        run_edit(run, folder / posterior, *held_out, "mask=half", f"posterior={posterior}", *COMMON)
-        panels[f"mask=half posterior={posterior}"] = restored(folder / posterior)
-    shirts = (f"images={folder / 'shirts'}", "mask=file", f"mask.path={folder / 'mask.png'}")
-    run_edit(run, folder / "removal", *shirts, *COMMON)
-    panels["removal of a print, mask=file"] = restored(folder / "removal")
-    variations = {"source": row(folder / "ddrm" / "sources")}
-    for strength in STRENGTHS:
-        of_strength = folder / f"variation_{strength}"
-        run_edit(run, of_strength, *held_out, "task=variation", f"task.strength={strength}", *COMMON)
-        variations |= {f"{strength}, {k + 1}": row(of_strength / "images", k, 4) for k in range(2)}
-    panels["task=variation, by strength"] = variations
-    figure, all_axes = pyplot.subplots(1, len(panels), figsize=(11.5, 4.4), layout="constrained")
-    for axes, (title, rows) in zip(all_axes, panels.items(), strict=True):
-        axes.imshow(np.concatenate([*rows.values()]), cmap="gray", vmin=0, vmax=255)
-        height = len(next(iter(rows.values())))
-        axes.set_yticks([height * (k + 0.5) for k in range(len(rows))], [*rows], fontsize=8)
-        axes.set_xticks([])
-        axes.tick_params(length=0)
-        axes.set_title(title, fontsize=9)
-    figure.savefig(Path(__file__).parents[1] / "docs" / "editing.png", dpi=90)
+def sampler(eta: float) -> DDIM:
+    return DDIM(PROCESS, NUM_STEPS, eta=eta, time_grid=LeadingTimes())
+
+
+def hole() -> Tensor:
+    """Return the middle half of the columns, bool [H, W]."""
+    missing = torch.zeros(SHAPE[1:], dtype=torch.bool)
+    missing[:, SHAPE[2] // 4 : SHAPE[2] * 3 // 4] = True
+    return missing
+
+
+def images() -> Tensor:
+    return torch.rand(BATCH_SIZE, *SHAPE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def inpainting_network() -> UNet:
+    """Return the network of the size unet_tiny that also receives the image with the hole and the mask."""
+    channels = SHAPE[0]
+    return without_zeros(
+        UNet(
+            channels, channels, resolution=SHAPE[1], channels=32, channel_multipliers=(1, 2, 2),
+            attention_resolutions=(7,), blocks=Blocks(num_groups=8), condition_channels=channels + 1,
+        )
+    )  # fmt: skip
+
+
+def our_job(network: Network, posterior: PosteriorSampler | None, eta: float = 0.0) -> Callable[[], Tensor]:
+    """Return the generation of a batch.  posterior: None for images without a measurement."""
+    denoiser = Denoiser(network.eval().requires_grad_(False), PROCESS, Epsilon())
+    measurement = Measurement.of(Inpainting(SHAPE, hole()), images())
+
+    def sample() -> Tensor:
+        noise = ImageNoise(range(BATCH_SIZE), SHAPE)
+        if posterior is None:
+            return sampler(eta).sample(denoiser, noise, Condition())
+        return posterior.sample(sampler(eta), denoiser, measurement, noise)
+
+    return sample
+
+
+def their_job(network: nn.Module) -> Callable[[], object]:
+    """Return inpainting of a batch by diffusers."""
+    from diffusers import RePaintPipeline, RePaintScheduler
+
+    pipeline = RePaintPipeline(network.eval(), RePaintScheduler())
+    pipeline.set_progress_bar_config(disable=True)
+    known, mask = images(), (~hole()).float().expand(BATCH_SIZE, 1, -1, -1)
+    jumps = {"jump_length": REPAINT.jump_length, "jump_n_sample": REPAINT.num_resamples}
+    return lambda: pipeline(known, mask, num_inference_steps=NUM_STEPS, eta=1.0, output_type="np", **jumps)
+
+
+def per_image(jobs: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Return the processor seconds per image of each job."""
+
+    def seconds(job: Callable[[], object]) -> float:
+        started = time.process_time()
+        job()
+        return (time.process_time() - started) / BATCH_SIZE
+
+    return interleave({name: lambda job=job: seconds(job) for name, job in jobs.items()}, rounds)
+
+
+def costs(rounds: int) -> list[Row]:
+    """Measure each posterior sampler next to plain DDIM."""
+    network, trained = ours(SIZE), inpainting_network()
+    jobs: dict[str, Callable[[], object]] = {"ddim": our_job(network, None)}
+    for posterior in POSTERIORS:
+        jobs[posterior.name] = our_job(trained if posterior.name == "network" else network, posterior)
+    seconds, what = per_image(jobs, rounds), f"{SIZE}, {NUM_STEPS} steps: processor time of one image"
+    found = [Row(f"{what}, plain DDIM", "s", seconds["ddim"], [], "", note=f"{NUM_STEPS} evaluations of the network")]
+    for posterior in POSTERIORS:
+        taken = seconds[posterior.name]
+        ratio = statistics.median(mine / plain for mine, plain in zip(taken, seconds["ddim"], strict=True))
+        evaluations = posterior.num_evaluations(sampler(eta=0.0))
+        note = f"{ratio:.3g} times plain DDIM, {evaluations} evaluations of the network{backward_passes(posterior)}"
+        found.append(Row(f"{what}, posterior={posterior.name}", "s", taken, [], "", note=note))
+    return found
+
+
+def backward_passes(posterior: PosteriorSampler) -> str:
+    """Return the part of a note that states the number of backward passes for each evaluation."""
+    if isinstance(posterior, MMPS):
+        return f" with {posterior.num_iterations + 1} backward passes each"
+    return " with a backward pass each" if isinstance(posterior, DPS | PiGDM) else ""
+
+
+def comparison(rounds: int) -> list[Row]:
+    """Measure `RePaint` next to diffusers' pipeline."""
+    shared = theirs(SIZE)
+    adapted = our_job(FromDiffusers(shared), REPAINT, eta=1.0)
+    seconds = per_image(
+        {"own": our_job(ours(SIZE), REPAINT, eta=1.0), "shared": adapted, "theirs": their_job(shared)}, rounds
+    )
+    evaluations, peer = REPAINT.num_evaluations(sampler(eta=1.0)), "diffusers' RePaintPipeline"
+    what = f"{SIZE}, repaint, {evaluations} evaluations of the network: processor time of one image"
+    return [
+        Row(f"{what}{which}", "s", seconds[name], seconds["theirs"], peer, 1.0)
+        for name, which in (("own", ", each library's U-Net"), ("shared", ", both with diffusers' UNet2DModel"))
+    ]
+
+
+def rows(arguments: argparse.Namespace) -> list[Row]:
+    torch.set_num_threads(1)
+    return [*comparison(arguments.rounds), *costs(arguments.rounds)]
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, rows)

@@ -29,6 +29,7 @@ BENCHMARKS = {
     "network": "Network only",
     "optimizer": "Optimizer and EMA",
     "sampler_step": "Sampler step without the network",
+    "editing": "Posterior samplers",
     "features": "Features and Fréchet distance",
     "loading": "Loading images",
     "checkpoints": "Checkpoints",
