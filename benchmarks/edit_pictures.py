@@ -71,8 +71,9 @@ def main() -> None:
         axes.set_yticks([height * (k + 0.5) for k in range(len(rows))], [*rows], fontsize=8)
         axes.set_xticks([])
         axes.tick_params(length=0)
+        axes.set_anchor("N")
         axes.set_title(title, fontsize=9)
-    figure.savefig(Path(__file__).parents[1] / "docs" / "editing.png", dpi=90)
+    figure.savefig(Path(__file__).parents[1] / "docs" / "editing.png", dpi=100)
 
 
 if __name__ == "__main__":
