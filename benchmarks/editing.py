@@ -41,6 +41,7 @@ from diffusion_lab.samplers import DDIM, LeadingTimes
 SIZE, BATCH_SIZE, NUM_STEPS = "unet_tiny", 8, 20
 SHAPE = SHAPES[SIZE][1:]
 PROCESS = GaussianProcess(LinearSchedule())
+MEASURED = "processor time of one image on one thread"
 REPAINT = RePaint(jump_length=5, num_resamples=3)
 POSTERIORS: tuple[PosteriorSampler, ...] = (
     InpaintingNetwork(), Replace(), DDNM(), DDRM(), REPAINT, DPS(), PiGDM(), MMPS(),
@@ -115,7 +116,7 @@ def costs(rounds: int) -> list[Row]:
     jobs: dict[str, Callable[[], object]] = {"ddim": our_job(network, None)}
     for posterior in POSTERIORS:
         jobs[posterior.name] = our_job(trained if posterior.name == "network" else network, posterior)
-    seconds, what = per_image(jobs, rounds), f"{SIZE}, {NUM_STEPS} steps: processor time of one image"
+    seconds, what = per_image(jobs, rounds), f"{SIZE}, batch {BATCH_SIZE}, {NUM_STEPS} steps: {MEASURED}"
     found = [Row(f"{what}, plain DDIM", "s", seconds["ddim"], [], "", note=f"{NUM_STEPS} evaluations of the network")]
     for posterior in POSTERIORS:
         taken = seconds[posterior.name]
@@ -129,7 +130,7 @@ def costs(rounds: int) -> list[Row]:
 def backward_passes(posterior: PosteriorSampler) -> str:
     """Return the part of a note that states the number of backward passes for each evaluation."""
     if isinstance(posterior, MMPS):
-        return f" with {posterior.num_iterations + 1} backward passes each"
+        return f" with up to {posterior.num_iterations + 1} backward passes each"
     return " with a backward pass each" if isinstance(posterior, DPS | PiGDM) else ""
 
 
@@ -141,7 +142,7 @@ def comparison(rounds: int) -> list[Row]:
         {"own": our_job(ours(SIZE), REPAINT, eta=1.0), "shared": adapted, "theirs": their_job(shared)}, rounds
     )
     evaluations, peer = REPAINT.num_evaluations(sampler(eta=1.0)), "diffusers' RePaintPipeline"
-    what = f"{SIZE}, repaint, {evaluations} evaluations of the network: processor time of one image"
+    what = f"{SIZE}, batch {BATCH_SIZE}, repaint, {evaluations} evaluations of the network: {MEASURED}"
     return [
         Row(f"{what}{which}", "s", seconds[name], seconds["theirs"], peer, 1.0)
         for name, which in (("own", ", each library's U-Net"), ("shared", ", both with diffusers' UNet2DModel"))
