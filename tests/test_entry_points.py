@@ -372,7 +372,7 @@ OTHER_INVALID_SETTINGS: list[tuple[list[str], str]] = [
         (["data=class_folders", "conditioning=label"], "data.path must name a folder of images .*, got null."),
         (["data.path=EMPTY"], "data.path must not be given for data=fashion_mini, .*; data=class_folders .*"),
         (["data.num_held_out=10000"], r"data.num_held_out must be below .* \(10000\), .*; data.num_held_out=0 .*"),
-        (["inpaint=true"], "inpaint is not a setting; use `python src/edit.py run=RUN task=inpaint`."),
+        (["inpaint=true"], "inpaint is not a setting; use `python .*src/edit.py run=RUN task=inpaint`."),
         *(pytest.param(*case, marks=pytest.mark.full) for case in OTHER_INVALID_SETTINGS),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

@@ -27,7 +27,7 @@ import torch
 import diffusion_lab
 from diffusion_lab.networks import Condition
 from diffusion_lab.reporting import plots
-from diffusion_lab.runs.operations import count_operations, measure_rates
+from diffusion_lab.runs.operations import count_operations
 from support.commands import SMALL, TINY
 from support.config_files import CONF, parse_once
 from support.small_runs import small_module
@@ -96,7 +96,6 @@ def _warm_up() -> None:
             hydra.compose(command, overrides=overrides)
     inputs = torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.float64), Condition()
     count_operations(small_module().network, inputs, 2)  # slow the first time, too; it runs without threads
-    measure_rates(torch.device("cpu"), "32-true")  # the rates are those of this machine, not of a command
     with tempfile.TemporaryDirectory() as folder:
         plots.save_curves({"loss": [(1, 0.5), (2, 0.25)]}, Path(folder, "curves.png"))  # loads fonts
     gc.collect()

@@ -1,4 +1,4 @@
-"""Edit images with a trained run: inpainting, super-resolution, deblurring and other restorations, variations.
+"""Edit images with a trained run: inpainting and other restorations, variations, interpolations.
 
 python src/edit.py run=logs/train/RUN images=test mask=half                          # fill the middle of 64 test images
 python src/edit.py run=logs/train/RUN images=photo.png mask=file mask.path=mask.png num_results=8

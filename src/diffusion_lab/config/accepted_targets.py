@@ -21,7 +21,7 @@ def _torch(package: str, names: str) -> tuple[str, ...]:
 _METRICS = _exports(
     "metrics",
     "ClassAccuracy CMMD Consistency DensityCoverage Diversity FrechetDistance InceptionScore KernelDistance LPIPS "
-    "MeanOverImages Memorization PrecisionRecall PSNR RMSE SpatialFrechetDistance SSIM",
+    "MeanOverImages Memorization PrecisionRecall PSNR RMSE Smoothness SpatialFrechetDistance SSIM",
 )
 
 OPTIMIZERS = _torch(
@@ -74,7 +74,7 @@ ACCEPTED: dict[str, tuple[str, ...]] = {
     "optimizer": (*_exports("training", "Muon"), *OPTIMIZERS),
     "pairs": _exports("data", "Pairs"),
     "plugins": (*_exports("callbacks", "WholeCheckpoints"), *_exports("distributed", "cluster_environment")),
-    "posterior": _exports("inverse_problems", "DDNM DDRM DPS MMPS PiGDM RePaint Replace"),
+    "posterior": _exports("inverse_problems", "DDNM DDRM DPS InpaintingNetwork MMPS PiGDM RePaint Replace"),
     "prediction": _exports("process", "EDMDenoiser Epsilon FlowVelocity PosteriorMean Score V X0"),
     "process": _exports("process", "GaussianProcess"),
     "quantity": _exports("evaluation", "FlowLikelihood Reconstruction VariationalBound"),

@@ -172,6 +172,8 @@ class ImageDataModule(LightningDataModule):
         if source is not None:
             condition = source.training_condition(batch.x_0, batch.draws)
             return replace(batch, image=condition.image, low_resolution_noise=condition.low_resolution_noise)
+        if self._train is None:  # the batch is not one of the data loader, which appends paired images
+            return batch
         channels = self.train_images.channels
         if batch.x_0.shape[1] == channels:
             return batch

@@ -40,7 +40,7 @@ def require_pixels(config: DictConfig) -> None:
 
 def paired_setting(config: DictConfig) -> str | None:
     """Return the setting and value that select paired images in a config; None without paired images."""
-    pairs = config.data.get("pairs") or {}
+    pairs = (config.get("data") or {}).get("pairs") or {}
     given = {name: pairs.get(name) for name in ("column", "path")}
     return next((f"data.condition_{name}={value}" for name, value in given.items() if value is not None), None)
 
