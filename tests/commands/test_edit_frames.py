@@ -131,7 +131,7 @@ MISTAKES = {
     "task=morph images=train": "`images` must not be given for task=morph",
     "images=train task.seeds=[0,2]": "task.seeds must not be given together with `images`",
     "images=train task.num_frames=8": "task.num_frames must be at least 64 .*; num_images=2 selects two images",
-    "images=train num_images=2 sampler=ancestral": "`sampler` must be ddim with sampler.eta=0 for task=walk",
+    "images=train num_images=2 sampler=ancestral": "`sampler` must be ddim with sampler.eta=0 or heun",
 }
 
 

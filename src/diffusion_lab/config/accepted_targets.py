@@ -95,7 +95,8 @@ ACCEPTED: dict[str, tuple[str, ...]] = {
     "store": _exports("data", "ImageStore"),
     "task": _exports(
         "edits",
-        "Colorize CompressedSense Deblur DeblurMotion Denoise Inpaint Invert Style SuperResolution Variation",
+        "Colorize CompressedSense Deblur DeblurMotion Denoise Inpaint Interpolate Invert Morph Style SuperResolution "
+        "Sweep Variation Walk",
     ),
     "time_grid": _exports(
         "samplers",
