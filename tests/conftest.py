@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from hypothesis.internal.conjecture import providers
 
 SLOW = {
     "cluster", "commands", "earlier_runs", "sweeps", "test_agreement", "test_architecture", "test_benchmarks",
@@ -22,6 +23,9 @@ SLOW = {
 # derandomize: the suite answers the same on every run. No deadline: a busy machine is not a failure.
 settings.register_profile("suite", derandomize=True, deadline=None, database=None, max_examples=40)
 settings.load_profile("suite")
+# Otherwise examples contain constants of all imported modules of the package, so that they depend on the selection of
+# tests, and each worker searches hundreds of files for constants, which takes 9 seconds.
+vars(providers)["is_local_module_file"] = lambda path: False
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -43,15 +47,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def image_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep decoded sets, measured references and records of runs out of the user's own cache and state folders.
+    """Keep decoded sets, measured references, costs and records of runs out of the user's cache and state folders.
 
     The workers of pytest-xdist share one cache.
     """
+    from support.remembered_costs import remember_costs  # with torch, which need not be imported to collect tests
+
     folder = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as monkeypatch:
         shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
         monkeypatch.setenv("DIFFUSION_LAB_CACHE", str(shared / "image_cache"))
         monkeypatch.setenv("XDG_STATE_HOME", str(shared / "state"))
+        remember_costs(shared / "costs")
         yield
 
 

@@ -96,8 +96,10 @@ def test_transparent_pixels_of_image_files_are_filled(runs: Path, photos: Path, 
         assert np.array_equal(source[:, 14:], result[:, 14:])
         assert (source[:, :14] == 255).mean() > 0.9  # transparent pixels are composited on white
         assert (result[:, :14] != 255).any()
-    assert json.loads((out / "metrics.json").read_text())["numbers"][0]["name"] == "psnr_photos_2"
     assert (out / "samples.webp").is_file()
+    assert not (out / "metrics.json").exists()  # the colors below transparent pixels are unknown
+    with pytest.raises(UserError, match="metrics must not contain psnr for mask=transparent"):
+        run_edit(tmp_path / "psnr", f"run={runs}/plain", f"images={photos}", *settings, "metrics=[consistency,psnr]")
 
 
 def test_a_mask_file_follows_the_fit_of_the_source(runs: Path, photos: Path, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def being_saved(folder: Path) -> Iterator[Path]:
 def test_the_step_is_that_of_the_weights_while_training_saves(trained: Path) -> None:
     trained_config, given = load_config(trained), OmegaConf.create({"weights": None})
     with being_saved(trained) as last:
-        for _ in range(8):
+        for _ in range(4):
             module, step = load_module(given, trained_config, Target(trained, last))
             assert {float(weight.max()) for weight in module.ema.network.parameters()} == {step / 1024}
 

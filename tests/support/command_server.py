@@ -30,6 +30,7 @@ from diffusion_lab.reporting import plots
 from diffusion_lab.runs.operations import count_operations
 from support.commands import SMALL, TINY
 from support.config_files import CONF, parse_once
+from support.remembered_costs import remember_costs
 from support.small_runs import small_module
 
 COMPOSED: tuple[tuple[str, list[str]], ...] = (
@@ -96,6 +97,7 @@ def _warm_up() -> None:
             hydra.compose(command, overrides=overrides)
     inputs = torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.float64), Condition()
     count_operations(small_module().network, inputs, 2)  # slow the first time, too; it runs without threads
+    remember_costs(Path(os.environ["DIFFUSION_LAB_CACHE"]).parent / "costs")
     with tempfile.TemporaryDirectory() as folder:
         plots.save_curves({"loss": [(1, 0.5), (2, 0.25)]}, Path(folder, "curves.png"))  # loads fonts
     gc.collect()

@@ -31,12 +31,13 @@ from diffusion_lab.randomness import Draws
 class ImageBatch:
     """Images of one micro-batch of this rank.
 
-    x_0: images [B, C, H, W]: uint8 when loaded, with the channels of the paired images, if there are any, after those
-        of the images; float32 in [-1, 1], flipped or augmented, on the device.
+    x_0: images [B, C, H, W]: uint8 when loaded, followed by the channels of the paired images, if there are any;
+        float32 in [-1, 1], flipped or augmented, on the device.
     label: labels, int64 [B].
     draws: all random numbers of the step for these images.
     augmentation, image, low_resolution_noise: conditions that are added on the device if the network takes them; see
         `Condition`.
+    paired_channels: number of channels of x_0 that belong to the paired images.
     """
 
     x_0: Tensor
@@ -45,6 +46,7 @@ class ImageBatch:
     augmentation: Tensor | None = None
     image: Tensor | None = None
     low_resolution_noise: Tensor | None = None
+    paired_channels: int = 0
 
     @property
     def condition(self) -> Condition:
@@ -172,12 +174,10 @@ class ImageDataModule(LightningDataModule):
         if source is not None:
             condition = source.training_condition(batch.x_0, batch.draws)
             return replace(batch, image=condition.image, low_resolution_noise=condition.low_resolution_noise)
-        if self._train is None:  # the batch is not one of the data loader, which appends paired images
+        if not batch.paired_channels:
             return batch
-        channels = self.train_images.channels
-        if batch.x_0.shape[1] == channels:
-            return batch
-        return replace(batch, x_0=batch.x_0[:, :channels].contiguous(), image=batch.x_0[:, channels:].contiguous())
+        x_0, image = (part.contiguous() for part in batch.x_0.tensor_split([-batch.paired_channels], dim=1))
+        return replace(batch, x_0=x_0, image=image, paired_channels=0)
 
 
 def _require_one_kind(low_resolution: LowResolution | None, masking: Masking | None, pairs: Pairs | None) -> None:
@@ -252,18 +252,19 @@ class _MicroBatches(Dataset[ImageBatch]):
         pixels, condition = self.images.gather(item.index), self.images.condition
         if condition is not None:
             pixels = torch.cat([pixels, condition.gather(item.index)], dim=1)
-        return ImageBatch(pixels, self.images.label[torch.from_numpy(item.index)], draws)
+        label = self.images.label[torch.from_numpy(item.index)]
+        return ImageBatch(pixels, label, draws, paired_channels=0 if condition is None else condition.channels)
 
 
 def _init_worker(worker: int) -> None:
     signals.end_with_parent()
 
 
-def _sent(batch: Any) -> tuple[Any, Any, Draws]:
+def _sent(batch: Any) -> tuple[Any, Any, Draws, int]:
     """Prepare a batch for its way from a worker to the training process."""
-    return sent(batch.x_0), sent(batch.label), batch.draws
+    return sent(batch.x_0), sent(batch.label), batch.draws, batch.paired_channels
 
 
-def _received(parts: tuple[Any, Any, Draws]) -> ImageBatch:
-    x_0, label, draws = parts
-    return ImageBatch(received(x_0), received(label), draws)
+def _received(parts: tuple[Any, Any, Draws, int]) -> ImageBatch:
+    x_0, label, draws, paired_channels = parts
+    return ImageBatch(received(x_0), received(label), draws, paired_channels=paired_channels)

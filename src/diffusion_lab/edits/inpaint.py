@@ -10,7 +10,7 @@ from diffusion_lab.contracts import require_instance
 from diffusion_lab.edits.masks import Half, Mask, require_partial
 from diffusion_lab.edits.restoration import Restoration
 from diffusion_lab.edits.sources import Sources
-from diffusion_lab.edits.task import Generator
+from diffusion_lab.edits.task import Decode, Generator
 from diffusion_lab.inverse_problems import Inpainting, PiGDM, PosteriorSampler
 from diffusion_lab.samplers import Sampler
 
@@ -37,12 +37,16 @@ class Inpaint(Restoration):
     def pastes(self) -> bool:
         return self.noise == 0
 
+    @property
+    def hides_source(self) -> bool:
+        return self.mask.hides_source
+
     def operator(self, sources: Sources) -> Inpainting:
         return Inpainting(sources.image_shape, self.mask.hole(sources))
 
-    def require(self, sampler: Sampler, sources: Sources, *, in_latents: bool) -> None:
+    def require(self, sampler: Sampler, sources: Sources, decode: Decode | None) -> None:
         require_partial(self.mask.hole(sources), sources)
-        super().require(sampler, sources, in_latents=in_latents)
+        super().require(sampler, sources, decode)
 
     def edit(self, sources: Sources, generator: Generator) -> Tensor:
         images = super().edit(sources, generator)

@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from diffusion_lab.edits.sources import Sources
-from diffusion_lab.edits.task import Generator, Task
+from diffusion_lab.edits.task import Decode, Generator, Task
 from diffusion_lab.errors import UserError
 from diffusion_lab.samplers import GivenNoise, InvertibleSampler, Sampler, obstacle_to_inversion
 
@@ -20,7 +20,7 @@ class Invert(Task):
 
     name: ClassVar[str] = "invert"
 
-    def require(self, sampler: Sampler, sources: Sources, *, in_latents: bool) -> None:
+    def require(self, sampler: Sampler, sources: Sources, decode: Decode | None) -> None:
         if got := obstacle_to_inversion(sampler):
             raise UserError(
                 "`sampler` must be ddim with sampler.eta=0 or heun with sampler.churn.amount=0 for task=invert, "

@@ -26,9 +26,11 @@ class Mask(DataclassInterface):
 
     Each mask is a frozen dataclass.
     of_each_source: whether the hole depends on the pixels of the source.
+    hides_source: whether the colors of the source in the hole are unknown.
     """
 
     of_each_source: ClassVar[bool] = False
+    hides_source: ClassVar[bool] = False
 
     @abstractmethod
     def hole(self, sources: Sources) -> Tensor:
@@ -51,6 +53,7 @@ class TransparentPixels(Mask):
     """The transparent pixels of the source image file."""
 
     of_each_source: ClassVar[bool] = True
+    hides_source: ClassVar[bool] = True
 
     def hole(self, sources: Sources) -> Tensor:
         if sources.mask is None:

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from diffusion_lab.contracts import require_instance
 from diffusion_lab.edits.sources import Sources
-from diffusion_lab.edits.task import Generator, Task
-from diffusion_lab.inverse_problems import DPS, MMPS, LinearOperator, Measurement, PiGDM, PosteriorSampler
+from diffusion_lab.edits.task import Decode, Generator, Task
+from diffusion_lab.inverse_problems import LinearOperator, Measurement, PosteriorSampler
 from diffusion_lab.randomness import ImageNoise, Purpose
 from diffusion_lab.samplers import Sampler
 
@@ -39,13 +39,12 @@ class Restoration(Task):
         noise = ImageNoise(sources.numbers, operator.measurement_shape, purpose=Purpose.MEASUREMENT)
         return Measurement.of(operator, sources.images, self.noise, noise)
 
-    def require(self, sampler: Sampler, sources: Sources, *, in_latents: bool) -> None:
+    def require(self, sampler: Sampler, sources: Sources, decode: Decode | None) -> None:
         try:
             measurement = self.measurement(sources)
         except ValueError as error:  # operators do not know the names of settings
             raise ValueError(f"task={self.name}: {error}") from error
-        # `require` reads only whether there is a map from latents to images.
-        self.posterior.require(sampler, replace(measurement, decode=_unused) if in_latents else measurement)
+        self.posterior.require(sampler, replace(measurement, decode=decode))
 
     def edit(self, sources: Sources, generator: Generator) -> Tensor:
         measurement = replace(self.measurement(sources), decode=generator.decode)
@@ -67,11 +66,5 @@ class Restoration(Task):
         return self.posterior.num_evaluations(sampler)
 
     def num_passes(self, sampler: Sampler) -> int:
-        # A backward pass takes as long as two forward passes.
-        has_gradients = isinstance(self.posterior, DPS | MMPS | PiGDM)
-        num_gradients = self.posterior.num_iterations if isinstance(self.posterior, MMPS) else int(has_gradients)
-        return self.num_evaluations(sampler) * (1 + 2 * num_gradients)
-
-
-def _unused(x_0: Tensor) -> Tensor:
-    raise NotImplementedError
+        # Without gradients of the weights, a backward pass takes about as long as a forward pass.
+        return self.num_evaluations(sampler) * (1 + self.posterior.num_gradients)

@@ -14,6 +14,9 @@ from diffusion_lab.inverse_problems import Measurement
 from diffusion_lab.networks import Condition
 from diffusion_lab.samplers import Noise, OnStep, Sampler
 
+Decode = Callable[[Tensor], Tensor]
+"""Differentiable map from the latent space of a network to images."""
+
 
 @dataclass(frozen=True, eq=False)
 class Generator:
@@ -21,8 +24,7 @@ class Generator:
 
     sampler, denoiser: sampler and denoiser, which is guided if samples are guided.
     condition: condition of the results, such as their classes.  noise: noise source with one stream per result.
-    encode, decode: maps between images and the latent space of the network; None in pixel space. `decode` is
-        differentiable.
+    encode, decode: maps between images and the latent space of the network; None in pixel space.
     on_step: see `samplers.OnStep`.
     """
 
@@ -31,7 +33,7 @@ class Generator:
     condition: Condition
     noise: Noise
     encode: Callable[[Tensor], Tensor] | None = None
-    decode: Callable[[Tensor], Tensor] | None = None
+    decode: Decode | None = None
     on_step: OnStep | None = None
 
     def to_x_0(self, images: Tensor) -> Tensor:
@@ -58,10 +60,10 @@ class Task(DataclassInterface):
     def edit(self, sources: Sources, generator: Generator) -> Tensor:
         """Return one result for each source image, [B, C, H, W] in [-1, 1]."""
 
-    def require(self, sampler: Sampler, sources: Sources, *, in_latents: bool) -> None:
+    def require(self, sampler: Sampler, sources: Sources, decode: Decode | None) -> None:
         """Raise UserError or ValueError if the task does not take the sampler, or cannot edit the sources.
 
-        in_latents: whether the network generates latents.
+        decode: see `Generator`.
         """
 
     def measurement(self, sources: Sources) -> Measurement | None:
@@ -75,6 +77,11 @@ class Task(DataclassInterface):
     @property
     def pastes(self) -> bool:
         """Whether known pixels of the source replace those of the result."""
+        return False
+
+    @property
+    def hides_source(self) -> bool:
+        """Whether the colors of the source that the results replace are unknown."""
         return False
 
     def num_steps(self, sampler: Sampler) -> int:

@@ -37,6 +37,11 @@ class EditEvaluator:
         task, num_results = self.images.task, self.images.num_results
         has_measurement = task.measurement(self.images.sources.batch([0], self.images.device)) is not None
         for metric in metrics:
+            if metric.needs_source and task.hides_source:
+                raise ValueError(
+                    f"metrics must not contain {metric.choice} for mask=transparent, because the colors of transparent "
+                    "pixels of the sources are unknown."
+                )
             if num_results < metric.min_results:
                 raise ValueError(
                     f"num_results must be at least {metric.min_results} for metrics={metric.choice}, got {num_results}."
@@ -51,7 +56,7 @@ class EditEvaluator:
     def measure(self, metrics: Sequence[EditMetric]) -> list[Number]:
         """Return the values of metrics from `chosen`. Collective: call on all ranks."""
         ranks, started = Ranks.current(), time.perf_counter()
-        of_mean = [metric for metric in metrics if metric.of_mean and self.images.num_results > 1]
+        of_mean = [metric for metric in metrics if metric.needs_source and self.images.num_results > 1]
         numbers = ranks.shard(range(len(self.images.sources)))
         with ranks.raise_together(), self.display("measuring results", len(numbers)) as advance:
             rows = []

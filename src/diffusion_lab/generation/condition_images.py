@@ -144,40 +144,6 @@ class MaskedImages(ConditionImages):
         return self.data.protocol() | {"masking": describe(self.masking)}
 
 
-class MaskedSources(ConditionImages):
-    """The source images of an edit with their masks, which `InpaintingNetwork` passes to the network itself.
-
-    num_channels: number of channels of a source image.
-    """
-
-    def __init__(self, num_channels: int) -> None:
-        self.num_channels = num_channels
-
-    @property
-    def channels(self) -> int:
-        return self.num_channels + 1
-
-    def condition(self, seeds: range, label: Tensor | None, device: torch.device) -> Condition:
-        raise ValueError("images of a network that fills holes must be generated from source images.")
-
-    def condition_of(
-        self, x_0: Tensor, label: Tensor | None, paired: Tensor | None, indices: Sequence[int]
-    ) -> Condition:
-        return masked_condition(label, x_0, torch.ones_like(x_0[:, :1]))
-
-    def pictures(self, seeds: range) -> Tensor:
-        raise ValueError("images of a network that fills holes must be generated from source images.")
-
-    def labels(self, seeds: Sequence[int]) -> Tensor | None:
-        return None
-
-    def require(self, num_classes: int) -> None:
-        """Accept all numbers of classes."""
-
-    def protocol(self) -> dict[str, Any]:
-        return {"from": "sources of the edit"}
-
-
 class PairedImages(ConditionImages):
     """Condition images that a data set has for its images, for an image-to-image network."""
 

@@ -10,7 +10,7 @@ from diffusion_lab import __version__
 from diffusion_lab.edits import Generator, Invert, Sources, Task
 from diffusion_lab.fingerprints import describe, digest
 from diffusion_lab.generation.batched_images import BatchedImages, Draw
-from diffusion_lab.generation.condition_images import MaskedSources
+from diffusion_lab.generation.condition_images import MaskedImages
 from diffusion_lab.generation.edit_sources import EditSources
 from diffusion_lab.generation.seeded_images import SeededImages, weights_sha256
 from diffusion_lab.latents import Pixels
@@ -41,7 +41,7 @@ class EditedImages(BatchedImages):
         """
         if num_results < 1:
             raise ValueError(f"num_results must be a whole number of at least 1, got {num_results}.")
-        if not isinstance(seeded.condition_images, MaskedSources | None):
+        if not isinstance(seeded.condition_images, MaskedImages | None):
             raise ValueError("`seeded` must be images of a network that is not conditioned on other images.")
         super().__init__(
             seeded.module, seeded.sampler, seeded.guidance, batch_size=seeded.batch_size, folder=seeded.folder
@@ -104,7 +104,9 @@ class EditedImages(BatchedImages):
 
     def protocol(self) -> dict[str, Any]:
         of_sources = "class of the source" if self._has_labels else None
-        return self.seeded.protocol() | {
+        protocol = self.seeded.protocol()
+        protocol.pop(MaskedImages.field, None)  # random holes, which an edit does not use
+        return protocol | {
             "label": of_sources if self.seeded.label is None else self.seeded.label,
             "task": describe(self.task, omit=("path",)) | {"pasted": self.task.pastes},
             "sources": self.sources.protocol(),
@@ -178,9 +180,10 @@ class EditedImages(BatchedImages):
 
     def _require_sources(self) -> None:
         """Raise UserError if the task cannot edit a source image, before anything is generated."""
-        mask = getattr(self.task, "mask", None)
+        space, mask = self.module.space, getattr(self.task, "mask", None)
+        decode = None if space == Pixels() else space.decode
         size = len(self.sources) if getattr(mask, "of_each_source", False) else 1
         for start in range(0, size, CHECKED_AT_ONCE):
             numbers = range(start, min(start + CHECKED_AT_ONCE, size))
             sources = self.sources.batch(numbers, self.device)
-            self.task.require(self.sampler, sources, in_latents=self.module.space != Pixels())
+            self.task.require(self.sampler, sources, decode)

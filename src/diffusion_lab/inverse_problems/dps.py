@@ -44,6 +44,10 @@ class DPS(PosteriorSampler):
         if not (math.isfinite(self.step_size) and self.step_size >= 0):
             raise ValueError(f"step_size must be a finite number of at least 0, got {self.step_size}.")
 
+    @property
+    def num_gradients(self) -> int:
+        return 1
+
     def require(self, sampler: Sampler, measurement: Measurement) -> None:
         require_sampler(self, sampler, (Ancestral, DDIM))
 

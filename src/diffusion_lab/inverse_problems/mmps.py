@@ -42,6 +42,10 @@ class MMPS(ConditionalPosterior):
         if self.num_iterations < 1:
             raise ValueError(f"num_iterations must be at least 1, got {self.num_iterations}.")
 
+    @property
+    def num_gradients(self) -> int:
+        return self.num_iterations + 1  # and the product with the solution
+
     def estimate(
         self,
         denoiser: DenoiserLike,

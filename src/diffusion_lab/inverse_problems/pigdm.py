@@ -55,6 +55,10 @@ class PiGDM(ConditionalPosterior):
         if self.num_iterations < 1:
             raise ValueError(f"num_iterations must be at least 1, got {self.num_iterations}.")
 
+    @property
+    def num_gradients(self) -> int:
+        return 1
+
     def estimate(
         self,
         denoiser: DenoiserLike,

@@ -27,6 +27,11 @@ class PosteriorSampler(DataclassInterface):
 
     name: ClassVar[str]
 
+    @property
+    def num_gradients(self) -> int:
+        """Number of gradients of the denoiser that an evaluation takes in addition."""
+        return 0
+
     def require(self, sampler: Sampler, measurement: Measurement) -> None:
         """Raise UserError if the method does not take the sampler, the operator, or measurements of latents."""
 
@@ -52,7 +57,7 @@ class PosteriorSampler(DataclassInterface):
         return len(sampler.times)
 
     def num_evaluations(self, sampler: Sampler) -> int:
-        """Return the number of evaluations of the denoiser; gradients are not counted."""
+        """Return the number of evaluations of the denoiser, without their gradients."""
         return sampler.num_evaluations
 
 

@@ -17,7 +17,7 @@ class EditMetric(DataclassInterface):
     meaning: what the value is, in a few words.  higher_is_better: see `Metric`.
     min_results: smallest number of results of each source.
     needs_measurement: whether the edit must have a measurement of the source.
-    of_mean: whether the metric is also measured for the mean of the results of a source.
+    needs_source: whether results are compared with their source; if so, their mean is compared with it, too.
     """
 
     choice: ClassVar[str]
@@ -25,7 +25,7 @@ class EditMetric(DataclassInterface):
     higher_is_better: ClassVar[bool | None] = False
     min_results: ClassVar[int] = 1
     needs_measurement: ClassVar[bool] = False
-    of_mean: ClassVar[bool] = False
+    needs_source: ClassVar[bool] = False
 
     @property
     def kind(self) -> str:

@@ -39,7 +39,7 @@ class PSNR(EditMetric):
     choice: ClassVar[str] = "psnr"
     meaning: ClassVar[str] = "peak signal-to-noise ratio to the source, in dB"
     higher_is_better: ClassVar[bool] = True
-    of_mean: ClassVar[bool] = True
+    needs_source: ClassVar[bool] = True
 
     def measure(self, results: Tensor, source: Tensor, measurement: Measurement | None) -> float:
         least = 1 / math.prod(results.shape[1:])
@@ -52,7 +52,7 @@ class RMSE(EditMetric):
 
     choice: ClassVar[str] = "rmse"
     meaning: ClassVar[str] = "root mean square difference from the source, in gray levels"
-    of_mean: ClassVar[bool] = True
+    needs_source: ClassVar[bool] = True
 
     def measure(self, results: Tensor, source: Tensor, measurement: Measurement | None) -> float:
         return float(mean_square(results, source).sqrt().mean())
@@ -65,7 +65,7 @@ class SSIM(EditMetric):
     choice: ClassVar[str] = "ssim"
     meaning: ClassVar[str] = "structural similarity to the source"
     higher_is_better: ClassVar[bool] = True
-    of_mean: ClassVar[bool] = True
+    needs_source: ClassVar[bool] = True
 
     def for_images(self, shape: tuple[int, int, int]) -> EditMetric:
         if min(shape[1:]) < SSIM_WINDOW:

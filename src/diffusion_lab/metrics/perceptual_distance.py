@@ -37,7 +37,7 @@ class FeatureDistance(EditMetric):
 
     choice: ClassVar[str] = "lpips"
     meaning: ClassVar[str] = "distance between the features of a result and its source"
-    of_mean: ClassVar[bool] = True
+    needs_source: ClassVar[bool] = True
 
     @property
     def kind(self) -> str:
@@ -65,7 +65,7 @@ class LPIPS(EditMetric):
 
     choice: ClassVar[str] = "lpips"
     meaning: ClassVar[str] = "LPIPS to the source, with AlexNet"
-    of_mean: ClassVar[bool] = True
+    needs_source: ClassVar[bool] = True
 
     @property
     def file(self) -> Path:

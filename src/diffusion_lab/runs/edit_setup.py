@@ -44,6 +44,8 @@ def complete(config: DictConfig) -> None:
     with open_dict(config):
         config.update(OF_CASCADES)
         config.metrics = config.get("metrics") or {}  # metrics=[] selects no group
+        if _is_transparent(config) and not any(override_key(text) == "metrics" for text in given_overrides()):
+            config.metrics = {}  # there is no source for the default, psnr
     has_images = not OmegaConf.is_missing(config, "images") and config.images is not None
     if not has_images and "num_frames" not in config.task:  # sequences of frames need none
         raise UserError(f"`images` must be {SOURCES}, got no value.")
@@ -60,6 +62,11 @@ def complete(config: DictConfig) -> None:
             raise UserError(f"`{part}` must not be given for task={chosen_task()}, {reason}, got {given[0]}.")
 
 
+def _is_transparent(config: DictConfig) -> bool:
+    """Return whether the transparent pixels of source images are filled."""
+    return "mask" in _parts(config) and str(HydraConfig.get().runtime.choices["mask"]) == "transparent"
+
+
 def chosen_task() -> str:
     """Return the choice of the setting `task`."""
     return str(HydraConfig.get().runtime.choices["task"])
@@ -70,7 +77,7 @@ def build_edit(config: DictConfig, target: Target, fabric: "Fabric") -> tuple["E
 
     Raises UserError if a setting does not fit the run or the source images, or if a file is missing or damaged.
     """
-    from diffusion_lab.generation.condition_images import MaskedSources
+    from diffusion_lab.generation.condition_images import MaskedImages
     from diffusion_lab.generation.edited_images import EditedImages
 
     trained = checked_config(config, target)
@@ -86,7 +93,8 @@ def build_edit(config: DictConfig, target: Target, fabric: "Fabric") -> tuple["E
     sources = build_sources(config, trained, task)
     if config.label is None and not sources.has_labels and config.guidance_scale is None:
         config.guidance_scale = 1.0 if trained.guidance.get("guide") in (None, "none") else None
-    conditions = MaskedSources(sources.images.channels) if fills_holes else None
+    masking = instantiate_node(trained.masking, "masking") if fills_holes else None
+    conditions = None if masking is None else MaskedImages(sources.images, sources.name, masking)
     seeded, step = build_images(config, target, fabric, conditions)
     try:
         return EditedImages(seeded, sources, task, num_results=config.num_results, seed=config.seed), step
