@@ -1,6 +1,6 @@
 """Run commands of src/ as forks of one process that has imported them.  `commands.py` starts it.
 
-Every line of its standard input is a request: a JSON object with script, arguments, cwd, environment, and the paths of
+Every line that it receives is a request: a JSON object with script, arguments, cwd, environment, and the paths of
 three files: out, err and status, a named pipe that receives the process id of the command and then its exit status.
 """
 
@@ -8,6 +8,7 @@ import atexit
 import gc
 import importlib
 import json
+import multiprocessing
 import os
 import pkgutil
 import runpy
@@ -16,7 +17,10 @@ import signal
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Iterator
+from multiprocessing import process
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -42,7 +46,9 @@ COMPOSED: tuple[tuple[str, list[str]], ...] = (
 LIBRARIES = ("datasets", "lightning", "PIL.Image", "rich", "torch", "torch_fidelity", "torchvision")
 
 
-def serve() -> None:
+def serve(requests: Connection) -> None:
+    os.dup2(requests.fileno(), 0)
+    warnings.filterwarnings("error", category=UserWarning)
     _warm_up()
     statuses = dict[int, int]()  # pipes of the running commands by their process ids
     for line in _requests(statuses):
@@ -104,11 +110,21 @@ def _warm_up() -> None:
     gc.freeze()  # commands search only their own objects for garbage
 
 
+def _be_main_process() -> None:
+    """Undo what makes this process a child of a fork server: it could not start processes, or not by a fork."""
+    current = process.current_process()
+    current.name = "MainProcess"
+    vars(current)["_config"]["daemon"] = False
+    vars(process)["_parent_process"] = None
+    multiprocessing.set_start_method(None, force=True)
+
+
 def _run(request: dict[str, Any]) -> NoReturn:
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also if the tests were started with nohup or in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    _be_main_process()
     os.setpgid(0, 0)  # signals to its group reach its children, but not the tests
     for stream, path in ((1, request["out"]), (2, request["err"])):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)

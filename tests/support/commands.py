@@ -3,38 +3,32 @@
 All commands are forks of a server process that has imported the package and its libraries: `command_server.py`.
 """
 
-import atexit
 import csv
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TextIO
 
-ROOT = Path(__file__).parents[2]
+from support.processes import forked_processes
 
-SERVE = "import sys; sys.path[:0] = sys.argv[1:]; from support.command_server import serve; serve()"
+ROOT = Path(__file__).parents[2]
 
 
 @cache
-def _server() -> "subprocess.Popen[str]":
-    paths = [str(ROOT / "src"), str(ROOT / "tests")]
-    command = [sys.executable, "-W", "error::UserWarning", "-c", SERVE, *paths]
-    offline = {**os.environ, "HF_HUB_OFFLINE": "1"}  # read at import; tests have no network access
-    server = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env=offline)
-    atexit.register(_stop, server)
-    return server
+def _server() -> Connection:
+    """Start the server, and return the end of a pipe to which requests are written."""
+    from support.command_server import serve
 
-
-def _stop(server: "subprocess.Popen[str]") -> None:
-    server.kill()
-    with server:  # closes its stream and waits for its end
-        pass
+    requests, end = multiprocessing.Pipe(duplex=False)
+    forked_processes().Process(target=serve, args=(requests,), daemon=True).start()
+    return end
 
 
 @dataclass(frozen=True)
@@ -60,7 +54,6 @@ class Command:
 def start(script: str, *arguments: str, cwd: Path = ROOT, **environment: str) -> Command:
     """Start `python -W error::UserWarning src/SCRIPT ARGUMENTS`.  environment: additional environment variables."""
     server, folder = _server(), Path(tempfile.mkdtemp())
-    assert server.stdin is not None
     os.mkfifo(folder / "status")
     request = {
         "script": str(ROOT / "src" / script),
@@ -69,8 +62,9 @@ def start(script: str, *arguments: str, cwd: Path = ROOT, **environment: str) ->
         "environment": {**os.environ, **environment},
         **{name: str(folder / name) for name in ("out", "err", "status")},
     }
-    server.stdin.write(json.dumps(request) + "\n")
-    server.stdin.flush()
+    line = f"{json.dumps(request)}\n".encode()
+    while line:
+        line = line[os.write(server.fileno(), line) :]
     status = (folder / "status").open()
     return Command([script, *arguments], folder, int(status.readline()), status)
 
