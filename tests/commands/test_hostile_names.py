@@ -83,6 +83,7 @@ def test_a_run_with_a_hostile_name_is_sampled(name: str, runs: dict[str, Path], 
     assert done.stdout.splitlines()[1].startswith("classes: 0 $x$ $\\frac$, 1 %s %(name)d {0}, 2 +cmd, 3 -x, 4 1, ")
 
 
+@pytest.mark.full
 def test_evaluations_of_runs_with_hostile_names_are_compared(runs: dict[str, Path], tmp_path: Path) -> None:
     folders = [runs[name] for name in ("r[bold red]q", "r\x1b[31mq", "=1+1", "-x", "two\nlines")]
     values = ",".join(quote(str(folder)) for folder in folders)

@@ -127,6 +127,7 @@ def test_a_folder_of_diffusers_is_imported_verified_and_sampled_like_its_pipelin
     np.testing.assert_allclose(images, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.full
 def test_verify_finds_that_the_weights_of_a_folder_of_diffusers_have_changed(tmp_path: Path) -> None:
     pipeline = unet_pipeline()
     source = saved(pipeline, tmp_path / "ddim")

@@ -77,6 +77,7 @@ def test_the_splits_of_a_folder_are_reported_in_files_and_images(tmp_path: Path)
     assert not (of_test / "duplicates.png").exists()
 
 
+@pytest.mark.full
 def test_a_set_without_test_split_is_reported_with_the_number_of_compared_images(tmp_path: Path) -> None:
     done = run("num_rows=2", "data.max_images=600", "near_duplicates.max_compared=50", f"hydra.run.dir={tmp_path}")
     assert done.returncode == 0, done.stderr

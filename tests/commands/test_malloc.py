@@ -37,6 +37,7 @@ def num_page_faults() -> list[int]:
     return [int(line) for line in done.stdout.split()]
 
 
+@pytest.mark.full
 def test_a_step_reuses_the_memory_that_the_previous_step_freed() -> None:
     default, kept = num_page_faults()
     assert default > 4_000

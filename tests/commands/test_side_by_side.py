@@ -129,6 +129,7 @@ def test_the_batches_of_an_interrupted_job_remain_when_a_shorter_job_ends(traine
     assert not list(work.iterdir())
 
 
+@pytest.mark.full
 def test_the_batches_of_a_running_job_remain_when_a_shorter_job_ends(trained: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
     many = ["num_images=160", "save_png=false", "sampler.num_steps=8"]

@@ -11,6 +11,7 @@ from diffusion_lab.runs import status as run_status
 from support.commands import ROOT, TINY, table, train
 
 
+@pytest.mark.full
 def test_variables_of_a_rank_without_a_launcher_change_nothing(tmp_path: Path) -> None:
     variables = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "10.0.0.1", "SLURM_PROCID": "1"}
     command = [sys.executable, str(ROOT / "src" / "train.py"), *TINY, f"hydra.run.dir={tmp_path}"]

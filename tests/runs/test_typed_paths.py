@@ -99,6 +99,7 @@ def test_overrides_of_an_earlier_version_are_read_from_the_current_folder(home: 
     assert read_overrides(home) == ["data.path=pictures"]
 
 
+@pytest.mark.full
 def test_a_run_with_a_relative_path_is_resumed_and_evaluated_from_another_folder_and_with_moved_images(
     tmp_path: Path,
 ) -> None:
