@@ -10,7 +10,7 @@ from diffusion_lab.guidance import Guidance, Strength
 from diffusion_lab.networks import Labels
 from diffusion_lab.runs.operations import Rates
 from diffusion_lab.runs.sampling_cost import idle_ranks, print_sampling_cost, seconds_per_image
-from diffusion_lab.samplers import DDIM, Heun
+from diffusion_lab.samplers import DDIM, RK45, Heun
 from support.small_runs import small_module
 
 
@@ -37,6 +37,13 @@ def test_the_duration_and_the_evaluations_are_printed(capsys: pytest.CaptureFixt
         r"\(4 evaluations of the network each\)\n",
         capsys.readouterr().out,
     )
+
+
+def test_the_evaluations_of_a_sampler_with_adaptive_steps_are_typical(capsys: pytest.CaptureFixture[str]) -> None:
+    module = small_module()
+    images = SeededImages(module, sampler=RK45(module.process, rtol=1e-2, atol=1e-2), batch_size=12)
+    print_sampling_cost(images, [range(12)], "32-true")
+    assert "(typically 56 evaluations of the network each)" in capsys.readouterr().out
 
 
 def test_the_printed_duration_names_the_evaluations_for_guidance_and_the_metrics(

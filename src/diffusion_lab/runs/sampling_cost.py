@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from diffusion_lab.distributed.collectives import Ranks
+from diffusion_lab.edits import Restoration
 from diffusion_lab.generation.edited_images import EditedImages
 from diffusion_lab.generation.frame_images import FrameImages
 from diffusion_lab.generation.seeded_images import SeededImages
@@ -48,6 +49,10 @@ def print_sampling_cost(
         logger.debug("the cost of the images could not be estimated: %s", error)
         return
     evaluations = f"{num_evaluations(images)} evaluations of the network each"
+    if images.sampler.has_adaptive_steps:
+        evaluations = f"typically {evaluations}"
+        if isinstance(getattr(images, "task", None), Restoration):  # its flow is less smooth than that of the network
+            evaluations += ", often several times as many given a measurement"
     if is_doubled(images):
         evaluations += f": {images.num_evaluations} times 2 for guidance"
     num_left = sum(map(len, left))

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -77,6 +77,7 @@ class Sampler(DataclassInterface):
     num_steps: number of times in the list; None selects every step of a discrete schedule.
     time_grid: rule that chooses the times.
     clipping: rule for estimates of x_0 outside [-1, 1].
+    has_adaptive_steps: whether the number of evaluations depends on the denoiser, so that `num_evaluations` is typical.
 
     The constructor raises ValueError if the schedule has fewer steps than num_steps. A denoiser is a `Denoiser` with a
     trained network or a function that predicts the noise, or any function of (x_t, t, condition) that returns an
@@ -89,6 +90,8 @@ class Sampler(DataclassInterface):
     >>> images.shape, round(float(images.mean()), 3)
     (torch.Size([2, 3, 8, 8]), 0.5)
     """
+
+    has_adaptive_steps: ClassVar[bool] = False
 
     process: GaussianProcess
     num_steps: int | None

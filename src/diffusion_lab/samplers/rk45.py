@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ class RK45(Sampler):
     >>> RK45(GaussianProcess(CosineSchedule()), num_steps=2, rtol=1e-4, atol=1e-4).times
     (1.0, 0.001)
     """
+
+    has_adaptive_steps: ClassVar[bool] = True
 
     process: GaussianProcess
     num_steps: int | None = 10
