@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.data.image_datamodule import ImageDataModule
-from diffusion_lab.masking import Halves, Masking, RandomRectangles, Strokes, masked_condition
+from diffusion_lab.masking import Halves, Masking, RandomRectangles, Strokes, encode_masked, masked_condition
 from diffusion_lab.networks import Condition
 from diffusion_lab.pixels import from_uint8
 from diffusion_lab.randomness import Draws
@@ -48,6 +48,19 @@ def test_known_pixels_are_kept_and_the_hole_is_gray_whatever_it_hides() -> None:
 def test_a_mask_of_another_shape_or_with_other_values_is_refused(mask: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         masked_condition(None, torch.zeros(2, 3, 4, 5), mask)
+
+
+def test_a_pixel_of_the_mask_of_latents_is_known_if_all_pixels_of_its_block_are_known() -> None:
+    images, mask = torch.randn(2, 3, 12, 8), (torch.rand(2, 1, 12, 8) < 0.9).float()
+    encoded = encode_masked(torch.cat([images, mask], dim=1), lambda images: 2 * images[:, :2, ::3, ::4])
+    assert torch.equal(encoded[:, :2], 2 * images[:, :2, ::3, ::4])
+    blocks = [
+        [float(mask[k, 0, 3 * i : 3 * i + 3, 4 * j : 4 * j + 4].min()) for j in range(2)]
+        for k in (0, 1)
+        for i in range(4)
+    ]
+    assert encoded[:, 2].flatten().tolist() == [known for row in blocks for known in row]
+    assert 0 < encoded[:, 2].mean() < mask[:, 0, ::3, ::4].mean()  # the first pixels of blocks miss holes
 
 
 def test_a_hole_of_one_rectangle_has_sides_and_positions_that_are_uniform() -> None:

@@ -1,12 +1,15 @@
 """The space of a diffusion model: pixels, or the latents of an autoencoder (Rombach et al. 2022)."""
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from diffusion_lab.masking import encode_masked
+from diffusion_lab.networks import Condition, Network
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,14 @@ class Pixels:
     def noise_shape(self, images: Tensor) -> tuple[int, ...] | None:
         """Return None: encoding needs no noise."""
         return None
+
+    def condition_channels(self, channels: int) -> int:
+        """Return the number of channels of condition images unchanged."""
+        return channels
+
+    def encode_condition(self, condition: Condition, network: Network) -> Condition:
+        """Return the condition unchanged."""
+        return condition
 
 
 class Latents:
@@ -71,6 +82,36 @@ class Latents:
         latents = posterior.mean if noise is None else posterior.mean + posterior.std * noise.to(posterior.mean.dtype)
         return ((latents - self.shift) * self.scale).to(images.dtype)  # type: ignore[no-any-return]
 
+    def condition_channels(self, channels: int) -> int:
+        """Return the number of channels of encoded condition images; 0 without condition images.
+
+        channels: number of channels of the condition images before they are encoded, see `encode_condition`.
+        Raises ValueError if the autoencoder cannot encode images with this number of channels.
+        """
+        own = self._image_channels
+        if channels not in (0, 1, own, own + 1):
+            accepted = "1" if own == 1 else f"1, {own}"
+            raise ValueError(
+                f"condition images must have {accepted} or, with a mask, {own + 1} channels for this autoencoder, got "
+                f"{channels}."
+            )
+        return 0 if channels == 0 else self.channels + (channels == own + 1)
+
+    def encode_condition(self, condition: Condition, network: Network) -> Condition:
+        """Encode condition images to posterior means, as x_0 is encoded (Rombach et al. 2022, sections 3.3 and 4.5).
+
+        condition: its images are [B, C, H, W] in [-1, 1] with the C channels of the autoencoder, gray images
+            [B, 1, H, W], or images with a hole and their masks [B, C + 1, H, W], see `masked_condition`.
+        network: network that receives the condition.
+        Raises ValueError if the images have another shape, or if the network does not receive such latents.
+        """
+        if network.condition_channels == 0:  # the network refuses images
+            return condition
+        image = self._require_image(condition.image, network)
+        has_mask = image.shape[1] == self._image_channels + 1
+        latents = encode_masked(image, self.encode) if has_mask else self._encode_gray_or_color(image)
+        return replace(condition, image=latents)
+
     def decode(self, x_0: Tensor) -> Tensor:
         """Decode latents to images [B, C, H, W], in [-1, 1] up to the errors of the autoencoder.
 
@@ -82,6 +123,31 @@ class Latents:
         with torch.autocast(x_0.device.type, enabled=False), attention:
             images: Tensor = self._autoencoder_on_device_of(x_0).decode(latents.to(self.autoencoder.dtype)).sample
         return images.to(x_0.dtype)
+
+    @property
+    def _image_channels(self) -> int:
+        """Number of channels of the images that the autoencoder encodes."""
+        return int(self.autoencoder.config.in_channels)
+
+    def _encode_gray_or_color(self, images: Tensor) -> Tensor:
+        return self.encode(images.expand(-1, self._image_channels, -1, -1))
+
+    def _require_image(self, image: Tensor | None, network: Network) -> Tensor:
+        """Return the condition images.  Raises ValueError as `encode_condition`."""
+        own, channels, side = self._image_channels, network.condition_channels, network.resolution * self.factor
+        accepted = [number for number in (own, own + 1, 1) if self.condition_channels(number) == channels]
+        if not accepted:
+            raise ValueError(
+                f"condition_channels of the network must be {self.channels} or, with a mask, {self.channels + 1} for "
+                f"these latents, got {channels}."
+            )
+        if image is None or image.shape[1] not in accepted or tuple(image.shape[2:]) != (side, side):
+            wanted = " or ".join(map(str, dict.fromkeys(accepted)))
+            raise ValueError(
+                f"`image` must be [B, {wanted}, {side}, {side}] (pixels, which are encoded) for this network, got "
+                f"{None if image is None else list(image.shape)}."
+            )
+        return image
 
     def _autoencoder_on_device_of(self, like: Tensor) -> Any:
         self.autoencoder = self.autoencoder.to(like.device)

@@ -2,13 +2,16 @@
 
 A mask is 1 where a pixel is known and 0 in the hole, as in partial convolutions (Liu et al. 2018) and RePaint (Lugmayr
 et al. 2022). The condition image of a network is the image, whose hole is filled with 0 (gray), and the mask as
-one more channel: [B, C + 1, H, W].
+one more channel: [B, C + 1, H, W]. A network for latents receives the latents of this image, and the mask at their
+resolution (`encode_masked`).
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diffusion_lab.contracts import DataclassInterface
@@ -38,6 +41,26 @@ def masked_condition(label: Tensor | None, images: Tensor, mask: Tensor) -> Cond
         raise ValueError("`mask` must be 1 for known pixels and 0 in the hole, got other values.")
     is_known = is_known.to(images.device, non_blocking=images.is_cuda)
     return Condition(label, image=torch.cat([images.masked_fill(~is_known, 0), is_known.to(images.dtype)], dim=1))
+
+
+def encode_masked(image: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
+    """Encode the condition image of an inpainting network for latents, as in Rombach et al. (2022), section 4.5.
+
+    A latent pixel counts as known only if all pixels of its block are known. The code of the paper and Stable Diffusion
+    take one pixel of each block instead (nearest neighbor), so that their masks miss holes between these pixels.
+
+    image: images with a hole and their masks, [B, C + 1, H, W], see `masked_condition`.
+    encode: map from images to latents, [B, C, H, W] -> [B, L, h, w], where h and w divide H and W.
+    Returns the latents of the images and the masks: [B, L + 1, h, w].
+
+    >>> from diffusion_lab.masking import encode_masked
+    >>> image = torch.tensor([[[[0.5, 0.5, 0.5, 0.0]], [[1.0, 1.0, 1.0, 0.0]]]])  # the last of four pixels is unknown
+    >>> encode_masked(image, lambda images: images[:, :, :, ::2])[:, 1]
+    tensor([[[1., 0.]]])
+    """
+    latents, mask = encode(image[:, :-1]), image[:, -1:]
+    block = image.shape[2] // latents.shape[2], image.shape[3] // latents.shape[3]
+    return torch.cat([latents, 1 - F.max_pool2d(1 - mask, block)], dim=1)
 
 
 class Masking(DataclassInterface):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,11 +16,18 @@ from diffusion_lab.errors import UserError
 from diffusion_lab.generation.condition_images import MaskedImages, PairedImages
 from diffusion_lab.generation.seeded_images import SeededImages
 from diffusion_lab.paths import CONF
-from diffusion_lab.runs import sampling_setup, training_setup
+from diffusion_lab.runs import network_check, sampling_setup, training_setup
 from diffusion_lab.runs.find import find_targets
-from support.commands import TINY, run
+from support.commands import ROOT, TINY, run
 
 FOLDER = ["data=folder", "data.path={photos}"]
+LATENT = [
+    *("data.resolution=32", "model=dit_s", "model.channels=16", "model.depth=1", "model.num_heads=2"),
+    "space=sd_latents",
+    f"space.autoencoder.pretrained_model_name_or_path={ROOT}/tests/earlier_runs/v0_3/autoencoder",
+]
+"""Gray images of 32 x 32 pixels, with 4 x 4 x 4 latents."""
+
 METRICS = "callbacks.measure_distance=null"
 SAMPLES = ["callbacks.sample_images={num_images: 3, num_columns: 3, num_frames: 0}", "sampler.num_steps=2"]
 
@@ -127,8 +135,18 @@ def test_masked_runs_are_sampled_with_holes_in_held_out_images(masked: Path) -> 
             ["masking=halves", "data.condition_column=image"],
             "got masking and data.condition_column=image",
         ),
-        (["masking=halves", "space=sd_latents"], "`masking` must be none for space=sd_latents .*, got Halves"),
-        (["data.condition_column=image", "space=sd_latents"], "data.condition_column must be null for .*, got image"),
+        (
+            ["low_resolution=area", "low_resolution.resolution=14", "space=sd_latents"],
+            "`low_resolution` must be none for space=sd_latents .*, got LowResolution",
+        ),
+        (
+            [*LATENT, "masking=halves", "model.condition_channels=2"],
+            "model.condition_channels must be 5 with the given masking, got 2",
+        ),
+        (
+            [*LATENT, "data.condition_column=image", "data.condition_channels=3"],
+            "data.condition_channels must be 1 for an autoencoder of images with data.channels=1, got 3",
+        ),
         (["masking=random_rectangles", "masking.max_side=0.1"], "min_side and max_side must .*, got 0.2 and 0.1"),
         (["data.condition_column=edges"], "data.condition_column must be one of image for .*, got edges"),
         (["data.condition_path=nowhere"], "data.condition_path must be a folder of images, got .*, which does not"),
@@ -147,7 +165,8 @@ def test_condition_images_that_do_not_fit_are_refused_before_training(
 ) -> None:
     places = {name: str(folders / name) for name in ("photos", "edges")}
     settings = [override.format(**places) for override in overrides]
-    config = compose("train", overrides=["run_folder=somewhere", *TINY, *settings])
+    tiny = [setting for setting in TINY if not setting.startswith("model") or not set(LATENT) <= set(overrides)]
+    config = compose("train", overrides=["run_folder=somewhere", *tiny, *settings])
     with pytest.raises(UserError, match=message):
         training_setup.build(config)
 
@@ -185,3 +204,34 @@ def test_an_edit_fills_holes_with_the_network_that_was_trained_for_it(masked: Pa
         refused = run("edit.py", f"run={masked}", *settings[:2], choice)
         assert refused.returncode == 1
         assert "`task` must be inpaint with posterior=network for" in refused.stderr
+
+
+@pytest.mark.usefixtures("initialized_hydra")
+def test_a_network_for_latents_of_pairs_receives_as_many_channels_as_latents_have(folders: Path) -> None:
+    settings = [*FOLDER, "data.condition_path={edges}", "data.channels=1", *LATENT, "callbacks.measure_distance=null"]
+    places = [setting.format(**{name: folders / name for name in ("photos", "edges")}) for setting in settings]
+    built = training_setup.build(compose("train", overrides=["run_folder=somewhere", *places]))
+    assert (built.module.network.condition_channels, built.datamodule.condition_channels(1)) == (4, 1)
+    assert network_check.example_inputs(built.module, built.datamodule)[-1].image.shape == (2, 4, 4, 4)
+
+
+@pytest.mark.full
+def test_an_inpainting_network_for_latents_is_trained_sampled_and_used_in_edits(tmp_path: Path) -> None:
+    peers, folder = str(Path(sys.prefix, "peers")), tmp_path / "run"
+    settings = [*LATENT, "masking=halves", "data.max_images=100", "data.num_held_out=20", "data.batch_size=8"]
+    settings += ["trainer.max_steps=1", "trainer.precision=32-true", METRICS, *SAMPLES, f"hydra.run.dir={folder}"]
+    done = run("train.py", *settings, PYTHONPATH=peers)
+    assert done.returncode == 0, done.stderr
+    with Image.open(folder / "samples" / "step_0000001.png") as grid:
+        assert grid.size == (3 * (2 * 64 + 2) + 2, 64 + 4)
+    done = run("sample.py", f"run={folder}", "num_images=2", f"hydra.run.dir={tmp_path / 'samples'}", PYTHONPATH=peers)
+    assert done.returncode == 0, done.stderr
+    assert "conditions.png" in done.stdout
+    settings = ["images=held_out", "num_images=2", "mask=half", "num_pictures=0", f"hydra.run.dir={tmp_path / 'edit'}"]
+    done = run("edit.py", f"run={folder}", *settings, PYTHONPATH=peers)
+    assert done.returncode == 0, done.stderr
+    source, result = (np.asarray(Image.open(tmp_path / "edit" / name / "000001.png")) for name in ("sources", "images"))
+    is_kept = (source == result).all(axis=0)
+    assert is_kept[:8].all()
+    assert is_kept[24:].all()
+    assert not is_kept[8:24].any()

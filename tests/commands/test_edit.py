@@ -10,9 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 from PIL import Image
 
 from diffusion_lab.errors import UserError
+from diffusion_lab.paths import CONF
+from diffusion_lab.runs import training_setup
 from earlier_runs.outcome import copy_runs
 from support.commands import ROOT, run, start
 from support.edits import edit_error, run_edit
@@ -145,6 +150,35 @@ def test_known_pixels_are_pasted_after_the_decoder_of_a_latent_space(runs: Path,
     assert (task["posterior"]["name"], task["pasted"]) == ("PiGDM", True)
     with pytest.raises(UserError, match=r"`posterior` must be dps, pigdm or mmps .* got ddrm"):
         run_edit(tmp_path / "ddrm", f"run={runs}/latent", *settings, "posterior=ddrm")
+
+
+def test_an_inpainting_network_for_latents_fills_the_hole_and_keeps_the_known_pixels(
+    runs: Path, tmp_path: Path
+) -> None:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", [
+            "data.resolution=32", "model=dit_s", "model.channels=16", "model.depth=1", "model.num_heads=2",
+            "space=sd_latents", f"space.autoencoder.pretrained_model_name_or_path={runs}/autoencoder",
+            "masking=halves", "data.max_images=100", "data.batch_size=2", "trainer=cpu", "trainer.precision=32-true",
+            "trainer.max_steps=1", "callbacks.sample_images=null", "callbacks.measure_distance=null",
+            f"run_folder={tmp_path}/run",
+        ])  # fmt: skip
+    trained = training_setup.build(config)
+    assert trained.module.network.condition_channels == 5
+    trained.trainer.fit(trained.module, datamodule=trained.datamodule)
+    trained.trainer.save_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    OmegaConf.save(config, tmp_path / "run" / "config.yaml", resolve=True)
+    settings = ["images=train", "num_images=2", "batch_size=2", "mask=half", "sampler.num_steps=2"]
+    run_edit(tmp_path / "out", f"run={tmp_path}/run", *settings)
+    source, result = (array(tmp_path / "out" / name / "000001.png") for name in ("sources", "images"))
+    assert np.array_equal(source[:, :8], result[:, :8])
+    assert np.array_equal(source[:, 24:], result[:, 24:])
+    assert not np.array_equal(source[:, 8:24], result[:, 8:24])
+    measured = array(tmp_path / "out" / "measurements" / "000001.png")
+    assert set(measured[:, 8:24].flatten().tolist()) == {128}  # what the network receives is shown in pixels, gray
+    task = json.loads((tmp_path / "out" / "metrics.json").read_text())["numbers"][0]["fingerprint"]["task"]
+    assert (task["posterior"], task["pasted"]) == ({"name": "InpaintingNetwork"}, True)
 
 
 HALF = ["images=train", "mask=half"]

@@ -68,16 +68,23 @@ def _output_channels(channels: int, variance: DictConfig) -> int:
     return 2 * channels if is_learned and _are_sizes(channels) else channels
 
 
-def _masked_channels(channels: int) -> int:
-    """Return the number of channels of an image and its mask."""
+def _masked_channels(channels: int, *, _root_: DictConfig) -> int:
+    """Return the number of channels of an image, or of its latents, and its mask."""
+    channels = _encoded_channels(channels, _root_)
     return channels + 1 if _are_sizes(channels) else channels
 
 
 def _condition_channels(*, _root_: DictConfig) -> int:
-    """Return the number of channels of the paired images of the data set; 0 without them."""
+    """Return the number of channels of the paired images of the data set, or of their latents; 0 without them."""
     data: Any = _root_.get("data") or {}
     has_pairs = data.get("condition_column") is not None or data.get("condition_path") is not None
-    return data.condition_channels if has_pairs else 0
+    return _encoded_channels(data.condition_channels, _root_) if has_pairs else 0
+
+
+def _encoded_channels(channels: int, root: DictConfig) -> int:
+    """Return `channels` in pixel space, and the number of channels of the latents in a latent space."""
+    in_pixels = str((root.get("space") or {}).get("_target_", ".Pixels")).endswith(".Pixels")
+    return channels if in_pixels else root.model.get("in_channels", channels)
 
 
 def _eighth(resolution: int) -> int:

@@ -47,7 +47,7 @@ class Restoration(Task):
         self.posterior.require(sampler, replace(measurement, decode=decode))
 
     def edit(self, sources: Sources, generator: Generator) -> Tensor:
-        measurement = replace(self.measurement(sources), decode=generator.decode)
+        measurement = replace(self.measurement(sources), decode=generator.decode, encode=generator.encode)
         x_0 = self.posterior.sample(
             generator.sampler, generator.denoiser, measurement, generator.noise, generator.condition, generator.on_step
         )

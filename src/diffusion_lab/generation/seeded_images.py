@@ -100,7 +100,10 @@ class SeededImages(BatchedImages):
         return labels if labels is not None or not classes else labels_of(seeds, self.label, classes, self.trained)
 
     def condition(self, x_0: Tensor, label: Tensor | None, paired: Tensor | None, indices: Sequence[int]) -> Condition:
-        """Return the condition for images that were not generated, see `ConditionImages.condition_of`."""
+        """Return the condition for images that were not generated, see `ConditionImages.condition_of`.
+
+        x_0, paired: as the network receives them: pixels, or latents of these pixels.
+        """
         source = self.condition_images
         return Condition(label) if source is None else source.condition_of(x_0, label, paired, indices)
 
@@ -152,14 +155,17 @@ def _require_condition_images(module: DiffusionModule, source: ConditionImages |
     channels = module.network.condition_channels
     if channels and source is None:
         raise ValueError("`condition_images` must be given for a network that is conditioned on images, got None.")
-    if source is not None and channels != source.channels:
+    if source is None:
+        return
+    given = module.space.condition_channels(source.channels)
+    if channels != given:
         accepted = f"have {channels} channels" if channels else "be None"
+        encoded = "" if given == source.channels else " after they are encoded"
         raise ValueError(
             f"`condition_images` (in a cascade, the images of the previous run) must {accepted} for this network, "
-            f"got images with {source.channels} channels."
+            f"got images with {given} channels{encoded}."
         )
-    if source is not None:
-        source.require(module.labels.num_classes)
+    source.require(module.labels.num_classes)
 
 
 def weights_sha256(network: nn.Module) -> str:

@@ -23,7 +23,8 @@ returns a part of the batch, and `Measurement.inconsistency` the distance of ima
 samplers are dataclasses, which `fingerprints.describe` turns into plain data.
 
 In a latent space, `Measurement(operator, y, noise_std, decode=space.decode)` measures decoded latents:
-the operator and y have the shape of images, and only posterior samplers that use gradients are accepted.
+the operator and y have the shape of images. Accepted are posterior samplers that use gradients and, with
+`encode=space.encode` in addition, `InpaintingNetwork`.
 """
 
 from diffusion_lab.inverse_problems.blurs import GaussianBlur, MotionBlur

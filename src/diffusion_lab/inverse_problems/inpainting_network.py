@@ -1,6 +1,6 @@
 """Inpainting by a network that was trained for it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
@@ -10,7 +10,7 @@ from diffusion_lab.errors import UserError
 from diffusion_lab.inverse_problems.measurement import Measurement
 from diffusion_lab.inverse_problems.pixel_operators import Inpainting
 from diffusion_lab.inverse_problems.posterior import PosteriorSampler
-from diffusion_lab.masking import masked_condition
+from diffusion_lab.masking import encode_masked, masked_condition
 from diffusion_lab.networks import Condition
 from diffusion_lab.samplers import Noise, OnStep, Sampler
 
@@ -20,7 +20,8 @@ class InpaintingNetwork(PosteriorSampler):
     """Samples of a network that is conditioned on the image with the hole and on its mask (Saharia et al. 2022).
 
     The network is trained with a `Masking`, and learns the posterior itself: nothing is approximated but the network.
-    The method takes every sampler, and measurements of `Inpainting` without noise whose holes have all channels.
+    The method takes every sampler, and measurements of `Inpainting` without noise whose holes have all channels. In a
+    latent space, the network receives the latents of the image with the hole, see `encode_masked`.
 
     >>> from diffusion_lab import DDIM, Estimate, ImageNoise, Inpainting, InpaintingNetwork, Measurement, VPSchedule
     >>> hole = torch.tensor([[False, True]])
@@ -41,8 +42,6 @@ class InpaintingNetwork(PosteriorSampler):
             )
         if measurement.noise_std:
             raise UserError(f"task.noise must be 0 for posterior={self.name}, got {measurement.noise_std}.")
-        if measurement.decode is not None:
-            raise UserError(f"`posterior` must be another choice for a network of latents, got {self.name}.")
 
     def sample(
         self,
@@ -58,4 +57,14 @@ class InpaintingNetwork(PosteriorSampler):
         assert isinstance(operator, Inpainting)
         known = ~operator.hole.expand(len(measurement.y), -1, -1, -1)
         with_hole = masked_condition(Condition.of(condition).label, measurement.y, known)
+        if measurement.decode is not None:
+            with_hole = _encoded(with_hole, measurement)
         return sampler.sample(denoiser, noise, with_hole.to(measurement.y.device), on_step)
+
+
+def _encoded(with_hole: Condition, measurement: Measurement) -> Condition:
+    """Return the condition of a network for latents.  Raises UserError for a measurement without an encoder."""
+    if measurement.encode is None:
+        raise UserError("`encode` of the measurement must be given for posterior=network in a latent space, got None.")
+    assert with_hole.image is not None
+    return replace(with_hole, image=encode_masked(with_hole.image, measurement.encode))

@@ -20,6 +20,7 @@ class Measurement:
     y: measurements, [B, *measurement_shape].
     noise_std: standard deviation of the measurement noise; 0 if there is no noise.
     decode: in a latent space, the differentiable map from x_0 to images, which the operator measures; None otherwise.
+    encode: in a latent space, the map from images to x_0, which `InpaintingNetwork` needs; None otherwise.
     Raises ValueError if y does not have the shape of the operator's measurements, and unless noise_std is finite and at
     least 0.
 
@@ -34,6 +35,7 @@ class Measurement:
     y: Tensor
     noise_std: float = 0.0
     decode: Callable[[Tensor], Tensor] | None = None
+    encode: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         require_instance(self.operator, LinearOperator, "operator")

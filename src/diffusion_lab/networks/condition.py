@@ -16,6 +16,7 @@ class Condition:
     augmentation: values that describe the augmentation of the images, float [B, n]; None and 0 mean no augmentation.
     image: condition images, float [B, C, h, w]: low-resolution images for a super-resolution network (see
         `LowResolution`), images with holes and their masks for an inpainting network (see `Masking`), or paired images.
+        A network for latents receives the latents of the latter two, see `Latents.encode_condition`.
     low_resolution_noise: standard deviation of the noise in low-resolution images, float [B].
 
     >>> from diffusion_lab import Condition

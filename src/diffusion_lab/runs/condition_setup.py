@@ -15,26 +15,19 @@ if TYPE_CHECKING:
     from diffusion_lab.data.image_store import ImageStore
     from diffusion_lab.data.images import Images
     from diffusion_lab.generation.condition_images import ConditionImages
-    from diffusion_lab.networks import Network
+    from diffusion_lab.training.diffusion_module import DiffusionModule
 
 GROUPS = ("low_resolution", "masking")
 """Config groups whose choices, except for `none`, compute condition images from the images."""
 
 
 def require_pixels(config: DictConfig) -> None:
-    """Raise UserError for condition images, which are pixels, in the config of a network for latents."""
-    if str((config.get("space") or {}).get("_target_", ".Pixels")).endswith(".Pixels"):
-        return
-    for group in GROUPS:
-        if config.get(group) is not None:
-            raise UserError(
-                f"`{group}` must be none for space=sd_latents (condition images are pixels), got "
-                f"{str(config[group]._target_).rpartition('.')[2]}."
-            )
-    if setting := paired_setting(config):
+    """Raise UserError for low-resolution images, which are pixels, in the config of a network for latents."""
+    in_pixels = str((config.get("space") or {}).get("_target_", ".Pixels")).endswith(".Pixels")
+    if not in_pixels and config.get("low_resolution") is not None:
         raise UserError(
-            f"{setting.partition('=')[0]} must be null for space=sd_latents (condition images are pixels), got "
-            f"{setting.partition('=')[2]}."
+            "`low_resolution` must be none for space=sd_latents (low-resolution images are pixels), got "
+            f"{str(config.low_resolution._target_).rpartition('.')[2]}."
         )
 
 
@@ -45,16 +38,16 @@ def paired_setting(config: DictConfig) -> str | None:
     return next((f"data.condition_{name}={value}" for name, value in given.items() if value is not None), None)
 
 
-def require_condition(network: "Network", datamodule: "ImageDataModule") -> None:
+def require_condition(module: "DiffusionModule", datamodule: "ImageDataModule") -> None:
     """Raise UserError unless the network accepts the augmentation values and the condition images of the data."""
-    augmentation, low_resolution = datamodule.augmentation, datamodule.low_resolution
+    network, augmentation, low_resolution = module.network, datamodule.augmentation, datamodule.low_resolution
     wanted = sum(part.num_channels for part in (augmentation, low_resolution) if part is not None)
     if wanted and network.num_augmentation_channels != wanted:  # if the data provides no values, any number is accepted
         raise UserError(
             f"model.num_augmentation_channels must be {wanted} (the number of values that `augmentation` and "
             f"`low_resolution` pass to the network), got {network.num_augmentation_channels}."
         )
-    channels = datamodule.condition_channels(network.in_channels)
+    channels = _condition_channels(module, datamodule)
     if network.condition_channels != channels:
         kinds = {"low_resolution": low_resolution, "masking": datamodule.masking}
         given = [f"the given {name}" for name, kind in kinds.items() if kind is not None]
@@ -68,6 +61,19 @@ def require_condition(network: "Network", datamodule: "ImageDataModule") -> None
             f"low_resolution.resolution must be below data.resolution={network.resolution}, got "
             f"{low_resolution.resolution}."
         )
+
+
+def _condition_channels(module: "DiffusionModule", datamodule: "ImageDataModule") -> int:
+    """Return the number of channels of the condition images of the data as the network receives them."""
+    images = module.image_shape[0]
+    given = datamodule.condition_channels(images)
+    try:
+        return module.space.condition_channels(given)
+    except ValueError as error:  # color images for an autoencoder of gray images
+        raise UserError(
+            f"data.condition_channels must be {images} for an autoencoder of images with data.channels={images}, got "
+            f"{given}."
+        ) from error
 
 
 def has_condition_images(trained: DictConfig) -> bool:

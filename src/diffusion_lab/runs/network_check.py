@@ -94,7 +94,7 @@ def example_inputs(module: "DiffusionModule | ClassifierModule", datamodule: "Im
     if (low_resolution := datamodule.low_resolution) is not None:
         small = low_resolution.downsample(x_t)
         condition = low_resolution.condition(label, small, level=torch.zeros(2), noise=torch.zeros_like(small))
-    elif channels := datamodule.condition_channels(x_t.shape[1]):
+    elif channels := module.space.condition_channels(datamodule.condition_channels(module.image_shape[0])):
         condition = Condition(label, image=torch.zeros(2, channels, *x_t.shape[2:]))
     if (augmentation := datamodule.augmentation) is not None:
         condition = replace(condition, augmentation=torch.zeros(2, augmentation.num_channels))

@@ -95,7 +95,7 @@ def build(config: DictConfig, *, is_new: bool = True) -> Run:
         network_check.require_labels(network, config.conditioning)
         require_guidable(instantiate_node(config.guidance, "guidance"), typing.cast("DiffusionModule", module))
         _require_shape(config, typing.cast("DiffusionModule", module))
-        condition_setup.require_condition(network, datamodule)
+        condition_setup.require_condition(typing.cast("DiffusionModule", module), datamodule)
     else:
         _require_classified(config, network, datamodule)
     network_check.require_forward(module, datamodule)

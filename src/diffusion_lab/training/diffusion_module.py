@@ -136,7 +136,7 @@ class DiffusionModule(TrainedModule):
         batch = self.image_batch(batch, batch_idx)
         draws = batch.draws  # all randomness of this step
         x_0 = self._encode(batch.x_0, draws)  # [B, C, H, W]
-        condition = self._drop_labels(batch.condition, draws)
+        condition = self._drop_labels(self.space.encode_condition(batch.condition, self.network), draws)
         t, weight = self.times.sample(draws)  # [B], [B]
         noise = draws.noise(like=x_0)
         x_t = self.process.q_sample(x_0, t, noise)
@@ -223,6 +223,7 @@ class DiffusionModule(TrainedModule):
         seeds: seeds of the images; a number n stands for the seeds 0 to n - 1.
         condition: condition of the images or their labels, int64 [B], on any device; without a label, the images have
             the trained classes in turn: seed k has class k modulo the number of classes if all classes were trained.
+            Condition images are pixels, also for a network for latents.
         label: classes of the images by number, by name if `class_names` are known, or "random", see `LabelChoice`.
         guidance: guidance scale of classifier-free guidance, or any other guidance.
         guidance_scale: guidance scale of classifier-free guidance; may be given instead of `guidance`.
@@ -251,7 +252,8 @@ class DiffusionModule(TrainedModule):
         denoiser = Denoiser(network, self.process, self.prediction)
         with self._precision(network):
             guided = guidance.to(self.device)(denoiser, self.labels)
-            return self.space.decode(sampler.sample(guided, noise, condition.to(self.device), on_step))
+            condition = self.space.encode_condition(condition.to(self.device), network)
+            return self.space.decode(sampler.sample(guided, noise, condition, on_step))
 
     def _require_prediction(self, trained: Prediction) -> None:
         """Raise ValueError unless the objective trains the prediction that sampling expects."""
