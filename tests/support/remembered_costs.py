@@ -24,7 +24,7 @@ def remember_costs(folder: Path) -> None:
 
     def count(network: nn.Module, inputs: tuple[Any, ...], batch_size: int) -> Operations:
         shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-        key = f"{network} {shapes} {list(map(_shapes, inputs))} {batch_size}"
+        key = f"{network} {_settings(network)} {shapes} {list(map(_shapes, inputs))} {batch_size}"
         return Operations(*_remembered(folder, key, lambda: astuple(count_operations(network, inputs, batch_size))))
 
     def measure(device: torch.device, precision: str) -> Rates:
@@ -35,6 +35,14 @@ def remember_costs(folder: Path) -> None:
         for name, function in {"count_operations": count, "measure_rates": measure}.items():
             if hasattr(module, name):
                 setattr(module, name, function)
+
+
+def _settings(network: nn.Module) -> list[dict[str, Any]]:
+    """Return the attributes of all modules that are plain values, some of which their text does not show."""
+    return [
+        {name: value for name, value in vars(module).items() if isinstance(value, bool | int | float | str | tuple)}
+        for module in network.modules()
+    ]
 
 
 def _shapes(part: Any) -> Any:
