@@ -11,12 +11,12 @@ from hypothesis.internal.conjecture import providers
 SLOW = {
     "cluster", "commands", "earlier_runs", "sweeps", "test_agreement", "test_architecture", "test_benchmarks",
     "test_classifier", "test_collectives", "test_compilation", "test_configs", "test_convergence", "test_damage",
-    "test_efficient_net", "test_entry_points", "test_evaluator", "test_example_project", "test_image_cache",
-    "test_image_files", "test_inception", "test_kill_and_resume", "test_likelihood", "test_loss_second_moment",
-    "test_low_resolution_images", "test_nonfinite_guard", "test_packaging", "test_published_sizes", "test_ranks",
-    "test_recipes", "test_recovery", "test_reference", "test_restore_on_divergence", "test_save_averages",
-    "test_sampling_setup", "test_snapshots", "test_torchrun_names", "test_trained_classes", "test_training_step",
-    "test_typed_paths",
+    "test_edits_in_cascades", "test_efficient_net", "test_entry_points", "test_evaluator", "test_example_project",
+    "test_image_cache", "test_image_files", "test_inception", "test_kill_and_resume", "test_likelihood",
+    "test_loss_second_moment", "test_low_resolution_images", "test_nonfinite_guard", "test_packaging",
+    "test_published_sizes", "test_ranks", "test_recipes", "test_recovery", "test_reference",
+    "test_restore_on_divergence", "test_sampling_setup", "test_save_averages", "test_snapshots", "test_torchrun_names",
+    "test_trained_classes", "test_training_step", "test_typed_paths",
 }  # fmt: skip
 """Folders and files whose tests start processes or take seconds; `make test-fast` leaves them out."""
 

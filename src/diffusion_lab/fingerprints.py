@@ -48,7 +48,7 @@ COVERED = {
     "conditioning": ("label",),
     "guidance_scale": ("guidance",),
     "guide": ("guidance_scale", "guidance"),
-    "cascade": ("low_resolution", "sampler", "weights", "schedule", "guidance_scale", "space"),
+    "cascade": ("low_resolution", "sampler", "weights", "schedule", "guidance_scale", "space", "task", "sources"),
     "cascade_steps": ("sampler", "low_resolution"),
     "low_resolution_noise": ("low_resolution",),
     "masking": ("condition",),

@@ -212,7 +212,10 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["images={TMP}/gray.png", "mask=half", "preparation.fit=crop"], "preparation: fit must be one of .* got crop."),
     ([*HALF, "metrics=[diversity]"], "num_results must be at least 2 for metrics=diversity, got 1."),
     (["images=train", "task=variation", "metrics=[consistency]"], "must not contain consistency for task=variation"),
-    ([*HALF, "run={RUNS}/upsampler"], "got .*upsampler, whose network receives low-resolution or paired images."),
+    (
+        [*HALF, "run={RUNS}/upsampler"],
+        r"got .*upsampler, whose network receives low-resolution images; cascade=\[.*upsampler\] upsamples",
+    ),
     ([*HALF, "run={RUNS}/class_conditional", "images={TMP}/black.png", "guidance_scale=2"], "`label` must be given"),
     (["images={TMP}/empty", "mask=half"], "images={TMP}/empty must contain images, got none."),
     (["images=[train,test]", "mask=half"], "`images` must be .* got a list."),

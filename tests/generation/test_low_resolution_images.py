@@ -1,42 +1,17 @@
 """Super-resolution: low-resolution images of seeds, and cascades."""
 
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffusion_lab.generation.cascade import CascadeImages
 from diffusion_lab.generation.low_resolution_images import DownsampledImages
 from diffusion_lab.generation.seeded_images import SeededImages
-from diffusion_lab.low_resolution import LowResolution
 from diffusion_lab.networks import Labels
 from diffusion_lab.pixels import to_uint8
 from diffusion_lab.randomness import ImageNoise, Purpose, permutation
-from diffusion_lab.training.diffusion_module import DiffusionModule
+from support.small_cascades import CHANNELS, LOW, base, upsampler
 from support.small_runs import FewImages, fit, small_module
-
-LOW = LowResolution(4, max_noise=0.5)
-CHANNELS: dict[str, Any] = {"condition_channels": 1, "num_augmentation_channels": 1}
-
-
-def base(side: int = 4, labels: Labels | None = None) -> DiffusionModule:
-    """Return a network for images of side `side` with random weights."""
-    module = small_module(labels)
-    module.network.resolution = module.ema.network.resolution = side  # type: ignore[assignment]
-    return with_random_weights(module)
-
-
-def with_random_weights(module: DiffusionModule) -> DiffusionModule:
-    torch.manual_seed(0)
-    for parameter in module.ema.network.parameters():
-        nn.init.normal_(parameter, std=0.2)
-    module.eval()
-    return module
-
-
-def upsampler(labels: Labels | None = None) -> DiffusionModule:
-    return with_random_weights(small_module(labels, **CHANNELS))
 
 
 def cascade(noise: float = 0.0, batch_size: int = 4, labels: Labels | None = None, **settings: int) -> SeededImages:

@@ -21,6 +21,7 @@ from diffusion_lab.config.overrides import unquote
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import logs_folder
 from diffusion_lab.runs import load_module
+from diffusion_lab.runs.cascade_setup import cascade_stages
 from diffusion_lab.runs.find import (
     MEASURED,
     find_place,
@@ -33,7 +34,6 @@ from diffusion_lab.runs.find import (
 )
 from diffusion_lab.runs.guidance_setup import guidance
 from diffusion_lab.runs.resume import restore_command_line
-from diffusion_lab.runs.sampling_setup import cascade_stages
 from support.commands import table
 
 CLASSIFIER = "{network: none}"

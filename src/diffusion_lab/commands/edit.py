@@ -11,6 +11,7 @@ python src/edit.py run=logs/train/RUN task=walk label=7 captions=true           
 python src/edit.py run=logs/train/RUN images=test num_images=2 task=interpolate      # frames from image to image
 python src/edit.py run=logs/train/RUN task=morph 'label=[sneaker,bag]' animation=mp4    # from class to class
 python src/edit.py run=logs/train/RUN task=sweep 'task.guidance_scales=[0,8]'        # increasing guidance
+python src/edit.py run=logs/train/BASE 'cascade=[logs/train/UPSAMPLER]' images=test mask=half   # in a cascade
 python src/edit.py run=logs/train/RUN images=test task=invert guidance_scale=1 sampler=ddim sampler.num_steps=100
 torchrun --nproc-per-node 8 src/edit.py run=logs/train/RUN images=test mask=half trainer=ddp num_images=1000
 

@@ -9,7 +9,9 @@ from torch import Tensor
 from diffusion_lab.contracts import require_instance
 from diffusion_lab.edits.sources import Sources
 from diffusion_lab.edits.task import Decode, Generator, Task
+from diffusion_lab.errors import UserError
 from diffusion_lab.inverse_problems import LinearOperator, Measurement, PosteriorSampler
+from diffusion_lab.low_resolution import LowResolution
 from diffusion_lab.randomness import ImageNoise, Purpose
 from diffusion_lab.samplers import Sampler
 
@@ -36,8 +38,24 @@ class Restoration(Task):
 
     def measurement(self, sources: Sources) -> Measurement:
         operator = self.operator(sources)
+        if sources.original is not None:
+            return self._downsampled(self.measurement(sources.original), operator)
         noise = ImageNoise(sources.numbers, operator.measurement_shape, purpose=Purpose.MEASUREMENT)
         return Measurement.of(operator, sources.images, self.noise, noise)
+
+    def _downsampled(self, measurement: Measurement, operator: LinearOperator) -> Measurement:
+        """Return a measurement that is downsampled for a network of a cascade, for operators that permit it.
+
+        operator: operator at the lower resolution, whose measurements of downsampled images these are.
+        """
+        side, original = operator.image_shape[-1], measurement.operator.image_shape[-1]
+        if self.noise and original % side:
+            raise UserError(
+                f"`cascade` must list runs whose resolutions are multiples of {side} (the resolution of `run`) for a "
+                f"measurement with noise, got a run with {original}."
+            )
+        # The mean of k x k values with independent noise has the noise of one value, divided by k.
+        return Measurement(operator, LowResolution(side).downsample(measurement.y), self.noise * side / original)
 
     def require(self, sampler: Sampler, sources: Sources, decode: Decode | None) -> None:
         try:

@@ -94,6 +94,10 @@ class Colorize(Restoration):
     posterior: PosteriorSampler = field(default_factory=PiGDM)
     noise: float = 0.0
 
+    @property
+    def upsampling(self) -> "Colorize":
+        return self  # the gray image of a downsampled image is the downsampled gray image
+
     def operator(self, sources: Sources) -> Grayscale:
         return Grayscale(sources.image_shape)
 
@@ -117,6 +121,10 @@ class Denoise(Restoration):
         super().__post_init__()
         if self.noise == 0:
             raise ValueError(f"noise must be above 0 for task=denoise, got {self.noise}.")
+
+    @property
+    def upsampling(self) -> "Denoise":
+        return self
 
     def operator(self, sources: Sources) -> IdentityOperator:
         return IdentityOperator(sources.image_shape)

@@ -75,6 +75,14 @@ class Task(DataclassInterface):
         return None
 
     @property
+    def upsampling(self) -> "Task | None":
+        """Task of the super-resolution networks of a cascade, which receive the results of the network before them.
+
+        None for tasks that edit images of one resolution only.
+        """
+        return None
+
+    @property
     def pastes(self) -> bool:
         """Whether known pixels of the source replace those of the result."""
         return False

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from diffusion_lab.edits.sources import Sources
 from diffusion_lab.edits.task import Generator, Task
+from diffusion_lab.edits.upsampling import Upsampling
+from diffusion_lab.randomness import ImageNoise
 from diffusion_lab.samplers import ListedTimes, Noise, Sampler
 
 
@@ -28,6 +30,10 @@ class FromNoisySource(Task):
                 "strength must be above 0 (which would return the source image) and below 1 (which would return a new "
                 f"image), got {self.strength}."
             )
+
+    @property
+    def upsampling(self) -> Upsampling:
+        return Upsampling(self)
 
     def edit(self, sources: Sources, generator: Generator) -> Tensor:
         sampler, noise = self.last_steps(generator.sampler), generator.noise
@@ -81,3 +87,17 @@ class StartingFrom(Noise):
             return self._following.draw()
         first, self._first = self._first, None
         return first
+
+
+class SameNoise(Noise):
+    """A noise source whose draws are the same for all images of a batch, without its first draw.
+
+    seed, stage: see `ImageNoise`.  like: a tensor with the shape and on the device of the draws, [B, C, H, W].
+    """
+
+    def __init__(self, seed: int, like: Tensor, stage: int = 0) -> None:
+        self._noise, self._like = ImageNoise([seed], like.shape[1:], like.device, stage=stage), like
+        self._noise.draw()  # the initial noise
+
+    def draw(self) -> Tensor:
+        return self._noise.draw().expand_as(self._like)

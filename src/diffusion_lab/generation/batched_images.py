@@ -1,21 +1,24 @@
 """Images that a network generates in full batches, with a cache of finished batches."""
 
+import hashlib
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from diffusion_lab import __version__
 from diffusion_lab.atomic_files import atomic_file
+from diffusion_lab.fingerprints import digest
+from diffusion_lab.generation.condition_images import ConditionImages
 from diffusion_lab.generation.indexed_images import IndexedImages
 from diffusion_lab.guidance import Guidance
+from diffusion_lab.networks import Condition
+from diffusion_lab.randomness import ImageNoise, Purpose
 from diffusion_lab.samplers import OnStep, Sampler
 from diffusion_lab.training.diffusion_module import DiffusionModule
-
-Draw = Callable[[range, OnStep | None], Tensor]
-"""Function of some indices of a full batch that returns their images, uint8 [b, C, H, W], on the CPU."""
 
 
 class BatchedImages(IndexedImages):
@@ -25,6 +28,8 @@ class BatchedImages(IndexedImages):
     k * batch_size to (k + 1) * batch_size - 1, even if only some of the images are requested.
 
     module: module of the network.  sampler: sampler that generates the images.  guidance: guidance of the samples.
+    weights: name of the weights, see `DiffusionModule.sampled_network`.
+    condition_images: images that the network is conditioned on, such as those of the previous network of a cascade.
     micro_batch_size: number of images in a forward pass: smaller than batch_size if a full batch did not fit into
         memory.
     folder: folder in which finished batches are cached, so that an interrupted job can be resumed.
@@ -33,18 +38,42 @@ class BatchedImages(IndexedImages):
     action = "sampling"
 
     def __init__(
-        self, module: DiffusionModule, sampler: Sampler, guidance: Guidance, *, batch_size: int, folder: Path | None
+        self,
+        module: DiffusionModule,
+        sampler: Sampler,
+        guidance: Guidance,
+        *,
+        weights: str | None,
+        condition_images: ConditionImages | None,
+        batch_size: int,
+        folder: Path | None,
     ) -> None:
         """Raise ValueError if batch_size is below 1."""
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         self.module, self.sampler, self.guidance = module, sampler, guidance
+        self.weights, self.condition_images = weights, condition_images
         self.batch_size = self.micro_batch_size = batch_size
         self.folder = folder
 
-    @abstractmethod
     def identity(self, precision: str) -> str:
         """Return the SHA-256 of the weights, the sampling settings, the precision and the package version."""
+        weights = weights_sha256(self.module.sampled_network(self.weights))
+        return digest([self.protocol(), precision, __version__, weights])
+
+    @property
+    def stage(self) -> int:
+        """Index of the network in its cascade."""
+        return 0 if self.condition_images is None else self.condition_images.stage
+
+    def seeds(self, indices: Sequence[int]) -> Sequence[int]:
+        """Return the seed of the noise of each image."""
+        return indices
+
+    def condition_noise(self, indices: Sequence[int], shape: Sequence[int], stage: int) -> Tensor:
+        """Return the noise that the next network of a cascade, of this stage, adds to the images: [B, *shape]."""
+        purpose = Purpose.SAMPLED_CONDITION
+        return ImageNoise(self.seeds(indices), shape, self.device, stage=stage, purpose=purpose).draw()
 
     @property
     @abstractmethod
@@ -62,8 +91,18 @@ class BatchedImages(IndexedImages):
         return self.num_evaluations
 
     @abstractmethod
-    def _draw(self, full_batch: range) -> Draw:
-        """Return the function that generates the images of a full batch, in one or several forward passes."""
+    def _label(self, indices: range) -> Tensor | None:
+        """Return the labels that the network receives: classes, int64 [B], or mixtures, see `Condition`."""
+
+    @abstractmethod
+    def _draw(self, indices: range, condition: Condition, on_step: OnStep | None) -> Tensor:
+        """Generate some images of a full batch in one forward pass, uint8 [b, C, H, W], on the CPU."""
+
+    def _condition(self, full_batch: range) -> Condition:
+        """Return the condition of the images of a full batch, which does not depend on the size of forward passes."""
+        label, source = self._label(full_batch), self.condition_images
+        condition = Condition(label) if source is None else source.condition(full_batch, label, self.device)
+        return condition.to(self.device)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -107,10 +146,10 @@ class BatchedImages(IndexedImages):
         return range(start, start + self.batch_size)
 
     def _generate_batch(self, seeds: range, on_step: OnStep | None) -> Tensor:
-        draw = self._draw(seeds)
+        condition = self._condition(seeds)
         while True:
             try:
-                return torch.cat([draw(part, on_step) for part in _split(seeds, self.micro_batch_size)])
+                return torch.cat([self._draw_part(part, condition, on_step) for part in self._parts(seeds)])
             except torch.OutOfMemoryError:
                 if self.micro_batch_size == 1:
                     raise
@@ -118,6 +157,15 @@ class BatchedImages(IndexedImages):
             # alive. The images change by rounding only, since each seed has its own noise.
             torch.cuda.empty_cache()
             self.micro_batch_size = -(-self.micro_batch_size // 2)
+
+    def _parts(self, full_batch: range) -> list[range]:
+        size = self.micro_batch_size
+        return [full_batch[k : k + size] for k in range(0, len(full_batch), size)]
+
+    def _draw_part(self, part: range, condition: Condition, on_step: OnStep | None) -> Tensor:
+        """Generate a part of a full batch.  condition: condition of the full batch."""
+        rows = torch.tensor(part) % self.batch_size
+        return self._draw(part, condition.select(rows), on_step)
 
     def _load_cached(self, seeds: range) -> Tensor | None:
         """Return the cached images of a full batch, uint8 [B, C, H, W], or None if its file is missing or damaged."""
@@ -141,9 +189,13 @@ class BatchedImages(IndexedImages):
         return self.folder / _file_name(seeds)
 
 
+def weights_sha256(network: nn.Module) -> str:
+    """Return the SHA-256 of all parameters and buffers of a network."""
+    content = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        content.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return content.hexdigest()
+
+
 def _file_name(full_batch: range) -> str:
     return f"seeds_{full_batch.start:09}.npy"
-
-
-def _split(seeds: range, size: int) -> list[range]:
-    return [seeds[k : k + size] for k in range(0, len(seeds), size)]

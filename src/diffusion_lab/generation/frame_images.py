@@ -1,6 +1,6 @@
 """Frames of a sequence: images that a network generates along a path."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Any
@@ -8,20 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion_lab import __version__
 from diffusion_lab.data.classes import RANDOM
 from diffusion_lab.edits import FrameSequence, Invert, Place, slerp
-from diffusion_lab.edits.variation import StartingFrom
+from diffusion_lab.edits.variation import SameNoise, StartingFrom
 from diffusion_lab.errors import UserError
-from diffusion_lab.fingerprints import describe, digest
-from diffusion_lab.generation.batched_images import BatchedImages, Draw
+from diffusion_lab.fingerprints import describe
+from diffusion_lab.generation.batched_images import BatchedImages
+from diffusion_lab.generation.cascade import CascadeImages
 from diffusion_lab.generation.edit_sources import EditSources
-from diffusion_lab.generation.edited_images import EditedImages
-from diffusion_lab.generation.seeded_images import SeededImages, weights_sha256
+from diffusion_lab.generation.edited_images import EditedImages, require_null_label
+from diffusion_lab.generation.seeded_images import SeededImages
 from diffusion_lab.guidance import Guidance
 from diffusion_lab.networks import Condition
 from diffusion_lab.pixels import to_uint8
-from diffusion_lab.randomness import ImageNoise
+from diffusion_lab.randomness import ImageNoise, Purpose
 from diffusion_lab.samplers import OnStep, obstacle_to_inversion
 
 
@@ -30,30 +30,39 @@ class FrameImages(BatchedImages):
 
     A stop of the path has the noise and the class of a sample of the network, or of a source image. Samplers that add
     noise in their steps add the same noise to all frames, so that frames change continuously with every sampler.
+    The noise of each network of a cascade moves along the same path, and its classes are those of the first network.
     """
-
-    condition_images = None
 
     def __init__(
         self, seeded: SeededImages, sequence: FrameSequence, *, sources: EditSources | None = None, seed: int = 0
     ) -> None:
         """Raise UserError or ValueError if the sequence does not fit the network, the sampler or the sources.
 
-        seeded: images that the network generates without a path, with the sampler, label, guidance and batch size.
+        seeded: images that the network generates without a path, with the sampler, label, guidance and batch size; in
+            a cascade, they are conditioned on the frames of the previous network.
         sources: source images, which are the stops; None for samples as stops.  seed: seed of the sequence.
         """
-        if seeded.condition_images is not None:
+        source = seeded.condition_images
+        previous = source.images if isinstance(source, CascadeImages) else source
+        if not isinstance(previous, FrameImages | None):
             raise ValueError("`seeded` must be images of a network that is not conditioned on other images.")
         super().__init__(
-            seeded.module, seeded.sampler, seeded.guidance, batch_size=seeded.batch_size, folder=seeded.folder
+            seeded.module,
+            seeded.sampler,
+            seeded.guidance,
+            weights=seeded.weights,
+            condition_images=source,
+            batch_size=seeded.batch_size,
+            folder=seeded.folder,
         )
-        self.seeded, self.sequence, self.seed, self.weights = seeded, sequence, seed, seeded.weights
-        self.inverted = None if sources is None else self._inverted(sources)
-        self.num_stops = sequence.num_stops(self._num_chosen_classes) if sources is None else len(sources)
-        self._require_stops()
-        self.stop_labels = self._stop_labels()
+        self.seeded, self.sequence, self.sources, self.seed = seeded, sequence, sources, seed
+        self.inverted = None if sources is None or previous is not None else self._inverted(sources)
+        self.num_stops: int = self._num_stops() if previous is None else previous.num_stops
+        if previous is None:
+            self._require_stops()
+        self.stop_labels: list[int] | None = self._stop_labels() if previous is None else previous.stop_labels
         """Label of each stop; None for a network without classes."""
-        self._require_mixtures()
+        self._require_labels()
         self._require_scales()
         self._noises: dict[int, Tensor] = {}
 
@@ -80,8 +89,14 @@ class FrameImages(BatchedImages):
 
     def noise(self, frame: int) -> Tensor:
         """Return the initial noise of a frame, [C, H, W], on the CPU."""
-        place = self.place(frame)
-        return slerp(self._stop_noise(place.first), self._stop_noise(place.second), place.fraction)
+        return self._between_stops(frame, self._stop_noise)
+
+    def condition_noise(self, indices: Sequence[int], shape: Sequence[int], stage: int) -> Tensor:
+        def at_stop(stop: int) -> Tensor:
+            noise = ImageNoise([self._seed_of(stop)], shape, stage=stage, purpose=Purpose.SAMPLED_CONDITION)
+            return noise.draw()[0]
+
+        return torch.stack([self._between_stops(frame, at_stop) for frame in indices]).to(self.device)
 
     def classes(self, frame: int) -> dict[int, float]:
         """Return the label of each class of a frame with its weight; empty without classes."""
@@ -105,7 +120,7 @@ class FrameImages(BatchedImages):
         return self.seeded.condition(x_0, label, paired, indices)
 
     def protocol(self) -> dict[str, Any]:
-        sources = None if self.inverted is None else self.inverted.sources
+        sources = self.sources
         return self.seeded.protocol() | {
             "label": describe(self.stop_labels if self._mixes_classes or not self.stop_labels else self.stop_labels[0]),
             "task": describe(self.sequence, omit=() if sources is None else ("seeds",)),
@@ -115,38 +130,34 @@ class FrameImages(BatchedImages):
             **({"guidance_scale": "of each frame"} if self._scale(0) is not None else {}),
         }
 
-    def identity(self, precision: str) -> str:
-        weights = weights_sha256(self.module.sampled_network(self.weights))
-        return digest([self.protocol(), precision, __version__, weights])
+    def _draw(self, indices: range, condition: Condition, on_step: OnStep | None) -> Tensor:
+        frames = range(indices.start, min(indices.stop, self.num_images))  # others only fill the last batch
+        parts = []
+        for scale, group in groupby(frames, self._scale):
+            part = list(group)
+            rows = torch.tensor(part) - indices.start
+            parts.append(self._frames(part, condition.select(rows), scale, on_step))
+        empty = torch.zeros(len(indices) - len(frames), *self.shape, dtype=torch.uint8)
+        return torch.cat([*parts, empty])
 
-    def _draw(self, full_batch: range) -> Draw:
-        def draw(indices: range, on_step: OnStep | None) -> Tensor:
-            frames = [index for index in indices if index < self.num_images]  # others only fill the last batch
-            parts = [self._frames(list(group), scale, on_step) for scale, group in groupby(frames, self._scale)]
-            empty = torch.zeros(len(indices) - len(frames), *self.shape, dtype=torch.uint8)
-            return torch.cat([*parts, empty])
-
-        return draw
-
-    def _frames(self, frames: list[int], scale: float | None, on_step: OnStep | None) -> Tensor:
+    def _frames(self, frames: list[int], condition: Condition, scale: float | None, on_step: OnStep | None) -> Tensor:
         """Return frames with the same guidance scale, uint8 [B, C, H, W], on the CPU."""
         module = self.module
         denoiser = self._guidance(scale).to(self.device)(module.denoiser(self.weights), module.labels)
         noise = torch.stack([self.noise(frame) for frame in frames]).to(self.device)
-        start = StartingFrom(noise, _SameNoise(self._seed_of_steps, noise))
-        condition = Condition(self._label(frames)).to(self.device)
+        start = StartingFrom(noise, SameNoise(self._seed_of(0), noise, self.stage))
         x_0 = self.sampler.sample(denoiser, start, condition, on_step)
         return to_uint8(module.space.decode(x_0)).cpu()
 
-    def _label(self, frames: list[int]) -> Tensor | None:
+    def _label(self, indices: range) -> Tensor | None:
         """Return the labels of frames, int64 [B], or the weights of all labels if classes are mixed, float [B, n]."""
-        if self.stop_labels is None:
+        if self.stop_labels is None or not self.seeded.num_classes:
             return None
         if not self._mixes_classes:
-            return torch.full((len(frames),), self.stop_labels[0])
-        weights = torch.zeros(len(frames), max(self.module.labels.num_rows, self.seeded.num_classes))
-        for row, frame in zip(weights, frames, strict=True):
-            for label, weight in self.classes(frame).items():
+            return torch.full((len(indices),), self.stop_labels[0])
+        weights = torch.zeros(len(indices), max(self.module.labels.num_rows, self.seeded.num_classes))
+        for row, frame in zip(weights, indices, strict=True):
+            for label, weight in self.classes(min(frame, self.num_images - 1)).items():
                 row[label] = weight
         return weights
 
@@ -155,7 +166,8 @@ class FrameImages(BatchedImages):
         return len(set(self.stop_labels or ())) > 1
 
     def _scale(self, frame: int) -> float | None:
-        return self.sequence.guidance_scale(self.place(frame))
+        """Return the guidance scale of a frame; None for the scale of all frames, and after the first network."""
+        return None if self.stage else self.sequence.guidance_scale(self.place(frame))
 
     def _guidance(self, scale: float | None) -> Guidance:
         """Return the guidance of frames.  scale: their guidance scale; None for that of all frames."""
@@ -164,28 +176,30 @@ class FrameImages(BatchedImages):
         guide = None if scale == 1 else self.guidance.guide  # a guide has no effect at this scale, and is refused
         return replace(self.guidance, strength=replace(self.guidance.strength, guidance_scale=scale), guide=guide)
 
+    def _between_stops(self, frame: int, noise: Callable[[int], Tensor]) -> Tensor:
+        place = self.place(frame)
+        return slerp(noise(place.first), noise(place.second), place.fraction)
+
     def _stop_noise(self, stop: int) -> Tensor:
         if stop not in self._noises:
             if self.inverted is None:
                 shape = (self.module.network.in_channels, *[self.module.network.resolution] * 2)
-                noise = ImageNoise([self.seed + self.sequence.noise_number(stop)], shape).draw()
+                noise = ImageNoise([self._seed_of(stop)], shape, stage=self.stage).draw()
             else:  # alone, so that the noise does not depend on the batches
                 noise = self.inverted.noises(range(stop, stop + 1))
             self._noises[stop] = noise[0]
         return self._noises[stop]
 
-    @property
-    def _seed_of_steps(self) -> int:
-        """Seed of the noise that samplers add in their steps: that of the first stop."""
-        return self.seed + (self.sequence.noise_number(0) if self.inverted is None else 0)
+    def _seed_of(self, stop: int) -> int:
+        """Return the seed of a stop. The noise that samplers add in their steps is that of the first stop."""
+        return self.seed + (self.sequence.noise_number(stop) if self.sources is None else stop)
 
-    @property
-    def _num_chosen_classes(self) -> int:
-        """Number of classes that the setting `label` gives."""
-        label = self.seeded.label
-        if label is None:
-            return len(self.seeded.trained) or self.seeded.num_classes
-        return len(label) if isinstance(label, list) else 1
+    def _num_stops(self) -> int:
+        if self.sources is not None:
+            return len(self.sources)
+        label, num_classes = self.seeded.label, len(self.seeded.trained) or self.seeded.num_classes
+        num_given = len(label) if isinstance(label, list) else 1
+        return self.sequence.num_stops(num_classes if label is None else num_given)
 
     def _inverted(self, sources: EditSources) -> EditedImages:
         name, sampler = self.sequence.name, self.sampler
@@ -227,12 +241,14 @@ class FrameImages(BatchedImages):
                 f"on the path), got {self.num_images}{remedy}."
             )
 
-    def _require_mixtures(self) -> None:
-        """Raise ValueError for a path between different classes if the network does not accept their mixtures."""
+    def _require_labels(self) -> None:
+        """Raise ValueError if the network does not accept the classes of the stops, or their mixtures."""
+        labels, guide = self.module.labels, self.guidance.guide
+        if labels.num_classes and labels.num_classes in (self.stop_labels or ()):  # the null label
+            require_null_label(self)
         if not self._mixes_classes:
             return
-        guide = self.guidance.guide
-        networks: list[Any] = [self.module.network] if self.module.labels.num_classes else []
+        networks: list[Any] = [self.module.network] if labels.num_classes else []
         networks += [] if guide is None else [guide.network]
         for network in networks:
             if not getattr(network, "mixes_labels", False):
@@ -250,17 +266,3 @@ class FrameImages(BatchedImages):
                 f"`run` must be trained with conditioning=label and conditioning.dropout above 0, or `guide` must be "
                 f"given, for task={self.sequence.name}, got a network that has no null label."
             )
-
-
-class _SameNoise:
-    """A noise source whose draws are the same for all images of a batch, without its first draw.
-
-    seed: seed of the stream.  like: a tensor with the shape and on the device of the draws, [B, C, H, W].
-    """
-
-    def __init__(self, seed: int, like: Tensor) -> None:
-        self._noise, self._like = ImageNoise([seed], like.shape[1:], like.device), like
-        self._noise.draw()  # the initial noise
-
-    def draw(self) -> Tensor:
-        return self._noise.draw().expand_as(self._like)

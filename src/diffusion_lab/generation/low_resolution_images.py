@@ -30,12 +30,15 @@ class LowResolutionImages(ConditionImages):
     def pixels(self, seeds: range) -> Tensor:
         """Return the low-resolution images, uint8 [B, C, h, w].  seeds: seeds of one full batch."""
 
+    def noise_of(self, seeds: range, like: Tensor) -> Tensor:
+        """Return the standard normal noise of the low-resolution images `like` [B, C, h, w] of `seeds`."""
+        return ImageNoise(seeds, like.shape[1:], like.device, purpose=Purpose.SAMPLED_CONDITION).draw()
+
     def condition(self, seeds: range, label: Tensor | None, device: torch.device) -> Condition:
         small = from_uint8(self.pixels(seeds).to(device))
         level = torch.full((len(seeds),), self.noise, dtype=torch.float64)
-        noise = ImageNoise(seeds, small.shape[1:], device, stage=self.stage, purpose=Purpose.SAMPLED_CONDITION)
-        drawn = noise.draw() if self.noise else torch.zeros_like(small)
-        return self.low_resolution.condition(label, small, level, drawn)
+        noise = self.noise_of(seeds, small) if self.noise else torch.zeros_like(small)
+        return self.low_resolution.condition(label, small, level, noise)
 
     def condition_of(
         self, x_0: Tensor, label: Tensor | None, paired: Tensor | None, indices: Sequence[int]

@@ -1,6 +1,5 @@
 """Generation of uint8 images from seeds. The images do not depend on the number of ranks or on interruptions."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -9,11 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffusion_lab import __version__
 from diffusion_lab.data.classes import LabelChoice, as_label, labels_of
 from diffusion_lab.distributed.collectives import Ranks
-from diffusion_lab.fingerprints import describe, digest
-from diffusion_lab.generation.batched_images import BatchedImages, Draw
+from diffusion_lab.fingerprints import describe
+from diffusion_lab.generation.batched_images import BatchedImages, weights_sha256
 from diffusion_lab.generation.condition_images import ConditionImages
 from diffusion_lab.guidance import Guidance
 from diffusion_lab.latents import Latents, Pixels
@@ -52,9 +50,14 @@ class SeededImages(BatchedImages):
         condition_images: source of the condition images, such as low-resolution images for a super-resolution network.
         """
         super().__init__(
-            module, sampler or module.sampler, guidance or Guidance(), batch_size=batch_size, folder=folder
+            module,
+            sampler or module.sampler,
+            guidance or Guidance(),
+            weights=weights,
+            condition_images=condition_images,
+            batch_size=batch_size,
+            folder=folder,
         )
-        self.weights, self.condition_images = weights, condition_images
         self.guidance(module.denoiser(weights), module.labels)
         _require_condition_images(module, condition_images)
         self.trained = self.guidance.trained_classes(module.labels, module.trained_classes)
@@ -107,10 +110,6 @@ class SeededImages(BatchedImages):
         source = self.condition_images
         return Condition(label) if source is None else source.condition_of(x_0, label, paired, indices)
 
-    def identity(self, precision: str) -> str:
-        weights = weights_sha256(self.module.sampled_network(self.weights))
-        return digest([self.protocol(), precision, __version__, weights])
-
     def _space_protocol(self) -> dict[str, Any]:
         space = self.module.space
         assert isinstance(space, Latents)
@@ -128,24 +127,17 @@ class SeededImages(BatchedImages):
             protocol["classifier_scale"] = float(guidance.classifier_scale)
         return protocol
 
-    def _draw(self, full_batch: range) -> Draw:
-        label, source = self.labels(full_batch), self.condition_images
-        condition = Condition(label) if source is None else source.condition(full_batch, label, self.module.device)
+    def _label(self, indices: range) -> Tensor | None:
+        return self.labels(indices)
 
-        def draw(seeds: range, on_step: OnStep | None) -> Tensor:
-            rows = torch.arange(seeds.start - full_batch.start, seeds.stop - full_batch.start)
-            return self._generate_micro_batch(seeds, condition.select(rows), on_step)
-
-        return draw
-
-    def _generate_micro_batch(self, seeds: range, condition: Condition, on_step: OnStep | None) -> Tensor:
+    def _draw(self, indices: range, condition: Condition, on_step: OnStep | None) -> Tensor:
         images = self.module.sample(
-            seeds,
+            indices,
             condition,
             sampler=self.sampler,
             guidance=self.guidance,
             weights=self.weights,
-            stage=0 if self.condition_images is None else self.condition_images.stage,
+            stage=self.stage,
             on_step=on_step,
         )
         return to_uint8(images).cpu()
@@ -166,14 +158,6 @@ def _require_condition_images(module: DiffusionModule, source: ConditionImages |
             f"got images with {given} channels{encoded}."
         )
     source.require(module.labels.num_classes)
-
-
-def weights_sha256(network: nn.Module) -> str:
-    """Return the SHA-256 of all parameters and buffers of a network."""
-    content = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        content.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return content.hexdigest()
 
 
 def generate_with_frames(

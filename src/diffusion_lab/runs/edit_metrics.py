@@ -17,12 +17,11 @@ from diffusion_lab.config.validation import argument_problems, raise_problems
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import results as run_results
 from diffusion_lab.runs import status as run_status
-from diffusion_lab.runs.evaluation_setup import build_metrics, user_errors
+from diffusion_lab.runs.evaluation_setup import build_metrics, measured_config, user_errors
 from diffusion_lab.runs.find import Target
 from diffusion_lab.runs.load import instantiate_node, resolve
 from diffusion_lab.runs.reference_setup import SampleFormat, build_reference
 from diffusion_lab.runs.sampling_cost import num_evaluations
-from diffusion_lab.runs.sampling_setup import sampling_config
 
 if TYPE_CHECKING:
     from diffusion_lab.evaluation.edit_evaluator import EditEvaluator
@@ -73,10 +72,7 @@ def build_measurement(config: DictConfig, target: Target, images: "EditedImages"
     targets = {str(name): import_target(str(node._target_)) for name, node in config.metrics.items()}
     if means := [name for name, kind in targets.items() if kind is MeanOverImages]:
         raise UserError(f"metrics must measure images for an edit, as psnr and fid do, got {means[0]}.")
-    trained = sampling_config(config, target)
-    features = {key: value for key, value in config.features.items() if value is not None}
-    trained.features = features if "_target_" in features else {**trained.features, **features}
-    trained.metrics = config.metrics
+    trained = measured_config(config, target)
     trained = resolve(OmegaConf.masked_copy(trained, ["metrics", "features", "data"]))
     raise_problems(list(argument_problems(trained.metrics, "metrics")))
     of_set = [name for name, kind in targets.items() if not issubclass(kind, EditMetric)]

@@ -4,6 +4,8 @@ Torch and Lightning are imported inside functions, so that invalid settings are 
 """
 
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -14,35 +16,34 @@ from diffusion_lab.config.validation import argument_problems, raise_problems
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import CONF
 from diffusion_lab.runs import condition_setup
+from diffusion_lab.runs.cascade_setup import stage_configs
 from diffusion_lab.runs.edit_images import build_sources
 from diffusion_lab.runs.find import Target
 from diffusion_lab.runs.image_sets import SOURCES
 from diffusion_lab.runs.load import instantiate_node, require_kind, resolve
-from diffusion_lab.runs.sampling_setup import build_images, checked_config
+from diffusion_lab.runs.sampling_setup import build_stages, checked_config, config_of_images
 
 if TYPE_CHECKING:
     from lightning import Fabric
 
     from diffusion_lab.edits import Task
     from diffusion_lab.generation.edited_images import EditedImages
+    from diffusion_lab.generation.seeded_images import SeededImages
+    from diffusion_lab.samplers import Sampler
 
 logger = logging.getLogger(__name__)
 
 PARTS = {"mask": "which fills no pixels of a mask", "posterior": "which has no measurement"}
 """Config groups whose objects are arguments of some tasks, and what the other tasks lack."""
 
-OF_CASCADES: dict[str, Any] = {"cascade": [], "cascade_steps": None, "low_resolution_noise": 0.0}
-"""Settings of other commands with which images are generated, and their values in an edit."""
-
 
 def complete(config: DictConfig) -> None:
-    """Add the settings of cascades, which an edit does not have, and no metrics for metrics=[], in place.
+    """Add no metrics for metrics=[] and for sources whose colors are unknown, in place.
 
     Raises UserError without `images` if the task needs them, and for a mask or a posterior sampler that is given for a
     task without one.
     """
     with open_dict(config):
-        config.update(OF_CASCADES)
         config.metrics = config.get("metrics") or {}  # metrics=[] selects no group
         if _is_transparent(config) and not any(override_key(text) == "metrics" for text in given_overrides()):
             config.metrics = {}  # there is no source for the default, psnr
@@ -77,29 +78,88 @@ def build_edit(config: DictConfig, target: Target, fabric: "Fabric") -> tuple["E
 
     Raises UserError if a setting does not fit the run or the source images, or if a file is missing or damaged.
     """
+    from diffusion_lab.generation.cascade import CascadeImages
     from diffusion_lab.generation.condition_images import MaskedImages
     from diffusion_lab.generation.edited_images import EditedImages
 
     trained = checked_config(config, target)
     fills_holes = trained.get("masking") is not None
-    if condition_setup.has_condition_images(trained) and not fills_holes:
-        raise UserError(
-            "`run` must be a run whose network receives no images in addition to the noisy images, or masked images, "
-            f"got {target.folder}, whose network receives low-resolution or paired images."
-        )
-    _use_defaults_of_restorations(config, trained)
+    require_no_images(trained, target, accepted=("masking",))
+    stages = [resolve(stage) for _, stage in stage_configs(config)]
+    _use_default_posterior(config, [trained, *stages])
     task = build_task(config)
     _require_posterior_of_network(task, target, fills_holes=fills_holes)
-    sources = build_sources(config, trained, task)
+    _require_stages(config, task, target, fills_holes=fills_holes)
+    sources = build_sources(config, config_of_sources(config, trained, target), task)
     if config.label is None and not sources.has_labels and config.guidance_scale is None:
         config.guidance_scale = 1.0 if trained.guidance.get("guide") in (None, "none") else None
     masking = instantiate_node(trained.masking, "masking") if fills_holes else None
     conditions = None if masking is None else MaskedImages(sources.images, sources.name, masking)
-    seeded, step = build_images(config, target, fabric, conditions)
-    try:
-        return EditedImages(seeded, sources, task, num_results=config.num_results, seed=config.seed), step
-    except ValueError as error:
-        raise UserError(str(error)) from error
+
+    def results(seeded: "SeededImages") -> EditedImages:
+        of_stage = (task.upsampling or task) if isinstance(seeded.condition_images, CascadeImages) else task
+        if "posterior" in _parts(config) and config.get("clipping") is None and not fills_holes:
+            seeded.sampler = _with_clipping(seeded)
+        given = sources.at(seeded.shape[-1])
+        return EditedImages(seeded, given, of_stage, num_results=config.num_results, seed=config.seed)
+
+    return build_stages(config, target, fabric, results, conditions)
+
+
+def require_no_images(trained: DictConfig, target: Target, *, accepted: Sequence[str]) -> None:
+    """Raise UserError for a run whose network is conditioned on other images than those of the groups `accepted`.
+
+    trained: resolved config of the run.
+    """
+    if not condition_setup.has_condition_images(trained) or any(trained.get(name) is not None for name in accepted):
+        return
+    others, kind, remedy = ", or masked images" if "masking" in accepted else "", "masked or paired images", ""
+    if trained.low_resolution is not None:
+        kind = "low-resolution images"
+        remedy = f"; cascade=[{target.folder}] upsamples the images of the run that `run` names"
+    raise UserError(
+        f"`run` must be a run whose network receives no images in addition to the noisy images{others}, got "
+        f"{target.folder}, whose network receives {kind}{remedy}."
+    )
+
+
+def config_of_sources(config: DictConfig, trained: DictConfig, target: Target) -> DictConfig:
+    """Return the resolved config of the run for whose resolution sources are prepared: the last run of a cascade.
+
+    trained: resolved config of the run.
+    """
+    return resolve(config_of_images(config, target)) if config.cascade else trained
+
+
+def _require_stages(config: DictConfig, task: "Task", target: Target, *, fills_holes: bool) -> None:
+    """Raise UserError if a cascade is given for a task or for a network that edits images of one resolution only."""
+    if not config.cascade:
+        return
+    if fills_holes:
+        raise UserError(
+            f"`cascade` must be [] for {target.folder}, whose network was trained with masking, got {config.cascade}."
+        )
+    if task.upsampling is None:
+        raise UserError(
+            f"`cascade` must be [] for task={chosen_task()}, which edits images of one resolution only, got "
+            f"{config.cascade}."
+        )
+
+
+def _with_clipping(seeded: "SeededImages") -> "Sampler":
+    """Return the sampler of a restoration, with clipping in pixel space.
+
+    Without clipping, an estimate of x_0 given a measurement can be far outside the range of images at times with little
+    signal, because posterior samplers approximate the covariance of x_0. Latents have no fixed range.
+    """
+    from diffusion_lab.latents import Pixels
+    from diffusion_lab.samplers import NoClipping, StaticClipping
+
+    sampler: Any = seeded.sampler  # a dataclass
+    if not isinstance(sampler.clipping, NoClipping) or seeded.module.space != Pixels():
+        return seeded.sampler
+    logger.info("clipping=static is used for task=%s; clipping=none uses that of the run.", chosen_task())
+    return replace(sampler, clipping=StaticClipping())  # type: ignore[no-any-return]
 
 
 def _require_posterior_of_network(task: "Task", target: Target, *, fills_holes: bool) -> None:
@@ -142,26 +202,22 @@ def _parts(config: DictConfig) -> list[str]:
     return [part for part in PARTS if part in list(config.task.keys())]
 
 
-def _use_defaults_of_restorations(config: DictConfig, trained: DictConfig) -> None:
-    """Select the posterior sampler and the clipping of a restoration, if they are not given, in place.
+def _use_default_posterior(config: DictConfig, stages: list[DictConfig]) -> None:
+    """Select the posterior sampler of a restoration, if it is not given, in place.
 
-    Without clipping, an estimate of x_0 given a measurement can be far outside the range of images at times with little
-    signal, because posterior samplers approximate the covariance of x_0. Latents have no fixed range.
+    stages: resolved configs of the run and of the super-resolution runs, which have the same posterior sampler.
     """
-    if "posterior" not in _parts(config):
+    if "posterior" not in _parts(config) or config.get("posterior") is not None:
         return
-    if trained.get("masking") is not None:
-        with open_dict(config):
-            config.posterior = config.get("posterior") or _choice("posterior", "network")
-        return
-    in_pixels = trained.space._target_.endswith(".Pixels")
+    masked = stages[0].get("masking") is not None
+    accepts_ddrm = all(
+        stage.space._target_.endswith(".Pixels")
+        and stage.sampler._target_.endswith(".DDIM")
+        and not stage.sampler.get("eta")
+        for stage in stages
+    )
     with open_dict(config):
-        if config.get("posterior") is None:
-            is_ddim = trained.sampler._target_.endswith(".DDIM") and not trained.sampler.get("eta")
-            config.posterior = _choice("posterior", "ddrm" if is_ddim and in_pixels else "pigdm")
-        if config.get("clipping") is None and in_pixels and trained.clipping._target_.endswith(".NoClipping"):
-            config.clipping = _choice("clipping", "static")
-            logger.info("clipping=static is used for task=%s; clipping=none uses that of the run.", chosen_task())
+        config.posterior = _choice("posterior", "network" if masked else "ddrm" if accepts_ddrm else "pigdm")
 
 
 def _choice(group: str, name: str) -> Any:

@@ -18,10 +18,9 @@ from diffusion_lab.errors import UserError
 from diffusion_lab.runs.condition_setup import load_images
 from diffusion_lab.runs.find import Target
 from diffusion_lab.runs.image_sets import ImageSet
-from diffusion_lab.runs.load import instantiate_node, load_config, require_kind, resolve
-from diffusion_lab.runs.moved_data import use_place
+from diffusion_lab.runs.load import instantiate_node, require_kind, resolve
 from diffusion_lab.runs.reference_setup import SampleFormat, build_reference, build_training
-from diffusion_lab.runs.sampling_setup import build_images, cascade_stages, sampling_config
+from diffusion_lab.runs.sampling_setup import build_images, config_of_images
 
 if TYPE_CHECKING:
     from lightning import Fabric
@@ -58,14 +57,8 @@ def build(config: DictConfig, target: Target, fabric: "Fabric") -> Measurement:
     For a cascade, the data and the default features are those of the last super-resolution run.
     Raises UserError if a setting does not fit the run, or if a file of the run or of the data is missing.
     """
-    if config.cascade:
-        trained = load_config((stage := cascade_stages(config)[-1]).folder)
-        use_place(trained, config.data, stage)
-    else:
-        trained = sampling_config(config, target)
-    trained.metrics, trained.num_samples = config.metrics, config.num_samples
-    features = {key: value for key, value in config.features.items() if value is not None}
-    trained.features = features if "_target_" in features else {**trained.features, **features}
+    trained = measured_config(config, target)
+    trained.num_samples = config.num_samples
     trained = resolve(trained)
     raise_problems(list(argument_problems(trained.metrics, "metrics")))
     store = instantiate_node(trained.data.store, "data")
@@ -89,6 +82,15 @@ def build(config: DictConfig, target: Target, fabric: "Fabric") -> Measurement:
         )
         evaluation.require(metrics)
     return Measurement(target, step, evaluation, metrics, means, store)
+
+
+def measured_config(config: DictConfig, target: Target) -> DictConfig:
+    """Return the config of the run that generates the final images, with the metrics and features of `config`."""
+    trained = config_of_images(config, target)
+    features = {key: value for key, value in config.features.items() if value is not None}
+    trained.features = features if "_target_" in features else {**trained.features, **features}
+    trained.metrics = config.metrics
+    return trained
 
 
 @contextmanager

@@ -14,9 +14,10 @@ from diffusion_lab.errors import UserError
 from diffusion_lab.paths import CONF
 from diffusion_lab.runs import edit_setup
 from diffusion_lab.runs.edit_images import build_sources
+from diffusion_lab.runs.evaluation_setup import measured_config
 from diffusion_lab.runs.find import Target
 from diffusion_lab.runs.load import instantiate_node, require_kind, resolve
-from diffusion_lab.runs.sampling_setup import build_images, checked_config, sampling_config
+from diffusion_lab.runs.sampling_setup import build_stages, checked_config
 
 if TYPE_CHECKING:
     from lightning import Fabric
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from diffusion_lab.edits import FrameSequence
     from diffusion_lab.generation.edit_sources import EditSources
     from diffusion_lab.generation.frame_images import FrameImages
+    from diffusion_lab.generation.seeded_images import SeededImages
     from diffusion_lab.metrics import Smoothness
 
 logger = logging.getLogger(__name__)
@@ -81,19 +83,17 @@ def build_frames(config: DictConfig, target: Target, fabric: "Fabric") -> tuple[
     from diffusion_lab.generation.frame_images import FrameImages
 
     sequence, trained = _build_sequence(config), checked_config(config, target)
-    if trained.low_resolution is not None or trained.get("masking") is not None:
-        raise UserError(
-            "`run` must be a run whose network receives no images in addition to the noisy images, got "
-            f"{target.folder}."
-        )
-    sources = _sources(config, trained, sequence)
+    edit_setup.require_no_images(trained, target, accepted=())
+    prepared = edit_setup.config_of_sources(config, trained, target)
+    sources = _sources(config, prepared, sequence)
     if sources is not None and config.guidance_scale is None and trained.guidance.get("guide") in (None, "none"):
         config.guidance_scale = 1.0  # guided steps are not inverted precisely
-    seeded, step = build_images(config, target, fabric)
-    try:
-        return FrameImages(seeded, sequence, sources=sources, seed=config.seed), step
-    except ValueError as error:
-        raise UserError(str(error)) from error
+
+    def frames(seeded: "SeededImages") -> FrameImages:
+        given = None if sources is None else sources.at(seeded.shape[-1])
+        return FrameImages(seeded, sequence, sources=given, seed=config.seed)
+
+    return build_stages(config, target, fabric, frames)
 
 
 def _build_sequence(config: DictConfig) -> "FrameSequence":
@@ -133,10 +133,7 @@ def build_smoothness(config: DictConfig, target: Target) -> "Smoothness | None":
 
     if "smoothness" not in config.metrics:
         return None
-    trained = sampling_config(config, target)
-    features = {key: value for key, value in config.features.items() if value is not None}
-    trained.features = features if "_target_" in features else {**trained.features, **features}
-    trained.metrics = config.metrics
+    trained = measured_config(config, target)
     node = resolve(OmegaConf.masked_copy(trained, ["metrics", "features", "data"])).metrics.smoothness
     raise_problems(list(argument_problems(node, "metrics.smoothness")))
     try:

@@ -97,7 +97,7 @@ def seconds_per_image(images: SampledImages, rates: Rates, *, is_half: bool) -> 
     Raises any error of a network whose operations cannot be counted, see `count_operations`.
     """
     previous = getattr(images.condition_images, "images", None)
-    earlier = seconds_per_image(previous, rates, is_half=is_half) if isinstance(previous, SeededImages) else 0.0
+    earlier = seconds_per_image(previous, rates, is_half=is_half) if isinstance(previous, SampledImages) else 0.0
     num_passes = images.num_passes * (2 if is_doubled(images) else 1)
     return num_passes * pass_seconds_per_image(images, rates, is_half=is_half) + earlier
 
