@@ -181,8 +181,9 @@ def test_results_without_a_known_class_have_none_in_all_networks() -> None:
 def test_fingerprints_and_caches_depend_on_all_networks() -> None:
     images = edited(Variation(0.6), seed=3)
     protocol = images.protocol()
-    assert protocol["task"]["task"] == {"name": "Variation", "strength": 0.6}
-    assert protocol["low_resolution"]["from"]["task"]["strength"] == 0.6
+    task = {"name": "Variation", "strength": 0.6, "pasted": False}
+    assert protocol["task"] == task | {"upsampled": True}
+    assert protocol["low_resolution"]["from"]["task"] == task
     assert protocol["low_resolution"]["from"]["sources"]["resolution"] == 4
     assert len(protocol["low_resolution"]["from"]["weights_sha256"]) == 64
     others = [edited(Variation(0.6), seed=3) for _ in range(2)]

@@ -3,13 +3,14 @@
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from diffusion_lab.contracts import DataclassInterface
 from diffusion_lab.denoiser import DenoiserLike
 from diffusion_lab.edits.sources import Sources
+from diffusion_lab.fingerprints import describe
 from diffusion_lab.inverse_problems import Measurement
 from diffusion_lab.networks import Condition
 from diffusion_lab.samplers import Noise, OnStep, Sampler
@@ -73,6 +74,10 @@ class Task(DataclassInterface):
     def picture(self, sources: Sources) -> Tensor | None:
         """Return what the network receives of each source, as images [B, C, H, W]; None if this is the source."""
         return None
+
+    def protocol(self) -> dict[str, Any]:
+        """Return the settings of the task, for fingerprints, without paths: the sources describe masks in files."""
+        return describe(self, omit=("path",)) | {"pasted": self.pastes}  # type: ignore[no-any-return]
 
     @property
     def upsampling(self) -> "Task | None":

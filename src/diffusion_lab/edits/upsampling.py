@@ -1,6 +1,7 @@
 """Upsampling of the results of a task by the super-resolution networks of a cascade."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -20,6 +21,9 @@ class Upsampling(Task):
     @property
     def name(self) -> str:  # type: ignore[override]
         return self.task.name
+
+    def protocol(self) -> dict[str, Any]:
+        return self.task.protocol() | {"upsampled": True}
 
     @property
     def upsampling(self) -> Task:

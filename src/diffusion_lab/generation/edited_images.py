@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.edits import Generator, Invert, Sources, Task
-from diffusion_lab.fingerprints import describe
 from diffusion_lab.generation.batched_images import BatchedImages
 from diffusion_lab.generation.cascade import CascadeImages
 from diffusion_lab.generation.condition_images import MaskedImages, ShuffledImages
@@ -120,7 +119,7 @@ class EditedImages(BatchedImages):
         protocol.pop(MaskedImages.field, None)  # random holes, which an edit does not use
         return protocol | {
             "label": self._label_protocol() if self._has_labels else None,
-            "task": describe(self.task, omit=("path",)) | {"pasted": self.task.pastes},
+            "task": self.task.protocol(),
             "sources": self.sources.protocol(),
             "num_results": self.num_results,
             "seed": self.seed,
