@@ -53,6 +53,7 @@ def test_a_classifier_run_logs_its_loss_and_accuracies(runs: dict[str, Path]) ->
     assert json.loads((runs["classifier"] / "status.json").read_text())["state"] == "finished"
 
 
+@pytest.mark.full
 def test_a_classifier_run_resumes(runs: dict[str, Path], tmp_path: Path) -> None:
     done = run("train_classifier.py", f"resume={runs['classifier']}", "trainer.max_steps=3")
     assert done.returncode == 0, done.stderr
@@ -72,6 +73,7 @@ def test_a_cascade_generates_the_same_image_alone_and_in_a_batch(runs: dict[str,
     assert names[0].read_bytes() == names[1].read_bytes()
 
 
+@pytest.mark.full
 def test_the_fingerprint_of_a_number_has_all_settings_of_guidance(runs: dict[str, Path], tmp_path: Path) -> None:
     done = run(
         "evaluate.py", f"run={runs['upsampler']}", "num_samples=20", "metrics=[class_accuracy,fid]",

@@ -133,6 +133,7 @@ def test_a_signal_to_the_group_saves_the_run_which_then_resumes_to_the_bit(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.full)])
+@pytest.mark.full
 def test_a_signal_ends_a_run_that_waits_for_a_rank_that_never_starts(tmp_path: Path, number: int) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

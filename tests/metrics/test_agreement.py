@@ -113,6 +113,7 @@ def assert_agreement(pair: Pair, weights: Path, *, subset_size: int, num_splits:
     return found
 
 
+@pytest.mark.full
 def test_numbers_of_eight_images_agree_with_torch_fidelity_and_pytorch_fid(weights: Path) -> None:
     images = ImageStore(None, FASHION_MINI, channels=3, resolution=32).load()
     pair = Pair.of(images.gather(np.arange(32, 48)), weights)

@@ -47,6 +47,7 @@ def test_sampling_generates_the_trained_classes_in_turn(trained: Path, tmp_path:
     )
 
 
+@pytest.mark.full
 def test_an_evaluation_and_the_library_generate_the_trained_classes(trained: Path, tmp_path: Path) -> None:
     settings = ["num_samples=20", "num_pictures=0", "sampler.num_steps=2", f"hydra.run.dir={tmp_path / 'out'}"]
     done = run("evaluate.py", f"run={trained}", *settings)

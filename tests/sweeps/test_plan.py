@@ -196,6 +196,7 @@ def test_a_value_of_the_wrong_type_is_refused_before_the_first_run(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.full
 def test_settings_with_the_types_of_their_defaults_need_no_import_of_torch(tmp_path: Path) -> None:
     settings = ["optimizer.lr=1e-3,1", "data.num_held_out=5", "trainer.precision=32-true", "model=unet_tiny,unet_small"]
     launcher = ["hydra/launcher=slurm", "hydra.launcher.dry_run=true", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
