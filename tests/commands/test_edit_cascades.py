@@ -116,6 +116,12 @@ MISTAKES: list[tuple[list[str], str]] = [
         r"`cascade` must be \[\] for task=invert, which edits images of one resolution only, got",
     ),
     ([*TRAIN, "mask=half", "low_resolution_noise=0.7"], r"low_resolution_noise must be in \[0, 0.5\] .* got 0.7"),
+    ([*TRAIN, "mask=half", "low_resolution_noise=x"], r"low_resolution_noise must be in \[0, 0.5\] .* got x"),
+    (
+        [*TRAIN, "task=denoise", "task.noise=0.2", "posterior=ddnm", "sampler=ancestral"],
+        r"^cascade \(whose networks use the samplers of their runs\): `sampler.* must be .* posterior=ddnm",
+    ),
+    ([*TRAIN, "mask=half", "task.noise=0.2", "posterior=repaint"], "task.noise must be 0 .*, got 0.2; posterior="),
     ([*TRAIN, "mask=half", "cascade=[]"], "`cascade` must be given for cascade_steps=2, got none."),
     (
         [*TRAIN, "mask=half", "cascade=[]", "cascade_steps=null"],

@@ -62,7 +62,7 @@ class Restoration(Task):
             measurement = self.measurement(sources)
         except ValueError as error:  # operators do not know the names of settings
             raise ValueError(f"task={self.name}: {error}") from error
-        self.posterior.require(sampler, replace(measurement, decode=decode))
+        self.posterior.require(sampler, replace(measurement, noise_std=self.noise, decode=decode))  # the setting
 
     def edit(self, sources: Sources, generator: Generator) -> Tensor:
         measurement = replace(self.measurement(sources), decode=generator.decode, encode=generator.encode)

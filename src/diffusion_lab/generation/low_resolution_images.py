@@ -52,7 +52,7 @@ class LowResolutionImages(ConditionImages):
 
 def require_noise(noise: float, low_resolution: LowResolution) -> None:
     """Raise ValueError if the noise level is outside the range that the super-resolution network was trained on."""
-    if not 0 <= noise <= low_resolution.max_noise:
+    if not isinstance(noise, int | float) or not 0 <= noise <= low_resolution.max_noise:
         raise ValueError(
             f"low_resolution_noise must be in [0, {low_resolution.max_noise}] (the range that the super-resolution "
             f"network was trained on), got {noise}."
