@@ -65,6 +65,7 @@ def test_a_run_resumes_with_the_new_place_of_its_config_folder(trained: Path, in
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.full
 def test_a_copied_run_needs_trust_in_the_package_and_is_then_recorded(
     trained: Path, installed: Path, tmp_path: Path
 ) -> None:

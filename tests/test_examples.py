@@ -48,6 +48,7 @@ def code_cells() -> list[dict[str, Any]]:
     return [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
 
 
+@pytest.mark.full
 def test_the_script_trains_samples_and_measures(result: tuple[float, Path]) -> None:
     distance, path = result
     with Image.open(path) as picture:

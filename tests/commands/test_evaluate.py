@@ -213,6 +213,7 @@ def test_a_schedule_that_cannot_be_plotted_is_rejected(arguments: list[str], mes
     assert re.fullmatch(f"error: {message}", done.stderr.strip()), done.stderr
 
 
+@pytest.mark.full
 def test_runs_that_match_a_glob_pattern_make_one_table(trained: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         shutil.copytree(trained, tmp_path / "runs" / name)
@@ -237,6 +238,7 @@ def test_runs_that_match_a_glob_pattern_make_one_table(trained: Path, tmp_path: 
     assert set(record["seconds"]) == {"sampling", "features", "statistics"}
 
 
+@pytest.mark.full
 def test_numbers_against_a_file_of_statistics_are_named_after_the_file(trained: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "clothes.npz", mu=np.zeros(128), sigma=np.eye(128))
     settings = [f"run={trained}", "num_samples=20", "batch_size=20", "num_pictures=0"]

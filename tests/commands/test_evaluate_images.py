@@ -70,6 +70,7 @@ def compare_run_with_its_samples(trained: Path, folder: Path, num_samples: int) 
     return of_images
 
 
+@pytest.mark.full
 def test_the_samples_of_a_run_have_the_same_values_from_the_run_and_from_their_files(
     trained: Path, tmp_path: Path
 ) -> None:

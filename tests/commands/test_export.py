@@ -122,6 +122,7 @@ def test_the_code_in_the_card_of_a_conditional_network_draws_its_images(conditio
     assert "guidance_scale=2" in card
 
 
+@pytest.mark.full
 def test_a_learned_variance_is_left_out_of_an_export_to_diffusers(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", "model=unet_tiny", *TINY, "objective=hybrid")
     output = exported(folder, tmp_path / "out", format="diffusers", **LEADING)

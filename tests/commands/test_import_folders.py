@@ -109,6 +109,7 @@ def dit_pipeline() -> Any:
     return diffusers.DiTPipeline(network, autoencoder.eval(), diffusers.DDIMScheduler(clip_sample=False))
 
 
+@pytest.mark.full
 def test_a_folder_of_diffusers_is_imported_verified_and_sampled_like_its_pipeline(tmp_path: Path) -> None:
     pipeline = unet_pipeline()
     source = saved(pipeline, tmp_path / "ddim")

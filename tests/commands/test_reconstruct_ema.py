@@ -114,6 +114,7 @@ def test_a_run_without_snapshots_is_rejected(trained: Path, tmp_path: Path) -> N
         reconstruct(tmp_path, length=0.1)
 
 
+@pytest.mark.full
 def test_weights_cannot_be_selected_in_a_reconstructed_checkpoint(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "run")
     reconstruct(tmp_path / "run", length=0.1)

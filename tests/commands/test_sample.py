@@ -100,6 +100,7 @@ def test_a_killed_job_resumes_where_it_stopped(trained: Path, tmp_path: Path) ->
 
 OTHER_INVALID_SETTINGS: list[tuple[list[str], str]] = [
     (["batch_size=many"], "batch_size must be a whole number of at least 1, got many."),
+    (["cascade_steps=0"], "cascade_steps must be a whole number of at least 1, got 0."),
     (["image=-1"], "`image` must be a whole number of at least 0 or a list of such numbers, got -1."),
     (["animation=mp4"], "`animation` must be false, true, webp or gif, got mp4."),
     (["metrics=kid"], "metrics is a setting of `python src/evaluate.py`, which measures metrics."),
@@ -162,6 +163,7 @@ def test_a_diverged_network_is_reported_with_a_message(trained: Path, tmp_path: 
     assert done.stderr.strip().splitlines()[-1].startswith("error: images must be finite, got NaN or infinity")
 
 
+@pytest.mark.full
 def test_only_comparable_numbers_are_compared(trained: Path, tmp_path: Path) -> None:
     for name, overrides in {"one": ["weights=raw"], "more": ["weights=raw", "sampler.num_steps=4"]}.items():
         done = run(

@@ -147,6 +147,7 @@ def test_the_batches_of_a_running_job_remain_when_a_shorter_job_ends(trained: Pa
     assert not list(work.iterdir())
 
 
+@pytest.mark.full
 def test_a_folder_with_images_of_another_run_or_other_seeds_is_refused(trained: Path, tmp_path: Path) -> None:
     out, other = tmp_path / "out", shutil.copytree(trained, tmp_path / "other")
     assert run("sample.py", *sampling(trained, out, "num_images=4", "save_npz=true")).returncode == 0

@@ -121,7 +121,7 @@ def check(
 @pytest.mark.parametrize(
     ("number", "num_workers", "moment"),
     [
-        (signal.SIGINT, 2, 0.6),
+        pytest.param(signal.SIGINT, 2, 0.6, marks=pytest.mark.full),
         pytest.param(signal.SIGHUP, 0, 0.4, marks=pytest.mark.full),
         pytest.param(signal.SIGTERM, 0, 0, marks=pytest.mark.full),
     ],

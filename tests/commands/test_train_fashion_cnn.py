@@ -8,6 +8,7 @@ from diffusion_lab.features import FashionCNN
 from diffusion_lab.paths import PACKAGE
 
 
+@pytest.mark.full
 def test_accuracy_is_the_fraction_of_images_with_the_right_class() -> None:
     images = ImageStore(None, PACKAGE / "data" / "embedded" / "fashion_mini", channels=1, resolution=28).load()
     images = images.select(np.arange(501))

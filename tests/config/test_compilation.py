@@ -65,6 +65,7 @@ def test_channels_last_changes_the_memory_format_of_weights_but_not_the_output()
     torch.testing.assert_close(accelerated(X_T, TIME, Condition()), plain(X_T, TIME, Condition()), rtol=0, atol=1e-5)
 
 
+@pytest.mark.full
 def test_compiled_code_is_stored_in_the_package_cache_unless_the_user_sets_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

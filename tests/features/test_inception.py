@@ -86,6 +86,7 @@ def test_gray_images_are_repeated_to_three_channels(network: Inception, pixels: 
     assert torch.equal(network(gray)["pooled"], network(gray.repeat(1, 3, 1, 1))["pooled"])
 
 
+@pytest.mark.full
 def test_other_weights_are_reported_once(
     weights: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,6 +70,7 @@ def test_the_step_is_that_of_the_weights_while_training_saves(trained: Path) -> 
             assert {float(weight.max()) for weight in module.ema.network.parameters()} == {step / 1024}
 
 
+@pytest.mark.full
 def test_a_checkpoint_is_verified_and_read_as_one_file_while_training_saves(trained: Path) -> None:
     with being_saved(trained) as last:
         for k in range(16):

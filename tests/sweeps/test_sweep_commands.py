@@ -87,6 +87,7 @@ def test_a_sweep_after_ctrl_c_is_continued_by_the_same_command(launcher: list[st
     assert states(tmp_path / "sweep") == {"seed-1": "finished", "seed-2": "finished"}
 
 
+@pytest.mark.full
 def test_a_finished_sweep_is_neither_changed_nor_shortened_by_another_command(tmp_path: Path) -> None:
     command = ["-m", *TINY, "seed=1,2", f"logs={tmp_path}", "sweep.name=mine"]
     assert train(*command).returncode == 0

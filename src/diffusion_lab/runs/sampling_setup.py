@@ -51,11 +51,11 @@ SINCE_VERSION_0_2 = ("guidance", "space", "low_resolution")
 """Keys that are missing in configs from version 0.1. Network settings also differ in that version."""
 
 WHOLE_NUMBERS = {"seed": 0, "num_pictures": 0} | dict.fromkeys(
-    ("num_images", "num_samples", "num_results", "batch_size", "num_columns", "num_frames"), 1
+    ("num_images", "num_samples", "num_results", "batch_size", "num_columns", "num_frames", "cascade_steps"), 1
 )
 """Settings of sample, evaluate and edit that are whole numbers, with the smallest accepted value."""
 
-NULL_WITH = {"num_columns": "run", "num_pictures": "num_samples", "num_images": "task"}
+NULL_WITH = {"num_columns": "run", "num_pictures": "num_samples", "num_images": "task", "cascade_steps": "run"}
 """Settings that may be null (computed from other settings) -> setting of the commands that accept null."""
 
 
