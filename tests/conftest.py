@@ -1,8 +1,10 @@
 import gc
+import logging
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import settings
@@ -43,22 +45,30 @@ def pytest_configure(config: pytest.Config) -> None:
     # At the end: where something is in both places, the environment's own comes first.
     sys.path.append(str(Path(sys.prefix, "peers")))
     parse_once()
+    if is_worker:
+        from support.processes import fork_server
+
+        with mock.patch.dict(os.environ, _folders(Path(config.option.basetemp).parent)):
+            fork_server()
+    # Tests read notes of the package. The option log_level would change the level for each part of each test, and each
+    # change takes the time to visit the thousands of loggers of all libraries.
+    logging.getLogger().setLevel(logging.INFO)
+
+
+def _folders(folder: Path) -> dict[str, str]:
+    """Return the variables that keep decoded sets, measured references and records of runs out of the user's folders."""
+    return {"DIFFUSION_LAB_CACHE": str(folder / "image_cache"), "XDG_STATE_HOME": str(folder / "state")}
 
 
 @pytest.fixture(scope="session", autouse=True)
 def image_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep decoded sets, measured references, costs and records of runs out of the user's cache and state folders.
-
-    The workers of pytest-xdist share one cache.
-    """
+    """Set `_folders`, and remember costs. The workers of pytest-xdist share the folders."""
     from support.remembered_costs import remember_costs  # with torch, which need not be imported to collect tests
 
     folder = tmp_path_factory.getbasetemp()
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
-        monkeypatch.setenv("DIFFUSION_LAB_CACHE", str(shared / "image_cache"))
-        monkeypatch.setenv("XDG_STATE_HOME", str(shared / "state"))
-        remember_costs(shared / "costs")
+    shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    remember_costs(shared / "costs")
+    with mock.patch.dict(os.environ, _folders(shared)):
         yield
 
 

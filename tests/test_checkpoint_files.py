@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from diffusion_lab import checkpoint_files
 from diffusion_lab.checkpoint_files import DamagedCheckpointError, keep_previous, newest, read, read_run, write
 
 
@@ -76,7 +77,12 @@ def test_the_newest_checkpoint_is_used_and_the_previous_one_if_it_is_damaged(
         newest(tmp_path)
 
 
-def test_damaged_files_never_load_as_a_different_state(tmp_path: Path) -> None:
+@pytest.mark.parametrize("verified", ["before it is loaded", "while it is loaded"])
+def test_damaged_files_never_load_as_a_different_state(
+    verified: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if verified == "while it is loaded":
+        monkeypatch.setattr(checkpoint_files, "PARALLEL_VERIFICATION", 0)
     path, generator = tmp_path / "last.ckpt", random.Random(0)
     write(state(3), path)
     content, expected, num_rejected = path.read_bytes(), state(3), 0
@@ -128,6 +134,7 @@ def test_a_keyboard_interrupt_during_a_read_is_not_replaced_by_another_error(
     def interrupted(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(checkpoint_files, "PARALLEL_VERIFICATION", 0)
     monkeypatch.setattr(torch, "load", interrupted)
     with pytest.raises(KeyboardInterrupt):
         read(path)

@@ -5,6 +5,7 @@ history of the time distribution and the step. It contains no random state, beca
 a step are functions of (seed, step).
 """
 
+import functools
 import io
 import logging
 import shutil
@@ -23,6 +24,11 @@ from diffusion_lab.atomic_files import CANNOT_WRITE, atomic_file
 logger = logging.getLogger(__name__)
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
+
+PARALLEL_VERIFICATION = 2**26
+"""Bytes from which a file is verified while it is loaded: of smaller files, both are Python code, which is slower in
+two threads than in one (115 ms and 78 ms for 1 MB).
+"""
 
 
 class DamagedCheckpointError(ValueError):
@@ -100,22 +106,31 @@ def read(path: Path, *, map_location: Any = "cpu", mmap: bool = False) -> dict[s
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing.")
     try:
-        # Verification takes as long as loading, so both run in parallel.
-        with same_file(path) as opened, ThreadPoolExecutor(max_workers=1) as executor:
+        with same_file(path) as opened:
             require_stored(opened)
-            damaged_record = executor.submit(_damaged_record, opened)
-            try:
-                checkpoint = torch.load(opened, map_location=map_location, mmap=mmap, weights_only=True)
-            except Exception:
-                _require_undamaged(path, damaged_record.result())  # this error is clearer than the error of torch.load
-                raise
-            _require_undamaged(path, damaged_record.result())
+            checkpoint = _load_and_verify(opened, map_location=map_location, mmap=mmap)
     except DamagedCheckpointError:
         raise
     except Exception as error:
         raise DamagedCheckpointError(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(checkpoint, dict):
         raise DamagedCheckpointError(f"{path} is not a checkpoint: it contains a {type(checkpoint).__name__}.")
+    return checkpoint
+
+
+def _load_and_verify(path: Path, **settings: Any) -> Any:
+    load = functools.partial(torch.load, path, weights_only=True, **settings)
+    if path.stat().st_size < PARALLEL_VERIFICATION:
+        _require_undamaged(path, _damaged_record(path))
+        return load()
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        damaged_record = executor.submit(_damaged_record, path)
+        try:
+            checkpoint = load()
+        except Exception:
+            _require_undamaged(path, damaged_record.result())  # this error is clearer than the error of torch.load
+            raise
+        _require_undamaged(path, damaged_record.result())
     return checkpoint
 
 

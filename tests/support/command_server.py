@@ -6,11 +6,9 @@ three files: out, err and status, a named pipe that receives the process id of t
 
 import atexit
 import gc
-import importlib
 import json
 import multiprocessing
 import os
-import pkgutil
 import runpy
 import select
 import signal
@@ -18,6 +16,7 @@ import sys
 import tempfile
 import traceback
 import warnings
+import weakref
 from collections.abc import Iterator
 from multiprocessing import process
 from multiprocessing.connection import Connection
@@ -28,7 +27,6 @@ import hydra
 import hydra._internal.hydra
 import torch
 
-import diffusion_lab
 from diffusion_lab.networks import Condition
 from diffusion_lab.reporting import plots
 from diffusion_lab.runs.operations import count_operations
@@ -43,13 +41,12 @@ COMPOSED: tuple[tuple[str, list[str]], ...] = (
 )  # fmt: skip
 """Commands and overrides whose config files most tests use."""
 
-LIBRARIES = ("datasets", "lightning", "PIL.Image", "rich", "torch", "torch_fidelity", "torchvision")
 
-
-def serve(requests: Connection) -> None:
+def serve(requests: Connection, costs: Path) -> None:
+    """Run the requested commands until the other end is closed.  costs: folder of remembered costs of networks."""
     os.dup2(requests.fileno(), 0)
     warnings.filterwarnings("error", category=UserWarning)
-    _warm_up()
+    _warm_up(costs)
     statuses = dict[int, int]()  # pipes of the running commands by their process ids
     for line in _requests(statuses):
         request = json.loads(line)
@@ -90,11 +87,8 @@ def _report_ended(statuses: dict[int, int]) -> None:
         os.close(status)
 
 
-def _warm_up() -> None:
-    """Import and prepare what every command needs, none of which depends on its arguments."""
-    modules = [module.name for module in pkgutil.walk_packages(diffusion_lab.__path__, "diffusion_lab.")]
-    for name in (*LIBRARIES, *modules):
-        importlib.import_module(name)
+def _warm_up(costs: Path) -> None:
+    """Prepare what every command needs, none of which depends on its arguments."""
     parse_once()
     # Hydra would compose each config twice, the first time only to read hydra.mode, which no test sets.
     hydra._internal.hydra.Hydra.get_mode = lambda *arguments, **options: None  # type: ignore[method-assign]
@@ -103,9 +97,11 @@ def _warm_up() -> None:
             hydra.compose(command, overrides=overrides)
     inputs = torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.float64), Condition()
     count_operations(small_module().network, inputs, 2)  # slow the first time, too; it runs without threads
-    remember_costs(Path(os.environ["DIFFUSION_LAB_CACHE"]).parent / "costs")
+    remember_costs(costs)
     with tempfile.TemporaryDirectory() as folder:
         plots.save_curves({"loss": [(1, 0.5), (2, 0.25)]}, Path(folder, "curves.png"))  # loads fonts
+    for finalizer in list(vars(weakref.finalize)["_registry"]):
+        finalizer.atexit = False  # libraries unregister thousands of operators at exit, one by one
     gc.collect()
     gc.freeze()  # commands search only their own objects for garbage
 

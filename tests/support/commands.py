@@ -27,7 +27,8 @@ def _server() -> Connection:
     from support.command_server import serve
 
     requests, end = multiprocessing.Pipe(duplex=False)
-    forked_processes().Process(target=serve, args=(requests,), daemon=True).start()
+    costs = Path(os.environ["DIFFUSION_LAB_CACHE"]).parent / "costs"
+    forked_processes().Process(target=serve, args=(requests, costs), daemon=True).start()
     return end
 
 
