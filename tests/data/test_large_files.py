@@ -249,7 +249,7 @@ def write_zip_of_compressed_csv(folder: Path) -> str:
 def write_slow_numbers(folder: Path) -> str:
     (folder / "train.csv").write_text("image,label\n")
     (folder / "README.md").write_text(f"---\na: {':'.join(['59'] * 200_000)}\n---\n")
-    return r"README\.md must not have numbers of more than 300 digits in its YAML header"
+    return r"README\.md must have plain values in its YAML header, but it contains a number of more than 300 digits"
 
 
 def write_compressed_csv(folder: Path) -> str:

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from diffusion_lab.config.plain_yaml import load_yaml
 from diffusion_lab.errors import UserError
-from diffusion_lab.regular_files import MAX_DIGITS, is_long_number, read_regular
+from diffusion_lab.regular_files import read_regular
 
 LARGEST = 2**21
 """Size in bytes of the largest YAML file that is read. The configs of this package have about 10 kB."""
@@ -31,11 +30,15 @@ def read_saved(path: Path, kind: type, *, interpolations: bool = False) -> Any:
     """
     try:
         text = read_regular(path, LARGEST).decode()
-        if problem := _problem(text):
-            raise UserError(f"{path} must contain plain values only, as a run writes them, but it {problem}.")
-        content: Any = copy.deepcopy(_values(text)) if text.strip() else kind()
-    except (yaml.YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}.") from error
+    try:
+        content: Any = copy.deepcopy(_values(text))
+    except (yaml.YAMLError, AttributeError, OverflowError) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}.") from error
+    except ValueError as error:
+        raise UserError(f"{path} must contain plain values only, as a run writes them, but it {error}.") from error
+    content = kind() if content is None else content
     if type(content) is not kind:
         raise UserError(f"{path} must contain a {kind.__name__}, as a run writes it, got {type(content).__name__}.")
     if not interpolations and (found := next(_interpolations(content, ""), None)):
@@ -81,20 +84,7 @@ def reading(path: Path) -> Iterator[None]:
 @functools.lru_cache(maxsize=8)
 def _values(text: str) -> Any:
     """Return the values of a YAML text.  Cached, because a command reads the config of a run several times."""
-    return OmegaConf.to_container(OmegaConf.create(text))
-
-
-@functools.lru_cache(maxsize=8)
-def _problem(text: str) -> str | None:
-    """Return what a text contains that could run code or need much memory; None if there is nothing."""
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        if isinstance(event, yaml.AliasEvent):
-            return f"repeats the node {event.anchor} by an alias"
-        if is_long_number(getattr(event, "value", "")):
-            return f"contains a number of more than {MAX_DIGITS} digits"
-        if (tag := getattr(event, "tag", None)) is not None:
-            return f"contains the tag {tag}"
-    return None
+    return load_yaml(text)
 
 
 def _interpolations(node: Any, path: str) -> Any:

@@ -16,15 +16,14 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from diffusion_lab.config.plain_yaml import load_yaml
 from diffusion_lab.data import arrow_checks
 from diffusion_lab.data.parquet_checks import require_small_parquet
 from diffusion_lab.image_folders import EXTENSIONS
 from diffusion_lab.regular_files import (
-    MAX_DIGITS,
     MAX_IMAGE_BYTES,
     MAX_TEXT_BYTES,
     gigabytes,
-    is_long_number,
     is_regular,
     memory_budget,
     open_regular,
@@ -152,18 +151,14 @@ def _configs(file: Path) -> Any:
             text = found[2] if found else ""
         if len(text) > MAX_HEADER:
             raise ValueError(f"{file} must have a YAML header of at most 1 MB, got {len(text):,} characters.")
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        # An alias repeats a part, so that nested aliases make a short text endless.
-        for event in yaml.parse(text, loader):
-            if isinstance(event, yaml.AliasEvent):
-                raise ValueError(f"{file} must not have aliases in its YAML header.")
-            if is_long_number(getattr(event, "value", "")):
-                raise ValueError(f"{file} must not have numbers of more than {MAX_DIGITS} digits in its YAML header.")
-        content = yaml.load(text, loader)
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror}.") from None
-    except (yaml.YAMLError, RecursionError):
+    try:
+        content = load_yaml(text)
+    except (yaml.YAMLError, AttributeError, OverflowError):
         raise ValueError(f"{file} cannot be read: its YAML header is damaged.") from None
+    except ValueError as error:
+        raise ValueError(f"{file} must have plain values in its YAML header, but it {error}.") from None
     return content.get("configs") if isinstance(content, dict) else None
 
 
