@@ -56,7 +56,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _folders(folder: Path) -> dict[str, str]:
-    """Return the variables that keep decoded sets, measured references and records of runs out of the user's folders."""
+    """Return variables that keep decoded sets, measured references and records of runs out of the user's folders."""
     return {"DIFFUSION_LAB_CACHE": str(folder / "image_cache"), "XDG_STATE_HOME": str(folder / "state")}
 
 

@@ -82,7 +82,9 @@ def load_without_datasets(folder: Path) -> None:
         del sys.modules[name]
     from diffusion_lab.data.image_store import ImageStore  # imported again, with all modules that it uses
 
-    images = ImageStore(None, folder, label_column=None, channels=1, resolution=4, cache_folder=folder.parent / "cache").load()
+    images = ImageStore(
+        None, folder, label_column=None, channels=1, resolution=4, cache_folder=folder.parent / "cache"
+    ).load()
     sys.exit(0 if len(images) == 20 and libraries.isdisjoint(sys.modules) else 1)
 
 
