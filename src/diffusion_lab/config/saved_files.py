@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_lab.errors import UserError
-from diffusion_lab.regular_files import MAX_DIGITS, is_long_number, read_regular
+from diffusion_lab.files.regular import MAX_DIGITS, is_long_number, read_regular
 
 LARGEST = 2**21
 """Size in bytes of the largest YAML file that is read. The configs of this package have about 10 kB."""

@@ -18,8 +18,8 @@ import yaml  # type: ignore[import-untyped]
 
 from diffusion_lab.data import arrow_checks
 from diffusion_lab.data.parquet_checks import require_small_parquet
-from diffusion_lab.image_folders import EXTENSIONS
-from diffusion_lab.regular_files import (
+from diffusion_lab.files.image_folders import EXTENSIONS
+from diffusion_lab.files.regular import (
     MAX_DIGITS,
     MAX_IMAGE_BYTES,
     MAX_TEXT_BYTES,
