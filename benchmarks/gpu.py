@@ -29,7 +29,7 @@ from diffusion_lab.metrics.frechet import frechet_distance
 from diffusion_lab.networks import Blocks, Condition, UNet
 from diffusion_lab.process import Epsilon, GaussianProcess, LinearSchedule
 from diffusion_lab.randomness import ImageNoise
-from diffusion_lab.runs import training_setup
+from diffusion_lab.runs.setup import training as training_setup
 from diffusion_lab.samplers import DDIM
 from features import write_weights
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from diffusion_lab.commands import malloc
 from diffusion_lab.networks import Condition
 from diffusion_lab.pixels import from_uint8
-from diffusion_lab.runs import training_setup
+from diffusion_lab.runs.setup import training as training_setup
 
 Loop = Callable[[Callable[[], None]], None]
 """A training loop.  Its argument is a function that it calls after each step."""

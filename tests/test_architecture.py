@@ -15,14 +15,13 @@ PACKAGE = Path(diffusion_lab.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLAT = {  # modules directly under the package; everything else is in a folder
-    *("__init__", "__main__", "atomic_files", "checkpoint_files", "contracts", "denoiser", "errors", "fingerprints"),
-    *("image_folders", "latents", "low_resolution", "masking", "paths", "pixels", "randomness", "regular_files"),
+    *("__init__", "__main__", "checkpoint_files", "contracts", "denoiser", "errors", "fingerprints"),
+    *("latents", "low_resolution", "masking", "paths", "pixels", "randomness"),
 }
 
 # A folder or flat module imports only from lines above its own, and from its own folder.
 ORDER = (
-    ("errors", "paths", "atomic_files", "contracts", "regular_files"),
-    ("image_folders",),
+    ("errors", "paths", "contracts", "files"),
     ("fingerprints", "checkpoint_files", "randomness"),
     ("pixels", "process", "networks"),
     ("ema", "objectives", "denoiser", "low_resolution", "masking"),

@@ -34,8 +34,8 @@ from diffusion_lab.process import (
     V,
     Variance,
 )
-from diffusion_lab.runs.callbacks_setup import build_callbacks
 from diffusion_lab.runs.load import build_untrained_module, resolve
+from diffusion_lab.runs.setup.callbacks import build_callbacks
 from diffusion_lab.samplers import DDIM, Clipping, FixedStepSampler, NoClipping, Sampler, TimeGrid, UniformTimes
 from diffusion_lab.training import DiffusionModule
 from support.small_runs import FewImages, small_module

@@ -24,9 +24,10 @@ from diffusion_lab.config.library_classes import with_plus
 from diffusion_lab.config.search_path import with_search_path
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import CONF
-from diffusion_lab.runs import class_names, metrics_log, resume, status, tables
-from diffusion_lab.runs.config_changes import flatten
+from diffusion_lab.runs import class_names, metrics_log, resume, status
 from diffusion_lab.runs.load import load_config, load_module
+from diffusion_lab.runs.settings.changes import flatten
+from diffusion_lab.runs.tables import table as run_table
 from support.commands import TINY, run
 from support.fuzzing import changed, damaged
 
@@ -140,9 +141,9 @@ def test_class_names(numbers: range, copied: Path) -> None:
 
 
 def table(folder: Path) -> None:
-    rows = tables.find_rows(folder)
-    tables.show_used_settings(rows)
-    assert all(isinstance(row, dict) for row in tables.cells(rows))
+    rows = run_table.find_rows(folder)
+    run_table.show_used_settings(rows)
+    assert all(isinstance(row, dict) for row in run_table.cells(rows))
 
 
 @seeds

@@ -13,8 +13,8 @@ from diffusion_lab.masking import Halves
 from diffusion_lab.networks import Condition, DiT
 from diffusion_lab.pixels import to_uint8
 from diffusion_lab.randomness import Draws, ImageNoise, Purpose
-from diffusion_lab.runs.operations import Rates
-from diffusion_lab.runs.sampling_cost import seconds_per_image
+from diffusion_lab.runs.cost.operations import Rates
+from diffusion_lab.runs.cost.sampling import seconds_per_image
 from diffusion_lab.training.diffusion_module import DiffusionModule
 from support.small_runs import small_module
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from diffusion_lab.atomic_files import CANNOT_WRITE, atomic_file
+from diffusion_lab.files.atomic import CANNOT_WRITE, atomic_file
 
 logger = logging.getLogger(__name__)
 

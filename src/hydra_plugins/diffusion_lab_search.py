@@ -17,8 +17,8 @@ from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.errors import UserError
+from diffusion_lab.files.atomic import atomic_file
 from diffusion_lab.paths import install_command
 from diffusion_lab.sweeps.search_file import SEARCH, reading_search, require_plain_search
 

@@ -16,8 +16,10 @@ from diffusion_lab.errors import UserError
 from diffusion_lab.generation.condition_images import MaskedImages, PairedImages
 from diffusion_lab.generation.seeded_images import SeededImages
 from diffusion_lab.paths import CONF
-from diffusion_lab.runs import network_check, sampling_setup, training_setup
 from diffusion_lab.runs.find import find_targets
+from diffusion_lab.runs.setup import network_check
+from diffusion_lab.runs.setup import sampling as sampling_setup
+from diffusion_lab.runs.setup import training as training_setup
 from support.commands import ROOT, TINY, run
 
 FOLDER = ["data=folder", "data.path={photos}"]

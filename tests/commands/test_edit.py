@@ -17,7 +17,7 @@ from PIL import Image
 
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import CONF
-from diffusion_lab.runs import training_setup
+from diffusion_lab.runs.setup import training as training_setup
 from earlier_runs.outcome import copy_runs
 from support.commands import ROOT, run, start
 from support.edits import edit_error, run_edit
@@ -34,7 +34,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def without_estimates() -> Iterator[None]:
     """The speed of this machine, from which a job estimates its duration, takes seconds to measure."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr("diffusion_lab.runs.sampling_cost.print_sampling_cost", lambda *_, **__: None)
+        monkeypatch.setattr("diffusion_lab.runs.cost.sampling.print_sampling_cost", lambda *_, **__: None)
         yield
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_lab.runs.one_target import find_one_target
-from diffusion_lab.runs.sampling_setup import build_images
+from diffusion_lab.runs.images.one_target import find_one_target
+from diffusion_lab.runs.setup.sampling import build_images
 from support.commands import run
 from support.edits import composed, edit_error, run_edit
 from support.written_runs import TINY, write_run
@@ -34,7 +34,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(autouse=True)
 def without_estimates(monkeypatch: pytest.MonkeyPatch) -> None:
     """The speed of this machine, from which a job estimates its duration, takes seconds to measure."""
-    monkeypatch.setattr("diffusion_lab.runs.sampling_cost.print_sampling_cost", lambda *_, **__: None)
+    monkeypatch.setattr("diffusion_lab.runs.cost.sampling.print_sampling_cost", lambda *_, **__: None)
 
 
 def cascade(runs: dict[str, Path]) -> list[str]:

@@ -27,7 +27,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def without_estimates(monkeypatch: pytest.MonkeyPatch) -> None:
     """The speed of this machine, from which a job estimates its duration, takes seconds to measure."""
-    monkeypatch.setattr("diffusion_lab.runs.sampling_cost.print_sampling_cost", lambda *_, **__: None)
+    monkeypatch.setattr("diffusion_lab.runs.cost.sampling.print_sampling_cost", lambda *_, **__: None)
 
 
 SETTINGS = ["trainer=cpu", "sampler.num_steps=3"]

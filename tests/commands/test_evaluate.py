@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from diffusion_lab.reporting.csv_files import read_csv
-from diffusion_lab.runs.comparable import write_and_print_table
+from diffusion_lab.runs.tables.comparable import write_and_print_table
 from support.commands import ROOT, TINY, run, start
 
 ONE_MEAN = ["metrics.bound.split=train", "metrics.bound.num_images=10", "num_pictures=0"]

@@ -15,7 +15,7 @@ from torch_fidelity import calculate_metrics
 
 from diffusion_lab.fingerprints import differences, flat
 from diffusion_lab.reporting.csv_files import read_csv
-from diffusion_lab.runs.reference_setup import run_store
+from diffusion_lab.runs.setup.reference import run_store
 from support.commands import TINY, run
 from support.inception_weights import random_inception
 

@@ -17,8 +17,9 @@ from PIL import Image
 from diffusion_lab.errors import UserError
 from diffusion_lab.generation.seeded_images import SeededImages
 from diffusion_lab.paths import CONF
-from diffusion_lab.runs import guidance_setup, sampling_setup
 from diffusion_lab.runs.find import find_targets
+from diffusion_lab.runs.setup import guidance as guidance_setup
+from diffusion_lab.runs.setup import sampling as sampling_setup
 from support.commands import TINY, run, table
 
 

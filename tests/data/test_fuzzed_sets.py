@@ -18,7 +18,7 @@ from PIL import Image
 
 from diffusion_lab.data.image_store import ImageStore
 from diffusion_lab.data.images import Images
-from diffusion_lab.image_folders import NoClassFoldersError
+from diffusion_lab.files.image_folders import NoClassFoldersError
 from support.time_limit import time_limit
 
 SIZE = 12

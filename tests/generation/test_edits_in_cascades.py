@@ -32,8 +32,8 @@ from diffusion_lab.generation.frame_images import FrameImages
 from diffusion_lab.inverse_problems import DDRM, PiGDM
 from diffusion_lab.networks import Labels
 from diffusion_lab.randomness import ImageNoise
-from diffusion_lab.runs.operations import Rates
-from diffusion_lab.runs.sampling_cost import pass_seconds_per_image, seconds_per_image
+from diffusion_lab.runs.cost.operations import Rates
+from diffusion_lab.runs.cost.sampling import pass_seconds_per_image, seconds_per_image
 from support.small_cascades import LOW, base, upsampler
 from support.small_runs import FewImages
 

@@ -13,7 +13,7 @@ from diffusion_lab.data.classes import as_label, number_of, numbering
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import CONF
 from diffusion_lab.runs import class_names
-from diffusion_lab.runs.training_setup import require_classes
+from diffusion_lab.runs.setup.training import require_classes
 
 NAMES = ("airplane", "automobile", "tench, Tinca tinca", "T-shirt/top", "Ankle_boot", "7")
 

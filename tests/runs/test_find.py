@@ -21,7 +21,6 @@ from diffusion_lab.config.overrides import unquote
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import logs_folder
 from diffusion_lab.runs import load_module
-from diffusion_lab.runs.cascade_setup import cascade_stages
 from diffusion_lab.runs.find import (
     MEASURED,
     find_place,
@@ -32,8 +31,9 @@ from diffusion_lab.runs.find import (
     shell_word,
     with_found_guides,
 )
-from diffusion_lab.runs.guidance_setup import guidance
 from diffusion_lab.runs.resume import restore_command_line
+from diffusion_lab.runs.setup.cascade import cascade_stages
+from diffusion_lab.runs.setup.guidance import guidance
 from support.commands import table
 
 CLASSIFIER = "{network: none}"

@@ -8,9 +8,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from diffusion_lab.paths import CONF
-from diffusion_lab.runs.config_changes import changes_with_effect
 from diffusion_lab.runs.results import print_done
 from diffusion_lab.runs.resume import StartingPoint, is_open_ended
+from diffusion_lab.runs.settings.changes import changes_with_effect
 
 
 @pytest.mark.parametrize(("distance", "result"), [({"fd_fashion_cnn_2k": 1.5}, 1.5), ({}, 0.25)])

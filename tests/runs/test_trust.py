@@ -16,7 +16,8 @@ import yaml  # type: ignore[import-untyped]
 from diffusion_lab.config.accepted_targets import ACCEPTED, foreign_targets
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import CONF, ROOT
-from diffusion_lab.runs import image_job, status, trust
+from diffusion_lab.runs import status, trust
+from diffusion_lab.runs.images import job as image_job
 from diffusion_lab.runs.load import load_config, load_module
 from diffusion_lab.runs.unrecorded import kept_overrides, require_plain_folder, require_plain_run_folder
 from diffusion_lab.sweeps.comparison import saved_overrides

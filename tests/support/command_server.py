@@ -29,7 +29,7 @@ import torch
 
 from diffusion_lab.networks import Condition
 from diffusion_lab.reporting import plots
-from diffusion_lab.runs.operations import count_operations
+from diffusion_lab.runs.cost.operations import count_operations
 from support.commands import SMALL, TINY
 from support.config_files import CONF, parse_once
 from support.remembered_costs import remember_costs

@@ -14,12 +14,12 @@ import torch
 from lightning import Trainer
 
 from diffusion_lab import checkpoint_files
-from diffusion_lab.atomic_files import remove_leftovers, write_error
 from diffusion_lab.callbacks import StopOnSignal
 from diffusion_lab.callbacks.checkpoints import SaveLast, WholeCheckpoints
 from diffusion_lab.data.image_datamodule import ImageDataModule
 from diffusion_lab.data.images import Images
 from diffusion_lab.distributed.signals import StoppedBySignal, raise_on_signal
+from diffusion_lab.files.atomic import remove_leftovers, write_error
 from diffusion_lab.networks import Labels
 from diffusion_lab.process import LinearSchedule, LossSecondMoment
 from diffusion_lab.training.loggers import MetricsFile

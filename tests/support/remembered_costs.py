@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusion_lab.runs import cost, cost_line, measuring_cost, sampling_cost
-from diffusion_lab.runs.operations import Operations, Rates, count_operations, measure_rates
+from diffusion_lab.runs.cost import measuring, sampling, training, training_line
+from diffusion_lab.runs.cost.operations import Operations, Rates, count_operations, measure_rates
 
 
 def remember_costs(folder: Path) -> None:
@@ -31,7 +31,7 @@ def remember_costs(folder: Path) -> None:
         key = f"{device} {precision} {torch.get_num_threads()}"
         return Rates(*_remembered(folder, key, lambda: astuple(measure_rates(device, precision))))
 
-    for module in (cost, cost_line, measuring_cost, sampling_cost):
+    for module in (measuring, sampling, training, training_line):
         for name, function in {"count_operations": count, "measure_rates": measure}.items():
             if hasattr(module, name):
                 setattr(module, name, function)

@@ -8,11 +8,11 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from diffusion_lab import checkpoint_files
-from diffusion_lab.atomic_files import write_error
 from diffusion_lab.callbacks.every import Every
 from diffusion_lab.callbacks.periodic_action import run_after_training
 from diffusion_lab.distributed import signals
 from diffusion_lab.distributed.signals import StoppedBySignal
+from diffusion_lab.files.atomic import write_error
 from diffusion_lab.training import lora
 from diffusion_lab.training.diffusion_module import DiffusionModule
 

@@ -23,10 +23,10 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lab.commands import entry
 from diffusion_lab.fingerprints import allowed_fields
 from diffusion_lab.reporting.text import terminal_text
-from diffusion_lab.runs.comparable import write_and_print_table
 from diffusion_lab.runs.find import MEASURED, find_places, searched
 from diffusion_lab.runs.status import STATUS
-from diffusion_lab.runs.tables import short_paths
+from diffusion_lab.runs.tables.comparable import write_and_print_table
+from diffusion_lab.runs.tables.table import short_paths
 from diffusion_lab.runs.without_results import why_no_results
 
 logger = logging.getLogger(__name__)

@@ -28,11 +28,13 @@ from omegaconf import DictConfig
 from diffusion_lab.commands import entry
 from diffusion_lab.errors import UserError
 from diffusion_lab.reporting.text import terminal_text
-from diffusion_lab.runs import edit_metrics, edit_setup, frame_job, sampling_setup
-from diffusion_lab.runs.animations import ANIMATIONS, require_pictures, save_animation
 from diffusion_lab.runs.find import Target
-from diffusion_lab.runs.image_job import image_job, note_reused
-from diffusion_lab.runs.one_target import find_one_target
+from diffusion_lab.runs.images import edit_metrics, frame_job
+from diffusion_lab.runs.images.animations import ANIMATIONS, require_pictures, save_animation
+from diffusion_lab.runs.images.job import image_job, note_reused
+from diffusion_lab.runs.images.one_target import find_one_target
+from diffusion_lab.runs.setup import edits as edit_setup
+from diffusion_lab.runs.setup import sampling as sampling_setup
 
 if TYPE_CHECKING:
     from diffusion_lab.evaluation.number import Number

@@ -40,8 +40,8 @@ from diffusion_lab.runs import status as run_status
 from diffusion_lab.runs.find import with_found_guides
 from diffusion_lab.runs.folder import save_overrides
 from diffusion_lab.runs.saved_progress import shared_places
+from diffusion_lab.runs.settings.typed_paths import require_no_other_images
 from diffusion_lab.runs.supervise import FolderInUseError, raise_if_full, supervise
-from diffusion_lab.runs.typed_paths import require_no_other_images
 from diffusion_lab.runs.unrecorded import require_plain_run_folder
 from diffusion_lab.sweeps import plan as sweep_plan
 from diffusion_lab.sweeps.plan import RunFailedError

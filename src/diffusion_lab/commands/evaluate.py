@@ -26,17 +26,19 @@ from diffusion_lab.config.compose import in_sweep
 from diffusion_lab.errors import UserError
 from diffusion_lab.fingerprints import allowed_fields
 from diffusion_lab.reporting.text import file_name_with, terminal_text
-from diffusion_lab.runs import evaluation_setup, image_evaluation, sampling_setup
 from diffusion_lab.runs import results as run_results
 from diffusion_lab.runs import status as run_status
-from diffusion_lab.runs.comparable import write_and_print_table
 from diffusion_lab.runs.find import Target, find_targets
-from diffusion_lab.runs.image_job import image_job
-from diffusion_lab.runs.image_sets import find_image_sets, with_data_of_run
+from diffusion_lab.runs.images.job import image_job
+from diffusion_lab.runs.setup import evaluation as evaluation_setup
+from diffusion_lab.runs.setup import image_evaluation
+from diffusion_lab.runs.setup import sampling as sampling_setup
+from diffusion_lab.runs.setup.image_sets import find_image_sets, with_data_of_run
+from diffusion_lab.runs.tables.comparable import write_and_print_table
 
 if TYPE_CHECKING:
     from diffusion_lab.evaluation.number import Number
-    from diffusion_lab.runs.evaluation_setup import Measurement
+    from diffusion_lab.runs.setup.evaluation import Measurement
 
 
 NUM_PICTURES = 80
@@ -86,8 +88,8 @@ def _measure(measurement: "Measurement", config: DictConfig, folder: Path) -> li
     Generated batches are cached on the disk until all metrics are measured.
     """
     from diffusion_lab.generation.seeded_images import SeededImages
-    from diffusion_lab.runs.measuring_cost import print_measuring_cost
-    from diffusion_lab.runs.near_pairs import write_near_pairs
+    from diffusion_lab.runs.cost.measuring import print_measuring_cost
+    from diffusion_lab.runs.images.near_pairs import write_near_pairs
 
     evaluation, images = measurement.evaluation, measurement.evaluation.images
     if not isinstance(images, SeededImages):
@@ -123,7 +125,7 @@ def _write_results(numbers: list["Number"], measurement: "Measurement", folder: 
     """Write and print the results; in one line if a table with the results of all evaluations follows."""
     from diffusion_lab.generation.seeded_images import SeededImages
     from diffusion_lab.reporting import plots
-    from diffusion_lab.runs.sampling_cost import num_evaluations
+    from diffusion_lab.runs.cost.sampling import num_evaluations
 
     folder.mkdir(parents=True, exist_ok=True)
     for metric, _ in measurement.means:

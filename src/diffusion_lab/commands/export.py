@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.atomic_files import atomic_folder
 from diffusion_lab.commands import entry
 from diffusion_lab.errors import UserError
+from diffusion_lab.files.atomic import atomic_folder
 from diffusion_lab.reporting.model_card import GRID, ModelCard
 from diffusion_lab.reporting.text import terminal_text
-from diffusion_lab.runs import card_facts, class_names, sampling_setup
+from diffusion_lab.runs import card_facts, class_names
 from diffusion_lab.runs.find import Target, find_targets
+from diffusion_lab.runs.setup import sampling as sampling_setup
 
 if TYPE_CHECKING:
     from diffusion_lab.interop.diffusers_export import DiffusersFolder, TrainedNetwork

@@ -23,10 +23,11 @@ from diffusion_lab.config.library_classes import drop_unused_settings
 from diffusion_lab.config.overrides import given_overrides
 from diffusion_lab.config.program import command_line
 from diffusion_lab.errors import UserError
-from diffusion_lab.runs import evaluation_setup, training_setup
 from diffusion_lab.runs import resume as run_resume
 from diffusion_lab.runs.load import resolve, resolved_values
-from diffusion_lab.runs.trainer_settings import apply_trainer_settings
+from diffusion_lab.runs.setup import evaluation as evaluation_setup
+from diffusion_lab.runs.setup import training as training_setup
+from diffusion_lab.runs.setup.trainer_settings import apply_trainer_settings
 
 if TYPE_CHECKING:
     from diffusion_lab.data.image_datamodule import ImageDataModule

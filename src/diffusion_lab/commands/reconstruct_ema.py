@@ -118,7 +118,7 @@ def _check_residual(residual: float, profile: "Profile", snapshots: list["Snapsh
 
 def _merged(state: dict[str, "Tensor"], trained: DictConfig) -> dict[str, "Tensor"]:
     """Return the state_dict of a network with its adapters, if the run has any, added to its weights."""
-    from diffusion_lab.runs.fine_tuning import lora_of
+    from diffusion_lab.runs.setup.fine_tuning import lora_of
     from diffusion_lab.training import lora
 
     adapters = lora_of(trained)

@@ -19,11 +19,12 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_lab.commands import entry
 from diffusion_lab.errors import UserError
 from diffusion_lab.reporting.text import terminal_text
-from diffusion_lab.runs import class_names, sampling_setup
-from diffusion_lab.runs.animations import ANIMATIONS, require_pictures, save_animation
+from diffusion_lab.runs import class_names
 from diffusion_lab.runs.find import Target
-from diffusion_lab.runs.image_job import image_job, note_reused
-from diffusion_lab.runs.one_target import find_one_target
+from diffusion_lab.runs.images.animations import ANIMATIONS, require_pictures, save_animation
+from diffusion_lab.runs.images.job import image_job, note_reused
+from diffusion_lab.runs.images.one_target import find_one_target
+from diffusion_lab.runs.setup import sampling as sampling_setup
 
 if TYPE_CHECKING:
     from diffusion_lab.generation.seeded_images import SeededImages

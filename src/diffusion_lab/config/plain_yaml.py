@@ -5,7 +5,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 from omegaconf._utils import get_yaml_loader
 
-from diffusion_lab.regular_files import MAX_DIGITS, is_long_number
+from diffusion_lab.files.regular import MAX_DIGITS, is_long_number
 
 MAX_LEVELS = 100
 """Largest number of nested lists and dicts. The C library crashes at about 30,000."""

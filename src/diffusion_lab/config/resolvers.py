@@ -13,7 +13,7 @@ from diffusion_lab.config import overrides
 from diffusion_lab.config.secrets import environment
 from diffusion_lab.config.trusted_packages import trusted_packages
 from diffusion_lab.distributed import launch, slurm_job
-from diffusion_lab.image_folders import num_class_folders
+from diffusion_lab.files.image_folders import num_class_folders
 from diffusion_lab.paths import PACKAGE, logs_folder
 
 

@@ -13,7 +13,7 @@ import yaml  # type: ignore[import-untyped]
 
 from diffusion_lab.config.plain_yaml import load_yaml
 from diffusion_lab.errors import UserError
-from diffusion_lab.regular_files import read_regular
+from diffusion_lab.files.regular import read_regular
 
 LARGEST = 2**21
 """Size in bytes of the largest YAML file that is read. The configs of this package have about 10 kB."""

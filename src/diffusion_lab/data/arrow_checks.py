@@ -7,7 +7,7 @@ compressed file states the memory that it takes, of any size; `datasets` never w
 import struct
 from pathlib import Path
 
-from diffusion_lab.regular_files import open_regular
+from diffusion_lab.files.regular import open_regular
 
 DICTIONARY_BATCH, RECORD_BATCH = 2, 3
 """Types of messages in an Arrow stream (Message.fbs of the Arrow format)."""

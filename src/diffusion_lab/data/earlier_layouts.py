@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_lab.image_folders import ImageFolder, split_named
+from diffusion_lab.files.image_folders import ImageFolder, split_named
 
 NEW_EXTENSIONS = frozenset((".avif", ".avifs", ".heic", ".heif", ".hif", ""))
 """Extensions, and the lack of one, that earlier versions left out."""

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from diffusion_lab.atomic_files import atomic_folder
 from diffusion_lab.data.images import Images
+from diffusion_lab.files.atomic import atomic_folder
+from diffusion_lab.files.regular import is_regular, read_regular
 from diffusion_lab.paths import NODE_CACHE, default_cache_folder, expanduser
-from diffusion_lab.regular_files import is_regular, read_regular
 from diffusion_lab.reporting.csv_files import read_csv
 
 logger = logging.getLogger(__name__)

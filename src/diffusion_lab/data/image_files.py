@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 import numpy as np
 
 from diffusion_lab.data.decoding import DamagedImageError, header_size
-from diffusion_lab.regular_files import MAX_IMAGE_BYTES, Places, gigabytes, open_regular
+from diffusion_lab.files.regular import MAX_IMAGE_BYTES, Places, gigabytes, open_regular
 
 if TYPE_CHECKING:
     from datasets import Dataset

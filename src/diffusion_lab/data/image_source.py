@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffusion_lab import image_folders
 from diffusion_lab.data import hub, image_tables, local_tables
 from diffusion_lab.data.earlier_layouts import is_read_differently
 from diffusion_lab.data.image_files import ImageFiles, UndecodedImages
-from diffusion_lab.image_folders import ImageFile, ImageFolder
-from diffusion_lab.regular_files import Places, is_regular, visible_files
+from diffusion_lab.files import image_folders
+from diffusion_lab.files.image_folders import ImageFile, ImageFolder
+from diffusion_lab.files.regular import Places, is_regular, visible_files
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -26,7 +26,7 @@ from diffusion_lab.data.images import Images, content_fingerprint
 from diffusion_lab.data.sample_source import SampleSource
 from diffusion_lab.data.selection import Selection
 from diffusion_lab.data.table_checks import require_disk
-from diffusion_lab.image_folders import counted
+from diffusion_lab.files.image_folders import counted
 from diffusion_lab.paths import expanduser
 from diffusion_lab.reporting.csv_files import write_csv
 from diffusion_lab.reporting.text import terminal_text

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from diffusion_lab.data.image_files import ImageColumn, ImageFiles, UndecodedImages
-from diffusion_lab.image_folders import EXTENSIONS, split_named
-from diffusion_lab.regular_files import Places, is_regular, open_regular
+from diffusion_lab.files.image_folders import EXTENSIONS, split_named
+from diffusion_lab.files.regular import Places, is_regular, open_regular
 from diffusion_lab.reporting.text import terminal_text
 
 if TYPE_CHECKING:

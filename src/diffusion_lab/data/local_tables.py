@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffusion_lab.data import table_checks
 from diffusion_lab.data.parquet_checks import columns_to_read
-from diffusion_lab.image_folders import EXTENSIONS
+from diffusion_lab.files.image_folders import EXTENSIONS
 
 if TYPE_CHECKING:
     from datasets import Dataset

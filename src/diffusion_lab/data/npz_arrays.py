@@ -11,9 +11,9 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy
 
-from diffusion_lab.atomic_files import CANNOT_WRITE
 from diffusion_lab.data.table_checks import require_disk
-from diffusion_lab.regular_files import open_regular
+from diffusion_lab.files.atomic import CANNOT_WRITE
+from diffusion_lab.files.regular import open_regular
 from diffusion_lab.reporting.text import terminal_text
 
 SAMPLES = "arr_0"

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_lab import image_folders
 from diffusion_lab.data.image_files import ImageFiles
 from diffusion_lab.data.image_source import ImageSource, Rows
 from diffusion_lab.data.image_store import ImageStore
 from diffusion_lab.data.images import Images
-from diffusion_lab.image_folders import counted
+from diffusion_lab.files import image_folders
+from diffusion_lab.files.image_folders import counted
 from diffusion_lab.paths import expanduser
 from diffusion_lab.reporting.text import terminal_text
 

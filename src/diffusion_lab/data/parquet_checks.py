@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion_lab.regular_files import gigabytes, memory_budget, open_regular
+from diffusion_lab.files.regular import gigabytes, memory_budget, open_regular
 
 if TYPE_CHECKING:
     import pyarrow as pa

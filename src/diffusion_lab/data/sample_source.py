@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_lab import image_folders
 from diffusion_lab.data.decoding import DamagedImageError
 from diffusion_lab.data.image_files import ImageFiles, UndecodedImages, read_sizes
 from diffusion_lab.data.image_source import Rows
 from diffusion_lab.data.npz_arrays import samples_size, unpack_samples
-from diffusion_lab.image_folders import EXTENSIONS, counted
-from diffusion_lab.regular_files import MAX_IMAGE_BYTES, gigabytes, open_regular
+from diffusion_lab.files import image_folders
+from diffusion_lab.files.image_folders import EXTENSIONS, counted
+from diffusion_lab.files.regular import MAX_IMAGE_BYTES, gigabytes, open_regular
 from diffusion_lab.reporting.text import terminal_text
 
 SPLIT = "images"

@@ -19,8 +19,8 @@ import yaml  # type: ignore[import-untyped]
 from diffusion_lab.config.plain_yaml import load_yaml
 from diffusion_lab.data import arrow_checks
 from diffusion_lab.data.parquet_checks import require_small_parquet
-from diffusion_lab.image_folders import EXTENSIONS
-from diffusion_lab.regular_files import (
+from diffusion_lab.files.image_folders import EXTENSIONS
+from diffusion_lab.files.regular import (
     MAX_IMAGE_BYTES,
     MAX_TEXT_BYTES,
     gigabytes,

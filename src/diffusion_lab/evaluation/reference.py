@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.data.images import Images
 from diffusion_lab.data.npz_arrays import array_names
 from diffusion_lab.distributed.collectives import Ranks
@@ -21,6 +20,7 @@ from diffusion_lab.evaluation.statistics_files import read_about, read_statistic
 from diffusion_lab.evaluation.torch_statistics import SUFFIXES, read_torch_statistics
 from diffusion_lab.features import Features
 from diffusion_lab.features.weights import verify_sha256
+from diffusion_lab.files.atomic import atomic_file
 from diffusion_lab.fingerprints import digest, short
 from diffusion_lab.metrics.feature_set import FeatureSet
 from diffusion_lab.randomness import permutation

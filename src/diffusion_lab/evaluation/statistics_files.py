@@ -16,7 +16,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from diffusion_lab.data.npz_arrays import read_header
-from diffusion_lab.regular_files import gigabytes, memory_budget, open_regular
+from diffusion_lab.files.regular import gigabytes, memory_budget, open_regular
 from diffusion_lab.reporting.text import terminal_text
 
 NUM_DIMENSIONS = {"mu": 1, "sigma": 2, "mu_s": 1, "sigma_s": 2, "rows": 2, "feats": 2, "count": 0, "about": 0}

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from diffusion_lab.checkpoint_files import require_stored
-from diffusion_lab.regular_files import gigabytes, memory_budget, open_regular
+from diffusion_lab.files.regular import gigabytes, memory_budget, open_regular
 from diffusion_lab.reporting.text import terminal_text
 
 SUFFIXES = (".pt", ".pth")

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.checkpoint_files import require_stored
 from diffusion_lab.features.features import FeaturesUnavailableError
+from diffusion_lab.files.atomic import atomic_file
 
 
 def verify_sha256(path: Path, *prefixes: str | None) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_lab import __version__
-from diffusion_lab.atomic_files import atomic_file
+from diffusion_lab.files.atomic import atomic_file
 from diffusion_lab.fingerprints import digest
 from diffusion_lab.generation.condition_images import ConditionImages
 from diffusion_lab.generation.indexed_images import IndexedImages

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.distributed.collectives import Ranks
+from diffusion_lab.files.atomic import atomic_file
 from diffusion_lab.generation.edited_images import EditedImages
 from diffusion_lab.pixels import to_uint8
 from diffusion_lab.reporting.image_files import save_image

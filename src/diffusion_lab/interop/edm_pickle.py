@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.errors import UserError
+from diffusion_lab.files.regular import open_regular
 from diffusion_lab.interop.torch_files import load_bytes
-from diffusion_lab.regular_files import open_regular
 
 MAX_DEPTH, MAX_NODES = 20, 100_000
 """Largest number of nested modules, and of modules in all, of a network."""

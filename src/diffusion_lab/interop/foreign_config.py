@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_lab.errors import UserError
-from diffusion_lab.regular_files import read_regular
+from diffusion_lab.files.regular import read_regular
 
 LARGEST = 10**7
 """Size in bytes of the largest JSON file that is read. A list of 4,000 variances takes 100 kB."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.errors import UserError
-from diffusion_lab.regular_files import open_regular
+from diffusion_lab.files.regular import open_regular
 
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """Start of a file that torch.save has written before version 1.6: a pickle of its magic number."""

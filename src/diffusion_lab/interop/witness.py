@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from diffusion_lab.denoiser import Denoiser
 from diffusion_lab.errors import UserError
+from diffusion_lab.files.regular import memory_budget, open_regular
 from diffusion_lab.networks import Condition
 from diffusion_lab.process import GaussianProcess, NoiseSchedule, Prediction, TableSchedule
-from diffusion_lab.regular_files import memory_budget, open_regular
 from diffusion_lab.samplers import DDIM, NoClipping, StaticClipping, TimeGrid
 
 REQUIRED = {"x": 4, "time": 1, "output": None}

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.distributed.collectives import Ranks
+from diffusion_lab.files.atomic import atomic_file
 from diffusion_lab.reporting.image_grids import grid, save_picture
 
 

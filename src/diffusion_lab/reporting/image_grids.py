@@ -15,9 +15,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from diffusion_lab.atomic_files import atomic_file
+from diffusion_lab.files.atomic import atomic_file
+from diffusion_lab.files.regular import open_regular
 from diffusion_lab.pixels import to_uint8
-from diffusion_lab.regular_files import open_regular
 from diffusion_lab.reporting.text import terminal_text
 from diffusion_lab.reporting.videos import save_video
 

@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 from torch import Tensor
 
-from diffusion_lab.atomic_files import atomic_file
+from diffusion_lab.files.atomic import atomic_file
 from diffusion_lab.reporting.csv_files import write_csv
 from diffusion_lab.reporting.image_grids import grid
 from diffusion_lab.reporting.text import plot_text

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_lab.atomic_files import atomic_file
+from diffusion_lab.files.atomic import atomic_file
 
 
 def save_video(frames: Sequence[np.ndarray], path: Path, *, fps: float) -> None:

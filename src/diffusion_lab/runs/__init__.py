@@ -3,7 +3,7 @@
 Importing this package loads neither torch nor Lightning.
 """
 
-from diffusion_lab.runs.guidance_setup import guidance
 from diffusion_lab.runs.load import load_module
+from diffusion_lab.runs.setup.guidance import guidance
 
 __all__ = ["guidance", "load_module"]

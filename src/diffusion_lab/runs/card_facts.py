@@ -12,7 +12,7 @@ from diffusion_lab.errors import UserError
 from diffusion_lab.fingerprints import describe, flat
 from diffusion_lab.reporting.model_card import Result
 from diffusion_lab.runs.find import MEASURED, find_places
-from diffusion_lab.runs.tables import METRICS, read_json
+from diffusion_lab.runs.tables.table import METRICS, read_json
 
 if TYPE_CHECKING:
     from diffusion_lab.training.diffusion_module import DiffusionModule

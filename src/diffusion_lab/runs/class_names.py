@@ -7,9 +7,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.config.saved_files import read_saved_json
 from diffusion_lab.errors import UserError
+from diffusion_lab.files.atomic import atomic_file
 from diffusion_lab.runs.load import instantiate_node
 
 FILE = "class_names.json"

@@ -13,7 +13,6 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.config.library_classes import without_plus
 from diffusion_lab.config.overrides import given_overrides
 from diffusion_lab.config.search_path import search_path_overrides
@@ -21,12 +20,13 @@ from diffusion_lab.config.secrets import secret_keys, without_secrets
 from diffusion_lab.distributed import slurm_job
 from diffusion_lab.distributed.signals import StoppedBySignal
 from diffusion_lab.errors import UserError
+from diffusion_lab.files.atomic import atomic_file
 from diffusion_lab.runs import class_names
 from diffusion_lab.runs.load import resolved_values
 from diffusion_lab.runs.resume import StartingPoint
-from diffusion_lab.runs.training_setup import Run
+from diffusion_lab.runs.settings.typed_paths import write_overrides
+from diffusion_lab.runs.setup.training import Run
 from diffusion_lab.runs.trust import is_recorded, record
-from diffusion_lab.runs.typed_paths import write_overrides
 
 logger = logging.getLogger(__name__)
 

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.config.compose import compose_config
 from diffusion_lab.config.overrides import quote
 from diffusion_lab.config.program import command_line
 from diffusion_lab.config.saved_files import read_saved_json
 from diffusion_lab.errors import UserError
+from diffusion_lab.files.atomic import atomic_file
 from diffusion_lab.runs import class_names
 from diffusion_lab.runs.find import Place
 from diffusion_lab.runs.load import build_module, instantiate_node, resolve
+from diffusion_lab.runs.settings.typed_paths import make_absolute, write_overrides
 from diffusion_lab.runs.trust import record, require_trusted
-from diffusion_lab.runs.typed_paths import make_absolute, write_overrides
 
 if TYPE_CHECKING:
     from torch import Tensor

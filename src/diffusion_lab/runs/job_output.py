@@ -5,7 +5,7 @@ import os
 import re
 from pathlib import Path
 
-from diffusion_lab.regular_files import open_regular
+from diffusion_lab.files.regular import open_regular
 
 JOBS = ".submitit"
 """Folder in a sweep folder with the batch scripts, the pickled commands and the output files of the jobs."""

@@ -10,14 +10,14 @@ from typing import Any
 from rich.table import Table
 
 from diffusion_lab import __version__
-from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.errors import UserError
+from diffusion_lab.files.atomic import atomic_file
 from diffusion_lab.fingerprints import flat
 from diffusion_lab.paths import IS_CHECKOUT
 from diffusion_lab.reporting.text import terminal_text
 from diffusion_lab.reporting.text_tables import LONGEST_CELL, print_table
-from diffusion_lab.runs.measured_settings import shown_name, shown_text
-from diffusion_lab.runs.tables import METRICS, SUMMARY, read_json
+from diffusion_lab.runs.settings.measured import shown_name, shown_text
+from diffusion_lab.runs.tables.table import METRICS, SUMMARY, read_json
 
 PAPER_FEATURES = ("inception", "dinov2", "clip")
 """Feature networks of published values: of FID and related metrics, of the FD-DINOv2, and of the CMMD."""

@@ -29,23 +29,19 @@ from diffusion_lab.config.search_path import gives_search_path, search_path_over
 from diffusion_lab.config.secrets import is_secret
 from diffusion_lab.config.validation import argument_problems, raise_problems
 from diffusion_lab.errors import UserError
-from diffusion_lab.runs import config_changes, fine_tuning, imported_run
-from diffusion_lab.runs.config_changes import KeyPath, by_choice, changes_with_effect, flatten, relocate, unflatten
+from diffusion_lab.runs import imported_run, unrecorded
 from diffusion_lab.runs.find import Place, find_place, portable_path, run_of, shell_word
 from diffusion_lab.runs.load import resolve, resolved_values
+from diffusion_lab.runs.settings import changes as config_changes
+from diffusion_lab.runs.settings.changes import KeyPath, by_choice, changes_with_effect, flatten, relocate, unflatten
+from diffusion_lab.runs.settings.typed_paths import make_absolute, read_overrides
+from diffusion_lab.runs.settings.used import UsedSettings
+from diffusion_lab.runs.setup import fine_tuning
+from diffusion_lab.runs.setup.training import Run
 from diffusion_lab.runs.supervise import FolderInUseError
-from diffusion_lab.runs.tables import SUMMARY, read_json
-from diffusion_lab.runs.training_setup import Run
+from diffusion_lab.runs.tables.table import SUMMARY, read_json
 from diffusion_lab.runs.trust import is_recorded, require_trusted
-from diffusion_lab.runs.typed_paths import make_absolute, read_overrides
-from diffusion_lab.runs.unrecorded import (
-    kept_overrides,
-    parts_of_run,
-    print_left_out,
-    require_plain_folder,
-    with_places_of_user,
-)
-from diffusion_lab.runs.used_settings import UsedSettings
+from diffusion_lab.runs.unrecorded import kept_overrides, parts_of_run, print_left_out, require_plain_folder
 
 logger = logging.getLogger(__name__)
 
@@ -191,7 +187,7 @@ def _saved_config(folder: Path, run_folder: Path, now: Mapping[KeyPath, Any]) ->
     if is_recorded(folder):
         return saved
     require_trusted(unflatten(parts_of_run(flatten(saved))), folder, typed=foreign_targets(unflatten(now)))
-    kept, left_out = with_places_of_user(flatten(saved), now, run_folder)
+    kept, left_out = unrecorded.with_places_of_user(flatten(saved), now, run_folder)
     if left_out:
         origin = "was not recorded as a run of this user, so these settings come from the command line and not from its"
         logger.info("%s %s config.yaml: %s.", folder, origin, ", ".join(left_out))

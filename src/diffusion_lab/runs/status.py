@@ -19,12 +19,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from diffusion_lab.atomic_files import atomic_file, overwrite, write_error
 from diffusion_lab.config.saved_files import LARGEST_JSON
 from diffusion_lab.config.secrets import hidden
 from diffusion_lab.distributed import slurm_job
 from diffusion_lab.distributed.slurm_job import SlurmQueue
-from diffusion_lab.regular_files import read_regular
+from diffusion_lab.files.atomic import atomic_file, overwrite, write_error
+from diffusion_lab.files.regular import read_regular
 from diffusion_lab.runs import heartbeat
 from diffusion_lab.runs.job_output import job_output
 from diffusion_lab.runs.status_record import FAILED as FAILED

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-from diffusion_lab.atomic_files import remove_leftovers, write_error
 from diffusion_lab.distributed import launch, signals, slurm_job
 from diffusion_lab.distributed.signals import StoppedBySignal
 from diffusion_lab.errors import UserError
+from diffusion_lab.files.atomic import remove_leftovers, write_error
 from diffusion_lab.runs import status as run_status
 from diffusion_lab.runs.heartbeat import heartbeat
 from diffusion_lab.runs.saved_progress import Place, saved_files

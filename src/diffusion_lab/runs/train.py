@@ -8,19 +8,20 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from diffusion_lab.atomic_files import write_error
 from diffusion_lab.config import compose
 from diffusion_lab.config.library_classes import drop_unused_settings
 from diffusion_lab.config.overrides import given_overrides
 from diffusion_lab.distributed import launch, signals
 from diffusion_lab.distributed.signals import StoppedBySignal
 from diffusion_lab.errors import UserError
+from diffusion_lab.files.atomic import write_error
 from diffusion_lab.runs import folder as run_folder
-from diffusion_lab.runs import metrics_log, training_setup
+from diffusion_lab.runs import metrics_log
 from diffusion_lab.runs import results as run_results
 from diffusion_lab.runs import resume as run_resume
-from diffusion_lab.runs.callbacks_setup import require_default_callbacks
-from diffusion_lab.runs.trainer_settings import apply_trainer_settings, require_more_steps
+from diffusion_lab.runs.setup import training as training_setup
+from diffusion_lab.runs.setup.callbacks import require_default_callbacks
+from diffusion_lab.runs.setup.trainer_settings import apply_trainer_settings, require_more_steps
 
 
 def train(config: DictConfig) -> float | None:
@@ -47,10 +48,11 @@ def train(config: DictConfig) -> float | None:
         started, start = time.monotonic(), run_folder.prepare(run, start)
 
     from diffusion_lab.callbacks import periodic_action  # these import Lightning, which is loaded by now
-    from diffusion_lab.runs import cost_line, summary
+    from diffusion_lab.runs import summary
+    from diffusion_lab.runs.cost import training_line
 
     summary.print_start(run.module, run.datamodule, run.trainer, run.folder, start.step)
-    cost_line.print_cost(run, start, overrides)
+    training_line.print_cost(run, start, overrides)
     _fit(run, start.checkpoint)
     if start.is_trained:  # Lightning calls no hooks of a run without steps; its last measurement did not end before
         periodic_action.run_after_training(run.trainer, run.module)

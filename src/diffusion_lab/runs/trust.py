@@ -18,13 +18,13 @@ from typing import Any
 
 from platformdirs import user_state_path
 
-from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.config.accepted_targets import Target, foreign_targets
 from diffusion_lab.config.overrides import OVERRIDES_FILE
 from diffusion_lab.config.saved_files import LARGEST
 from diffusion_lab.config.trusted_packages import checked_names, trusted_packages
 from diffusion_lab.errors import UserError
-from diffusion_lab.regular_files import read_regular
+from diffusion_lab.files.atomic import atomic_file
+from diffusion_lab.files.regular import read_regular
 
 logger = logging.getLogger(__name__)
 

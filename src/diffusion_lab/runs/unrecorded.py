@@ -22,11 +22,11 @@ from diffusion_lab.config.overrides import override_key, unquote
 from diffusion_lab.config.search_path import given_folders
 from diffusion_lab.config.trusted_packages import trusted_packages
 from diffusion_lab.errors import UserError
+from diffusion_lab.files.regular import gigabytes, memory_budget
 from diffusion_lab.paths import CONF, PACKAGE
-from diffusion_lab.regular_files import gigabytes, memory_budget
-from diffusion_lab.runs.config_changes import KeyPath, flatten, unflatten
+from diffusion_lab.runs.settings.changes import KeyPath, flatten, unflatten
+from diffusion_lab.runs.settings.typed_paths import PATHS
 from diffusion_lab.runs.trust import is_recorded
-from diffusion_lab.runs.typed_paths import PATHS
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from diffusion_lab.runs import status as run_status
-from diffusion_lab.runs.used_settings import UsedSettings
+from diffusion_lab.runs.settings.used import UsedSettings
 
 
 def why_no_results(folder: Path) -> str:

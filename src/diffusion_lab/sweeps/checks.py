@@ -10,10 +10,11 @@ from omegaconf.errors import OmegaConfBaseException
 from diffusion_lab.config import compilation
 from diffusion_lab.config.overrides import override_key
 from diffusion_lab.paths import CONF
-from diffusion_lab.runs import sampling_setup, training_setup
 from diffusion_lab.runs.find import find_targets
 from diffusion_lab.runs.load import resolve
-from diffusion_lab.runs.trainer_settings import apply_trainer_settings
+from diffusion_lab.runs.setup import sampling as sampling_setup
+from diffusion_lab.runs.setup import training as training_setup
+from diffusion_lab.runs.setup.trainer_settings import apply_trainer_settings
 from diffusion_lab.sweeps.comparison import without_hydra
 
 

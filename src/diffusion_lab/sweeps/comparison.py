@@ -12,8 +12,8 @@ from diffusion_lab.config.library_classes import with_plus
 from diffusion_lab.config.overrides import OVERRIDES_FILE, identifying_overrides, override_key
 from diffusion_lab.config.saved_files import read_saved
 from diffusion_lab.config.search_path import KEY as SEARCH_PATH
-from diffusion_lab.runs.config_changes import KeyPath, by_choice, changes_with_effect, flatten
 from diffusion_lab.runs.load import resolved_values
+from diffusion_lab.runs.settings.changes import KeyPath, by_choice, changes_with_effect, flatten
 from diffusion_lab.runs.trust import is_recorded
 from diffusion_lab.runs.unrecorded import is_plain
 

@@ -20,8 +20,8 @@ from diffusion_lab.errors import UserError
 from diffusion_lab.fingerprints import allowed_fields
 from diffusion_lab.reporting.text_tables import print_rows
 from diffusion_lab.runs import status as run_status
-from diffusion_lab.runs.config_changes import reason_of
 from diffusion_lab.runs.find import shell_word
+from diffusion_lab.runs.settings.changes import reason_of
 from diffusion_lab.runs.status import FAILED, FINISHED, INTERRUPTED, NOT_STARTED, Status
 from diffusion_lab.runs.unrecorded import require_plain_sweep_folder
 from diffusion_lab.sweeps import table as sweep_table
@@ -210,7 +210,7 @@ def _is_current(config: DictConfig, status: Status) -> bool:
     if "checkpoint" not in config or (run is None and images is None):
         return True
     from diffusion_lab.runs.find import find_targets
-    from diffusion_lab.runs.image_sets import last_change
+    from diffusion_lab.runs.setup.image_sets import last_change
 
     try:
         began = status.starts[-1].began if status.starts else status.since

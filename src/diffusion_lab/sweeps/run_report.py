@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 
 from diffusion_lab.reporting.text import terminal_text
 from diffusion_lab.runs import status as run_status
-from diffusion_lab.runs import tables as run_tables
 from diffusion_lab.runs.status import FINISHED, RUNNING, Status
+from diffusion_lab.runs.tables import table as run_table
 from diffusion_lab.sweeps import progress
 from diffusion_lab.sweeps.plan import PlannedRun
 
@@ -76,13 +76,13 @@ def _end(folder: Path, status: Status) -> str:
         reason = status.reason or status.state
         return reason if reason.startswith(status.state) else f"{status.state}: {reason}"
     summary, numbers = (
-        run_tables.read_json(folder / run_tables.SUMMARY),
-        run_tables.read_json(folder / run_tables.METRICS),
+        run_table.read_json(folder / run_table.SUMMARY),
+        run_table.read_json(folder / run_table.METRICS),
     )
     parts = [status.state, *([f"{summary['steps']} steps"] if "steps" in summary else [])]
     values = {number["name"]: number["value"] for number in numbers.get("numbers", [])} or {"loss": summary.get("loss")}
     name, value = next(iter(values.items()))
-    return ", ".join([*parts, *([f"{name} {run_tables.round_value(value)}"] if value is not None else [])])
+    return ", ".join([*parts, *([f"{name} {run_table.round_value(value)}"] if value is not None else [])])
 
 
 def _max_steps(folder: Path) -> int | None:

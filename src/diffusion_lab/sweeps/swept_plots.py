@@ -4,11 +4,11 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_lab.runs import tables as run_tables
-from diffusion_lab.runs.averages import SEED, by_settings, different_protocols, finite, value_of
-from diffusion_lab.runs.sweep_order import in_typed_order
-from diffusion_lab.runs.table_plots import title
-from diffusion_lab.runs.tables import Row
+from diffusion_lab.runs.tables import table as run_table
+from diffusion_lab.runs.tables.averages import SEED, by_settings, different_protocols, finite, value_of
+from diffusion_lab.runs.tables.plots import title
+from diffusion_lab.runs.tables.sweep_order import in_typed_order
+from diffusion_lab.runs.tables.table import Row
 
 
 def plot_swept(rows: Sequence[Row], swept: Sequence[str], folder: Path) -> None:
@@ -22,7 +22,7 @@ def plot_swept(rows: Sequence[Row], swept: Sequence[str], folder: Path) -> None:
             continue  # plot_steps plots the number of steps
         others = [other for other in swept if other != key]
         panels = {}
-        for name in run_tables.number_names(rows):
+        for name in run_table.number_names(rows):
             lines = {
                 _label(settings): _points(group, key, name)
                 for settings, group in by_settings([row for row in ordered if finite([row], name)], others)

@@ -8,15 +8,15 @@ from typing import Any
 from diffusion_lab.config.program import command_line
 from diffusion_lab.distributed.slurm_job import SlurmQueue
 from diffusion_lab.reporting.text import shell_text, terminal_text
-from diffusion_lab.runs import averages
 from diffusion_lab.runs import status as run_status
-from diffusion_lab.runs import tables as run_tables
-from diffusion_lab.runs.comparable import drop_incomparable, show_measured_settings
 from diffusion_lab.runs.metrics_log import LOGGED, METRICS_LOG, read_log
 from diffusion_lab.runs.status import FINISHED, RUNNING, Status
-from diffusion_lab.runs.sweep_order import in_typed_order
-from diffusion_lab.runs.table_plots import plot_steps
-from diffusion_lab.runs.tables import Row
+from diffusion_lab.runs.tables import averages
+from diffusion_lab.runs.tables import table as run_table
+from diffusion_lab.runs.tables.comparable import drop_incomparable, show_measured_settings
+from diffusion_lab.runs.tables.plots import plot_steps
+from diffusion_lab.runs.tables.sweep_order import in_typed_order
+from diffusion_lab.runs.tables.table import Row
 from diffusion_lab.sweeps import progress
 from diffusion_lab.sweeps.swept_plots import plot_swept
 
@@ -40,22 +40,22 @@ def write_sweep_table(folder: Path, allowed: Iterable[str] = ()) -> bool:
     rows = [Row.read(run_folder, folder) for run_folder in statuses]
     if not rows:
         return True
-    swept = [key for key in run_tables.override_keys(rows) if len({row.overrides.get(key) for row in rows}) > 1]
+    swept = [key for key in run_table.override_keys(rows) if len({row.overrides.get(key) for row in rows}) > 1]
     rows = in_typed_order(rows, swept, folder)  # as in the plots
     again = f"{command_line('sweep')} status {shell_text(folder)} --allow"
     all_comparable = drop_incomparable(rows, list(allowed), lambda fields: " ".join([again, *fields]), swept=swept)
     is_unique = len({tuple(row.overrides.get(key) for key in swept) for row in rows}) == len(rows)
     if "run" in swept:
-        run_tables.show_used_settings(rows, swept)
+        run_table.show_used_settings(rows, swept)
     show_measured_settings(rows, swept)
-    cells = run_tables.cells(rows)
+    cells = run_table.cells(rows)
     table = [_cells(row, shown, statuses[row.folder], folder) for row, shown in zip(rows, cells, strict=True)]
     is_empty = [name for name in table[0] if all(row.get(name) is None for row in table)]
-    run_tables.write_table(
+    run_table.write_table(
         table,
         folder,
         SWEEP,
-        always=["run", "state", "step", *run_tables.number_names(rows), "images_per_second", run_tables.DURATION],
+        always=["run", "state", "step", *run_table.number_names(rows), "images_per_second", run_table.DURATION],
         hidden=[*["run"] * is_unique, "reason", *is_empty],
         num_labels=max(1, len([key for key in swept if key in cells[0]])) if is_unique else 1,
     )
@@ -81,17 +81,17 @@ def _print_states(statuses: Mapping[Path, Status | None], folder: Path) -> None:
     lines += filter(None, [progress.summary_line(statuses)])
     print("\n".join(lines), end="\n" if lines else "")
     with (folder / f"{SWEEP}.md").open("a", encoding="utf-8") as file:
-        file.writelines(f"\n{run_tables.markdown_text(line)}\n" for line in lines)
+        file.writelines(f"\n{run_table.markdown_text(line)}\n" for line in lines)
 
 
 def _statuses(folder: Path) -> dict[Path, Status | None]:
     """Return the status of each run folder of a sweep, in natural order of the folder names."""
-    names = (run_status.STATUS, run_tables.SUMMARY, run_tables.METRICS)
+    names = (run_status.STATUS, run_table.SUMMARY, run_table.METRICS)
     # An evaluation of several runs has one status file, and a subfolder with the results of each run.
     found = {path.parent for name in names for path in folder.rglob(name)} - {folder}
     found -= {path for path in found if any(path in other.parents for other in found)}
     queue = SlurmQueue()
-    ordered = sorted(found, key=lambda path: run_tables.natural_order(path.relative_to(folder)))
+    ordered = sorted(found, key=lambda path: run_table.natural_order(path.relative_to(folder)))
     return {path: run_status.observe(path, queue) or _parent_status(path, folder, queue) for path in ordered}
 
 
@@ -126,7 +126,7 @@ def _cells(row: Row, cells: dict[str, Any], status: Status | None, folder: Path)
 
 def _minutes(row: Row, status: Status | None) -> float | None:
     """Return the duration of all starts of a run, which a finished run has recorded in its results."""
-    recorded: float | None = row.values.get(run_tables.MINUTES)
+    recorded: float | None = row.values.get(run_table.MINUTES)
     if status is None or (status.state == FINISHED and recorded is not None):
         return recorded
     return 60 * status.hours(_last_written(row.folder))
@@ -140,7 +140,7 @@ def _last_logged(folder: Path) -> dict[str, Any]:
 
 def _last_written(folder: Path) -> float | None:
     """Return the time at which a run last wrote results, in seconds since 1970; None if it has not written any."""
-    files = [path for path in (folder / METRICS_LOG, folder / run_tables.METRICS) if path.is_file()]
+    files = [path for path in (folder / METRICS_LOG, folder / run_table.METRICS) if path.is_file()]
     return max((path.stat().st_mtime for path in files), default=None)
 
 

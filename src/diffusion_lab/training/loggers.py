@@ -16,7 +16,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
-from diffusion_lab.atomic_files import atomic_file, sync_file
+from diffusion_lab.files.atomic import atomic_file, sync_file
 from diffusion_lab.reporting.csv_files import csv_text, from_csv_text
 from diffusion_lab.reporting.text import terminal_text, unescaped
 from diffusion_lab.training import wandb_files

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusion_lab.atomic_files import atomic_file
 from diffusion_lab.checkpoint_files import DamagedCheckpointError
+from diffusion_lab.files.atomic import atomic_file
 from diffusion_lab.training.freezing import matching
 
 KEY = "lora_scale"

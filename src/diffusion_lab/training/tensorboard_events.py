@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
-from diffusion_lab.atomic_files import atomic_file
+from diffusion_lab.files.atomic import atomic_file
 
 NAME = "tensorboard"
 

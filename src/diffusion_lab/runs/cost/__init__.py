@@ -1,0 +1,1 @@
+"""Estimates of time and memory: of training, of sampling and of metrics."""

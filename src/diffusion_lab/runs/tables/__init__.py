@@ -1,0 +1,1 @@
+"""Tables and plots of the results of many runs: used by compare, evaluate and sweep."""
