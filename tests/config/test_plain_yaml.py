@@ -47,6 +47,16 @@ def test_other_texts_are_refused_with_what_they_do(text: str, problem: str) -> N
         load_yaml(text)
 
 
+@given(st.dictionaries(st.text(st.characters()), st.text(st.characters()) | st.floats(allow_nan=False) | st.integers()))
+def test_what_omegaconf_writes_is_read(content: dict[str, str | float | int]) -> None:
+    assert load_yaml(OmegaConf.to_yaml(content)) == content
+
+
+def test_parts_of_file_names_that_are_not_text_are_read() -> None:
+    content = {"name": "a\udcffb", "symbol": "\U0001f600"}
+    assert load_yaml(OmegaConf.to_yaml(content)) == content
+
+
 def test_the_largest_number_of_nested_lists_is_read() -> None:
     text = "[" * MAX_LEVELS + "]" * MAX_LEVELS
     assert str(load_yaml(text)) == text

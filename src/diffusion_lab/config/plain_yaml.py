@@ -1,5 +1,6 @@
 """YAML texts that other people wrote: read without running code, in little time and memory."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
@@ -17,14 +18,23 @@ def load_yaml(text: str) -> Any:
     Raises ValueError with a phrase such as "contains the tag !x" for a text that could run code, or that takes much
     time or memory; raises YAMLError for a text that is not YAML.
     """
-    if problem := _problem(text):
+    try:
+        return _load(text, _FastLoader)
+    except yaml.YAMLError as error:
+        if "Unicode character escape" not in str(error):
+            raise
+        return _load(text, _Loader)  # PyYAML writes parts of file names that are not text in a form that it alone reads
+
+
+def _load(text: str, loader: type) -> Any:
+    if problem := _problem(yaml.parse(text, Loader=loader)):
         raise ValueError(problem)
-    return yaml.load(text, Loader=_Loader)
+    return yaml.load(text, Loader=loader)
 
 
-def _problem(text: str) -> str | None:
+def _problem(events: Iterable[yaml.Event]) -> str | None:
     level = 0
-    for event in yaml.parse(text, Loader=_Loader):
+    for event in events:
         level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if level > MAX_LEVELS:
             return f"contains more than {MAX_LEVELS} nested lists and dicts"
@@ -37,13 +47,13 @@ def _problem(text: str) -> str | None:
     return None
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """The rules of OmegaConf's loader in the C library, which takes a tenth of the time."""
+class _Rules:
+    """The rules of OmegaConf's loader."""
 
     yaml_implicit_resolvers = get_yaml_loader().yaml_implicit_resolvers
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)  # type: ignore[misc]
         if len(mapping) < len(node.value):
             keys = [key.value for key, _ in node.value]
             repeated = next((key for key in keys if keys.count(key) > 1), keys[0])
@@ -51,3 +61,11 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
         if others := [key for key in mapping if not isinstance(key, str | int | float)]:
             raise yaml.constructor.ConstructorError(None, None, f"found the key {others[0]}", node.start_mark)
         return mapping
+
+
+class _Loader(_Rules, yaml.SafeLoader):
+    pass
+
+
+class _FastLoader(_Rules, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Takes a tenth of the time, in the C library."""

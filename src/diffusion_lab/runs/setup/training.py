@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_lab.config import compilation
 from diffusion_lab.config.compilation import Acceleration
@@ -114,12 +115,13 @@ def build(config: DictConfig, *, is_new: bool = True) -> Run:
 
 def require_classes(config: DictConfig) -> None:
     """Raise UserError if a new run is conditioned on the labels of a data set with a single class."""
-    config = resolve(config)
-    if (config.get("conditioning") or {}).get("num_classes") == 1:
-        raise UserError(
-            f"conditioning=label must be used with at least 2 classes, got data.num_classes={config.data.num_classes}; "
-            "conditioning=none trains without classes, and data=class_folders takes one folder of images per class."
-        )
+    with contextlib.suppress(OmegaConfBaseException):  # an undefined reference, which `build` reports
+        if OmegaConf.select(config, "conditioning.num_classes") == 1:
+            raise UserError(
+                f"conditioning=label must be used with at least 2 classes, got data.num_classes="
+                f"{config.data.num_classes}; conditioning=none trains without classes, and data=class_folders takes one "
+                "folder of images per class."
+            )
 
 
 def _build_network(config: DictConfig) -> Any:
