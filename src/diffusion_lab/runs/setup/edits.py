@@ -101,12 +101,7 @@ def build_edit(config: DictConfig, target: Target, fabric: "Fabric") -> tuple["E
         if "posterior" in _parts(config) and config.get("clipping") is None and not fills_holes:
             seeded.sampler = _with_clipping(seeded)
         given = sources.at(seeded.shape[-1])
-        try:
-            return EditedImages(seeded, given, of_stage, num_results=config.num_results, seed=config.seed)
-        except UserError as error:
-            if not isinstance(seeded.condition_images, CascadeImages):
-                raise
-            raise UserError(f"cascade (whose networks use the samplers of their runs): {error}") from error
+        return EditedImages(seeded, given, of_stage, num_results=config.num_results, seed=config.seed)
 
     return build_stages(config, target, fabric, results, conditions)
 

@@ -200,7 +200,13 @@ def build_stages(
         images = make(SeededImages(module, guidance=guidance, condition_images=source, **settings))
         for number, (stage, stage_config) in enumerate(stages, 1):
             noise = config.low_resolution_noise if number == len(stages) else 0.0
-            images = make(_upsampled_images(config, images, stage, stage_config, noise, fabric))
+            try:
+                images = make(_upsampled_images(config, images, stage, stage_config, noise, fabric))
+            except (ValueError, UserError) as error:
+                steps = "" if config.cascade_steps is None else f", with cascade_steps={config.cascade_steps}"
+                raise UserError(
+                    f"cascade: {stage.folder}, which uses the sampler of its run{steps}: {error}"
+                ) from error
     except (ValueError, FileNotFoundError) as error:
         raise UserError(str(error)) from error
     return images, step

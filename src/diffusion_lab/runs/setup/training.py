@@ -118,9 +118,8 @@ def require_classes(config: DictConfig) -> None:
     with contextlib.suppress(OmegaConfBaseException):  # an undefined reference, which `build` reports
         if OmegaConf.select(config, "conditioning.num_classes") == 1:
             raise UserError(
-                f"conditioning=label must be used with at least 2 classes, got data.num_classes="
-                f"{config.data.num_classes}; conditioning=none trains without classes, and data=class_folders takes one "
-                "folder of images per class."
+                "conditioning=label must be used with at least 2 classes, got data.num_classes=1; conditioning=none "
+                "trains without classes, and data=class_folders takes one folder of images per class."
             )
 
 
