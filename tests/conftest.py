@@ -36,6 +36,12 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("dist", "no") != "no" and not is_worker and not config.option.collectonly:
         return
 
+    if is_worker:
+        from support.processes import fork_server
+
+        with mock.patch.dict(os.environ, _folders(Path(config.option.basetemp).parent)):
+            fork_server()
+
     import lightning  # noqa: F401  (before the peers: torchmetrics imports all that it finds of them, in 2 seconds)
 
     import diffusion_lab.config  # noqa: F401  (resolvers, for tests that compose)
@@ -45,11 +51,6 @@ def pytest_configure(config: pytest.Config) -> None:
     # At the end: where something is in both places, the environment's own comes first.
     sys.path.append(str(Path(sys.prefix, "peers")))
     parse_once()
-    if is_worker:
-        from support.processes import fork_server
-
-        with mock.patch.dict(os.environ, _folders(Path(config.option.basetemp).parent)):
-            fork_server()
     # Tests read notes of the package. The option log_level would change the level for each part of each test, and each
     # change takes the time to visit the thousands of loggers of all libraries.
     logging.getLogger().setLevel(logging.INFO)

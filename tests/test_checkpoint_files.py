@@ -1,5 +1,6 @@
 """Checkpoint files: atomic writes and verified reads."""
 
+import itertools
 import random
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,13 @@ def test_the_newest_checkpoint_is_used_and_the_previous_one_if_it_is_damaged(
 def test_damaged_files_never_load_as_a_different_state(
     verified: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    num_loaded, load = itertools.count(), torch.load
+
+    def counting_load(*arguments: Any, **settings: Any) -> Any:
+        next(num_loaded)
+        return load(*arguments, **settings)
+
+    monkeypatch.setattr(torch, "load", counting_load)
     if verified == "while it is loaded":
         monkeypatch.setattr(checkpoint_files, "PARALLEL_VERIFICATION", 0)
     path, generator = tmp_path / "last.ckpt", random.Random(0)
@@ -106,6 +114,7 @@ def test_damaged_files_never_load_as_a_different_state(
         for name, weight in expected["state_dict"].items():
             assert torch.equal(checkpoint["state_dict"][name], weight)
     assert num_rejected > 180
+    assert (next(num_loaded) > 100) == (verified == "while it is loaded")
 
 
 def test_other_files_are_rejected_with_a_specific_error(tmp_path: Path) -> None:

@@ -119,11 +119,15 @@ MISTAKES: list[tuple[list[str], str]] = [
     ([*TRAIN, "mask=half", "low_resolution_noise=x"], r"low_resolution_noise must be in \[0, 0.5\] .* got x"),
     (
         [*TRAIN, "task=denoise", "task.noise=0.2", "posterior=ddnm", "sampler=ancestral"],
-        r"^cascade: .*upsampler, .* sampler of its run, with cascade_steps=2: `sampler. must be .* posterior=ddnm",
+        r"^cascade: .*upsampler, which uses the sampler of its run: `sampler.eta` must be above 0 for posterior=ddnm",
     ),
     (
-        [*TRAIN, "mask=half", "cascade_steps=1000"],
-        r"^cascade: .*upsampler, .* sampler of its run, with cascade_steps=1000: sampler.*num_steps must be",
+        [*TRAIN, "mask=half", "cascade_steps=1000000"],
+        r"^cascade_steps=1000000 does not fit .*upsampler: sampler: num_steps must be",
+    ),
+    (
+        [*TRAIN, "mask=half", "cascade=[{upsampler},{upsampler}]"],
+        "^`cascade` must list runs that were trained with low_resolution.resolution=28 .*, got a run with 14",
     ),
     ([*TRAIN, "mask=half", "task.noise=0.2", "posterior=repaint"], "task.noise must be 0 .*, got 0.2; posterior="),
     ([*TRAIN, "mask=half", "cascade=[]"], "`cascade` must be given for cascade_steps=2, got none."),

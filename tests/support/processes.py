@@ -1,11 +1,14 @@
 """Processes that start with the package and its libraries already imported."""
 
+import gc
 import importlib
 import multiprocessing
 import os
 import pkgutil
 import sys
 import threading
+import traceback
+import warnings
 from functools import cache
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
@@ -39,10 +42,19 @@ def fork_server() -> None:
 
     This process must not have started threads that compute.
     """
-    import_everything()
     resource_tracker.ensure_running()  # in a new process
-    with mock.patch("multiprocessing.util.spawnv_passfds", _fork):
+    with warnings.catch_warnings(), mock.patch("multiprocessing.util.spawnv_passfds", _fork):
+        _filter_warnings_by_default()
+        import_everything()
         forked_processes()
+
+
+def _filter_warnings_by_default() -> None:
+    """Set the filters of a new Python process."""
+    warnings.resetwarnings()
+    for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+        warnings.simplefilter("ignore", category)
+    warnings.filterwarnings("default", category=DeprecationWarning, module="__main__")
 
 
 def _fork(_executable: str, arguments: list[str], descriptors: list[int]) -> int:
@@ -52,14 +64,19 @@ def _fork(_executable: str, arguments: list[str], descriptors: list[int]) -> int
 def _run_in_fork(code: str, descriptors: list[int]) -> NoReturn:
     """Run `code` as `python -c CODE` would: without files, hooks and locks of pytest."""
     try:
+        gc.enable()
+        sys.meta_path[:] = [finder for finder in sys.meta_path if "pytest" not in type(finder).__module__]
         first = 3
         for descriptor in sorted(descriptors):
             os.closerange(first, descriptor)
             first = descriptor + 1
         os.closerange(first, os.sysconf("SC_OPEN_MAX"))
-        sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+        sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
         sys.unraisablehook, threading.excepthook = sys.__unraisablehook__, threading.__excepthook__
         vars(forkserver._forkserver)["_lock"] = threading.Lock()  # held while the server starts
         exec(code, {})
+    except Exception:
+        traceback.print_exc()
     finally:
         os._exit(0)

@@ -9,9 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
-
-from diffusion_lab.config.plain_yaml import load_yaml
+from diffusion_lab.config.plain_yaml import NotPlainError, load_yaml
 from diffusion_lab.errors import UserError
 from diffusion_lab.files.regular import read_regular
 
@@ -29,15 +27,11 @@ def read_saved(path: Path, kind: type, *, interpolations: bool = False) -> Any:
     Raises UserError if the file cannot be read, or if it contains anything but plain values.
     """
     try:
-        text = read_regular(path, LARGEST).decode()
+        content: Any = copy.deepcopy(_values(read_regular(path, LARGEST).decode()))
+    except NotPlainError as error:
+        raise UserError(f"{path} must contain plain values only, as a run writes them, but it {error}.") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}.") from error
-    try:
-        content: Any = copy.deepcopy(_values(text))
-    except (yaml.YAMLError, AttributeError, OverflowError) as error:
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}.") from error
-    except ValueError as error:
-        raise UserError(f"{path} must contain plain values only, as a run writes them, but it {error}.") from error
     content = kind() if content is None else content
     if type(content) is not kind:
         raise UserError(f"{path} must contain a {kind.__name__}, as a run writes it, got {type(content).__name__}.")

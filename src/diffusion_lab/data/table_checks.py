@@ -14,9 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
-
-from diffusion_lab.config.plain_yaml import load_yaml
+from diffusion_lab.config.plain_yaml import NotPlainError, load_yaml
 from diffusion_lab.data import arrow_checks
 from diffusion_lab.data.parquet_checks import require_small_parquet
 from diffusion_lab.files.image_folders import EXTENSIONS
@@ -155,10 +153,10 @@ def _configs(file: Path) -> Any:
         raise ValueError(f"{file} cannot be read: {error.strerror}.") from None
     try:
         content = load_yaml(text)
-    except (yaml.YAMLError, AttributeError, OverflowError):
-        raise ValueError(f"{file} cannot be read: its YAML header is damaged.") from None
-    except ValueError as error:
+    except NotPlainError as error:
         raise ValueError(f"{file} must have plain values in its YAML header, but it {error}.") from None
+    except ValueError:
+        raise ValueError(f"{file} cannot be read: its YAML header is damaged.") from None
     return content.get("configs") if isinstance(content, dict) else None
 
 

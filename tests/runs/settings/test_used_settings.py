@@ -202,3 +202,9 @@ def test_the_time_grid_is_used_by_the_bound_of_a_respaced_chain_only() -> None:
     bounds = [VariationalBound(process, FixedSmall(), num_steps=number) for number in (None, 5)]
     fingerprints = [{"metric": describe(bound, omit=("process",))} for bound in bounds]
     assert [is_used("time_grid", [each]) for each in fingerprints] == [False, True]
+
+
+def test_references_are_followed_and_a_setting_that_refers_to_itself_is_unknown() -> None:
+    values = {"a": "${b}", "b": "${c.d}", "c.d": 1e-3, "x": "${y}", "y": "${x}", "z": "${z}", "text": "${a}_${b}"}
+    used = UsedSettings({}, values, values)
+    assert [used.text(key) for key in values] == ["0.001", "0.001", "0.001", None, None, None, None]

@@ -50,16 +50,24 @@ class UsedSettings:
         return cls(choices, given, _flat(current_config(_read(folder / "config.yaml"))) or given)
 
     def text(self, key: str) -> str | None:
-        """Return the choice of a config group or the value of a setting as text; None if it is unknown."""
-        found = self.choices if key in self.choices else self.values
-        return self._as_text(found[key]) if key in found else None
+        """Return the choice of a config group or the value of a setting as text.
 
-    def _as_text(self, value: Any) -> str | None:
-        """Return a value as text; None for a value that is computed from settings of another config."""
-        if not isinstance(value, str) or "${" not in value:
-            return as_text(value)
-        reference = re.fullmatch(r"\$\{([\w.]+)\}", value)
-        return self.text(reference[1]) if reference else None
+        Returns None if it is unknown, computed from settings of another config, or refers to itself.
+        """
+        followed = set[str]()
+        while key not in followed:
+            found = self.choices if key in self.choices else self.values
+            if key not in found:
+                return None
+            value = found[key]
+            if not isinstance(value, str) or "${" not in value:
+                return as_text(value)
+            reference = re.fullmatch(r"\$\{([\w.]+)\}", value)
+            if reference is None:
+                return None
+            followed.add(key)
+            key = reference[1]
+        return None
 
     def used_in(
         self,

@@ -186,6 +186,7 @@ def build_stages(
     note_default_settings(config.sampler, trained.sampler, load_config(target.folder).sampler)
     module, step = load_module(config, trained, target)
     stages = [(stage, resolve(stage_config)) for stage, stage_config in stage_configs(config)]
+    _require_cascade_steps(config, stages)
 
     from diffusion_lab.generation.seeded_images import SeededImages
 
@@ -200,16 +201,22 @@ def build_stages(
         images = make(SeededImages(module, guidance=guidance, condition_images=source, **settings))
         for number, (stage, stage_config) in enumerate(stages, 1):
             noise = config.low_resolution_noise if number == len(stages) else 0.0
+            upsampled = _upsampled_images(config, images, stage, stage_config, noise, fabric)
             try:
-                images = make(_upsampled_images(config, images, stage, stage_config, noise, fabric))
+                images = make(upsampled)
             except (ValueError, UserError) as error:
-                steps = "" if config.cascade_steps is None else f", with cascade_steps={config.cascade_steps}"
-                raise UserError(
-                    f"cascade: {stage.folder}, which uses the sampler of its run{steps}: {error}"
-                ) from error
+                raise UserError(f"cascade: {stage.folder}, which uses the sampler of its run: {error}") from error
     except (ValueError, FileNotFoundError) as error:
         raise UserError(str(error)) from error
     return images, step
+
+
+def _require_cascade_steps(config: DictConfig, stages: Sequence[tuple[Target, DictConfig]]) -> None:
+    for stage, stage_config in stages if config.cascade_steps is not None else ():
+        try:
+            instantiate_node(stage_config.sampler, "sampler")
+        except UserError as error:
+            raise UserError(f"cascade_steps={config.cascade_steps} does not fit {stage.folder}: {error}") from error
 
 
 def _upsampled_images(

@@ -117,9 +117,11 @@ def require_classes(config: DictConfig) -> None:
     """Raise UserError if a new run is conditioned on the labels of a data set with a single class."""
     with contextlib.suppress(OmegaConfBaseException):  # an undefined reference, which `build` reports
         if OmegaConf.select(config, "conditioning.num_classes") == 1:
+            key = "data" if OmegaConf.select(config, "data.num_classes") == 1 else "conditioning"
             raise UserError(
-                "conditioning=label must be used with at least 2 classes, got data.num_classes=1; conditioning=none "
-                "trains without classes, and data=class_folders takes one folder of images per class."
+                f"conditioning=label must be used with at least 2 classes, got {key}.num_classes=1; conditioning=none "
+                "trains without classes, and data=class_folders takes one folder of images per class (to add a class "
+                "to those of a trained run, put its folder beside theirs)."
             )
 
 
