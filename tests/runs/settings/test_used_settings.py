@@ -11,6 +11,7 @@ from diffusion_lab.evaluation import VariationalBound
 from diffusion_lab.fingerprints import describe
 from diffusion_lab.process import CosineSchedule, FixedSmall, GaussianProcess
 from diffusion_lab.runs.settings.measured import is_used
+from diffusion_lab.runs.settings.used import UsedSettings
 from diffusion_lab.runs.tables.comparable import write_and_print_table
 from diffusion_lab.runs.tables.table import short_paths
 

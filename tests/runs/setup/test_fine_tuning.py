@@ -125,7 +125,7 @@ def test_another_meaning_of_the_output_is_noted(source: Path, tmp_path: Path, ca
 
 REFUSED = {
     "no fit": (("model.channels=12",), "of which no layer has the same name and shape; its settings of the network "
-               "differ: model.channels (was 8, got 12)"),
+               "differ: model.channels (was 8, got 12); that run was started with model=unet_tiny"),
     "no run": (("init=nowhere",), "`init` must be a run folder, a checkpoint file in it or last, got nowhere, which"),
     "weights": (("init_weights=narrow",), "`init_weights` must be main or raw, got narrow."),
     "freeze nothing": (("freeze=dwn.*",), "`freeze` must match names such as time_embedding.layers.0.weight, "),

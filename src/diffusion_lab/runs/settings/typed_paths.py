@@ -23,6 +23,7 @@ from diffusion_lab.config.saved_files import read_saved
 from diffusion_lab.errors import UserError
 from diffusion_lab.files.atomic import atomic_file
 from diffusion_lab.paths import CONF
+from diffusion_lab.reporting.text import terminal_text
 from diffusion_lab.runs.find import find_place, run_of
 
 PATHS = (
@@ -145,3 +146,9 @@ def _read_typed(folder: Path) -> tuple[list[str], Path | None]:
     with contextlib.suppress(ValueError, TypeError):
         return current_overrides(list(map(str, content))), Path(json.loads(found[1])) if found else None
     raise UserError(f"{file} must begin with the folder in which its overrides were typed, as a run writes it.")
+
+
+def network_hint(folder: Path) -> str:
+    """Return a hint at the overrides with which a run chose its network; "" if there are none."""
+    given = [override for override in read_overrides(folder) if re.match(r"\+?(experiment|model)[=.]", override)]
+    return f"; that run was started with {terminal_text(' '.join(given), 200)}" if given else ""

@@ -21,6 +21,7 @@ from diffusion_lab.reporting.text import terminal_text
 from diffusion_lab.runs import class_names
 from diffusion_lab.runs.find import Target, find_run
 from diffusion_lab.runs.load import is_classifier_config, read_config, resolved_values
+from diffusion_lab.runs.settings import typed_paths
 from diffusion_lab.runs.settings.changes import changes_with_effect, flatten
 
 if TYPE_CHECKING:
@@ -237,9 +238,10 @@ def _require_fit(taken: Sequence[str], weights: Mapping[str, "Tensor"], changes:
     if any(weights[name].ndim > 1 for name in taken):
         return
     differing = f"; its settings of the network differ: {', '.join(changes[:6])}" if changes else ""
+    hint = typed_paths.network_hint(source.folder)
     raise UserError(
         f"`init` must be a run whose weights fit the network of this run, got {terminal_text(source.checkpoint)}, of "
-        f"which no layer has the same name and shape{terminal_text(differing, 400)}."
+        f"which no layer has the same name and shape{terminal_text(differing, 400)}{hint}."
     )
 
 
