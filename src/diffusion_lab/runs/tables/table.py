@@ -32,7 +32,7 @@ class Row:
     overrides: overrides on the command line, by key.  values: all values in summary.json and metrics.json, by name.
     job: folder of the command that wrote the results.  run: folder of the measured run; `folder` for a training run.
     fingerprints: fingerprints of the metric values, by metric name.
-    left_out: fingerprints of the metric values that the table leaves out, because they are not comparable.
+    left_out: fingerprints of the metric values that are not comparable, which only the CSV file of a table contains.
     training_step: training step of the measured checkpoint; None if unknown.
     evaluations: number of evaluations of the network for one image; None if unknown.
     """
