@@ -116,10 +116,10 @@ def test_an_evaluation_that_failed_hides_no_setting_of_the_others(tmp_path: Path
     measure(start(sweep, 2), trained(tmp_path / "cut"), 2)
     run_status.mark_failed(start(sweep, 4), "RuntimeError: no")
     assert write_sweep_table(sweep)
-    shown = ("sampler.num_steps", "schedule", "trained.seed", "state")
+    shown = ("sampler.num_steps", "trained", "schedule", "trained.seed", "state")
     rows = [tuple(row[name] for name in shown) for row in table(sweep)]
-    assert rows[0] == ("2", "linear", "1", "finished")
-    assert rows[-1] == ("4", "", "", "failed")
+    assert rows[0] == ("2", "schedule-linear_seed-1", "linear", "1", "finished")
+    assert rows[-1] == ("4", "", "", "", "failed")
 
 
 def test_runs_that_no_setting_tells_apart_are_named(tmp_path: Path) -> None:
