@@ -38,6 +38,16 @@ def test_messages_are_printed_to_stderr_after_their_level(capsys: pytest.Capture
     )
 
 
+def test_a_message_that_is_marked_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure()
+    for number in (3, 3, 4, 3):
+        logger.info("%d images", number, extra={"once": True})
+        logger.warning("a warning")
+    assert capsys.readouterr().err.splitlines() == [
+        "note: 3 images", *["warning: a warning"] * 2, "note: 4 images", *["warning: a warning"] * 2
+    ]  # fmt: skip
+
+
 def test_the_level_of_the_root_logger_applies(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure()
     logging.getLogger().setLevel(logging.WARNING)

@@ -7,8 +7,8 @@ python src/compare.py 'numbers=logs/evaluate/*' 'allow=[sampler]'               
 Results: logs/compare/<date>_<time> contains the table and a plot of each metric, against the sampling steps, the
 evaluations of the network (for samplers with different costs per step) or the training step if these differ, otherwise
 with one point for each run. A note names the folders without results. For results that differ only in the seed, the
-folder also contains numbers_over_seeds.csv with means and standard deviations. Without allow=[FIELD], metrics are left
-out that were measured with different settings, and the exit status is 1.
+folder also contains numbers_over_seeds.csv with means and standard deviations. Without allow=[FIELD], metrics that were
+measured with different settings are only in the CSV file, and the exit status is 1.
 """
 
 import glob
@@ -42,7 +42,13 @@ def compare(config: DictConfig) -> None:
     _note_without_results([value] if isinstance(value, str) else list(value or ()), folders)
     output = Path(config.output_folder)
     comparable = write_and_print_table(
-        folders, output, "numbers", swept=["run"], allowed=allowed_fields(config.allow), numbers=value or ()
+        folders,
+        output,
+        "numbers",
+        swept=["run"],
+        allowed=allowed_fields(config.allow),
+        numbers=value or (),
+        level=logging.ERROR,
     )
     print(f"results are in {terminal_text(output)}", flush=True)
     if not comparable:

@@ -57,6 +57,20 @@ def _is_shown(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.ERROR or getattr(record, "all_ranks", False) or slurm_job.rank() == 0
 
 
+class _Once(logging.Filter):
+    """Rejects records marked with `extra={"once": True}` whose message has been printed before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.printed: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        is_repeated = getattr(record, "once", False) and message in self.printed
+        self.printed |= {message} if getattr(record, "once", False) else set()
+        return not is_repeated
+
+
 def _escape(record: logging.LogRecord) -> bool:
     """Make the control characters in a message visible, see `message_text`, and replace secrets."""
     record.msg, record.args = message_text(hidden(record.getMessage())), ()
@@ -79,6 +93,7 @@ def _print_to_stderr() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_PrefixFormatter())
     handler.addFilter(_is_shown)
+    handler.addFilter(_Once())
     handler.addFilter(_escape)
     PACKAGE_LOGGER.handlers = [handler]
     PACKAGE_LOGGER.propagate = False  # Hydra's root logger prints to stdout: each message would appear twice

@@ -34,7 +34,7 @@ def main() -> None:
         logs.take_folder()
         name, allowed = _parsed(sys.argv[1:])
         folder = find_place("folder", name, SWEEP).folder
-        comparable = sweep_table.write_sweep_table(folder, allowed)
+        comparable = sweep_table.write_sweep_table(folder, allowed, level=logging.ERROR)
     except UserError as error:
         logger.error("%s", error)
         sys.exit(1)

@@ -180,7 +180,8 @@ class ImageStore:
         message = terminal_text(message)
         if message not in self._reported and (reasons or self.source.folder is not None):
             self._reported.add(message)
-            logger.log(logging.INFO if damaged is None else logging.WARNING, message)
+            level = logging.INFO if damaged is None else logging.WARNING
+            logger.log(level, message, extra={"once": True})  # a command may build several stores of the same set
 
     def _cache_key(self, source: "ImageSource | SampleSource | PairedFolder", split: str) -> str:
         """Return the cache key of a split: it depends on files, columns, preparation and decoder version."""

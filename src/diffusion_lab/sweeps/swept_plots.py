@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion_lab.runs.tables import table as run_table
-from diffusion_lab.runs.tables.averages import SEED, by_settings, different_protocols, finite, value_of
+from diffusion_lab.runs.tables.averages import SEEDS, TRAINING_STEP, by_settings, different_protocols, finite, value_of
 from diffusion_lab.runs.tables.plots import title
 from diffusion_lab.runs.tables.sweep_order import in_typed_order
 from diffusion_lab.runs.tables.table import Row
@@ -18,8 +18,8 @@ def plot_swept(rows: Sequence[Row], swept: Sequence[str], folder: Path) -> None:
     """
     ordered = in_typed_order(rows, swept, folder)
     for key in swept:
-        if key in (SEED, "sampler.num_steps"):
-            continue  # plot_steps plots the number of steps
+        if key in (*SEEDS, "sampler.num_steps", TRAINING_STEP):
+            continue  # plot_steps plots the numbers of steps
         others = [other for other in swept if other != key]
         panels = {}
         for name in run_table.number_names(rows):

@@ -1,5 +1,6 @@
 """Results of a finished or unfinished sweep: a table with one row per run, plots and a contact sheet of samples."""
 
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,8 @@ from diffusion_lab.runs.metrics_log import LOGGED, METRICS_LOG, read_log
 from diffusion_lab.runs.status import FINISHED, RUNNING, Status
 from diffusion_lab.runs.tables import averages
 from diffusion_lab.runs.tables import table as run_table
-from diffusion_lab.runs.tables.comparable import drop_incomparable, show_measured_settings
+from diffusion_lab.runs.tables.averages import TRAINING_STEP
+from diffusion_lab.runs.tables.comparable import differing_keys, drop_incomparable, left_out, show_measured_settings
 from diffusion_lab.runs.tables.plots import plot_steps
 from diffusion_lab.runs.tables.sweep_order import in_typed_order
 from diffusion_lab.runs.tables.table import Row
@@ -27,27 +29,50 @@ FILES = (f"{SWEEP}*.csv", f"{SWEEP}.md", "against_*.png", "contact_sheet.png")
 """Glob patterns of all files with results of a sweep."""
 
 
-def write_sweep_table(folder: Path, allowed: Iterable[str] = ()) -> bool:
+def write_sweep_table(folder: Path, allowed: Iterable[str] = (), *, level: int = logging.WARNING) -> bool:
     """Print the table of a sweep and write sweep.csv, sweep.md, sweep_over_seeds.csv, plots and contact_sheet.png.
 
-    The rows have the order of the values in the command that started the sweep.
+    The rows have the order of the values in the command that started the sweep. If its evaluations measure several runs
+    each, the settings in which these runs differ are treated like swept settings.
 
     allowed: fingerprint fields in which the values of a metric may differ, in addition to the fields that the swept
         settings determine.
-    Returns whether all metric values are comparable; columns whose values are not comparable are left out.
+    level: logging level of the message about values that are not comparable.
+    Returns whether all metric values are comparable; values that are not comparable are only in sweep.csv.
     """
     statuses = _statuses(folder)
     rows = [Row.read(run_folder, folder) for run_folder in statuses]
     if not rows:
         return True
     swept = [key for key in run_table.override_keys(rows) if len({row.overrides.get(key) for row in rows}) > 1]
-    rows = in_typed_order(rows, swept, folder)  # as in the plots
     again = f"{command_line('sweep')} status {shell_text(folder)} --allow"
-    all_comparable = drop_incomparable(rows, list(allowed), lambda fields: " ".join([again, *fields]), swept=swept)
-    is_unique = len({tuple(row.overrides.get(key) for key in swept) for row in rows}) == len(rows)
-    if "run" in swept:
-        run_table.show_used_settings(rows, swept)
+    of_each = _measured_in_one(rows)
+    all_comparable = drop_incomparable(
+        rows, list(allowed), lambda fields: " ".join([again, *fields]), swept=[*swept, *of_each], level=level
+    )
+    if "run" in swept or of_each:
+        run_table.show_used_settings(_evaluations(rows), swept)
+    swept = _with_settings_of_runs(rows, swept) if of_each else swept
+    rows = in_typed_order(rows, swept, folder)  # as in the plots
     show_measured_settings(rows, swept)
+    _write_rows(rows, swept, statuses, folder)
+    _print_states(statuses, folder)
+    with (folder / f"{SWEEP}.md").open("a", encoding="utf-8") as file:
+        file.write(averages.write_averages(rows, swept, folder, SWEEP))
+    plot_steps(rows, folder)
+    plot_swept(_evaluations(rows), swept, folder)
+    _save_contact_sheet(rows, swept, folder)
+    files = [path.name for name in FILES for path in sorted(folder.glob(name))]
+    print(terminal_text(f"results are in {folder}: {', '.join(files)}"), flush=True)
+    return all_comparable
+
+
+def _write_rows(
+    rows: Sequence[Row], swept: Sequence[str], statuses: Mapping[Path, Status | None], folder: Path
+) -> None:
+    """Print the table and write sweep.csv and sweep.md."""
+    is_unique = _are_distinct(rows, swept)
+    is_named = is_unique and "run" not in swept  # also the measured run, if each evaluation measures several
     cells = run_table.cells(rows)
     table = [_cells(row, shown, statuses[row.folder], folder) for row, shown in zip(rows, cells, strict=True)]
     is_empty = [name for name in table[0] if all(row.get(name) is None for row in table)]
@@ -56,18 +81,37 @@ def write_sweep_table(folder: Path, allowed: Iterable[str] = ()) -> bool:
         folder,
         SWEEP,
         always=["run", "state", "step", *run_table.number_names(rows), "images_per_second", run_table.DURATION],
-        hidden=[*["run"] * is_unique, "reason", *is_empty],
+        hidden=[*["run"] * is_unique, *["trained"] * is_named, "reason", *is_empty, *left_out(rows)],
         num_labels=max(1, len([key for key in swept if key in cells[0]])) if is_unique else 1,
     )
-    _print_states(statuses, folder)
-    with (folder / f"{SWEEP}.md").open("a", encoding="utf-8") as file:
-        file.write(averages.write_averages(in_typed_order(rows, swept, folder), swept, folder, SWEEP))
-    plot_steps(rows, folder)
-    plot_swept(rows, swept, folder)
-    _save_contact_sheet(rows, swept, folder)
-    files = [path.name for name in FILES for path in sorted(folder.glob(name))]
-    print(terminal_text(f"results are in {folder}: {', '.join(files)}"), flush=True)
-    return all_comparable
+
+
+def _evaluations(rows: Sequence[Row]) -> Sequence[Row]:
+    """Return the rows with results of evaluations, without evaluations that have failed; all rows if there is none."""
+    return [row for row in rows if row.run != row.folder] or rows
+
+
+def _measured_in_one(rows: Sequence[Row]) -> list[str]:
+    """Return the setting, run or images, of which each evaluation of a sweep measures several; [] if they do not."""
+    evaluated = [row for row in rows if row.run != row.folder and row.job in row.folder.parents]
+    return ["images" if evaluated[0].is_of_images else "run"] if evaluated else []
+
+
+def _with_settings_of_runs(rows: Sequence[Row], swept: Sequence[str]) -> list[str]:
+    """Return the swept settings and the settings in which the runs differ that each evaluation measures.
+
+    The setting `run` is returned only if the others are equal in two rows.
+    """
+    differing = [key for key in dict.fromkeys([*swept, *differing_keys(rows)]) if key != "run"]
+    return differing if _are_distinct(rows, differing) else [*differing, "run"]
+
+
+def _are_distinct(rows: Sequence[Row], swept: Sequence[str]) -> bool:
+    """Return whether all rows have different values of the swept settings."""
+    values = [
+        tuple(row.training_step if key == TRAINING_STEP else row.overrides.get(key) for key in swept) for row in rows
+    ]
+    return len(set(values)) == len(rows)
 
 
 def _print_states(statuses: Mapping[Path, Status | None], folder: Path) -> None:

@@ -44,14 +44,17 @@ def write_and_print_table(
     swept: Iterable[str] = (),
     allowed: str | Sequence[str] | None = (),
     numbers: str | Sequence[str] = (),
+    level: int = logging.WARNING,
 ) -> bool:
     """Print and write one table, with plots, of all results at or below some folders.
 
     Writes output/NAME.csv and output/NAME.md. The table shows the settings in which the runs and the measurements
     differ. Metric values are comparable if their fingerprints differ only in fields that the settings `swept`
     determine, or in the fields `allowed`; results of a single sweep also in the fields that its swept settings
-    determine. Metrics whose values are not comparable are left out, and an error is logged.
-    numbers: setting `numbers` of the command in the error message; by default `folders`.
+    determine. Metrics whose values are not comparable are only in the CSV file, which also shows the settings in which
+    they differ, and a message names their differences.
+    numbers: setting `numbers` of the command in the message; by default `folders`.
+    level: logging level of the message.
     Returns whether all metric values are comparable.
     """
     given = allowed_fields(allowed)
@@ -63,14 +66,17 @@ def write_and_print_table(
         values = [f"numbers={_in_grammar(numbers or list(map(str, folders)))}", f"allow={_in_grammar(fields)}"]
         return f"{command_line('compare')} {shell_line(values)}"
 
-    comparable = drop_incomparable(rows, given, again, swept=[*swept, *_swept_in(rows)])
+    comparable = drop_incomparable(rows, given, again, swept=[*swept, *_swept_in(rows)], level=level)
     table.show_used_settings(rows)
     _add_trained(rows)
+    if len(folders) == 1:
+        rows = in_typed_order(rows, table.override_keys(rows), folders[0])
     show_measured_settings(rows)
     cells = [{**shown, "folder": str(row.folder)} for row, shown in zip(rows, table.cells(rows), strict=True)]
-    table.write_table(cells, output, name, always=["run", *table.number_names(rows)], hidden=["folder"])
+    shown, hidden = ["run", *table.number_names(rows)], ["folder", *left_out(rows)]
+    table.write_table(cells, output, name, always=shown, hidden=hidden)
     with (output / f"{name}.md").open("a", encoding="utf-8") as file:
-        file.write(write_averages(rows, _differing(rows), output, name))
+        file.write(write_averages(rows, differing_keys(rows), output, name))
     if not plot_steps(rows, output):
         plot_runs(rows, output)
     return comparable
@@ -82,8 +88,8 @@ def _in_sweep_order(folder: Path) -> list[Row]:
     return in_typed_order(rows, table.override_keys(rows), folder)
 
 
-def _differing(rows: Sequence[Row]) -> list[str]:
-    """Return the settings in which the rows differ."""
+def differing_keys(rows: Sequence[Row]) -> list[str]:
+    """Return the settings in which the rows differ, and TRAINING_STEP if the rows measured different steps."""
     keys = [key for key in table.override_keys(rows) if len({row.overrides.get(key) for row in rows}) > 1]
     return [*keys, TRAINING_STEP] if len({row.training_step for row in rows}) > 1 else keys
 
@@ -102,7 +108,7 @@ def _swept_in(rows: Sequence[Row]) -> list[str]:
     sweeps = {row.job.resolve().parent for row in rows}
     if len(sweeps) > 1 or not all((sweep / "multirun.yaml").is_file() for sweep in sweeps):  # written by Hydra
         return []
-    return _differing(rows)
+    return differing_keys(rows)
 
 
 def _in_grammar(value: Any) -> str:
@@ -118,11 +124,15 @@ def drop_incomparable(
     command: Callable[[Sequence[str]], str],
     *,
     swept: Iterable[str] = (),
+    level: int = logging.WARNING,
 ) -> bool:
-    """Remove metrics whose values are not comparable, and log an error; return whether none was removed.
+    """Leave out metrics whose values are not comparable, and log their differences; return whether none is left out.
+
+    The fingerprints of a metric that is left out move to `Row.left_out`; its values remain in `Row.values`.
 
     allowed: fingerprint fields in which the values may differ.  swept: settings that may differ, with their effects.
     command: function that returns the command that compares the values although some fields differ.
+    level: logging level of the differences.
     """
     folders = table.short_paths(row.folder for row in rows)
     metrics: dict[str, list[str]] = {}  # description of the differences -> names of the metrics that have them
@@ -136,14 +146,18 @@ def drop_incomparable(
             metrics.setdefault(text, []).append(name)
             fields |= dict.fromkeys(field.partition(".")[0] for field in found)
             for row in measured:
-                row.values.pop(name, None)
                 row.left_out[name] = row.fingerprints.pop(name)
     _note_shared_noise(rows)
     for text, names in metrics.items():
-        logger.error("%s cannot be compared: %s.", ", ".join(names), text)
+        logger.log(level, "%s cannot be compared: %s.", ", ".join(names), text)
     if metrics:
-        logger.info("this command compares them anyway: %s", command(list(fields)))
+        logger.info("only the CSV file has these values; this command compares them anyway: %s", command(list(fields)))
     return not metrics
+
+
+def left_out(rows: Sequence[Row]) -> list[str]:
+    """Return the names of all metrics that a table leaves out, in order of appearance."""
+    return list(dict.fromkeys(name for row in rows for name in row.left_out))
 
 
 def _note_shared_noise(rows: Sequence[Row]) -> None:
@@ -186,9 +200,10 @@ def show_measured_settings(rows: Sequence[Row], swept: Sequence[str] = ()) -> No
     generated = [k for k, one in enumerate(settings) if "sampler" in one]
     _add_differing([measured[k] for k in generated], [settings[k] for k in generated], determined, swept)
     _add_differing(measured, common, determined, swept)
-    for name in table.number_names(rows):
-        owners = [row for row in rows if name in row.fingerprints]
-        of_metric = [{key: row.fingerprints[name].get(key) for key in OF_METRIC} for row in owners]
+    for name in (*table.number_names(rows), *left_out(rows)):
+        found = [(row, (row.fingerprints | row.left_out).get(name)) for row in rows]
+        owners = [row for row, fingerprint in found if fingerprint]
+        of_metric = [{key: fingerprint.get(key) for key in OF_METRIC} for _, fingerprint in found if fingerprint]
         _add(owners, differences(of_metric, determined), swept)
 
 

@@ -32,7 +32,7 @@ class Row:
     overrides: overrides on the command line, by key.  values: all values in summary.json and metrics.json, by name.
     job: folder of the command that wrote the results.  run: folder of the measured run; `folder` for a training run.
     fingerprints: fingerprints of the metric values, by metric name.
-    left_out: fingerprints of the metric values that the table leaves out, because they are not comparable.
+    left_out: fingerprints of the metric values that are not comparable, which only the CSV file of a table contains.
     training_step: training step of the measured checkpoint; None if unknown.
     evaluations: number of evaluations of the network for one image; None if unknown.
     """
@@ -214,12 +214,15 @@ def cells(rows: Sequence[Row]) -> list[dict[str, Any]]:
     and the values differ. `evaluations` is the number of evaluations of the network for one image, which determines the
     cost of a sampler.
     """
-    folders, runs = short_paths([row.folder for row in rows]), short_paths([row.run for row in rows])
+    folders = short_paths(row.folder for row in rows)
+    # The measured run of an evaluation that has failed is not known.
+    runs = short_paths([row.run for row in rows if row.values or row.run != row.folder] or folders)
     are_evaluations = any(row.run != row.folder for row in rows)
+    names_run = are_evaluations and len(runs) > 1
     steps_vary = are_evaluations and len({row.training_step for row in rows}) > 1
     return [
         {"run": folders[row.folder]}
-        | ({"images" if row.is_of_images else "trained": runs[row.run]} if are_evaluations and len(runs) > 1 else {})
+        | ({"images" if row.is_of_images else "trained": runs[row.run]} if names_run and row.run in runs else {})
         | ({"training_step": row.training_step} if steps_vary and row.training_step is not None else {})
         | {key: value for key, value in row.overrides.items() if key not in ("run", "images", "images.content")}
         | ({} if row.evaluations is None else {"evaluations": row.evaluations})
