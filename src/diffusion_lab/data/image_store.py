@@ -258,6 +258,21 @@ def require_store(store: Any, name: str = "store") -> None:
         )
 
 
+def load_images(store: ImageStore, split: str) -> Images:
+    """Return the images of a split, see `ImageStore.load`.
+
+    Raises the errors of `load`; ValueError of a store of another package names its class. Raises ValueError unless
+    `load` returns an `Images` that is not empty.
+    """
+    try:
+        images = store.load(split)
+    except ValueError as error:
+        if type(store).__module__.partition(".")[0] == "diffusion_lab":
+            raise
+        raise ValueError(f"`load` of {type(store).__name__} failed for the split {split}: {error}") from error
+    return require_images(images, store, split)
+
+
 def require_images(images: Any, store: ImageStore, split: str) -> Images:
     """Return `images`.  Raises ValueError unless they are an `Images` that is not empty.
 
