@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
 
 from diffusion_lab.callbacks.measure_accuracy import measured_images
 from diffusion_lab.data.image_datamodule import ImageDataModule
@@ -12,6 +13,8 @@ from diffusion_lab.data.images import Images
 from diffusion_lab.errors import UserError
 from diffusion_lab.evaluation.training_reference import TrainingReference
 from diffusion_lab.networks import Labels
+from diffusion_lab.paths import CONF
+from diffusion_lab.runs.setup import training as training_setup
 from diffusion_lab.runs.setup.condition import load_images
 from diffusion_lab.runs.setup.data_check import load_class_names, load_classes
 from diffusion_lab.runs.setup.reference import build_reference
@@ -52,6 +55,19 @@ def test_images_of_the_shape_of_the_settings_have_the_classes_of_their_labels() 
     assert load_classes(data(Foreign(pixels, np.array([0, 2, 0, 2]))), module) == (0, 2)
     with pytest.raises(UserError, match=r"^data.num_classes must be above the largest label \(3\), got 3\.$"):
         load_classes(data(Foreign(pixels, np.array([0, 3, 0, 2]))), module)
+
+
+class Drawn(FewImages):
+    def locate(self) -> None: ...
+
+
+def test_train_checks_the_images_before_it_has_a_run_folder() -> None:
+    no_callbacks = [f"callbacks.{name}=null" for name in ("sample_images", "measure_distance")]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", overrides=["run_folder=somewhere", "model=unet_quick", *no_callbacks])
+    config.data.store = {"_target_": f"{__name__}.Drawn"}
+    with pytest.raises(UserError, match=r"^data.store: `load` of Drawn must return .* got .* \[50, 1, 8, 8\] for the"):
+        training_setup.build(config)
 
 
 WRONG_TYPE = Foreign(np.zeros((4, 1, 8, 8), np.float32))

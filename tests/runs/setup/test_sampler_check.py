@@ -3,16 +3,25 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from lightning import Callback
+from omegaconf import OmegaConf
 from torch import Tensor
 
+from diffusion_lab.data.images import Images
 from diffusion_lab.errors import UserError
+from diffusion_lab.generation import cascade
 from diffusion_lab.networks import Labels
+from diffusion_lab.paths import CONF
 from diffusion_lab.process import GaussianProcess
+from diffusion_lab.runs.find import Target
+from diffusion_lab.runs.setup import sampling as sampling_setup
+from diffusion_lab.runs.setup import training as training_setup
 from diffusion_lab.runs.setup.sampler_check import require_samples
 from diffusion_lab.samplers import (
     Clipping,
@@ -24,7 +33,7 @@ from diffusion_lab.samplers import (
     UniformTimes,
 )
 from diffusion_lab.training import DiffusionModule
-from support.small_runs import small_module
+from support.small_runs import FewImages, small_module
 
 
 @dataclass(frozen=True)
@@ -141,3 +150,43 @@ def test_the_sampler_of_a_callback_is_checked_in_the_same_way() -> None:
 
     with pytest.raises(UserError, match=r"^`sampler` of Measure: .*\.Foreign\.step must return x of the next time"):
         require_samples(module, [Callback(), Measure()])
+
+
+@dataclass(frozen=True)
+class Cropped(Foreign):
+    of_step: Callable[[Tensor, Tensor], Any] = lambda x_s, x_0: (x_s[:, :, 1:], x_0)
+
+
+class Unread(FewImages):
+    """A store of another package whose images must not be loaded."""
+
+    def locate(self) -> None: ...
+
+    def load(self, split: str = "train") -> Images:
+        pytest.fail("the images are loaded")
+
+
+def test_train_checks_the_sampler_before_it_loads_images() -> None:
+    no_callbacks = [f"callbacks.{name}=null" for name in ("sample_images", "measure_distance")]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", overrides=["run_folder=somewhere", "model=unet_quick", *no_callbacks])
+    config.sampler = {"_target_": f"{__name__}.Cropped", "process": "${process}"}
+    config.data.store = {"_target_": f"{__name__}.Unread"}
+    with pytest.raises(UserError, match=r"^`sampler`: .*\.Cropped\.step must return .* = \[1, 1, 28, 28\], got "):
+        training_setup.build(config)
+
+
+def test_sample_evaluate_and_edit_check_the_sampler_of_each_loaded_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, target = with_sampler(Cropped), Target(Path(), Path())
+    config = OmegaConf.create({"sampler": {}, "run": None})
+    trained = OmegaConf.create({"sampler": {"_target_": "Cropped"}, "low_resolution": {}})
+    for name, result in (("checked_config", trained), ("load_config", trained), ("load_module", (module, 0))):
+        monkeypatch.setattr(sampling_setup, name, lambda *arguments, result=result: result)
+    with pytest.raises(UserError, match=r"^`sampler`: .*\.Cropped\.step must return"):
+        sampling_setup.build_images(config, target, Any)
+    monkeypatch.setattr(cascade, "CascadeImages", lambda *arguments: None)
+    images: Any = None
+    monkeypatch.setattr(sampling_setup, "load_weights", lambda *arguments: module)
+    monkeypatch.setattr(sampling_setup, "instantiate_node", lambda *arguments: None)
+    with pytest.raises(UserError, match=r"^`sampler`: .*\.Cropped\.step must return"):
+        sampling_setup._upsampled_images(config, images, target, trained, 0.0, Any)
