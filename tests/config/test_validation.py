@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
 from diffusion_lab.config.compose import error_message
@@ -144,3 +145,16 @@ def test_a_sampler_that_is_no_dataclass_is_reported_instead_of_its_settings() ->
         raise_problems([message])
     (message,) = argument_problems(node | {"_target_": f"{__name__}.NotFrozen"}, "sampler")
     assert message.startswith("sampler: NotFrozen must be a frozen dataclass to be a diffusion_lab.Sampler (because")
+
+
+@pytest.mark.parametrize(
+    ("choice", "hint"),
+    [
+        ("my_euler", "got my_euler; perhaps you mean euler; --config-dir FOLDER adds the choices of your own folder."),
+        ("midpoint", "got midpoint; --config-dir FOLDER adds the choices of your own folder."),
+        ("eulre", "got eulre; perhaps you mean euler."),
+    ],
+)
+def test_an_unknown_choice_that_is_no_mistyped_one_has_a_hint_at_config_folders(choice: str, hint: str) -> None:
+    error = MissingConfigException("", f"sampler/{choice}", ["ddim", "euler"])
+    assert error_message(error, "sample") == f"sampler must be one of ddim, euler, {hint}"
