@@ -1,15 +1,18 @@
 """Validation of arguments against signatures."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
 from diffusion_lab.config.compose import error_message
 from diffusion_lab.config.validation import argument_problems, missing_targets, raise_problems
 from diffusion_lab.errors import UserError
+from diffusion_lab.samplers import Sampler
 
 
 class Target:
@@ -120,3 +123,38 @@ def test_a_problem_of_a_repeated_node_is_reported_once() -> None:
 
 def test_the_message_of_an_error_of_the_user_stays_unchanged() -> None:
     assert error_message(UserError("data.path must exist, got /two  spaces."), "train").endswith("/two  spaces.")
+
+
+class OwnSampler(Sampler):
+    """A sampler that is not a dataclass, so that it has no settings."""
+
+    def sample(self, *arguments: Any) -> Any: ...
+
+
+@dataclass
+class NotFrozen(OwnSampler):
+    num_steps: int | None = None
+
+
+def test_a_sampler_that_is_no_dataclass_is_reported_instead_of_its_settings() -> None:
+    node = {"_target_": f"{__name__}.OwnSampler", "num_steps": 9, "time_grid": None}
+    (message,) = argument_problems(node, "sampler")
+    start = "sampler: OwnSampler must be a dataclass to be a diffusion_lab.Sampler; write `@dataclass(frozen=True)` "
+    assert message.startswith(start)
+    with pytest.raises(UserError, match=r"for each setting\.$"):
+        raise_problems([message])
+    (message,) = argument_problems(node | {"_target_": f"{__name__}.NotFrozen"}, "sampler")
+    assert message.startswith("sampler: NotFrozen must be a frozen dataclass to be a diffusion_lab.Sampler (because")
+
+
+@pytest.mark.parametrize(
+    ("choice", "hint"),
+    [
+        ("my_euler", "got my_euler; perhaps you mean euler; --config-dir FOLDER adds the choices of your own folder."),
+        ("midpoint", "got midpoint; --config-dir FOLDER adds the choices of your own folder."),
+        ("eulre", "got eulre; perhaps you mean euler."),
+    ],
+)
+def test_an_unknown_choice_that_is_no_mistyped_one_has_a_hint_at_config_folders(choice: str, hint: str) -> None:
+    error = MissingConfigException("", f"sampler/{choice}", ["ddim", "euler"])
+    assert error_message(error, "sample") == f"sampler must be one of ddim, euler, {hint}"

@@ -8,7 +8,7 @@ from torch import Tensor
 from diffusion_lab.callbacks.every import Every
 from diffusion_lab.callbacks.periodic_action import PeriodicAction, log_metrics
 from diffusion_lab.callbacks.progress import long_task
-from diffusion_lab.data.image_store import ImageStore
+from diffusion_lab.data.image_store import ImageStore, load_images
 from diffusion_lab.data.images import Images
 from diffusion_lab.distributed.collectives import Ranks
 from diffusion_lab.pixels import from_uint8
@@ -80,4 +80,4 @@ def measured_images(store: ImageStore) -> tuple[str, Images]:
     """Return the name and the images of the split to measure on.  Raises the same errors as `ImageStore.load`."""
     splits = [*store.splits(), "train"]
     split = next(name for name in ("validation", "test", "held_out", "train") if name in splits)
-    return split, store.load(split)
+    return split, load_images(store, split)

@@ -61,7 +61,7 @@ def error_message(error: Exception, config_name: str) -> str:
         hint = (
             f"; use {group}={renamed}, the new name of {choice}"
             if renamed
-            else _name_here(group, choice) or suggestion(choice, list(error.options)) or _own_choices_hint()
+            else _name_here(group, choice) or _close_choice(choice, error.options)
         )
         if group == "data" and expanduser(choice).is_dir():
             hint = f"; data=class_folders data.path={choice} or data=folder data.path={choice} reads your folder"
@@ -158,6 +158,16 @@ def _elsewhere(group: str, name: str) -> str | None:
         start = name.rpartition("_")[0]
         return start if (CONF / group / f"{start}.yaml").is_file() else _elsewhere(group, start)
     return found
+
+
+def _close_choice(choice: str, choices: Sequence[str]) -> str:
+    """Return a hint with the closest choice, and a hint at config folders for the name of a choice of one's own.
+
+    The name of a choice with a further word, such as my_euler, is not a mistyped one.
+    """
+    close = suggestion(choice, list(choices))
+    is_own = any(choice != name and name in choice.split("_") for name in choices)
+    return close + (_own_choices_hint() if is_own or not close else "")
 
 
 def _own_choices_hint() -> str:

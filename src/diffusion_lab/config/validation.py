@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig
 
 from diffusion_lab.config.library_classes import import_target, settings_of
+from diffusion_lab.contracts import DataclassInterface, require_dataclass
 from diffusion_lab.errors import UserError
 
 BUILT = (
@@ -74,6 +75,12 @@ def _call_problems(node: Any, path: str) -> Iterator[str]:
     except (ImportError, ValueError) as error:
         yield f"{path}._target_ must be {_import_problem(name, error)}"
         return
+    if isinstance(target, type) and issubclass(target, DataclassInterface) and not target.__abstractmethods__:
+        try:
+            require_dataclass(target)
+        except TypeError as error:  # its fields are its settings, so that no setting can be checked
+            yield f"{path}: {str(error).rstrip('.')}"
+            return
     owner = getattr(target, "__name__", str(target))
     parameters = inspect.signature(target).parameters
     names = settings_of(target)

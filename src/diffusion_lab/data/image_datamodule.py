@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from diffusion_lab.data.augmentation import Augmentation
-from diffusion_lab.data.image_store import ImageStore, require_images, require_store
+from diffusion_lab.data.image_store import ImageStore, load_images, require_filled, require_store
 from diffusion_lab.data.images import Images
 from diffusion_lab.data.pairs import Pairs
 from diffusion_lab.data.step_sampler import MicroBatch, StepSampler
@@ -119,8 +119,8 @@ class ImageDataModule(LightningDataModule):
     def train_images(self) -> Images:
         """Training set.  It is opened, and decoded if it is not in the cache, on first access."""
         if self._train is None:
-            images = self.store.load("train") if self.pairs is None else self.pairs.load(self.store, "train")
-            images = require_images(images, self.store, "train")
+            images = load_images(self.store, "train") if self.pairs is None else self.pairs.load(self.store, "train")
+            images = require_filled(images, self.store, "train")
             num_images = len(images) if self.max_batches is None else self.max_batches * self.batch_size
             self._train = images if num_images >= len(images) else images.select(np.arange(num_images))
         return self._train

@@ -259,8 +259,29 @@ def require_store(store: Any, name: str = "store") -> None:
         )
 
 
-def require_images(images: Any, store: ImageStore, split: str) -> Images:
-    """Return `images`.  Raises ValueError unless they are an `Images` that is not empty.
+def load_images(store: ImageStore, split: str) -> Images:
+    """Return the images of a split, see `ImageStore.load`.
+
+    Raises the errors of `load`; ValueError of a store of another package names its class.
+    """
+    try:
+        images = store.load(split)
+    except ValueError as error:
+        if type(store).__module__.partition(".")[0] == "diffusion_lab":
+            raise
+        raise ValueError(f"`load` of {type(store).__name__} failed for the split {split}: {error}") from error
+    return _require_images(images, store, split)
+
+
+def require_filled(images: Images, store: ImageStore, split: str) -> Images:
+    """Return `images`.  Raises ValueError if they are empty.  store, split: see `_require_images`."""
+    if not len(images):
+        raise ValueError(f"`load` of {type(store).__name__} must return at least one image for the split {split}.")
+    return images
+
+
+def _require_images(images: Any, store: ImageStore, split: str) -> Images:
+    """Return `images`.  Raises ValueError unless they are an `Images`.
 
     store, split: the store, and the argument of its method `load`, that returned the images.
     """
@@ -269,8 +290,6 @@ def require_images(images: Any, store: ImageStore, split: str) -> Images:
             f"`load` of {type(store).__name__} must return diffusion_lab.Images(pixels, label, class_names), got "
             f"{described(images)} for the split {split}."
         )
-    if not len(images):
-        raise ValueError(f"`load` of {type(store).__name__} must return at least one image for the split {split}.")
     return images
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from diffusion_lab.data.image_files import ImageFiles
 from diffusion_lab.data.image_source import ImageSource, Rows
-from diffusion_lab.data.image_store import ImageStore
+from diffusion_lab.data.image_store import ImageStore, load_images
 from diffusion_lab.data.images import Images
 from diffusion_lab.files import image_folders
 from diffusion_lab.files.image_folders import counted
@@ -66,7 +66,7 @@ class Pairs:
         store: store of the images.  Images whose condition image is damaged are left out.
         Raises ValueError or FileNotFoundError if an image has no condition image.
         """
-        images = store.load(split)
+        images = load_images(store, split)
         if not self.is_given:
             return images
         source_split, partners = store.selection.source_split(split), self._store(store)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lab.data.duplicates import image_digests, same_bytes, same_bytes_between
-from diffusion_lab.data.image_store import ImageStore
+from diffusion_lab.data.image_store import ImageStore, load_images
 from diffusion_lab.data.images import Images
 from diffusion_lab.distributed.collectives import Ranks
 from diffusion_lab.evaluation.reference import ImageReference
@@ -46,8 +46,8 @@ class TrainingReference:
         Raises ValueError if there are no held-out images.
         """
         split, folder = held_out_split(store.splits()), store.cache.references
-        training = store.load("train") if training is None else training
-        return cls(ImageReference(training, "train", folder), ImageReference(store.load(split), split, folder))
+        training = load_images(store, "train") if training is None else training
+        return cls(ImageReference(training, "train", folder), ImageReference(load_images(store, split), split, folder))
 
     def require(self, metric: Metric) -> None:
         """Raise ValueError if there are too few held-out images for a metric."""

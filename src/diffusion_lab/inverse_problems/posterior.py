@@ -16,6 +16,7 @@ from diffusion_lab.networks import Condition
 from diffusion_lab.process import GaussianProcess
 from diffusion_lab.samplers import FixedStepSampler, Noise, OnStep, Sampler, StepContext
 from diffusion_lab.samplers.base import noise_sources
+from diffusion_lab.samplers.step_results import require_step, require_steps
 
 
 class PosteriorSampler(DataclassInterface):
@@ -144,7 +145,7 @@ class Steps:
         self.alphas: list[float] = alphas.tolist()
         self.sigmas: list[float] = sigmas.tolist()
         self.scales: list[float] = torch.hypot(alphas, sigmas).tolist()
-        self._step_times, table = sampler.prepare_steps(starts, ends)
+        self._step_times, table = require_steps(sampler, sampler.prepare_steps(starts, ends), len(starts))
         self._coefficients = table.tolist()
 
     def __len__(self) -> int:
@@ -156,7 +157,8 @@ class Steps:
 
     def step(self, x_t: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Return state k + 1 and the estimate of x_0, [B, C, H, W] each.  x_t: state k."""
-        return self.sampler.step(x_t, self._step_times[k], self._coefficients[k], self._context)
+        result = self.sampler.step(x_t, self._step_times[k], self._coefficients[k], self._context)
+        return require_step(self.sampler, result, x_t)
 
     def estimate(self, x_t: Tensor, k: int) -> Tensor:
         """Return the estimate of x_0 at state k, after clipping, [B, C, H, W].  x_t: state k."""

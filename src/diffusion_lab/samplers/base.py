@@ -16,6 +16,7 @@ from diffusion_lab.process import GaussianProcess, Variance
 from diffusion_lab.samplers.churn import Churn
 from diffusion_lab.samplers.clipping import Clipping
 from diffusion_lab.samplers.estimator import Estimator
+from diffusion_lab.samplers.step_results import require_step, require_steps
 from diffusion_lab.samplers.time_grids import TimeGrid
 
 
@@ -188,11 +189,12 @@ class FixedStepSampler(Sampler):
     ) -> Tensor:
         initial_noise, step_noise = noise_sources(noise)
         context = StepContext(self.estimator(denoiser, condition), step_noise)
-        times, table = self.prepare_steps(*self.intervals())
+        t, s = self.intervals()
+        times, table = require_steps(self, self.prepare_steps(t, s), len(t))
         x_t = initial_noise.draw() * self.initial_std
         # The coefficients are Python numbers, so that a step never waits for the device of the images.
         for num_done, (t, coefficients) in enumerate(zip(times.unbind(), table.tolist(), strict=True), start=1):
-            x_t, x_0 = self.step(x_t, t, coefficients, context)
+            x_t, x_0 = require_step(self, self.step(x_t, t, coefficients, context), x_t)
             if on_step is not None:
                 on_step(num_done, x_t, x_0)
         return x_t

@@ -86,8 +86,10 @@ def load_images(trained: DictConfig, store: "ImageStore", split: str) -> "Images
 
     Raises ValueError or FileNotFoundError if images are missing.
     """
+    from diffusion_lab.data import image_store
+
     pairs = None if paired_setting(trained) is None else instantiate_node(trained.data.pairs, "data")
-    return store.load(split) if pairs is None else pairs.load(store, split)
+    return image_store.load_images(store, split) if pairs is None else pairs.load(store, split)
 
 
 def condition_images(config: DictConfig, trained: DictConfig) -> "ConditionImages | None":

@@ -129,13 +129,13 @@ def _failure(network: Any, x_t: Any, others: list[Any], error: Exception) -> str
             network(x_t, *others[:-1], smallest)
             null = " (the null label, which replaces dropped labels)" if network.labels.dropout else ""
             return (
-                f"`model`: {name} cannot process the label {int(label[-1])}{null}, {_reason(error)}; use "
+                f"`model`: {name} cannot process the label {int(label[-1])}{null}, {reason(error)}; use "
                 f"labels.num_rows ({network.labels.num_rows}) rows for an embedding of the labels."
             )
-    return f"`model`: {name} cannot process images, {_reason(error)}."
+    return f"`model`: {name} cannot process images, {reason(error)}."
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """Return the message of an error and the line of code that raised it, without the frames of installed packages."""
     frames = traceback.extract_tb(error.__traceback__)[1:]
     own = [frame for frame in frames if "site-packages" not in frame.filename] or list(frames)

@@ -100,12 +100,13 @@ def build_reference(value: str, store: "ImageStore | None", sample_format: Sampl
     value: split of `store`, or a path; see FILES.  store: data set of the run or of the setting `data`; None without.
     Raises ValueError or FileNotFoundError if there is no such set, or if it cannot be read.
     """
+    from diffusion_lab.data.image_store import load_images
     from diffusion_lab.data.npz_arrays import SAMPLES, array_names
     from diffusion_lab.data.sample_source import SPLIT, SampleSource
     from diffusion_lab.evaluation.reference import FileReference, ImageReference
 
     if store is not None and (value == "train" or value in store.splits()):
-        return ImageReference(store.load(value), value, store.cache.references)
+        return ImageReference(load_images(store, value), value, store.cache.references)
     path = expanduser(value)
     suffix = path.suffix.lower()
     if suffix in STATISTICS and not path.is_dir():

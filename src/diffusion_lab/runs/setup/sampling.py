@@ -30,6 +30,7 @@ from diffusion_lab.runs.setup.cascade import cascade_stages, stage_configs
 from diffusion_lab.runs.setup.chosen_sampler import note_default_settings
 from diffusion_lab.runs.setup.guidance import require_guidable
 from diffusion_lab.runs.setup.moved_data import use_place
+from diffusion_lab.runs.setup.sampler_check import require_samples
 from diffusion_lab.runs.setup.trainer_settings import require_launch
 
 if TYPE_CHECKING:
@@ -185,6 +186,7 @@ def build_stages(
     trained = checked_config(config, target)
     note_default_settings(config.sampler, trained.sampler, load_config(target.folder).sampler)
     module, step = load_module(config, trained, target)
+    require_samples(module)
     stages = [(stage, resolve(stage_config)) for stage, stage_config in stage_configs(config)]
     _require_cascade_steps(config, stages)
 
@@ -230,7 +232,9 @@ def _upsampled_images(
     from diffusion_lab.generation.seeded_images import SeededImages
 
     source = CascadeImages(images, instantiate_node(stage_config.low_resolution, "low_resolution"), noise)
-    module = load_weights(stage_config, stage.checkpoint).eval().to(fabric.device)
+    module = load_weights(stage_config, stage.checkpoint).eval()
+    require_samples(module)
+    module.to(fabric.device)
     _accelerate(config, module)
     guidance = instantiate_node(stage_config.guidance, "guidance")
     return SeededImages(module, guidance=guidance, condition_images=source, batch_size=config.batch_size)

@@ -20,10 +20,9 @@ from diffusion_lab.config.finite_numbers import require_finite
 from diffusion_lab.config.library_classes import import_target, settings_of
 from diffusion_lab.config.validation import argument_problems, data_problems, missing_targets, raise_problems
 from diffusion_lab.errors import UserError
-from diffusion_lab.runs import class_names
 from diffusion_lab.runs.load import build_module, instantiate_node, is_classifier_config, resolve
 from diffusion_lab.runs.setup import condition as condition_setup
-from diffusion_lab.runs.setup import fine_tuning, network_check
+from diffusion_lab.runs.setup import data_check, fine_tuning, network_check, sampler_check
 from diffusion_lab.runs.setup.callbacks import build_callbacks, build_loggers, require_later_needs
 from diffusion_lab.runs.setup.fine_tuning import Initialization
 from diffusion_lab.runs.setup.guidance import require_guidable
@@ -89,7 +88,7 @@ def build(config: DictConfig, *, is_new: bool = True) -> Run:
     network_check.require_input_channels(network, config)
     raise_problems(list(argument_problems({key: config[key] for key in deferred}, "")))
     datamodule = instantiate_node(config.data.datamodule, "data")
-    names = functools.partial(_class_names, datamodule)
+    names = functools.partial(data_check.load_class_names, datamodule)
     initialization = fine_tuning.prepare_network(network, config, names, is_new=is_new)
     module = build_module(config, network)
     module.adapters = fine_tuning.lora_of(config)
@@ -102,8 +101,9 @@ def build(config: DictConfig, *, is_new: bool = True) -> Run:
     else:
         _require_classified(config, network, datamodule)
     network_check.require_forward(module, datamodule)
-    module.trained_classes = _load_classes(datamodule, module.num_classes)
     callbacks, left_out = build_callbacks(config)
+    sampler_check.require_samples(module, callbacks)
+    module.trained_classes = data_check.load_classes(datamodule, module)
     require_later_needs(callbacks, module, datamodule, config.trainer.max_steps)
     loggers = build_loggers(config)
     trainer = instantiate_node(config.trainer, "trainer", callbacks=callbacks, logger=loggers)
@@ -241,7 +241,7 @@ def _require_classified(config: DictConfig, network: Any, datamodule: "ImageData
     try:
         measured_images(datamodule.store)  # a split without labels is an error now, not at the first measurement
     except (ValueError, OSError) as error:
-        raise UserError(str(error)) from error
+        raise data_check.of_store(error, datamodule) from error
 
 
 def _require_shape(config: DictConfig, module: "DiffusionModule") -> None:
@@ -263,24 +263,6 @@ def _require_shape(config: DictConfig, module: "DiffusionModule") -> None:
     if not isinstance(module.sampler.clipping, NoClipping):
         clipping = type(module.sampler.clipping).__name__
         raise UserError(f"`clipping` must be none for latents (whose range is unbounded), got {clipping}.")
-
-
-def _class_names(datamodule: "ImageDataModule") -> tuple[str, ...]:
-    try:
-        return tuple(datamodule.train_images.class_names)
-    except (ValueError, OSError) as error:
-        raise UserError(str(error)) from error
-
-
-def _load_classes(datamodule: "ImageDataModule", num_classes: int) -> tuple[int, ...]:
-    """Load the training images, and return the numbers of their classes; () if these are all classes."""
-    try:
-        label = datamodule.train_images.label
-    except (ValueError, OSError) as error:
-        raise UserError(str(error)) from error
-    if num_classes and len(label) and int(label.max()) >= num_classes:
-        raise UserError(f"data.num_classes must be above the largest label ({int(label.max())}), got {num_classes}.")
-    return class_names.proper_subset(set(label.tolist()) if num_classes else (), num_classes)
 
 
 def _require_divisible_batch_size(datamodule: "ImageDataModule", trainer: "Trainer") -> None:
