@@ -92,10 +92,8 @@ def test_the_script_reaches_the_distance_of_the_notebook(script: ModuleType, tmp
 
 @pytest.mark.filterwarnings("ignore:.*is smaller than the logging interval.*")
 def test_the_lines_of_the_readme_train_and_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    section = (EXAMPLES.parent / "README.md").read_text().partition("\n## As a library\n")[2]
-    lines = [
-        line for line in section.partition("\n\nAny data loader works.")[0].splitlines() if line.startswith("    ")
-    ]
+    section = (EXAMPLES.parent / "README.md").read_text().partition("\n## As a library\n")[2].partition("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("    ")]
     assert len(lines) <= 11
     source = textwrap.dedent("\n".join(lines))
     for large, small in (

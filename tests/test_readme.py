@@ -1,4 +1,4 @@
-"""The commands in README.md and docs/: their order, and that each can be composed."""
+"""README.md and docs/: the order of the commands, that each can be composed, and that all links lead to a place."""
 
 import re
 import shlex
@@ -22,7 +22,14 @@ from diffusion_lab.paths import CONF
 from support.commands import run
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+NAMES = (
+    *("training", "sweeps", "sampling", "editing", "evaluation", "resuming", "guidance"),
+    *("weights", "fine_tuning", "data", "cluster", "own_code", "library", "architecture"),
+)
+GUIDES = [ROOT / "README.md", *(DOCS / f"{name}.md" for name in NAMES)]
+"""The pages that explain how something is done, in the order in which README.md links to them."""
 PROGRAMS = r"(?:python|diffusion-lab|torchrun|srun|make|pip|\.|bash|sbatch)"
 
 
@@ -64,7 +71,7 @@ def composable(name: str, words: list[str]) -> list[str]:
 
 
 def all_commands() -> list[tuple[str, str]]:
-    found = [(page.name, command) for page in PAGES for command in commands(page)]
+    found = [(str(page.relative_to(ROOT)), command) for page in PAGES for command in commands(page)]
     return [(page, command) for page, command in found if overrides(command) is not None]
 
 
@@ -89,9 +96,48 @@ def test_every_script_is_in_the_table_of_commands() -> None:
     assert all(f"| `src/{name}.py` |" in text for name in COMMANDS)
 
 
+def links(page: Path) -> list[str]:
+    """Return the targets of the links and images of a page, without those of other sites."""
+    text = re.sub(r"^    .*$|`[^`]*`", "", page.read_text(), flags=re.MULTILINE)
+    return [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of the headings of a page, as GitHub forms them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md", ROOT / "SECURITY.md"], ids=lambda page: page.stem)
+def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+    for link in links(page):
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_the_index_lists_every_page_and_the_readme_links_to_every_guide_in_order() -> None:
+    assert sorted(links(DOCS / "README.md")) == sorted(
+        ["../README.md", *(page.name for page in DOCS.glob("*.md") if page.name != "README.md")]
+    )
+    linked = [link for link in links(GUIDES[0]) if link.endswith(".md") and link != "docs/README.md"]
+    assert [ROOT / link for link in linked if ROOT / link in GUIDES] == GUIDES[1:]
+    assert len(linked) == len(set(linked))
+
+
+def test_the_readme_stays_a_front_page() -> None:
+    assert GUIDES[0].stat().st_size < 25_000
+
+
+@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.stem)
+def test_a_page_starts_with_its_readers(page: Path) -> None:
+    assert page.read_text().split("\n\n")[1].startswith("This page is for ")
+
+
 def test_the_config_files_of_own_code_can_be_composed(tmp_path: Path) -> None:
-    section = PAGES[0].read_text().partition("\n## Your own code\n")[2].partition("\n## ")[0]
-    blocks = [textwrap.dedent(block) for block in re.findall(r"(?:^ {4}.*\n|^\n(?= {4}))+", section, re.MULTILINE)]
+    page = (DOCS / "own_code.md").read_text()
+    blocks = [textwrap.dedent(block) for block in re.findall(r"(?:^ {4}.*\n|^\n(?= {4}))+", page, re.MULTILINE)]
     names = {"# Convolutional": "model/my_net", "# @package": "experiment/mine", "# Noise": "schedule/my_schedule"}
     files = {name: block for block in blocks for start, name in names.items() if block.strip().startswith(start)}
     assert files.keys() == set(names.values())
@@ -107,10 +153,11 @@ def test_the_config_files_of_own_code_can_be_composed(tmp_path: Path) -> None:
 
 
 NOT_HERE = (
-    r"images=|trainer=(gpu|ddp)|launcher=slurm|"
+    r"(?<!num_)images=|trainer=(gpu|ddp)|launcher=slurm|push=|'label=red cars'|'numbers=logs/evaluate/\*'|"
     r"data=cifar10(?! data\.path)|experiment=(?!quickstart)|--config-dir|--nproc|import_weights\.py|verify\.py run="
 )
-"""Commands that need a GPU, several ranks, Slurm, a download, another package or foreign weights; only composed."""
+"""Commands that need a GPU, several ranks, Slurm, a download, an upload, another package, or images, weights or results
+that no earlier command provides; only composed."""
 
 FEW_STEPS = [
     "model=unet_quick", "model.channels=8", "trainer.max_steps=2", "data.batch_size=4", "num_samples=12",
@@ -120,48 +167,62 @@ SMALLER = {
     "train": FEW_STEPS,
     "train_classifier": ["model.channels=8", "data=fashion_mini", *FEW_STEPS[2:4], "trainer.precision=32-true"],
     "sample": ["num_images=2", "sampler.num_steps=2"],
+    "edit": ["task.num_frames=8", "sampler.num_steps=2"],
     "evaluate": ["num_samples=20", "sampler.num_steps=2", "num_pictures=0"],
 }
-"""Overrides that make a command of the README fast. Those of settings that the command itself sets are left out."""
+"""Overrides that make a command of the guides fast. Those of settings that the command itself sets are left out."""
 
 
 def runs_here() -> list[str]:
-    return [text for text in commands(PAGES[0]) if overrides(text) is not None and not re.search(NOT_HERE, text)]
+    found = [command for page in GUIDES for command in commands(page)]
+    return [command for command in found if overrides(command) is not None and not re.search(NOT_HERE, command)]
+
+
+def others(words: list[str], own: list[str]) -> list[str]:
+    """Return the words of settings that `own` does not contain."""
+    settings = {word.partition("=")[0] for word in own}
+    return [word for word in words if word.partition("=")[0] not in settings]
 
 
 def shortened(name: str, words: list[str]) -> list[str]:
     """Return the words of a command with smaller numbers of steps and images."""
     fewer = {
         "num_images": "2", "num_samples": "20", "trainer.max_steps": "4", "sampler.num_steps": "2",
-        "lr_schedule.num_warmup_steps": "1",
+        "lr_schedule.num_warmup_steps": "1", "cascade_steps": "2", "callbacks.save_last.keep_every_n_steps": "1",
+        "metrics.nll.num_images": "2",
     }  # fmt: skip
     own = {word.partition("=")[0]: word.partition("=")[2] for word in words if "=" in word}
     words = [f"{key}={fewer[key]}" if (key := word.partition("=")[0]) in fewer else word for word in words]
-    words = [word.replace("data=fashion_mnist", "data=fashion_mini") for word in words]
+    for large, small in (("data=fashion_mnist", "data=fashion_mini"), ("step_0000300", "step_0000002")):
+        words = [word.replace(large, small) for word in words]
     if "fork" in own:  # an earlier command has trained the run to 4 steps
         return [*(word for word in words if not word.startswith("trainer.max_steps=")), "trainer.max_steps=6"]
     if "resume" in own:
         return words
-    extra = [word for word in SMALLER.get(name, []) if word.partition("=")[0] not in own]
+    extra = others(SMALLER.get(name, []), words)
     if "model" in own:  # its groups may not divide 8 channels
         extra.remove("model.channels=8")
     if "nll" in own.get("metrics", ""):
-        extra += ["metrics.bound.num_images=2", "features=fashion_cnn"]
+        extra.append("features=fashion_cnn")
+        if "metrics.nll.num_images" not in own:
+            extra.append("metrics.bound.num_images=2")
     return [*words, *extra]
 
 
 @pytest.fixture(scope="module")
 def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the runs and files that the README names."""
+    """A folder with the runs and files that the guides name."""
     folder = tmp_path_factory.mktemp("readme")
-    train, common = folder / "logs" / "train", [*FEW_STEPS, "callbacks.save_last.keep_every_n_steps=1"]
+    train = folder / "logs" / "train"
+    common = [*FEW_STEPS, "callbacks.save_last.keep_every_n_steps=1", "schedule.num_timesteps=8"]
     runs = {
-        "RUN": ["conditioning=label", "ema=power", "schedule.num_timesteps=8"],
-        "WEAKER": ["conditioning=label", "schedule.num_timesteps=8"],
-        "BASE": ["data.resolution=14", "data.fit=resize", "model.patch_size=1", "schedule.num_timesteps=8"],
-        "UPSAMPLER": ["low_resolution=area", "low_resolution.resolution=14", "schedule.num_timesteps=8"],
+        "RUN": ["conditioning=label", "ema=power"],
+        "WEAKER": ["conditioning=label"],
+        "BASE": ["conditioning=label", "data.resolution=14", "data.fit=resize", "model.patch_size=1"],
+        "UPSAMPLER": ["conditioning=label", "low_resolution=area", "low_resolution.resolution=14"],
+        "EXPORTED": ["conditioning=label", "model=unet_tiny", "model.channels=32"],
     }
-    jobs = [("train.py", *common, *own, f"hydra.run.dir={train / name}") for name, own in runs.items()]
+    jobs = [("train.py", *others(common, own), *own, f"hydra.run.dir={train / name}") for name, own in runs.items()]
     classifier = [*SMALLER["train_classifier"], "schedule.num_timesteps=8"]
     jobs.append(("train_classifier.py", *classifier, f"hydra.run.dir={folder}/logs/train_classifier/RUN"))
     for name in ("A", "B"):
@@ -170,18 +231,23 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for job in jobs:
         done = run(*job)
         assert done.returncode == 0, done.stderr
-    shutil.copytree(train / "RUN", folder / "downloaded")
-    np.savez(folder / "statistics.npz", mu=np.zeros(128), sigma=np.eye(128))
-    for label in ("circle", "square"):
-        (folder / "FOLDER" / label).mkdir(parents=True)
+    copies = {"downloaded": train / "RUN", "CONDITIONAL": train / "WEAKER", "UNCONDITIONAL": train / "WEAKER"}
+    copies |= {"logs/train/adm_256": train / "RUN", "CLASSIFIER": folder / "logs" / "train_classifier" / "RUN"}
+    for name, original in copies.items():
+        shutil.copytree(original, folder / name)
+    shutil.copy(train / "RUN" / "checkpoints" / "last.ckpt", train / "RUN" / "checkpoints" / "best.ckpt")
+    for name in ("statistics", "STATISTICS"):
+        np.savez(folder / f"{name}.npz", mu=np.zeros(128), sigma=np.eye(128))
+    for name in ("FOLDER/circle", "FOLDER/square", "PHOTOS", "EDGES"):
+        (folder / name).mkdir(parents=True)
         for k in range(20):
             pixels = np.random.default_rng(k).integers(0, 256, (32, 32, 3), np.uint8)
-            Image.fromarray(pixels).save(folder / "FOLDER" / label / f"{k}.png")
+            Image.fromarray(pixels).save(folder / name / f"{k}.png")
     return folder
 
 
 @pytest.mark.full
-def test_the_commands_of_the_readme_run_in_their_order(stand_ins: Path) -> None:
+def test_the_commands_of_the_guides_run_in_their_order(stand_ins: Path) -> None:
     failed, environment = [], {"DIFFUSION_LAB_LOGS": str(stand_ins / "logs")}
     for number, command in enumerate(runs_here()):
         name, words = overrides(command) or ("", [])
@@ -191,7 +257,10 @@ def test_the_commands_of_the_readme_run_in_their_order(stand_ins: Path) -> None:
             words = ["status", str(next((stand_ins / "logs" / "train").glob("schedule_seed*")))]
         else:
             words = [word.replace("run=last", "run=logs/train/RUN") for word in shortened(name, words)]
-        if name == "train" and "-m" not in words and "resume=" not in command:
+        if name == "export":
+            words = [word.replace("logs/train/RUN", "logs/train/EXPORTED") for word in words]
+            words = [word.replace("output=FOLDER", f"output=others/{number}") for word in words]
+        if name == "train" and "-m" not in words and not re.search(r"resume=|hydra\.run\.dir=", command):
             words.append(f"hydra.run.dir={stand_ins}/others/{number}")
         done = run(f"{name}.py", *words, cwd=stand_ins, **environment)
         if done.returncode:
