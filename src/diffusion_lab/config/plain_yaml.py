@@ -66,6 +66,8 @@ def _problem(events: Iterable[yaml.Event]) -> str | None:
 
 
 class _Loader(get_yaml_loader()):  # type: ignore[misc]
+    """The rules of OmegaConf, which accepts no other keys either."""
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
         if others := [key for key in mapping if not isinstance(key, str | int | float)]:

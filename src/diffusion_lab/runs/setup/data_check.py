@@ -39,8 +39,8 @@ def load_classes(datamodule: "ImageDataModule", module: "DiffusionModule | Class
 
 def of_store(error: Exception, datamodule: "ImageDataModule") -> UserError:
     """Return the error of loading images as a UserError, which names data.store if its class is of another package."""
-    is_own = type(datamodule.store).__module__.partition(".")[0] == "diffusion_lab"
-    return UserError(str(error) if is_own else f"data.store: {error}")
+    is_of_this_package = type(datamodule.store).__module__.partition(".")[0] == "diffusion_lab"
+    return UserError(str(error) if is_of_this_package else f"data.store: {error}")
 
 
 def _require_shape(datamodule: "ImageDataModule", shape: tuple[int, int, int]) -> None:
