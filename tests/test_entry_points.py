@@ -295,6 +295,10 @@ OTHER_INVALID_SETTINGS: list[tuple[list[str], str]] = [
     (["schedule.num_timesteps="], "schedule.num_timesteps must be a whole number, got ."),
     (["data.hub_name=NAME"], "data.hub_name must not be given for data=fashion_mini, .*"),
     (["trainer.accelerator=tpu"], "trainer: Requirement 'torch_xla.*"),
+    (["data.channels=null"], "data.channels must be a whole number, got null."),
+    (["conditioning=label", "data.num_classes=9"], r"data.num_classes must be above the .* \(9\), got 9."),
+    (["schedule=custom"], "schedule.betas must be given, got no value."),
+    (["guidance_scale=2"], "guidance_scale must be 1 for a network with conditioning=none, got 2; .*"),
 ]
 """Mistakes of the same kinds, for `make test-full`."""
 
@@ -329,7 +333,6 @@ OTHER_INVALID_SETTINGS: list[tuple[list[str], str]] = [
             ["data.batch_size=10", "trainer.accumulate_grad_batches=3"],
             r"data.batch_size \(the global batch size\) must be divisible by the world size .* \(1 \* 3\), got 10.",
         ),
-        (["schedule=custom"], "schedule.betas must be given, got no value."),
         (
             ["variance=learned_range", "model.out_channels=1"],
             "`out_channels` of the network must be 2 for a learned variance .twice the 1 channels .*, got 1; .*",
@@ -348,7 +351,6 @@ OTHER_INVALID_SETTINGS: list[tuple[list[str], str]] = [
             ["data.classes=Sneker"],
             r"data.classes must be among .*, got Sneker; for example data.classes=\[Sneaker\]; .*",
         ),
-        (["conditioning=label", "data.num_classes=9"], r"data.num_classes must be above the .* \(9\), got 9."),
         (
             ["trainer.compile=reduce-overhead", "trainer.accumulate_grad_batches=2"],
             "trainer.compile must be true, false or max-autotune-no-cudagraphs with "
@@ -360,7 +362,6 @@ OTHER_INVALID_SETTINGS: list[tuple[list[str], str]] = [
             r"model.num_augmentation_channels must be 9 \(the number of values that .* to the network\), got 0.",
         ),
         (["experiment=mine"], "experiment must be one of .*, got mine; --config-dir FOLDER adds .* your own folder."),
-        (["guidance_scale=2"], "guidance_scale must be 1 for a network with conditioning=none, got 2; .*"),
         (["schedule"], "settings are given as NAME=VALUE: schedule=VALUE, got schedule."),
         (["schedule=linear,edm"], "schedule must be one choice or, with -m, the values of a sweep, got linear,edm."),
         (
@@ -368,7 +369,6 @@ OTHER_INVALID_SETTINGS: list[tuple[list[str], str]] = [
             "schedule.beta_end is not a setting .*; add schedule=beta_warmup or linear or .* for schedule.beta_end; .*",
         ),
         (["seed=${nothing}"], r"seed refers to \${nothing}, which is not a setting."),
-        (["data.channels=null"], "data.channels must be a whole number, got null."),
         (["data=class_folders", "conditioning=label"], "data.path must name a folder of images .*, got null."),
         (["data.path=EMPTY"], "data.path must not be given for data=fashion_mini, .*; data=class_folders .*"),
         (["data.num_held_out=10000"], r"data.num_held_out must be below .* \(10000\), .*; data.num_held_out=0 .*"),

@@ -31,7 +31,7 @@ from diffusion_lab.runs.tables import table as run_table
 from support.commands import TINY, run
 from support.fuzzing import changed, damaged
 
-SHORT, LONG = 20, 300
+SHORT, LONG = 8, 288
 """Numbers of cases of each kind: by default, and with the tests marked `full`."""
 
 

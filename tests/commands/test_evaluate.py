@@ -134,6 +134,15 @@ OTHER_INVALID_SETTINGS: list[tuple[list[str], str]] = [
         ["run=TRAINED", "metrics=fidd"],
         r"metrics must be one of bound, .*, got fidd; perhaps you mean fid\.",
     ),
+    (
+        ["run=TRAINED", "metrics=reconstruction", "sampler=ddim", "sampler.eta=0.5"],
+        r"metrics\.reconstruction\.quantity: `sampler` must be ddim with eta=0 to encode images, got eta=0\.5\.",
+    ),
+    (
+        ["run=TRAINED", "metrics=flow", "metrics.flow.split=nosuch"],
+        r"metrics\.flow\.split must be a split of the run's data set \(train, held_out\), got nosuch\.",
+    ),
+    (["run=TRAINED", "metrics=sfid"], r"metrics\.sfid: `features` must have the output 'spatial' .*fashion_cnn.*"),
 ]
 """Mistakes of the same kinds, for `make test-full`."""
 
@@ -148,16 +157,8 @@ OTHER_INVALID_SETTINGS: list[tuple[list[str], str]] = [
             r"`checkpoint` must be one of last\.ckpt.* in .*, got best\.ckpt \(best\.ckpt is saved by .*\)\.",
         ),
         (
-            ["run=TRAINED", "metrics=reconstruction", "sampler=ddim", "sampler.eta=0.5"],
-            r"metrics\.reconstruction\.quantity: `sampler` must be ddim with eta=0 to encode images, got eta=0\.5\.",
-        ),
-        (
             ["run=TRAINED", "metrics=[fid,nll]", "metrics.nll.split=test"],
             r"metrics\.bound\.split must be a split of the run's data set \(train, held_out\), got test\.",
-        ),
-        (
-            ["run=TRAINED", "metrics=flow", "metrics.flow.split=nosuch"],
-            r"metrics\.flow\.split must be a split of the run's data set \(train, held_out\), got nosuch\.",
         ),
         (["run=TRAINED", "reference=tset"], r"`reference` must be a split \(train, held_out\) or a .*, got tset\."),
         (["run=TRAINED", "num_samples=many"], r"num_samples must be a whole number of at least 1, got many\."),
@@ -165,7 +166,6 @@ OTHER_INVALID_SETTINGS: list[tuple[list[str], str]] = [
             ["run=TRAINED", "features=inception", "features.weights=no.pth"],
             r"features\.weights must be .*no\.pth.*",
         ),
-        (["run=TRAINED", "metrics=sfid"], r"metrics\.sfid: `features` must have the output 'spatial' .*fashion_cnn.*"),
         (
             ["run=TRAINED", "weights=raw", "trainer.compile=true"],
             r"trainer\.compile must be false for weights=raw \(because .* are copied for each batch\), got True\.",

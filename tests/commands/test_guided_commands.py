@@ -136,6 +136,15 @@ def test_a_guide_is_found_from_any_folder(
     assert found.guidance.classifier is not None
 
 
+OTHER_COMBINATIONS: list[tuple[str, list[str], str]] = [
+    ("upsampler", ["guidance_scale=2", "guidance.rescale=2"], r"guidance: rescale must be in \[0, 1\], got 2"),
+    ("upsampler", ["label=3"], r"`label` must be null .*\(the labels are those of .* split train\), got 3"),
+    ("base", ["classifier_scale=4"], "`classifier` must be given for classifier_scale=4, got none"),
+    ("base", ["cascade=[nowhere]"], "`cascade` must be a run folder, .*, got nowhere"),
+]
+"""Mistakes of the same kinds, for `make test-full`."""
+
+
 @pytest.mark.usefixtures("initialized_hydra")
 @pytest.mark.parametrize(
     ("run_name", "overrides", "message"),
@@ -171,22 +180,19 @@ def test_a_guide_is_found_from_any_folder(
             ["classifier={classifier}", "classifier_scale=-1"],
             "classifier_scale must be a finite number of at",
         ),
-        ("upsampler", ["guidance_scale=2", "guidance.rescale=2"], r"guidance: rescale must be in \[0, 1\], got 2"),
         (
             "upsampler",
             ["guidance_scale=2", "guidance.num_channels=2"],
             r"num_channels of the guidance must be in 1..1 \(the channels of the images or latents\), got 2",
         ),
-        ("upsampler", ["label=3"], r"`label` must be null .*\(the labels are those of .* split train\), got 3"),
         ("upsampler", ["low_resolution_noise=0.7"], r"low_resolution_noise must be in \[0, 0.5\] .* got 0.7"),
         ("base", ["cascade=[{base}]"], "`cascade` must list super-resolution runs .*, got"),
         ("base", ["cascade=[{classifier}]", "cascade_steps=2"], "`cascade` must list .*, which contains a classifier"),
         ("base", ["cascade_steps=2"], "`cascade` must be given for cascade_steps=2, got none"),
-        ("base", ["classifier_scale=4"], "`classifier` must be given for classifier_scale=4, got none"),
         ("base", ["low_resolution_noise=0.1"], "low_resolution_noise must be 0 without super-resolution"),
-        ("base", ["cascade=[nowhere]"], "`cascade` must be a run folder, .*, got nowhere"),
         ("upsampler", ["cascade=[{upsampler}]"], r"`cascade` must list .*resolution=28 .*, got a run with 14"),
         ("classifier", [], "`run` must be a run folder of `python src/train.py`, got .*, which contains a classifier"),
+        *(pytest.param(*case, marks=pytest.mark.full) for case in OTHER_COMBINATIONS),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, list) else "",
 )

@@ -122,7 +122,7 @@ def loaded(folder: Path, generator: random.Random) -> Images | None:
 WRITERS = {"parquet": write_parquet, "folder": write_folder}
 
 
-@pytest.mark.parametrize("num_sets", [20, pytest.param(300, marks=pytest.mark.full)])
+@pytest.mark.parametrize("num_sets", [8, pytest.param(300, marks=pytest.mark.full)])
 @pytest.mark.parametrize("kind", WRITERS)
 @pytest.mark.filterwarnings("ignore")  # libraries leave damaged files open
 def test_a_mutated_set_is_loaded_or_refused_with_one_sentence(kind: str, num_sets: int, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def start(script: str, words: list[str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
-REPRESENTATIVES = ("resume_plain", "sample_cascade", "evaluate_guided")
+REPRESENTATIVES = ("resume_plain", "sample_cascade")
 
 
 @pytest.mark.parametrize("name", with_representatives({name: name for name in GOES_ON}, REPRESENTATIVES))

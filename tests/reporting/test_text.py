@@ -28,7 +28,7 @@ from diffusion_lab.reporting.text import (
 )
 from support.hostile_names import INVISIBLE, SHOWN, fuzzed_name, record_output
 
-FEW = [pytest.param(range(20), id="20"), pytest.param(range(20, 300), id="280", marks=pytest.mark.full)]
+FEW = [pytest.param(range(8), id="8"), pytest.param(range(8, 300), id="292", marks=pytest.mark.full)]
 
 
 @pytest.mark.parametrize("name", SHOWN)

@@ -27,7 +27,7 @@ from diffusion_lab.sweeps.table import write_sweep_table
 from diffusion_lab.training.loggers import MetricsFile
 from support.hostile_names import INVISIBLE, SHOWN, fuzzed_folder_name, fuzzed_name, record_output
 
-FEW = [pytest.param(range(20), id="20"), pytest.param(range(20, 300), id="280", marks=pytest.mark.full)]
+FEW = [pytest.param(range(8), id="8"), pytest.param(range(8, 300), id="292", marks=pytest.mark.full)]
 KNOWN = [name for name in SHOWN if name != "two\nlines"]  # a table shows each of these in one line
 
 
