@@ -114,7 +114,7 @@ def test_a_fork_continues_in_a_new_run_with_its_own_learning_rate(stopped: Path,
 
     fewer = train(f'resume="{stopped}"', "fork=true", "trainer.max_steps=3", f"hydra.run.dir={tmp_path / 'fewer'}")
     assert last_line(fewer) == (
-        "error: trainer.max_steps must be above 3, the number of steps of the forked run, which are counted too, got 3."
+        "error: trainer.max_steps must be above 3, the number of steps of the checkpoint, which are counted too, got 3."
     )
     assert not (tmp_path / "fewer").exists()
 
@@ -170,6 +170,7 @@ OTHER_REJECTED_SETTINGS: list[tuple[list[str], str]] = [
     [
         (["optimizer.lr=0.1"], "these differ: optimizer.lr (was 0.0005, got 0.1); fork=true starts a new run"),
         (["schedule=cosine"], "these differ: schedule (was linear, got cosine); fork=true starts a new run"),
+        (["optimizer.lr=0.1", "trainer.max_steps=2"], "trainer.max_steps must be above 3, the number of steps of the"),
         (["fork=no", "optimizer.lr=0.1"], "fork must be true or false, got no."),
         (["hydra.run.dir=elsewhere"], "hydra.run.dir is accepted only with fork=true"),
         *(pytest.param(*case, marks=pytest.mark.full) for case in OTHER_REJECTED_SETTINGS),

@@ -32,6 +32,7 @@ from diffusion_lab.config.finite_numbers import require_finite
 from diffusion_lab.config.library_classes import with_plus
 from diffusion_lab.config.search_path import with_search_path
 from diffusion_lab.config.trusted_packages import take_packages
+from diffusion_lab.config.typed_names import name_as_typed
 from diffusion_lab.distributed import launch, signals, slurm_job
 from diffusion_lab.distributed.signals import StoppedBySignal
 from diffusion_lab.errors import UserError
@@ -124,18 +125,22 @@ class _Task:
     def _run_supervised(self, config: DictConfig, folder: Path) -> object:
         if not self.keeps_status:
             try:
-                return self.command(config)
+                return self._run_command(config)
             except Exception as error:
                 raise_if_full(error, folder)
                 raise
         if not isinstance(config.take_over, bool):
             raise UserError(f"take_over must be true or false, got {config.take_over}.")
         result = supervise(
-            folder, lambda: self.command(config), in_sweep=in_sweep(), take_over=config.take_over,
+            folder, lambda: self._run_command(config), in_sweep=in_sweep(), take_over=config.take_over,
             places=shared_places(config),
         )  # fmt: skip
         save_overrides(folder)
         return result
+
+    def _run_command(self, config: DictConfig) -> object:
+        with name_as_typed(config):
+            return self.command(config)
 
 
 def _run(task: _Task, prepare_command_line: Callable[[], None]) -> None:

@@ -37,6 +37,7 @@ from diffusion_lab.runs.settings.changes import KeyPath, by_choice, changes_with
 from diffusion_lab.runs.settings.typed_paths import make_absolute, read_overrides
 from diffusion_lab.runs.settings.used import UsedSettings
 from diffusion_lab.runs.setup import fine_tuning
+from diffusion_lab.runs.setup.trainer_settings import require_more_steps
 from diffusion_lab.runs.setup.training import Run
 from diffusion_lab.runs.supervise import FolderInUseError
 from diffusion_lab.runs.tables.table import SUMMARY, read_json
@@ -142,6 +143,8 @@ def starting_point(config: DictConfig) -> StartingPoint:
     if not is_fork and (changes := changes_with_effect(saved, wanted)):
         _require_arguments(config)  # a setting that does not exist is no change
         other_length = saved.get(("trainer", "max_steps")) != config.trainer.max_steps
+        if config.resume and other_length:  # the fork that is recommended next would be refused
+            require_more_steps(config, _starting_checkpoint(source)[1])
         reason = config_changes.reason_of(changes, other_length=other_length)
         _refuse_changes(_by_choice(changes, source.folder), reason, run_folder, resumed=bool(config.resume))
     merged = OmegaConf.create(unflatten(wanted | {("resume",): None, ("fork",): False, ("take_over",): False}))

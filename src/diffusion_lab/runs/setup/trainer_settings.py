@@ -31,11 +31,11 @@ REFUSED = {
 
 
 def require_more_steps(config: DictConfig, done: int) -> None:
-    """Raise UserError unless trainer.max_steps is above the number of steps `done`, which a fork counts too."""
+    """Raise UserError unless trainer.max_steps is above the number of steps `done` of the checkpoint."""
     max_steps = config.trainer.max_steps
     if isinstance(max_steps, int) and 0 < max_steps <= done:
         raise UserError(
-            f"trainer.max_steps must be above {done:,}, the number of steps of the forked run, which are counted too, "
+            f"trainer.max_steps must be above {done:,}, the number of steps of the checkpoint, which are counted too, "
             f"got {max_steps:,}."
         )
 
