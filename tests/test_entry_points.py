@@ -136,10 +136,7 @@ OTHER_INVALID_SWEEPS: list[tuple[list[str], str]] = [
         ["hydra/launcher=slurm", "hydra.launcher.partitoin=x"],
         "is not a setting in hydra.launcher; perhaps you mean partition; accepted settings are acc",
     ),
-    (
-        ["hydra/launcher=slurm", "hydra.launcher.more.constraint=a100"],
-        "constraint is not in the config; +hydra.launcher.more.constraint=VALUE adds it.",
-    ),
+    (["hydra/launcher=slurm", "hydra.launcher.more={exclude: [n7]}"], "more.exclude must be a text, a number, true"),
     (["hydra/launcher=slurm", "hydra.launcher.more=3"], "options of sbatch such as {exclude: n7}, got 3."),
 ]
 """Mistakes of the same kinds, for `make test-full`."""

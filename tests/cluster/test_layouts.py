@@ -130,7 +130,7 @@ def test_the_default_run_folder_is_named_after_the_job_and_its_steps(slurm: Slur
         (
             [],
             ["-m", *TRAIN_ONLY, "seed=1,2", "hydra/launcher=slurm", "hydra.launcher.partition=nowhere"],
-            "hydra/launcher=slurm: sbatch: error: invalid partition specified: nowhere",
+            "hydra.launcher.partition must be accepted by Slurm, got nowhere (sbatch: error: invalid partition",
         ),
         (
             [],

@@ -81,7 +81,7 @@ def test_a_sweep_with_failed_runs_ends_and_the_same_command_resumes_only_those(s
     first = start("train", *overrides)
     on_a_node = start(
         "train", "-m", *TRAIN_ONLY, *MISHAP, f"+callbacks.mishap.folder={tmp_path}", "+callbacks.mishap.kind=node",
-        "trainer.max_steps=40", *ON_SLURM, "+hydra.launcher.more.nodelist=n2", f"hydra.sweep.dir={tmp_path / 'node'}",
+        "trainer.max_steps=40", *ON_SLURM, "hydra.launcher.more={nodelist: n2}", f"hydra.sweep.dir={tmp_path / 'node'}",
     )  # fmt: skip
     wait_for("a run to cancel", (tmp_path / "cancel.happened").exists)
     folders = {kind: sweep / f"callbacks.mishap.kind-{kind}" for kind in kinds.split(",")}

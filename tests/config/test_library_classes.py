@@ -18,6 +18,15 @@ def config(target: str) -> DictConfig:
     return struct
 
 
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+@pytest.mark.parametrize("name", ["hydra.launcher.more", "hydra.launcher.more.constraint"])
+def test_options_of_sbatch_need_no_plus_in_any_command(name: str, command: str) -> None:
+    for typed in (f"{name}=a", f"+{name}=a", f"++{name}=a"):
+        assert with_plus(command, [typed]) == [f"++{name}=a"]
+        assert without_plus(typed) == f"{name}=a"
+    assert with_plus(command, ["hydra.launcher.moree=a"]) == ["hydra.launcher.moree=a"]
+
+
 def test_arguments_of_library_classes_need_no_plus_in_training_commands_only() -> None:
     overrides = ["optimizer.eps=1e-6", "+trainer.max_time=1", "seed=1", "optimizer=sgd", "~optimizer.fused"]
     added = ["++optimizer.eps=1e-6", "++trainer.max_time=1", "seed=1", "optimizer=sgd", "~optimizer.fused"]

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import CONF
-from diffusion_lab.sweeps.sbatch_options import python_command, sbatch_options
+from diffusion_lab.sweeps.sbatch_options import missing_programs, python_command, refusal, sbatch_options
 from support.commands import train
 
 
@@ -36,12 +36,13 @@ def dry_run(folder: Path, *overrides: str) -> str:
 def test_a_dry_run_prints_the_batch_script_and_the_command_of_each_array_task(tmp_path: Path) -> None:
     output = dry_run(
         tmp_path / "sweep", "hydra.launcher.prefix=apptainer exec --nv image.sif",
-        "hydra.launcher.python=/opt/my python", "hydra.launcher.partition=gpu", "trainer.devices=2", "data.path=/a b",
-        "seed=1,2",
+        "hydra.launcher.python=/opt/my python", "hydra.launcher.partition=gpu",
+        "hydra.launcher.more={constraint: a100}", "trainer.devices=2", "data.path=/a b", "seed=1,2",
     )  # fmt: skip
     assert not (tmp_path / "sweep").exists()
     assert "#SBATCH --array=0-1%2\n" in output
     assert "#SBATCH --partition=gpu\n" in output
+    assert "#SBATCH --constraint=a100\n" in output
     assert "#SBATCH --ntasks-per-node=2\n" in output
     (command,) = re.findall(r"^srun .*", output, flags=re.MULTILINE)
     assert command.endswith(
@@ -91,8 +92,10 @@ def test_the_default_python_is_the_running_one() -> None:
         ({"python": "a\nb"}, r"hydra.launcher.python must be the path of a Python, or null, got"),
         ({"python": ""}, r"hydra.launcher.python must be the path of a Python, or null, got \."),
         ({"node_cache": 3}, r"hydra.launcher.node_cache must be a folder on the disk of each node, or null, got 3"),
+        ({"memory": "much"}, r"hydra.launcher.memory must be a size such as 64G or 500M, or null, got much\."),
         ({"dry_run": "maybe"}, r"hydra.launcher.dry_run must be true or false, got maybe"),
         ({"requeue": 1}, r"hydra.launcher.requeue must be true or false, got 1"),
+        ({"more": {"exclude": ["a"]}}, r"hydra.launcher.more.exclude must be a text, .* or null, got \['a'\]\."),
         ({"time": 2}, r"must be longer than hydra.launcher.signal_before \(120 seconds\), got 2 \(120 seconds\)\."),
         ({"time": "2:00"}, r"got 2:00 \(120 seconds\)"),
         ({"time": "0:01:59"}, r"got 0:01:59 \(119 seconds\)"),
@@ -106,6 +109,49 @@ def test_the_default_python_is_the_running_one() -> None:
 def test_settings_that_are_not_accepted_are_rejected(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         sbatch_options(None, settings(**changes), tmp_path)
+
+
+@pytest.mark.parametrize("memory", [64, "64G", "500M", "2t", None])
+def test_sizes_of_slurm_are_accepted(memory: Any, tmp_path: Path) -> None:
+    assert sbatch_options(None, settings(memory=memory), tmp_path)["additional_parameters"].get("mem") == memory
+
+
+@pytest.mark.parametrize(
+    ("reason", "message"),
+    [
+        (
+            "sbatch: error: invalid partition specified: gpu",
+            "hydra.launcher.partition must be accepted by Slurm, got gpu (sbatch: error: invalid partition "
+            "specified: gpu).",
+        ),
+        ("Invalid account or account/partition combination specified", "hydra.launcher.partition must be accepted"),
+        ("Invalid qos specification", "hydra/launcher=slurm: Invalid qos specification."),  # no such setting was given
+        ("Memory specification can not be satisfied", "hydra.launcher.memory must be accepted by Slurm, got 9T ("),
+        ("Requested time limit is invalid (missing or exceeds some limit)", "hydra.launcher.time must be accepted"),
+        ("More processors requested than permitted", "hydra.launcher.cpus must be accepted by Slurm, got 99 (More"),
+        ("Invalid generic resource (gres) specification", "hydra.launcher.gpus must be accepted by Slurm, got 8 ("),
+        ("a controller that does not respond", "hydra/launcher=slurm: a controller that does not respond."),
+    ],
+)
+def test_a_refusal_of_slurm_names_the_setting(reason: str, message: str) -> None:
+    given = settings(partition="gpu", memory="9T", cpus=99, gpus=8)
+    assert refusal(reason, given).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("changes", "notes"),
+    [
+        ({}, []),
+        ({"python": sys.executable}, []),
+        ({"prefix": "env A=1", "python": "/in/the/image/python"}, []),
+        ({"python": "/no/python"}, ["hydra.launcher.python: this machine has no program /no/python; "]),
+        ({"prefix": "apptainr exec x.sif"}, ["hydra.launcher.prefix: this machine has no program apptainr; "]),
+    ],
+)
+def test_programs_that_this_machine_does_not_have_are_noted(changes: dict[str, Any], notes: list[str]) -> None:
+    found = list(missing_programs(settings(**changes)))
+    assert len(found) == len(notes)
+    assert all(text.startswith(note) for text, note in zip(found, notes, strict=True))
 
 
 @pytest.mark.parametrize(

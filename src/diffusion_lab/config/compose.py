@@ -199,7 +199,7 @@ def _unknown_key(key: str, config_name: str) -> str:
     while parent and _at(node, parent) is None:
         parent, _, name = parent.rpartition(".")
     key = f"{parent}.{name}" if parent else name
-    if parent and isinstance(found := _at(node, parent), DictConfig) and not found:  # such as hydra.launcher.more
+    if parent and isinstance(found := _at(node, parent), DictConfig) and not found:  # settings without names
         return f"{key} is not in the config; +{key}=VALUE adds it."
     choices = [str(choice) for choice in node] if isinstance(node := _at(node, parent), DictConfig) else []
     accepted = sorted(choice for choice in choices if choice not in META and not choice.startswith("_"))

@@ -16,6 +16,9 @@ logger = logging.getLogger(__name__)
 NODES = ("optimizer", "lr_schedule", "trainer")
 """Config keys of such nodes. Overrides of arguments that conf/ does not list need no plus there."""
 
+SBATCH_OPTIONS = "hydra.launcher.more"
+"""Setting of all commands with any options of sbatch."""
+
 COMMANDS = ("train", "train_classifier", "prepare")
 """Commands whose config has these keys."""
 
@@ -27,15 +30,17 @@ _OWN = {"Optimizer": ("decay_matrices_only",)}
 
 
 def with_plus(config_name: str, overrides: Sequence[str]) -> list[str]:
-    """Return overrides that may also add a setting to one of NODES: ++optimizer.eps=1e-6 for optimizer.eps=1e-6."""
-    if config_name not in COMMANDS:
-        return list(overrides)
-    return [re.sub(rf"^\+*(?=({'|'.join(NODES)})\.[^=]*=)", "++", override) for override in overrides]
+    """Return overrides that may also add a setting: ++optimizer.eps=1e-6 for optimizer.eps=1e-6."""
+    open_ended = [*(NODES if config_name in COMMANDS else ()), SBATCH_OPTIONS]
+    return [
+        re.sub(rf"^\+*(?=(({'|'.join(open_ended)})\.[^=]*|{SBATCH_OPTIONS})=)", "++", override)
+        for override in overrides
+    ]
 
 
 def without_plus(override: str) -> str:
     """Return an override as the user may type it: the inverse of `with_plus`."""
-    return re.sub(rf"^\++(?=({'|'.join(NODES)})\.)", "", override)
+    return re.sub(rf"^\++(?=({'|'.join(NODES)})\.|{SBATCH_OPTIONS}\b)", "", override)
 
 
 def drop_unused_settings(config: DictConfig, overrides: Sequence[str]) -> None:

@@ -2,7 +2,9 @@
 
 import re
 import shlex
+import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,12 @@ REQUEUE = (
     "exit $status",
 )
 """Lines at the end of a batch script that requeue the job if the run asked for it, see `slurm_job.REQUEUE_FILE`."""
+
+REFUSALS = {
+    "account": "account", "partition": "partition", "qos": "qos", "time limit": "time", "mem": "memory",
+    "generic resource|gres": "gpus", "processors": "cpus",
+}  # fmt: skip
+"""Words of Slurm's reasons to refuse a job, with the setting that the reason is about."""
 
 
 def sbatch_options(trainer: DictConfig | None, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -58,6 +66,21 @@ def python_command(settings: dict[str, Any]) -> str:
     return f"{settings['prefix']} {python}" if settings["prefix"] else python
 
 
+def refusal(reason: str, settings: dict[str, Any]) -> str:
+    """Return the error message for a job that Slurm refuses, which names the setting if one was given."""
+    for pattern, name in REFUSALS.items():
+        if settings[name] is not None and re.search(rf"\b({pattern})", reason, re.IGNORECASE):
+            return f"hydra.launcher.{name} must be accepted by Slurm, got {settings[name]} ({reason})."
+    return f"hydra/launcher=slurm: {reason}."
+
+
+def missing_programs(settings: dict[str, Any]) -> Iterator[str]:
+    """Yield a note if the first word of the command of the jobs is no program on this machine."""
+    name = "prefix" if settings["prefix"] else "python"
+    if settings[name] and shutil.which(program := shlex.split(settings[name])[0]) is None:
+        yield f"hydra.launcher.{name}: this machine has no program {program}; the nodes of the jobs must have it."
+
+
 def _setup(settings: dict[str, Any], folder: Path) -> list[str]:
     """Return the lines of the batch script before the shell commands of the user."""
     lines = []
@@ -88,10 +111,15 @@ def check_settings(settings: dict[str, Any]) -> None:
     ):
         if settings[name] is not None and not _is_one_line_of_shell(settings[name]):
             raise UserError(f"hydra.launcher.{name} must be {accepted}, or null, got {settings[name]}.")
+    if not re.fullmatch(r"\d+[KMGT]?|None", str(settings["memory"]), re.IGNORECASE):
+        raise UserError(f"hydra.launcher.memory must be a size such as 64G or 500M, or null, got {settings['memory']}.")
     collections = ("setup", list, "a list of shell commands"), ("more", dict, "options of sbatch such as {exclude: n7}")
     for name, kind, accepted in collections:
         if not isinstance(settings[name] or kind(), kind):
             raise UserError(f"hydra.launcher.{name} must be {accepted}, got {settings[name]}.")
+    for name, value in (settings["more"] or {}).items():
+        if isinstance(value, (list, dict)):
+            raise UserError(f"hydra.launcher.more.{name} must be a text, a number, true or null, got {value}.")
     time = str(settings["time"])
     if not re.fullmatch(r"[1-9]\d*|(\d+-)?\d+(:\d+){0,2}", time) or time == "0":
         raise UserError(

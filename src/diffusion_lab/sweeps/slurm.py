@@ -34,11 +34,13 @@ def run_on_slurm(planned: Sequence[PlannedRun], folder: Path, settings: dict[str
     Raises UserError for settings that are not accepted and for jobs that Slurm rejects.
     """
     python = sbatch_options.python_command(settings)
+    for note in sbatch_options.missing_programs(settings):
+        logger.info(note)
     for runs, options in _arrays(planned, folder, settings):
         if settings["dry_run"]:
             _print_script(runs, folder, options, python)
         else:
-            _submit(runs, folder, options, python)
+            _submit(runs, folder, options, settings)
     if settings["dry_run"]:
         if settings["prefix"]:
             print("The image of hydra.launcher.prefix must contain this package, with submitit.")
@@ -78,9 +80,10 @@ def _print_script(left: Sequence[PlannedRun], folder: Path, parameters: dict[str
         print(f"# {f'array task {number}' if len(left) > 1 else 'the job'} executes: {python} {command}")
 
 
-def _submit(left: Sequence[PlannedRun], folder: Path, parameters: dict[str, Any], python: str) -> None:
+def _submit(left: Sequence[PlannedRun], folder: Path, parameters: dict[str, Any], settings: dict[str, Any]) -> None:
     import submitit
 
+    python = sbatch_options.python_command(settings)
     mark_queued(left)
     try:
         with _hidden_slurm_variables():
@@ -93,7 +96,7 @@ def _submit(left: Sequence[PlannedRun], folder: Path, parameters: dict[str, Any]
     except (RuntimeError, ValueError, OSError, subprocess.SubprocessError, submitit.core.utils.FailedJobError) as error:
         for run in left:
             run_status.mark_not_started(run.folder, "it was not submitted")
-        raise UserError(f"hydra/launcher=slurm: {_error_text(error)}") from error
+        raise UserError(sbatch_options.refusal(_reason(error), settings)) from error
     for run, submitted in zip(left, jobs, strict=True):
         run_status.write_job_id(run.folder, submitted.job_id)
     array = jobs[0].job_id.partition("_")[0]
@@ -103,10 +106,10 @@ def _submit(left: Sequence[PlannedRun], folder: Path, parameters: dict[str, Any]
     )
 
 
-def _error_text(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     text = getattr(error, "stderr", None) or str(error)
     text = text.decode(errors="replace") if isinstance(text, bytes) else text
-    return " ".join(text.split()).rstrip(".?")[-500:] + "."
+    return " ".join(text.split()).rstrip(".?")[-500:]
 
 
 @dataclass(frozen=True)
