@@ -7,13 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from diffusion_lab.data.duplicates import NearDuplicates, Pair
+from diffusion_lab.data.image_store import ImageStore
 from diffusion_lab.data.images import Images
-from diffusion_lab.data.inspection import class_counts, inspect, size_statistics
+from diffusion_lab.data.inspection import class_counts, file_names, inspect, size_statistics
 from diffusion_lab.data.inspection_report import FoundPair, Split, as_dict, list_pairs, print_report, write_report
 from diffusion_lab.data.inspection_sheets import contact_sheet, duplicate_sheet
+from diffusion_lab.data.selection import Selection
 
 SHAPE = (3, 12, 10)
 
@@ -139,7 +142,7 @@ def test_the_report_counts_exact_copies_near_duplicates_and_pairs_with_two_class
     inspected = inspect(split.images, other.images)
     summary, found = as_dict(inspected, split, other, NearDuplicates()), list_pairs(inspected, split, other)
     folder = tmp_path / "new" / "folder"
-    write_report(summary, found, folder)
+    write_report(summary, found, folder, {"train": {20: "b/20.png", 21: "21.png"}})
     report = json.loads((folder / "report.json").read_text())
     assert report["duplicates"] == {
         "same_bytes": 2, "same_bytes_groups": 1, "near_pairs": 1, "pairs_of_two_classes": 2, "num_compared": 100,
@@ -151,13 +154,36 @@ def test_the_report_counts_exact_copies_near_duplicates_and_pairs_with_two_class
     assert report["near_duplicates"]["max_ratio"] == 0.4
     with (folder / "duplicates.csv").open() as file:
         header, *rows = csv.reader(file)
-    assert ",".join(header) == "kind,split,image,class,other_split,other_image,other_class,correlation,ratio"
+    assert ",".join(header) == (
+        "kind,split,image,class,other_split,other_image,other_class,correlation,ratio,file,other_file"
+    )
     assert [" ".join(row[:7]) for row in rows] == [
         "same_bytes train 20 a train 21 b", "same_bytes train 20 a train 31 b", "near train 50 a train 62 a",
         "same_bytes train 90 a test 7 a", "near train 91 b test 8 b",
     ]  # fmt: skip
-    assert rows[0][7:] == ["1.0000", "0.0000"]
+    assert rows[0][7:] == ["1.0000", "0.0000", "b/20.png", "21.png"]
+    assert rows[1][9:] == ["b/20.png", ""]  # the name of image 31 is not given
     assert 0 < float(rows[2][8]) < 0.4
+
+
+def test_file_names_are_those_of_the_selected_images(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    for k in range(12):
+        Image.new("L", (8, 8), 20 * k).save(tmp_path / "set" / f"{k:02}.png")
+    (tmp_path / "set" / "03.png").write_bytes(b"no image")
+    store = ImageStore(
+        None, tmp_path / "set", label_column=None, channels=1, resolution=8, cache_folder=tmp_path / "cache",
+        selection=Selection(num_held_out=4),
+    )  # fmt: skip
+    for split, size in (("train", 7), ("held_out", 4)):
+        loaded = store.load(split)
+        assert len(loaded) == size
+        numbers = list(range(1, size))  # not all of them
+        named = file_names(store, split, numbers)
+        levels = [int(loaded.gather(np.array([k]))[0, 0, 0, 0]) for k in numbers]
+        assert named == {
+            k: str(tmp_path / "set" / f"{level // 20:02}.png") for k, level in zip(numbers, levels, strict=True)
+        }
 
 
 def test_an_image_with_two_near_duplicates_is_counted_once(capsys: pytest.CaptureFixture[str]) -> None:

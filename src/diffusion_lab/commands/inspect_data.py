@@ -4,10 +4,11 @@ python src/inspect_data.py data=cifar10
 python src/inspect_data.py data=class_folders data.path=FOLDER data.resolution=64
 python src/inspect_data.py data=fashion_mini near_duplicates.max_ratio=0.5 num_pairs=200
 
-Results: logs/inspect_data/<date>_<time> contains the report, a contact sheet and the duplicates.
+Results: logs/inspect_data/<date>_<time> contains the report, a contact sheet and the duplicates with their file names.
 """
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from diffusion_lab.reporting.text import terminal_text
 from diffusion_lab.runs import load as run_loading
 
 if TYPE_CHECKING:
-    from diffusion_lab.data.inspection_report import Split
+    from diffusion_lab.data.inspection_report import FoundPair, Split
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ def inspect_data(config: DictConfig) -> None:
     pairs = inspection_report.list_pairs(inspected, split, other)
     content = inspection_report.as_dict(inspected, split, other, search)
     content["original_sizes"] = _original_sizes(store, config.split, node.data.get("resolution"))
-    inspection_report.write_report(content, pairs, folder)
+    inspection_report.write_report(content, pairs, folder, _file_names(store, pairs))
     sheet = inspection_sheets.contact_sheet(split.images, config.num_rows, config.seed)
     image_grids.save_picture(sheet, folder / "contact_sheet.png")
     if pairs:
@@ -94,6 +95,20 @@ def _original_sizes(store: Any, split: str, resolution: int) -> "dict[str, Any] 
     from diffusion_lab.data.inspection import size_statistics
 
     return size_statistics(store.original_sizes(split), resolution) if type(store).load is ImageStore.load else None
+
+
+def _file_names(store: Any, pairs: "Sequence[FoundPair]") -> dict[str, dict[int, str]]:
+    """Return the file names of the duplicates, by split and index; empty for a store with its own `load`."""
+    from diffusion_lab.data.image_store import ImageStore
+    from diffusion_lab.data.inspection import file_names
+
+    if type(store).load is not ImageStore.load:
+        return {}
+    numbers: dict[str, set[int]] = {}
+    for found in pairs:
+        numbers.setdefault(found.first.name, set()).add(found.pair.first)
+        numbers.setdefault(found.second.name, set()).add(found.pair.second)
+    return {split: file_names(store, split, sorted(own)) for split, own in numbers.items()}
 
 
 def _load_other_split(store: Any, config: DictConfig) -> "Split | None":

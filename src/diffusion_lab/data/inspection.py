@@ -1,6 +1,9 @@
 """Statistics of an image set: shape, classes, pixel values, constant images and duplicates."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,8 @@ from diffusion_lab.data.duplicates import (
     same_bytes,
     same_bytes_between,
 )
+from diffusion_lab.data.image_files import file_name
+from diffusion_lab.data.image_store import ImageStore
 from diffusion_lab.data.images import Images
 
 
@@ -150,6 +155,15 @@ def scan(images: Images, search: NearDuplicates, batch_size: int = 256) -> Scan:
     assert histogram is not None
     assert downsampled is not None
     return Scan(histogram, constant, digests, compared, downsampled)
+
+
+def file_names(store: ImageStore, split: str, numbers: Sequence[int]) -> dict[int, str]:
+    """Return the file names of the images with the indices `numbers` of a split; "" if the set does not store them."""
+    source_split = store.selection.source_split(split)
+    in_source = store.load_numbered(source_split)[1][store.load(split).index]
+    with TemporaryDirectory() as work_folder:
+        images = replace(store.source).open(source_split, Path(work_folder)).images
+        return {number: file_name(images, int(in_source[number])) for number in numbers}
 
 
 def size_statistics(sizes: np.ndarray, resolution: int) -> dict[str, Any] | None:

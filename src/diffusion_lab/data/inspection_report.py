@@ -1,7 +1,7 @@
 """Inspection report: JSON and CSV files, and tables on the terminal."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,10 @@ MAX_ROWS = 30
 LONGEST_NAME = 200
 """Largest number of characters of a class name on the terminal; a longer name loses its middle."""
 
-PAIR_COLUMNS = ("kind", "split", "image", "class", "other_split", "other_image", "other_class")
+PAIR_COLUMNS = (
+    "kind", "split", "image", "class", "other_split", "other_image", "other_class", "correlation", "ratio",
+    "file", "other_file",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,10 @@ def describe(search: NearDuplicates) -> str:
     )
 
 
-def write_report(content: dict[str, Any], pairs: Sequence[FoundPair], folder: Path) -> None:
-    """Write `report.json` and `duplicates.csv`."""
+def write_report(
+    content: dict[str, Any], pairs: Sequence[FoundPair], folder: Path, files: Mapping[str, Mapping[int, str]]
+) -> None:
+    """Write `report.json` and `duplicates.csv`.  files: split -> index of an image -> its file name."""
     folder.mkdir(parents=True, exist_ok=True)
     # backslashreplace writes bytes of names that are not UTF-8 as \udcff, as in JSON
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
@@ -99,8 +104,10 @@ def write_report(content: dict[str, Any], pairs: Sequence[FoundPair], folder: Pa
     for found in pairs:
         (name, other_name), pair = found.classes, found.pair
         images = found.first.name, pair.first, name, found.second.name, pair.second, other_name
-        rows.append([pair.kind, *images, f"{pair.correlation:.4f}", f"{pair.ratio:.4f}"])
-    write_csv(folder / "duplicates.csv", [*PAIR_COLUMNS, "correlation", "ratio"], rows)
+        both = ((found.first.name, pair.first), (found.second.name, pair.second))
+        names = [files.get(split, {}).get(number, "") for split, number in both]
+        rows.append([pair.kind, *images, f"{pair.correlation:.4f}", f"{pair.ratio:.4f}", *names])
+    write_csv(folder / "duplicates.csv", PAIR_COLUMNS, rows)
 
 
 def print_report(content: dict[str, Any]) -> None:

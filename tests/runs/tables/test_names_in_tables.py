@@ -153,7 +153,7 @@ def test_a_set_with_any_class_names_is_inspected(seeds: range, tmp_path: Path, m
     split, search = Split("train", Images(pixels, torch.arange(len(pixels)) % len(names), names)), NearDuplicates()
     inspected = inspect(split.images, None, search)
     pairs, content = list_pairs(inspected, split, None), as_dict(inspected, split, None, search)
-    write_report(content, pairs, tmp_path)
+    write_report(content, pairs, tmp_path, {})
     assert set(json.loads((tmp_path / "report.json").read_bytes())["class_counts"]) == set(names)
     rows = read_csv(tmp_path / "duplicates.csv")
     assert [(row["class"], row["other_class"]) for row in rows[:1]] == [names[:2]]
