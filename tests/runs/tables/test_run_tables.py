@@ -187,7 +187,8 @@ def test_losses_of_different_schedules_are_noted_as_not_comparable_and_never_ave
         folder = tmp_path / f"lr-{lr}_seed-{number}"
         (folder / ".hydra").mkdir(parents=True)
         (folder / ".hydra" / "overrides.yaml").write_text(f"- lr={lr}\n- seed={number}\n")
-        (folder / "config.yaml").write_text(f"schedule: {{_target_: {schedule}}}\nseed: {number}\n")
+        config = f"schedule: {{_target_: {schedule}}}\ntimes: {{schedule: {{_target_: {schedule}}}}}\nseed: {number}\n"
+        (folder / "config.yaml").write_text(config)
         write_summary(folder, {"loss": 0.5 + number, "steps": 8})
     assert write_sweep_table(tmp_path)
     rows = table(tmp_path, "sweep_over_seeds")

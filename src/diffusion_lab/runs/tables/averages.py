@@ -115,8 +115,16 @@ def _protocol(row: Row, name: str) -> dict[str, Any]:
         return row.fingerprints.get(name, {})
     used = UsedSettings.read(row.folder)
     settings = {**row.overrides, **used.values, **used.choices}
-    is_used = {key: key.partition(".")[0] in OF_LOSS and not key.startswith("data.") for key in settings}
-    return {key: value for key, value in settings.items() if is_used[key]}
+    return {key: value for key, value in settings.items() if _determines_loss(key)}
+
+
+def _determines_loss(key: str) -> bool:
+    """Return whether the training loss depends on a setting, and no other setting of these groups is its original.
+
+    The setting times.schedule._target_, for example, repeats schedule._target_.
+    """
+    group, *inner = key.split(".")
+    return group in OF_LOSS and not (group == "data" and inner) and not {*inner[:1]} & {*OF_LOSS}
 
 
 def _note_on_losses(rows: Sequence[Row]) -> str:
