@@ -31,7 +31,7 @@ from diffusion_lab.reporting.text import terminal_text
 from diffusion_lab.runs.find import Target
 from diffusion_lab.runs.images import edit_metrics, frame_job
 from diffusion_lab.runs.images.animations import ANIMATIONS, require_pictures, save_animation
-from diffusion_lab.runs.images.job import image_job, note_reused
+from diffusion_lab.runs.images.job import generate_batches, image_job, note_reused
 from diffusion_lab.runs.images.one_target import find_one_target
 from diffusion_lab.runs.setup import edits as edit_setup
 from diffusion_lab.runs.setup import sampling as sampling_setup
@@ -80,7 +80,6 @@ def _generate(
     """
     from diffusion_lab.distributed.collectives import Ranks
     from diffusion_lab.generation.edit_pictures import EditPictures
-    from diffusion_lab.reporting.progress import progress_bar
 
     ranks, folder, indices = Ranks.current(), Path(config.output_folder), range(images.num_images)
     batches = images.batches(indices)
@@ -94,10 +93,7 @@ def _generate(
             started = time.perf_counter()
             if config.animation:
                 save_animation(images, batches, folder, config, pictures.num_columns)
-            with ranks.raise_together(), progress_bar(images.action, sum(map(len, own_batches))) as advance:
-                for batch in own_batches:
-                    files.add(batch, images.generate(batch))
-                    advance(len(batch))
+            generate_batches(images, own_batches, files, images.action)
             seconds = {images.action: time.perf_counter() - started}
             numbers = measurement.measure()
             measurement.evaluator.seconds |= seconds

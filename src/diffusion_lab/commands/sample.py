@@ -22,7 +22,7 @@ from diffusion_lab.reporting.text import terminal_text
 from diffusion_lab.runs import class_names
 from diffusion_lab.runs.find import Target
 from diffusion_lab.runs.images.animations import ANIMATIONS, require_pictures, save_animation
-from diffusion_lab.runs.images.job import image_job, note_reused
+from diffusion_lab.runs.images.job import generate_batches, image_job, note_reused
 from diffusion_lab.runs.images.one_target import find_one_target
 from diffusion_lab.runs.setup import sampling as sampling_setup
 
@@ -70,7 +70,6 @@ def _generate(config: DictConfig, images: "SeededImages", target: Target, step: 
     """Generate the batches of this rank and write all files.  Finished batches are stored until the job is complete."""
     from diffusion_lab.distributed.collectives import Ranks
     from diffusion_lab.generation.grid_columns import num_columns
-    from diffusion_lab.reporting.progress import progress_bar
 
     batches = [batch for contiguous in seeds for batch in images.batches(contiguous)]
     ranks, folder = Ranks.current(), Path(config.output_folder)
@@ -80,10 +79,7 @@ def _generate(config: DictConfig, images: "SeededImages", target: Target, step: 
         try:
             if config.animation:
                 save_animation(images, batches, folder, config, config.num_columns or num_columns(images))
-            with ranks.raise_together(), progress_bar("sampling", sum(map(len, own_batches))) as advance:
-                for batch in own_batches:
-                    files.add(batch, images.generate(batch))
-                    advance(len(batch))
+            generate_batches(images, own_batches, files, "sampling")
         except ValueError as error:
             raise UserError(str(error)) from error
         files.finish(images.shape)

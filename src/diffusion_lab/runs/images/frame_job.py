@@ -18,7 +18,7 @@ from diffusion_lab.runs import class_names
 from diffusion_lab.runs.find import Target
 from diffusion_lab.runs.images import edit_metrics
 from diffusion_lab.runs.images.animations import ANIMATIONS, animation_format
-from diffusion_lab.runs.images.job import image_job, note_reused
+from diffusion_lab.runs.images.job import generate_batches, image_job, note_reused
 from diffusion_lab.runs.images.one_target import find_one_target
 from diffusion_lab.runs.setup import sampling as sampling_setup
 from diffusion_lab.runs.setup.frames import build_frames, build_smoothness, complete, is_sequence
@@ -76,7 +76,6 @@ def _generate(
     """
     from diffusion_lab.distributed.collectives import Ranks
     from diffusion_lab.evaluation.frame_evaluator import measure_smoothness
-    from diffusion_lab.reporting.progress import progress_bar
 
     ranks, folder, indices = Ranks.current(), Path(config.output_folder), range(images.num_images)
     own_batches, numbers, started = ranks.shard(images.batches(indices)), list["Number"](), time.perf_counter()
@@ -84,10 +83,7 @@ def _generate(
         files.num_pictures = 0  # the grid is written with the captions
         note_reused(images, own_batches)
         try:
-            with ranks.raise_together(), progress_bar(images.action, sum(map(len, own_batches))) as advance:
-                for batch in own_batches:
-                    files.add(batch, images.generate(batch))
-                    advance(len(batch))
+            generate_batches(images, own_batches, files, images.action)
         except ValueError as error:
             raise UserError(str(error)) from error
         files.finish(images.shape)

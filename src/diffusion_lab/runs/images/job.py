@@ -129,6 +129,19 @@ def note_reused(images: "SeededImages | EditedImages | FrameImages", own_batches
         logger.info("%s images were generated before an interruption and are reused.", f"{num_cached:,}")
 
 
+def generate_batches(
+    images: "SeededImages | EditedImages | FrameImages", own_batches: Sequence[range], files: "ImageFiles", action: str
+) -> None:
+    """Generate and write the batches of this rank, with a progress bar.  Collective: call on all ranks."""
+    from diffusion_lab.distributed.collectives import Ranks
+    from diffusion_lab.reporting.progress import progress_bar
+
+    with Ranks.current().raise_together(), progress_bar(action, sum(map(len, own_batches))) as advance:
+        for batch in own_batches:
+            files.add(batch, images.generate(batch))
+            advance(len(batch))
+
+
 def _job(config: DictConfig, record: Record) -> str:
     """Return an identifier of a job: the same if the same command is repeated."""
     from diffusion_lab.fingerprints import digest
