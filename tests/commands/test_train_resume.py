@@ -180,9 +180,11 @@ OTHER_REJECTED_SETTINGS: list[tuple[list[str], str]] = [
 def test_settings_that_would_change_the_result_are_rejected_by_name(
     run: Path, overrides: list[str], message: str
 ) -> None:
+    before = (run / "status.json").read_bytes()
     done = train(f"resume={run}", *overrides)
     assert done.returncode == 1
     assert message in last_line(done)
+    assert (run / "status.json").read_bytes() == before
     assert "Traceback" not in done.stderr
     assert torch.load(run / "checkpoints" / "last.ckpt")["global_step"] == 3
 

@@ -14,7 +14,7 @@ from diffusion_lab.errors import UserError
 from diffusion_lab.runs import status as run_status
 from diffusion_lab.runs import supervise as module
 from diffusion_lab.runs.status import Status
-from diffusion_lab.runs.supervise import FolderInUseError, supervise
+from diffusion_lab.runs.supervise import RefusedError, refused_without_changes, supervise
 
 
 @pytest.fixture(autouse=True)
@@ -236,15 +236,41 @@ def test_a_folder_in_use_remains_unchanged(tmp_path: Path) -> None:
 def test_a_folder_of_another_run_keeps_its_status(tmp_path: Path) -> None:
     supervise(tmp_path, lambda: 2.5)
     before = status(tmp_path)
-    with pytest.raises(FolderInUseError):
-        supervise(tmp_path, raising(FolderInUseError("holds another")))
+    with pytest.raises(RefusedError):
+        supervise(tmp_path, raising(RefusedError("holds another")))
     assert status(tmp_path) == before
-    with pytest.raises(FolderInUseError):
-        supervise(tmp_path / "new", raising(FolderInUseError("holds another")))
+    with pytest.raises(RefusedError):
+        supervise(tmp_path / "new", raising(RefusedError("holds another")))
     assert run_status.read(tmp_path / "new") is None
-    with pytest.raises(FolderInUseError):
-        supervise(tmp_path, raising(FolderInUseError("holds another")), in_sweep=True)
+    with pytest.raises(RefusedError):
+        supervise(tmp_path, raising(RefusedError("holds another")), in_sweep=True)
     assert status(tmp_path).reason == "holds another"  # the sweep reads it there
+
+
+def test_a_refused_command_leaves_the_status_of_a_run_unchanged(tmp_path: Path) -> None:
+    def refused() -> None:
+        with refused_without_changes(tmp_path):
+            raise UserError("optimizer.lr must be above 0, got -1.")
+
+    with pytest.raises(UserError) as new:
+        refused()
+    assert type(new.value) is UserError  # of a new run, whose folder is removed
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(StoppedBySignal):
+        supervise(tmp_path, killing(signal.SIGINT))
+    before = status(tmp_path)
+    assert before.state == run_status.INTERRUPTED
+    with pytest.raises(RefusedError, match=r"optimizer\.lr must be above 0"):
+        supervise(tmp_path, refused)
+    assert status(tmp_path) == before
+
+
+def test_a_requeued_run_that_is_refused_has_failed(tmp_path: Path) -> None:
+    supervise(tmp_path, lambda: 1.0)
+    run_status.mark_requeued(tmp_path, "stopped by SIGUSR1", saved=True)
+    with pytest.raises(RefusedError):
+        supervise(tmp_path, raising(RefusedError("data.path must be a folder")))
+    assert (status(tmp_path).state, status(tmp_path).reason) == (run_status.FAILED, "data.path must be a folder")
 
 
 def test_rank_0_writes_the_status_and_other_ranks_only_their_failure(

@@ -42,7 +42,7 @@ from diffusion_lab.runs.find import with_found_guides
 from diffusion_lab.runs.folder import save_overrides
 from diffusion_lab.runs.saved_progress import shared_places
 from diffusion_lab.runs.settings.typed_paths import require_no_other_images
-from diffusion_lab.runs.supervise import FolderInUseError, raise_if_full, supervise
+from diffusion_lab.runs.supervise import RefusedError, raise_if_full, supervise
 from diffusion_lab.runs.unrecorded import require_plain_run_folder
 from diffusion_lab.sweeps import plan as sweep_plan
 from diffusion_lab.sweeps.plan import RunFailedError
@@ -107,7 +107,7 @@ class _Task:
                 return self._run_supervised(config, folder)
             except (UserError, OmegaConfBaseException) as error:
                 message = error_message(error, self.config_name)
-                if is_new and not isinstance(error, FolderInUseError):
+                if is_new and not isinstance(error, RefusedError):
                     _remove_rejected_run(folder)
                 if self.tracebacks:
                     raise

@@ -20,10 +20,8 @@ def name_as_typed(config: DictConfig) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        message = _SETTING.sub(lambda match: _renamed(match, config), str(error))
-        if type(error) is not UserError or message == str(error):
-            raise
-        raise UserError(message) from error
+        error.args = (_SETTING.sub(lambda match: _renamed(match, config), str(error)),)
+        raise
 
 
 def typed_name(path: str, config: DictConfig) -> str:

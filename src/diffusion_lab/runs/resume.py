@@ -39,7 +39,7 @@ from diffusion_lab.runs.settings.used import UsedSettings
 from diffusion_lab.runs.setup import fine_tuning
 from diffusion_lab.runs.setup.trainer_settings import require_more_steps
 from diffusion_lab.runs.setup.training import Run
-from diffusion_lab.runs.supervise import FolderInUseError
+from diffusion_lab.runs.supervise import RefusedError
 from diffusion_lab.runs.tables.table import SUMMARY, read_json
 from diffusion_lab.runs.trust import is_recorded, require_trusted
 from diffusion_lab.runs.unrecorded import kept_overrides, parts_of_run, print_left_out, require_plain_folder
@@ -278,7 +278,7 @@ def _refuse_changes(changes: list[str], reason: str, run_folder: Path, *, resume
             f"resume=... must keep all settings that affect the result, but these differ: {shown}; fork=true starts a "
             f"new run from the checkpoint: {' '.join([*command, *map(shlex.quote, given)])}"
         )
-    raise FolderInUseError(
+    raise RefusedError(
         f"hydra.run.dir must be a separate folder for each run, but {run_folder} belongs to a run with "
         f"other settings: {shown}."
     )

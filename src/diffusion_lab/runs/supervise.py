@@ -8,7 +8,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -25,8 +26,20 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
-class FolderInUseError(UserError):
-    """Error for a folder that belongs to another run and must remain unchanged."""
+class RefusedError(UserError):
+    """Error for a command that is refused before it changes anything in its folder, which another command filled."""
+
+
+@contextmanager
+def refused_without_changes(folder: Path) -> Iterator[None]:
+    """Raise the UserErrors of the body as RefusedError if the folder contains a run: its status remains as it was."""
+    exists = (folder / "config.yaml").is_file()
+    try:
+        yield
+    except UserError as error:
+        if not exists or isinstance(error, RefusedError):
+            raise
+        raise RefusedError(str(error)) from error
 
 
 def supervise(
@@ -46,7 +59,8 @@ def supervise(
 
     A signal ends the run between two steps: raises StoppedBySignal, after which the exit status of a command is 128 +
     the number of the signal. After SIGUSR1 a Slurm job is requeued, unless two starts in succession have saved no
-    progress. Raises FolderInUseError if another command uses the folder.
+    progress. Raises RefusedError if another command uses the folder. After a RefusedError of
+    `work`, the status is again what it was before.
     """
     if slurm_job.rank() > 0:
         return _run_on_other_rank(folder, work)
@@ -62,12 +76,12 @@ def supervise(
                 with signals.held():  # a second signal must not prevent the record
                     _record_stop(folder, stop, saved=not saved_files(folder, places) <= saved)
                 raise
-            except FolderInUseError:
-                if not in_sweep and (before is None or before.state != run_status.QUEUED):
+            except RefusedError:
+                if not in_sweep and (before is None or before.is_over):
                     run_status.restore(folder, before)
                 raise
     except run_status.FolderLockedError as error:
-        raise FolderInUseError(str(error)) from None
+        raise RefusedError(str(error)) from None
     except OSError as error:  # of the lock or the status file
         raise_if_full(error, folder)
         raise

@@ -22,6 +22,7 @@ from diffusion_lab.runs import resume as run_resume
 from diffusion_lab.runs.setup import training as training_setup
 from diffusion_lab.runs.setup.callbacks import require_default_callbacks
 from diffusion_lab.runs.setup.trainer_settings import apply_trainer_settings, require_more_steps
+from diffusion_lab.runs.supervise import refused_without_changes
 
 
 def train(config: DictConfig) -> float | None:
@@ -30,7 +31,7 @@ def train(config: DictConfig) -> float | None:
     Returns the value that a search minimizes: the last Fréchet distance, or the loss if no distance was measured.
     """
     overrides = given_overrides()
-    with run_folder.saved_on_signal(config):
+    with run_folder.saved_on_signal(config), refused_without_changes(Path(config.run_folder)):
         with signals.held():  # until the config is complete
             drop_unused_settings(config, overrides)
             apply_trainer_settings(config, overrides)
