@@ -196,7 +196,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["images={TMP}/gray.png", "mask=half"], "must be at least 60 .* for preparation.fit=pad, got 28"),
     ([*HALF, "num_images=20000"], r"num_images must be at most 10,000 .* got 20000."),
     ([*HALF, "num_results=0"], "num_results must be a whole number of at least 1, got 0."),
-    ([*HALF, "task.noise=-1"], "task: noise must be a finite number of at least 0, got -1"),
+    ([*HALF, "task.noise=-1"], "task.noise must be a finite number of at least 0, got -1"),
     ([*HALF, "posterior=ddrm", "sampler=heun"], "`sampler` must be DDIM for posterior=ddrm, got Heun."),
     (["images=train", "mask=file", "mask.path={TMP}/black.png"], "got a mask that fills no pixel"),
     (["images=train", "task=variation", "task.strength=0"], "strength must be above 0 .* and below 1 .* got 0"),
@@ -206,7 +206,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     ),
     (["images=train", "task=colorize"], "task=colorize: colorization requires images of 3 channels .* got 1."),
     ([*HALF, "captions=true"], "captions must be false for task=inpaint, .* got True."),
-    (["images={TMP}/gray.png", "mask=half", "preparation.fit=crop"], "preparation: fit must be one of .* got crop."),
+    (["images={TMP}/gray.png", "mask=half", "preparation.fit=crop"], "preparation.fit must be one of .* got crop."),
     ([*HALF, "metrics=[diversity]"], "num_results must be at least 2 for metrics=diversity, got 1."),
     (
         [*HALF, "run={RUNS}/upsampler"],

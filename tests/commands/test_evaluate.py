@@ -116,7 +116,7 @@ def test_a_sweep_of_samplers_ends_with_a_table(trained: Path, tmp_path: Path) ->
 OTHER_INVALID_SETTINGS: list[tuple[list[str], str]] = [
     (
         ["run=TRAINED", "sampler=ddim", "sampler.num_steps=9"],
-        r"sampler: num_steps must be at most .* 8 steps, got 9\.",
+        r"sampler.num_steps must be at most .* 8 steps, got 9\.",
     ),
     (["run=TRAINED", "sampler.num_stepz=9"], r"sampler\.num_stepz is not a setting in sampler; .*num_steps; .*"),
     (["run=TRAINED", "num_samples=many"], r"num_samples must be a whole number of at least 1, got many\."),
@@ -203,7 +203,7 @@ def test_schedules_are_plotted_in_one_figure(tmp_path: Path) -> None:
         (["schedule=linear", "beside=[cosin]"], "beside must contain only .*, got cosin; perhaps you mean cosine.*"),
         (["-m", "schedule=linear,cosine"], "show_schedule must be given without -m, because it shows everything.*"),
         (["image=10000"], r"`image` must be in 0\.\.9999, got 10000\."),
-        (["schedule=custom", "schedule.betas=[0.5,2]"], r"schedule: betas must be in \[0, 1\], got 2 from .*"),
+        (["schedule=custom", "schedule.betas=[0.5,2]"], r"schedule.betas must be in \[0, 1\], got 2 from .*"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -111,7 +111,7 @@ def test_a_folder_without_class_folders_is_refused_with_the_form_that_is_needed(
 OTHER_WRONG_SETTINGS: list[tuple[str, str]] = [
     ("num_pairs=true", r"num_pairs must be a whole number of at least 1, got True\."),
     ("seed=-1", r"seed must be a whole number in 0\.\.2\^63 - 1, got -1\."),
-    ("near_duplicates.max_ratio=2", r"near_duplicates: max_ratio must be in \(0, 1\), got 2\."),
+    ("near_duplicates.max_ratio=2", r"near_duplicates.max_ratio must be in \(0, 1\), got 2\."),
     ("near_duplicates.neighbor=few", r"near_duplicates\.neighbor must be a whole number, got few\."),
     ("data.resolution=28x28", r"data\.resolution must be a whole number, got 28x28\."),
     ("data.classes=cats", r"data\.classes must be among .*, got cats; for example data\.classes=\[Coat\]; .*"),

@@ -100,9 +100,10 @@ def test_a_killed_job_resumes_where_it_stopped(trained: Path, tmp_path: Path) ->
 
 OTHER_INVALID_SETTINGS: list[tuple[list[str], str]] = [
     (["batch_size=many"], "batch_size must be a whole number of at least 1, got many."),
+    (["guidance_scale=abc"], "guidance_scale must be a number, got abc."),
     (["cascade_steps=0"], "cascade_steps must be a whole number of at least 1, got 0."),
     (["image=-1"], "`image` must be a whole number of at least 0 or a list of such numbers, got -1."),
-    (["animation=mp4"], "`animation` must be false, true, webp or gif, got mp4."),
+    (["animation=webm"], "`animation` must be false, true, webp, gif or mp4, got webm."),
     (["metrics=kid"], "metrics is a setting of `python src/evaluate.py`, which measures metrics."),
     (
         ["checkpoint='*.ckpt'", "run=/nowhere"],

@@ -83,6 +83,33 @@ def test_the_message_for_an_unknown_setting_of_a_metric_refers_to_the_metrics_of
         compose_config("evaluate", overrides)
 
 
+@pytest.mark.parametrize(
+    ("command", "overrides", "message"),
+    [
+        ("sample", ["run=x", "num_samples=4"], "num_samples is not a setting; perhaps you mean num_images; .*"),
+        ("sample", ["run=x", "steps=4"], r"steps is not a setting; perhaps you mean sampler\.num_steps; .*"),
+        ("evaluate", ["run=x", "num_images=4"], "num_images is not a setting; perhaps you mean num_samples; .*"),
+        ("sample", ["run=x", "schedule=cosine"], "schedule is a setting of training, which `run` determines; .*"),
+        ("edit", ["run=x", "data.num_held_out=4"], r"data\.num_held_out is a setting of training, which `run` .*"),
+        ("evaluate", ["data.num_held_out=4"], r"data\.num_held_out is not a setting in data; add data=afhq or .*"),
+        ("sample", ["run=x", "sampler.eta=4"], r"sampler\.eta is not a setting in sampler; add sampler=ddim .*"),
+        ("train", ["ema.decay=0.9"], r"ema\.decay is not .*; perhaps you mean ema\.decays\.main\.max_decay; .*"),
+        (
+            "train",
+            ["callbacks.save_last=null", "callbacks.save_last.every_n_steps=5"],
+            r"callbacks\.save_last\.every_n_steps is not a setting while callbacks\.save_last is null\.",
+        ),
+    ],
+)
+def test_the_message_for_an_unknown_setting_fits_the_command(
+    command: str, overrides: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", [f"{command}.py", *overrides])
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"), pytest.raises(UserError, match=f"^{message}$"):
+        compose_config(command, overrides)
+
+
 def test_the_message_for_a_sweep_refers_to_the_value_of_the_sweep_that_lacks_the_setting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -29,12 +29,12 @@ CONFIG = OmegaConf.create(
         ("data.datamodule.store.selection.num_held_out", "data.num_held_out"),
         ("data.datamodule.seed", "data.datamodule.seed"),
         ("data.datamodule.rounded", "data.datamodule.rounded"),
-        ("data.datamodule.unknown.part", "data.datamodule.unknown.part"),
-        ("nothing.part", "nothing.part"),
-        ("missing.part", "missing.part"),
+        ("data.datamodule.unknown.part", None),
+        ("nothing.part", None),
+        ("missing.part", None),
     ],
 )
-def test_a_setting_that_refers_to_another_is_named_as_the_other(path: str, name: str) -> None:
+def test_a_setting_that_refers_to_another_is_named_as_the_other(path: str, name: str | None) -> None:
     assert typed_name(path, CONFIG) == name
 
 
@@ -46,7 +46,8 @@ def test_a_setting_that_refers_to_another_is_named_as_the_other(path: str, name:
             "a must be 1; data.datamodule.batch_size must be a whole number, got b.",
             "a must be 1; data.batch_size must be a whole number, got b.",
         ),
-        ("data.datamodule: seed must be 4.", "data.datamodule: seed must be 4."),
+        ("data.datamodule: seed must be 4, got None.", "data.datamodule.seed must be 4, got null."),
+        ("seed must be a whole number, got .", "seed must be a whole number, got an empty value."),
         ("`data.datamodule: batch_size must be` is text.", "`data.datamodule: batch_size must be` is text."),
         ("data.datamodule: num_workers must be 0.", "data.datamodule: num_workers must be 0."),
     ],

@@ -40,6 +40,7 @@ from diffusion_lab.paths import CONF, provide_home
 from diffusion_lab.runs import status as run_status
 from diffusion_lab.runs.find import with_found_guides
 from diffusion_lab.runs.folder import save_overrides
+from diffusion_lab.runs.output_places import require_folders
 from diffusion_lab.runs.saved_progress import shared_places
 from diffusion_lab.runs.settings.typed_paths import require_no_other_images
 from diffusion_lab.runs.supervise import RefusedError, raise_if_full, supervise
@@ -104,6 +105,7 @@ class _Task:
                 require_finite(config)
                 require_global_experiment(config)
                 require_no_other_images(config)
+                require_folders(config)
                 return self._run_supervised(config, folder)
             except (UserError, OmegaConfBaseException) as error:
                 message = error_message(error, self.config_name)

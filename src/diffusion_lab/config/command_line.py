@@ -156,7 +156,12 @@ def _require_form(argument: str, preceding: Sequence[str], following: Sequence[s
         if is_path(argument):
             named = own_images(argument) if known.has_data else ""
         hint = " or ".join(f"{group}={argument}" for group in groups) or named
-        is_value = bool(preceding) and not is_path(argument) and (not groups or preceding[-1].endswith(","))
+        is_value = (
+            bool(preceding)
+            and not is_path(argument)
+            and not argument.startswith("+")
+            and (not groups or preceding[-1].endswith(","))
+        )
         if is_value and re.match(r"[\w./]+=.", preceding[-1]):
             others = itertools.takewhile(lambda word: "=" not in word and not word.startswith(("-", "~")), following)
             typed = " ".join([preceding[-1], argument, *others])

@@ -67,7 +67,7 @@ def error_message(error: Exception, config_name: str) -> str:
             hint = f"; data=class_folders data.path={choice} or data=folder data.path={choice} reads your folder"
         return f"{group} must be one of {', '.join(_listed(group, error.options))}, got {choice}{hint}."
     text = " ".join(str(error).split())
-    if found := re.match(r"Ambiguous value for argument '([^=]+)=(.*?)' 1\.", text):
+    if found := re.match(r"Ambiguous value for argument '\+*([^=]+)=(.*?)' 1\.", text):
         accepted = f"one value, a list ([{found[2]}])"
         if (CONF / found[1]).is_dir():
             accepted = "a list ([" + found[2] + "])" if found[1] in LISTS else "one choice"
@@ -85,7 +85,7 @@ def error_message(error: Exception, config_name: str) -> str:
         name = missing[1] if missing else "..."
         group = f"; a schedule selects the group {name} in its defaults list" if (CONF / name).is_dir() else ""
         return f"{where} refers to ${{{name}}}, which is not a setting{group}."
-    if found := re.match(r"Error merging override ([^=]+)=(.*)", str(error)):
+    if found := re.match(r"Error merging override \+*([^=]+)=(.*)", str(error)):
         return f"{found[1]} must be a value, or ${{NAME}} for the value of another setting, got {found[2]}."
     if isinstance(error, ConfigCompositionException):
         if found := re.match(
@@ -120,7 +120,9 @@ def _not_computed(key: str | None, config: Any, *, reason: str) -> str:
     """
     if key is None or config is None:
         return f"{key or 'a setting'} cannot be computed from the given settings: {reason}."
+    given = {argument.lstrip("+~").partition("=")[0] for argument in sys.argv[1:]}
     inputs = _inputs(config, key)
+    inputs = {name: value for name, value in inputs.items() if name in given} or inputs
     values = " and ".join("null" if value is None else str(value) for value in inputs.values())
     kind = "a value" if len(inputs) == 1 else "values"
     return f"{' and '.join(inputs)} must have {kind} from which {key} can be computed, got {values}."
@@ -184,7 +186,7 @@ def _unknown_key(key: str, config_name: str) -> str:
     if edit := _elsewhere("edit", key):
         command = "" if config_name == "edit" else f"{command_line('edit')} run=RUN "
         return f"{key} is not a setting; use `{command}{edit}`."
-    composed = node = composed_without(key, config_name)
+    composed, typed = (node := composed_without(key, config_name)), key
     group, dot, _ = key.partition(".")
     if group in BY_SCHEDULE and "schedule" in composed and group not in composed:
         return (
@@ -209,13 +211,16 @@ def _unknown_key(key: str, config_name: str) -> str:
     if isinstance(own := _at(composed, key), DictConfig):  # a node without choices, such as data of evaluate
         inner = ", ".join(f"{key}.{name}" for name in sorted(map(str, own)) if name not in META)
         return f"{key} is not a setting with choices; accepted settings are {inner}."
-    if message := _setting_elsewhere(key, config_name):
+    if name in choices and key != typed:
+        return f"{typed} is not a setting while {key} is null."
+    known = _elsewhere("settings", key)
+    candidates = known.split(" or ") if known else []
+    meant = [name for name in candidates if (CONF / name).is_dir() or _has_setting(composed, name)]
+    if not meant and (message := _setting_elsewhere(typed, config_name)):
         return message
     children: Any = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else {}
     deeper = [f"{parent}.{child}.{name}".lstrip(".") for child, content in children.items() if _has(content, name)]
-    known = _elsewhere("settings", key)
-    candidates = known.split(" or ") if known else []
-    meant = [name for name in candidates if (CONF / name).is_dir() or _has_setting(composed, name)] or deeper
+    meant = meant or deeper
     hint = f"; perhaps you mean {meant[0]}" if meant else _choices_with(key) or suggestion(name, accepted)
     accepted_here = f"; accepted settings are {', '.join(accepted)}" if accepted else ""
     return f"{key} is not a setting{where}{hint}{accepted_here}."
@@ -238,9 +243,10 @@ def _not_chosen(key: str, config: DictConfig) -> str:
 def _setting_elsewhere(key: str, config_name: str) -> str:
     """Return the message for a setting of training or of evaluations in a command with `run`; "" for other keys."""
     root, own = key.partition(".")[0], list(OmegaConf.load(CONF / f"{config_name}.yaml"))
-    if "run" not in own or root in (*own, *_groups(config_name), "hydra"):
+    of_run = root == "data" and bool(_choices_with(key)) and any(word.startswith("run=") for word in sys.argv)
+    if "run" not in own or (root in (*own, *_groups(config_name), "hydra") and not of_run):
         return ""
-    if root in _groups("evaluate"):
+    if root in _groups("evaluate") and not of_run:
         return f"{key} is a setting of `{command_line('evaluate')}`, which measures metrics."
     if root not in OmegaConf.load(CONF / "train.yaml") and not (CONF / root).is_dir():
         return ""

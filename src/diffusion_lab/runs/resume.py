@@ -107,9 +107,7 @@ def restore_command_line(command: str) -> None:
     sys.argv[1:] = [*remaining, *given, f"resume={resume}"]
     if not any(re.fullmatch(r"\+*fork=true", argument, re.IGNORECASE) for argument in given):
         if "hydra.run.dir" in given_keys:
-            raise UserError(
-                "hydra.run.dir is accepted only with fork=true: resume continues in the existing run folder."
-            )
+            raise UserError("hydra.run.dir is accepted only with fork=true: resume continues in the run's folder.")
         if checkpoint is not None and checkpoint.name != "last.ckpt":
             raise UserError(
                 f"resume={resume} must be last.ckpt or a run folder without fork=true, because a run continues from "
@@ -128,6 +126,8 @@ def starting_point(config: DictConfig) -> StartingPoint:
     """
     if not isinstance(config.fork, bool):
         raise UserError(f"fork must be true or false, got {config.fork}.")
+    if config.fork and not config.resume:
+        raise UserError("`resume` must be given with fork=true, because a fork starts from the state of a run.")
     run_folder = Path(config.run_folder)
     exists = (run_folder / "config.yaml").is_file()
     if not config.resume and not exists:

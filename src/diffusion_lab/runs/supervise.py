@@ -5,6 +5,7 @@ Torch and Lightning are not imported here.
 
 import logging
 import os
+import shutil
 import signal
 import sys
 import time
@@ -156,9 +157,10 @@ def _record_stop(folder: Path, stop: StoppedBySignal, *, saved: bool) -> None:
         run_status.mark_failed(folder, reason)
         logger.error("%s", reason)
         return
+    if shutil.which("scontrol"):  # before the request, after which Slurm may end this process at once
+        logger.info("%s; job %s is requeued and resumes when Slurm starts it again.", stop, slurm_job.slurm_id())
     refusal = slurm_job.requeue()
     if refusal is None:
-        logger.info("%s; job %s is requeued and resumes when Slurm starts it again.", stop, slurm_job.slurm_id())
         _wait_for_slurm()
     if slurm_job.request_requeue():
         logger.info("%s; the batch script of the job requeues it, so that it resumes (%s).", stop, refusal)

@@ -1,6 +1,7 @@
 """Arguments of lightning.Trainer in the settings of a run."""
 
 import copy
+from contextlib import nullcontext
 from functools import cache
 
 import pytest
@@ -9,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import CONF
-from diffusion_lab.runs.setup.trainer_settings import apply_trainer_settings
+from diffusion_lab.runs.setup.trainer_settings import apply_trainer_settings, require_accelerator
 
 
 @cache
@@ -88,3 +89,24 @@ def test_the_data_set_suggests_the_number_of_steps_and_the_device_does_not() -> 
 def test_settings_that_contradict_the_framework_are_rejected(overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         applied(*overrides)
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "message"),
+    [
+        ("gpu", (), "trainer.accelerator must be auto or cpu on this machine, where torch finds no GPU, got gpu."),
+        ("cuda", ("mps",), "trainer.accelerator must be .* where torch finds no CUDA device, got cuda."),
+        ("mps", ("cuda",), "trainer.accelerator must be .* where torch finds no MPS device, got mps."),
+        ("gpu", ("mps",), ""),
+        ("cuda", ("cuda",), ""),
+        ("auto", (), ""),
+        ("cpu", (), ""),
+    ],
+)
+def test_an_accelerator_that_this_machine_lacks_is_rejected(
+    name: str, found: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: "cuda" in found)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: "mps" in found)
+    with pytest.raises(UserError, match=f"^{message}$") if message else nullcontext():
+        require_accelerator(name)

@@ -31,7 +31,7 @@ from diffusion_lab.runs.setup.chosen_sampler import note_default_settings
 from diffusion_lab.runs.setup.guidance import require_guidable
 from diffusion_lab.runs.setup.moved_data import use_place
 from diffusion_lab.runs.setup.sampler_check import require_samples
-from diffusion_lab.runs.setup.trainer_settings import require_launch
+from diffusion_lab.runs.setup.trainer_settings import require_accelerator, require_launch
 
 if TYPE_CHECKING:
     from lightning import Fabric
@@ -85,6 +85,7 @@ def launch_fabric(config: DictConfig) -> "Fabric":
 
     silence_lightning()
     require_launch(config.trainer)
+    require_accelerator(str(config.trainer.accelerator))
     settings = ("accelerator", "devices", "num_nodes", "strategy", "precision")
     try:
         fabric = Fabric(
@@ -160,7 +161,8 @@ def checked_config(config: DictConfig, target: Target) -> DictConfig:
     """Return the config of `sampling_config`, resolved.  Raises UserError for settings of a wrong type."""
     trained = resolve(sampling_config(config, target))
     _require_effect(config, trained)
-    raise_problems([problem for key in ("sampler", "guidance") for problem in argument_problems(trained[key], key)])
+    problems = [problem for key in ("sampler", "guidance") for problem in argument_problems(trained[key], key)]
+    raise_problems([problem.replace("guidance.guidance_scale", "guidance_scale") for problem in problems])
     return trained
 
 

@@ -111,3 +111,15 @@ def require_launch(trainer: DictConfig) -> None:
         launch.validate(node.get("devices", 1), node.get("num_nodes", 1), node.get("strategy"))
     except launch.LaunchError as error:
         raise UserError(str(error)) from error
+
+
+def require_accelerator(name: str) -> None:
+    """Raise UserError for a GPU as trainer.accelerator if torch finds none on this machine."""
+    import torch
+
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    kind = "GPU" if name == "gpu" else f"{name.upper()} device"
+    if not (found | {"gpu": any(found.values())}).get(name, True):
+        raise UserError(
+            f"trainer.accelerator must be auto or cpu on this machine, where torch finds no {kind}, got {name}."
+        )

@@ -26,7 +26,7 @@ from diffusion_lab.runs.setup import data_check, fine_tuning, network_check, sam
 from diffusion_lab.runs.setup.callbacks import build_callbacks, build_loggers, require_later_needs
 from diffusion_lab.runs.setup.fine_tuning import Initialization
 from diffusion_lab.runs.setup.guidance import require_guidable
-from diffusion_lab.runs.setup.trainer_settings import require_launch
+from diffusion_lab.runs.setup.trainer_settings import require_accelerator, require_launch
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -83,6 +83,7 @@ def build(config: DictConfig, *, is_new: bool = True) -> Run:
 
     import torch
 
+    require_accelerator(str(config.trainer.accelerator))
     torch.manual_seed(config.seed)
     network = _build_network(config)
     network_check.require_input_channels(network, config)
