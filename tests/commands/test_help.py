@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from diffusion_lab.commands.console import COMMANDS
-from diffusion_lab.commands.help import WITHOUT_CONFIG, help_text, requested_topic
+from diffusion_lab.commands.help import WITHOUT_CONFIG, combination_note, help_text, requested_topic
 from diffusion_lab.config.documentation import group_lines, header, settings
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import CONF
@@ -179,6 +179,14 @@ def test_an_unknown_topic_is_rejected(topic: str, message: str) -> None:
 )  # fmt: skip
 def test_the_word_after_the_flag_is_the_topic(words: list[str], topic: str | None) -> None:
     assert requested_topic(words) == topic
+
+
+def test_more_words_than_the_topic_are_answered_by_the_command_that_shows_their_values() -> None:
+    words = ["callbacks=default", "experiment=quickstart"]
+    expected = "callbacks=default experiment=quickstart --cfg job shows the values of this combination."
+    assert combination_note("train", ["--help", *words]).endswith(f"train.py {expected}")
+    assert combination_note("train", ["--help", words[0]]) == ""
+    assert combination_note("train", ["--help", "model"]) == ""
 
 
 def test_every_group_is_described_and_every_file_begins_with_a_sentence() -> None:

@@ -6,6 +6,7 @@ that exactly the groups that the command accepts are listed.
 
 import ast
 import re
+import shlex
 import shutil
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -44,7 +45,17 @@ def print_help(command: str, arguments: Sequence[str]) -> bool:
         return False
     search_path = [argument for argument in with_search_path(arguments) if argument.startswith(f"{KEY}=")]
     print(help_text(command, topic, search_path))
+    if note := combination_note(command, arguments):
+        print(f"\n{note}")
     return True
+
+
+def combination_note(command: str, arguments: Sequence[str]) -> str:
+    """Return how to see the values of a complete command, if the arguments contain more than the topic of the help."""
+    overrides = [word for word in arguments if re.match(r"[+~]*[\w./@]+=", word) and not word.startswith(KEY)]
+    if len(overrides) < 2 or command in WITHOUT_CONFIG:
+        return ""
+    return f"{shlex.join([*command_line(command).split(), *overrides])} --cfg job shows the values of this combination."
 
 
 def requested_topic(arguments: Sequence[str]) -> str | None:
