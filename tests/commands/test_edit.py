@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,9 +108,15 @@ def test_transparent_pixels_of_image_files_are_filled(runs: Path, photos: Path, 
         run_edit(tmp_path / "psnr", f"run={runs}/plain", f"images={photos}", *settings, "metrics=[consistency,psnr]")
 
 
-def test_a_mask_file_follows_the_fit_of_the_source(runs: Path, photos: Path, tmp_path: Path) -> None:
-    mask = Image.new("L", (40, 30))
-    mask.paste(255, (20, 0, 40, 30))
+@pytest.mark.parametrize(
+    ("mode", "known", "filled"),
+    [("L", 0, 255), ("LA", (255, 0), (255, 255)), ("RGBA", (0, 0, 0, 0), (255, 255, 255, 140))],
+)
+def test_a_mask_file_follows_the_fit_of_the_source_and_its_transparent_pixels_are_known(
+    mode: str, known: Any, filled: Any, runs: Path, photos: Path, tmp_path: Path
+) -> None:
+    mask = Image.new(mode, (40, 30), known)
+    mask.paste(filled, (20, 0, 40, 30))
     mask.save(tmp_path / "mask.png")
     settings = [f"images={photos}/1.png", "mask=file", f"mask.path={tmp_path}/mask.png", "preparation.fit=resize"]
     run_edit(tmp_path / "out", f"run={runs}/plain", *settings)

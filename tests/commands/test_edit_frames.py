@@ -114,6 +114,19 @@ def test_frames_between_source_images_have_the_classes_of_the_images_and_no_guid
     assert "seeds" not in record["task"]
 
 
+def test_frames_between_image_files_without_a_label_have_no_class_in_the_table(
+    written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "images").mkdir()
+    for number in (0, 1):
+        Image.new("L", (28, 28), 200 * number).save(tmp_path / "images" / f"{number}.png")
+    given = [*SETTINGS, f"images={tmp_path / 'images'}", "task=walk", "task.num_frames=4", "animation=false"]
+    run_edit(tmp_path / "out", f"run={written}", *given)
+    record = json.loads((tmp_path / "out" / "metrics.json").read_text())["numbers"][0]["fingerprint"]
+    assert record["label"] is None
+    assert re.search(r"│ label +│ null +│", capsys.readouterr().out)
+
+
 MISTAKES = {
     "num_frames=8": "`num_frames` must not be given for task=walk, .*task.num_frames sets their number",
     "num_results=2": "`num_results` must not be given for task=walk",

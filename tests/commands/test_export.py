@@ -1,6 +1,7 @@
 """`src/export.py`: folders that other programs load, with the images of our samplers, and their model card."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from PIL import Image
 from torch import Tensor
 
 from diffusion_lab.commands.export import export
@@ -16,6 +18,7 @@ from diffusion_lab.errors import UserError
 from diffusion_lab.interop import safetensors_folder
 from diffusion_lab.networks import Condition
 from diffusion_lab.paths import CONF
+from diffusion_lab.pixels import to_uint8
 from diffusion_lab.runs.load import load_module
 from diffusion_lab.training.diffusion_module import DiffusionModule
 from diffusion_lab.training.sample_arguments import as_sampler
@@ -58,7 +61,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def conditional(tmp_path_factory: pytest.TempPathFactory) -> Path:
     overrides = ("model=unet_tiny", *TINY, "conditioning=label", "guidance_scale=2", "clipping=none")
-    return write_run(tmp_path_factory.mktemp("runs") / "conditional", *overrides)
+    folder = write_run(tmp_path_factory.mktemp("runs") / "conditional", *overrides)
+    (folder / "class_names.json").write_text(json.dumps([f"class {k}" for k in range(10)]))
+    return folder
 
 
 def test_the_pipeline_of_an_export_draws_the_images_of_the_run(trained: Path, tmp_path: Path) -> None:
@@ -108,18 +113,72 @@ def test_an_export_of_one_class_draws_the_images_of_this_class(conditional: Path
     np.testing.assert_allclose(images, expected, rtol=0, atol=1e-5)
 
 
-def test_the_code_in_the_card_of_a_conditional_network_draws_its_images(conditional: Path, tmp_path: Path) -> None:
+def executed(card: str) -> dict[str, Any]:
+    """Execute the Python code in a card in the current folder, and return its variables."""
+    names: dict[str, Any] = {}
+    exec(card.split("```python\n")[1].split("\n```")[0], names)
+    return names
+
+
+def saved(number: int) -> np.ndarray:
+    with Image.open(f"{number}.png") as picture:
+        return np.asarray(picture)
+
+
+def test_the_code_in_the_card_of_a_conditional_network_saves_its_images(
+    conditional: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = exported(conditional, tmp_path / "out", format="diffusers", **LEADING)
     card = (folder / "README.md").read_text()
-    code = card.split("```python\n")[1].split("\n```")[0]
-    names: dict[str, Any] = {}
-    exec(code, names)
+    monkeypatch.chdir(tmp_path)
+    names = executed(card)
     module = load_module(conditional)
     noise = torch.randn(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     sampler = as_sampler(None, module.sampler, module.process, num_steps=20, time_grid="leading")
     expected = sampler.sample(module.denoiser(), noise, torch.arange(4))
     torch.testing.assert_close(names["images"], expected, rtol=0, atol=1e-5)
+    assert abs(saved(3).astype(int) - to_uint8(expected)[3, 0].numpy()).max() <= 1
     assert "guidance_scale=2" in card
+    assert str(tmp_path) not in card
+
+
+def test_the_code_in_the_card_of_an_unconditional_network_saves_gray_images(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = (exported(trained, tmp_path / "out", format="diffusers", **LEADING) / "README.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    executed(card)
+    assert saved(3).shape == (28, 28)
+
+
+def test_the_code_in_the_card_of_a_safetensors_folder_saves_the_images_of_the_run(
+    conditional: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = exported(conditional, tmp_path / "my model", format="safetensors")
+    card = (folder / "README.md").read_text()
+    assert "diffusion-lab import 'my model' format=safetensors output=my_model_run\n" in card
+    assert "pip install '.[export]'" in card
+    assert '# the classes in turn; one class: module.sample(8, label="class 0", guidance_scale=2)\n' in card
+    listed = ", ".join(f"{k} class {k}" for k in range(10))
+    assert f"| numbers and names of the classes | {listed} |" in card
+    assert str(tmp_path) not in card
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_model_run").symlink_to(conditional)
+    executed(card)
+    expected = load_module(conditional).sample(8, guidance_scale=2.0)
+    assert expected.abs().max() > 1  # the run does not clip
+    np.testing.assert_array_equal(saved(7), to_uint8(expected)[7, 0].numpy())
+
+
+def test_all_files_of_an_export_have_the_permissions_of_the_umask(trained: Path, tmp_path: Path) -> None:
+    umask = os.umask(0o027)
+    try:
+        folders = [exported(trained, tmp_path / name, format=name) for name in ("safetensors", "diffusers")]
+    finally:
+        os.umask(umask)
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for folder in folders for path in folder.rglob("*.*")}
+    assert {"model.safetensors", "diffusion_pytorch_model.safetensors", "README.md"} < modes.keys()
+    assert set(modes.values()) == {"0o640"}
 
 
 @pytest.mark.full
@@ -153,7 +212,9 @@ def test_the_safetensors_of_a_run_are_read_back_to_the_bit(
 
 
 @pytest.mark.full
-def test_an_onnx_file_has_the_outputs_of_the_network(conditional: Path, tmp_path: Path) -> None:
+def test_an_onnx_file_has_the_outputs_of_the_network(
+    conditional: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import onnxruntime
 
     folder = exported(conditional, tmp_path / "out", format="onnx")
@@ -164,7 +225,8 @@ def test_an_onnx_file_has_the_outputs_of_the_network(conditional: Path, tmp_path
     with torch.no_grad():
         expected = load_module(conditional).denoiser().network(x_t, time, Condition(label))
     np.testing.assert_allclose(output, expected.numpy(), rtol=0, atol=1e-5 * float(expected.abs().max()))
-    assert "session = onnxruntime.InferenceSession" in (folder / "README.md").read_text()
+    monkeypatch.chdir(folder)
+    assert executed((folder / "README.md").read_text())["output"].shape == (4, 1, 28, 28)
 
 
 def test_the_card_states_data_recipe_weights_results_and_license(trained: Path, tmp_path: Path) -> None:

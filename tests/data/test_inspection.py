@@ -195,7 +195,7 @@ def test_an_image_with_two_near_duplicates_is_counted_once(capsys: pytest.Captur
     assert isinstance(overlap, dict)
     assert (overlap["near"], overlap["near_pairs"]) == (1, 2)
     print_report(report)
-    assert "of 30 images of test, 0 are exact copies, and 1 are near duplicates" in capsys.readouterr().out
+    assert "of 30 images of test, exact copies: 0, near duplicates: 1" in capsys.readouterr().out
 
 
 def test_the_printed_report_states_omissions_and_prints_class_names_verbatim(
@@ -208,12 +208,14 @@ def test_the_printed_report_states_omissions_and_prints_class_names_verbatim(
     assert "train: 60 images of 3 x 12 x 10" in output
     assert "only 40 of the 60 images of train were searched for near duplicates" in output
     assert "only 40 of the 50 images of test were searched for near duplicates" in output
-    assert "of 50 images of test, 0 are exact copies, and 0 are near duplicates" in output
+    assert "of 50 images of test, exact copies: 0, near duplicates: 0" in output
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in output.splitlines() if line.startswith("│")]
     assert rows[3:6] == [["[/red]", "2", "3.33%"], ["a:smile:", "2", "3.33%"], ["long" * 20, "2", "3.33%"]]
     assert rows[-1] == ["and 12 more", "1 to 2", ""]
     print_report(report_of(split))
-    assert "only" not in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "only" not in output
+    assert "duplicates.csv" not in output
 
 
 def test_a_contact_sheet_has_a_column_for_each_class() -> None:
@@ -240,12 +242,33 @@ def test_a_long_class_name_is_wrapped_above_its_column() -> None:
     assert [header[:, start - 1].max() for start in (60, 118, 176)] == [0, 0, 0]  # no name reaches the next column
 
 
-def test_sizes_are_ordered_by_area_and_compared_by_their_shorter_side() -> None:
+@pytest.mark.parametrize(
+    ("num_copies", "text"),
+    [(0, "0 exact copies of 0 images"), (1, "1 exact copy of 1 image"), (2, "2 exact copies of 1 image")],
+)
+def test_the_printed_report_counts_copies_and_names_the_file_that_lists_them(
+    num_copies: int, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = pixels(100)
+    content[1 : 1 + num_copies] = content[0]
+    print_report(report_of(Split("train", images(content))))
+    output = capsys.readouterr().out
+    assert f"duplicates within train: {text}, and 0 pairs of near duplicates; exact and near pairs of" in output
+    assert ("duplicates.csv lists each of these pairs with the files of both images" in output) == (num_copies > 0)
+
+
+def test_widths_and_heights_are_ordered_separately_and_sizes_are_compared_by_their_shorter_side(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     sizes = np.array([[640, 480], [4000, 50], [64, 64], [100, 32], [300, 300]])
-    assert size_statistics(sizes, resolution=64) == {
-        "num_images": 5, "smallest": [100, 32], "median": [300, 300], "largest": [640, 480], "resolution": 64,
-        "num_below_resolution": 2,
+    found = size_statistics(sizes, resolution=64)
+    assert found == {
+        "num_images": 5, "width": {"smallest": 64, "median": 300, "largest": 4000},
+        "height": {"smallest": 32, "median": 64, "largest": 480}, "resolution": 64, "num_below_resolution": 2,
     }  # fmt: skip
+    print_report(report_of(Split("train", images(pixels(60)))) | {"original_sizes": found})
+    line = "original sizes of 5 images: width 64 to 4000 (median 300), height 32 to 480 (median 64); 2 images with a"
+    assert f"{line} shorter side below data.resolution=64" in capsys.readouterr().out
     assert size_statistics(sizes[:0], resolution=64) is None
 
 

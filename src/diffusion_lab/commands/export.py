@@ -127,8 +127,8 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The name by which others load the export: its repository, or its folder."""
-        return str(self.config.push or self.config.output)
+        """The name by which others load the export: its repository, or the name of its folder."""
+        return str(self.config.push or Path(self.config.output).name)
 
     def write(self, folder: Path) -> ModelCard:
         """Write the files of the format and the sample grid to a folder.  Returns the card."""
@@ -160,8 +160,11 @@ class Run:
     def _write_plain(self, folder: Path) -> tuple[list["Usage"], list[str]]:
         from diffusion_lab.interop import safetensors_folder, snippets
 
-        safetensors_folder.write(folder, self._settings(folder), self.network.state_dict())
-        return snippets.own_usage(self.name), []
+        names = self.module.class_names
+        label = names[(self.module.trained_classes or range(len(names)))[0]] if names else None
+        settings = self._settings(folder)
+        safetensors_folder.write(folder, settings, self.network.state_dict())
+        return snippets.own_usage(self.name, self.network, settings["guidance_scale"], label), []
 
     def _write_onnx(self, folder: Path) -> tuple[list["Usage"], list[str]]:
         from diffusion_lab.interop import onnx_file, snippets
@@ -170,7 +173,7 @@ class Run:
         difference = onnx_file.write(self.network.float().cpu(), folder)
         labels = ["label"] if self.network.labels.num_classes else []
         note = f"The outputs of onnxruntime and torch differ by {difference:.1e}, relative to the largest output."
-        return snippets.onnx_usage(["x_t", "time", *labels]), [note]
+        return snippets.onnx_usage(["x_t", "time", *labels], self.network), [note]
 
     def _trained_network(self) -> "TrainedNetwork":
         from diffusion_lab.interop.diffusers_export import TrainedNetwork
@@ -245,7 +248,7 @@ class Run:
             summary=self._summary(weights),
             usage=usage,
             notes=notes,
-            data=card_facts.data_facts(self.trained),
+            data=card_facts.data_facts(self.trained, self.module),
             recipe=card_facts.recipe_facts(self.trained, self.step),
             sampling=card_facts.sampling_facts(self.module, self.trained.guidance_scale),
             overrides=card_facts.training_overrides(folder),

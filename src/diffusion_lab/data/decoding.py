@@ -8,7 +8,7 @@ import io
 import struct
 import warnings
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Any, Literal
 
 import numpy as np
@@ -127,6 +127,21 @@ class Preparation:
             return np.zeros((1, self.resolution, self.resolution), dtype=np.uint8)
         opacity = image.convert("RGBA").getchannel("A")
         return np.asarray(self._fitted(ImageOps.invert(opacity)))[None]
+
+    def mask(self, content: bytes) -> np.ndarray:
+        """Decode the bytes of an image file with a mask to its gray levels, on black: uint8 [1, H, W].
+
+        Paint programs save white strokes on a transparent layer, which `decode` would turn into a white page.
+        Raises DamagedImageError, ValueError and WrongSizeError as `decode`.
+        """
+        gray = replace(self, channels=1)
+        gray.decode(content)
+        image = _rotate_upright(_open(content))
+        if not image.has_transparency_data:
+            return gray.decode(content)
+        page = Image.new("RGBA", image.size, "black")
+        page.alpha_composite(image.convert("RGBA"))
+        return np.asarray(gray._fitted(page.convert("L")))[None]
 
     def _fitted(self, image: Image.Image) -> Image.Image:
         """Return an image in the size `resolution` x `resolution`."""

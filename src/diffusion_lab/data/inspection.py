@@ -167,18 +167,21 @@ def file_names(store: ImageStore, split: str, numbers: Sequence[int]) -> dict[in
 
 
 def size_statistics(sizes: np.ndarray, resolution: int) -> dict[str, Any] | None:
-    """Return the smallest, median and largest size by area, [width, height]; None without sizes.
+    """Return the smallest, median and largest width, and the same for the height; None without sizes.
 
     sizes: width and height of each image, [N, 2].
     The result also has the number of images, and the number of images whose shorter side is below `resolution`.
     """
     if not len(sizes):
         return None
-    ordered = sizes[np.argsort(sizes.prod(axis=1), kind="stable")]
+    ordered = np.sort(sizes, axis=0)
     chosen = {"smallest": 0, "median": len(ordered) // 2, "largest": -1}
     return {
         "num_images": len(sizes),
-        **{name: ordered[position].tolist() for name, position in chosen.items()},
+        **{
+            side: {name: int(ordered[position, column]) for name, position in chosen.items()}
+            for column, side in enumerate(("width", "height"))
+        },
         "resolution": resolution,
         "num_below_resolution": int((sizes.min(axis=1) < resolution).sum()),
     }

@@ -11,6 +11,7 @@ from rich.table import Column, Table
 from diffusion_lab.data.duplicates import NearDuplicates, Pair
 from diffusion_lab.data.images import Images
 from diffusion_lab.data.inspection import Inspection, class_name
+from diffusion_lab.files.image_folders import counted
 from diffusion_lab.reporting.console import Console
 from diffusion_lab.reporting.csv_files import write_csv
 from diffusion_lab.reporting.text import terminal_text
@@ -145,24 +146,29 @@ def _class_table(counts: dict[str, int], num_images: int) -> Table:
 def _summary(content: dict[str, Any]) -> Iterator[str]:
     own, overlap = content["duplicates"], content["overlap"]
     if (sizes := content.get("original_sizes")) is not None:
-        width_height = [f"{name} {sizes[name][0]} x {sizes[name][1]}" for name in ("smallest", "median", "largest")]
+        ranges = ", ".join(f"{side} {_range(**sizes[side])}" for side in ("width", "height"))
         others = ", including images that are not used" if sizes["num_images"] > content["num_images"] else ""
         yield (
-            f"original sizes (width x height) of {sizes['num_images']:,} images{others}: {', '.join(width_height)}; "
-            f"{sizes['num_below_resolution']:,} have a shorter side below data.resolution={sizes['resolution']}"
+            f"original sizes of {counted(sizes['num_images'], 'image')}{others}: {ranges}; "
+            f"{counted(sizes['num_below_resolution'], 'image')} with a shorter side below "
+            f"data.resolution={sizes['resolution']}"
         )
     yield f"constant images: {len(content['constant']):,}"
+    copies = f"{own['same_bytes']:,} exact {'copy' if own['same_bytes'] == 1 else 'copies'}"
     yield (
-        f"duplicates within {content['split']}: {own['same_bytes']:,} exact copies of {own['same_bytes_groups']:,} "
-        f"images, and {own['near_pairs']:,} pairs of near duplicates; {own['pairs_of_two_classes']:,} of these "
-        "exact and near pairs consist of images from different classes"
+        f"duplicates within {content['split']}: {copies} of "
+        f"{counted(own['same_bytes_groups'], 'image')}, and {counted(own['near_pairs'], 'pair')} of near duplicates; "
+        f"exact and near pairs of images from different classes: {own['pairs_of_two_classes']:,}"
     )
     if overlap is not None:
         yield (
-            f"duplicates between {content['split']} and {overlap['split']}: of {overlap['num_images']:,} images of "
-            f"{overlap['split']}, {overlap['same_bytes']:,} are exact copies, and {overlap['near']:,} are near "
-            "duplicates"
+            f"duplicates between {content['split']} and {overlap['split']}: of "
+            f"{counted(overlap['num_images'], 'image')} of {overlap['split']}, exact copies: "
+            f"{overlap['same_bytes']:,}, near duplicates: {overlap['near']:,}"
         )
+    found = [part[kind] for part in (own, overlap or {}) for kind in ("same_bytes", "near_pairs") if part]
+    if any(found):
+        yield "duplicates.csv lists each of these pairs with the files of both images, and duplicates.png shows pairs"
     yield content["near_means"]
     for name, part, size in (
         (content["split"], own, content["num_images"]),
@@ -170,3 +176,7 @@ def _summary(content: dict[str, Any]) -> Iterator[str]:
     ):
         if part["num_compared"] < size:
             yield f"only {part['num_compared']:,} of the {size:,} images of {name} were searched for near duplicates"
+
+
+def _range(smallest: int, median: int, largest: int) -> str:
+    return f"{smallest}" if smallest == largest else f"{smallest} to {largest} (median {median})"

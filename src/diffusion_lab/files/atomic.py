@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,6 +104,16 @@ def write_error(error: BaseException) -> OSError | None:
             return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         cause = cause.__cause__ or cause.__context__
     return None
+
+
+def set_default_mode(path: Path) -> None:
+    """Give a file the permissions of a file that `open` creates in its folder, which depend on the umask."""
+    probe = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    try:
+        probe.touch()
+        path.chmod(stat.S_IMODE(probe.stat().st_mode))
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def sync_file(path: Path) -> None:

@@ -122,13 +122,19 @@ class FrameImages(BatchedImages):
     def protocol(self) -> dict[str, Any]:
         sources = self.sources
         return self.seeded.protocol() | {
-            "label": describe(self.stop_labels if self._mixes_classes or not self.stop_labels else self.stop_labels[0]),
+            "label": self._label_protocol(),
             "task": describe(self.sequence, omit=() if sources is None else ("seeds",)),
             "seed": self.seed,
             "batch_size": self.micro_batch_size,
             **({} if sources is None else {"sources": sources.protocol()}),
             **({"guidance_scale": "of each frame"} if self._scale(0) is not None else {}),
         }
+
+    def _label_protocol(self) -> Any:
+        null = self.module.labels.num_classes or None  # an unconditional network, guided by a classifier, has none
+        if not self.stop_labels or set(self.stop_labels) == {null}:
+            return None
+        return describe(self.stop_labels if self._mixes_classes else self.stop_labels[0])
 
     def _draw(self, indices: range, condition: Condition, on_step: OnStep | None) -> Tensor:
         frames = range(indices.start, min(indices.stop, self.num_images))  # others only fill the last batch

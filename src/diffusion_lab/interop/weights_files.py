@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffusion_lab import checkpoint_files
 from diffusion_lab.errors import UserError
+from diffusion_lab.files.atomic import set_default_mode
 
 INSTALL = "pip install 'diffusion-lab-framework[export]' (in a clone: pip install -e '.[export]') installs it."
 
@@ -48,6 +49,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
     """Write tensors to a *.safetensors file.  metadata: texts in the header of the file."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     safetensors_torch().save_file(contiguous, path, metadata=dict(metadata))
+    set_default_mode(path)  # safetensors writes files that only their owner may read
 
 
 def require_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:

@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.config.overrides import OVERRIDES_FILE, identifying_overrides, override_key
 from diffusion_lab.config.saved_files import read_saved
+from diffusion_lab.data.classes import numbering
 from diffusion_lab.errors import UserError
 from diffusion_lab.fingerprints import describe, flat
 from diffusion_lab.reporting.model_card import Result
@@ -28,13 +29,15 @@ PLACES = ("path", "folder", "dir", "logs", "source", "output", "autoencoder")
 """Ends of the keys of overrides that name places on a machine, which a published card leaves out."""
 
 
-def data_facts(config: DictConfig) -> dict[str, Any]:
-    """Return the name, the size and the number of classes of the images of a run, by the words of the card."""
+def data_facts(config: DictConfig, module: "DiffusionModule") -> dict[str, Any]:
+    """Return the name, the size and the classes of the images of a run, by the words of the card."""
     data = config.data
     name = data.get("hub_name") or Path(str(data.get("path") or "not known")).name
     side = f"{data.resolution} x {data.resolution} pixels, {data.channels} channel{'s' if data.channels > 1 else ''}"
     flips = "half of the images" if data.get("horizontal_flip") else "none"
-    return {"data set": name, "images": side, "classes": data.num_classes, "horizontal flips": flips}
+    listed = numbering(module.class_names, module.trained_classes)
+    names = {"numbers and names of the classes": listed} if listed else {}
+    return {"data set": name, "images": side, "classes": data.num_classes, **names, "horizontal flips": flips}
 
 
 def recipe_facts(config: DictConfig, step: int) -> dict[str, Any]:

@@ -147,7 +147,7 @@ def _mask_from_file(path: Path, store: "ImageStore", split: str) -> "Tensor":
             f"{other[1]} pixels."
         )
     try:
-        mask = replace(store.preparation, channels=1).decode(content)
+        mask = store.preparation.mask(content)
     except DamagedImageError as error:
         raise UserError(f"mask.path must be an image file, got {shown}, which cannot be read ({error}).") from error
     return torch.from_numpy(mask.copy())[None]
