@@ -110,9 +110,9 @@ def test_transparent_pixels_of_image_files_are_filled(runs: Path, photos: Path, 
 
 @pytest.mark.parametrize(
     ("mode", "known", "filled"),
-    [("L", 0, 255), ("LA", (255, 0), (255, 255)), ("RGBA", (0, 0, 0, 0), (255, 255, 255, 140))],
+    [("L", 0, 255), ("RGBA", (0, 0, 0, 0), (255, 255, 255, 140)), ("LA", (90, 255), (255, 20))],
 )
-def test_a_mask_file_follows_the_fit_of_the_source_and_its_transparent_pixels_are_known(
+def test_a_mask_file_follows_the_fit_of_the_source_and_fills_white_pixels_or_without_any_transparent_ones(
     mode: str, known: Any, filled: Any, runs: Path, photos: Path, tmp_path: Path
 ) -> None:
     mask = Image.new(mode, (40, 30), known)
@@ -203,7 +203,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["images={TMP}/gray.png", "mask=half"], "must be at least 60 .* for preparation.fit=pad, got 28"),
     ([*HALF, "num_images=20000"], r"num_images must be at most 10,000 .* got 20000."),
     ([*HALF, "num_results=0"], "num_results must be a whole number of at least 1, got 0."),
-    ([*HALF, "task.noise=-1"], "task.noise must be a finite number of at least 0, got -1"),
+    ([*HALF, "task.noise=-1"], "task: noise must be a finite number of at least 0, got -1"),
     ([*HALF, "posterior=ddrm", "sampler=heun"], "`sampler` must be DDIM for posterior=ddrm, got Heun."),
     (["images=train", "mask=file", "mask.path={TMP}/black.png"], "got a mask that fills no pixel"),
     (["images=train", "task=variation", "task.strength=0"], "strength must be above 0 .* and below 1 .* got 0"),
@@ -213,7 +213,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     ),
     (["images=train", "task=colorize"], "task=colorize: colorization requires images of 3 channels .* got 1."),
     ([*HALF, "captions=true"], "captions must be false for task=inpaint, .* got True."),
-    (["images={TMP}/gray.png", "mask=half", "preparation.fit=crop"], "preparation.fit must be one of .* got crop."),
+    (["images={TMP}/gray.png", "mask=half", "preparation.fit=crop"], "preparation: fit must be one of .* got crop."),
     ([*HALF, "metrics=[diversity]"], "num_results must be at least 2 for metrics=diversity, got 1."),
     (
         [*HALF, "run={RUNS}/upsampler"],

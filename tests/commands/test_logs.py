@@ -110,7 +110,7 @@ def test_a_command_prints_a_message_once_and_writes_it_to_the_log_of_its_run(tmp
 def test_an_error_is_printed_even_if_logging_is_disabled(tmp_path: Path) -> None:
     done = train("data.resolution=30", "hydra/job_logging=disabled", f"hydra.run.dir={tmp_path / 'run'}")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: model: resolution must be divisible by 4")
+    assert done.stderr.startswith("error: data.resolution must be divisible by 4")
     assert done.stderr.count("\n") == 1
 
 

@@ -129,9 +129,9 @@ class Preparation:
         return np.asarray(self._fitted(ImageOps.invert(opacity)))[None]
 
     def mask(self, content: bytes) -> np.ndarray:
-        """Decode the bytes of an image file with a mask to its gray levels, on black: uint8 [1, H, W].
+        """Decode the bytes of an image file with a mask to gray levels, white where images are filled: uint8 [1, H, W].
 
-        Paint programs save white strokes on a transparent layer, which `decode` would turn into a white page.
+        Programs save white strokes on a transparent layer, or holes that are transparent in a layer without white.
         Raises DamagedImageError, ValueError and WrongSizeError as `decode`.
         """
         gray = replace(self, channels=1)
@@ -141,7 +141,8 @@ class Preparation:
             return gray.decode(content)
         page = Image.new("RGBA", image.size, "black")
         page.alpha_composite(image.convert("RGBA"))
-        return np.asarray(gray._fitted(page.convert("L")))[None]
+        levels = np.asarray(gray._fitted(page.convert("L")))[None]
+        return levels if levels.max() >= 128 else gray.transparency(content)
 
     def _fitted(self, image: Image.Image) -> Image.Image:
         """Return an image in the size `resolution` x `resolution`."""
