@@ -36,8 +36,11 @@ from diffusion_lab.runs.setup.cascade import cascade_stages
 from diffusion_lab.runs.setup.guidance import guidance
 from support.commands import table
 
-CLASSIFIER = "{network: none}"
-DIFFUSION = "{objective: simple, ema: {decays: {main: {_target_: diffusion_lab.ema.RampedDecay}}}}"
+CLASSIFIER = "{model: none, data: none, schedule: linear, optimizer: adam}"
+DIFFUSION = (
+    "{model: none, data: none, schedule: linear, optimizer: adam, objective: simple, sampler: ddim, "
+    "ema: {decays: {main: {_target_: diffusion_lab.ema.RampedDecay}}}}"
+)
 
 
 def make_run(folder: Path, config: str = DIFFUSION) -> Path:

@@ -23,6 +23,7 @@ from diffusion_lab.errors import UserError
 from diffusion_lab.paths import IS_CHECKOUT, LOGS_VARIABLE, ROOT, logs_folder
 from diffusion_lab.reporting.text import shell_text
 from diffusion_lab.runs import status as run_status
+from diffusion_lab.runs.run_checkpoints import find_checkpoints
 from diffusion_lab.runs.without_results import why_no_results, why_no_run
 
 LAST = "last"  # the value of a setting that names the newest folder
@@ -290,11 +291,4 @@ def shell_word(path: str) -> str:
 
 
 def _find_checkpoints(folder: Path, name: str) -> list[Path]:
-    """Return the checkpoints of a run whose names match a glob pattern.  Raises UserError if there is none."""
-    file = folder / "checkpoints" / name
-    files = [file] if file.is_file() else sorted(file.parent.glob(name))
-    if files:
-        return files
-    existing = ", ".join(sorted(path.name for path in file.parent.glob("*.ckpt"))) or "none"
-    reason = " (best.ckpt is saved by measurements during training)" if name == "best.ckpt" else ""
-    raise UserError(f"`checkpoint` must be one of {existing} in {file.parent}, got {name}{reason}.")
+    return find_checkpoints(folder, name, shell_word(portable_path(folder)))
