@@ -85,6 +85,8 @@ def run_of(command: str) -> Kind:
 
 MEASURED = Kind("folder with a metrics.json", ("**/metrics.json", "**/summary.json"), ("evaluate", "train", "edit"))
 SWEEP = Kind("sweep folder", ("*/status.json",), ("train", "train_classifier", "evaluate", "sample", "edit"), "run")
+SWEEP_FILES = ("multirun.yaml", "search.db")
+"""Names of the files that Hydra and a search write to the folder of a sweep."""
 
 
 class Place(NamedTuple):
@@ -219,8 +221,9 @@ def _places_at(path: Path, kind: Kind) -> list[Place]:
     folder, checkpoint = (path.parent.parent, path) if is_checkpoint else (path, None)
     if kind.is_one(folder):
         return [Place(folder, checkpoint)]
-    is_in_sweep = kind is SWEEP and (folder / "status.json").is_file() and folder.parent.parent not in _logs_folders()
-    return [Place(folder.parent)] if is_in_sweep else []  # a run names its sweep
+    is_in_sweep = any((folder.parent / name).is_file() for name in SWEEP_FILES)  # runs of other commands have a parent
+    is_named = kind is SWEEP and is_in_sweep and (folder / "status.json").is_file()
+    return [Place(folder.parent)] if is_named else []  # a run names its sweep
 
 
 def _places_in(path: Path, kind: Kind) -> list[Place]:

@@ -58,7 +58,7 @@ def write_and_print_table(
     Returns whether all metric values are comparable.
     """
     given = allowed_fields(allowed)
-    rows = [row for folder in folders for row in _in_sweep_order(folder)]
+    rows = table.readable_rows(_in_sweep_order, folders)
     if not rows:
         return True
 
