@@ -352,7 +352,7 @@ OTHER_INVALID_SETTINGS: list[tuple[list[str], str]] = [
         (["seed=-1"], r"seed must be a whole number in 0..2\^63 - 1, got -1."),
         (
             ["data.classes=Sneker"],
-            r"data.classes must be among .*, got Sneker; for example data.classes=\[Sneaker\]; .*",
+            r"data.classes must be among .*, got Sneker; perhaps you mean data.classes=\[Sneaker\]; .*",
         ),
         (
             ["trainer.compile=reduce-overhead", "trainer.accumulate_grad_batches=2"],

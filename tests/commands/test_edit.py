@@ -196,7 +196,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["mask=half"], "`images` must be a split of the run's data set, or an image file, a folder"),
     (
         ["images=nowhere", "mask=half"],
-        "`images` must be a split .* an image file, .* got nowhere, which does not exist.",
+        r"`images` must be a split of the run's data set \(train\), or an image file, .*, got nowhere\.$",
     ),
     (["images={TMP}/broken.png", "mask=half"], "cannot be read"),
     (["images=train"], "`mask` must be given for task=inpaint if the source images have no transparent pixels"),
@@ -251,6 +251,11 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["images=train", "mask=file", "mask.path={TMP}/gray.png"], "with 60 x 60 pixels for a source image with 28 x 28"),
     (["images=train", "mask=file", "mask.path={TMP}/broken.png"], "mask.path must be an image file, .* cannot be read"),
     (["images=train", "task=variation", "metrics=[consistency]"], "must not contain consistency for task=variation"),
+    (
+        ["images=held_out", "mask=half"],
+        r"`images` must be a split of the run's data set \(train\), .*, got held_out; data\.num_held_out=NUMBER",
+    ),
+    (["images=nowhere.png", "mask=half"], "`images` must be .*, got nowhere.png, which does not exist."),
     ([*HALF, "animation=webm"], "`animation` must be false, true, webp, gif or mp4, got webm."),
 ]
 

@@ -150,7 +150,10 @@ OTHER_INVALID_SETTINGS: list[tuple[list[str], str]] = [
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], r"`run` must be a run folder, a checkpoint file .* got no value\."),
+        (
+            [],
+            r"`run` or `images` must be given: run=RUN measures .*, images=FOLDER the images in a folder or .*\.",
+        ),
         (["run=/nowhere"], r"`run` must be a run folder, .* got /nowhere, which does not exist\."),
         (
             ["run=TRAINED", "checkpoint=best.ckpt"],
@@ -201,6 +204,8 @@ def test_schedules_are_plotted_in_one_figure(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["schedule=linear", "beside=[cosin]"], "beside must contain only .*, got cosin; perhaps you mean cosine.*"),
+        (["num_times=0"], r"num_times must be a whole number of at least 1, got 0\."),
+        (["image=first"], r"`image` must be in 0\.\.9999, got first\."),
         (["-m", "schedule=linear,cosine"], "show_schedule must be given without -m, because it shows everything.*"),
         (["image=10000"], r"`image` must be in 0\.\.9999, got 10000\."),
         (["schedule=custom", "schedule.betas=[0.5,2]"], r"schedule.betas must be in \[0, 1\], got 2 from .*"),

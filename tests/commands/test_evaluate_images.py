@@ -143,7 +143,10 @@ def test_values_of_resized_images_are_not_shown_next_to_others_without_a_mark(se
         assert all(float(row["fd_fashion_cnn_30_b"]) > 0 for row in rows)
         assert ("fd_fashion_cnn_30_b" in table.with_suffix(".md").read_text()) == bool(allowed)
         if name == "left_out":
-            assert "fd_fashion_cnn_30_b cannot be compared: images.content is" in done.stderr
+            assert (
+                "fd_fashion_cnn_30_b cannot be compared, because the measurements differ: images.content is"
+                in done.stderr
+            )
             assert "preparation.fit is exact in " in done.stderr
 
 
@@ -172,6 +175,8 @@ def test_a_sweep_over_sets_of_images_makes_a_table_and_repeats_those_that_change
 
 MISTAKES: list[tuple[list[str], str]] = [
     (["images=SETS/d"], r"`images` must be a folder .*, got .*/d, which does not exist\."),
+    (["images=SETS/empty"], r"images=.*/empty cannot be read as images: it has no image files\."),
+    (["images=SETS/texts"], r"images=.*/texts cannot be read as images: its image files cannot be decoded\."),
     (["images=SETS/a/1.png"], r"`images` must be .*, got the single image .*/1\.png\."),
     (["images=SETS/a", "run=last"], r"`run` must not be given together with `images`, got run=last\."),
     (["images=SETS/a", "sampler=ddim"], r"sampler must not be given for `images`, because no network .*; run=RUN .*"),
@@ -200,6 +205,9 @@ def test_a_mistake_is_rejected_with_a_message(
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))  # no weights of Inception
     overrides = [argument.replace("SETS", str(sets)) for argument in arguments]
+    for name in ("empty", "texts"):
+        (sets / name).mkdir(exist_ok=True)
+    (sets / "texts" / "a.png").write_text("no image")
     done = run("evaluate.py", *overrides, f"hydra.run.dir={tmp_path / 'run'}")
     assert done.returncode == 1
     assert re.fullmatch(f"error: {message}", done.stderr.strip().splitlines()[-1]), done.stderr

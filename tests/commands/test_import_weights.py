@@ -14,6 +14,9 @@ from torch import Tensor
 
 from diffusion_lab import DDIM, CosineSchedule, load_module
 from diffusion_lab.commands.import_weights import with_source
+from diffusion_lab.errors import UserError
+from diffusion_lab.interop.formats import read_foreign
+from diffusion_lab.interop.imported import Options
 from diffusion_lab.runs.load import load_config
 from diffusion_lab.runs.trust import is_recorded
 from support.commands import run
@@ -113,6 +116,19 @@ def test_a_wrong_setting_is_refused_in_one_error_message_and_leaves_no_folder(
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("content", ["", "text", "PK no archive"])
+def test_a_file_that_contains_no_weights_is_refused_with_the_accepted_files(content: str, tmp_path: Path) -> None:
+    file = tmp_path / "file.txt"
+    file.write_text(content)
+    accepted = (
+        r"a file of weights \(of torch\.save, .*, or a \.pkl file of EDM\) or a folder of safetensors or diffusers"
+    )
+    with pytest.raises(UserError, match=rf"^`source` must be {accepted}, got {file}, which is neither\.$"):
+        read_foreign(file, "auto", Options())
+    with pytest.raises(UserError, match=r"must be a \.pkl file of EDM for format=edm, got a file of another kind\.$"):
+        read_foreign(file, "edm", Options())
 
 
 def test_the_first_argument_is_the_source() -> None:

@@ -108,6 +108,10 @@ def test_a_folder_without_class_folders_is_refused_with_the_form_that_is_needed(
 
 
 OTHER_WRONG_SETTINGS: list[tuple[str, str]] = [
+    (
+        "split=held_out",
+        r"`split` must be one of train .*, got held_out; data\.num_held_out=NUMBER holds out .* for it\.",
+    ),
     ("num_pairs=true", r"num_pairs must be a whole number of at least 1, got True\."),
     ("seed=-1", r"seed must be a whole number in 0\.\.2\^63 - 1, got -1\."),
     ("near_duplicates.max_ratio=2", r"near_duplicates.max_ratio must be in \(0, 1\), got 2\."),
@@ -121,7 +125,8 @@ OTHER_WRONG_SETTINGS: list[tuple[str, str]] = [
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("split=nope", r"data\.path=.* cannot be read as images with a split 'nope': .*\['train'\]\."),
+        ("split=nope", r"`split` must be one of train \(the splits of the data set\), got nope\."),
+        ("against=test", r"`against` must be one of train \(the splits of the data set\), got test\."),
         ("split=null", r"`split` must be the name of a split, such as train, got null\."),
         ("against=train", r"`against` must be a split other than split=train, got train\."),
         ("num_rows=0", r"num_rows must be a whole number of at least 1, got 0\."),

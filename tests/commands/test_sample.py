@@ -177,7 +177,10 @@ def test_only_comparable_numbers_are_compared(trained: Path, tmp_path: Path) -> 
     folders = f"numbers=[{tmp_path / 'one'},{tmp_path / 'more'}]"
     done = run("compare.py", folders, f"hydra.run.dir={tmp_path / 'refused'}")
     assert done.returncode == 1
-    assert "fd_fashion_cnn_20_train cannot be compared: sampler.num_steps is 8 in" in done.stderr
+    assert (
+        "fd_fashion_cnn_20_train cannot be compared, because the measurements differ: sampler.num_steps is 8 in"
+        in done.stderr
+    )
     assert "allow=[sampler]" in done.stderr
     done = run("compare.py", folders, "allow=[sampler]", f"hydra.run.dir={tmp_path / 'allowed'}")
     assert done.returncode == 0, done.stderr

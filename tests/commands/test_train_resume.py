@@ -71,6 +71,7 @@ def test_a_resumed_run_equals_an_uninterrupted_run(run: Path, tmp_path: Path) ->
     assert "last.ckpt is damaged" in rest.stderr
     assert "Using previous.ckpt instead." in rest.stderr
     assert "resuming after step 2" in rest.stdout
+    assert re.search(r"\ndone: 6 steps in \S+ \(4 of them by this command, after step 2, in 0:00:\d\d\)", rest.stdout)
     for done in (uninterrupted, rest):
         require_measuring_share(done.stdout, is_resumed=done is rest)
     assert numbers(run) == numbers(tmp_path / "uninterrupted")
@@ -94,6 +95,7 @@ def test_a_fork_continues_in_a_new_run_with_its_own_learning_rate(stopped: Path,
     ]
     done = train(f'resume="{stopped}"', "fork=true", *own)
     assert done.returncode == 0, done.stderr
+    assert re.search(r"\ndone: 4 steps \(1 of them by this command, after step 3, in 0:00:\d\d\), ", done.stdout)
     (row,) = [row for row in table(tmp_path / "fork" / "metrics.csv") if row["loss"]]
     assert row["step"] == "4"
     assert float(row["learning_rate"]) == pytest.approx(0.01 * 4 / 100)

@@ -153,7 +153,7 @@ def test_unknown_columns_splits_and_classes_are_refused_with_the_accepted_ones()
     with pytest.raises(ValueError, match="cannot be read as images with a split 'test'"):
         ImageStore(None, FASHION_MINI, channels=1, resolution=28).load("test")
     with pytest.raises(
-        ValueError, match=r"data\.classes must be among T-shirt/top, .*, got Sneker; for example data.classes="
+        ValueError, match=r"data\.classes must be among T-shirt/top, .*, got Sneker; perhaps you mean data.classes="
     ):
         ImageStore(None, FASHION_MINI, channels=1, resolution=28, selection=Selection(classes=["Sneker"])).load()
     with pytest.raises(ValueError, match=r"data\.num_held_out must be above 0"):

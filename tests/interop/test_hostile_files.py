@@ -264,10 +264,12 @@ OF_EDM: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "a payload in a nested archive": (lambda: edm(with_weight(Storage(saved({"x": Payload()})))), "cannot be read"),
     "a compressed nested archive": (lambda: edm(with_weight(Storage(compressed(saved(torch.ones(4)))))), "compressed"),
-    "a function of Python": (lambda: b"cbuiltins\neval\n(S'__import__(\"os\").mkdir(\"x\")'\ntR.", "builtins.eval"),
+    "a function of Python": (
+        lambda: b"\x80\x02cbuiltins\neval\n(S'__import__(\"os\").mkdir(\"x\")'\ntR.", "builtins.eval"
+    ),
     "half of a file": (lambda: edm()[: len(edm()) // 2], "cannot be read"),
-    "an empty file": (lambda: b"", "cannot be read"),
-    "a text": (lambda: b"not a pickle", "cannot be read"),
+    "an empty file": (lambda: b"", "must be a .pkl file of EDM"),
+    "a text": (lambda: b"not a pickle", "must be a .pkl file of EDM"),
     "a number": (lambda: pickle.dumps({"ema": 7}), "must contain a network of EDM"),
     "a missing tensor": (lambda: edm(lambda m: m.attributes["_modules"].pop("map_layer1")), "has no"),
     "a surplus tensor": (lambda: edm(tensors={"map_layer2.weight": torch.ones(2, 2)}), "also has map_layer2.weight"),

@@ -90,6 +90,13 @@ def test_images_of_another_shape_are_refused() -> None:
         small()(torch.zeros(3, 1, 16, 16), torch.zeros(3))
 
 
+def test_a_level_without_channels_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"channel_multipliers must be numbers above 0 .*, got \[1, -2\] for channels=32"
+    ):
+        HalfUNet(2, 3, resolution=16, channels=32, channel_multipliers=[1, -2])
+
+
 def test_fewer_than_two_classes_are_refused() -> None:
     with pytest.raises(ValueError, match="num_classes must be at least 2, got 1"):
         HalfUNet(2, 1, resolution=16)

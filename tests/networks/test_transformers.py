@@ -146,7 +146,9 @@ def test_images_of_another_shape_are_refused(kind: type[Network], shape: tuple[i
         ({"num_heads": 3}, "num_heads must divide channels=16, got 3"),
         ({"depth": 0}, "depth must be at least 1, got 0"),
         ({"mlp_ratio": 0.0}, "mlp_ratio must be above 0, got 0.0"),
-        ({"channels": 18, "num_heads": 2}, "channels must be divisible by 4 .* got 18"),
+        ({"channels": 18, "num_heads": 2}, "channels must be at least 4 and divisible by 4 .* got 18"),
+        ({"channels": -16}, "channels must be at least 4 and divisible by 4 .* got -16"),
+        ({"num_heads": -2}, "num_heads must divide channels=16, got -2"),
     ],
 )
 def test_settings_that_do_not_fit_together_are_refused(

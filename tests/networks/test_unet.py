@@ -159,6 +159,13 @@ def test_images_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
         ({"patch_size": 3}, r"resolution must be divisible by 6 \(patch_size=3 and 2 levels.* got 16; .*resolution=18"),
         ({"patch_size": 0}, "patch_size must .* got 0"),
         ({"channel_multipliers": ()}, "channel_multipliers must "),
+        *(
+            (
+                {"channel_multipliers": (1, factor)},
+                rf"channel_multipliers must be .* above 0 .*, got \[1, {factor}\] for",
+            )
+            for factor in (-2, 0, 0.001, float("nan"), float("inf"))
+        ),
         (
             {"attention_resolutions": (7,)},
             r"attention_resolutions must be empty or contain at least one of \[16, 8\] .* got \[7\]",
@@ -171,6 +178,8 @@ def test_images_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
             {"num_blocks": (1, 2, 3)},
             r"num_blocks must be .*one number for all 2 levels, or one number per level\), got \[1, 2, 3\]",
         ),
+        ({"num_blocks": (1, 1.5)}, r"num_blocks must be at least 1 .*, got \[1, 1\.5\]"),
+        ({"channels": -8}, "channels must be even and at least 4 to embed the time, got -8"),
         ({"num_blocks": 0}, "num_blocks must be at least 1 .* got 0"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
         ({"resize": "bigger"}, "resize must be strided, strided_symmetric, residual or projected, got bigger"),

@@ -20,9 +20,10 @@ from diffusion_lab.commands.reconstruct_ema import reconstruct_ema
 from diffusion_lab.config.overrides import unquote
 from diffusion_lab.errors import UserError
 from diffusion_lab.paths import logs_folder
-from diffusion_lab.runs import load_module
+from diffusion_lab.runs import load_module, status
 from diffusion_lab.runs.find import (
     MEASURED,
+    SWEEP,
     find_place,
     find_run,
     find_targets,
@@ -36,8 +37,11 @@ from diffusion_lab.runs.setup.cascade import cascade_stages
 from diffusion_lab.runs.setup.guidance import guidance
 from support.commands import table
 
-CLASSIFIER = "{network: none}"
-DIFFUSION = "{objective: simple, ema: {decays: {main: {_target_: diffusion_lab.ema.RampedDecay}}}}"
+CLASSIFIER = "{model: none, data: none, schedule: linear, optimizer: adam}"
+DIFFUSION = (
+    "{model: none, data: none, schedule: linear, optimizer: adam, objective: simple, sampler: ddim, "
+    "ema: {decays: {main: {_target_: diffusion_lab.ema.RampedDecay}}}}"
+)
 
 
 def make_run(folder: Path, config: str = DIFFUSION) -> Path:
@@ -159,8 +163,19 @@ def test_every_setting_that_names_a_run_takes_every_form(setting: str, form: str
     name = "One run" if form == "glob" else RUN
     folder = logs / tested.command / name
     make_run(folder / "0" if tested.is_sweep else folder, tested.config)
+    if tested.is_sweep:
+        (folder / "multirun.yaml").touch()  # as Hydra does
     named = f"{name}/0" if tested.is_sweep and "checkpoint" in form else name
     assert tested.folder(FORMS[form].format(logs=logs, command=tested.command, run=named)) == str(folder)
+
+
+def test_a_run_names_its_sweep_only_if_its_parent_is_the_folder_of_a_sweep(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "many" / "A")
+    status.mark_running(run)
+    with pytest.raises(UserError, match=rf"got {run}, which is a single run \(running\) and no sweep; `"):
+        find_place("folder", str(run), SWEEP)
+    (run.parent / "search.db").touch()
+    assert find_place("folder", str(run), SWEEP).folder == run.parent
 
 
 def test_a_sweep_folder_or_a_glob_names_all_its_runs_for_run(logs: Path) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from diffusion_lab.commands.sweep import _parsed
+from diffusion_lab.errors import UserError
 from support.commands import ROOT, TINY, run, start, train
 
 
@@ -120,6 +122,23 @@ def test_the_status_of_a_single_run_is_refused(tmp_path: Path) -> None:
         "error: `folder` must be a sweep folder, a run in it or last, got single, which is a single run (finished) and "
         f"no sweep; `python src/compare.py numbers={single}` prints its results.\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["stats", "last"], "got stats last; perhaps you mean status last."),
+        (["stat"], "got stat; perhaps you mean status SWEEP_FOLDER."),
+        (["last"], "got last; perhaps you mean status last."),
+        (["show", "last"], "got show last."),
+        (["status", "run=a"], "the folder must be given without run=, got run=a; perhaps you mean status a."),
+    ],
+    ids=" ".join,
+)
+def test_wrong_arguments_of_sweep_are_refused_with_what_may_be_meant(arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        _parsed(arguments)
+    assert str(error.value).endswith(message)
 
 
 RECORD_IMPORTS = """

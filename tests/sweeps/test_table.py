@@ -68,6 +68,32 @@ def test_an_unfinished_run_has_a_row_with_its_last_logged_numbers(
     assert "running" in capsys.readouterr().out
 
 
+def test_a_damaged_file_of_one_run_leaves_out_only_its_own_values(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    damaged = {1: "metrics.json", 2: "summary.json", 3: "status.json", 4: "metrics.csv", 5: ".hydra/overrides.yaml"}
+    for seed in range(6):
+        folder = started_run(tmp_path, f"seed={seed}")
+        if seed != 4:
+            finish(folder, float(seed))
+        if seed in damaged:
+            (folder / damaged[seed]).write_bytes(b"{\xff" * 100_000)  # csv has a limit for fields
+    assert write_sweep_table(tmp_path)
+    shown = {row["run"]: (row["state"], row["fd_a_9_train"]) for row in table(tmp_path)}
+    assert shown == {
+        "seed-0": ("finished", "0.0"),
+        "seed-1": ("finished", ""),
+        "seed-2": ("finished", ""),
+        "seed-3": ("unknown", "3.0"),
+        "seed-4": ("running", ""),
+        "seed-5": ("finished", ""),
+    }
+    printed = capsys.readouterr().out
+    assert "\nseed-3: status.json cannot be read as this package writes it, so that the state is unknown\n" in printed
+    notes = {record.getMessage().split(" cannot ")[0] for record in caplog.records}
+    assert notes == {str(tmp_path / f"seed-{seed}" / name) for seed, name in damaged.items() if seed != 3}
+
+
 def test_a_failed_run_is_shown_with_its_reason(tmp_path: Path) -> None:
     run_status.mark_failed(started_run(tmp_path, "seed=1"), "RuntimeError: [/x] lost power")
     assert write_sweep_table(tmp_path)

@@ -56,6 +56,11 @@ def evaluate(config: DictConfig) -> float | None:
     if config.save_statistics is not None:
         _save_statistics(config)
         return None
+    if config.run is None and config.images is None:
+        raise UserError(
+            "`run` or `images` must be given: run=RUN measures the images that a trained network generates, "
+            "images=FOLDER the images in a folder or an archive."
+        )
     sets = [] if config.images is None else find_image_sets(config)
     targets = [] if sets else find_targets(with_data_of_run(config))
     sampling_setup.require_loadable(config, targets)

@@ -19,6 +19,7 @@ from diffusion_lab.config.validation import argument_problems, data_problems, ra
 from diffusion_lab.errors import UserError
 from diffusion_lab.reporting.text import terminal_text
 from diffusion_lab.runs import load as run_loading
+from diffusion_lab.runs.setup.splits import require_split
 
 if TYPE_CHECKING:
     from diffusion_lab.data.inspection_report import FoundPair, Split
@@ -40,7 +41,7 @@ def inspect_data(config: DictConfig) -> None:
     raise_problems([*data_problems(node.data), *argument_problems(node.near_duplicates, "near_duplicates")])
     search = run_loading.instantiate_node(node.near_duplicates, "near_duplicates")
     store = run_loading.instantiate_node(node.data.store, "data")
-    split, other = _load_split(store, config.split), _load_other_split(store, config)
+    split, other = _load_split(store, "split", config.split), _load_other_split(store, config)
 
     from diffusion_lab.data import inspection, inspection_report, inspection_sheets
     from diffusion_lab.reporting import image_grids
@@ -77,9 +78,10 @@ def _check(config: DictConfig) -> None:
         raise UserError("near_duplicates must not be null; set near_duplicates.max_compared=0 to skip the search.")
 
 
-def _load_split(store: Any, name: str) -> "Split":
+def _load_split(store: Any, setting: str, name: Any) -> "Split":
     from diffusion_lab.data.inspection_report import Split
 
+    require_split(str(name), setting, store)
     try:
         images = store.load(name)
     except (FileNotFoundError, ValueError) as error:
@@ -119,9 +121,9 @@ def _load_other_split(store: Any, config: DictConfig) -> "Split | None":
     if config.against is None or (config.against == "auto" and config.split == "test"):
         return None
     if config.against != "auto":
-        return _load_split(store, config.against)
+        return _load_split(store, "against", config.against)
     try:
-        return _load_split(store, "test") if "test" in store.splits() else None
+        return _load_split(store, "against", "test") if "test" in store.splits() else None
     except (UserError, ValueError) as error:
         logger.info("%s is not compared with the split test: %s", config.split, error)
         return None

@@ -21,6 +21,7 @@ from diffusion_lab.config.program import command_line
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs import load as run_loading
 from diffusion_lab.runs.find import find_place, portable_path, run_of, shell_word
+from diffusion_lab.runs.setup.trained_config import load_trained_config
 from diffusion_lab.runs.trust import is_recorded
 from diffusion_lab.runs.unrecorded import require_plain_folder
 
@@ -46,7 +47,7 @@ def reconstruct_ema(config: DictConfig) -> float:
         if OmegaConf.is_missing(config, name):
             raise UserError(f"`{name}` must be given ({example}), got no value.")
     folder = find_place("run", config.run, run_of("train")).folder
-    trained = run_loading.load_config(folder)
+    trained = load_trained_config(folder)
     if not is_recorded(folder):
         require_plain_folder(folder)
     profile, snapshots = _requested_profile(config, folder, trained)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 def show_schedule(config: DictConfig) -> None:
     """Plot the configured schedule and the schedules that `beside` names in one figure."""
+    if type(config.num_times) is not int or config.num_times < 1:
+        raise UserError(f"num_times must be a whole number of at least 1, got {config.num_times}.")
     configs = {HydraConfig.get().runtime.choices["schedule"]: config}
     for name in config.beside or ():
         # The trailing space keeps both curves if a schedule is shown with other settings and with its default settings.
@@ -88,7 +90,7 @@ def _image(config: DictConfig) -> "Tensor":
 
     from diffusion_lab.pixels import from_uint8
 
-    if not 0 <= config.image < len(images):
+    if type(config.image) is not int or not 0 <= config.image < len(images):
         raise UserError(f"`image` must be in 0..{len(images) - 1}, got {config.image}.")
     return from_uint8(images.gather(torch.tensor([config.image]))[0])
 

@@ -14,6 +14,8 @@ Resuming: the command that started the sweep starts only the runs that are missi
 
 import logging
 import sys
+from difflib import get_close_matches
+from pathlib import Path
 
 from diffusion_lab.commands import logs
 from diffusion_lab.commands.help import print_help
@@ -47,8 +49,14 @@ def _parsed(arguments: list[str]) -> tuple[str, list[str]]:
     named, allowed = arguments[:position], arguments[position + 1 :]
     if len(named) != 2 or named[0] != "status" or (position < len(arguments) and not allowed):
         given = " ".join(arguments) or "no arguments"
-        hint = f"; perhaps you mean status {given}" if len(named) == 1 and named[0] != "status" else ""
+        first, *others = [*named, ""]
+        is_mistyped = first != "status" and bool(get_close_matches(first, ["status"], cutoff=0.5))
+        meant = " ".join(filter(None, others)) or "SWEEP_FOLDER" if is_mistyped else given
+        hint = f"; perhaps you mean status {meant}" if is_mistyped or (others == [""] and first != "status") else ""
         raise UserError(f"the arguments must be: status SWEEP_FOLDER [--allow FIELD ...], got {given}{hint}.")
+    key, _, folder = named[1].partition("=")
+    if key in ("run", "folder", "sweep", "numbers") and not Path(named[1]).exists():
+        raise UserError(f"the folder must be given without {key}=, got {named[1]}; perhaps you mean status {folder}.")
     return named[1], allowed_fields(allowed)
 
 

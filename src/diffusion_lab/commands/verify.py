@@ -19,7 +19,8 @@ from diffusion_lab.commands import entry
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs.find import Target, find_place, find_run, run_of
 from diffusion_lab.runs.imported_run import provenance, without_autoencoder, write_provenance
-from diffusion_lab.runs.load import is_classifier_config, load_config, load_weights, resolve
+from diffusion_lab.runs.load import is_classifier_config, load_weights, resolve
+from diffusion_lab.runs.setup.trained_config import load_trained_config
 
 if TYPE_CHECKING:
     from diffusion_lab.interop.witness import Witness
@@ -41,7 +42,7 @@ def verify(config: DictConfig) -> dict[str, float]:
     if not isinstance(config.tolerance, (int, float)) or not config.tolerance > 0:
         raise UserError(f"tolerance must be a number above 0, got {config.tolerance}.")
     target = find_target(config)
-    trained = resolve(load_config(target.folder))
+    trained = resolve(load_trained_config(target.folder))
     module = load_weights(without_autoencoder(trained), target.checkpoint)
     is_classifier = is_classifier_config(trained)
     witness, origin = _witness(str(config.against), target.folder, module)

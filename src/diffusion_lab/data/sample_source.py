@@ -85,11 +85,7 @@ class SampleSource:
 
         Raises ValueError unless the image is a square.
         """
-        self.locate()
-        try:
-            width, height = samples_size(self.path) if self._is_array else self._first_size()
-        except ValueError as error:
-            raise ValueError(f"{self._given} cannot be read as images: {error}.") from None
+        width, height = self.first_size()
         if width != height:
             raise ValueError(
                 f"{self._given} must contain square images, got {width} x {height} pixels; preparation.resolution=SIDE "
@@ -97,13 +93,24 @@ class SampleSource:
             )
         return width
 
+    def first_size(self) -> tuple[int, int]:
+        """Return width and height of the first image, or of another one if it is damaged.
+
+        Raises ValueError if no image can be read.
+        """
+        self.locate()
+        try:
+            return samples_size(self.path) if self._is_array else self._first_size()
+        except ValueError as error:
+            raise ValueError(f"{self._given} cannot be read as images: {error}.") from None
+
     def _first_size(self) -> tuple[int, int]:
         images: UndecodedImages = (
             ZipImages(self.path, zip_names(self.path)) if self._is_zip else ImageFiles(self.image_files())
         )
         sizes = [*read_sizes(images, 1), *read_sizes(images, 100)] if len(images) else []
         if not sizes:
-            raise ValueError("no image can be read" if len(images) else "there is no image")
+            raise ValueError("its image files cannot be decoded" if len(images) else "it has no image files")
         return int(sizes[0][0]), int(sizes[0][1])
 
     @property

@@ -86,20 +86,22 @@ class Selection:
         if not labels or any(label not in accepted for label in labels):
             shown = ", ".join(names) if names else f"{accepted[0]} to {accepted[-1]} (the classes have no names)"
             given = ", ".join(self.classes or ()) or "an empty list"
-            close = [self._closest(name, names, accepted) for name in self.classes or ("",)]
+            close = [self._closest(name, names, accepted) for name in self.classes or ()]
+            meant = [name for name in close if name is not None] or [str([*names, *accepted][0])]
+            hint = "for example" if None in close or not close else "perhaps you mean"
             raise ValueError(
-                f"data.classes must be among {shown}, got {given}; for example {_as_override('data.classes', close)}; "
+                f"data.classes must be among {shown}, got {given}; {hint} {_as_override('data.classes', meant)}; "
                 "data.classes=null uses all classes."
             )
         return [label for label in labels if label is not None]
 
-    def _closest(self, name: str, names: Sequence[str], accepted: Sequence[int]) -> str:
-        """Return a given class if it is accepted, else the class with the closest name, or the first class."""
+    def _closest(self, name: str, names: Sequence[str], accepted: Sequence[int]) -> str | None:
+        """Return a given class if it is accepted, else the class with the closest name; None if no name is close."""
         if self._label(name, names) in accepted:
             return name
         by_lower_case = {other.casefold(): other for other in names}
         close = get_close_matches(name.casefold(), by_lower_case, n=1, cutoff=0.6)
-        return by_lower_case[close[0]] if close else str([*names, *accepted][0])
+        return by_lower_case[close[0]] if close else None
 
     @staticmethod
     def _label(name: str, names: Sequence[str]) -> int | None:

@@ -23,7 +23,7 @@ from diffusion_lab.interop import (
 from diffusion_lab.interop.edm_pickle import read_pickle
 from diffusion_lab.interop.imported import Imported, Options
 from diffusion_lab.interop.tensors import ForeignTensors
-from diffusion_lab.interop.torch_files import is_torch_file, read_torch_file, state_dict_of
+from diffusion_lab.interop.torch_files import is_pickle, is_torch_file, read_torch_file, state_dict_of
 
 AUTO = "auto"
 
@@ -58,6 +58,8 @@ def _of_tensors(name: str, file: Path, options: Options) -> Imported:
 def _of_edm(name: str, file: Path, options: Options) -> Imported:
     if is_torch_file(file):
         raise UserError(f"{file} must be a .pkl file of EDM for format={name}, got a file of torch.save.")
+    if not is_pickle(file):
+        raise UserError(f"{file} must be a .pkl file of EDM for format={name}, got a file of another kind.")
     return edm.read(read_pickle(file), file, options, only_ddpmpp=name == "ddpmpp")
 
 
@@ -112,7 +114,12 @@ def _read_folder(source: Path, format_name: str, options: Options) -> tuple[str,
 def detected_format(source: Path) -> tuple[str, dict[str, Tensor] | None]:
     """Return the format of a file, and its tensors if they were read.  Raises UserError if it has no known format."""
     if not is_torch_file(source):
-        return "edm", None
+        if is_pickle(source):
+            return "edm", None
+        raise UserError(
+            "`source` must be a file of weights (of torch.save, such as *.pt, *.pth or *.ckpt, or a .pkl file of EDM) "
+            f"or a folder of {' or '.join(OF_FOLDERS)}, got {source}, which is neither."
+        )
     tensors = state_dict_of(read_torch_file(source), source)
     name = _format_of(set(tensors))
     if name is None:

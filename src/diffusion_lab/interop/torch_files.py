@@ -25,6 +25,13 @@ def is_torch_file(file: Path) -> bool:
         raise UserError(f"{file} cannot be read ({error.strerror or error}).") from error
 
 
+def is_pickle(file: Path) -> bool:
+    """Return whether a file starts as a pickle of protocol 2 to 5."""
+    with open_regular(file) as opened:
+        start = opened.read(2)
+    return len(start) == 2 and start[0] == 0x80 and 2 <= start[1] <= 5
+
+
 def read_torch_file(file: Path) -> Any:
     """Return the content of a file that torch.save has written, on the CPU.
 

@@ -324,9 +324,16 @@ class Levels:
 
         default_attention: resolutions for attention_resolutions=None. If no level has one of them, the largest level
             below them is used, if there is one.
-        Raises ValueError if the resolution cannot be halved often enough, or if num_blocks does not match the levels.
+        Raises ValueError if the resolution cannot be halved often enough, if num_blocks does not match the levels, or
+            if a level has no channels.
         """
         num_levels = len(channel_multipliers)
+        # Other numbers of `channels` are refused with the embedding of the time.
+        if not all(0 < factor < math.inf and int(max(channels, 1) * factor) for factor in channel_multipliers):
+            raise ValueError(
+                "channel_multipliers must be numbers above 0 with which each level has at least one channel, got "
+                f"{list(channel_multipliers)} for channels={channels}."
+            )
         sides = _sides(side, patch_size, num_levels)
         if attention_resolutions is None:
             below = [side for side in sides if side <= max(default_attention)]
@@ -337,7 +344,7 @@ class Levels:
                 f"of the levels), got {list(attention_resolutions)}."
             )
         depths = [num_blocks] * num_levels if isinstance(num_blocks, int) else list(num_blocks)
-        if len(depths) != num_levels or min(depths) < 1:
+        if len(depths) != num_levels or not all(type(depth) is int and depth >= 1 for depth in depths):
             raise ValueError(
                 f"num_blocks must be at least 1 (one number for all {num_levels} levels, or one number per level), got "
                 f"{num_blocks if isinstance(num_blocks, int) else depths}."

@@ -240,12 +240,13 @@ def require_blocks(depth: int, mlp_ratio: float) -> None:
 
 
 def require_tokens(resolution: int, patch_size: int, channels: int, num_heads: int) -> None:
-    """Raise ValueError unless patch_size divides resolution, and num_heads and 4 divide channels."""
+    """Raise ValueError unless patch_size divides resolution, and num_heads and 4 divide channels, which are above 0."""
     if patch_size < 1 or resolution % patch_size:
         raise ValueError(f"patch_size must divide resolution={resolution}, got {patch_size}.")
     if num_heads < 1 or channels % num_heads:
         raise ValueError(f"num_heads must divide channels={channels}, got {num_heads}.")
-    if channels % 4:
+    if channels < 4 or channels % 4:
         raise ValueError(
-            f"channels must be divisible by 4 (sines and cosines of the row and the column of a patch), got {channels}."
+            "channels must be at least 4 and divisible by 4 (sines and cosines of the row and the column of a patch), "
+            f"got {channels}."
         )

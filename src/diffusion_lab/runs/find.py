@@ -23,6 +23,7 @@ from diffusion_lab.errors import UserError
 from diffusion_lab.paths import IS_CHECKOUT, LOGS_VARIABLE, ROOT, logs_folder
 from diffusion_lab.reporting.text import shell_text
 from diffusion_lab.runs import status as run_status
+from diffusion_lab.runs.run_checkpoints import find_checkpoints
 from diffusion_lab.runs.without_results import why_no_results, why_no_run
 
 LAST = "last"  # the value of a setting that names the newest folder
@@ -84,6 +85,8 @@ def run_of(command: str) -> Kind:
 
 MEASURED = Kind("folder with a metrics.json", ("**/metrics.json", "**/summary.json"), ("evaluate", "train", "edit"))
 SWEEP = Kind("sweep folder", ("*/status.json",), ("train", "train_classifier", "evaluate", "sample", "edit"), "run")
+SWEEP_FILES = ("multirun.yaml", "search.db")
+"""Names of the files that Hydra and a search write to the folder of a sweep."""
 
 
 class Place(NamedTuple):
@@ -218,8 +221,9 @@ def _places_at(path: Path, kind: Kind) -> list[Place]:
     folder, checkpoint = (path.parent.parent, path) if is_checkpoint else (path, None)
     if kind.is_one(folder):
         return [Place(folder, checkpoint)]
-    is_in_sweep = kind is SWEEP and (folder / "status.json").is_file() and folder.parent.parent not in _logs_folders()
-    return [Place(folder.parent)] if is_in_sweep else []  # a run names its sweep
+    is_in_sweep = any((folder.parent / name).is_file() for name in SWEEP_FILES)  # runs of other commands have a parent
+    is_named = kind is SWEEP and is_in_sweep and (folder / "status.json").is_file()
+    return [Place(folder.parent)] if is_named else []  # a run names its sweep
 
 
 def _places_in(path: Path, kind: Kind) -> list[Place]:
@@ -290,11 +294,4 @@ def shell_word(path: str) -> str:
 
 
 def _find_checkpoints(folder: Path, name: str) -> list[Path]:
-    """Return the checkpoints of a run whose names match a glob pattern.  Raises UserError if there is none."""
-    file = folder / "checkpoints" / name
-    files = [file] if file.is_file() else sorted(file.parent.glob(name))
-    if files:
-        return files
-    existing = ", ".join(sorted(path.name for path in file.parent.glob("*.ckpt"))) or "none"
-    reason = " (best.ckpt is saved by measurements during training)" if name == "best.ckpt" else ""
-    raise UserError(f"`checkpoint` must be one of {existing} in {file.parent}, got {name}{reason}.")
+    return find_checkpoints(folder, name, shell_word(portable_path(folder)))

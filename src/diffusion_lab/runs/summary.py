@@ -37,6 +37,7 @@ class Summary:
 
     distances: (step, value) of each measured Fréchet distance.  distance_name: its metric name; None if not measured.
     minutes: duration of all starts of the run.  seconds: duration of the last start.
+    first_step: number of steps that were done before the last start.
     numbers: metric values of the last measurement, with their fingerprints.
     measuring_seconds: duration of all measurements since the last start.  is_resumed: whether it was not the first.
     accuracies: accuracies of a classifier, by name.
@@ -51,6 +52,7 @@ class Summary:
     seconds: float
     distance_name: str | None
     distances: tuple[tuple[int, float], ...]
+    first_step: int = 0
     numbers: tuple[Number, ...] = ()
     measuring_seconds: float = 0.0
     is_resumed: bool = False
@@ -125,10 +127,12 @@ def _network(module: TrainedModule) -> str:
     return f"{type(module.network).__name__} ({', '.join(learned)})"
 
 
-def summarize(trainer: Trainer, folder: Path, *, seconds: float, left_out: Mapping[str, str] | None = None) -> Summary:
+def summarize(
+    trainer: Trainer, folder: Path, *, seconds: float, first_step: int = 0, left_out: Mapping[str, str] | None = None
+) -> Summary:
     """Return the result of a finished fit.
 
-    folder: run folder.  left_out: see `Run`.
+    folder: run folder.  first_step: number of steps that were done before the fit.  left_out: see `Run`.
     seconds: duration of the last start; used if the run has no status file, which also records the time before imports.
     """
     distances = next((c for c in trainer.callbacks if isinstance(c, MeasureDistance)), None)
@@ -144,6 +148,7 @@ def summarize(trainer: Trainer, folder: Path, *, seconds: float, left_out: Mappi
         images_per_second=float(metrics["images_per_second"]) if "images_per_second" in metrics else None,
         minutes=run_status.total_minutes(folder) or seconds / 60,
         seconds=seconds,
+        first_step=first_step,
         distance_name=distances.numbers[0].name if distances and distances.numbers else None,
         distances=tuple(history),
         numbers=tuple(distances.numbers) if distances else (),
@@ -187,7 +192,7 @@ def print_summary(summary: Summary, folder: Path, *, is_open_ended: bool) -> Non
     num_samples = summary.numbers[0].fingerprint["num_samples"] if summary.numbers else None
     if num_samples not in (None, OmegaConf.load(CONF / "evaluate.yaml").num_samples):
         evaluate += f" num_samples={num_samples}"
-    print(f"\ndone: {summary.steps:,} steps in {format_duration(60 * summary.minutes)}", end="")
+    print(f"\ndone: {_steps_and_time(summary)}", end="")
     print(f", {summary.images_per_second:,.0f} images/s while training" if summary.images_per_second else "")
     for picture in sorted((folder / "samples").glob("*.png"))[-1:]:
         animation = picture.with_suffix(".webp")
@@ -218,6 +223,16 @@ def print_summary(summary: Summary, folder: Path, *, is_open_ended: bool) -> Non
     print(f"  {command_line('sample')} run={path} num_images=64")
     print(f"  {evaluate}")
     print(f"  {command_line('train')} {further}", flush=True)
+
+
+def _steps_and_time(summary: Summary) -> str:
+    """Return the number of steps and their duration, for a resumed run and a fork also those of this command."""
+    steps, whole = f"{summary.steps:,} steps", format_duration(60 * summary.minutes)
+    if not summary.first_step:
+        return f"{steps} in {whole}"
+    own = f"({summary.steps - summary.first_step:,} of them by this command, after step {summary.first_step:,}, in"
+    own = f"{own} {format_duration(summary.seconds)})"
+    return f"{steps} in {whole} {own}" if summary.is_resumed else f"{steps} {own}"  # the time of a fork is its own
 
 
 def _measuring(summary: Summary) -> str:

@@ -58,7 +58,8 @@ def train(config: DictConfig) -> float | None:
     if start.is_trained:  # Lightning calls no hooks of a run without steps; its last measurement did not end before
         periodic_action.run_after_training(run.trainer, run.module)
     signals.install(signal.SIG_IGN)  # training is complete: a signal must not prevent the results from being written
-    result = summary.summarize(run.trainer, run.folder, seconds=time.monotonic() - started, left_out=run.left_out)
+    seconds = time.monotonic() - started
+    result = summary.summarize(run.trainer, run.folder, seconds=seconds, first_step=start.step, left_out=run.left_out)
     if run.trainer.is_global_zero:
         run_results.keep_earlier(run.folder, result.steps)
         if result.numbers:

@@ -1,5 +1,6 @@
 """Progress of the runs of a sweep: the step of each run, and the number of runs in each state with the time left."""
 
+import contextlib
 import math
 import re
 from collections import Counter
@@ -9,6 +10,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from diffusion_lab.config.saved_files import read_saved
+from diffusion_lab.errors import UserError
 from diffusion_lab.reporting.text_tables import format_duration
 from diffusion_lab.runs.metrics_log import read_log
 from diffusion_lab.runs.status import (
@@ -73,8 +75,9 @@ def _hours_left(statuses: Mapping[Path, Status]) -> float | None:
     full = {folder: spent[folder] for folder, status in statuses.items() if status.state == FINISHED}
     running = [folder for folder, status in statuses.items() if status.label == RUNNING]
     for folder in running:
-        if (hours := _full_hours(folder, statuses[folder], spent[folder])) is not None:
-            full[folder] = hours
+        with contextlib.suppress(UserError):  # a damaged file
+            if (hours := _full_hours(folder, statuses[folder], spent[folder])) is not None:
+                full[folder] = hours
     if not full:
         return None
     mean = sum(full.values()) / len(full)

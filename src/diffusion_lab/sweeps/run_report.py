@@ -8,6 +8,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from diffusion_lab.errors import UserError
 from diffusion_lab.reporting.text import terminal_text
 from diffusion_lab.runs import status as run_status
 from diffusion_lab.runs.status import FINISHED, RUNNING, Status
@@ -75,10 +76,10 @@ def _end(folder: Path, status: Status) -> str:
     if status.state != FINISHED:
         reason = status.reason or status.state
         return reason if reason.startswith(status.state) else f"{status.state}: {reason}"
-    summary, numbers = (
-        run_table.read_json(folder / run_table.SUMMARY),
-        run_table.read_json(folder / run_table.METRICS),
-    )
+    try:
+        summary, numbers = (run_table.read_json(folder / name) for name in (run_table.SUMMARY, run_table.METRICS))
+    except UserError as error:
+        return f"{status.state}, but {str(error).rstrip('.')}"
     parts = [status.state, *([f"{summary['steps']} steps"] if "steps" in summary else [])]
     values = {number["name"]: number["value"] for number in numbers.get("numbers", [])} or {"loss": summary.get("loss")}
     name, value = next(iter(values.items()))

@@ -8,6 +8,7 @@ from typing import Any
 
 from diffusion_lab.config.program import command_line
 from diffusion_lab.distributed.slurm_job import SlurmQueue
+from diffusion_lab.errors import UserError
 from diffusion_lab.reporting.text import shell_text, terminal_text
 from diffusion_lab.runs import status as run_status
 from diffusion_lab.runs.metrics_log import LOGGED, METRICS_LOG, read_log
@@ -21,6 +22,8 @@ from diffusion_lab.runs.tables.sweep_order import in_typed_order
 from diffusion_lab.runs.tables.table import Row
 from diffusion_lab.sweeps import progress
 from diffusion_lab.sweeps.swept_plots import plot_swept
+
+logger = logging.getLogger(__name__)
 
 SWEEP = "sweep"
 """Name of the files of the table, without suffix."""
@@ -41,7 +44,7 @@ def write_sweep_table(folder: Path, allowed: Iterable[str] = (), *, level: int =
     Returns whether all metric values are comparable; values that are not comparable are only in sweep.csv.
     """
     statuses = _statuses(folder)
-    rows = [Row.read(run_folder, folder) for run_folder in statuses]
+    rows = [Row.read_or_without_results(run_folder, folder) for run_folder in statuses]
     if not rows:
         return True
     swept = [key for key in run_table.override_keys(rows) if len({row.overrides.get(key) for row in rows}) > 1]
@@ -121,6 +124,9 @@ def _print_states(statuses: Mapping[Path, Status | None], folder: Path) -> None:
         if status is not None and status.reason is not None:
             label = "" if status.reason.startswith(status.label) else f"{status.text}: "
             runs.setdefault(f"{label}{status.reason}", []).append(str(path.relative_to(folder)))
+        elif _is_damaged(path, status):
+            reason = f"{run_status.STATUS} cannot be read as this package writes it, so that the state is unknown"
+            runs.setdefault(reason, []).append(str(path.relative_to(folder)))
     lines = [terminal_text(f"{', '.join(names)}: {reason}") for reason, names in runs.items()]
     lines += filter(None, [progress.summary_line(statuses)])
     print("\n".join(lines), end="\n" if lines else "")
@@ -150,13 +156,9 @@ def _parent_status(run_folder: Path, folder: Path, queue: SlurmQueue) -> Status 
 
 def _cells(row: Row, cells: dict[str, Any], status: Status | None, folder: Path) -> dict[str, Any]:
     measured = [name for name in row.values if name in row.fingerprints]
-    logged = {}
-    if status is not None and status.state != FINISHED:
-        step = progress.last_step(row.folder, status)
-        logged = _last_logged(row.folder) | ({"step": step} if step or status.state == RUNNING else {})
-    values = {**row.values, **logged}
+    values = {**row.values, **_logged(row.folder, status)}
     result = {
-        "state": None if status is None else status.text,
+        "state": ("unknown" if _is_damaged(row.folder, status) else None) if status is None else status.text,
         "step": values.get("step", values.get("steps", row.training_step)),
         "loss": values.get("loss"),
         **{name: values[name] for name in values if name in measured or name not in (*LOGGED, "steps", "minutes")},
@@ -174,6 +176,23 @@ def _minutes(row: Row, status: Status | None) -> float | None:
     if status is None or (status.state == FINISHED and recorded is not None):
         return recorded
     return 60 * status.hours(_last_written(row.folder))
+
+
+def _logged(folder: Path, status: Status | None) -> dict[str, Any]:
+    """Return the last logged values and the step of an unfinished run; {} after a warning if they are damaged."""
+    if status is None or status.state == FINISHED:
+        return {}
+    try:
+        step = progress.last_step(folder, status)
+        return _last_logged(folder) | ({"step": step} if step or status.state == RUNNING else {})
+    except UserError as error:
+        logger.warning("%s; the table does not show what this run has logged.", str(error).rstrip("."))
+        return {}
+
+
+def _is_damaged(folder: Path, status: Status | None) -> bool:
+    """Return whether a folder has a status file that cannot be read."""
+    return status is None and (folder / run_status.STATUS).is_file()
 
 
 def _last_logged(folder: Path) -> dict[str, Any]:

@@ -180,7 +180,7 @@ def test_sample_evaluate_and_edit_check_the_sampler_of_each_loaded_module(monkey
     module, target = with_sampler(Cropped), Target(Path(), Path())
     config = OmegaConf.create({"sampler": {}, "run": None})
     trained = OmegaConf.create({"sampler": {"_target_": "Cropped"}, "low_resolution": {}})
-    for name, result in (("checked_config", trained), ("load_config", trained), ("load_module", (module, 0))):
+    for name, result in (("checked_config", trained), ("load_trained_config", trained), ("load_module", (module, 0))):
         monkeypatch.setattr(sampling_setup, name, lambda *arguments, result=result: result)
     with pytest.raises(UserError, match=r"^`sampler`: .*\.Cropped\.step must return"):
         sampling_setup.build_images(config, target, Any)

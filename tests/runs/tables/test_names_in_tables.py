@@ -1,5 +1,6 @@
 """Tables, reports and messages about runs and classes with names that a terminal or a spreadsheet would interpret."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,21 @@ def test_results_with_which_a_table_cannot_calculate_are_refused(name: str, tmp_
     (folder / "metrics.json").write_text(json.dumps(content | record))
     with pytest.raises(UserError, match=rf"a cannot be read as this package writes it \(ValueError: {reason}"):
         Row.read(folder, tmp_path)
+
+
+def test_folders_that_cannot_be_read_are_left_out_of_a_table_unless_all_are_damaged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folders = [evaluated(tmp_path / name, 1.0, "b") for name in "ab"]
+    (folders[0] / "metrics.json").write_text("{")
+    assert write_and_print_table(folders, tmp_path / "of_all", "numbers")
+    with (tmp_path / "of_all" / "numbers.csv").open() as file:
+        assert [row["folder"] for row in csv.DictReader(file)] == [str(folders[1])]
+    (note,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert note.startswith(f"{folders[0]}/metrics.json cannot be read as this package writes it (JSONDecodeError: ")
+    assert note.endswith("); the results of this run are left out.")
+    with pytest.raises(UserError, match=r"a/metrics\.json cannot be read as this package writes it"):
+        write_and_print_table(folders[:1], tmp_path / "of_one", "numbers")
 
 
 def test_the_step_in_a_file_of_results_does_not_choose_its_new_place(tmp_path: Path) -> None:

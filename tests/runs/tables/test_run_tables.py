@@ -256,7 +256,8 @@ def test_each_difference_is_reported_once_with_a_command_that_can_be_pasted(
     caplog.set_level("INFO")
     assert not write_and_print_table(folders, tmp_path / "table", "numbers", allowed=["label"])
     text = (
-        "fd_stand_in_50_train, kd_stand_in_50_train cannot be compared: seed is 99 in 1 and 198 in 2; guidance_scale is"
+        "fd_stand_in_50_train, kd_stand_in_50_train cannot be compared, because the measurements differ: seed is 99 in "
+        "1 and 198 in 2; guidance_scale is"
     )
     assert caplog.text.count("cannot be compared") == 1
     assert text in caplog.text

@@ -4,7 +4,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_lab.errors import UserError
 from diffusion_lab.runs.find import Target, find_run
-from diffusion_lab.runs.load import is_classifier_config, load_config
+from diffusion_lab.runs.load import is_classifier_config
+from diffusion_lab.runs.setup.trained_config import load_trained_config
 
 
 def cascade_stages(config: DictConfig) -> list[Target]:
@@ -25,7 +26,7 @@ def stage_configs(config: DictConfig) -> list[tuple[Target, DictConfig]]:
 
 
 def _stage_config(config: DictConfig, stage: Target) -> DictConfig:
-    trained = load_config(stage.folder)
+    trained = load_trained_config(stage.folder)
     if is_classifier_config(trained):
         raise UserError(f"`cascade` must list super-resolution runs, got {stage.folder}, which contains a classifier.")
     if trained.get("low_resolution") is None:

@@ -18,8 +18,9 @@ from diffusion_lab.files.regular import MAX_IMAGE_BYTES, open_regular
 from diffusion_lab.paths import expanduser
 from diffusion_lab.reporting.text import terminal_text
 from diffusion_lab.runs.load import instantiate_node
-from diffusion_lab.runs.setup.image_sets import ImageSet, find_one_set
+from diffusion_lab.runs.setup.image_sets import FILES, ImageSet, find_one_set
 from diffusion_lab.runs.setup.reference import set_name
+from diffusion_lab.runs.setup.splits import require_split
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,8 +51,9 @@ def build_sources(config: DictConfig, trained: DictConfig, task: "Task | FrameSe
 
     store: ImageStore = instantiate_node(trained.data.store, "data")
     try:
-        if _is_split(config.images, store):
+        if _is_split(config.images):
             name = split = str(config.images)
+            require_split(split, "images", store, FILES)
             images = store.load(split)
             order = permutation(seed=0, epoch=0, size=len(images))  # data sets may be sorted by class
             images = images.select(order[: _num_images(config, len(images), min(NUM_IMAGES, len(images)))])
@@ -67,12 +69,12 @@ def build_sources(config: DictConfig, trained: DictConfig, task: "Task | FrameSe
     return EditSources(images, name, has_labels, masks)
 
 
-def _is_split(value: Any, store: "ImageStore") -> bool:
-    """Return whether a value of `images` is a split of the run's data set, which has precedence over a path."""
+def _is_split(value: Any) -> bool:
+    """Return whether a value of `images` names a split; a name of SPLITS has precedence over a path."""
     text = str(value)
     if not text.isidentifier():
         return False
-    return text in (*SPLITS, "held_out") or (not expanduser(text).exists() and text in store.splits())
+    return text in (*SPLITS, "held_out") or not expanduser(text).exists()
 
 
 def _named_by(found: ImageSet) -> Path:

@@ -20,9 +20,10 @@ from diffusion_lab.files.atomic import atomic_file
 from diffusion_lab.reporting.text import terminal_text
 from diffusion_lab.runs import class_names
 from diffusion_lab.runs.find import Target, find_run
-from diffusion_lab.runs.load import is_classifier_config, read_config, resolved_values
+from diffusion_lab.runs.load import is_classifier_config, resolved_values
 from diffusion_lab.runs.settings import typed_paths
 from diffusion_lab.runs.settings.changes import changes_with_effect, flatten
+from diffusion_lab.runs.setup.trained_config import read_trained_config
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -188,7 +189,7 @@ def _load_source(network: "nn.Module", config: DictConfig, names: Names) -> Init
 
     command = "train_classifier" if is_classifier_config(config) else "train"
     source = find_run("init", str(config.init), command)
-    other = read_config(source.folder / "config.yaml")
+    other = read_trained_config(source.folder)
     _require_kind(config, other, source)
     content, described = _read(source.checkpoint)
     try:
@@ -197,8 +198,7 @@ def _load_source(network: "nn.Module", config: DictConfig, names: Names) -> Init
         fit = initial_weights.take(network, weights, _classes(config, names), _classes_of_run(source.folder, other))
     except ValueError as error:
         raise UserError(str(error)) from error
-    before, now = (flatten({"model": resolved_values(node)["model"]}) for node in (other, config))
-    changes = changes_with_effect(before, now)
+    changes = changes_with_effect(*(flatten({"model": resolved_values(node)["model"]}) for node in (other, config)))
     _require_fit(fit.taken, weights, changes, source)
     record = described | {"step": content["global_step"], "weights": chosen, **asdict(fit), "settings": changes}
     _log(record, network)

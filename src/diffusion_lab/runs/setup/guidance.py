@@ -11,6 +11,7 @@ from diffusion_lab.errors import UserError
 from diffusion_lab.runs import class_names
 from diffusion_lab.runs import load as run_loading
 from diffusion_lab.runs.find import Target, find_run
+from diffusion_lab.runs.setup.trained_config import load_trained_config
 
 if TYPE_CHECKING:
     from diffusion_lab.denoiser import Denoiser
@@ -68,7 +69,7 @@ def require_guidable(guidance: "Guidance", module: "DiffusionModule") -> None:
 @lru_cache(maxsize=2)
 def _guide(path: str) -> "Denoiser":
     target = find_run("guide", path)
-    config = run_loading.load_config(target.folder)
+    config = load_trained_config(target.folder)
     if run_loading.is_classifier_config(config):
         raise UserError(
             f"`guide` must be a run folder of `{command_line('train')}`, got {target.folder}, which contains a "
@@ -81,7 +82,7 @@ def _guide(path: str) -> "Denoiser":
 @lru_cache(maxsize=2)
 def _classifier(path: str) -> "NoisyClassifier":
     target = find_run("classifier", path, command="train_classifier")
-    config = run_loading.load_config(target.folder)
+    config = load_trained_config(target.folder)
     if not run_loading.is_classifier_config(config):
         raise UserError(
             f"`classifier` must be a run folder of `{command_line('train_classifier')}`, got {target.folder}, which "

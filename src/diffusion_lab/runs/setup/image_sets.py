@@ -21,10 +21,9 @@ ARCHIVES = (".npz", ".zip")
 
 ACCEPTED = "a folder of images, an .npz or .zip file of images, a glob pattern, or a list of these"
 
-SOURCES = (
-    "a split of the run's data set, or an image file, a folder of images, an .npz or .zip file of images, or a glob "
-    "pattern of image files"
-)
+FILES = "an image file, a folder of images, an .npz or .zip file of images, or a glob pattern of image files"
+
+SOURCES = f"a split of the run's data set, or {FILES}"
 """Accepted values of `images` for source images that are edited."""
 
 OF_NETWORKS = (
@@ -68,13 +67,18 @@ class ImageSet:
 def find_image_sets(config: DictConfig) -> list[ImageSet]:
     """Return the sets of images that the setting `images` of a config names.
 
-    Raises UserError if a value names no set, or if a setting is given that only images of a network have.
+    Raises UserError if a value names no set, if none of its images can be read, or for a setting of OF_NETWORKS.
     """
     require_no_network(config, "images")
     values = config.images if OmegaConf.is_list(config.images) else [config.images]
     sets = list(dict.fromkeys(found for value in values for found in _find(str(value))))
     if not sets:
         raise UserError(f"`images` must be {ACCEPTED}, got no value.")
+    try:
+        for found in sets:
+            found.source().first_size()
+    except (ValueError, OSError) as error:
+        raise UserError(str(error)) from error
     return sets
 
 

@@ -21,7 +21,6 @@ from diffusion_lab.runs.load import (
     instantiate_node,
     is_classifier_config,
     load_checkpoint,
-    load_config,
     load_weights,
     resolve,
 )
@@ -31,6 +30,7 @@ from diffusion_lab.runs.setup.chosen_sampler import note_default_settings
 from diffusion_lab.runs.setup.guidance import require_guidable
 from diffusion_lab.runs.setup.moved_data import use_place
 from diffusion_lab.runs.setup.sampler_check import require_samples
+from diffusion_lab.runs.setup.trained_config import load_trained_config
 from diffusion_lab.runs.setup.trainer_settings import require_accelerator, require_launch
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def require_whole_numbers(config: DictConfig) -> None:
 def require_loadable(config: DictConfig, targets: Sequence[Target]) -> None:
     """Raise UserError, before ranks are started, if the config of a run cannot be read or is not trusted."""
     for target in (*targets, *cascade_stages(config)):
-        load_config(target.folder)
+        load_trained_config(target.folder)
 
 
 def launch_fabric(config: DictConfig) -> "Fabric":
@@ -119,7 +119,7 @@ def sampling_config(config: DictConfig, target: Target) -> DictConfig:
     Interpolations are not resolved.
     Raises UserError for a classifier run and for a run that was trained with version 0.1.
     """
-    trained = load_config(target.folder)
+    trained = load_trained_config(target.folder)
     if is_classifier_config(trained):
         raise UserError(
             f"`run` must be a run folder of `{command_line('train')}`, got {target.folder}, which contains a "
@@ -186,7 +186,7 @@ def build_stages(
     Raises UserError if a setting does not fit the runs or has no effect, or if a file is missing or damaged.
     """
     trained = checked_config(config, target)
-    note_default_settings(config.sampler, trained.sampler, load_config(target.folder).sampler)
+    note_default_settings(config.sampler, trained.sampler, load_trained_config(target.folder).sampler)
     module, step = load_module(config, trained, target)
     require_samples(module)
     stages = [(stage, resolve(stage_config)) for stage, stage_config in stage_configs(config)]
@@ -271,7 +271,7 @@ def config_of_images(config: DictConfig, target: Target) -> DictConfig:
     if not config.cascade:
         return sampling_config(config, target)
     stage = cascade_stages(config)[-1]
-    trained = load_config(stage.folder)
+    trained = load_trained_config(stage.folder)
     use_place(trained, config.data, stage)
     return trained
 

@@ -58,7 +58,7 @@ def write_and_print_table(
     Returns whether all metric values are comparable.
     """
     given = allowed_fields(allowed)
-    rows = [row for folder in folders for row in _in_sweep_order(folder)]
+    rows = table.readable_rows(_in_sweep_order, folders)
     if not rows:
         return True
 
@@ -149,9 +149,13 @@ def drop_incomparable(
                 row.left_out[name] = row.fingerprints.pop(name)
     _note_shared_noise(rows)
     for text, names in metrics.items():
-        logger.log(level, "%s cannot be compared: %s.", ", ".join(names), text)
+        logger.log(level, "%s cannot be compared, because the measurements differ: %s.", ", ".join(names), text)
     if metrics:
-        logger.info("only the CSV file has these values; this command compares them anyway: %s", command(list(fields)))
+        logger.info(
+            "the table leaves these values out, which are in the CSV file; if the differences are intended, this "
+            "command compares them anyway: %s",
+            command(list(fields)),
+        )
     return not metrics
 
 

@@ -91,7 +91,7 @@ def _row_labels(rows: Sequence[Row]) -> list[str]:
 
 def title(rows: Sequence[Row], name: str) -> str:
     """Return the title of a plot of a metric: its name, and whether a higher or a lower value is better."""
-    for row in rows:
+    for row in (row for row in rows if name in row.fingerprints):
         for number in read_json(row.folder / METRICS).get("numbers", []):
             if current_metric(number["name"]) == name and number.get("higher_is_better"):
                 return f"{name}\n(higher is better)"

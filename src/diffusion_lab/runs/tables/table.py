@@ -1,20 +1,25 @@
 """Tables of the results of many runs."""
 
+import contextlib
+import logging
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from diffusion_lab.config.earlier_versions import current_fingerprint, current_metric, current_overrides
 from diffusion_lab.config.saved_files import read_saved, read_saved_json, reading
+from diffusion_lab.errors import UserError
 from diffusion_lab.files.atomic import atomic_file
 from diffusion_lab.reporting.csv_files import write_csv_dicts
 from diffusion_lab.reporting.text import terminal_text
 from diffusion_lab.reporting.text_tables import format_duration, print_rows
 from diffusion_lab.runs.settings.measured import is_used, measured_settings
 from diffusion_lab.runs.settings.used import UsedSettings, differing, is_shown
+
+logger = logging.getLogger(__name__)
 
 SUMMARY, METRICS = "summary.json", "metrics.json"
 
@@ -63,8 +68,20 @@ class Row:
             return cls._read(folder, top)
 
     @classmethod
+    def read_or_without_results(cls, folder: Path, top: Path) -> "Row":
+        """Return the row of `read`; a row without results, after a warning, if a file in the folder cannot be read."""
+        try:
+            return cls.read(folder, top)
+        except UserError as error:
+            _warn_damaged(error)
+        job, overrides = _job_of(folder, top), dict[str, str]()
+        with contextlib.suppress(UserError):
+            overrides = _read_overrides(job)
+        return cls(folder, overrides, {}, job, folder)
+
+    @classmethod
     def _read(cls, folder: Path, top: Path) -> "Row":
-        job = next((place for place in (folder, *folder.parents) if (place / ".hydra").is_dir() or place == top), top)
+        job = _job_of(folder, top)
         values = {current_metric(name): value for name, value in read_json(folder / SUMMARY).items()}
         record = read_json(folder / METRICS)
         _require_types(values, record)
@@ -78,6 +95,11 @@ class Row:
         return cls(
             folder, _read_overrides(job), values, job, run, fingerprints, record.get("step"), record.get("evaluations")
         )
+
+
+def _job_of(folder: Path, top: Path) -> Path:
+    """Return the folder of the command that wrote the results in `folder`: itself, or a parent up to `top`."""
+    return next((place for place in (folder, *folder.parents) if (place / ".hydra").is_dir() or place == top), top)
 
 
 def _require_types(summary: Mapping[str, Any], record: Mapping[str, Any]) -> None:
@@ -103,10 +125,35 @@ def _require_types(summary: Mapping[str, Any], record: Mapping[str, Any]) -> Non
 
 
 def find_rows(top: Path) -> list[Row]:
-    """Read the results in `top` and in all folders below it, in natural order of the folders."""
+    """Read the results in `top` and in all folders below it, in natural order of the folders.
+
+    Folders that cannot be read are left out as by `readable_rows`.
+    """
     folders = {path.parent for file in (SUMMARY, METRICS) for path in top.rglob(file)}
     ordered = sorted(folders, key=lambda folder: natural_order(folder.relative_to(top)))
-    return [Row.read(folder, top) for folder in ordered]
+    return readable_rows(lambda folder: [Row.read(folder, top)], ordered)
+
+
+def readable_rows(read: Callable[[Path], Sequence[Row]], folders: Iterable[Path]) -> list[Row]:
+    """Return the rows of all folders; folders that cannot be read are left out with a warning.
+
+    read: function that reads the rows of a folder.  Raises its UserError if no folder can be read.
+    """
+    rows, errors = list[Row](), list[UserError]()
+    for folder in folders:
+        try:
+            rows += read(folder)
+        except UserError as error:
+            errors.append(error)
+    if errors and not rows:
+        raise errors[0]
+    for each in errors:
+        _warn_damaged(each)
+    return rows
+
+
+def _warn_damaged(error: UserError) -> None:
+    logger.warning("%s; the results of this run are left out.", str(error).rstrip("."))
 
 
 def natural_order(path: Path) -> list[tuple[float, str]]:
@@ -134,7 +181,7 @@ def show_used_settings(rows: Sequence[Row], swept: Sequence[str] = ()) -> None:
     Settings without an effect are removed unless they are `swept`. The settings that the fingerprints of an evaluation
     state are those of its fingerprints, and settings that no metric of the evaluation uses have no value.
     """
-    read = {folder: UsedSettings.read(folder) for folder in {place for row in rows for place in (row.job, row.run)}}
+    read = {folder: _used_settings(folder) for folder in {place for row in rows for place in (row.job, row.run)}}
     overridden = [key for key in override_keys(rows) if key in swept or is_shown(key)]
     different = differing([read[run] for run in dict.fromkeys(row.run for row in rows)])
     for row in rows:
@@ -148,6 +195,15 @@ def show_used_settings(rows: Sequence[Row], swept: Sequence[str] = ()) -> None:
             stated = {key: text for key, text in measured.items() if key in used and key not in (*swept, "seed")}
             used |= stated
         row.overrides = {key: value for key, value in used.items() if value is not None}
+
+
+def _used_settings(folder: Path) -> UsedSettings:
+    """Return the settings in the config files of a folder; none, after a warning, if they cannot be read."""
+    try:
+        return UsedSettings.read(folder)
+    except UserError as error:
+        logger.warning("%s; the table shows only the overrides of this run.", str(error).rstrip("."))
+        return UsedSettings({}, {}, {})
 
 
 def override_keys(rows: Sequence[Row]) -> list[str]:
