@@ -286,7 +286,9 @@ def test_classes_are_selected_by_names_and_numbers(tmp_path: Path) -> None:
     ):
         store(folder, selection=Selection(classes=[8])).load()
     write(tmp_path / "names", "Red cats/0.png", "dogs/0.png")
-    with pytest.raises(ValueError, match=r"for example 'data\.classes=\[dogs,Red cats\]'; data\.classes=null uses all"):
+    with pytest.raises(
+        ValueError, match=r"perhaps you mean 'data\.classes=\[dogs,Red cats\]'; data\.classes=null uses all"
+    ):
         store(tmp_path / "names", selection=Selection(classes=["dogs", "red cat"])).load()
     table = write_table(tmp_path / "table", "train.parquet", image=[encoded(10), encoded(20)], label=[1, 0])
     assert len(store(table, selection=Selection(classes=[1])).load()) == 1
