@@ -150,6 +150,17 @@ def saving(path: Path) -> Callable[[], float]:
     return work
 
 
+def test_a_requeue_is_logged_before_slurm_can_end_the_process(
+    tmp_path: Path, start_job: Callable[[str], None], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_job("exit 0")
+    logged = list[str]()
+    monkeypatch.setattr(module.slurm_job, "requeue", lambda: logged.extend(caplog.messages))
+    with pytest.raises(SystemExit):
+        supervise(tmp_path / "run", killing(signal.SIGUSR1))
+    assert logged == ["stopped by SIGUSR1; job 17 is requeued and resumes when Slurm starts it again."]
+
+
 def test_a_job_is_not_requeued_after_two_starts_without_progress(
     tmp_path: Path, start_job: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
