@@ -155,7 +155,7 @@ def test_a_requeue_is_logged_before_slurm_can_end_the_process(
 ) -> None:
     start_job("exit 0")
     logged = list[str]()
-    monkeypatch.setattr(module.slurm_job, "requeue", lambda: logged.extend(caplog.messages))
+    monkeypatch.setattr("diffusion_lab.distributed.slurm_job.requeue", lambda: logged.extend(caplog.messages))
     with pytest.raises(SystemExit):
         supervise(tmp_path / "run", killing(signal.SIGUSR1))
     assert logged == ["stopped by SIGUSR1; job 17 is requeued and resumes when Slurm starts it again."]
