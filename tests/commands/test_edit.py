@@ -113,13 +113,15 @@ def test_transparent_pixels_of_image_files_are_filled(runs: Path, photos: Path, 
     [("L", 0, 255), ("RGBA", (0, 0, 0, 0), (255, 255, 255, 140)), ("LA", (90, 255), (255, 20))],
 )
 def test_a_mask_file_follows_the_fit_of_the_source_and_fills_white_pixels_or_without_any_transparent_ones(
-    mode: str, known: Any, filled: Any, runs: Path, photos: Path, tmp_path: Path
+    mode: str, known: Any, filled: Any, runs: Path, photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     mask = Image.new(mode, (40, 30), known)
     mask.paste(filled, (20, 0, 40, 30))
     mask.save(tmp_path / "mask.png")
     settings = [f"images={photos}/1.png", "mask=file", f"mask.path={tmp_path}/mask.png", "preparation.fit=resize"]
     run_edit(tmp_path / "out", f"run={runs}/plain", *settings)
+    note = f"{tmp_path}/mask.png has no white pixels, so that its transparent pixels are filled."
+    assert (note in caplog.messages) == (mode == "LA")
     source, result = (array(tmp_path / "out" / name / "000000.png") for name in ("sources", "images"))
     assert np.array_equal(source[:, :14], result[:, :14])  # the center square of 30 pixels is cropped
     assert not np.array_equal(source[:, 14:], result[:, 14:])

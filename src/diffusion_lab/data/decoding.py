@@ -128,21 +128,22 @@ class Preparation:
         opacity = image.convert("RGBA").getchannel("A")
         return np.asarray(self._fitted(ImageOps.invert(opacity)))[None]
 
-    def mask(self, content: bytes) -> np.ndarray:
-        """Decode the bytes of an image file with a mask to gray levels, white where images are filled: uint8 [1, H, W].
+    def mask(self, content: bytes) -> tuple[np.ndarray, bool]:
+        """Decode an image file with a mask: gray levels, white where images are filled, uint8 [1, H, W].
 
         Programs save white strokes on a transparent layer, or holes that are transparent in a layer without white.
+        The second result is whether there is no white, so that the levels are those of `transparency`.
         Raises DamagedImageError, ValueError and WrongSizeError as `decode`.
         """
         gray = replace(self, channels=1)
         gray.decode(content)
         image = _rotate_upright(_open(content))
         if not image.has_transparency_data:
-            return gray.decode(content)
+            return gray.decode(content), False
         page = Image.new("RGBA", image.size, "black")
         page.alpha_composite(image.convert("RGBA"))
         levels = np.asarray(gray._fitted(page.convert("L")))[None]
-        return levels if levels.max() >= 128 else gray.transparency(content)
+        return (levels, False) if levels.max() >= 128 else (gray.transparency(content), True)
 
     def _fitted(self, image: Image.Image) -> Image.Image:
         """Return an image in the size `resolution` x `resolution`."""

@@ -243,10 +243,10 @@ def require_partial(hole: Tensor, sources: Sources) -> None:
     fractions = hole.flatten(1).double().mean(dim=1).tolist()
     for number, fraction in zip(sources.numbers, fractions, strict=True):
         if fraction in (0.0, 1.0):
-            rule = "the white pixels of a mask file are filled, or the transparent pixels of the source images"
-            found = f"no pixel ({rule})" if fraction == 0 else "all pixels"
+            found = "no pixel" if fraction == 0 else "all pixels"
             raise UserError(
-                f"`mask` must fill a part of each image, got a mask that fills {found} of source image {number}."
+                f"`mask` must fill a part of each image, got a mask that fills {found} of source image {number}; the "
+                "white pixels of a mask file are filled, or without white its transparent pixels."
             )
 
 

@@ -1,12 +1,13 @@
 """What the model card of an exported run states: data, recipe, sampling, and the metric values of its weights."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion_lab.config.overrides import OVERRIDES_FILE, identifying_overrides, override_key
+from diffusion_lab.config.overrides import OVERRIDES_FILE, identifying_overrides, override_key, unquote
 from diffusion_lab.config.saved_files import read_saved
 from diffusion_lab.data.classes import numbering
 from diffusion_lab.errors import UserError
@@ -58,8 +59,16 @@ def training_overrides(folder: Path) -> list[str]:
     """Return the overrides of the training command, without places on the machine that trained the run."""
     file = folder / OVERRIDES_FILE
     overrides = identifying_overrides(read_saved(file, list, interpolations=True)) if file.is_file() else set()
-    keys = {override: override_key(override).rpartition(".")[2] for override in overrides}
-    return sorted(override for override, key in keys.items() if not key.endswith(PLACES))
+    named = (override for override in overrides if not override_key(override).endswith(PLACES))
+    return sorted(text for text in map(_without_place, named) if text)
+
+
+def _without_place(override: str) -> str:
+    """Return an override with the name of a file or folder instead of its absolute path; "" for a list with a path."""
+    key, _, value = override.partition("=")
+    if (path := Path(unquote(value)).expanduser()).is_absolute():
+        return f"{key}={path.name}"
+    return "" if re.search(r"(^|[\[,:\s\"'])~?/", value) else override
 
 
 def results(numbers: Any, folder: Path, step: int, weights: Mapping[str, Any]) -> list[Result]:

@@ -4,6 +4,7 @@ Torch is imported inside functions, so that invalid settings are rejected withou
 """
 
 import io
+import logging
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from diffusion_lab.data.image_store import ImageStore
     from diffusion_lab.edits import FrameSequence, Task
     from diffusion_lab.generation.edit_sources import EditSources
+
+logger = logging.getLogger(__name__)
 
 NUM_IMAGES = 64
 """Default number of source images of a split."""
@@ -149,9 +152,11 @@ def _mask_from_file(path: Path, store: "ImageStore", split: str) -> "Tensor":
             f"{other[1]} pixels."
         )
     try:
-        mask = store.preparation.mask(content)
+        mask, is_transparency = store.preparation.mask(content)
     except DamagedImageError as error:
         raise UserError(f"mask.path must be an image file, got {shown}, which cannot be read ({error}).") from error
+    if is_transparency:
+        logger.info("%s has no white pixels, so that its transparent pixels are filled.", shown)
     return torch.from_numpy(mask.copy())[None]
 
 
