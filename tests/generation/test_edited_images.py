@@ -156,7 +156,7 @@ def test_the_noises_of_an_inversion_generate_the_result() -> None:
         (lambda: edited(Inpaint(TransparentPixels())), "`mask` must be given for task=inpaint"),
         (
             lambda: edited(Inpaint(TransparentPixels()), masks=torch.zeros(3, 1, 8, 8, dtype=torch.uint8)),
-            "fills no pixel .* of source image 0",
+            "fills no pixel of source image 0",
         ),
         (lambda: edited(SuperResolution(factor=3)), "factor must be at least 1 and divide the height"),
         (lambda: edited(Inpaint(Half(), DDRM()), sampler=Ancestral(MODULE.process)), "posterior=ddrm, got Ancestral"),
