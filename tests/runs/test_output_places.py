@@ -39,3 +39,4 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch:
     message = f"output_folder must be a folder that can be written, got {tmp_path}/a: {tmp_path} is read-only."
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
         require_folders(OmegaConf.create({"output_folder": f"{tmp_path}/a"}))
+    require_folders(OmegaConf.create({"work_folder": f"{tmp_path}/a"}))  # an evaluation of image files writes nothing

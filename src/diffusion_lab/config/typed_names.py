@@ -11,6 +11,7 @@ from diffusion_lab.errors import UserError
 
 _SETTING = re.compile(r"(?:^|(?<=; ))([a-z_]\w*(?:\.\w+)*)(?:: (\w+))?(?= must )")
 """A setting or a node and its argument, at the start of one of the sentences of a message."""
+
 _REFERENCE = re.compile(r"\$\{([a-z_][\w.]*)\}")
 
 

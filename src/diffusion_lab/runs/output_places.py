@@ -22,5 +22,5 @@ def require_folders(config: DictConfig) -> None:
         found = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
         if not found.is_dir():
             raise UserError(f"{name} must be the path of a folder, got {config[name]}, but {found} is no folder.")
-        if not os.access(found, os.W_OK | os.X_OK):
+        if name != "work_folder" and not os.access(found, os.W_OK | os.X_OK):  # which not all commands write
             raise UserError(f"{name} must be a folder that can be written, got {config[name]}: {found} is read-only.")

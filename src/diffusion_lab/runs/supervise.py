@@ -60,8 +60,8 @@ def supervise(
 
     A signal ends the run between two steps: raises StoppedBySignal, after which the exit status of a command is 128 +
     the number of the signal. After SIGUSR1 a Slurm job is requeued, unless two starts in succession have saved no
-    progress. Raises RefusedError if another command uses the folder. After a RefusedError of
-    `work`, the status is again what it was before.
+    progress. Raises RefusedError if another command uses the folder. After a RefusedError of `work`, the status of a
+    run that had ended is again what it was before.
     """
     if slurm_job.rank() > 0:
         return _run_on_other_rank(folder, work)
